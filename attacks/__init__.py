@@ -1,0 +1,1 @@
+"""Attacks: one file each. `bench list attacks` shows them."""

@@ -1,0 +1,28 @@
+"""The fast gradient sign method (Goodfellow et al., 2015)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attacks.pgd import ascend
+from bench.core import registry
+from bench.core.contracts import Attack, Batch
+from bench.core.specs import Length, OfEps, in_units
+
+
+@registry.attack("fgsm")
+@dataclass(frozen=True, kw_only=True)
+class FGSM(Attack):
+    """One step of size eps along the gradient's sign (Linf) or along the gradient (L2). Goodfellow et al. (2015)."""
+
+    alpha: Length = OfEps(1.0)
+    random_start: bool = False
+
+    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
+        start = self.threat.random_start(batch.x, generator) if self.random_start else batch.x
+        alpha = in_units(self.alpha, self.threat.eps)
+        x_adv, _ = ascend(model, batch.x, batch.y, threat=self.threat, steps=1, alpha=alpha, start=start)
+        return x_adv

@@ -1,0 +1,1 @@
+"""robust-bracket: the framework around attacks, certifiers and defenses."""

@@ -1,0 +1,248 @@
+"""The command line: `bench COMMAND`. Heavy libraries are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bench.core import registry
+from bench.core.config import parse_overrides, suites
+from bench.core.errors import CheckError, UserError
+from bench.core.roots import check_one_root
+from bench.core.specs import parse_value
+
+if TYPE_CHECKING:
+    from bench.core.records import Record
+    from bench.plan import Request
+
+KINDS: dict[str, registry.Registry] = {
+    "defenses": registry.defense,
+    "attacks": registry.attack,
+    "certifiers": registry.certifier,
+    "datasets": registry.dataset,
+    "models": registry.model,
+    "studies": registry.study,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with the nearest word where one is unknown."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            allowed = [word.strip(" '") for word in choice[3].split(",")]
+            near = difflib.get_close_matches(choice[2], allowed, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            message = f"{choice[1]} '{choice[2]}' is not one of {', '.join(allowed)}{hint}"
+        unknown = re.fullmatch(r"unrecognized arguments: (--[\w-]+)(.*)", message)
+        if unknown:
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
+            message = f"no option {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+        fail(f"{message}; see `{self.prog} --help`")
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def number(what: str) -> Callable[[str], float]:
+    """An argparse type: a number, a fraction such as 8/255 too."""
+    return lambda text: _typed(float, text, what)
+
+
+def whole(what: str, least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value: int = _typed(int, text, what)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{what} must be at least {least}, not {value}")
+        return value
+
+    return parse
+
+
+def seed_list(text: str) -> list[int]:
+    found: list[int] = list(dict.fromkeys(_typed(tuple[int, ...], text, "--seeds")))
+    if not found or min(found) < 0:
+        raise argparse.ArgumentTypeError(f"--seeds takes whole numbers such as 0,1,2, not '{text}'")
+    return found
+
+
+def _typed(hint: Any, text: str, what: str) -> Any:
+    try:
+        return parse_value(text, hint, what)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parser() -> Parser:
+    top = Parser(prog="bench", description="Robust accuracy between what is certified and what survives every attack.")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+
+    sub = commands.add_parser("list", help="what there is: defenses, attacks, data sets, models, suites ...")
+    sub.add_argument("kind", nargs="?", choices=[*KINDS, "suites"])
+    sub.add_argument("--json", action="store_true", help="for programs")
+    _add_plugin(sub)
+    sub.set_defaults(act=act_list)
+
+    sub = commands.add_parser("run", help="train a defense (or resume), attack it, tabulate it")
+    sub.add_argument("--defense", required=True, metavar="NAME", help="see `bench list defenses`")
+    sub.add_argument("--epochs", type=whole("--epochs", 1), help="length of the training (short for --set epochs=N)")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the defense")
+    _add_run_options(sub)
+    sub.set_defaults(act=act_run, checkpoint=None)
+
+    sub = commands.add_parser("eval", help="attack weights that are there already")
+    sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors, or a state dict")
+    _add_run_options(sub)
+    sub.set_defaults(act=act_run, defense=None, epochs=None, set=[])
+
+    sub = commands.add_parser("table", help="finished runs side by side")
+    sub.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="run folders, or folders of them (default: runs)"
+    )
+    sub.add_argument("--format", choices=["markdown", "csv", "latex", "json"], default="markdown")
+    sub.set_defaults(act=act_table)
+
+    sub = commands.add_parser("study", help="an experiment that is neither a defense nor an attack")
+    sub.add_argument("name", metavar="NAME", help="see `bench list studies`")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the study")
+    _add_plugin(sub)
+    sub.set_defaults(act=act_study)
+    return top
+
+
+def _add_plugin(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--plugin", action="append", default=[], type=Path, metavar="FILE", help="code of your own")
+
+
+def _add_run_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--suite", metavar="NAME", help="rules of a leaderboard (default: digits)")
+    sub.add_argument("--dataset", metavar="NAME", help="a data set's name, or an .npz")
+    sub.add_argument("--model", metavar="SPEC", help="as cnn:activation=tanh, or FILE.py:FUNCTION")
+    sub.add_argument("--norm", choices=["Linf", "L2", "L1"])
+    sub.add_argument("--eps", type=number("--eps"), help="in the scale of images in [0, 1], as 8/255")
+    sub.add_argument("--attacks", metavar="SPEC,...", help="as pgd-50,autoattack; 'none' for clean accuracy alone")
+    sub.add_argument("--n-examples", type=whole("--n-examples", 1), metavar="N", help="the first N of the test set")
+    sub.add_argument("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run each (default: 0)")
+    sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    sub.add_argument("--threads", type=whole("--threads", 1), help="CPU threads (default: by the model's size)")
+    sub.add_argument("--data-dir", type=Path, help="where NAME.npz is (or BENCH_DATA)")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
+    sub.add_argument("--json", action="store_true", help="print records instead of a table")
+    _add_plugin(sub)
+
+
+def act_list(args: argparse.Namespace) -> None:
+    for path in args.plugin:
+        registry.load_plugin(path)
+    kinds = [args.kind] if args.kind else [*KINDS, "suites"]
+    found = {kind: _summaries(kind) for kind in kinds}
+    if args.json:
+        print(json.dumps(found[args.kind] if args.kind else found, indent=1))
+        return
+    for kind, summaries in found.items():
+        if not args.kind:
+            print(f"{kind}:" if summaries else f"{kind}: none yet")
+        width = max(map(len, summaries), default=0)
+        for name, summary in summaries.items():
+            print(f"{'' if args.kind else '  '}{name:<{width}}  {summary}".rstrip())
+
+
+def _summaries(kind: str) -> dict[str, str]:
+    if kind == "suites":
+        return {name: suite.summary for name, suite in suites().items()}
+    return {name: entry.summary for name, entry in KINDS[kind].entries().items()}
+
+
+def act_run(args: argparse.Namespace) -> None:
+    request = _request(args)
+    from bench import harness, plan
+    from leaderboard.tables import comparison, run_table
+
+    resolved = plan.plan(request)
+    records: list[Record] = []
+    for seed in args.seeds:
+        finished = (resolved.folder(seed) / "record.json").exists()
+        record, folder = harness.run(resolved, seed)
+        records.append(record)
+        if not args.json:
+            print(f"\n{run_table(record)}\n\nrun folder: {folder}{' (was finished already)' if finished else ''}")
+    if args.json:
+        from msgspec import to_builtins
+
+        print(json.dumps([to_builtins(record) for record in records], indent=1))
+    elif len(records) > 1:
+        print(f"\n{comparison(records, 'markdown')}")
+
+
+def _request(args: argparse.Namespace) -> Request:
+    overrides = parse_overrides(args.set)
+    if args.epochs is not None:
+        if "epochs" in overrides:
+            raise UserError("--epochs and --set epochs=... are both given; keep one")
+        overrides["epochs"] = str(args.epochs)
+    if args.defense is not None and args.defense not in registry.defense and not args.plugin:
+        registry.defense.get(args.defense)  # fails with the nearest name, before torch is loaded
+    from bench.plan import Request
+
+    attacks = None if args.attacks is None else [a for a in args.attacks.split(",") if a]
+    return Request(
+        defense=args.defense, checkpoint=args.checkpoint, suite=args.suite, dataset=args.dataset, model=args.model,
+        norm=args.norm, eps=args.eps, attacks=[] if attacks == ["none"] else attacks, n_examples=args.n_examples,
+        overrides=overrides, device=args.device, threads=args.threads, plugins=args.plugin, data_dir=args.data_dir,
+        out=args.out,
+    )  # fmt: skip
+
+
+def act_table(args: argparse.Namespace) -> None:
+    from bench.core.records import find_records, read_record
+    from leaderboard.tables import comparison
+
+    folders = find_records(args.runs or [Path("runs")])
+    print(comparison([read_record(folder) for folder in folders], args.format))
+
+
+def act_study(args: argparse.Namespace) -> None:
+    for path in args.plugin:
+        registry.load_plugin(path)
+    from bench.core.specs import options_of
+
+    study = registry.study.get(args.name)
+    hints = options_of(study)
+    options = {}
+    for key, value in parse_overrides(args.set).items():
+        if key not in hints:
+            raise UserError(f"study '{args.name}' has no parameter '{key}'; it has {', '.join(hints)}")
+        options[key] = parse_value(value, hints[key][0], f"study '{args.name}': {key}")
+    print(study(**options))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Exit 0: done; 1: a check failed; 2: the user's mistake, in one line."""
+    try:
+        check_one_root()
+        args = parser().parse_args(argv)
+        args.act(args)
+    except UserError as error:
+        fail(str(error))
+    except CheckError as error:
+        fail(str(error), code=1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except OSError as error:
+        fail(f"{error.filename or 'file'}: {error.strerror or error}; choose a place that can be read and written")
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on from here", code=130)
+
+
+if __name__ == "__main__":
+    main()

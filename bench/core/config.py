@@ -1,0 +1,196 @@
+"""What a run is: frozen, typed, hashed. Suites (the rules of a leaderboard) are TOML files that fill it in."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from bench.core.errors import UserError
+from bench.core.registry import unknown
+from bench.core.specs import OfEps, parse_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What every defense's config has. The defaults are the field's for CIFAR-10; a suite replaces some of them.
+
+    Points in time (milestones, peak) are fractions of the training, so that they follow `epochs`.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["piecewise", "triangular", "cosine", "constant"] = "piecewise"
+    milestones: tuple[float, ...] = (24 / 30, 28 / 30)  # piecewise: lr is multiplied by `decay` at each
+    decay: float = 0.1
+    peak: float = 0.5  # triangular: lr rises to here from 0, then falls to 0
+    crop: int = 4  # random crop out of so many pixels of zero padding; 0 for none
+    flip: bool = True  # random horizontal flip
+    validation: float = 0.0  # share of the training set kept aside for selection
+    validation_seed: int = 0
+    select: Literal["last", "best"] = "last"  # best: the epoch with the highest PGD accuracy on the validation split
+    ema: float = 0.0  # decay of the weight average, 0 for none
+    clip_grad: float = 0.0  # largest norm of the weights' gradient, 0 for none
+    probe_every: int = 1  # epochs between two probes (FGSM and PGD accuracy, for the log), 0 for none
+    probe_examples: int = 128
+    amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 and channels_last where the device gains by them
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("lr", self.lr > 0, "positive"),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
+            ("weight_decay", self.weight_decay >= 0, "not negative"),
+            ("milestones", all(0 <= m <= 1 for m in self.milestones), "fractions of the training, in [0, 1]"),
+            ("peak", 0 < self.peak < 1, "in (0, 1)"),
+            ("crop", self.crop >= 0, "not negative"),
+            ("validation", 0 <= self.validation < 1, "in [0, 1)"),
+            ("ema", 0 <= self.ema < 1, "in [0, 1)"),
+            ("clip_grad", self.clip_grad >= 0, "not negative"),
+            ("probe_every", self.probe_every >= 0, "not negative"),
+            ("probe_examples", self.probe_examples >= 1, "at least 1"),
+        ]
+        for name, holds, allowed in rules:
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+        if self.select == "best" and self.validation == 0:
+            raise UserError("select=best needs a validation split: set validation=0.02, say")
+
+
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
+
+
+def make_config(config_class: type[ConfigT], name: str, *layers: Mapping[str, Any]) -> ConfigT:
+    """A config from layers of key -> value, the later ones stronger. An unknown key or a bad value is a UserError."""
+    hints = get_type_hints(config_class)
+    values = {}
+    for key, value in (pair for layer in layers for pair in layer.items()):
+        if key not in hints:
+            raise _unknown_key(key, name, hints)
+        values[key] = parse_value(value, hints[key], f"{name}: {key}")
+    return config_class(**values)
+
+
+def _unknown_key(key: str, name: str, allowed: Mapping[str, Any]) -> UserError:
+    hint = str(unknown("key", key, allowed)).partition(": ")[2].partition("`")[0]
+    return UserError(f"'{name}' has no setting '{key}': {hint}its settings are {', '.join(allowed)}")
+
+
+def parse_overrides(items: Sequence[str]) -> dict[str, str]:
+    """`key=value` words of --set as a dict."""
+    found: dict[str, str] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {item}: write key=value, as in --set lr=0.05")
+        if key in found:
+            raise UserError(f"--set {key} is given twice; keep one")
+        found[key] = value
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """The rules of one leaderboard: data, threat, evaluation, and the training that all entries share."""
+
+    name: str
+    summary: str
+    dataset: str
+    model: str
+    norm: str
+    eps: float
+    attacks: tuple[str, ...]
+    eval_batch: int = 256
+    training: Mapping[str, Any] = field(default_factory=dict)
+    defenses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what one defense needs differently
+
+
+@cache
+def suites() -> dict[str, Suite]:
+    """All suites by name. A malformed one is a UserError that names its file."""
+    found = {}
+    for path in sorted(files("bench").joinpath("suites").iterdir(), key=lambda p: p.name):
+        if path.name.endswith(".toml"):
+            name = path.name.removesuffix(".toml")
+            found[name] = _read_suite(name, path.read_text(encoding="utf-8"))
+    return found
+
+
+def _read_suite(name: str, text: str) -> Suite:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"suite {name} is not valid TOML: {error}") from error
+    hints = get_type_hints(Suite)
+    for key in values:
+        if key not in hints or key == "name":
+            raise _unknown_key(key, f"suite {name}", hints)
+    tables = {key: values.pop(key, {}) for key in ("training", "defenses")}
+    read = {key: parse_value(value, hints[key], f"suite {name}: {key}") for key, value in values.items()}
+    try:
+        return Suite(name=name, **read, **tables)
+    except TypeError as error:  # a missing key
+        raise UserError(f"suite {name}: {error}") from error
+
+
+def get_suite(name: str) -> Suite:
+    if name not in suites():
+        raise unknown("suite", name, suites())
+    return suites()[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that decides the result of a run, seed aside. Its hash names the run folder.
+
+    Exactly one of `defense` (trained here) and `checkpoint` (the SHA-256 of weights trained elsewhere) is set.
+    """
+
+    suite: str | None
+    dataset: str
+    data_hash: str
+    model: str
+    defense: str | None
+    checkpoint: str | None
+    norm: str
+    eps: float
+    attacks: tuple[str, ...]
+    n_examples: int
+    eval_batch: int
+    training: Mapping[str, Any] = field(default_factory=dict)  # the defense's whole config, defaults included
+    plugins: tuple[str, ...] = ()  # SHA-256 of each plugin file
+
+    def as_json(self) -> dict[str, Any]:
+        plain = json.loads(json.dumps(dataclasses.asdict(self), default=_plain))
+        assert isinstance(plain, dict)
+        return plain
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the canonical JSON, its first 12 digits."""
+        text = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def config_as_json(config: TrainingConfig) -> dict[str, Any]:
+    """A defense's config as JSON values, which make_config reads back to an equal config."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config), default=_plain))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, OfEps):
+        return str(value)
+    raise TypeError(f"{value!r} has no JSON form")

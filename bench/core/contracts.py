@@ -1,0 +1,221 @@
+"""The interfaces of the project: a batch, an attack, a certifier, a defense."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bench.core.config import TrainingConfig
+from bench.core.errors import CheckError, UserError
+from bench.core.threat import ThreatModel
+
+
+class View(Protocol):
+    """How a batch was cut from its padded images: invertible, pixel by pixel."""
+
+    def read(self, canvas: Tensor, index: Tensor) -> Tensor: ...
+    def write(self, canvas: Tensor, index: Tensor, value: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x (B,C,H,W) float32 in [0,1], y (B,) int64, index (B,) the examples' rows in their split."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    view: View | None = None  # the crop and flip that made x; None where there was none
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def read(self, bank: Tensor) -> Tensor:
+        """This batch's rows of a per-example bank as float32: (N,) -> (B,); a canvas of images -> like x."""
+        if bank.dim() < 4 or self.view is None:
+            return bank[self.index].float()
+        return self.view.read(bank, self.index).float()
+
+    def write(self, bank: Tensor, value: Tensor) -> None:
+        """Put `value` where read found it. What it does not cover (cropped away) stays."""
+        value = value.detach().to(bank.dtype)
+        if bank.dim() < 4 or self.view is None:
+            bank[self.index] = value
+        else:
+            self.view.write(bank, self.index, value)
+
+
+@contextmanager
+def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in train or eval mode; afterwards every module is as it was.
+
+    Parametrized weights (a masked or binarised layer) are computed once inside, for they cannot change there.
+    """
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        with parametrize.cached():
+            yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, with no gradient for any weight; afterwards every flag is as it was."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        with mode_of(model, training=False):
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """Looks for a point of the threat model that the model gets wrong. Its fields are its options.
+
+    A file of attacks/ writes `perturb`; calling the attack checks what it returns. An attack never says whether it
+    succeeded: the evaluator asks the model again.
+    """
+
+    threat: ThreatModel
+
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    minimum_norm: ClassVar[bool] = False  # returns the nearest adversarial point found, at any distance
+
+    def __post_init__(self) -> None:
+        if self.threat.norm not in self.norms:
+            raise UserError(
+                f"{type(self).__name__} has no {self.threat.norm} form; its norms are {', '.join(self.norms)}"
+            )
+
+    @abstractmethod
+    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
+        """x_adv (B,C,H,W) for batch.x. The model is in eval mode and its weights need no gradient."""
+
+    def __call__(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
+        """perturb, with the model as it was afterwards, and the result projected, checked and detached."""
+        with frozen(model):
+            x_adv = self.perturb(model, batch, generator=generator).detach().to(batch.x.dtype)
+        if x_adv.shape != batch.x.shape or not x_adv.isfinite().all():
+            raise CheckError(f"{type(self).__name__} returned points of another shape, or not finite ones")
+        if self.minimum_norm:
+            return x_adv if self.threat.box is None else x_adv.clamp(*self.threat.box)
+        x_adv = self.threat.project(x_adv, batch.x)
+        if not self.threat.contains(x_adv, batch.x).all():
+            raise CheckError(f"{type(self).__name__} left the threat model, which projecting should have prevented")
+        return x_adv
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a certifier proved of a batch.
+
+    margins (B,K): lower bounds of z_y - z_j over the threat model (+inf at j = y). radius (B,): proven to be safe.
+    status: one of "certified", "open", "broken" per example. witness (B,C,H,W): a counterexample where broken.
+    """
+
+    margins: Tensor
+    radius: Tensor
+    status: list[Literal["certified", "open", "broken"]]
+    witness: Tensor | None = None
+    kind: Literal["deterministic", "probabilistic"] = "deterministic"
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certifier(ABC):
+    """Proves that no point of the threat model changes the prediction. Its fields are its options."""
+
+    @abstractmethod
+    def certify(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        *,
+        generator: torch.Generator,
+        hint: Tensor | None = None,
+    ) -> Certificate:
+        """`hint` (B,C,H,W) is a point that an attack found. UserError names a layer that cannot be bounded."""
+
+
+class Trainer(Protocol):
+    """What a defense sees of the training loop (bench/training/loop.py)."""
+
+    model: nn.Module
+    generator: torch.Generator
+    bank: dict[str, Tensor]
+    epoch: int
+    epochs: int
+
+    @property
+    def averaged(self) -> nn.Module | None: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def threat(self) -> ThreatModel: ...
+    @property
+    def examples(self) -> int: ...
+    @property
+    def canvas(self) -> tuple[int, ...]: ...
+    def shuffled(self) -> Iterator[Batch]: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def step(self) -> None: ...
+    def update(self, loss: Tensor) -> None: ...
+    def starts(self, *fractions: float) -> bool: ...
+
+
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
+
+
+class Defense(ABC, Generic[ConfigT]):
+    """A way to train a robust model. It holds its config and nothing else: all state is the trainer's."""
+
+    config_class: ClassVar[type[TrainingConfig]]
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    def build(self, model: nn.Module) -> nn.Module:
+        """The model that is trained: a function of the config alone (masks, binarising, another last layer)."""
+        return model
+
+    def parameters(self, model: nn.Module) -> Iterable[nn.Parameter]:
+        """What the optimizer changes."""
+        return model.parameters()
+
+    def prepare(self, trainer: Trainer) -> None:
+        """Make the per-example banks, before the first epoch."""
+
+    def batches(self, trainer: Trainer) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        yield from trainer.shuffled()
+
+    @abstractmethod
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        """One step: trainer.update(loss), or trainer.backward(loss) as often as needed and trainer.step()."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Projections and masks, after the optimizer's step."""
+
+    def end_epoch(self, trainer: Trainer) -> None:
+        """Resets and snapshots, after an epoch."""
+
+    def predictor(self, trainer: Trainer) -> nn.Module:
+        """The model that is evaluated: the weight average where one is kept, else the model."""
+        return trainer.averaged if trainer.averaged is not None else trainer.model

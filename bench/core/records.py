@@ -1,0 +1,249 @@
+"""The record of a run and its per-example table: schema, reading, writing, checking. Imports no torch.
+
+The table is a dict of numpy arrays with one row per evaluated example: `index`, `label`, `prediction` int64, `clean`
+bool, `robust/SPEC` bool, `certified/SPEC` bool, `radius/SPEC` float32. Every accuracy of a record is computed from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from bench.core.errors import UserError
+
+SCHEMA = 1
+RECORD, TABLE, WITNESSES = "record.json", "examples.npz", "witnesses.npz"
+Table = dict[str, npt.NDArray[Any]]
+
+
+class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A share of the examples with its 95 % Clopper-Pearson interval."""
+
+    acc: float
+    ci95: tuple[float, float]
+
+
+class Robustness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Accuracy under one attack (or the worst of all), clean errors counted as not robust."""
+
+    robust_acc: float
+    ci95: tuple[float, float]
+
+
+class AttackResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Accuracy under one attack, and its cost: passes of one example through the model, and wall seconds."""
+
+    robust_acc: float
+    ci95: tuple[float, float]
+    forwards: int
+    backwards: int
+    seconds: float
+    warnings: list[str] = []
+
+
+class CertifierResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    certified_acc: float
+    ci95: tuple[float, float]
+    mean_radius: float
+    seconds: float
+
+
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The cost of training: passes of one example, wall seconds; and what the loop warned of."""
+
+    epochs: int
+    seconds: float
+    forwards: int
+    backwards: int
+    warnings: list[str] = []
+
+
+class Sanity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    verdict: str
+    reasons: list[str]
+
+
+class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A file of the run folder (path) or published elsewhere (url)."""
+
+    sha256: str
+    bytes: int
+    path: str | None = None
+    url: str | None = None
+
+
+class Threat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    norm: str
+    eps: float
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One run: one defense (or checkpoint), one seed. DESIGN: `A record`."""
+
+    schema: int
+    suite: str | None
+    dataset: str
+    model: str
+    defense: str
+    seed: int
+    threat: Threat
+    config: dict[str, Any]
+    config_hash: str
+    n_examples: int
+    clean: Accuracy
+    attacks: dict[str, AttackResult]
+    worst: Robustness | None  # None where no attack ran
+    certifiers: dict[str, CertifierResult]
+    training: Training | None  # None where the weights were trained elsewhere
+    sanity: Sanity
+    artifacts: dict[str, Artifact]
+    provenance: dict[str, Any]
+
+
+def accuracy(hits: npt.NDArray[np.bool_]) -> Accuracy:
+    """The share of True with its 95 % Clopper-Pearson interval."""
+    from scipy.special import betaincinv  # here, for it costs a tenth of a second
+
+    n, k = len(hits), int(hits.sum())
+    low = float(betaincinv(k, n - k + 1, 0.025)) if k > 0 else 0.0
+    high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
+    return Accuracy(k / n, (low, high))
+
+
+def attack_specs(table: Table) -> list[str]:
+    return [key.removeprefix("robust/") for key in table if key.startswith("robust/")]
+
+
+def worst_case(table: Table) -> npt.NDArray[np.bool_]:
+    """Which examples are right and survive every attack."""
+    robust: npt.NDArray[np.bool_] = np.logical_and.reduce([table[f"robust/{s}"] for s in attack_specs(table)])
+    return robust
+
+
+def robustness(hits: npt.NDArray[np.bool_]) -> Robustness:
+    found = accuracy(hits)
+    return Robustness(found.acc, found.ci95)
+
+
+def check_table(table: Table) -> None:
+    """UserError where the table is not one: columns, types, lengths, robust without being right."""
+    types = {"index": np.int64, "label": np.int64, "prediction": np.int64, "clean": np.bool_}
+    prefixes = {"robust/": np.bool_, "certified/": np.bool_, "radius/": np.float32}
+    for key in types:
+        if key not in table:
+            raise UserError(f"the table has no column '{key}'")
+    n = len(table["index"])
+    for key, column in table.items():
+        wanted = types.get(key) or next((t for prefix, t in prefixes.items() if key.startswith(prefix)), None)
+        if wanted is not None and (column.dtype != wanted or column.shape != (n,)):
+            raise UserError(f"column '{key}' is {column.dtype} {column.shape}; it must be {wanted.__name__} ({n},)")
+    if n == 0 or len(set(table["index"].tolist())) != n:
+        raise UserError("the table must have at least one row, and no example twice")
+    if not np.array_equal(table["clean"], table["label"] == table["prediction"]):
+        raise UserError("column 'clean' does not follow from 'label' and 'prediction'")
+    for spec in attack_specs(table):
+        if np.any(table[f"robust/{spec}"] & ~table["clean"]):
+            raise UserError(f"column 'robust/{spec}' counts an example as robust that is wrong without any attack")
+
+
+def check(record: Record, table: Table) -> None:
+    """UserError where a record's numbers do not follow from its table."""
+    check_table(table)
+    if record.schema != SCHEMA:
+        raise UserError(f"the record has schema {record.schema}; this version reads {SCHEMA}")
+    if record.n_examples != len(table["index"]):
+        raise UserError(f"the record counts {record.n_examples} examples, its table {len(table['index'])}")
+    if set(record.attacks) != set(attack_specs(table)):
+        raise UserError("the record's attacks are not those of its table")
+    pairs: list[tuple[str, float, tuple[float, float], Accuracy]] = [
+        ("clean accuracy", record.clean.acc, record.clean.ci95, accuracy(table["clean"]))
+    ]
+    for spec, result in record.attacks.items():
+        pairs.append((f"accuracy under {spec}", result.robust_acc, result.ci95, accuracy(table[f"robust/{spec}"])))
+    if record.worst is not None:
+        pairs.append(("worst accuracy", record.worst.robust_acc, record.worst.ci95, accuracy(worst_case(table))))
+    for what, claimed, ci95, computed in pairs:
+        values = [claimed, *ci95], [computed.acc, *computed.ci95]
+        if not all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(*values, strict=True)):
+            raise UserError(f"the record's {what} is {claimed}; its table gives {computed.acc}")
+
+
+def write_record(folder: Path, record: Record) -> None:
+    plain = msgspec.to_builtins(record)
+    write_atomically(folder / RECORD, (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_record(folder: Path) -> Record:
+    """The record in `folder`; UserError where it is missing or malformed."""
+    path = folder / RECORD
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} has no {RECORD}; a finished run folder has one") from error
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a record: {error}") from error
+
+
+def write_cost(path: Path, cost: Training) -> None:
+    """What a training cost, beside its weights until the record holds it."""
+    write_atomically(path, msgspec.json.encode(cost))
+
+
+def read_cost(path: Path) -> Training:
+    return msgspec.json.decode(path.read_bytes(), type=Training)
+
+
+def find_records(paths: list[Path]) -> list[Path]:
+    """The folders at or below `paths` that hold a record, in order; UserError where a path has none."""
+    found: list[Path] = []
+    for path in paths:
+        below = sorted(p.parent for p in path.rglob(RECORD)) if path.is_dir() else []
+        if not below:
+            raise UserError(f"{path} holds no {RECORD}; give a run folder, or a folder of run folders")
+        found += [p for p in below if p not in found]
+    return found
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """A compressed .npz, written in one go."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> Table:
+    """All arrays of an .npz, never a pickle; UserError where it is broken."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a readable .npz of plain arrays ({type(error).__name__}: {error})") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, then rename: a reader sees all of it or nothing."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def artifact(path: Path) -> Artifact:
+    return Artifact(sha256=sha256(path), bytes=path.stat().st_size, path=path.name)

@@ -1,0 +1,187 @@
+"""Names of defenses, attacks, certifiers, data sets, models and studies, and the classes behind them.
+
+A built-in is found by reading its package's files, not by importing them: `bench list` never loads torch. An entry
+is a class or a function under `@registry.KIND("name")`; the first line of its docstring is its summary. Outsiders
+register the same way, from a file (`--plugin FILE`) or an entry point of the group `robust_bracket.KINDs`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bench.core.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a name comes from, and how to get what it stands for."""
+
+    name: str
+    summary: str
+    source: str  # a module's name, a plugin's file or a distribution
+    load: Callable[[], Any]
+
+
+class Registry:
+    """One kind of thing. Calling it with a name gives the decorator that registers under this name."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._built_in: dict[str, Entry] | None = None
+        self._plugins: dict[str, Entry] = {}
+
+    def __call__(self, name: str) -> Callable[[T], T]:
+        def register(thing: T) -> T:
+            module = str(thing.__module__)
+            if not module.startswith(f"{self.package}."):  # a built-in is already known from its file
+                self._add_plugin(name, thing, module)
+            return thing
+
+        return register
+
+    def entries(self) -> dict[str, Entry]:
+        """All entries by name, in alphabetical order."""
+        found = self._read_package() | self._plugins
+        for point in entry_points(group=f"robust_bracket.{self.kind}s"):
+            if point.name in found and found[point.name].source != point.value:
+                raise UserError(_duplicate(self.kind, point.name, found[point.name].source, point.value))
+            found[point.name] = Entry(point.name, "", point.value, _loader(self.kind, point))
+        return dict(sorted(found.items()))
+
+    def names(self) -> list[str]:
+        return list(self.entries())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries()
+
+    def get(self, name: str) -> Any:
+        """The class or function called `name`; UserError with the nearest name where there is none."""
+        found = self.entries()
+        if name not in found:
+            raise unknown(self.kind, name, found)
+        return found[name].load()
+
+    def _add_plugin(self, name: str, thing: Any, source: str) -> None:
+        known = self._read_package() | self._plugins
+        if name in known:
+            raise UserError(_duplicate(self.kind, name, known[name].source, source))
+        self._plugins[name] = Entry(name, _first_line(thing.__doc__), source, lambda: thing)
+
+    def _read_package(self) -> dict[str, Entry]:
+        if self._built_in is None:
+            self._built_in = {}
+            spec = importlib.util.find_spec(self.package)
+            folders = [] if spec is None else list(spec.submodule_search_locations or [])
+            for path in sorted(path for folder in folders for path in Path(folder).glob("*.py")):
+                module = f"{self.package}.{path.stem}"
+                for name, attribute, summary in self._declared(path):
+                    if name in self._built_in:
+                        raise UserError(_duplicate(self.kind, name, self._built_in[name].source, module))
+                    self._built_in[name] = Entry(name, summary, module, _importer(module, attribute))
+        return self._built_in
+
+    def _declared(self, path: Path) -> Iterator[tuple[str, str, str]]:
+        """(name, attribute, summary) of each definition under `@registry.KIND("name")`."""
+        source = path.read_text(encoding="utf-8")
+        if f"registry.{self.kind}(" not in source:
+            return
+        for node in ast.parse(source).body:
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+                continue
+            for decorator in node.decorator_list:
+                match decorator:
+                    case ast.Call(
+                        func=ast.Attribute(value=ast.Name(id="registry"), attr=self.kind),
+                        args=[ast.Constant(value=str(name)), *_],
+                    ):
+                        yield name, node.name, _first_line(ast.get_docstring(node))
+
+
+def unknown(kind: str, name: str, names: Iterable[str]) -> UserError:
+    """The error for a name that nothing has, with the nearest that something has."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return UserError(f"unknown {kind} '{name}': {hint}`bench list {kind}s` shows all")
+
+
+def load_plugin(path: Path) -> str:
+    """Import a file that registers something; returns its SHA-256. UserError where it cannot be imported."""
+    if not path.is_file():
+        raise UserError(f"plugin {path}: there is no such file; --plugin takes a Python file that registers something")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    name = f"bench_plugin_{path.stem}_{digest[:12]}"
+    if name not in sys.modules:
+        import_file(path, name, what="plugin")
+    return digest
+
+
+def import_file(path: Path, name: str, *, what: str) -> Any:
+    """Import the Python file `path` as the module `name`; UserError in one line where that fails."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{what} {path} is not a Python file (its name must end in .py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        del sys.modules[name]
+        raise
+    except BaseException as error:
+        del sys.modules[name]
+        raise UserError(
+            f"{what} {path} fails to import ({one_line(error)}); run `python {path}` to see where"
+        ) from error
+    return module
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line: its class and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _importer(module: str, attribute: str) -> Callable[[], Any]:
+    return lambda: getattr(importlib.import_module(module), attribute)
+
+
+def _loader(kind: str, point: EntryPoint) -> Callable[[], Any]:
+    def load() -> Any:
+        try:
+            return point.load()
+        except Exception as error:
+            raise UserError(
+                f"{kind} '{point.name}' of the entry point {point.value} fails to load ({one_line(error)}); "
+                "reinstall or remove its package"
+            ) from error
+
+    return load
+
+
+def _first_line(doc: str | None) -> str:
+    return (doc or "").strip().partition("\n")[0]
+
+
+def _duplicate(kind: str, name: str, first: str, second: str) -> str:
+    return f"{kind} '{name}' is registered twice, by {first} and by {second}; give one of them another name"
+
+
+attack = Registry("attack", "attacks")
+certifier = Registry("certifier", "certifiers")
+defense = Registry("defense", "defenses")
+dataset = Registry("dataset", "bench.datasets")
+model = Registry("model", "bench.models")
+study = Registry("study", "bench.studies")

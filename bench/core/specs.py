@@ -1,0 +1,197 @@
+"""Specs: a name and its options in one word, as in `pgd:steps=40:restarts=5`, and typed values from text."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from bench.core.errors import UserError
+from bench.core.registry import Registry, import_file, unknown
+
+
+@dataclass(frozen=True)
+class OfEps:
+    """A length in units of eps: `alpha=0.1eps` is OfEps(0.1)."""
+
+    factor: float
+
+    def __str__(self) -> str:
+        return f"{self.factor:g}eps"
+
+
+Length = float | OfEps  # the type of an option that is a step size or another distance
+
+
+def in_units(length: Length, eps: Any) -> Any:
+    """A Length as a number (or a tensor, where eps is one)."""
+    return length.factor * eps if isinstance(length, OfEps) else length
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A registered thing and the options that differ from its defaults."""
+
+    text: str  # canonical: the name, then the non-default options in the order of definition
+    target: Callable[..., Any]
+    options: dict[str, Any]
+
+    def make(self, *args: Any, **context: Any) -> Any:
+        return self.target(*args, **context, **self.options)
+
+
+def parse_spec(text: str, registry: Registry) -> Spec:
+    """`name[:option=value]...` -> Spec. `name-10` is short for `name:steps=10`; `file.py:function` is a model."""
+    head, *rest = text.split(":")
+    if head.endswith(".py"):
+        if not rest:
+            raise UserError(f"{registry.kind} '{text}': name the function in the file, as in {head}:build")
+        head, target = f"{head}:{rest[0]}", _from_file(Path(head), rest.pop(0), registry.kind)
+        given = {}
+    else:
+        target, given = _look_up(head, registry)
+    hints = options_of(target)
+    options = dict(given)
+    for part in rest:
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise UserError(f"{registry.kind} '{text}': '{part}' should be option=value ({_allowed(hints)})")
+        if key not in hints:
+            raise UserError(f"{registry.kind} '{head}' has no option '{key}' ({_allowed(hints)})")
+        if key in options:
+            raise UserError(f"{registry.kind} '{text}' sets '{key}' twice; keep one")
+        options[key] = parse_value(value, hints[key][0], f"{registry.kind} '{head}': option '{key}'")
+    shown = [f"{k}={_show(options[k])}" for k in hints if k in options and k not in given and options[k] != hints[k][1]]
+    return Spec(":".join([head, *shown]), target, options)
+
+
+def options_of(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """The keyword-only parameters with a default of a class or function: name -> (type, default)."""
+    typed = target if dataclasses.is_dataclass(target) or not inspect.isclass(target) else target.__init__
+    hints = get_type_hints(typed)
+    found = inspect.signature(target).parameters.values()
+    return {
+        p.name: (hints.get(p.name, str), p.default)
+        for p in found
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+
+
+def parse_value(value: Any, hint: Any, what: str) -> Any:
+    """Text (or a TOML value) as the type `hint`: int, float (`8/255` too), bool, str, Length, tuples, None.
+
+    UserError, begun with `what`, where it is not one.
+    """
+    if get_origin(hint) in (Union, types.UnionType):
+        return _parse_union(value, get_args(hint), what)
+    if get_origin(hint) is Literal:
+        return _one_of(value, get_args(hint), what)
+    if get_origin(hint) is tuple:
+        items = value.replace("+", ",").split(",") if isinstance(value, str) else value
+        if isinstance(items, list | tuple):
+            return tuple(parse_value(item, get_args(hint)[0], what) for item in items if item != "")
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
+            return str(value).lower() in ("true", "yes", "on", "1")
+    elif hint is int and not isinstance(value, bool):
+        if isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value)):
+            return int(value)
+    elif hint is float and not isinstance(value, bool):
+        number = _number(value)
+        if number is not None:
+            return number
+    elif hint is OfEps:
+        match = re.fullmatch(r"(.*?)\*?eps", value.strip()) if isinstance(value, str) else None
+        factor = _number(match[1] or "1") if match else None
+        if factor is not None:
+            return OfEps(factor)
+    elif hint is str and isinstance(value, str):
+        return value
+    elif hint is type(None) and value in (None, "none", "None"):
+        return None
+    raise UserError(f"{what} takes {_type_name(hint)}, not '{value}'")
+
+
+def _parse_union(value: Any, hints: tuple[Any, ...], what: str) -> Any:
+    for hint in sorted(hints, key=lambda h: h is str):  # text fits a string always, so try that last
+        try:
+            return parse_value(value, hint, what)
+        except UserError:
+            continue
+    raise UserError(f"{what} takes {' or '.join(_type_name(h) for h in hints)}, not '{value}'")
+
+
+def _one_of(value: Any, allowed: tuple[Any, ...], what: str) -> Any:
+    for choice in allowed:
+        if value == choice or str(value) == str(choice):
+            return choice
+    raise UserError(f"{what} takes {', '.join(map(str, allowed))}, not '{value}'")
+
+
+def _number(value: Any) -> float | None:
+    """A finite number from a number, or from text such as 0.1, 1e-3 or 8/255."""
+    try:
+        if isinstance(value, str):
+            above, slash, below = value.partition("/")
+            number = float(above) / float(below) if slash else float(above)
+        else:
+            number = float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _look_up(head: str, registry: Registry) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A name whole first; then `name-10` as `name:steps=10`."""
+    names = registry.entries()
+    short = re.fullmatch(r"(.+)-(\d+)", head)
+    if head not in names and short and short[1] in names:
+        target = registry.get(short[1])
+        if "steps" in options_of(target):
+            return target, {"steps": int(short[2])}
+    if head not in names:
+        raise unknown(registry.kind, head, names)
+    return registry.get(head), {}
+
+
+def _from_file(path: Path, function: str, kind: str) -> Callable[..., Any]:
+    if not path.is_file():
+        raise UserError(f"{kind} file {path} does not exist; a {kind} of your own is FILE.py:FUNCTION")
+    module = import_file(path, f"bench_{kind}_{path.stem}", what=f"{kind} file")
+    target = getattr(module, function, None)
+    if not callable(target):
+        raise UserError(f"{kind} file {path} has no function '{function}'")
+    return target  # type: ignore[no-any-return]
+
+
+def _allowed(hints: Mapping[str, Any]) -> str:
+    return f"its options are {', '.join(hints)}" if hints else "it has no options"
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        return f"several of {_type_name(get_args(hint)[0])}, joined by '+'"
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        OfEps: "a multiple as 0.1eps",
+    }
+    return "none" if hint is type(None) else names.get(hint, str(hint))
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(_show, value))
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,150 @@
+"""What an adversary may do to an image: a norm ball around it, inside a box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bench.core.errors import UserError
+
+Norm = Literal["Linf", "L2", "L1"]
+NORMS: tuple[str, ...] = get_args(Norm)
+TOLERANCE = 1e-6  # of eps, in float64
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """All points within `eps` of an image in `norm` and inside `box`.
+
+    norm: "Linf", "L2" or "L1". eps: a float, or a tensor (B,) with one budget per example.
+    box: the range of a pixel, or None. Images are (B, ...), float32, and themselves inside the box.
+    """
+
+    norm: Norm
+    eps: float | Tensor
+    box: tuple[float, float] | None = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise UserError(f"norm '{self.norm}' is not one of {', '.join(NORMS)}")
+        if not isinstance(self.eps, Tensor) and not (math.isfinite(self.eps) and self.eps > 0):
+            raise UserError(f"eps {self.eps} must be a positive number, in the scale of images in [0, 1]")
+
+    def eps_like(self, x: Tensor) -> Tensor:
+        """eps in float64, shaped to broadcast against x: (B,1,...) or (1,1,...)."""
+        eps = torch.as_tensor(self.eps, dtype=torch.float64, device=x.device)
+        return eps.reshape(-1, *[1] * (x.dim() - 1))
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The nearest allowed point to x_adv (Linf, L1), or the ball's, then clamped to the box (L2)."""
+        return self.projector(x)(x_adv)
+
+    def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """project for one x and many x_adv: what depends on x alone is computed once."""
+        if self.norm == "Linf":
+            low, high = self._interval(x)
+            return lambda x_adv: torch.clamp(x_adv, low, high)
+        onto_ball = self._onto_l2_ball if self.norm == "L2" else self._onto_l1_ball_in_box
+        return lambda x_adv: self._clamp(_add_towards(x, onto_ball(x_adv.double() - x.double(), x)))
+
+    def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A point drawn uniformly from the ball around x, then clamped to the box."""
+        return self._clamp(_add_towards(x, self.random_delta(x, generator)))
+
+    def random_delta(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Perturbations in the shape of `like`, float64, uniform in the ball (no box)."""
+        eps = self.eps_like(like)
+        draw = {"generator": generator, "device": like.device, "dtype": torch.float64}
+        if self.norm == "Linf":
+            return (2 * torch.rand(like.shape, **draw) - 1) * eps
+        dimensions = like[0].numel()
+        radius = torch.rand(eps.expand(len(like), *eps.shape[1:]).shape, **draw) ** (1 / dimensions)
+        if self.norm == "L2":
+            direction = torch.randn(like.shape, **draw)
+            return eps * radius * direction / _flat_norm(direction, 2)
+        # a point on the simplex from exponentials, signs at random: uniform on the L1 sphere
+        direction = -torch.log1p(-torch.rand(like.shape, **draw))
+        direction = direction * (2 * (torch.rand(like.shape, **draw) < 0.5) - 1)
+        return eps * radius * direction / _flat_norm(direction, 1)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The norm of x_adv - x, (B,), in float64."""
+        order = {"Linf": math.inf, "L2": 2, "L1": 1}[self.norm]
+        return _flat_norm(x_adv.double() - x.double(), order).flatten()
+
+    def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Which x_adv are allowed, (B,) bool: finite, within eps (1 + 1e-6), inside the box."""
+        allowed = self.distance(x_adv, x) <= self.eps_like(x).flatten() * (1 + TOLERANCE)
+        allowed &= x_adv.isfinite().flatten(1).all(dim=1)
+        if self.box is not None:
+            inside = (x_adv >= self.box[0]) & (x_adv <= self.box[1])
+            allowed &= inside.flatten(1).all(dim=1)
+        return allowed
+
+    def of(self, rows: Tensor) -> ThreatModel:
+        """The threat for some rows of a batch."""
+        if not isinstance(self.eps, Tensor):
+            return self
+        return ThreatModel(self.norm, self.eps[rows], self.box)
+
+    def scaled(self, factor: float | Tensor) -> ThreatModel:
+        """The same threat with eps times `factor`."""
+        return ThreatModel(self.norm, self.eps * factor, self.box)
+
+    def _clamp(self, x: Tensor) -> Tensor:
+        return x if self.box is None else x.clamp(*self.box)
+
+    def _interval(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        eps = self.eps_like(x)
+        return self._clamp(_add_towards(x, -eps)), self._clamp(_add_towards(x, eps))
+
+    def _onto_l2_ball(self, delta: Tensor, x: Tensor) -> Tensor:
+        return delta * (self.eps_like(x) / _flat_norm(delta, 2).clamp(min=1e-300)).clamp(max=1)
+
+    def _onto_l1_ball_in_box(self, delta: Tensor, x: Tensor) -> Tensor:
+        """The exact Euclidean projection onto {||d||_1 <= eps, x + d in the box}.
+
+        Its solution is sign(d) min(max(|d| - t, 0), room) for the t >= 0 that spends eps exactly. What is spent is
+        piecewise linear in t, with a kink where a coordinate leaves its room and one where it reaches zero.
+        """
+        size = delta.abs().flatten(1)
+        eps = self.eps_like(x).reshape(-1, 1).expand(len(x), 1)
+        if self.box is None:
+            room = size
+        else:
+            low, high = self.box
+            room = torch.where(delta > 0, high - x.double(), x.double() - low).flatten(1).clamp(min=0)
+        leaves = (size - room).clamp(min=0)  # above this t the coordinate shrinks with slope -1, until t = size
+        kinks, order = torch.cat([leaves, size], dim=1).sort(dim=1)
+        change = torch.cat([-torch.ones_like(size), torch.ones_like(size)], dim=1).gather(1, order)
+        slope = change.cumsum(dim=1)
+        spent_at_zero = torch.minimum(size, room).sum(dim=1, keepdim=True)
+        steps = slope[:, :-1] * kinks.diff(dim=1)
+        spent = torch.cat([spent_at_zero, spent_at_zero + steps.cumsum(dim=1)], dim=1)
+        # the last kink at which at least eps is spent starts the segment that holds t
+        segment = ((spent >= eps).sum(dim=1, keepdim=True) - 1).clamp(min=0)
+        at, rate = spent.gather(1, segment), slope.gather(1, segment)
+        t = kinks.gather(1, segment) + (at - eps) / (-rate).clamp(min=1)
+        t = torch.where(spent_at_zero <= eps, torch.zeros_like(t), t)
+        kept = torch.minimum((size - t).clamp(min=0), room)
+        # rounding of the sums may leave a hair too much
+        kept = kept * (eps / kept.sum(dim=1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
+        return delta.sign() * kept.reshape(delta.shape)
+
+
+def _flat_norm(delta: Tensor, order: float) -> Tensor:
+    """The norm over all but the first axis, kept as (B,1,...)."""
+    norms = torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
+    return norms.reshape(-1, *[1] * (delta.dim() - 1))
+
+
+def _add_towards(x: Tensor, delta: Tensor) -> Tensor:
+    """x + delta in float32, rounded towards x, so that no rounding takes a point out of its ball."""
+    point = (x.double() + delta).to(x.dtype)
+    too_far = (point.double() - x.double()).abs() > delta.abs()
+    return torch.where(too_far, torch.nextafter(point, x), point)

@@ -1,0 +1,133 @@
+"""A data set as arrays in memory, read from an .npz that is trusted with nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.core.errors import UserError
+from bench.core.records import read_arrays
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images uint8 (N,H,W,C), labels int64 (N,), in the original order; labels are 0 .. classes - 1."""
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        height, width, channels = self.x_train.shape[1:]
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        return int(self.y_train.max()) + 1
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over shapes and bytes of all four arrays."""
+        digest = hashlib.sha256()
+        for key in KEYS:
+            array = np.ascontiguousarray(getattr(self, key))
+            digest.update(f"{key}{array.shape}".encode())
+            digest.update(array.data)
+        return digest.hexdigest()
+
+
+def checked(name: str, arrays: dict[str, Any]) -> Arrays:
+    """Arrays from a dict with KEYS, every property of it checked; UserError in one line."""
+    missing = [key for key in KEYS if key not in arrays]
+    if missing:
+        raise UserError(f"{name}: {', '.join(missing)} missing; it must hold {', '.join(KEYS)}")
+    found = {}
+    for split in ("train", "test"):
+        found[f"x_{split}"] = _checked_images(f"{name}: x_{split}", arrays[f"x_{split}"])
+        found[f"y_{split}"] = _checked_labels(f"{name}: y_{split}", arrays[f"y_{split}"], len(found[f"x_{split}"]))
+    train, test = found["x_train"].shape[1:], found["x_test"].shape[1:]
+    if train != test:
+        raise UserError(f"{name}: training images are {train}, test images {test}; both must be of one size")
+    present = np.unique(found["y_train"])
+    if len(present) < 2 or present[-1] != len(present) - 1:
+        gap = next((k for k, label in enumerate(present) if k != label), len(present))
+        raise UserError(f"{name}: y_train must use each label 0 .. K-1 with K at least 2; label {gap} does not occur")
+    if found["y_test"].max() > present[-1]:
+        raise UserError(f"{name}: y_test has the label {found['y_test'].max()}; y_train has 0 to {present[-1]} only")
+    return Arrays(name, **found)
+
+
+def _checked_images(what: str, x: np.ndarray) -> np.ndarray:
+    if x.dtype != np.uint8:
+        raise UserError(f"{what} is {x.dtype}; images must be uint8, 0 to 255")
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.ndim != 4 or not 1 <= x.shape[-1] <= 4 or 0 in x.shape:
+        raise UserError(f"{what} has the shape {x.shape}; it must be (N,H,W) or (N,H,W,C) with 1 to 4 channels last")
+    return x
+
+
+def _checked_labels(what: str, y: np.ndarray, n: int) -> np.ndarray:
+    if not np.issubdtype(y.dtype, np.integer):
+        raise UserError(f"{what} is {y.dtype}; labels must be whole numbers")
+    if y.shape != (n,):
+        raise UserError(f"{what} has the shape {y.shape}; there are {n} images, so it must be ({n},)")
+    if y.min() < 0 or y.max() >= 2**31:
+        raise UserError(f"{what} has labels from {y.min()} to {y.max()}; they must be 0 .. K-1")
+    return y.astype(np.int64)
+
+
+def read_npz(path: Path) -> Arrays:
+    """A data set from a file of one's own."""
+    if not path.is_file():
+        raise UserError(f"data set {path} does not exist; give a path to an .npz with {', '.join(KEYS)}")
+    return checked(str(path), read_arrays(path))
+
+
+def find(
+    name: str,
+    data_dir: Path | None,
+    download: Callable[[Path], dict[str, Any]],
+    *,
+    shape: tuple[int, int, int],
+    classes: int,
+) -> Arrays:
+    """A known data set: DATA_DIR/NAME.npz where it is there, else `download(folder)` through torchvision."""
+    folder = data_folder(data_dir)
+    path = folder / f"{name}.npz"
+    if path.is_file():
+        found = checked(str(path), read_arrays(path))
+    else:
+        try:
+            found = checked(name, download(folder))
+        except (OSError, RuntimeError, ValueError, ImportError) as error:
+            raise UserError(
+                f"{name}: {path} is not there and the download fails ({type(error).__name__}); "
+                f"put {name}.npz into a folder and name it with --data-dir or BENCH_DATA"
+            ) from error
+    if found.shape != shape or found.classes != classes:
+        raise UserError(f"{path}: images {found.shape} with {found.classes} classes; {name} has {shape} with {classes}")
+    return Arrays(name, found.x_train, found.y_train, found.x_test, found.y_test)
+
+
+def data_folder(data_dir: Path | None) -> Path:
+    """--data-dir, else BENCH_DATA, else the user's cache. A folder that was named must exist."""
+    named = data_dir or (Path(os.environ["BENCH_DATA"]) if os.environ.get("BENCH_DATA") else None)
+    if named is None:
+        return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "robust-bracket"
+    if not named.is_dir():
+        raise UserError(f"data folder {named} does not exist; make it, or name another with --data-dir")
+    return named

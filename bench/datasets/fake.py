@@ -1,0 +1,35 @@
+"""Made-up images, for tests and for measuring speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from bench.core import registry
+from bench.datasets.arrays import Arrays, checked
+
+
+@registry.dataset("fake")
+def fake(
+    data_dir: Path | None = None,
+    *,
+    shape: tuple[int, ...] = (3, 32, 32),
+    classes: int = 10,
+    train: int = 512,
+    test: int = 128,
+    seed: int = 0,
+) -> Arrays:
+    """Noise with one blurred prototype a class: `fake:shape=3+32+32:classes=10:train=512:test=128`."""
+    channels, height, width = shape
+    rng = np.random.default_rng(seed)
+    prototypes = rng.integers(0, 256, (classes, height, width, channels))
+
+    def split(n: int) -> tuple[np.ndarray, np.ndarray]:
+        y = np.arange(n) % classes
+        noise = rng.integers(0, 256, (n, height, width, channels))
+        return ((prototypes[y] + noise) // 2).astype(np.uint8), y
+
+    x_train, y_train = split(train)
+    x_test, y_test = split(test)
+    return checked("fake", {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test})

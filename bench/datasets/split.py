@@ -1,0 +1,68 @@
+"""One split of a data set on the device: uint8 images, each with its index, cut into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as zero_pad
+
+from bench.core.contracts import Batch
+from bench.datasets.augment import CropFlip
+
+
+class Split:
+    """images uint8 (N,C,H,W), labels (N,). With `crop`, the images stand on a canvas padded by so many zeros."""
+
+    def __init__(
+        self, x: np.ndarray, y: np.ndarray, device: torch.device, *, crop: int = 0, flip: bool = False
+    ) -> None:
+        images = torch.from_numpy(np.ascontiguousarray(x)).to(device).permute(0, 3, 1, 2)
+        self.size = (images.shape[2], images.shape[3])
+        self.canvas: Tensor = zero_pad(images, [crop] * 4).contiguous()
+        self.y: Tensor = torch.from_numpy(np.ascontiguousarray(y)).to(device)
+        self.crop, self.flip = crop, flip
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image as the model sees it."""
+        return (self.canvas.shape[1], *self.size)
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Batches in the original order, not augmented."""
+        for start in range(0, len(self), batch_size):
+            index = torch.arange(start, min(start + batch_size, len(self)), device=self.y.device)
+            yield self.take(index)
+
+    def take(self, index: Tensor) -> Batch:
+        """The examples `index`, not augmented."""
+        x = self.canvas[index, :, self.crop : self.crop + self.size[0], self.crop : self.crop + self.size[1]]
+        return Batch(x.float().div_(255), self.y[index], index)
+
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """One epoch in random order, augmented. A last batch of one is dropped, for batch norm cannot use it."""
+        order = torch.randperm(len(self), generator=generator, device=generator.device)
+        for start in range(0, len(self), batch_size):
+            index = order[start : start + batch_size]
+            if len(index) == 1 < len(self):
+                return
+            yield self.augmented(index, generator)
+
+    def augmented(self, index: Tensor, generator: torch.Generator) -> Batch:
+        """The examples `index` through a random crop and flip, where the split has them."""
+        if not (self.crop or self.flip):
+            return self.take(index)
+        view = CropFlip.draw(len(index), self.size, self.crop, self.flip, generator)
+        return Batch(view.read(self.canvas, index).float().div_(255), self.y[index], index, view)
+
+
+def hold_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows kept for training and rows held out for validation, both sorted; a draw of its own seed."""
+    order = np.random.default_rng(seed).permutation(n)
+    held = max(1, round(n * share)) if share > 0 else 0
+    return np.sort(order[held:]), np.sort(order[:held])

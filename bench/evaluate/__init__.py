@@ -1,0 +1,1 @@
+"""Measuring a model, example by example."""

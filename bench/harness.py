@@ -1,0 +1,178 @@
+"""A run: train or load, evaluate, record, in a folder that can be left and taken up again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from bench.core import records, registry, seeds
+from bench.core.contracts import Batch
+from bench.core.errors import UserError
+from bench.core.records import Record, Training
+from bench.core.threat import ThreatModel
+from bench.datasets.split import Split, hold_out
+from bench.evaluate.attacked import measure_attack, witnesses_of
+from bench.evaluate.clean import measure_clean
+from bench.evaluate.invariants import check_evaluation
+from bench.plan import Plan, build_spec, defense_of_spec, make_attacks
+from bench.progress import Progress
+from bench.training.checkpoints import CHECKPOINT, WEIGHTS, read_spec, read_state, save_weights
+from bench.training.foreign import load_foreign
+from bench.training.loop import Loop, Probe
+
+PROBE_STEPS = 10
+
+
+def run(plan: Plan, seed: int) -> tuple[Record, Path]:
+    """One seed of a plan: train (or load), evaluate, write; or read what is already there."""
+    folder = plan.folder(seed)
+    if (folder / records.RECORD).exists():
+        return records.read_record(folder), folder
+    torch.set_num_threads(plan.threads)
+    torch.use_deterministic_algorithms(plan.device.type == "cpu")
+    with _locked(folder):
+        for left in folder.glob(".*.part"):
+            left.unlink()
+        description = json.dumps(plan.config.as_json(), indent=1) + "\n"
+        records.write_atomically(folder / "config.json", description.encode())
+        model, cost = _trained(plan, seed, folder) if plan.defense is not None else _loaded(plan, seed, folder)
+        model.eval()
+        record = _evaluate(plan, seed, folder, model, cost)
+        records.write_record(folder, record)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+    return record, folder
+
+
+def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
+    model = plan.new_model(seed)
+    finished, cost_file = folder / WEIGHTS, folder / "training.json"
+    if finished.exists():
+        model.load_state_dict(read_state(finished), strict=True)
+        return model.to(plan.device), records.read_cost(cost_file)
+    assert plan.defense is not None
+    config = plan.defense.config
+    keep, held = hold_out(len(plan.arrays.y_train), config.validation, config.validation_seed)
+    x, y = plan.arrays.x_train, plan.arrays.y_train
+    train = Split(x[keep], y[keep], plan.device, crop=config.crop, flip=config.flip)
+    validation = Split(x[held], y[held], plan.device) if len(held) else None
+    probe = _probe(validation or train, plan.threat, None if validation else config.probe_examples)
+    loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe)
+    with Progress(f"train {plan.name}", loop.epochs * loop.steps_per_epoch, "step") as progress:
+        model, cost = loop.run(folder, progress.advance)
+    for warning in cost.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    records.write_cost(cost_file, cost)
+    save_weights(finished, model, build_spec(plan))
+    return model, cost
+
+
+def _loaded(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, None]:
+    """The weights of --checkpoint, copied into the run folder in our own form."""
+    path = plan.request.checkpoint
+    assert path is not None
+    spec = read_spec(path)
+    model = plan.new_model(seed)
+    if spec is not None:
+        model = defense_of_spec(spec).build(model) if spec["defense"] else model
+        _load_own(model, path)
+        renamed = {}
+    else:
+        renamed = load_foreign(model, path)
+    for ours, theirs in renamed.items():
+        print(f"{path.name}: {theirs} -> {ours}", file=sys.stderr)
+    save_weights(folder / WEIGHTS, model, spec or build_spec(plan))
+    return model.to(plan.device), None
+
+
+def _load_own(model: nn.Module, path: Path) -> None:
+    try:
+        model.load_state_dict(read_state(path), strict=True)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise UserError(f"checkpoint {path} does not fit the model ({detail}); leave --model to its header") from error
+
+
+def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Training | None) -> Record:
+    config = plan.config
+    n, size = config.n_examples, config.eval_batch
+    test = Split(plan.arrays.x_test[:n], plan.arrays.y_test[:n], plan.device)
+    parts = folder / "parts"
+    parts.mkdir(exist_ok=True)
+    table = measure_clean(model, test, size)
+    attacked = {}
+    for spec, attack in plan.attacks.items():
+        with Progress(f"attack {spec}", n, "example") as progress:
+            attacked[spec] = measure_attack(
+                model, test, attack, spec,
+                clean=table["clean"], batch_size=size, seed=seed, parts=parts, report=progress.advance,
+            )  # fmt: skip
+        table |= attacked[spec].columns
+        for warning in attacked[spec].result.warnings:
+            print(f"warning ({spec}): {warning}", file=sys.stderr)
+    witnesses = witnesses_of(attacked)
+    check_evaluation(model, test, plan.threat, table, witnesses, size)
+    records.write_arrays(folder / records.TABLE, table)
+    records.write_arrays(folder / records.WITNESSES, witnesses)
+    record = Record(
+        schema=records.SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model, defense=plan.name,
+        seed=seed, threat=records.Threat(config.norm, config.eps), config=config.as_json(),
+        config_hash=config.content_hash, n_examples=n, clean=records.accuracy(table["clean"]),
+        attacks={spec: each.result for spec, each in attacked.items()},
+        worst=records.robustness(records.worst_case(table)) if attacked else None,
+        certifiers={}, training=cost, sanity=records.Sanity("unchecked", []),
+        artifacts={
+            "weights": records.artifact(folder / WEIGHTS),
+            "witnesses": records.artifact(folder / records.WITNESSES),
+        },
+        provenance=seeds.fingerprint(plan.device, plan.threads)
+        | {"data_hash": config.data_hash, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+    )  # fmt: skip
+    records.check(record, table)
+    return record
+
+
+def _probe(split: Split, threat: ThreatModel, n: int | None) -> Probe:
+    """FGSM and PGD-10 accuracy on the first n examples of a split (all, where None), always with one seed."""
+    index = torch.arange(min(len(split), n or len(split)), device=split.y.device)
+    norm_has = [a for a in ("fgsm", f"pgd-{PROBE_STEPS}") if threat.norm in registry.attack.get(a.split("-")[0]).norms]
+    attacks = make_attacks(norm_has, threat)
+
+    def probe(model: nn.Module) -> dict[str, float]:
+        found = {}
+        for spec, attack in attacks.items():
+            hits = 0
+            for rows in index.split(256):
+                batch: Batch = split.take(rows)
+                x_adv = attack(model, batch, generator=seeds.generator(rows.device, 0, "probe"))
+                with torch.no_grad():
+                    hits += int((model(x_adv).argmax(dim=1) == batch.y).sum())
+            found[spec.split("-")[0]] = hits / len(index)
+        return found
+
+    return probe
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The run folder, made where it is missing, for this process alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another process works on {folder}; wait for it, or use another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)

@@ -1,0 +1,33 @@
+"""The small convolutional network of the thesis' chapter 3."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bench.core import registry
+from bench.core.errors import UserError
+from bench.models.parts import ACTIVATIONS, Activation, assemble
+
+
+@registry.model("cnn")
+def cnn(
+    shape: tuple[int, int, int], classes: int, *, width: int = 16, activation: Activation = "relu"
+) -> nn.Sequential:
+    """The thesis' CNN: conv 16 4x4/2, conv 32 4x4/2, fc 100, fc classes."""
+    channels, height, size = shape
+    if min(height, size) < 4:
+        raise UserError(f"model 'cnn' halves an image twice and needs at least 4x4 pixels, not {height}x{size}")
+    act = ACTIVATIONS[activation]
+    features = 2 * width * (height // 2 // 2) * (size // 2 // 2)
+    return assemble(
+        [
+            ("stem", nn.Conv2d(channels, width, 4, stride=2, padding=1)),
+            ("act1", act()),
+            ("conv2", nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)),
+            ("act2", act()),
+            ("flatten", nn.Flatten()),
+            ("fc1", nn.Linear(features, 100)),
+            ("act3", act()),
+            ("output", nn.Linear(100, classes)),
+        ]
+    )

@@ -1,0 +1,37 @@
+"""Progress bars on standard error, with what an attack says of itself behind them."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+LOGGER = logging.getLogger("bench.progress")
+
+
+class Progress(logging.Handler):
+    """One bar. Messages to the logger `bench.progress` show behind it while it is open."""
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        super().__init__(logging.INFO)
+        self.bar = tqdm(total=total, desc=what, unit=unit, mininterval=0.5, dynamic_ncols=True)
+
+    def __enter__(self) -> Self:
+        LOGGER.setLevel(logging.INFO)
+        LOGGER.propagate = False
+        LOGGER.addHandler(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        LOGGER.removeHandler(self)
+        self.bar.close()
+
+    def advance(self, n: int, note: str = "") -> None:
+        if note:
+            self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(n)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.bar.set_postfix_str(record.getMessage())

@@ -1,0 +1,1 @@
+"""Experiments that are neither a defense nor an attack: `bench study NAME`."""

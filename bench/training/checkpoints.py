@@ -1,0 +1,101 @@
+"""Files of tensors: the training loop's checkpoint, finished weights, and reading weights that nobody vouches for."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from bench.core.errors import UserError
+from bench.core.records import write_atomically
+from bench.core.registry import one_line
+
+CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
+State = dict[str, Tensor]
+BROKEN = (
+    OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, SafetensorError,
+    pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """A training loop's state, in one go."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(folder / CHECKPOINT, buffer.getvalue())
+
+
+def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """The last state that was saved; None where there is none."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    with _readable(path):
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return state
+
+
+def save_weights(path: Path, model: nn.Module, spec: Mapping[str, Any]) -> None:
+    """The state dict as safetensors, with `spec` (how to build the model) in the file's own header."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_atomically(path, save(state, metadata={"robust-bracket": json.dumps(spec, sort_keys=True)}))
+
+
+def read_spec(path: Path) -> dict[str, Any] | None:
+    """How to build the model of our own weights; None for a file of another origin."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    with _readable(path), safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("robust-bracket")
+    spec = None if text is None else json.loads(text)
+    return spec if isinstance(spec, dict) else None
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns whatever a broken file raises into one line."""
+    try:
+        yield
+    except BROKEN as error:
+        raise UserError(
+            f"checkpoint {path} cannot be read as plain tensors ({one_line(error)}); "
+            "save a state dict with torch.save(model.state_dict(), FILE) or as safetensors"
+        ) from error
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a .safetensors file or of a plain state dict (.pt, .pth, .ckpt); never runs a pickle's code."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist; give a .safetensors, .pt or .ckpt file of weights")
+    with _readable(path):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    return _state_inside(path, loaded)
+
+
+def _state_inside(path: Path, loaded: Any) -> State:
+    """The one dict of tensors in what a file held: itself, or under a key such as `state_dict`."""
+    if _is_state(loaded):
+        return dict(loaded)
+    inner = [value for value in loaded.values() if _is_state(value)] if isinstance(loaded, Mapping) else []
+    if len(inner) != 1:
+        raise UserError(
+            f"checkpoint {path} holds {len(inner)} state dicts where one is needed; save model.state_dict() alone"
+        )
+    return dict(inner[0])
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(v, Tensor) for v in value.values())

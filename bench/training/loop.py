@@ -1,0 +1,259 @@
+"""The one training loop. A defense says what a step is; the loop does everything else."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from bench.core import seeds
+from bench.core.contracts import Batch, Defense, mode_of
+from bench.core.errors import CheckError, UserError
+from bench.core.passes import Passes, count_passes
+from bench.core.records import Training, write_atomically
+from bench.core.threat import ThreatModel
+from bench.datasets.split import Split
+from bench.training import checkpoints
+from bench.training.overfitting import catastrophic
+from bench.training.schedules import learning_rate
+
+Probe = Callable[[nn.Module], dict[str, float]]  # a model -> {"fgsm": accuracy, "pgd": accuracy}
+PLAIN_STATE = ("bank", "best", "epoch", "steps_done", "seconds", "log", "warnings")  # saved as they are
+Progress = Callable[[int, str], None]  # steps done since the last call, what to say of it
+
+
+class Loop:
+    """Trains one model. It is the `trainer` of the contract: what a defense may read and call stands first.
+
+    All that it will need again is in the checkpoint of the last whole epoch, so that a run that is killed and
+    started again ends as if nothing had happened.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        defense: Defense[Any],
+        split: Split,
+        threat: ThreatModel,
+        *,
+        seed: int,
+        probe: Probe | None = None,
+    ) -> None:
+        self.config, self.defense, self.split = defense.config, defense, split
+        self.full_threat, self.probe = threat, probe
+        self.device = split.y.device
+        self.fast = self.config.amp == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.model = model.to(self.device)
+        if self.fast:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.optimizer = _optimizer(defense, self.model)
+        self.averaged_model = _averaged(self.model, self.config.ema)
+        self.generator = seeds.generator(self.device, seed, "training")
+        self.bank: dict[str, Tensor] = {}
+        self.epoch = 0
+        self.epochs = self.config.epochs
+        self.steps_done = 0
+        self.passes = Passes()
+        self.seconds = 0.0
+        self.log: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+        self.best: dict[str, Any] = {"pgd": -1.0, "state": None}
+        self._loss = torch.zeros((), device=self.device)
+        self.defense.prepare(self)
+
+    # What a defense sees ------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """The share of all steps that is done, in [0, 1)."""
+        return self.steps_done / (self.epochs * self.steps_per_epoch)
+
+    @property
+    def lr(self) -> float:
+        return learning_rate(self.config, self.progress)
+
+    @property
+    def eps(self) -> float:
+        assert isinstance(self.full_threat.eps, float)
+        return self.full_threat.eps
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model that this step trains against."""
+        return self.full_threat
+
+    @property
+    def examples(self) -> int:
+        """Examples in the training split."""
+        return len(self.split)
+
+    @property
+    def canvas(self) -> tuple[int, ...]:
+        """The shape (N,C,H+2p,W+2p) of a bank that keeps one image an example."""
+        return tuple(self.split.canvas.shape)
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        return None if self.averaged_model is None else self.averaged_model.module
+
+    def starts(self, *fractions: float) -> bool:
+        """Whether the epoch after this one is the first after one of these shares of the training."""
+        return self.epoch + 1 in {round(fraction * self.epochs) for fraction in fractions}
+
+    def shuffled(self) -> Iterator[Batch]:
+        """One epoch of the training split in random order, augmented."""
+        for batch in self.split.shuffled(self.config.batch_size, self.generator):
+            x = batch.x.contiguous(memory_format=torch.channels_last) if self.fast else batch.x
+            yield Batch(x, batch.y, batch.index, batch.view)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._loss += loss.detach()
+
+    def step(self) -> None:
+        """The optimizer's step with the gradients so far."""
+        if self.config.clip_grad:
+            params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(params, self.config.clip_grad)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.defense.after_step(self)
+        if self.averaged_model is not None:
+            self.averaged_model.update_parameters(self.model)
+
+    def update(self, loss: Tensor) -> None:
+        """backward and step."""
+        self.backward(loss)
+        self.step()
+
+    # The loop -----------------------------------------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int:
+        full, rest = divmod(len(self.split), self.config.batch_size)
+        return max(1, full + (rest > 1))
+
+    def run(self, folder: Path | None = None, report: Progress | None = None) -> tuple[nn.Module, Training]:
+        """Train to the end, from the checkpoint in `folder` where there is one; the predictor and what it cost.
+
+        With a folder, each epoch ends with a checkpoint and a line of log.jsonl.
+        """
+        saved = None if folder is None else checkpoints.read_checkpoint(folder, self.device)
+        if saved is not None:
+            self._load_state(saved)
+            if report is not None:
+                report(self.steps_done, f"resumed after epoch {self.epoch}")
+        while self.epoch < self.epochs:
+            self._run_epoch(report)
+            self.epoch += 1
+            if folder is not None:
+                checkpoints.save_checkpoint(folder, self._state())
+                self._write_log(folder)
+        if self.best["state"] is not None:
+            self.model.load_state_dict(self.best["state"], strict=True)
+            predictor = self.model
+        else:
+            predictor = self.defense.predictor(self)
+        predictor.eval()
+        cost = Training(
+            epochs=self.epochs, seconds=round(self.seconds, 3), forwards=self.passes.forwards,
+            backwards=self.passes.backwards, warnings=self.warnings,
+        )  # fmt: skip
+        return predictor, cost
+
+    def _run_epoch(self, report: Progress | None) -> None:
+        began = time.perf_counter()
+        self._loss.zero_()
+        steps = 0
+        lr = self.lr
+        self.model.train()
+        with count_passes(self.model, self.passes):
+            for batch in self.defense.batches(self):
+                with self._precision():
+                    self.defense.train_step(batch, self)
+                self.steps_done += 1
+                steps += 1
+                if report is not None:
+                    report(1, f"epoch {self.epoch + 1}/{self.epochs}")
+            self.defense.end_epoch(self)
+            loss = float(self._loss) / max(1, steps)
+            if not math.isfinite(loss):
+                raise CheckError(
+                    f"training stopped: the loss is {loss} in epoch {self.epoch + 1} at learning rate {lr:g}; "
+                    f"try a lower one (--set lr={self.config.lr / 10:g}) or --set clip_grad=1"
+                )
+            line = {"epoch": self.epoch + 1, "lr": lr, "loss": round(loss, 6)} | self._probe()
+        self.seconds += time.perf_counter() - began
+        self.log.append(line | {"seconds": round(time.perf_counter() - began, 3)})
+
+    def _probe(self) -> dict[str, float]:
+        """FGSM and PGD accuracy on a few examples, for the log, for the warning and for the selection."""
+        due = self.config.probe_every and (self.epoch + 1) % self.config.probe_every == 0
+        if self.probe is None or not (due or self.epoch + 1 == self.epochs):
+            return {}
+        predictor = self.defense.predictor(self)
+        with mode_of(predictor, training=False):
+            found = self.probe(predictor)
+        if self.config.select == "best" and found["pgd"] > self.best["pgd"]:
+            state = {key: value.clone() for key, value in predictor.state_dict().items()}
+            self.best = {"pgd": found["pgd"], "state": state, "epoch": self.epoch + 1}
+        history = [(e["fgsm"], e["pgd"]) for e in self.log if "pgd" in e] + [(found["fgsm"], found["pgd"])]
+        if catastrophic(history):
+            self.warnings.append(
+                f"catastrophic overfitting in epoch {self.epoch + 1}: PGD accuracy {found['pgd']:.1%}, "
+                f"one-step accuracy {found['fgsm']:.1%}"
+            )
+        return {key: round(value, 6) for key, value in found.items()}
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.fast else nullcontext()
+
+    def _state(self) -> dict[str, Any]:
+        """Everything that the rest of the training depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaged": None if self.averaged_model is None else self.averaged_model.state_dict(),
+            "generator": self.generator.get_state(),
+            "passes": [self.passes.forwards, self.passes.backwards],
+        } | {name: getattr(self, name) for name in PLAIN_STATE}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"], strict=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged_model is not None:
+            self.averaged_model.load_state_dict(state["averaged"], strict=True)
+        self.generator.set_state(state["generator"].cpu())
+        self.passes = Passes(*state["passes"])
+        for name in PLAIN_STATE:
+            setattr(self, name, state[name])
+
+    def _write_log(self, folder: Path) -> None:
+        lines = "".join(json.dumps(line) + "\n" for line in self.log)
+        write_atomically(folder / "log.jsonl", lines.encode())
+
+
+def _optimizer(defense: Defense[Any], model: nn.Module) -> torch.optim.Optimizer:
+    config = defense.config
+    params = list(defense.parameters(model))
+    if not params:
+        raise UserError(f"{type(defense).__name__} has nothing to train in this model")
+    if config.optimizer == "adam":
+        return torch.optim.Adam(params, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def _averaged(model: nn.Module, decay: float) -> AveragedModel | None:
+    if not decay:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -1,0 +1,1 @@
+"""Certifiers: one file each."""

@@ -1,0 +1,1 @@
+"""Defenses: one file a method. `bench list defenses` shows them."""
