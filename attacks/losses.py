@@ -32,15 +32,15 @@ def reflected(logits: Tensor, y: Tensor) -> Tensor:
     return -functional.cross_entropy(logits, target, reduction="none")
 
 
+def kl(logits: Tensor, logits_adv: Tensor) -> Tensor:
+    """KL(p || p_adv), (B,), differentiable in both."""
+    clean, there = functional.log_softmax(logits, dim=1), functional.log_softmax(logits_adv, dim=1)
+    return functional.kl_div(there, clean, reduction="none", log_target=True).sum(dim=1)
+
+
 def kl_from(clean_logits: Tensor) -> Loss:
-    """KL(p_clean || p) per example, for TRADES; the labels are not used."""
-    clean = functional.log_softmax(clean_logits.detach(), dim=1)
-
-    def loss(logits: Tensor, y: Tensor) -> Tensor:
-        there = functional.log_softmax(logits, dim=1)
-        return functional.kl_div(there, clean, reduction="none", log_target=True).sum(dim=1)
-
-    return loss
+    """The loss KL(p_clean || p) of TRADES' attack; the labels are not used."""
+    return lambda logits, _: kl(clean_logits, logits)
 
 
 def best_wrong(logits: Tensor, y: Tensor) -> torch.return_types.max:

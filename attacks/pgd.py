@@ -35,9 +35,9 @@ def ascend(
     """`steps` projected gradient steps up the loss from `start`: (x_adv (B,C,H,W), last_gradient (B,C,H,W)).
 
     alpha: the step size, a number or (B,), or a function that gives it from the gradient. step: "sign" (default under
-    Linf), "l2" (the gradient over its norm; default under L2) or "raw". The gradient is of each example's own loss, and of the input only: no weight's
-    gradient is touched. mode: of the model during the attack, restored afterwards. visit(x_adv, logits) sees each
-    point at which the gradient is taken; the point that is returned it does not see.
+    Linf), "l2" (the gradient over its norm; default under L2) or "raw". The gradient is of each example's own loss, and
+    of the input only: no weight's gradient is touched. mode: of the model during the attack, restored afterwards.
+    visit(x_adv, logits) sees each point at which the gradient is taken; the point that is returned it does not see.
     """
     project = threat.projector(x)
     step = step or ("sign" if threat.norm == "Linf" else "l2")
@@ -67,24 +67,22 @@ def direction(gradient: Tensor, step: Step) -> Tensor:
 
 
 class Worst:
-    """The worst point seen of each example: the one of the smallest margin, hence a wrong one where any was wrong."""
+    """The point of the highest loss that was seen of each example.
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.point, self.y = x.clone(), y
-        self.margin = torch.full((len(y),), float("inf"), device=x.device)
+    By default the loss is minus the margin, so that the worst point is a wrong one where any was wrong.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, loss: Loss = lambda logits, y: -margin(logits, y)) -> None:
+        self.point, self.y, self.loss = x.clone(), y, loss
+        self.height = torch.full((len(y),), float("-inf"), device=x.device)
 
     def see(self, x_adv: Tensor, logits: Tensor, rows: Tensor | None = None) -> None:
         """Points x_adv (b,C,H,W) and their logits, of all examples or of `rows` (b,)."""
         rows = torch.arange(len(self.y), device=x_adv.device) if rows is None else rows
-        found = margin(logits.float(), self.y[rows])
-        worse = found < self.margin[rows]
+        found = self.loss(logits.float(), self.y[rows])
+        worse = found > self.height[rows]
         self.point[rows[worse]] = x_adv[worse]
-        self.margin[rows[worse]] = found[worse]
-
-    @property
-    def open(self) -> Tensor:
-        """The rows of the examples that no point has broken yet."""
-        return (self.margin > 0).nonzero().squeeze(1)
+        self.height[rows[worse]] = found[worse]
 
 
 @registry.attack("pgd")
@@ -106,7 +104,7 @@ class PGD(Attack):
     def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
         worst = Worst(batch.x, batch.y)
         for _ in range(self.restarts):
-            rows = worst.open
+            rows = (worst.height < 0).nonzero().squeeze(1)  # right with a margin at each point so far
             if len(rows) == 0:
                 break
             x, y, threat = batch.x[rows], batch.y[rows], self.threat.of(rows)

@@ -17,14 +17,13 @@ from torch import nn
 from bench.core import records, registry, seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
+from bench.core.progress import Progress
 from bench.core.records import Record, Training
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split, hold_out
-from bench.evaluate.attacked import measure_attack, witnesses_of
-from bench.evaluate.clean import measure_clean
-from bench.evaluate.invariants import check_evaluation
-from bench.plan import Plan, build_spec, defense_of_spec, make_attacks
-from bench.progress import Progress
+from bench.evaluate.attacked import make_attacks
+from bench.evaluate.evaluation import evaluate_split
+from bench.plan import Plan, build_spec, defense_of_spec
 from bench.training.checkpoints import CHECKPOINT, WEIGHTS, read_spec, read_state, save_weights
 from bench.training.foreign import load_foreign
 from bench.training.loop import Loop, Probe
@@ -108,27 +107,16 @@ def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Train
     test = Split(plan.arrays.x_test[:n], plan.arrays.y_test[:n], plan.device)
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
-    table = measure_clean(model, test, size)
-    attacked = {}
-    for spec, attack in plan.attacks.items():
-        with Progress(f"attack {spec}", n, "example") as progress:
-            attacked[spec] = measure_attack(
-                model, test, attack, spec,
-                clean=table["clean"], batch_size=size, seed=seed, parts=parts, report=progress.advance,
-            )  # fmt: skip
-        table |= attacked[spec].columns
-        for warning in attacked[spec].result.warnings:
-            print(f"warning ({spec}): {warning}", file=sys.stderr)
-    witnesses = witnesses_of(attacked)
-    check_evaluation(model, test, plan.threat, table, witnesses, size)
+    found = evaluate_split(model, test, plan.threat, plan.attacks, batch_size=size, seed=seed, parts=parts)
+    table = found.table
     records.write_arrays(folder / records.TABLE, table)
-    records.write_arrays(folder / records.WITNESSES, witnesses)
+    records.write_arrays(folder / records.WITNESSES, found.witnesses)
     record = Record(
         schema=records.SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model, defense=plan.name,
         seed=seed, threat=records.Threat(config.norm, config.eps), config=config.as_json(),
         config_hash=config.content_hash, n_examples=n, clean=records.accuracy(table["clean"]),
-        attacks={spec: each.result for spec, each in attacked.items()},
-        worst=records.robustness(records.worst_case(table)) if attacked else None,
+        attacks=found.attacks,
+        worst=records.robustness(records.worst_case(table)) if found.attacks else None,
         certifiers={}, training=cost, sanity=records.Sanity("unchecked", []),
         artifacts={
             "weights": records.artifact(folder / WEIGHTS),

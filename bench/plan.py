@@ -19,6 +19,7 @@ from bench.core.specs import parse_spec
 from bench.core.threads import choose_threads
 from bench.core.threat import NORMS, ThreatModel
 from bench.datasets.arrays import Arrays, read_npz
+from bench.evaluate.attacked import make_attacks
 from bench.training.checkpoints import WEIGHTS, read_spec
 
 DEFAULT_ATTACKS = ("pgd-10", "pgd-50", "autoattack")
@@ -123,18 +124,6 @@ def build_model(text: str, shape: tuple[int, int, int], classes: int) -> nn.Modu
     if not isinstance(model, nn.Module):
         raise UserError(f"model '{text}' returned a {type(model).__name__}; it must return a torch.nn.Module")
     return model
-
-
-def make_attacks(names: Sequence[str], threat: ThreatModel) -> dict[str, Attack]:
-    """Attacks by canonical spec; each at most once."""
-    found: dict[str, Attack] = {}
-    for name in names:
-        spec = parse_spec(name, registry.attack)
-        attack = spec.make(threat=threat)
-        if attack in found.values():
-            raise UserError(f"attack '{name}' is given twice; keep one")
-        found[spec.text] = attack
-    return found
 
 
 def checked_eps(eps: float, norm: str, shape: tuple[int, int, int]) -> float:

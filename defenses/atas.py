@@ -13,6 +13,7 @@ from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.training.carried import carried_start, carry, start_bank
 
 PAPER_EPS, PAPER_BATCH = 8 / 255, 128  # at which the published c was set
 
@@ -48,11 +49,10 @@ class ATAS(Defense[Config]):
     def prepare(self, trainer: Trainer) -> None:
         # line 2: x_i^(0) = x_i + U(-eps, eps); line 1: v_i = 0
         trainer.bank["v"] = torch.zeros(trainer.examples, device=trainer.generator.device)
-        trainer.bank["delta"] = self.uniform(trainer)
+        start_bank(trainer)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         warm = trainer.epoch < round(self.config.warm_up * trainer.epochs)
-        start = trainer.threat.project(batch.x + batch.read(trainer.bank["delta"]), batch.x)
         v_before = batch.read(trainer.bank["v"])
 
         def step_sizes(gradient: Tensor) -> Tensor:
@@ -64,22 +64,17 @@ class ATAS(Defense[Config]):
 
         x_adv, _ = ascend(  # line 7
             trainer.model, batch.x, batch.y, threat=trainer.threat, steps=1,
-            alpha=trainer.eps if warm else step_sizes, start=start,
+            alpha=trainer.eps if warm else step_sizes, start=carried_start(trainer, batch),
         )  # fmt: skip
-        batch.write(trainer.bank["delta"], x_adv - batch.x)
+        carry(trainer, batch, x_adv)
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))  # line 8
 
     def end_epoch(self, trainer: Trainer) -> None:
         if trainer.starts(*self.config.resets):
-            trainer.bank["delta"] = self.uniform(trainer)
+            start_bank(trainer)
 
     def alpha(self, v: Tensor, eps: float) -> Tensor:
         """Step sizes (B,) from the moving averages v (B,) of squared gradient norms (Eq. 5.16)."""
         c = self.config.c * eps / PAPER_EPS
         shrink = 1 + v.sqrt() / c if self.config.step_size == "released" else (v + c**2).sqrt() / c
         return (2 * eps / shrink).clamp(self.config.smallest * eps, self.config.largest * eps)
-
-    def uniform(self, trainer: Trainer) -> Tensor:
-        """A bank of perturbations drawn uniformly from the ball, on the padded canvas."""
-        draw = torch.rand(trainer.canvas, generator=trainer.generator, device=trainer.generator.device)
-        return ((2 * draw - 1) * trainer.eps).half()

@@ -26,7 +26,7 @@ def count_passes(model: nn.Module, passes: Passes | None = None) -> Iterator[Pas
     def after_forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
         passes.forwards += len(output)
         if output.requires_grad:
-            output.register_hook(after_backward)  # type: ignore[no-untyped-call]
+            output.register_hook(after_backward)
 
     def after_backward(gradient: Tensor) -> None:
         passes.backwards += len(gradient)

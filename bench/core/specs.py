@@ -53,7 +53,7 @@ def parse_spec(text: str, registry: Registry) -> Spec:
         if not rest:
             raise UserError(f"{registry.kind} '{text}': name the function in the file, as in {head}:build")
         head, target = f"{head}:{rest[0]}", _from_file(Path(head), rest.pop(0), registry.kind)
-        given = {}
+        given: dict[str, Any] = {}
     else:
         target, given = _look_up(head, registry)
     hints = options_of(target)
@@ -169,7 +169,7 @@ def _from_file(path: Path, function: str, kind: str) -> Callable[..., Any]:
     target = getattr(module, function, None)
     if not callable(target):
         raise UserError(f"{kind} file {path} has no function '{function}'")
-    return target  # type: ignore[no-any-return]
+    return target
 
 
 def _allowed(hints: Mapping[str, Any]) -> str:

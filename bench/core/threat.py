@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -59,17 +60,15 @@ class ThreatModel:
     def random_delta(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Perturbations in the shape of `like`, float64, uniform in the ball (no box)."""
         eps = self.eps_like(like)
-        draw = {"generator": generator, "device": like.device, "dtype": torch.float64}
+        uniform = partial(torch.rand, generator=generator, device=like.device, dtype=torch.float64)
         if self.norm == "Linf":
-            return (2 * torch.rand(like.shape, **draw) - 1) * eps
-        dimensions = like[0].numel()
-        radius = torch.rand(eps.expand(len(like), *eps.shape[1:]).shape, **draw) ** (1 / dimensions)
+            return (2 * uniform(like.shape) - 1) * eps
+        radius = uniform((len(like), *eps.shape[1:])) ** (1 / like[0].numel())
         if self.norm == "L2":
-            direction = torch.randn(like.shape, **draw)
+            direction = torch.randn(like.shape, generator=generator, device=like.device, dtype=torch.float64)
             return eps * radius * direction / _flat_norm(direction, 2)
-        # a point on the simplex from exponentials, signs at random: uniform on the L1 sphere
-        direction = -torch.log1p(-torch.rand(like.shape, **draw))
-        direction = direction * (2 * (torch.rand(like.shape, **draw) < 0.5) - 1)
+        # exponentials over their sum are uniform on the simplex; with random signs, on the L1 sphere
+        direction = -torch.log1p(-uniform(like.shape)) * (2.0 * (uniform(like.shape) < 0.5) - 1)
         return eps * radius * direction / _flat_norm(direction, 1)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:

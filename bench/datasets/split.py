@@ -20,9 +20,19 @@ class Split:
         self, x: np.ndarray, y: np.ndarray, device: torch.device, *, crop: int = 0, flip: bool = False
     ) -> None:
         images = torch.from_numpy(np.ascontiguousarray(x)).to(device).permute(0, 3, 1, 2)
+        self._hold(images, torch.from_numpy(np.ascontiguousarray(y)).to(device), crop, flip)
+
+    @classmethod
+    def of_tensors(cls, x: Tensor, y: Tensor) -> Split:
+        """Images that are float32 (N,C,H,W) in [0, 1] already, and labels (N,) int64."""
+        split = cls.__new__(cls)
+        split._hold(x.detach(), y, crop=0, flip=False)
+        return split
+
+    def _hold(self, images: Tensor, y: Tensor, crop: int, flip: bool) -> None:
         self.size = (images.shape[2], images.shape[3])
         self.canvas: Tensor = zero_pad(images, [crop] * 4).contiguous()
-        self.y: Tensor = torch.from_numpy(np.ascontiguousarray(y)).to(device)
+        self.y: Tensor = y
         self.crop, self.flip = crop, flip
 
     def __len__(self) -> int:
@@ -42,7 +52,7 @@ class Split:
     def take(self, index: Tensor) -> Batch:
         """The examples `index`, not augmented."""
         x = self.canvas[index, :, self.crop : self.crop + self.size[0], self.crop : self.crop + self.size[1]]
-        return Batch(x.float().div_(255), self.y[index], index)
+        return Batch(_in_unit_range(x), self.y[index], index)
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """One epoch in random order, augmented. A last batch of one is dropped, for batch norm cannot use it."""
@@ -58,7 +68,11 @@ class Split:
         if not (self.crop or self.flip):
             return self.take(index)
         view = CropFlip.draw(len(index), self.size, self.crop, self.flip, generator)
-        return Batch(view.read(self.canvas, index).float().div_(255), self.y[index], index, view)
+        return Batch(_in_unit_range(view.read(self.canvas, index)), self.y[index], index, view)
+
+
+def _in_unit_range(x: Tensor) -> Tensor:
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
 def hold_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from bench.core import seeds
+from bench.core import registry, seeds
 from bench.core.contracts import Attack, Batch, frozen
+from bench.core.errors import UserError
 from bench.core.passes import count_passes
 from bench.core.records import AttackResult, Table, accuracy, read_arrays, write_arrays
+from bench.core.specs import parse_spec
+from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.clean import predict
 
@@ -35,6 +38,18 @@ class Attacked:
     broken: npt.NDArray[np.int64]
     witnesses: npt.NDArray[np.float32]
     result: AttackResult
+
+
+def make_attacks(names: Sequence[str], threat: ThreatModel) -> dict[str, Attack]:
+    """Attacks by canonical spec; each at most once."""
+    found: dict[str, Attack] = {}
+    for name in names:
+        spec = parse_spec(name, registry.attack)
+        attack = spec.make(threat=threat)
+        if attack in found.values():
+            raise UserError(f"attack '{name}' is given twice; keep one")
+        found[spec.text] = attack
+    return found
 
 
 def measure_attack(

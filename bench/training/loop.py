@@ -115,7 +115,7 @@ class Loop:
             yield Batch(x, batch.y, batch.index, batch.view)
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._loss += loss.detach()
 
     def step(self) -> None:

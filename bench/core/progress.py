@@ -14,9 +14,9 @@ LOGGER = logging.getLogger("bench.progress")
 class Progress(logging.Handler):
     """One bar. Messages to the logger `bench.progress` show behind it while it is open."""
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
+    def __init__(self, what: str, total: int, unit: str, *, show: bool = True) -> None:
         super().__init__(logging.INFO)
-        self.bar = tqdm(total=total, desc=what, unit=unit, mininterval=0.5, dynamic_ncols=True)
+        self.bar = tqdm(total=total, desc=what, unit=unit, mininterval=0.5, dynamic_ncols=True, disable=not show)
 
     def __enter__(self) -> Self:
         LOGGER.setLevel(logging.INFO)

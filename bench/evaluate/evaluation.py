@@ -1,0 +1,62 @@
+"""A whole evaluation: clean, each attack, the evidence, and the checks that it must pass."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from torch import nn
+
+from bench.core.contracts import Attack
+from bench.core.progress import Progress
+from bench.core.records import AttackResult, Table
+from bench.core.threat import ThreatModel
+from bench.datasets.split import Split
+from bench.evaluate.attacked import Attacked, measure_attack, witnesses_of
+from bench.evaluate.clean import measure_clean
+from bench.evaluate.invariants import check_evaluation
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The per-example table, what each attack cost, and an adversarial example of each example that fell."""
+
+    table: Table
+    attacks: dict[str, AttackResult]
+    witnesses: dict[str, npt.NDArray[Any]]
+
+
+def evaluate_split(
+    model: nn.Module,
+    test: Split,
+    threat: ThreatModel,
+    attacks: Mapping[str, Attack],
+    *,
+    batch_size: int,
+    seed: int,
+    parts: Path | None = None,
+    show: bool = True,
+) -> Evaluation:
+    """Measure a model on a split, in fixed batches of the test order. CheckError where the result contradicts itself.
+
+    With a folder `parts`, finished batches are kept there, and a later call goes on from them.
+    """
+    table = measure_clean(model, test, batch_size)
+    found: dict[str, Attacked] = {}
+    for spec, attack in attacks.items():
+        with Progress(f"attack {spec}", len(test), "example", show=show) as progress:
+            found[spec] = measure_attack(
+                model, test, attack, spec,
+                clean=table["clean"], batch_size=batch_size, seed=seed, parts=parts, report=progress.advance,
+            )  # fmt: skip
+        table |= found[spec].columns
+        if show:
+            for warning in found[spec].result.warnings:
+                print(f"warning ({spec}): {warning}", file=sys.stderr)
+    witnesses = witnesses_of(found)
+    check_evaluation(model, test, threat, table, witnesses, batch_size)
+    return Evaluation(table, {spec: each.result for spec, each in found.items()}, witnesses)
