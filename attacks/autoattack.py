@@ -17,6 +17,7 @@ from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError
 
 MOST_TARGETS = 9
+SMALLEST = 5  # pixels to a side, for Square under L2 and L1
 PROGRESS = logging.getLogger("bench.progress")
 
 
@@ -45,6 +46,11 @@ class AutoAttack(Attack):
             raise UserError(
                 f"autoattack version {self.version} needs at least {fewest} classes, for its DLR loss is undefined "
                 f"with {classes}; use pgd:restarts=10"
+            )
+        if self.threat.norm != "Linf" and self.version != "rand" and min(batch.x.shape[2:]) < SMALLEST:
+            raise UserError(
+                f"autoattack under {self.threat.norm} needs images of at least {SMALLEST}x{SMALLEST} pixels, for its "
+                "Square attack places tiles; use version=rand or pgd"
             )
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
         devices = [batch.x.device] if batch.x.device.type == "cuda" else []

@@ -7,9 +7,9 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from bench.core import registry
 from bench.core.config import parse_overrides, suites
@@ -34,18 +34,26 @@ KINDS: dict[str, registry.Registry] = {
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest word where one is unknown."""
 
+    options: ClassVar[set[str]] = set()  # of all commands: an unknown option is reported by the topmost parser
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        self.options.update(names)
+        return super().add_argument(*names, **settings)
+
     def error(self, message: str) -> NoReturn:
         choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        unknown = re.fullmatch(r"unrecognized arguments: (--[\w-]+)(.*)", message)
         if choice:
             allowed = [word.strip(" '") for word in choice[3].split(",")]
-            near = difflib.get_close_matches(choice[2], allowed, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            message = f"{choice[1]} '{choice[2]}' is not one of {', '.join(allowed)}{hint}"
-        unknown = re.fullmatch(r"unrecognized arguments: (--[\w-]+)(.*)", message)
-        if unknown:
-            near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
-            message = f"no option {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+            message = f"{choice[1]} '{choice[2]}' is not one of {', '.join(allowed)}{_nearest(choice[2], allowed)}"
+        elif unknown:
+            message = f"no option {unknown[1]}{_nearest(unknown[1], self.options)}"
         fail(f"{message}; see `{self.prog} --help`")
+
+
+def _nearest(word: str, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(allowed), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -23,9 +23,8 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split, hold_out
 from bench.evaluate.attacked import make_attacks
 from bench.evaluate.evaluation import evaluate_split
-from bench.plan import Plan, build_spec, defense_of_spec
-from bench.training.checkpoints import CHECKPOINT, WEIGHTS, read_spec, read_state, save_weights
-from bench.training.foreign import load_foreign
+from bench.plan import Plan
+from bench.training.checkpoints import CHECKPOINT, WEIGHTS, read_state, save_weights
 from bench.training.loop import Loop, Probe
 
 PROBE_STEPS = 10
@@ -43,9 +42,12 @@ def run(plan: Plan, seed: int) -> tuple[Record, Path]:
             left.unlink()
         description = json.dumps(plan.config.as_json(), indent=1) + "\n"
         records.write_atomically(folder / "config.json", description.encode())
-        model, cost = _trained(plan, seed, folder) if plan.defense is not None else _loaded(plan, seed, folder)
-        model.eval()
-        record = _evaluate(plan, seed, folder, model, cost)
+        if plan.loaded is not None:
+            model, cost = plan.loaded.to(plan.device), None
+            save_weights(folder / WEIGHTS, model, plan.spec)
+        else:
+            model, cost = _trained(plan, seed, folder)
+        record = _evaluate(plan, seed, folder, model.eval(), cost)
         records.write_record(folder, record)
         (folder / CHECKPOINT).unlink(missing_ok=True)
         shutil.rmtree(folder / "parts", ignore_errors=True)
@@ -71,34 +73,8 @@ def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     for warning in cost.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     records.write_cost(cost_file, cost)
-    save_weights(finished, model, build_spec(plan))
+    save_weights(finished, model, plan.spec)
     return model, cost
-
-
-def _loaded(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, None]:
-    """The weights of --checkpoint, copied into the run folder in our own form."""
-    path = plan.request.checkpoint
-    assert path is not None
-    spec = read_spec(path)
-    model = plan.new_model(seed)
-    if spec is not None:
-        model = defense_of_spec(spec).build(model) if spec["defense"] else model
-        _load_own(model, path)
-        renamed = {}
-    else:
-        renamed = load_foreign(model, path)
-    for ours, theirs in renamed.items():
-        print(f"{path.name}: {theirs} -> {ours}", file=sys.stderr)
-    save_weights(folder / WEIGHTS, model, spec or build_spec(plan))
-    return model.to(plan.device), None
-
-
-def _load_own(model: nn.Module, path: Path) -> None:
-    try:
-        model.load_state_dict(read_state(path), strict=True)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise UserError(f"checkpoint {path} does not fit the model ({detail}); leave --model to its header") from error
 
 
 def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Training | None) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,15 +13,16 @@ import torch
 from torch import nn
 
 from bench.core import records, registry, seeds
-from bench.core.config import RunConfig, Suite, config_as_json, get_suite, make_config, suites
+from bench.core.config import RunConfig, Suite, as_json, get_suite, make_config, suites
 from bench.core.contracts import Attack, Defense
 from bench.core.errors import UserError
 from bench.core.specs import parse_spec
 from bench.core.threads import choose_threads
-from bench.core.threat import NORMS, ThreatModel
+from bench.core.threat import ThreatModel, checked_norm
 from bench.datasets.arrays import Arrays, read_npz
 from bench.evaluate.attacked import make_attacks
-from bench.training.checkpoints import WEIGHTS, read_spec
+from bench.training.checkpoints import BuildSpec, read_spec, read_state
+from bench.training.foreign import load_foreign
 
 DEFAULT_ATTACKS = ("pgd-10", "pgd-50", "autoattack")
 
@@ -52,16 +54,20 @@ class Plan:
 
     request: Request
     config: RunConfig
+    spec: BuildSpec  # how the model is built
     arrays: Arrays
     threat: ThreatModel
     attacks: dict[str, Attack]
-    defense: Defense[Any] | None
+    defense: Defense[Any] | None  # that trains (`bench run`) or only builds (`bench eval` of our own weights)
     device: torch.device
-    threads: int
+    threads: int = 1
+    loaded: nn.Module | None = None  # with the weights of --checkpoint
 
     @property
     def name(self) -> str:
-        return self.config.defense or _stem(self.request.checkpoint)
+        """What the record calls the defense: its name, or the file's where it was trained elsewhere."""
+        checkpoint = self.request.checkpoint
+        return self.spec.defense or (checkpoint.stem if checkpoint is not None else "")
 
     def folder(self, seed: int) -> Path:
         board = self.config.suite or Path(self.config.dataset).stem
@@ -71,42 +77,44 @@ class Plan:
         """The architecture with fresh weights, as the defense wants it built."""
         with torch.random.fork_rng([]):
             torch.manual_seed(seeds.derive(seed, "initialisation"))
-            model = build_model(self.config.model, self.arrays.shape, self.arrays.classes)
+            model = build_model(self.spec.model, self.arrays.shape, self.arrays.classes)
             return self.defense.build(model) if self.defense is not None else model
 
 
 def plan(request: Request) -> Plan:
     """Resolve names, defaults and overrides; UserError for whatever is wrong."""
     plugins = tuple(registry.load_plugin(path) for path in request.plugins)
-    spec = _own_spec(request.checkpoint)
-    suite = _suite_of(request)
+    own = None if request.checkpoint is None else read_spec(request.checkpoint)
+    suite = _suite_of(request, own)
     arrays = load_arrays(request.dataset or suite.dataset, request.data_dir)
-    norm = request.norm or suite.norm
-    if norm not in NORMS:
-        raise UserError(f"norm '{norm}' is not one of {', '.join(NORMS)}")
-    eps = checked_eps(suite.eps if request.eps is None else request.eps, norm, arrays.shape)
-    threat = ThreatModel(norm, eps)  # type: ignore[arg-type]
-    names = suite.attacks if request.attacks is None else request.attacks
-    attacks = make_attacks(names, threat)
-    defense, training = _defense_of(request, suite, spec)
-    if defense is not None and norm not in defense.norms:
-        raise UserError(f"defense '{request.defense}' has no {norm} form; its norms are {', '.join(defense.norms)}")
-    model = request.model or (spec["model"] if spec else suite.model)
-    device = choose_device(request.device)
+    threat = _threat_of(request, suite, arrays)
+    attacks = make_attacks(suite.attacks if request.attacks is None else request.attacks, threat)
+    spec = own or _spec_of(request, suite, arrays)
+    if own is not None and request.model not in (None, own.model):
+        raise UserError(f"checkpoint {request.checkpoint} holds a {own.model}; leave out --model {request.model}")
+    defense = None if spec.defense is None else _make_defense(spec.defense, spec.training)
+    if request.defense is not None and defense is not None and threat.norm not in defense.norms:
+        raise UserError(
+            f"defense '{request.defense}' has no {threat.norm} form; its norms are {', '.join(defense.norms)}"
+        )
     n = len(arrays.y_test)
-    if request.n_examples is not None and not 1 <= request.n_examples <= n:
+    if request.n_examples is not None and request.n_examples > n:
         raise UserError(f"--n-examples {request.n_examples}: {arrays.name} has 1 to {n} test examples")
+    assert isinstance(threat.eps, float)
+    in_suite = suite.name and (threat.norm, threat.eps) == (suite.norm, suite.eps)
     config = RunConfig(
-        suite=suite.name or None, dataset=arrays.name, data_hash=arrays.hash,
-        model=parse_spec(model, registry.model).text, defense=request.defense,
-        checkpoint=records.sha256(request.checkpoint) if request.checkpoint else None,
-        norm=norm, eps=eps, attacks=tuple(attacks), n_examples=request.n_examples or n, eval_batch=suite.eval_batch,
-        training=training, plugins=plugins,
+        suite=suite.name if in_suite else None, dataset=arrays.name, data_hash=arrays.hash, model=spec.model,
+        defense=request.defense, checkpoint=records.sha256(request.checkpoint) if request.checkpoint else None,
+        norm=threat.norm, eps=threat.eps, attacks=tuple(attacks), n_examples=request.n_examples or n,
+        eval_batch=suite.eval_batch, training=spec.training if request.defense else {}, plugins=plugins,
     )  # fmt: skip
-    unset = Plan(request, config, arrays, threat, attacks, defense, device, threads=1)
-    probe = unset.new_model(0)
-    _check_fits(probe, arrays, config.model)
-    return replace(unset, threads=request.threads or choose_threads(probe, arrays.shape))
+    unset = Plan(request, config, spec, arrays, threat, attacks, defense, choose_device(request.device))
+    model = unset.new_model(0)
+    _check_fits(model, arrays, spec.model)
+    threads = request.threads or choose_threads(model, arrays.shape)
+    if request.checkpoint is not None:
+        _load(model, request.checkpoint, own)
+    return replace(unset, threads=threads, loaded=model if request.checkpoint is not None else None)
 
 
 def load_arrays(dataset: str, data_dir: Path | None) -> Arrays:
@@ -143,20 +151,23 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _suite_of(request: Request) -> Suite:
+def _suite_of(request: Request, own: BuildSpec | None) -> Suite:
     """The suite that was named; else that of the data set; else one made of what was given."""
     if request.suite is not None:
         suite = get_suite(request.suite)
-        if request.dataset not in (None, suite.dataset):
-            raise UserError(
-                f"suite '{suite.name}' is on {suite.dataset}, not on {request.dataset}; leave out --suite or --dataset"
-            )
+        given = {"dataset": request.dataset, "norm": request.norm, "eps": request.eps}
+        for rule, value in given.items():
+            if value not in (None, getattr(suite, rule)):
+                raise UserError(
+                    f"suite '{suite.name}' has {rule} {getattr(suite, rule)}, not {value}; "
+                    f"leave out --suite or --{rule}"
+                )
         return suite
     if request.dataset is None:
         return get_suite("digits")
     if request.dataset in suites():
         return get_suite(request.dataset)
-    if request.eps is None or (request.model is None and _own_spec(request.checkpoint) is None):
+    if request.eps is None or (request.model is None and own is None):
         raise UserError(f"data set '{request.dataset}' has no suite of its own; give --eps and --model too")
     return Suite(
         name="", summary="", dataset=request.dataset, model=request.model or "", norm=request.norm or "Linf",
@@ -164,43 +175,44 @@ def _suite_of(request: Request) -> Suite:
     )  # fmt: skip
 
 
-def _own_spec(checkpoint: Path | None) -> dict[str, Any] | None:
-    if checkpoint is not None and not checkpoint.is_file():
-        raise UserError(f"checkpoint {checkpoint} does not exist; give a .safetensors, .pt or .ckpt file of weights")
-    return read_spec(checkpoint) if checkpoint is not None else None
+def _threat_of(request: Request, suite: Suite, arrays: Arrays) -> ThreatModel:
+    norm = request.norm or suite.norm
+    if norm != suite.norm and request.eps is None:
+        raise UserError(f"suite '{suite.name}' has an eps for {suite.norm} only; give --eps for {norm}")
+    eps = checked_eps(suite.eps if request.eps is None else request.eps, norm, arrays.shape)
+    return ThreatModel(checked_norm(norm), eps)
 
 
-def _defense_of(
-    request: Request, suite: Suite, spec: dict[str, Any] | None
-) -> tuple[Defense[Any] | None, dict[str, Any]]:
-    """The defense of `bench run` with its whole config; nothing for `bench eval`."""
-    if request.defense is None:
-        if request.overrides:
-            raise UserError("--set changes a defense's training; weights that are there already have none")
-        return None, {}
-    target = registry.defense.get(request.defense)
-    layers = [suite.training, suite.defenses.get(request.defense, {}), request.overrides]
-    config = make_config(target.config_class, request.defense, *layers)
-    return target(config), config_as_json(config)
+def _spec_of(request: Request, suite: Suite, arrays: Arrays) -> BuildSpec:
+    """How to build the model that a suite, or --model, asks for, and to train it where a defense is given."""
+    special = dict(suite.defenses.get(request.defense or "", {}))
+    model = request.model or special.pop("model", suite.model)
+    training: dict[str, Any] = {}
+    if request.defense is not None:
+        config_class = registry.defense.get(request.defense).config_class
+        training = as_json(make_config(config_class, request.defense, suite.training, special, request.overrides))
+    return BuildSpec(
+        model=parse_spec(model, registry.model).text, shape=arrays.shape, classes=arrays.classes,
+        defense=request.defense, training=training,
+    )  # fmt: skip
 
 
-def defense_of_spec(spec: dict[str, Any]) -> Defense[Any]:
-    target = registry.defense.get(spec["defense"])
-    defense = target(make_config(target.config_class, spec["defense"], spec["training"]))
-    assert isinstance(defense, Defense)
-    return defense
+def _make_defense(name: str, training: Mapping[str, Any]) -> Defense[Any]:
+    target = registry.defense.get(name)
+    return target(make_config(target.config_class, name, training))
 
 
-def build_spec(plan: Plan) -> dict[str, Any]:
-    """What `bench eval` needs to build this model again."""
-    config = plan.config
-    return {
-        "model": config.model,
-        "shape": list(plan.arrays.shape),
-        "classes": plan.arrays.classes,
-        "defense": config.defense,
-        "training": dict(config.training),
-    }
+def _load(model: nn.Module, path: Path, own: BuildSpec | None) -> None:
+    """Weights into a model: our own by name, another project's as load_foreign can; says which names it changed."""
+    if own is None:
+        for ours, theirs in load_foreign(model, path).items():
+            print(f"{path.name}: {theirs} -> {ours}", file=sys.stderr)
+        return
+    try:
+        model.load_state_dict(read_state(path), strict=True)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise UserError(f"checkpoint {path} does not fit its own header ({detail}); it was changed") from error
 
 
 def _check_fits(model: nn.Module, arrays: Arrays, text: str) -> None:
@@ -214,8 +226,3 @@ def _check_fits(model: nn.Module, arrays: Arrays, text: str) -> None:
         ) from error
     if logits.shape != (2, arrays.classes):
         raise UserError(f"model '{text}' returns {tuple(logits.shape)} for two images of {arrays.classes} classes")
-
-
-def _stem(checkpoint: Path | None) -> str:
-    assert checkpoint is not None
-    return checkpoint.resolve().parent.parent.name if checkpoint.name == WEIGHTS else checkpoint.stem

@@ -172,9 +172,7 @@ class RunConfig:
     plugins: tuple[str, ...] = ()  # SHA-256 of each plugin file
 
     def as_json(self) -> dict[str, Any]:
-        plain = json.loads(json.dumps(dataclasses.asdict(self), default=_plain))
-        assert isinstance(plain, dict)
-        return plain
+        return as_json(self)
 
     @property
     def content_hash(self) -> str:
@@ -183,9 +181,10 @@ class RunConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def config_as_json(config: TrainingConfig) -> dict[str, Any]:
-    """A defense's config as JSON values, which make_config reads back to an equal config."""
-    plain = json.loads(json.dumps(dataclasses.asdict(config), default=_plain))
+def as_json(config: TrainingConfig | RunConfig) -> dict[str, Any]:
+    """A config as JSON values; make_config reads those of a defense's config back to an equal one."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    plain = json.loads(json.dumps(fields, default=_plain))
     assert isinstance(plain, dict)
     return plain
 

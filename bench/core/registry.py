@@ -112,8 +112,8 @@ class Registry:
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> UserError:
     """The error for a name that nothing has, with the nearest that something has."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
+    near = difflib.get_close_matches(name.rstrip("-0123456789") or name, list(names), n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return UserError(f"unknown {kind} '{name}': {hint}`bench list {kind}s` shows all")
 
 

@@ -23,7 +23,7 @@ class OfEps:
     factor: float
 
     def __str__(self) -> str:
-        return f"{self.factor:g}eps"
+        return f"{self.factor!r}eps"
 
 
 Length = float | OfEps  # the type of an option that is a step size or another distance

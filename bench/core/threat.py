@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.core.errors import UserError
 
 Norm = Literal["Linf", "L2", "L1"]
-NORMS: tuple[str, ...] = get_args(Norm)
+NORMS: tuple[Norm, ...] = get_args(Norm)
 TOLERANCE = 1e-6  # of eps, in float64
 
 
@@ -31,8 +31,7 @@ class ThreatModel:
     box: tuple[float, float] | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise UserError(f"norm '{self.norm}' is not one of {', '.join(NORMS)}")
+        checked_norm(self.norm)
         if not isinstance(self.eps, Tensor) and not (math.isfinite(self.eps) and self.eps > 0):
             raise UserError(f"eps {self.eps} must be a positive number, in the scale of images in [0, 1]")
 
@@ -134,6 +133,14 @@ class ThreatModel:
         # rounding of the sums may leave a hair too much
         kept = kept * (eps / kept.sum(dim=1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
         return delta.sign() * kept.reshape(delta.shape)
+
+
+def checked_norm(name: str) -> Norm:
+    """The norm called `name`; UserError where there is none."""
+    for norm in NORMS:
+        if norm == name:
+            return norm
+    raise UserError(f"norm '{name}' is not one of {', '.join(NORMS)}")
 
 
 def _flat_norm(delta: Tensor, order: float) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -21,10 +21,11 @@ from bench.core.records import write_atomically
 from bench.core.registry import one_line
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
+HEADER = "robust-bracket"  # the key of our spec in a safetensors header
 State = dict[str, Tensor]
 BROKEN = (
     OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, SafetensorError,
-    pickle.UnpicklingError, zipfile.BadZipFile,
+    msgspec.MsgspecError, pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
 
 
@@ -45,20 +46,35 @@ def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
         return state
 
 
-def save_weights(path: Path, model: nn.Module, spec: Mapping[str, Any]) -> None:
-    """The state dict as safetensors, with `spec` (how to build the model) in the file's own header."""
+class BuildSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How to build the model that weights belong to: the architecture for images (C,H,W), and the defense's changes.
+
+    training: the whole config of the defense that trained it; empty where there was none.
+    """
+
+    model: str
+    shape: tuple[int, int, int]
+    classes: int
+    defense: str | None
+    training: dict[str, Any]
+
+
+def save_weights(path: Path, model: nn.Module, spec: BuildSpec) -> None:
+    """The state dict as safetensors, with `spec` in the file's own header."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_atomically(path, save(state, metadata={"robust-bracket": json.dumps(spec, sort_keys=True)}))
+    write_atomically(path, save(state, metadata={HEADER: msgspec.json.encode(spec, order="deterministic").decode()}))
 
 
-def read_spec(path: Path) -> dict[str, Any] | None:
-    """How to build the model of our own weights; None for a file of another origin."""
-    if path.suffix != ".safetensors" or not path.is_file():
+def read_spec(path: Path) -> BuildSpec | None:
+    """How to build the model of our own weights; None for a file of another origin. UserError where it is missing."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist; give a .safetensors, .pt or .ckpt file of weights")
+    if path.suffix != ".safetensors":
         return None
-    with _readable(path), safe_open(path, framework="pt") as file:
-        text = (file.metadata() or {}).get("robust-bracket")
-    spec = None if text is None else json.loads(text)
-    return spec if isinstance(spec, dict) else None
+    with _readable(path):
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(HEADER)
+        return None if text is None else msgspec.json.decode(text, type=BuildSpec)
 
 
 @contextmanager
@@ -75,8 +91,6 @@ def _readable(path: Path) -> Iterator[None]:
 
 def read_state(path: Path) -> State:
     """The tensors of a .safetensors file or of a plain state dict (.pt, .pth, .ckpt); never runs a pickle's code."""
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist; give a .safetensors, .pt or .ckpt file of weights")
     with _readable(path):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

@@ -1,0 +1,66 @@
+import logging
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from attacks.autoattack import AutoAttack
+from bench.contract_tests import tiny_batch, tiny_model
+from bench.core import seeds
+from bench.core.contracts import Batch
+from bench.core.errors import UserError
+from bench.core.threat import ThreatModel
+from tests.linear import linear_model
+
+CPU = torch.device("cpu")
+THREAT = ThreatModel("Linf", 0.3)
+
+
+class Probabilities(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).softmax(dim=1)
+
+
+def test_what_the_package_warns_of_is_warned_of_here():
+    with pytest.warns(UserWarning, match="probability distribution"):
+        AutoAttack(threat=THREAT)(Probabilities(tiny_model()), tiny_batch(), generator=seeds.generator(CPU, 0))
+
+
+def test_a_sound_model_causes_no_warning_and_the_logger_is_left_as_it_was():
+    logger = logging.getLogger("auto-attack")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AutoAttack(threat=THREAT)(tiny_model(), tiny_batch(), generator=seeds.generator(CPU, 0))
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
+
+
+def test_the_global_generator_is_left_as_it_was():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    AutoAttack(threat=THREAT)(tiny_model(), tiny_batch(), generator=seeds.generator(CPU, 0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("version", "classes", "works"), [
+    ("standard", 3, False), ("standard", 4, True), ("rand", 2, False), ("rand", 3, True),
+])  # fmt: skip
+def test_too_few_classes_are_one_clear_line(version, classes, works):
+    model = linear_model((1, 2, 2), classes)
+    x = torch.rand((3, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+    batch = Batch(x, model(x).argmax(dim=1), torch.arange(3))
+    attack = AutoAttack(threat=THREAT, version=version)
+    if works:
+        with warnings.catch_warnings(action="ignore"):  # the package speaks of a loss that version rand does not use
+            assert attack(model, batch, generator=seeds.generator(CPU, 0)).shape == x.shape
+    else:
+        with pytest.raises(UserError, match=f"at least {classes + 1} classes"):
+            attack(model, batch, generator=seeds.generator(CPU, 0))
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_images_too_small_for_square_are_one_clear_line(norm):
+    batch = Batch(torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long), torch.arange(2))
+    with pytest.raises(UserError, match="at least 5x5"):
+        AutoAttack(threat=ThreatModel(norm, 0.5))(linear_model((1, 4, 4), 5), batch, generator=seeds.generator(CPU, 0))

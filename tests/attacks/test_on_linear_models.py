@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from attacks.autoattack import AutoAttack
+from attacks.fgsm import FGSM
+from attacks.losses import margin
+from attacks.pgd import PGD, ascend
+from bench.core import seeds
+from bench.core.threat import ThreatModel
+from tests.linear import exact_margin, interior_batch, linear_model
+
+CPU = torch.device("cpu")
+SHAPE = (1, 5, 5)
+
+
+def attacked_margin(attack, model, batch):
+    x_adv = attack(model, batch, generator=seeds.generator(CPU, 0))
+    with torch.no_grad():
+        return margin(model(x_adv), batch.y).double()
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("start", [True, False])
+def test_pgd_reaches_the_optimum_of_two_classes(norm, start):
+    model = linear_model(SHAPE, 2)
+    batch, threat = interior_batch(model, SHAPE, 20), ThreatModel(norm, 0.1)
+    found = attacked_margin(PGD(threat=threat, steps=40, random_start=start), model, batch)
+    assert torch.allclose(found, exact_margin(model, batch, threat), atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_fgsm_is_optimal_in_one_step(norm):
+    model = linear_model(SHAPE, 2)
+    batch, threat = interior_batch(model, SHAPE, 20), ThreatModel(norm, 0.05)
+    found = attacked_margin(FGSM(threat=threat), model, batch)
+    assert torch.allclose(found, exact_margin(model, batch, threat), atol=1e-5)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.03), ("L2", 0.09), ("L1", 0.2)])
+def test_autoattack_succeeds_exactly_where_the_margin_says_so(norm, eps):
+    model = linear_model(SHAPE, 5)
+    batch, threat = interior_batch(model, SHAPE, 30), ThreatModel(norm, eps)
+    exact = exact_margin(model, batch, threat)
+    assert 5 <= (exact < 0).sum() <= 25
+    clear = exact.abs() > 0.01 * exact.abs().max()
+    found = attacked_margin(AutoAttack(threat=threat), model, batch)
+    assert torch.equal((found < 0)[clear], (exact < 0)[clear])
+
+
+def test_alpha_may_differ_from_example_to_example():
+    model = linear_model(SHAPE, 2)
+    batch, threat = interior_batch(model, SHAPE, 3), ThreatModel("Linf", 0.1)
+    alpha = torch.tensor([0.0, 0.02, 0.05])
+    for given in (alpha, lambda gradient: alpha.to(gradient.dtype)):
+        x_adv, _ = ascend(model, batch.x, batch.y, threat=threat, steps=1, alpha=given, start=batch.x)
+        assert torch.allclose(threat.distance(x_adv, batch.x), alpha.double(), atol=1e-7)
+
+
+def test_the_last_gradient_is_of_each_examples_own_loss():
+    model = linear_model(SHAPE, 3)
+    batch, threat = interior_batch(model, SHAPE, 4), ThreatModel("Linf", 0.1)
+    _, together = ascend(model, batch.x, batch.y, threat=threat, steps=1, alpha=0.1, start=batch.x)
+    for i in range(4):
+        one = slice(i, i + 1)
+        _, alone = ascend(model, batch.x[one], batch.y[one], threat=threat, steps=1, alpha=0.1, start=batch.x[one])
+        assert torch.allclose(together[one], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", ["sign", "l2", "raw"])
+def test_steps_go_where_they_are_named_after(step):
+    model = linear_model(SHAPE, 2)
+    batch, threat = interior_batch(model, SHAPE, 4), ThreatModel("Linf", 10.0, box=None)
+    x_adv, gradient = ascend(
+        model, batch.x, batch.y, threat=threat, steps=1, alpha=0.5, start=batch.x, step=step
+    )  # fmt: skip
+    norm = gradient.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    wanted = {"sign": gradient.sign(), "l2": gradient / norm, "raw": gradient}[step]
+    assert torch.allclose(x_adv - batch.x, 0.5 * wanted, atol=1e-6)
+
+
+def test_restarts_attack_only_what_still_stands():
+    model = linear_model(SHAPE, 2)
+    batch, threat = interior_batch(model, SHAPE, 20), ThreatModel("Linf", 0.04)
+    fall = int((exact_margin(model, batch, threat) < 0).sum())
+    assert 0 < fall < 20
+    seen = []
+    model.register_forward_hook(lambda *call: seen.append(len(call[2])))
+    PGD(threat=threat, steps=10, restarts=2)(model, batch, generator=seeds.generator(CPU, 0))
+    assert seen == [20] * 11 + [20 - fall] * 11

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch import nn
+
+from attacks.pgd import PGD, Worst, ascend
+from bench.contract_tests import tiny_batch, tiny_model
+from bench.core import seeds
+from bench.core.contracts import Attack, Batch
+from bench.core.errors import CheckError, UserError
+from bench.core.threat import ThreatModel
+
+CPU = torch.device("cpu")
+
+
+class Hill(nn.Module):
+    """Two classes of a one-pixel image; the second wins only in the narrow band around x = 0.6."""
+
+    def forward(self, x):
+        height = 0.05 - (x.flatten(1) - 0.6).abs()
+        return torch.cat([torch.zeros_like(height), height], dim=1)
+
+
+def test_an_iterate_that_was_wrong_on_the_way_is_kept():
+    batch = Batch(torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), torch.tensor([0]))
+    # steps of 0.1 from 0.5: 0.6 is wrong, and the last point, after an even number of steps, is 0.5 again
+    attack = PGD(threat=ThreatModel("Linf", 0.2), steps=2, alpha=0.1, random_start=False)
+    x_adv = attack(Hill(), batch, generator=seeds.generator(CPU, 0))
+    assert x_adv.item() == pytest.approx(0.6, abs=1e-6)
+
+
+def test_the_point_after_the_last_step_counts():
+    batch = Batch(torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), torch.tensor([0]))
+    attack = PGD(threat=ThreatModel("Linf", 0.2), steps=1, alpha=0.1, random_start=False)
+    assert attack(Hill(), batch, generator=seeds.generator(CPU, 0)).item() == pytest.approx(0.6, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_ascend_restores_the_mode_and_touches_no_gradient(mode):
+    model = tiny_model().train()
+    batch = tiny_batch()
+    seen = []
+    model.register_forward_hook(lambda *call: seen.append(call[0].training))
+    ascend(model, batch.x, batch.y, threat=ThreatModel("Linf", 0.1), steps=2, alpha=0.1, start=batch.x, mode=mode)
+    assert seen == [mode == "train"] * 2
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_eval_mode_leaves_the_batch_statistics():
+    model = tiny_model().train()
+    before = model[1].running_mean.clone()
+    batch = tiny_batch()
+    options = {"threat": ThreatModel("Linf", 0.1), "steps": 1, "alpha": 0.1, "start": batch.x}
+    ascend(model, batch.x, batch.y, **options)
+    assert torch.equal(before, model[1].running_mean)
+    ascend(model, batch.x, batch.y, **options, mode="train")
+    assert not torch.equal(before, model[1].running_mean)
+
+
+def test_worst_prefers_a_wrong_point_to_a_higher_loss():
+    y = torch.tensor([0])
+    worst = Worst(torch.zeros(1, 1, 1, 1), y)
+    worst.see(torch.full((1, 1, 1, 1), 1.0), torch.tensor([[1.0, 1.1, -9.0]]))  # wrong, by little
+    worst.see(torch.full((1, 1, 1, 1), 2.0), torch.tensor([[0.0, -0.1, -0.1]]))  # right, with a higher cross entropy
+    assert worst.point.item() == 1.0
+
+
+def test_an_attack_that_leaves_the_ball_is_projected_and_one_that_is_not_finite_refused():
+    class Far(Attack):
+        def perturb(self, model, batch, *, generator):
+            return batch.x + 5
+
+    class Broken(Attack):
+        def perturb(self, model, batch, *, generator):
+            return batch.x * float("nan")
+
+    threat, batch = ThreatModel("Linf", 0.1), tiny_batch()
+    x_adv = Far(threat=threat)(tiny_model(), batch, generator=seeds.generator(CPU, 0))
+    assert torch.equal(x_adv, threat.project(batch.x + 5, batch.x))
+    with pytest.raises(CheckError, match="finite"):
+        Broken(threat=threat)(tiny_model(), batch, generator=seeds.generator(CPU, 0))
+
+
+def test_an_attack_refuses_a_norm_it_does_not_have():
+    with pytest.raises(UserError, match="L1"):
+        PGD(threat=ThreatModel("L1", 1.0))

@@ -1,0 +1,41 @@
+"""The contract suite over everything that is registered."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.contract_tests import AttackContract, DatasetContract, DefenseContract, ModelContract
+from bench.core import registry
+
+SMALL = {name: f"{name}:widen=1" for name in ("wrn-28-10", "wrn-34-10")} | {
+    name: f"{name}:width=8" for name in ("resnet18", "resnet34", "preact-resnet18", "lenet")
+}
+SHAPES = {"mnist": (28, 28), "fashion-mnist": (28, 28), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)} | {
+    "svhn": (32, 32, 3)
+}
+
+
+@pytest.mark.parametrize("name", registry.attack.names())
+class TestAttack(AttackContract): ...
+
+
+@pytest.mark.parametrize("name", registry.defense.names())
+class TestDefense(DefenseContract): ...
+
+
+@pytest.mark.parametrize("name", [SMALL.get(name, name) for name in registry.model.names()])
+class TestModel(ModelContract): ...
+
+
+@pytest.mark.parametrize("name", registry.dataset.names())
+class TestDataset(DatasetContract):
+    """The sets that would be downloaded are stood in for by files of their shape, as a user's --data-dir holds them."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, name: str, tmp_path: Path) -> None:
+        self.data_dir = tmp_path
+        if name in SHAPES:
+            classes = 100 if name == "cifar100" else 10
+            x, y = np.zeros((classes, *SHAPES[name]), np.uint8), np.arange(classes)
+            np.savez(tmp_path / f"{name}.npz", x_train=x, y_train=y, x_test=x, y_test=y)

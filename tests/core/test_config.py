@@ -1,0 +1,164 @@
+import dataclasses
+import json
+
+import pytest
+
+from bench.core import config, registry
+from bench.core.config import RunConfig, TrainingConfig, as_json, get_suite, make_config, parse_overrides, suites
+from bench.core.errors import UserError
+from bench.core.specs import OfEps, parse_spec
+from bench.core.threat import ThreatModel
+
+RUN = RunConfig(
+    suite="digits", dataset="digits", data_hash="ab", model="cnn", defense="pgd-at", checkpoint=None, norm="Linf",
+    eps=0.2, attacks=("pgd-10", "fgsm"), n_examples=100, eval_batch=50, training={"epochs": 3, "lr": 0.1},
+)  # fmt: skip
+SUITE = 'summary = "s"\ndataset = "digits"\nmodel = "cnn"\nnorm = "Linf"\neps = "8/255"\nattacks = ["pgd-10"]\n'
+
+
+def test_later_layers_are_stronger():
+    found = make_config(TrainingConfig, "it", {"epochs": 5, "lr": 0.2}, {}, {"lr": "1/2", "milestones": "0.5+0.75"})
+    assert found == TrainingConfig(epochs=5, lr=0.5, milestones=(0.5, 0.75))
+
+
+def test_unknown_key_names_the_nearest_and_all():
+    with pytest.raises(UserError, match=r"\A'it' has no setting 'epoch': did you mean 'epochs'.*batch_size.*\Z"):
+        make_config(TrainingConfig, "it", {"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 0), ("batch_size", 0), ("lr", 0), ("lr", -1), ("momentum", 1), ("momentum", -0.1),
+        ("weight_decay", -1e-9), ("milestones", (0.5, 1.1)), ("milestones", (-0.1,)), ("peak", 0), ("peak", 1),
+        ("crop", -1), ("validation", 1), ("validation", -0.1), ("ema", 1), ("ema", -0.1), ("clip_grad", -1),
+        ("probe_every", -1), ("probe_examples", 0), ("epochs", "many"), ("epochs", 1.5), ("optimizer", "lion"),
+        ("schedule", "step"), ("select", "first"), ("flip", "maybe"), ("amp", "on"), ("lr", "nan"), ("lr", "inf"),
+    ],
+)  # fmt: skip
+def test_value_out_of_range_is_a_user_error(key, value):
+    with pytest.raises(UserError, match=rf"\A.*{key}.*\Z"):
+        make_config(TrainingConfig, "it", {key: value})
+
+
+def test_select_best_needs_a_validation_split():
+    with pytest.raises(UserError, match=r"\Aselect=best needs a validation split.*\Z"):
+        make_config(TrainingConfig, "it", {"select": "best"})
+    assert make_config(TrainingConfig, "it", {"select": "best", "validation": 0.1}).validation == 0.1
+
+
+def test_parse_overrides():
+    assert parse_overrides(["lr=0.05", "name=a=b", "empty="]) == {"lr": "0.05", "name": "a=b", "empty": ""}
+
+
+@pytest.mark.parametrize("items", [["lr"], ["=3"], [""], ["lr=1", "lr=2"]])
+def test_bad_overrides_are_user_errors(items):
+    with pytest.raises(UserError, match=r"\A--set .*\Z"):
+        parse_overrides(items)
+
+
+@pytest.mark.parametrize("name", registry.defense.names())
+def test_config_survives_json(name):
+    config_class = registry.defense.get(name).config_class
+    for settings in ({}, {"epochs": 7, "milestones": (1 / 3, 2 / 3), "lr": 1 / 7}):
+        before = config_class(**settings)
+        plain = json.loads(json.dumps(as_json(before)))
+        assert make_config(config_class, name, plain) == before
+
+
+def test_a_length_in_units_of_eps_survives_json():
+    config_class = registry.defense.get("pgd-at").config_class
+    before = config_class(alpha=OfEps(1 / 3))
+    assert make_config(config_class, "pgd-at", as_json(before)) == before
+
+
+@pytest.mark.parametrize("name", suites())
+def test_suite_names_what_exists(name):
+    suite = get_suite(name)
+    ThreatModel(suite.norm, suite.eps)
+    parse_spec(suite.dataset, registry.dataset)
+    parse_spec(suite.model, registry.model)
+    for spec in suite.attacks:
+        assert parse_spec(spec, registry.attack).text == spec
+    assert set(suite.defenses) <= set(registry.defense.names())
+    assert suite.eval_batch >= 1
+    assert suite.summary
+
+
+@pytest.mark.parametrize("name", suites())
+def test_suite_makes_a_valid_config_of_every_defense(name):
+    suite = get_suite(name)
+    for defense in registry.defense.names():
+        special = suite.defenses.get(defense, {})
+        made = make_config(registry.defense.get(defense).config_class, defense, suite.training, special)
+        for key, value in (suite.training | special).items():
+            assert as_json(made)[key] == value
+
+
+def test_suite_values():
+    digits, cifar10 = get_suite("digits"), get_suite("cifar10")
+    assert (digits.dataset, digits.norm, digits.eps) == ("digits", "Linf", 0.2)
+    assert cifar10.eps == 8 / 255
+    assert cifar10.attacks == ("pgd-10", "pgd-50", "autoattack")
+
+
+def test_unknown_suite_names_the_nearest():
+    with pytest.raises(UserError, match=r"\Aunknown suite 'digit': did you mean 'digits'.*\Z"):
+        get_suite("digit")
+
+
+@pytest.fixture
+def read_suite(tmp_path, monkeypatch):
+    def read(text):
+        (tmp_path / "suites").mkdir()
+        (tmp_path / "suites" / "mine.toml").write_text(text)
+        monkeypatch.setattr(config, "files", lambda _: tmp_path)
+        return suites.__wrapped__()["mine"]
+
+    return read
+
+
+def test_suite_file_is_typed(read_suite):
+    suite = read_suite(SUITE + "[training]\nepochs = 3\n[defenses.trades]\nbeta = 1")
+    assert (suite.name, suite.eps, suite.attacks) == ("mine", 8 / 255, ("pgd-10",))
+    assert (suite.training, suite.defenses) == ({"epochs": 3}, {"trades": {"beta": 1}})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("summary = ", "not valid TOML"),
+        (SUITE + "epsilon = 3", "no setting 'epsilon': did you mean 'eps'"),
+        (SUITE + 'name = "x"', "no setting 'name'"),
+        (SUITE.replace("8/255", "eight"), "eps takes a number, not 'eight'"),
+        (SUITE.replace("dataset", "# dataset"), "dataset"),
+    ],
+)
+def test_malformed_suite_is_a_user_error_that_names_it(read_suite, text, said):
+    with pytest.raises(UserError, match=rf"\A.*suite mine.*{said}.*\Z"):
+        read_suite(text)
+
+
+def test_content_hash_does_not_depend_on_the_order_of_keys():
+    assert dataclasses.replace(RUN, training={"lr": 0.1, "epochs": 3}).content_hash == RUN.content_hash
+    assert len(RUN.content_hash) == 12
+
+
+OTHER = {
+    "suite": None, "dataset": "mnist", "data_hash": "cd", "model": "fc1", "defense": None, "checkpoint": "ef",
+    "norm": "L2", "eps": 0.2 + 1e-12, "attacks": ("fgsm", "pgd-10"), "n_examples": 101, "eval_batch": 51,
+    "training": {"epochs": 4, "lr": 0.1}, "plugins": ("ab",),
+}  # fmt: skip
+
+
+def test_content_hash_changes_with_each_field():
+    assert set(OTHER) == {field.name for field in dataclasses.fields(RunConfig)}
+    hashes = [RUN.content_hash, *(dataclasses.replace(RUN, **{k: v}).content_hash for k, v in OTHER.items())]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_run_as_json_is_plain():
+    plain = dataclasses.replace(RUN, training={"alpha": OfEps(0.25)}).as_json()
+    assert plain["attacks"] == ["pgd-10", "fgsm"]
+    assert plain["training"] == {"alpha": "0.25eps"}
+    assert json.loads(json.dumps(plain)) == plain

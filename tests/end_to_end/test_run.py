@@ -1,0 +1,198 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from bench.core.records import check, read_arrays, read_record, sha256
+from tests.end_to_end.command import BENCH, bench, environment
+
+QUICK = ("--epochs", "3", "--attacks", "pgd-10,fgsm", "--n-examples", "60", "--set", "probe_every=0")
+
+
+def only_run(folder):
+    (record,) = folder.rglob("record.json")
+    return record.parent
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One undisturbed run of atas."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = bench(folder, "run", "--defense", "atas", *QUICK)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_the_table_shows_intervals_costs_and_the_run_folder(finished):
+    folder, done = finished
+    run = only_run(folder)
+    for text in (
+        "clean",
+        "pgd-10",
+        "fgsm",
+        "95 % interval",
+        "training (3 epochs)",
+        f"run folder: {run.relative_to(folder)}",
+    ):
+        assert text in done.stdout
+    assert "train atas" in done.stderr  # progress
+    record = read_record(run)
+    assert f"{100 * record.attacks['pgd-10'].robust_acc:.1f}" in done.stdout
+
+
+def test_the_record_follows_from_its_table_and_its_files(finished):
+    run = only_run(finished[0])
+    record, table = read_record(run), read_arrays(run / "examples.npz")
+    check(record, table)
+    assert record.suite == "digits"
+    assert record.n_examples == 60
+    assert record.training.epochs == 3
+    for artifact in record.artifacts.values():
+        assert sha256(run / artifact.path) == artifact.sha256
+    steps = [json.loads(line)["epoch"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    assert not [p.name for p in run.iterdir() if p.name.startswith(".") or p.name in ("parts", "checkpoint.pt")]
+
+
+def test_a_finished_run_is_printed_again_and_not_computed(finished):
+    folder, done = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    again = bench(folder, "run", "--defense", "atas", *QUICK)
+    table = done.stdout.split("run folder")[0]
+    assert again.stdout.startswith(table)
+    assert "was finished already" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def results(run):
+    """All of a run that must not depend on when and how often it was started."""
+    record = read_record(run)
+    table = {key: column.tobytes() for key, column in read_arrays(run / "examples.npz").items()}
+    metrics = [record.clean, record.worst, {spec: a.robust_acc for spec, a in record.attacks.items()}]
+    passes = {spec: (a.forwards, a.backwards) for spec, a in record.attacks.items()}
+    log = [
+        {key: value for key, value in json.loads(line).items() if key != "seconds"}
+        for line in (run / "log.jsonl").read_text().splitlines()
+    ]
+    return table, metrics, passes, record.artifacts, record.training.forwards, log
+
+
+def test_the_same_command_twice_gives_the_same_results(finished, tmp_path):
+    assert bench(tmp_path, "run", "--defense", "atas", *QUICK).returncode == 0
+    assert results(only_run(tmp_path)) == results(only_run(finished[0]))
+
+
+@pytest.mark.parametrize("moment", ["training", "evaluation"])
+def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(moment, tmp_path):
+    words = ("--attacks", "pgd-50:restarts=20,pgd-20:restarts=20:random_start=true", "--n-examples", "200")
+    command = ["run", "--defense", "atas", "--epochs", "12", *words]
+    assert bench(tmp_path, *command, "--out", "whole").returncode == 0
+    sign = "checkpoint.pt" if moment == "training" else "parts/*"
+    kill_after(tmp_path, [*command, "--out", "killed"], sign, random.Random(0).uniform(0.0, 0.3))
+    left = list((tmp_path / "killed").rglob("weights.safetensors"))
+    assert (moment == "training") == (not left)
+    assert not list((tmp_path / "killed").rglob("record.json"))
+    assert bench(tmp_path, *command, "--out", "killed").returncode == 0
+    assert results(only_run(tmp_path / "killed")) == results(only_run(tmp_path / "whole"))
+
+
+def kill_after(folder, words, sign, seconds):
+    """Start a run and SIGKILL it some time after a file called `sign` has appeared in its folder."""
+    process = subprocess.Popen(
+        [*BENCH, *words], cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not list(folder.glob(f"killed/*/*/{sign}")):
+        time.sleep(0.005)
+    time.sleep(seconds)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_several_seeds_give_a_mean_and_a_deviation(tmp_path):
+    done = bench(tmp_path, "run", "--defense", "standard", *QUICK, "--seeds", "0,1")
+    assert done.returncode == 0, done.stderr
+    assert "mean of 2" in done.stdout
+    assert "+-" in done.stdout
+    table = bench(tmp_path, "table", "--format", "json")
+    assert [entry["seed"] for entry in json.loads(table.stdout)] == [0, 1]
+
+
+def test_eval_of_our_own_weights_gives_the_same_predictions(finished, tmp_path):
+    run = only_run(finished[0])
+    done = bench(
+        tmp_path, "eval", "--checkpoint", str(run / "weights.safetensors"), "--attacks", "pgd-10,fgsm",
+        "--n-examples", "60",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours, theirs = read_arrays(run / "examples.npz"), read_arrays(only_run(tmp_path) / "examples.npz")
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_eval_of_a_subnetwork_builds_its_masks_again(tmp_path):
+    quick = ("--attacks", "fgsm", "--n-examples", "40")
+    settings = ("--set", "r=0.5", "--set", "validation=0", "--set", "select=last", "--epochs", "1")
+    assert bench(tmp_path, "run", "--defense", "binary-subnet", *settings, *quick).returncode == 0
+    run = only_run(tmp_path)
+    done = bench(tmp_path, "eval", "--checkpoint", str(run / "weights.safetensors"), *quick, "--out", "again")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = read_arrays(run / "examples.npz"), read_arrays(only_run(tmp_path / "again") / "examples.npz")
+    assert np.array_equal(ours["prediction"], theirs["prediction"])
+
+
+PLUGIN = """
+from dataclasses import dataclass
+from torch.nn.functional import cross_entropy
+from bench.api import Attack, Defense, TrainingConfig, registry
+
+@registry.defense("mine")
+class Mine(Defense[TrainingConfig]):
+    '''Mine.
+
+    Evidence: not yet reproduced.
+    '''
+    config_class = TrainingConfig
+
+    def train_step(self, batch, trainer):
+        trainer.update(cross_entropy(trainer.model(batch.x), batch.y))
+
+@registry.attack("nothing")
+@dataclass(frozen=True, kw_only=True)
+class Nothing(Attack):
+    '''Does nothing.'''
+    def perturb(self, model, batch, *, generator):
+        return batch.x
+"""
+
+
+def test_a_plugin_adds_a_defense_and_an_attack(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    words = ("--defense", "mine", "--plugin", "mine.py", "--epochs", "1", "--attacks", "nothing", "--n-examples", "40")
+    done = bench(tmp_path, "run", *words)
+    assert done.returncode == 0, done.stderr
+    record = read_record(only_run(tmp_path))
+    assert record.attacks["nothing"].robust_acc == record.clean.acc
+    listed = bench(tmp_path, "list", "defenses", "--json", "--plugin", "mine.py")
+    assert "mine" in json.loads(listed.stdout)
+
+
+def test_a_training_that_diverges_stops_with_one_line_and_no_record(tmp_path):
+    done = bench(tmp_path, "run", "--defense", "standard", *QUICK, "--set", "lr=1e30")
+    assert done.returncode == 1
+    assert "the loss is" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.rglob("record.json"))
+    assert not list(tmp_path.rglob("weights.safetensors"))
+
+
+@pytest.mark.parametrize("words", [("--help",), ("list",)])
+def test_help_and_list_answer_at_once(words, tmp_path):
+    def once():
+        began = time.perf_counter()
+        assert bench(tmp_path, *words).returncode == 0
+        return time.perf_counter() - began
+
+    assert min(once() for _ in range(3)) < 0.5

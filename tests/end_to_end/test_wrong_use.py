@@ -1,0 +1,96 @@
+"""Each class of wrong use: one line on standard error, exit 2, nothing half-written."""
+
+import numpy as np
+import pytest
+import torch
+
+from bench.cli import main
+from tests.end_to_end.command import bench
+
+ATAS = ("run", "--defense", "atas")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a few files to get wrong."""
+    x, y = np.zeros((4, 6, 6), np.uint8), np.array([0, 1, 0, 1])
+    np.savez(tmp_path / "good.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:200])
+    np.savez(tmp_path / "keys.npz", x_train=x)
+    torch.save({"a.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
+    torch.save({"a.weight": torch.zeros(3, 3)}.__class__, tmp_path / "pickle.pt")
+    (tmp_path / "garbage.safetensors").write_bytes(b"garbage")
+    (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "twice.py").write_text("from bench.core import registry\n@registry.defense('atas')\nclass A: ...\n")
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+WRONG = {
+    "unknown defense": (("run", "--defense", "atsa"), "or 'atas'"),
+    "unknown attack": ((*ATAS, "--attacks", "pdg-10"), "did you mean 'pgd'"),
+    "unknown attack option": ((*ATAS, "--attacks", "pgd:stepz=3"), "no option 'stepz'"),
+    "attack twice": ((*ATAS, "--attacks", "pgd-10,pgd"), "twice"),
+    "unknown data set": ((*ATAS, "--dataset", "digit", "--eps", "0.1", "--model", "cnn"), "did you mean 'digits'"),
+    "unknown suite": ((*ATAS, "--suite", "digts"), "did you mean 'digits'"),
+    "unknown model": ((*ATAS, "--model", "cn"), "unknown model 'cn'"),
+    "unknown study": (("study", "overhed"), "unknown study"),
+    "unknown kind": (("list", "defences"), "did you mean 'defenses'"),
+    "unknown command": (("rum",), "did you mean 'run'"),
+    "unknown flag": ((*ATAS, "--atacks", "pgd"), "--attacks"),
+    "unknown setting": ((*ATAS, "--set", "epoch=3"), "did you mean 'epochs'"),
+    "setting of the wrong type": ((*ATAS, "--set", "epochs=many"), "whole number"),
+    "setting out of range": ((*ATAS, "--set", "momentum=1.5"), "in [0, 1)"),
+    "eps in grey levels": ((*ATAS, "--eps", "8"), "8/255"),
+    "eps negative": ((*ATAS, "--eps=-0.1"), "eps -0.1"),
+    "eps not a number": ((*ATAS, "--eps", "big"), "a number"),
+    "eps not finite": ((*ATAS, "--eps", "nan"), "a number"),
+    "norm without a form": ((*ATAS, "--norm", "L2", "--eps", "0.5"), "no L2 form"),
+    "suite and data set": ((*ATAS, "--suite", "digits", "--dataset", "fake"), "leave out"),
+    "suite and another eps": ((*ATAS, "--suite", "digits", "--eps", "0.1"), "suite 'digits'"),
+    "epochs twice": ((*ATAS, "--epochs", "2", "--set", "epochs=3"), "both given"),
+    "set without a value": ((*ATAS, "--set", "epochs"), "key=value"),
+    "set in eval": (("eval", "--checkpoint", "other.pt", "--set", "lr=1"), "no option --set"),
+    "missing data folder": ((*ATAS, "--dataset", "mnist", "--data-dir", "nowhere"), "does not exist"),
+    "missing data file": ((*ATAS, "--dataset", "./no.npz", "--eps", "0.1", "--model", "cnn"), "does not exist"),
+    "broken npz": ((*ATAS, "--dataset", "broken.npz", "--eps", "0.1", "--model", "cnn"), "not a readable .npz"),
+    "npz without its keys": ((*ATAS, "--dataset", "keys.npz", "--eps", "0.1", "--model", "cnn"), "y_train"),
+    "npz without eps": ((*ATAS, "--dataset", "good.npz"), "--eps"),
+    "model for other images": ((*ATAS, "--dataset", "good.npz", "--eps", "0.1", "--model", "bad.py:f"), "bad.py"),
+    "checkpoint missing": (("eval", "--checkpoint", "no.pt"), "does not exist"),
+    "checkpoint of another architecture": (("eval", "--checkpoint", "other.pt"), "--model"),
+    "checkpoint that is a pickle": (("eval", "--checkpoint", "pickle.pt"), "cannot be read"),
+    "checkpoint that is garbage": (("eval", "--checkpoint", "garbage.safetensors"), "cannot be read"),
+    "out is a file": ((*ATAS, "--out", "file"), "file"),
+    "out cannot be written": ((*ATAS, "--out", "/proc/nowhere"), "/proc/nowhere"),
+    "plugin that fails to import": ((*ATAS, "--plugin", "bad.py"), "ModuleNotFoundError"),
+    "plugin missing": ((*ATAS, "--plugin", "none.py"), "no such file"),
+    "plugin with a taken name": ((*ATAS, "--plugin", "twice.py"), "registered twice"),
+    "no examples": ((*ATAS, "--n-examples", "0"), "at least 1"),
+    "too many examples": ((*ATAS, "--n-examples", "9999"), "1 to 360"),
+    "no threads": ((*ATAS, "--threads", "0"), "at least 1"),
+    "seeds that are none": ((*ATAS, "--seeds", "a,b"), "--seeds"),
+    "table of nothing": (("table", "data"), "record.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_one_line(case, folder, monkeypatch, capsys):
+    words, hint = WRONG[case]
+    before = sorted(folder.rglob("*"))
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("BENCH_DATA", raising=False)
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    out, err = capsys.readouterr()
+    assert done.value.code == 2, err
+    assert len(err.splitlines()) == 1, err
+    assert hint in err
+    assert out == ""
+    assert sorted(path for path in folder.rglob("*") if path.name != "__pycache__") == before
+
+
+def test_wrong_use_is_one_line_in_a_process_of_its_own(folder):
+    done = bench(folder, "run", "--defense", "atsa")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)

@@ -1,0 +1,142 @@
+import csv
+import io
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from bench.core.records import Accuracy, AttackResult, Record, Robustness, Sanity, Threat, Training
+from leaderboard.tables import by_recipe, comparison, interval, percent, run_table, threat_name
+
+
+def make_record(seed=0, clean=0.912, pgd=0.5, worst=0.48, **changes):
+    values = {
+        "schema": 1, "suite": "digits", "dataset": "digits", "model": "small-cnn", "defense": "pgd-at", "seed": seed,
+        "threat": Threat("Linf", 0.2), "config": {}, "config_hash": "abc", "n_examples": 360,
+        "clean": Accuracy(clean, (0.88, 0.94)),
+        "attacks": {"pgd-10": AttackResult(pgd, (0.45, 0.55), forwards=12345, backwards=2345, seconds=1.25)},
+        "worst": None if worst is None else Robustness(worst, (0.43, 0.53)), "certifiers": {},
+        "training": Training(epochs=30, seconds=61.04, forwards=1_000_000, backwards=999_000),
+        "sanity": Sanity("ok", []), "artifacts": {}, "provenance": {},
+    }  # fmt: skip
+    return Record(**(values | changes))
+
+
+FGSM = {"fgsm": AttackResult(0.75, (0.7, 0.8), forwards=720, backwards=360, seconds=0.1)}
+OTHER = make_record(defense="standard", config_hash="def", attacks=FGSM, worst=None, training=None, suite=None)
+
+
+def cells(table):
+    """The rows of a markdown table, its rule left out."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    return [row for row in rows if not set("".join(row)) <= set("-:")]
+
+
+def test_importing_tables_leaves_torch_out():
+    code = "import sys, leaderboard.tables; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_percent_and_interval():
+    assert [percent(share) for share in (0, 0.0004, 0.91249, 1.0)] == ["0.0", "0.0", "91.2", "100.0"]
+    assert interval((0.045, 0.5556)) == "[4.5, 55.6]"
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "name"),
+    [
+        ("Linf", 8 / 255, "Linf 8/255"),
+        ("Linf", 0.2, "Linf 0.2"),
+        ("Linf", 0.031, "Linf 0.031"),
+        ("Linf", 0.5 / 255, "Linf 0.00196078"),
+        ("L2", 0.5, "L2 0.5"),
+        ("L2", 128 / 255, "L2 0.501961"),
+        ("L2", 8 / 255, "L2 0.0313725"),
+        ("L1", 12.0, "L1 12"),
+    ],
+)
+def test_threat_name(norm, eps, name):
+    assert threat_name(make_record(threat=Threat(norm, eps))) == name
+
+
+def test_run_table_holds_the_numbers():
+    text = run_table(make_record(seed=7))
+    assert text.splitlines()[0] == "pgd-at on digits, small-cnn, Linf 0.2, seed 7, 360 test examples"
+    assert cells(text) == [
+        ["measured", "accuracy %", "95 % interval", "seconds", "forwards", "backwards"],
+        ["clean", "91.2", "[88.0, 94.0]", "", "", ""],
+        ["pgd-10", "50.0", "[45.0, 55.0]", "1.2", "12,345", "2,345"],
+        ["worst of all attacks", "48.0", "[43.0, 53.0]", "", "", ""],
+        ["training (30 epochs)", "", "", "61.0", "1,000,000", "999,000"],
+    ]
+
+
+def test_run_table_without_attacks_and_training():
+    rows = cells(run_table(make_record(attacks={}, worst=None, training=None)))
+    assert [row[0] for row in rows] == ["measured", "clean"]
+
+
+def test_comparison_in_markdown():
+    header, first, second = cells(comparison([make_record(), OTHER], "markdown"))
+    assert header == ["defense", "data", "model", "threat", "seed", "clean", "pgd-10", "fgsm", "worst", "training s"]
+    clean = "91.2 [88.0, 94.0]"
+    common = ["digits", "small-cnn", "Linf 0.2", "0", clean]
+    assert first == ["pgd-at", *common, "50.0 [45.0, 55.0]", "", "48.0 [43.0, 53.0]", "61.0"]
+    assert second == ["standard", *common, "", "75.0 [70.0, 80.0]", "", ""]
+
+
+def test_comparison_has_mean_and_deviation_over_seeds():
+    cleans, pgds, worsts, times = (0.9, 0.8, 0.85), (0.5, 0.6, 0.43), (0.4, 0.5, 0.3), (60.0, 70.0, 62.0)
+    runs = [make_record(s, cleans[s], pgds[s], worsts[s], training=Training(3, times[s], 1, 1)) for s in range(3)]
+    rows = cells(comparison([runs[0], OTHER, *runs[1:]], "markdown"))
+    assert [(row[0], row[4]) for row in rows[1:]] == [
+        ("pgd-at", "0"), ("pgd-at", "1"), ("pgd-at", "2"), ("pgd-at", "mean of 3"), ("standard", "0"),
+    ]  # fmt: skip
+
+    def mean(values, scale=100):
+        return f"{scale * statistics.mean(values):.1f} +- {scale * statistics.stdev(values):.1f}"
+
+    assert rows[4][5:] == [mean(cleans), mean(pgds), "", mean(worsts), mean(times, 1)]
+    assert rows[4][5] == "85.0 +- 5.0"
+
+
+def test_mean_is_left_out_where_a_seed_has_no_value():
+    rows = cells(comparison([make_record(0), make_record(1, worst=0.5, attacks=FGSM, training=None)], "markdown"))
+    assert rows[3][4:] == ["mean of 2", "91.2 +- 0.0", "", "", "49.0 +- 1.4", ""]
+
+
+def test_recipes_are_told_apart_by_their_hash():
+    runs = [make_record(0), make_record(0, config_hash="other"), make_record(1)]
+    assert by_recipe(runs) == [[runs[0], runs[2]], [runs[1]]]
+
+
+def test_comparison_in_csv_parses_back():
+    rows = list(csv.DictReader(io.StringIO(comparison([make_record(model="fc1:a=1,2"), OTHER], "csv"))))
+    assert [(row["defense"], row["model"], row["suite"]) for row in rows] == [
+        ("pgd-at", "fc1:a=1,2", "digits"),
+        ("standard", "small-cnn", ""),
+    ]
+    numbers = {key: float(rows[0][key]) for key in ("eps", "clean", "pgd-10", "pgd-10_low", "worst", "worst_high")}
+    assert numbers == {"eps": 0.2, "clean": 0.912, "pgd-10": 0.5, "pgd-10_low": 0.45, "worst": 0.48, "worst_high": 0.53}
+    assert float(rows[0]["training_seconds"]) == 61.04
+    assert (rows[0]["fgsm"], rows[1]["fgsm_high"], rows[1]["worst"], rows[1]["training_seconds"]) == ("", "0.8", "", "")
+
+
+def test_comparison_in_json_is_fractions():
+    first, second = json.loads(comparison([make_record(seed=2), OTHER], "json"))
+    assert first == {
+        "defense": "pgd-at", "suite": "digits", "dataset": "digits", "model": "small-cnn", "norm": "Linf", "eps": 0.2,
+        "seed": 2, "n_examples": 360, "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48,
+        "training_seconds": 61.04,
+    }  # fmt: skip
+    assert (second["worst_acc"], second["training_seconds"], second["robust_acc"]) == (None, None, {"fgsm": 0.75})
+
+
+def test_comparison_in_latex():
+    text = comparison([make_record(model="small_cnn"), OTHER], "latex")
+    assert r"\toprule" in text
+    assert r"\bottomrule" in text
+    assert r"small\_cnn" in text
+    assert "50.0 [45.0, 55.0]" in text

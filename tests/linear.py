@@ -1,0 +1,40 @@
+"""Linear models, on which the optimal perturbation and the exact margin are known."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.contracts import Batch
+from bench.core.threat import ThreatModel
+
+DUAL = {"Linf": 1, "L2": 2, "L1": math.inf}
+
+
+def linear_model(shape: tuple[int, ...], classes: int, seed: int = 0) -> nn.Sequential:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        nn.init.normal_(model[1].weight)
+        nn.init.zeros_(model[1].bias)
+    return model
+
+
+def interior_batch(model: nn.Module, shape: tuple[int, ...], n: int, seed: int = 0) -> Batch:
+    """Images so far from the ends of the box that a ball of 0.1 never meets them, labelled by the model."""
+    x = 0.3 + 0.4 * torch.rand((n, *shape), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return Batch(x, model(x).argmax(dim=1), torch.arange(n))
+
+
+def exact_margin(model: nn.Sequential, batch: Batch, threat: ThreatModel) -> Tensor:
+    """min over the ball of z_y - max over j of z_j, (B,), where the box is out of reach."""
+    weight = model[1].weight.detach().double()
+    logits = batch.x.double().flatten(1) @ weight.T
+    gap = logits.gather(1, batch.y[:, None]) - logits
+    slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL[threat.norm], dim=2)
+    reached = gap - threat.eps * slope
+    reached[torch.arange(len(batch)), batch.y] = math.inf
+    return reached.min(dim=1).values
