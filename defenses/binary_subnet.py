@@ -77,9 +77,7 @@ class BinarySubnet(Defense[Config]):
         layers = linear_layers(model)
         last = layers[-1]
         if not isinstance(last, nn.Linear):
-            raise UserError(
-                "binary-subnet puts a batch norm over the logits of a last linear layer; this model has none"
-            )
+            raise UserError("binary-subnet needs a model whose last layer is linear, for a batch norm over the logits")
         budgets = adaptive_budgets([layer.weight.numel() for layer in layers], 1 - self.config.r, self.config.gamma)
         model = binarise(model, last)
         mask_layers(model, budgets, self.config.score_range, self.config.rank)

@@ -10,21 +10,26 @@ from bench.models.parts import ACTIVATIONS, Activation, assemble
 
 @registry.model("small-cnn")
 def small_cnn(
-    shape: tuple[int, int, int], classes: int, *, width: int = 16, hidden: int = 128, activation: Activation = "relu"
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    width: int = 16,
+    hidden: int = 128,
+    activation: Activation = "relu",
+    batchnorm: bool = False,
 ) -> nn.Sequential:
     """conv 16 3x3, conv 32 3x3/2, fc 128, fc classes: the digits suite's network."""
     channels, height, size = shape
-    act = ACTIVATIONS[activation]
     features = 2 * width * ((height + 1) // 2) * ((size + 1) // 2)
-    return assemble(
-        [
-            ("stem", nn.Conv2d(channels, width, 3, padding=1)),
-            ("act1", act()),
-            ("conv2", nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)),
-            ("act2", act()),
-            ("flatten", nn.Flatten()),
-            ("fc1", nn.Linear(features, hidden)),
-            ("act3", act()),
-            ("output", nn.Linear(hidden, classes)),
-        ]
-    )
+    blocks: list[tuple[nn.Module, nn.Module]] = [
+        (nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width)),
+        (nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.BatchNorm2d(2 * width)),
+        (nn.Linear(features, hidden), nn.BatchNorm1d(hidden)),
+    ]
+    layers: list[tuple[str, nn.Module]] = []
+    for name, (layer, norm) in zip(("stem", "conv2", "fc1"), blocks, strict=True):
+        if name == "fc1":
+            layers.append(("flatten", nn.Flatten()))
+        layers += [(name, layer), *([(f"{name}_bn", norm)] if batchnorm else [])]
+        layers.append((f"{name}_act", ACTIVATIONS[activation]()))
+    return assemble([*layers, ("output", nn.Linear(hidden, classes))])

@@ -154,8 +154,7 @@ class Loop:
             if report is not None:
                 report(self.steps_done, f"resumed after epoch {self.epoch}")
         while self.epoch < self.epochs:
-            self._run_epoch(report)
-            self.epoch += 1
+            self.run_epoch(report)
             if folder is not None:
                 checkpoints.save_checkpoint(folder, self._state())
                 self._write_log(folder)
@@ -171,7 +170,8 @@ class Loop:
         )  # fmt: skip
         return predictor, cost
 
-    def _run_epoch(self, report: Progress | None) -> None:
+    def run_epoch(self, report: Progress | None = None) -> None:
+        """One epoch: its steps, the defense's own end of it, the probe, a line of the log."""
         began = time.perf_counter()
         self._loss.zero_()
         steps = 0
@@ -195,6 +195,7 @@ class Loop:
             line = {"epoch": self.epoch + 1, "lr": lr, "loss": round(loss, 6)} | self._probe()
         self.seconds += time.perf_counter() - began
         self.log.append(line | {"seconds": round(time.perf_counter() - began, 3)})
+        self.epoch += 1
 
     def _probe(self) -> dict[str, float]:
         """FGSM and PGD accuracy on a few examples, for the log, for the warning and for the selection."""

@@ -121,6 +121,7 @@ def test_comparison_in_csv_parses_back():
     numbers = {key: float(rows[0][key]) for key in ("eps", "clean", "pgd-10", "pgd-10_low", "worst", "worst_high")}
     assert numbers == {"eps": 0.2, "clean": 0.912, "pgd-10": 0.5, "pgd-10_low": 0.45, "worst": 0.48, "worst_high": 0.53}
     assert float(rows[0]["training_seconds"]) == 61.04
+    assert (rows[0]["clean_low"], rows[0]["clean_high"]) == ("0.88", "0.94")
     assert (rows[0]["fgsm"], rows[1]["fgsm_high"], rows[1]["worst"], rows[1]["training_seconds"]) == ("", "0.8", "", "")
 
 
