@@ -89,7 +89,8 @@ def test_suite_names_what_exists(name):
 def test_suite_makes_a_valid_config_of_every_defense(name):
     suite = get_suite(name)
     for defense in registry.defense.names():
-        special = suite.defenses.get(defense, {})
+        special = dict(suite.defenses.get(defense, {}))
+        parse_spec(special.pop("model", suite.model), registry.model)  # a defense may need another model
         made = make_config(registry.defense.get(defense).config_class, defense, suite.training, special)
         for key, value in (suite.training | special).items():
             assert as_json(made)[key] == value

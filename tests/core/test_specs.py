@@ -141,6 +141,7 @@ def model_file(tmp_path, monkeypatch):
         ("", "", (4, (0.5, 0.5), True, None)),
         (":bias=0:width=8", ":width=8:bias=false", (8, (0.5, 0.5), False, None)),
         (":scale=1+0.25", ":scale=1+0.25", (4, (1.0, 0.25), True, None)),
+        (":scale=1e20+2", ":scale=1e+20+2", (4, (1e20, 2.0), True, None)),
         (":scale=1,0.25", ":scale=1+0.25", (4, (1.0, 0.25), True, None)),
         (":activation=relu", ":activation=relu", (4, (0.5, 0.5), True, "relu")),
         (":activation=none", "", (4, (0.5, 0.5), True, None)),
@@ -173,6 +174,16 @@ def test_model_file_that_fails_to_import_is_a_user_error(model_file, tmp_path):
     (tmp_path / "bad.py").write_text("import no_such_thing")
     with pytest.raises(UserError, match=r"\A.*bad.py fails to import \(ModuleNotFoundError.*\Z"):
         parse_spec("bad.py:build", registry.model)
+
+
+def test_model_file_that_registers_its_model_may_be_read_twice(model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry.model, "_plugins", {})
+    (tmp_path / "own.py").write_text(
+        'from bench.core import registry\n\n@registry.model("own")\ndef build(shape, classes):\n    return shape\n'
+    )
+    for _ in range(2):
+        assert parse_spec("own.py:build", registry.model).make((1, 8, 8), 10) == (1, 8, 8)
+    assert "own" in registry.model
 
 
 def test_options_are_keyword_only_parameters_with_a_default():

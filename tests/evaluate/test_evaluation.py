@@ -1,0 +1,195 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench.api import evaluate
+from bench.contract_tests import tiny_batch, tiny_model
+from bench.core import seeds
+from bench.core.contracts import Attack
+from bench.core.errors import CheckError, UserError
+from bench.core.threat import ThreatModel
+from bench.datasets.split import Split
+from bench.evaluate.attacked import make_attacks, measure_attack, witnesses_of
+from bench.evaluate.evaluation import evaluate_split
+from tests.linear import exact_margin, interior_batch, linear_model
+
+SHAPE = (1, 5, 5)
+THREAT = ThreatModel("Linf", 0.03)
+
+
+@pytest.fixture
+def linear():
+    """A linear model, 40 images of which a few are labelled wrong, and their split."""
+    model = linear_model(SHAPE, 4)
+    batch = interior_batch(model, SHAPE, 40)
+    batch.y[:5] = (batch.y[:5] + 1) % 4
+    return model, batch, Split.of_tensors(batch.x, batch.y)
+
+
+def test_the_table_says_what_is_exactly_known(linear):
+    model, batch, _ = linear
+    found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=["pgd-40:restarts=5", "fgsm", "random-noise"])
+    table = found.table
+    assert not table["clean"][:5].any()
+    assert table["clean"][5:].all()
+    exact = exact_margin(model, batch, THREAT).numpy()
+    assert 3 < (exact < 0).sum() < 37
+    clear = np.abs(exact) > 0.02
+    assert np.array_equal((table["robust/pgd-40:restarts=5"])[clear], (exact > 0)[clear])
+    assert not np.any(table["robust/random-noise"] & (exact < -0.02) & ~table["clean"])
+
+
+def test_robust_to_all_implies_robust_to_each_and_the_worst_is_per_example(linear):
+    model, batch, _ = linear
+    found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=["pgd-3", "random-noise:samples=3"])
+    worst = found.table["robust/pgd-3"] & found.table["robust/random-noise:samples=3"]
+    assert set(found.witnesses["index"]) == set(found.table["index"][found.table["clean"] & ~worst])
+
+
+def test_every_witness_is_inside_the_threat_model_and_misclassified(linear):
+    model, batch, _ = linear
+    found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=["pgd-10"])
+    index = torch.from_numpy(found.witnesses["index"])
+    x_adv = torch.from_numpy(found.witnesses["x_adv"])
+    assert len(index) > 3
+    assert THREAT.contains(x_adv, batch.x[index]).all()
+    assert (model(x_adv).argmax(dim=1) != batch.y[index]).all()
+
+
+def measured(model, test, spec, **options):
+    (attack,) = make_attacks([spec], THREAT).values()
+    clean = np.ones(len(test), bool)
+    clean[:5] = False
+    return measure_attack(model, test, attack, spec, clean=clean, seed=0, **{"batch_size": 16} | options)
+
+
+def test_a_finished_batch_is_not_attacked_again_and_gives_the_same(linear, tmp_path):
+    model, _, test = linear
+    whole = measured(model, test, "pgd-10")
+    measured(model, test, "pgd-10", parts=tmp_path)
+    parts = sorted(tmp_path.iterdir())
+    assert len(parts) == 3
+    parts[1].unlink()
+    calls = []
+    model.register_forward_hook(lambda *call: calls.append(call))
+    again = measured(model, test, "pgd-10", parts=tmp_path)
+    assert len(calls) == 12  # one batch: ten steps, the last point, and the evaluator's own question
+    for key, column in whole.columns.items():
+        assert np.array_equal(column, again.columns[key])
+    assert np.array_equal(whole.witnesses, again.witnesses)
+    assert whole.result.forwards == again.result.forwards
+
+
+def test_clean_errors_are_neither_attacked_nor_robust(linear):
+    model, _, test = linear
+    found = measured(model, test, "pgd-10")
+    assert not found.columns["robust/pgd-10"][:5].any()
+    assert not set(found.broken) & set(range(5))
+    assert found.result.forwards == 35 * 12
+    assert found.result.backwards == 35 * 10
+
+
+def test_the_first_attack_that_breaks_an_example_gives_its_witness(linear):
+    model, _, test = linear
+    found = {spec: measured(model, test, spec) for spec in ("fgsm", "pgd-10")}
+    witnesses = witnesses_of(found)
+    by_fgsm = set(found["fgsm"].broken.tolist())
+    assert by_fgsm
+    for index, spec in zip(witnesses["index"], witnesses["attack"], strict=True):
+        assert spec == ("fgsm" if index in by_fgsm else "pgd-10")
+
+
+class Liar(Attack):
+    """Claims nothing, returns the clean image."""
+
+    def perturb(self, model, batch, *, generator):
+        return batch.x
+
+
+def test_success_is_what_a_fresh_forward_pass_says(linear):
+    model, _, test = linear
+    clean = np.ones(40, bool)
+    clean[:5] = False
+    found = measure_attack(model, test, Liar(threat=THREAT), "liar", clean=clean, seed=0, batch_size=16)
+    assert np.array_equal(found.columns["robust/liar"], clean)
+
+
+class Nearest(Attack):
+    """A minimum-norm attack: the nearest point of the other side, at any distance."""
+
+    minimum_norm = True
+
+    def perturb(self, model, batch, *, generator):
+        weight = model[1].weight
+        gap = weight[batch.y] - weight[1 - batch.y]
+        margin = (gap * batch.x.flatten(1)).sum(dim=1)
+        step = (margin / gap.abs().sum(dim=1) * 1.001)[:, None] * gap.sign()
+        return batch.x - step.reshape(batch.x.shape)
+
+
+def test_a_minimum_norm_attack_keeps_its_distances_and_counts_inside_eps_only():
+    model = linear_model(SHAPE, 2, seed=1)
+    batch = interior_batch(model, SHAPE, 20)
+    test, threat = Split.of_tensors(batch.x, batch.y), ThreatModel("Linf", 0.05)
+    found = measure_attack(
+        model, test, Nearest(threat=threat), "nearest", clean=np.ones(20, bool), seed=0, batch_size=16
+    )  # fmt: skip
+    exact = exact_margin(model, batch, threat).numpy()
+    assert 0 < (exact < 0).sum() < 20
+    assert np.array_equal(found.columns["robust/nearest"], found.columns["distance/nearest"] > 0.05)
+    assert np.array_equal(found.columns["robust/nearest"], exact > 0)
+
+
+class Fickle(nn.Module):
+    """Wrong each fifth time it is asked: after clean images and two steps, that is when the evaluator asks."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.calls = tiny_model(), 0
+
+    def forward(self, x):
+        self.calls += 1
+        logits = self.model(x)
+        return logits.roll(1, dims=1) if self.calls % 5 == 0 else logits
+
+
+def test_a_model_that_changes_its_mind_fails_the_run():
+    batch, threat = tiny_batch(), ThreatModel("Linf", 1e-6)
+    with pytest.raises(CheckError, match="witness"):
+        evaluate(Fickle(), batch.x, batch.y, threat=threat, attacks=["pgd-2"])
+
+
+def test_a_model_whose_logits_are_not_finite_fails_the_run():
+    model = tiny_model()
+    next(model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(CheckError, match="not finite"):
+        evaluate(model, tiny_batch().x, tiny_batch().y, threat=THREAT, attacks=["fgsm"])
+
+
+@pytest.mark.parametrize(("change", "hint"), [
+    (lambda x, y: (x * 255, y), r"\[0, 1\]"),
+    (lambda x, y: (x, y[:3]), "labels"),
+    (lambda x, y: (x, y.float()), "int64"),
+    (lambda x, y: (x.flatten(1), y), "N,C,H,W"),
+])  # fmt: skip
+def test_evaluate_refuses_what_is_not_images_and_labels(change, hint):
+    x, y = change(tiny_batch().x, tiny_batch().y)
+    with pytest.raises(UserError, match=hint):
+        evaluate(tiny_model(), x, y, threat=THREAT, attacks=["fgsm"])
+
+
+def test_an_attack_given_twice_is_refused():
+    with pytest.raises(UserError, match="twice"):
+        make_attacks(["pgd-10", "pgd:steps=10"], THREAT)
+
+
+def test_an_evaluation_does_not_depend_on_the_global_seed(linear):
+    model, _, test = linear
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        attacks = make_attacks(["pgd-5"], THREAT)
+        found.append(evaluate_split(model, test, THREAT, attacks, batch_size=16, seed=3, show=False))
+    assert np.array_equal(found[0].witnesses["x_adv"], found[1].witnesses["x_adv"])
+    assert seeds.derive(3, "pgd-5", 0) != seeds.derive(3, "pgd-5", 1)

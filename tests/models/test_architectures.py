@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from bench.core.errors import UserError
+from bench.core.threads import choose_threads, multiply_adds
+from bench.plan import build_model
+
+CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
+
+
+@pytest.mark.parametrize(("spec", "shape", "parameters"), [
+    ("fc1", MNIST, 784 * 1024 + 1024 + 1024 * 10 + 10),
+    ("cnn", MNIST, 16 * 16 + 16 + 32 * 16 * 16 + 32 + 1568 * 100 + 100 + 1010),
+    ("lenet:width=2", MNIST, 4 * 25 + 4 + 8 * 4 * 25 + 8 + 392 * 128 + 128 + 1290),
+    ("resnet18", CIFAR, 11_173_962),
+    ("resnet34", CIFAR, 21_282_122),
+    ("preact-resnet18", CIFAR, 11_172_170),  # with the last bn-relu of the paper
+    ("wrn-28-10", CIFAR, 36_479_194),
+    ("wrn-34-10", CIFAR, 46_160_474),
+])  # fmt: skip
+def test_parameters_are_as_published(spec, shape, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build_model(spec, shape, 10).parameters()) == parameters
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+def test_the_thesis_networks_take_three_activations(activation):
+    for name in ("fc1", "cnn"):
+        model = build_model(f"{name}:activation={activation}", MNIST, 10)
+        assert activation in str(model).lower()
+
+
+def test_normalisation_is_a_layer_of_the_model():
+    model = build_model("resnet18:width=4:mean=0.5+0.5+0.5:std=0.2+0.2+0.5", CIFAR, 10)
+    assert torch.allclose(model.normalize(torch.full((1, *CIFAR), 0.7))[0, :, 0, 0], torch.tensor([1.0, 1.0, 0.4]))
+
+
+@pytest.mark.parametrize("spec", ["resnet18:mean=0.5", "resnet18:mean=0.5:std=0", "cnn:activation=gelu"])
+def test_impossible_options_are_one_line(spec):
+    with pytest.raises(UserError):
+        build_model(spec, CIFAR, 10)
+
+
+def test_small_models_get_one_thread_and_large_ones_all():
+    assert multiply_adds(build_model("fc1", MNIST, 10), MNIST) == 784 * 1024 + 10240
+    assert choose_threads(build_model("cnn", MNIST, 10), MNIST) == 1
+    assert multiply_adds(build_model("resnet18", CIFAR, 10), CIFAR) > 500e6
