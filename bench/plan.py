@@ -83,7 +83,7 @@ class Plan:
 
 def plan(request: Request) -> Plan:
     """Resolve names, defaults and overrides; UserError for whatever is wrong."""
-    plugins = tuple(registry.load_plugin(path) for path in request.plugins)
+    code = [registry.load_plugin(path) for path in request.plugins]
     own = None if request.checkpoint is None else read_spec(request.checkpoint)
     suite = _suite_of(request, own)
     arrays = load_arrays(request.dataset or suite.dataset, request.data_dir)
@@ -92,6 +92,8 @@ def plan(request: Request) -> Plan:
     spec = own or _spec_of(request, suite, arrays)
     if own is not None and request.model not in (None, own.model):
         raise UserError(f"checkpoint {request.checkpoint} holds a {own.model}; leave out --model {request.model}")
+    if ".py:" in spec.model:
+        code.append(records.sha256(Path(spec.model.partition(":")[0])))
     defense = None if spec.defense is None else _make_defense(spec.defense, spec.training)
     if request.defense is not None and defense is not None and threat.norm not in defense.norms:
         raise UserError(
@@ -106,7 +108,7 @@ def plan(request: Request) -> Plan:
         suite=suite.name if in_suite else None, dataset=arrays.name, data_hash=arrays.hash, model=spec.model,
         defense=request.defense, checkpoint=records.sha256(request.checkpoint) if request.checkpoint else None,
         norm=threat.norm, eps=threat.eps, attacks=tuple(attacks), n_examples=request.n_examples or n,
-        eval_batch=suite.eval_batch, training=spec.training if request.defense else {}, plugins=plugins,
+        eval_batch=suite.eval_batch, training=spec.training if request.defense else {}, code=tuple(code),
     )  # fmt: skip
     unset = Plan(request, config, spec, arrays, threat, attacks, defense, choose_device(request.device))
     model = unset.new_model(0)

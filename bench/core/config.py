@@ -169,7 +169,7 @@ class RunConfig:
     n_examples: int
     eval_batch: int
     training: Mapping[str, Any] = field(default_factory=dict)  # the defense's whole config, defaults included
-    plugins: tuple[str, ...] = ()  # SHA-256 of each plugin file
+    code: tuple[str, ...] = ()  # SHA-256 of each plugin, and of a model file of the user's own
 
     def as_json(self) -> dict[str, Any]:
         return as_json(self)

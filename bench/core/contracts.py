@@ -99,6 +99,9 @@ class Attack(ABC):
             raise UserError(
                 f"{type(self).__name__} has no {self.threat.norm} form; its norms are {', '.join(self.norms)}"
             )
+        for name, value in vars(self).items():
+            if type(value) is int and value < 1:  # steps, restarts, samples: all whole numbers are counts
+                raise UserError(f"{type(self).__name__}: {name} is {value}; it must be at least 1")
 
     @abstractmethod
     def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +17,11 @@ class Progress(logging.Handler):
 
     def __init__(self, what: str, total: int, unit: str, *, show: bool = True) -> None:
         super().__init__(logging.INFO)
-        self.bar = tqdm(total=total, desc=what, unit=unit, mininterval=0.5, dynamic_ncols=True, disable=not show)
+        pause = 0.5 if sys.stderr.isatty() else 5.0  # seconds between two updates: a log file wants few
+        self.bar = tqdm(
+            total=total, desc=what, unit=unit, mininterval=pause, maxinterval=pause, dynamic_ncols=True,
+            disable=not show,
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         LOGGER.setLevel(logging.INFO)
@@ -34,4 +39,4 @@ class Progress(logging.Handler):
         self.bar.update(n)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.bar.set_postfix_str(record.getMessage())
+        self.bar.set_postfix_str(record.getMessage(), refresh=sys.stderr.isatty())

@@ -11,7 +11,6 @@ import io
 import json
 import math
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.core.errors import UserError
+from bench.core.registry import one_line
 
 SCHEMA = 1
 RECORD, TABLE, WITNESSES = "record.json", "examples.npz", "witnesses.npz"
@@ -143,7 +143,7 @@ def check_table(table: Table) -> None:
     for key in types:
         if key not in table:
             raise UserError(f"the table has no column '{key}'")
-    n = len(table["index"])
+    n = table["index"].size
     for key, column in table.items():
         wanted = types.get(key) or next((t for prefix, t in prefixes.items() if key.startswith(prefix)), None)
         if wanted is not None and (column.dtype != wanted or column.shape != (n,)):
@@ -166,6 +166,10 @@ def check(record: Record, table: Table) -> None:
         raise UserError(f"the record counts {record.n_examples} examples, its table {len(table['index'])}")
     if set(record.attacks) != set(attack_specs(table)):
         raise UserError("the record's attacks are not those of its table")
+    if (record.worst is None) != (not record.attacks):
+        raise UserError("the record must have a worst accuracy where it has attacks, and only there")
+    if set(record.certifiers) != {key.removeprefix("certified/") for key in table if key.startswith("certified/")}:
+        raise UserError("the record's certifiers are not those of its table")
     pairs: list[tuple[str, float, tuple[float, float], Accuracy]] = [
         ("clean accuracy", record.clean.acc, record.clean.ci95, accuracy(table["clean"]))
     ]
@@ -191,8 +195,8 @@ def read_record(folder: Path) -> Record:
         return msgspec.json.decode(path.read_bytes(), type=Record)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {RECORD}; a finished run folder has one") from error
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a record: {error}") from error
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not a record: {one_line(error)}") from error
 
 
 def write_cost(path: Path, cost: Training) -> None:
@@ -225,12 +229,16 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 def read_arrays(path: Path) -> Table:
     """All arrays of an .npz, never a pickle; UserError where it is broken."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+            found = {key: archive[key] for key in archive.files}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a readable .npz of plain arrays ({type(error).__name__}: {error})") from error
+    except Exception as error:  # numpy, zipfile, zlib and tokenize raise a dozen kinds over a broken file
+        raise UserError(f"{path} is not a readable .npz of plain arrays ({one_line(error)})") from error
+    for key, value in found.items():
+        if not isinstance(value, np.ndarray):
+            raise UserError(f"{path} is not a readable .npz of plain arrays ('{key}' is none)")
+    return found
 
 
 def write_atomically(path: Path, data: bytes) -> None:

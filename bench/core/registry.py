@@ -122,14 +122,15 @@ def load_plugin(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"plugin {path}: there is no such file; --plugin takes a Python file that registers something")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    name = f"bench_plugin_{path.stem}_{digest[:12]}"
-    if name not in sys.modules:
-        import_file(path, name, what="plugin")
+    import_file(path, what="plugin")
     return digest
 
 
-def import_file(path: Path, name: str, *, what: str) -> Any:
-    """Import the Python file `path` as the module `name`; UserError in one line where that fails."""
+def import_file(path: Path, *, what: str) -> Any:
+    """Import a Python file, once for each content; UserError in one line where that fails."""
+    name = f"bench_plugin_{path.stem}_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{what} {path} is not a Python file (its name must end in .py)")
@@ -138,14 +139,21 @@ def import_file(path: Path, name: str, *, what: str) -> Any:
     try:
         spec.loader.exec_module(module)
     except UserError:
-        del sys.modules[name]
+        _forget(name)
         raise
-    except BaseException as error:
-        del sys.modules[name]
+    except (Exception, SystemExit) as error:
+        _forget(name)
         raise UserError(
             f"{what} {path} fails to import ({one_line(error)}); run `python {path}` to see where"
         ) from error
     return module
+
+
+def _forget(module: str) -> None:
+    """A module that failed to import, and what it had registered until then."""
+    del sys.modules[module]
+    for registry in (attack, certifier, defense, dataset, model, study):
+        registry._plugins = {name: e for name, e in registry._plugins.items() if e.source != module}
 
 
 def one_line(error: BaseException) -> str:

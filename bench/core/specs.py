@@ -93,7 +93,7 @@ def parse_value(value: Any, hint: Any, what: str) -> Any:
     if get_origin(hint) is Literal:
         return _one_of(value, get_args(hint), what)
     if get_origin(hint) is tuple:
-        items = value.replace("+", ",").split(",") if isinstance(value, str) else value
+        items = re.split(r",|(?<![eE])\+", value) if isinstance(value, str) else value
         if isinstance(items, list | tuple):
             return tuple(parse_value(item, get_args(hint)[0], what) for item in items if item != "")
     if hint is bool:
@@ -165,7 +165,7 @@ def _look_up(head: str, registry: Registry) -> tuple[Callable[..., Any], dict[st
 def _from_file(path: Path, function: str, kind: str) -> Callable[..., Any]:
     if not path.is_file():
         raise UserError(f"{kind} file {path} does not exist; a {kind} of your own is FILE.py:FUNCTION")
-    module = import_file(path, f"bench_{kind}_{path.stem}", what=f"{kind} file")
+    module = import_file(path, what=f"{kind} file")
     target = getattr(module, function, None)
     if not callable(target):
         raise UserError(f"{kind} file {path} has no function '{function}'")

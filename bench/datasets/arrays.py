@@ -81,7 +81,7 @@ def _checked_images(what: str, x: np.ndarray) -> np.ndarray:
 
 
 def _checked_labels(what: str, y: np.ndarray, n: int) -> np.ndarray:
-    if not np.issubdtype(y.dtype, np.integer):
+    if y.dtype.kind not in "iu":
         raise UserError(f"{what} is {y.dtype}; labels must be whole numbers")
     if y.shape != (n,):
         raise UserError(f"{what} has the shape {y.shape}; there are {n} images, so it must be ({n},)")
@@ -127,7 +127,7 @@ def data_folder(data_dir: Path | None) -> Path:
     """--data-dir, else BENCH_DATA, else the user's cache. A folder that was named must exist."""
     named = data_dir or (Path(os.environ["BENCH_DATA"]) if os.environ.get("BENCH_DATA") else None)
     if named is None:
-        return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "robust-bracket"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robust-bracket"
     if not named.is_dir():
         raise UserError(f"data folder {named} does not exist; make it, or name another with --data-dir")
     return named

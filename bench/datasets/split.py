@@ -78,5 +78,5 @@ def _in_unit_range(x: Tensor) -> Tensor:
 def hold_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows kept for training and rows held out for validation, both sorted; a draw of its own seed."""
     order = np.random.default_rng(seed).permutation(n)
-    held = max(1, round(n * share)) if share > 0 else 0
+    held = min(max(1, round(n * share)), n - 1) if share > 0 else 0
     return np.sort(order[held:]), np.sort(order[:held])

@@ -84,3 +84,9 @@ def test_an_attack_that_leaves_the_ball_is_projected_and_one_that_is_not_finite_
 def test_an_attack_refuses_a_norm_it_does_not_have():
     with pytest.raises(UserError, match="L1"):
         PGD(threat=ThreatModel("L1", 1.0))
+
+
+@pytest.mark.parametrize("option", ["steps", "restarts"])
+def test_counts_are_at_least_one(option):
+    with pytest.raises(UserError, match="at least 1"):
+        PGD(threat=ThreatModel("Linf", 0.1), **{option: 0})

@@ -135,3 +135,24 @@ def test_the_gradient_is_clipped():
     moved = torch.cat([(p - b).flatten() for p, b in zip(loop.model.parameters(), before, strict=True)])
     assert moved.norm() <= 1e-3 * 1.001
     assert tiny_batch().x.device == CPU
+
+
+def test_the_fast_path_trains_in_bfloat16_and_channels_last():
+    loop = loop_of(crop=0)
+    loop.fast = True  # as on a GPU that gains by it
+    seen = []
+    loop.model[0].register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    before = loop.model[0].weight.detach().clone()
+    loop.run_epoch()
+    assert set(seen) == {torch.bfloat16}
+    assert loop.model[0].weight.dtype == torch.float32
+    assert not torch.equal(before, loop.model[0].weight)
+    assert next(loop.shuffled()).x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_full_precision_is_used_where_the_device_does_not_gain():
+    loop = loop_of()
+    seen = []
+    loop.model[0].register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    loop.run_epoch()
+    assert set(seen) == {torch.float32}
