@@ -188,7 +188,8 @@ def _threat_of(request: Request, suite: Suite, arrays: Arrays) -> ThreatModel:
 def _spec_of(request: Request, suite: Suite, arrays: Arrays) -> BuildSpec:
     """How to build the model that a suite, or --model, asks for, and to train it where a defense is given."""
     special = dict(suite.defenses.get(request.defense or "", {}))
-    model = request.model or special.pop("model", suite.model)
+    suites_model = special.pop("model", suite.model)
+    model = request.model or suites_model
     training: dict[str, Any] = {}
     if request.defense is not None:
         config_class = registry.defense.get(request.defense).config_class

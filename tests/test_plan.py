@@ -1,0 +1,78 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.core.errors import UserError
+from bench.plan import Request, plan
+
+QUICK = Request(defense="atas", attacks=["fgsm"])
+
+
+def test_a_run_belongs_to_the_suite_only_under_its_threat_model():
+    assert plan(QUICK).config.suite == "digits"
+    other = plan(replace(QUICK, eps=0.1)).config
+    assert other.suite is None
+    assert other.dataset == "digits"
+
+
+def test_the_default_is_the_digits_suite_with_all_its_test_examples():
+    config = plan(Request(defense="atas")).config
+    assert (config.norm, config.eps, config.n_examples, config.model) == ("Linf", 0.2, 360, "small-cnn")
+    assert config.attacks == ("pgd-10", "pgd-50", "autoattack")
+
+
+def test_later_layers_of_settings_are_stronger():
+    training = plan(QUICK).config.training
+    assert training["crop"] == 0  # the suite's, not the paper's
+    assert training["c"] == 0.01  # the paper's
+    assert plan(replace(QUICK, overrides={"crop": "2"})).config.training["crop"] == 2
+
+
+def test_a_suite_may_give_a_defense_its_own_model_and_the_user_another():
+    subnet = Request(defense="binary-subnet", attacks=["fgsm"])
+    assert "batchnorm" in plan(subnet).config.model
+    assert plan(replace(subnet, model="small-cnn")).config.model == "small-cnn"
+
+
+def test_the_folder_follows_from_what_decides_the_result():
+    same = replace(QUICK, threads=1, device="cpu", out=Path("elsewhere"))
+    assert plan(same).config.content_hash == plan(QUICK).config.content_hash
+    for change in ({"eps": 0.1}, {"n_examples": 9}, {"overrides": {"lr": "0.2"}}, {"model": "fc1"}):
+        assert plan(replace(QUICK, **change)).config.content_hash != plan(QUICK).config.content_hash
+    assert plan(QUICK).folder(0) != plan(QUICK).folder(1)
+
+
+def test_changing_a_model_file_changes_the_folder(tmp_path):
+    code = (
+        "from torch import nn\ndef build(shape, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    file = tmp_path / "mine.py"
+    hashes = []
+    for text in (code, f"{code}# another\n"):
+        file.write_text(text)
+        hashes.append(plan(replace(QUICK, model=f"{file}:build")).config.content_hash)
+    assert hashes[0] != hashes[1]
+
+
+@pytest.mark.parametrize(("change", "hint"), [
+    ({"defense": "pgd-at", "norm": "L2"}, "give --eps for L2"),
+    ({"norm": "L2", "eps": 0.5}, "no L2 form"),
+    ({"suite": "digits", "norm": "L2"}, "suite 'digits' has norm Linf"),
+    ({"device": "cuda"}, "no GPU"),
+    ({"eps": 2.0}, "images are in"),
+])  # fmt: skip
+def test_requests_that_contradict_themselves_are_refused(change, hint, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=hint):
+        plan(replace(QUICK, **change))
+
+
+def test_seeds_decide_the_initial_weights_and_nothing_else_does():
+    made = plan(QUICK)
+    torch.manual_seed(1)
+    first = made.new_model(0).stem.weight
+    torch.manual_seed(2)
+    assert torch.equal(first, made.new_model(0).stem.weight)
+    assert not torch.equal(first, made.new_model(1).stem.weight)
