@@ -33,25 +33,29 @@ PROBE_STEPS = 10
 def run(plan: Plan, seed: int) -> tuple[Record, Path]:
     """One seed of a plan: train (or load), evaluate, write; or read what is already there."""
     folder = plan.folder(seed)
-    if (folder / records.RECORD).exists():
-        return records.read_record(folder), folder
+    if not (folder / records.RECORD).exists():
+        with _locked(folder):
+            if not (folder / records.RECORD).exists():  # another process may just have finished it
+                _run(plan, seed, folder)
+    return records.read_record(folder), folder
+
+
+def _run(plan: Plan, seed: int, folder: Path) -> None:
     torch.set_num_threads(plan.threads)
     torch.use_deterministic_algorithms(plan.device.type == "cpu")
-    with _locked(folder):
-        for left in folder.glob(".*.part"):
-            left.unlink()
-        description = json.dumps(plan.config.as_json(), indent=1) + "\n"
-        records.write_atomically(folder / "config.json", description.encode())
-        if plan.loaded is not None:
-            model, cost = plan.loaded.to(plan.device), None
-            save_weights(folder / WEIGHTS, model, plan.spec)
-        else:
-            model, cost = _trained(plan, seed, folder)
-        record = _evaluate(plan, seed, folder, model.eval(), cost)
-        records.write_record(folder, record)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-        shutil.rmtree(folder / "parts", ignore_errors=True)
-    return record, folder
+    for left in folder.glob(".*.part"):
+        left.unlink()
+    description = json.dumps(plan.config.as_json(), indent=1) + "\n"
+    records.write_atomically(folder / "config.json", description.encode())
+    if plan.loaded is not None:
+        model, cost = plan.loaded.to(plan.device), None
+        save_weights(folder / WEIGHTS, model, plan.spec)
+    else:
+        model, cost = _trained(plan, seed, folder)
+    record = _evaluate(plan, seed, folder, model.eval(), cost)
+    records.write_record(folder, record)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    shutil.rmtree(folder / "parts", ignore_errors=True)
 
 
 def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
@@ -138,5 +142,5 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
         (folder / ".lock").unlink(missing_ok=True)
+        lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -71,7 +72,8 @@ class Plan:
 
     def folder(self, seed: int) -> Path:
         board = self.config.suite or Path(self.config.dataset).stem
-        return self.request.out / f"{board}-{self.name}-{self.config.content_hash}" / str(seed)
+        plain = re.sub(r"[^\w.+-]+", "_", f"{board}-{self.name}")
+        return self.request.out / f"{plain}-{self.config.content_hash}" / str(seed)
 
     def new_model(self, seed: int) -> nn.Module:
         """The architecture with fresh weights, as the defense wants it built."""

@@ -1,5 +1,4 @@
 import json
-import os
 import random
 import signal
 import subprocess
@@ -103,14 +102,32 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(moment, tmp_path):
 
 def kill_after(folder, words, sign, seconds):
     """Start a run and SIGKILL it some time after a file called `sign` has appeared in its folder."""
-    process = subprocess.Popen(
-        [*BENCH, *words], cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = start(folder, words)
+    wait_for(process, folder, sign)
+    time.sleep(seconds)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def start(folder, words):
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([*BENCH, *words], cwd=folder, env=environment(), **quiet)
+
+
+def wait_for(process, folder, sign):
     while process.poll() is None and not list(folder.glob(f"killed/*/*/{sign}")):
         time.sleep(0.005)
-    time.sleep(seconds)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path):
+    words = ["run", "--defense", "atas", "--epochs", "200", "--attacks", "fgsm", "--out", "killed"]
+    first = start(tmp_path, words)
+    wait_for(first, tmp_path, "checkpoint.pt")
+    second = bench(tmp_path, *words)
+    first.kill()
+    first.wait()
+    assert second.returncode == 2
+    assert "another process works on" in second.stderr
 
 
 def test_several_seeds_give_a_mean_and_a_deviation(tmp_path):
