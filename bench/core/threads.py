@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.core.contracts import frozen
 
-# Multiply-adds of one example from which a second thread is sure to pay. Below it the threads mostly wait for one
+# Multiply-adds of one example from which a second thread pays. Below it the threads mostly wait for one
 # another, and on a busy machine that has made a small network up to 50 times slower.
 WORTH_A_THREAD = 10_000_000
 

@@ -10,9 +10,10 @@ from pathlib import Path
 BENCH = [sys.executable, "-m", "bench.cli"]
 
 
-def bench(folder: Path, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def bench(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    env = environment() | variables
     return subprocess.run(
-        [*BENCH, *words], cwd=folder, capture_output=True, text=True, timeout=timeout, env=environment(), check=False
+        [*BENCH, *words], cwd=folder, capture_output=True, text=True, timeout=120, env=env, check=False
     )
 
 

@@ -88,9 +88,17 @@ def test_wrong_use_is_one_line(case, folder, monkeypatch, capsys):
     assert len(err.splitlines()) == 1, err
     assert hint in err
     assert out == ""
-    assert sorted(path for path in folder.rglob("*") if path.name != "__pycache__") == before
+    assert sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts) == before
 
 
 def test_wrong_use_is_one_line_in_a_process_of_its_own(folder):
     done = bench(folder, "run", "--defense", "atsa")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+
+def test_another_projects_package_of_our_name_is_named(folder):
+    (folder / "intruder" / "attacks").mkdir(parents=True)
+    (folder / "intruder" / "attacks" / "__init__.py").touch()
+    done = bench(folder, "list", PYTHONPATH=str(folder / "intruder"))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert str(folder / "intruder" / "attacks") in done.stderr
