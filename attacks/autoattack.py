@@ -35,23 +35,27 @@ class AutoAttack(Attack):
 
     version: Literal["standard", "plus", "rand"] = "standard"
 
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        from pyautoattack import AutoAttack as Theirs
-
-        if not isinstance(self.threat.eps, float) or self.threat.box != (0.0, 1.0):
-            raise UserError("autoattack takes one eps for all examples and the box [0, 1]")
-        classes = model(batch.x[:1]).shape[1]
+    def check_fits(self, shape: tuple[int, ...], classes: int) -> None:
         fewest = 3 if self.version == "rand" else 4
         if classes < fewest:
             raise UserError(
                 f"autoattack version {self.version} needs at least {fewest} classes, for its DLR loss is undefined "
-                f"with {classes}; use pgd:restarts=10"
+                f"with {classes}; use --attacks pgd:restarts=10"
             )
-        if self.threat.norm != "Linf" and self.version != "rand" and min(batch.x.shape[2:]) < SMALLEST:
+        if self.threat.norm != "Linf" and self.version != "rand" and min(shape[1:]) < SMALLEST:
             raise UserError(
                 f"autoattack under {self.threat.norm} needs images of at least {SMALLEST}x{SMALLEST} pixels, for its "
-                "Square attack places tiles; use version=rand or pgd"
+                "Square attack places tiles; use autoattack:version=rand or pgd"
             )
+        if not isinstance(self.threat.eps, float) or self.threat.box != (0.0, 1.0):
+            raise UserError("autoattack takes one eps for all examples and the box [0, 1]")
+
+    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
+        from pyautoattack import AutoAttack as Theirs
+
+        classes = model(batch.x[:1]).shape[1]
+        self.check_fits(tuple(batch.x.shape[1:]), classes)
+        assert isinstance(self.threat.eps, float)
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
         devices = [batch.x.device] if batch.x.device.type == "cuda" else []
         with torch.random.fork_rng(devices), _messages():

@@ -80,6 +80,8 @@ class Worst:
         """Points x_adv (b,C,H,W) and their logits, of all examples or of `rows` (b,)."""
         rows = torch.arange(len(self.y), device=x_adv.device) if rows is None else rows
         found = self.loss(logits.float(), self.y[rows])
+        # a point where the model has no answer is kept, so that whoever asks it again there finds out
+        found = torch.where(logits.isfinite().all(dim=1), found, torch.inf)
         worse = found > self.height[rows]
         self.point[rows[worse]] = x_adv[worse]
         self.height[rows[worse]] = found[worse]

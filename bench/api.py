@@ -65,16 +65,28 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
 ) -> Evaluation:
-    """Attack `model` on images x (N,C,H,W) in [0, 1] with labels y (N,), as `bench eval` would.
+    """Attack `model` on images x (N,C,H,W) in [0, 1] with labels y (N,) int64, all on one device.
 
-    attacks are specs. The table of the result says of each example whether it is right and what it survives.
-    UserError for images outside [0, 1] or labels of another length.
+    attacks are specs; batch_size decides which examples share a batch, and with `seed` all that is random. The table
+    of the result says of each example whether it is right and what it survives. UserError for anything else than such
+    images and labels; CheckError where the result contradicts itself.
     """
-    if x.dim() != 4 or not x.is_floating_point() or x.min() < 0 or x.max() > 1:
-        raise UserError("evaluate takes images (N,C,H,W) of floating point in [0, 1]; put a normalisation in the model")
-    if y.shape != (len(x),) or y.dtype != torch.int64:
-        raise UserError(f"evaluate takes {len(x)} labels of type int64, not {tuple(y.shape)} of {y.dtype}")
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or len(x) == 0:
+        raise UserError("evaluate takes images as a tensor (N,C,H,W) of floating point, N at least 1")
+    if not isinstance(y, Tensor) or y.shape != (len(x),) or y.dtype != torch.int64:
+        raise UserError(f"evaluate takes {len(x)} labels as a tensor of type int64")
+    if not (x.min() >= 0 and x.max() <= 1):
+        raise UserError("evaluate takes images in [0, 1]; put a normalisation into the model")
+    if batch_size < 1 or not isinstance(threat.eps, float):
+        raise UserError("evaluate takes a batch_size of at least 1, and one eps (a float) for all examples")
+    with frozen(model), torch.no_grad():
+        logits = model(x[:1].float())
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise UserError("evaluate takes a model that returns logits (N,K)")
+    if y.min() < 0 or y.max() >= logits.shape[1]:
+        raise UserError(f"labels must be 0 to {logits.shape[1] - 1}, for the model has {logits.shape[1]} logits")
+    made = make_attacks(attacks, threat)
+    for attack in made.values():
+        attack.check_fits(tuple(x.shape[1:]), logits.shape[1])
     test = Split.of_tensors(x.float(), y)
-    return evaluate_split(
-        model, test, threat, make_attacks(attacks, threat), batch_size=batch_size, seed=seed, show=False
-    )
+    return evaluate_split(model, test, threat, made, batch_size=batch_size, seed=seed, show=False)

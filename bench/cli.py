@@ -66,11 +66,12 @@ def number(what: str) -> Callable[[str], float]:
     return lambda text: _typed(float, text, what)
 
 
-def whole(what: str, least: int) -> Callable[[str], int]:
+def whole(what: str, least: int, most: int | None = None) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value: int = _typed(int, text, what)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{what} must be at least {least}, not {value}")
+        if value < least or (most is not None and value > most):
+            allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{what} must be {allowed}, not {value}")
         return value
 
     return parse
@@ -141,7 +142,7 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--n-examples", type=whole("--n-examples", 1), metavar="N", help="the first N of the test set")
     sub.add_argument("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run each (default: 0)")
     sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    sub.add_argument("--threads", type=whole("--threads", 1), help="CPU threads (default: by the model's size)")
+    sub.add_argument("--threads", type=whole("--threads", 1, 1024), help="CPU threads (default: by the model's size)")
     sub.add_argument("--data-dir", type=Path, help="where NAME.npz is (or BENCH_DATA)")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     sub.add_argument("--json", action="store_true", help="print records instead of a table")
@@ -201,7 +202,9 @@ def _request(args: argparse.Namespace) -> Request:
         registry.defense.get(args.defense)  # fails with the nearest name, before torch is loaded
     from bench.plan import Request
 
-    attacks = None if args.attacks is None else [a for a in args.attacks.split(",") if a]
+    attacks = None if args.attacks is None else [word.strip() for word in args.attacks.split(",")]
+    if attacks is not None and "" in attacks:
+        raise UserError(f"--attacks '{args.attacks}' has an empty place; write specs with commas between, or none")
     return Request(
         defense=args.defense, checkpoint=args.checkpoint, suite=args.suite, dataset=args.dataset, model=args.model,
         norm=args.norm, eps=args.eps, attacks=[] if attacks == ["none"] else attacks, n_examples=args.n_examples,
@@ -211,11 +214,11 @@ def _request(args: argparse.Namespace) -> Request:
 
 
 def act_table(args: argparse.Namespace) -> None:
-    from bench.core.records import find_records, read_record
+    from bench.core.records import find_records, read_run
     from leaderboard.tables import comparison
 
     folders = find_records(args.runs or [Path("runs")])
-    print(comparison([read_record(folder) for folder in folders], args.format))
+    print(comparison([read_run(folder) for folder in folders], args.format))
 
 
 def act_study(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
@@ -37,7 +38,7 @@ def run(plan: Plan, seed: int) -> tuple[Record, Path]:
         with _locked(folder):
             if not (folder / records.RECORD).exists():  # another process may just have finished it
                 _run(plan, seed, folder)
-    return records.read_record(folder), folder
+    return records.read_run(folder), folder
 
 
 def _run(plan: Plan, seed: int, folder: Path) -> None:
@@ -58,12 +59,20 @@ def _run(plan: Plan, seed: int, folder: Path) -> None:
     shutil.rmtree(folder / "parts", ignore_errors=True)
 
 
+class Trained(msgspec.Struct, frozen=True):
+    """training.json: what a training cost, and the weights that it ended with."""
+
+    weights: str  # SHA-256
+    cost: Training
+
+
 def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
+    """The trained model, from its weights where the training was finished before."""
     model = plan.new_model(seed)
-    finished, cost_file = folder / WEIGHTS, folder / "training.json"
-    if finished.exists():
-        model.load_state_dict(read_state(finished), strict=True)
-        return model.to(plan.device), records.read_cost(cost_file)
+    finished = _finished_training(folder)
+    if finished is not None:
+        model.load_state_dict(read_state(folder / WEIGHTS), strict=True)
+        return model.to(plan.device), finished
     assert plan.defense is not None
     config = plan.defense.config
     keep, held = hold_out(len(plan.arrays.y_train), config.validation, config.validation_seed)
@@ -76,17 +85,30 @@ def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
         model, cost = loop.run(folder, progress.advance)
     for warning in cost.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    records.write_cost(cost_file, cost)
-    save_weights(finished, model, plan.spec)
+    save_weights(folder / WEIGHTS, model, plan.spec)
+    done = Trained(records.sha256(folder / WEIGHTS), cost)
+    records.write_atomically(folder / "training.json", msgspec.json.encode(done))
     return model, cost
+
+
+def _finished_training(folder: Path) -> Training | None:
+    """The cost of the training whose weights are in the folder; None where it has to go on from its checkpoint."""
+    try:
+        done = msgspec.json.decode((folder / "training.json").read_bytes(), type=Trained)
+        if done.weights == records.sha256(folder / WEIGHTS):
+            return done.cost
+    except (FileNotFoundError, msgspec.MsgspecError):
+        pass
+    return None
 
 
 def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Training | None) -> Record:
     config = plan.config
     n, size = config.n_examples, config.eval_batch
     test = Split(plan.arrays.x_test[:n], plan.arrays.y_test[:n], plan.device)
-    parts = folder / "parts"
-    parts.mkdir(exist_ok=True)
+    weights = records.artifact(folder / WEIGHTS)
+    parts = folder / "parts" / weights.sha256[:16]  # of these weights and no others
+    parts.mkdir(parents=True, exist_ok=True)
     found = evaluate_split(model, test, plan.threat, plan.attacks, batch_size=size, seed=seed, parts=parts)
     table = found.table
     records.write_arrays(folder / records.TABLE, table)
@@ -99,7 +121,7 @@ def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Train
         worst=records.robustness(records.worst_case(table)) if found.attacks else None,
         certifiers={}, training=cost, sanity=records.Sanity("unchecked", []),
         artifacts={
-            "weights": records.artifact(folder / WEIGHTS),
+            "weights": weights,
             "witnesses": records.artifact(folder / records.WITNESSES),
         },
         provenance=seeds.fingerprint(plan.device, plan.threads)
@@ -109,11 +131,15 @@ def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Train
     return record
 
 
-def _probe(split: Split, threat: ThreatModel, n: int | None) -> Probe:
-    """FGSM and PGD-10 accuracy on the first n examples of a split (all, where None), always with one seed."""
+def _probe(split: Split, threat: ThreatModel, n: int | None) -> Probe | None:
+    """FGSM and PGD-10 accuracy on the first n examples of a split (all, where None), always with one seed.
+
+    None under a norm that PGD does not have.
+    """
+    if threat.norm not in registry.attack.get("pgd").norms:
+        return None
     index = torch.arange(min(len(split), n or len(split)), device=split.y.device)
-    norm_has = [a for a in ("fgsm", f"pgd-{PROBE_STEPS}") if threat.norm in registry.attack.get(a.split("-")[0]).norms]
-    attacks = make_attacks(norm_has, threat)
+    attacks = make_attacks(["fgsm", f"pgd:steps={PROBE_STEPS}"], threat)
 
     def probe(model: nn.Module) -> dict[str, float]:
         found = {}
@@ -124,7 +150,7 @@ def _probe(split: Split, threat: ThreatModel, n: int | None) -> Probe:
                 x_adv = attack(model, batch, generator=seeds.generator(rows.device, 0, "probe"))
                 with torch.no_grad():
                     hits += int((model(x_adv).argmax(dim=1) == batch.y).sum())
-            found[spec.split("-")[0]] = hits / len(index)
+            found[spec.partition(":")[0]] = hits / len(index)
         return found
 
     return probe

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.core import records, registry, seeds
-from bench.core.config import RunConfig, Suite, as_json, get_suite, make_config, suites
+from bench.core.config import RunConfig, Suite, TrainingConfig, as_json, get_suite, make_config, suites
 from bench.core.contracts import Attack, Defense
 from bench.core.errors import UserError
 from bench.core.specs import parse_spec
 from bench.core.threads import choose_threads
 from bench.core.threat import ThreatModel, checked_norm
-from bench.datasets.arrays import Arrays, read_npz
+from bench.datasets.arrays import Arrays, checked, read_npz
+from bench.datasets.split import hold_out
 from bench.evaluate.attacked import make_attacks
 from bench.training.checkpoints import BuildSpec, read_spec, read_state
 from bench.training.foreign import load_foreign
 
+DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_ATTACKS = ("pgd-10", "pgd-50", "autoattack")
 
 
@@ -89,18 +91,23 @@ def plan(request: Request) -> Plan:
     own = None if request.checkpoint is None else read_spec(request.checkpoint)
     suite = _suite_of(request, own)
     arrays = load_arrays(request.dataset or suite.dataset, request.data_dir)
+    if own is not None and (own.shape, own.classes) != (arrays.shape, arrays.classes):
+        raise UserError(
+            f"checkpoint {request.checkpoint} is of images {own.shape} with {own.classes} classes; {arrays.name} has "
+            f"{arrays.shape} with {arrays.classes}; give its data set (--dataset)"
+        )
     threat = _threat_of(request, suite, arrays)
     attacks = make_attacks(suite.attacks if request.attacks is None else request.attacks, threat)
+    for attack in attacks.values():
+        attack.check_fits(arrays.shape, arrays.classes)
     spec = own or _spec_of(request, suite, arrays)
     if own is not None and request.model not in (None, own.model):
         raise UserError(f"checkpoint {request.checkpoint} holds a {own.model}; leave out --model {request.model}")
     if ".py:" in spec.model:
         code.append(records.sha256(Path(spec.model.partition(":")[0])))
     defense = None if spec.defense is None else _make_defense(spec.defense, spec.training)
-    if request.defense is not None and defense is not None and threat.norm not in defense.norms:
-        raise UserError(
-            f"defense '{request.defense}' has no {threat.norm} form; its norms are {', '.join(defense.norms)}"
-        )
+    if request.defense is not None and defense is not None:
+        _check_training(defense, arrays, threat)
     n = len(arrays.y_test)
     if request.n_examples is not None and request.n_examples > n:
         raise UserError(f"--n-examples {request.n_examples}: {arrays.name} has 1 to {n} test examples")
@@ -122,20 +129,33 @@ def plan(request: Request) -> Plan:
 
 
 def load_arrays(dataset: str, data_dir: Path | None) -> Arrays:
-    """A data set by name, by spec, or by the path of an .npz."""
+    """A data set by name, by spec, or by the path of an .npz; checked, wherever it comes from."""
     if dataset.endswith(".npz"):
         return read_npz(Path(dataset))
-    arrays = parse_spec(dataset, registry.dataset).make(data_dir)
-    assert isinstance(arrays, Arrays)
-    return replace(arrays, name=parse_spec(dataset, registry.dataset).text)
+    spec = parse_spec(dataset, registry.dataset)
+    arrays = _made(f"data set '{dataset}'", lambda: spec.make(data_dir))
+    if not isinstance(arrays, Arrays):
+        raise UserError(f"data set '{dataset}' returned a {type(arrays).__name__}; it must return bench.api.Arrays")
+    return checked(spec.text, vars(arrays))
 
 
 def build_model(text: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """An architecture by spec, for images of `shape` (C,H,W)."""
-    model = parse_spec(text, registry.model).make(shape, classes)
+    spec = parse_spec(text, registry.model)
+    model = _made(f"model '{text}'", lambda: spec.make(shape, classes))
     if not isinstance(model, nn.Module):
         raise UserError(f"model '{text}' returned a {type(model).__name__}; it must return a torch.nn.Module")
     return model
+
+
+def _made(what: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns; its failure, over options that make no sense most often, as one line."""
+    try:
+        return make()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} cannot be built ({registry.one_line(error)}); check its options") from error
 
 
 def checked_eps(eps: float, norm: str, shape: tuple[int, int, int]) -> float:
@@ -148,6 +168,8 @@ def checked_eps(eps: float, norm: str, shape: tuple[int, int, int]) -> float:
 
 
 def choose_device(name: str) -> torch.device:
+    if name not in DEVICES:
+        raise UserError(f"device '{name}' is not one of {', '.join(DEVICES)}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -169,8 +191,13 @@ def _suite_of(request: Request, own: BuildSpec | None) -> Suite:
         return suite
     if request.dataset is None:
         return get_suite("digits")
-    if request.dataset in suites():
-        return get_suite(request.dataset)
+    head = request.dataset.partition(":")[0]
+    if head in suites():
+        return get_suite(head)
+    if not request.dataset.endswith(".npz"):
+        registry.dataset.get(head)  # UserError with the nearest name
+    elif not Path(request.dataset).is_file():
+        raise UserError(f"data set {request.dataset} does not exist; give the path of an .npz, or a name")
     if request.eps is None or (request.model is None and own is None):
         raise UserError(f"data set '{request.dataset}' has no suite of its own; give --eps and --model too")
     return Suite(
@@ -220,14 +247,29 @@ def _load(model: nn.Module, path: Path, own: BuildSpec | None) -> None:
         raise UserError(f"checkpoint {path} does not fit its own header ({detail}); it was changed") from error
 
 
+def _check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -> None:
+    """UserError where a defense cannot train on this data against this threat."""
+    config: TrainingConfig = defense.config
+    if threat.norm not in defense.norms:
+        raise UserError(f"{type(defense).__name__} has no {threat.norm} form; its norms are {', '.join(defense.norms)}")
+    if config.crop > min(arrays.shape[1:]):
+        raise UserError(f"crop is {config.crop}; it must not be larger than a side of the images {arrays.shape}")
+    if len(hold_out(len(arrays.y_train), config.validation, config.validation_seed)[0]) < 2:
+        raise UserError(f"{arrays.name} leaves fewer than 2 training examples; lower validation={config.validation}")
+    if config.select == "best" and threat.norm == "L1":
+        raise UserError("select=best measures PGD accuracy, and there is no PGD under L1; use select=last")
+
+
 def _check_fits(model: nn.Module, arrays: Arrays, text: str) -> None:
     """UserError where a model does not take the data set's images or has another number of classes."""
     try:
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, *arrays.shape))
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:
         raise UserError(
-            f"model '{text}' does not take the images of {arrays.name}, {arrays.shape} ({registry.one_line(error)})"
+            f"model '{text}' does not take the images of {arrays.name}, {arrays.shape} ({registry.one_line(error)}); "
+            "give another --model"
         ) from error
-    if logits.shape != (2, arrays.classes):
-        raise UserError(f"model '{text}' returns {tuple(logits.shape)} for two images of {arrays.classes} classes")
+    if not isinstance(logits, Tensor) or logits.shape != (2, arrays.classes):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"model '{text}' returns {shape} for two images of {arrays.classes} classes; it must be logits")

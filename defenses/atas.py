@@ -28,6 +28,16 @@ class Config(TrainingConfig):
     warm_up: float = 5 / 30  # share of the training with the constant step eps
     resets: tuple[float, ...] = (10 / 30, 20 / 30)  # when the perturbations are drawn anew
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(
+            beta=(0 <= self.beta < 1, "in [0, 1)"),
+            c=(self.c > 0, "positive"),
+            smallest=(0 <= self.smallest <= self.largest, f"from 0 to largest = {self.largest}"),
+            warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"),
+            resets=(all(0 <= r <= 1 for r in self.resets), "fractions of the training, in [0, 1]"),
+        )
+
 
 @registry.defense("atas")
 class ATAS(Defense[Config]):
@@ -36,9 +46,9 @@ class ATAS(Defense[Config]):
     Thesis, Algorithm 5.3. Perturbations are kept from epoch to epoch on the padded canvas and follow the crop and
     flip. Deviations: the default is what produced the published numbers, a_i = 2 eps / (1 + sqrt(v_i) / c) clamped to
     [eps/2, 1.75 eps], after a warm-up with a_i = eps that leaves v alone; `step_size=eq-5.16` is the text's
-    a_i = a / sqrt(v_i + C) with C = c^2 and a = 2 eps c, clamped alike. c is published for eps 8/255 and the gradient
-    of a batch mean; it is scaled with eps, and to the gradient of the example's own loss, so that the batch size
-    does not matter. The banks are kept in float16.
+    a_i = a / sqrt(v_i + c) with a / c = 2 eps, not clamped. c is published for eps 8/255 and the gradient of a batch
+    mean; it is scaled with eps, and the gradient of the example's own loss is scaled to a batch of 128, so that the
+    batch size does not matter. The banks of perturbations are kept in float16.
 
     Evidence: digits.
     """
@@ -75,6 +85,8 @@ class ATAS(Defense[Config]):
 
     def alpha(self, v: Tensor, eps: float) -> Tensor:
         """Step sizes (B,) from the moving averages v (B,) of squared gradient norms (Eq. 5.16)."""
-        c = self.config.c * eps / PAPER_EPS
-        shrink = 1 + v.sqrt() / c if self.config.step_size == "released" else (v + c**2).sqrt() / c
-        return (2 * eps / shrink).clamp(self.config.smallest * eps, self.config.largest * eps)
+        config = self.config
+        c = config.c * eps / PAPER_EPS
+        if config.step_size == "eq-5.16":
+            return 2 * eps * c / (v + c).sqrt()
+        return (2 * eps / (1 + v.sqrt() / c)).clamp(config.smallest * eps, config.largest * eps)

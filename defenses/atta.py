@@ -19,7 +19,11 @@ class Config(TrainingConfig):
     steps: int = 1
     alpha: Length = OfEps(0.5)  # 4/255 at eps 8/255
     start_std: float = 0.001
-    resets: tuple[float, ...] = (10 / 30, 20 / 30)  # every ten epochs
+    reset_every: int = 10  # epochs after which the perturbations are drawn anew
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(start_std=(self.start_std >= 0, "not negative"), reset_every=(self.reset_every >= 1, "at least 1"))
 
 
 @registry.defense("atta")
@@ -46,5 +50,5 @@ class ATTA(Defense[Config]):
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
 
     def end_epoch(self, trainer: Trainer) -> None:
-        if trainer.starts(*self.config.resets):
+        if (trainer.epoch + 1) % self.config.reset_every == 0:
             start_bank(trainer, self.config.start_std)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from attacks.pgd import ascend
 from bench.core import registry
-from bench.core.config import TrainingConfig
+from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.errors import UserError
 from bench.core.specs import Length, OfEps, in_units
@@ -24,7 +24,7 @@ from bench.training.subnet import adaptive_budgets, linear_layers, mask_layers, 
 class Config(TrainingConfig):
     epochs: int = 400
     batch_size: int = 256
-    schedule: Literal["piecewise", "triangular", "cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     validation: float = 0.02
     select: Literal["last", "best"] = "best"
     r: float = 0.99  # share of the weights that is pruned
@@ -37,8 +37,11 @@ class Config(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (0 < self.r < 1 and 0 <= self.gamma <= 1 and self.score_range > 0):
-            raise UserError(f"r = {self.r} must be in (0, 1), gamma = {self.gamma} in [0, 1], score_range positive")
+        self.check(
+            r=(0 < self.r < 1, "in (0, 1)"),
+            gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
+            score_range=(self.score_range > 0, "positive"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,11 @@ class FastConfig(Config):
     steps: int = 1
     alpha: Length = OfEps(0.5)
     start_std: float = 0.001
-    resets: tuple[float, ...] = tuple(k / 10 for k in range(1, 10))  # every ten epochs
+    reset_every: int = 10  # epochs after which the perturbations are drawn anew
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(start_std=(self.start_std >= 0, "not negative"), reset_every=(self.reset_every >= 1, "at least 1"))
 
 
 def binarise(model: nn.Module, classes_last: nn.Linear) -> nn.Module:
@@ -65,8 +72,9 @@ class BinarySubnet(Defense[Config]):
     """A robust subnetwork of a random binary network: only the choice of the weights is trained, never a weight.
 
     Thesis, Algorithm 5.1 (edge pop-up under PGD), adaptive pruning (Eq. 5.11), binary initialisation and last batch
-    norm (5.1.3). The weights are the signs of the architecture's default initialisation, in all linear and
-    convolutional layers; scores rank by their value (`rank=magnitude`: the released code's absolute value).
+    norm (5.1.3). Biases, which the text keeps at zero, are removed. The weights are the signs of the architecture's
+    default initialisation, in all linear and convolutional layers; scores rank by their value (`rank=magnitude`: the
+    released code's absolute value).
 
     Evidence: digits.
     """
@@ -120,7 +128,7 @@ class BinarySubnetFast(BinarySubnet):
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
 
     def end_epoch(self, trainer: Trainer) -> None:
-        if trainer.starts(*self.fast.resets):
+        if (trainer.epoch + 1) % self.fast.reset_every == 0:
             start_bank(trainer, self.fast.start_std)
 
     @property

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from attacks.pgd import ascend
 from bench.core import registry
-from bench.core.config import TrainingConfig
+from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.specs import Length, OfEps, in_units
 
@@ -17,7 +17,7 @@ from bench.core.specs import Length, OfEps, in_units
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     lr: float = 0.2
-    schedule: Literal["piecewise", "triangular", "cosine", "constant"] = "triangular"
+    schedule: Schedule = "triangular"
     alpha: Length = OfEps(1.25)
     attack_mode: Literal["eval", "train"] = "train"  # the model's batch norm during the attack
 

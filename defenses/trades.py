@@ -18,12 +18,16 @@ from bench.core.specs import Length, OfEps, in_units
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     epochs: int = 76
-    milestones: tuple[float, ...] = (75 / 76,)
+    milestones: tuple[float, ...] = (74 / 76,)  # the authors count from 1 and decay from epoch 75 on
     weight_decay: float = 2e-4
     beta: float = 6.0
     steps: int = 10
     alpha: Length = OfEps(0.007 / 0.031)
     start_std: float = 0.001
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(beta=(self.beta >= 0, "not negative"), start_std=(self.start_std >= 0, "not negative"))
 
 
 @registry.defense("trades")

@@ -14,7 +14,9 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from bench.core.errors import UserError
 from bench.core.registry import unknown
-from bench.core.specs import OfEps, parse_value
+from bench.core.specs import OfEps, check_counts_and_lengths, parse_value
+
+Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class TrainingConfig:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: Literal["piecewise", "triangular", "cosine", "constant"] = "piecewise"
+    schedule: Schedule = "piecewise"
     milestones: tuple[float, ...] = (24 / 30, 28 / 30)  # piecewise: lr is multiplied by `decay` at each
     decay: float = 0.1
     peak: float = 0.5  # triangular: lr rises to here from 0, then falls to 0
@@ -46,26 +48,34 @@ class TrainingConfig:
     amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 and channels_last where the device gains by them
 
     def __post_init__(self) -> None:
-        rules = [
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("lr", self.lr > 0, "positive"),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("weight_decay", self.weight_decay >= 0, "not negative"),
-            ("milestones", all(0 <= m <= 1 for m in self.milestones), "fractions of the training, in [0, 1]"),
-            ("peak", 0 < self.peak < 1, "in (0, 1)"),
-            ("crop", self.crop >= 0, "not negative"),
-            ("validation", 0 <= self.validation < 1, "in [0, 1)"),
-            ("ema", 0 <= self.ema < 1, "in [0, 1)"),
-            ("clip_grad", self.clip_grad >= 0, "not negative"),
-            ("probe_every", self.probe_every >= 0, "not negative"),
-            ("probe_examples", self.probe_examples >= 1, "at least 1"),
-        ]
-        for name, holds, allowed in rules:
+        self.check(
+            epochs=(self.epochs >= 1, "at least 1"),
+            batch_size=(self.batch_size >= 2, "at least 2, for batch norm"),
+            lr=(self.lr > 0, "positive"),
+            momentum=(0 <= self.momentum < 1, "in [0, 1)"),
+            weight_decay=(self.weight_decay >= 0, "not negative"),
+            milestones=(all(0 <= m <= 1 for m in self.milestones), "fractions of the training, in [0, 1]"),
+            decay=(0 < self.decay <= 1, "in (0, 1]"),
+            peak=(0 < self.peak < 1, "in (0, 1)"),
+            crop=(self.crop >= 0, "not negative"),
+            validation=(0 <= self.validation < 1, "in [0, 1)"),
+            validation_seed=(self.validation_seed >= 0, "not negative"),
+            ema=(0 <= self.ema < 1, "in [0, 1)"),
+            clip_grad=(self.clip_grad >= 0, "not negative"),
+            probe_every=(self.probe_every >= 0, "not negative"),
+            probe_examples=(self.probe_examples >= 1, "at least 1"),
+            select=(
+                self.select == "last" or (self.validation > 0 and self.probe_every > 0),
+                "last, unless there is a validation split (validation=0.02, say) and probe_every is at least 1",
+            ),
+        )
+        check_counts_and_lengths(self)
+
+    def check(self, **rules: tuple[bool, str]) -> None:
+        """UserError where a setting breaks its rule: name = (whether it holds, what is allowed)."""
+        for name, (holds, allowed) in rules.items():
             if not holds:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {allowed}")
-        if self.select == "best" and self.validation == 0:
-            raise UserError("select=best needs a validation split: set validation=0.02, say")
 
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from bench.core.config import TrainingConfig
 from bench.core.errors import CheckError, UserError
+from bench.core.specs import check_counts_and_lengths
 from bench.core.threat import ThreatModel
 
 
@@ -99,9 +100,10 @@ class Attack(ABC):
             raise UserError(
                 f"{type(self).__name__} has no {self.threat.norm} form; its norms are {', '.join(self.norms)}"
             )
-        for name, value in vars(self).items():
-            if type(value) is int and value < 1:  # steps, restarts, samples: all whole numbers are counts
-                raise UserError(f"{type(self).__name__}: {name} is {value}; it must be at least 1")
+        check_counts_and_lengths(self)
+
+    def check_fits(self, shape: tuple[int, ...], classes: int) -> None:
+        """UserError where this attack cannot work on images of `shape` (C,H,W) or with so few classes."""
 
     @abstractmethod
     def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bench.core.errors import UserError
+from bench.core.errors import CheckError, UserError
 from bench.core.registry import one_line
 
 SCHEMA = 1
@@ -89,7 +89,11 @@ class Threat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One run: one defense (or checkpoint), one seed. DESIGN: `A record`."""
+    """One run: one defense (or checkpoint), one seed.
+
+    suite: whose data, threat model and settings the run began with. Whether it also ran all of the suite's attacks on
+    all of its examples is in `attacks` and `n_examples`, for a leaderboard to ask.
+    """
 
     schema: int
     suite: str | None
@@ -199,13 +203,20 @@ def read_record(folder: Path) -> Record:
         raise UserError(f"{path} is not a record: {one_line(error)}") from error
 
 
-def write_cost(path: Path, cost: Training) -> None:
-    """What a training cost, beside its weights until the record holds it."""
-    write_atomically(path, msgspec.json.encode(cost))
+def read_run(folder: Path) -> Record:
+    """A finished run's record, after checking that it follows from its table and that its files are the ones it names.
 
-
-def read_cost(path: Path) -> Training:
-    return msgspec.json.decode(path.read_bytes(), type=Training)
+    CheckError where one of them does not.
+    """
+    record = read_record(folder)
+    try:
+        check(record, read_arrays(folder / TABLE))
+        for name, file in record.artifacts.items():
+            if file.path is not None and sha256(folder / Path(file.path).name) != file.sha256:
+                raise UserError(f"its {name} are not those of the record")
+    except (UserError, OSError) as error:
+        raise CheckError(f"{folder} was changed after it was finished: {error}; delete it and run again") from error
+    return record
 
 
 def find_records(paths: list[Path]) -> list[Path]:

@@ -12,16 +12,19 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from bench.core.errors import UserError
 
 T = TypeVar("T")
+PLURAL = {"study": "studies"}  # all others take an s
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Registry:
     def entries(self) -> dict[str, Entry]:
         """All entries by name, in alphabetical order."""
         found = self._read_package() | self._plugins
-        for point in entry_points(group=f"robust_bracket.{self.kind}s"):
+        for point in entry_points(group=f"robust_bracket.{PLURAL.get(self.kind, self.kind + 's')}"):
             if point.name in found and found[point.name].source != point.value:
                 raise UserError(_duplicate(self.kind, point.name, found[point.name].source, point.value))
             found[point.name] = Entry(point.name, "", point.value, _loader(self.kind, point))
@@ -114,16 +117,17 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> UserError:
     """The error for a name that nothing has, with the nearest that something has."""
     near = difflib.get_close_matches(name.rstrip("-0123456789") or name, list(names), n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return UserError(f"unknown {kind} '{name}': {hint}`bench list {kind}s` shows all")
+    return UserError(f"unknown {kind} '{name}': {hint}`bench list {PLURAL.get(kind, kind + 's')}` shows all")
 
 
 def load_plugin(path: Path) -> str:
     """Import a file that registers something; returns its SHA-256. UserError where it cannot be imported."""
     if not path.is_file():
         raise UserError(f"plugin {path}: there is no such file; --plugin takes a Python file that registers something")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    import_file(path, what="plugin")
-    return digest
+    module = import_file(path, what="plugin").__name__
+    if not any(entry.source == module for kind in KINDS for entry in kind._plugins.values()):
+        raise UserError(f"plugin {path} registers nothing; put @registry.defense(NAME), say, above a class of it")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def import_file(path: Path, *, what: str) -> Any:
@@ -152,14 +156,14 @@ def import_file(path: Path, *, what: str) -> Any:
 def _forget(module: str) -> None:
     """A module that failed to import, and what it had registered until then."""
     del sys.modules[module]
-    for registry in (attack, certifier, defense, dataset, model, study):
-        registry._plugins = {name: e for name, e in registry._plugins.items() if e.source != module}
+    for kind in KINDS:
+        kind._plugins = {name: entry for name, entry in kind._plugins.items() if entry.source != module}
 
 
 def one_line(error: BaseException) -> str:
     """An exception as one line: its class and the first line of its message."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {shorten(lines[0], 120)}" if lines else type(error).__name__
 
 
 def _importer(module: str, attribute: str) -> Callable[[], Any]:
@@ -193,3 +197,4 @@ defense = Registry("defense", "defenses")
 dataset = Registry("dataset", "bench.datasets")
 model = Registry("model", "bench.models")
 study = Registry("study", "bench.studies")
+KINDS = (attack, certifier, defense, dataset, model, study)

@@ -29,6 +29,15 @@ class OfEps:
 Length = float | OfEps  # the type of an option that is a step size or another distance
 
 
+def check_counts_and_lengths(thing: Any) -> None:
+    """UserError where a field called steps, restarts or samples is below 1, or alpha is not positive."""
+    for name, value in vars(thing).items():
+        if name in ("steps", "restarts", "samples") and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+        if name == "alpha" and in_units(value, 1.0) <= 0:
+            raise UserError(f"alpha is {value}; it must be positive")
+
+
 def in_units(length: Length, eps: Any) -> Any:
     """A Length as a number (or a tensor, where eps is one)."""
     return length.factor * eps if isinstance(length, OfEps) else length

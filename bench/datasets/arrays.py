@@ -73,6 +73,8 @@ def checked(name: str, arrays: dict[str, Any]) -> Arrays:
 def _checked_images(what: str, x: np.ndarray) -> np.ndarray:
     if x.dtype != np.uint8:
         raise UserError(f"{what} is {x.dtype}; images must be uint8, 0 to 255")
+    if x.shape[:1] == (0,):
+        raise UserError(f"{what} holds no images; it must hold at least one")
     if x.ndim == 3:
         x = x[..., None]
     if x.ndim != 4 or not 1 <= x.shape[-1] <= 4 or 0 in x.shape:

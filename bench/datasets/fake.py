@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.core import registry
+from bench.core.errors import UserError
 from bench.datasets.arrays import Arrays, checked
 
 
@@ -21,6 +22,8 @@ def fake(
     seed: int = 0,
 ) -> Arrays:
     """Noise with one blurred prototype a class: `fake:shape=3+32+32:classes=10:train=512:test=128`."""
+    if len(shape) != 3 or min(*shape, train, test) < 1 or max(*shape, classes) > 4096 or classes < 2 or seed < 0:
+        raise UserError("data set 'fake' takes shape=C+H+W up to 4096, at least 2 classes, 1 example, seed 0")
     channels, height, width = shape
     rng = np.random.default_rng(seed)
     prototypes = rng.integers(0, 256, (classes, height, width, channels))

@@ -25,6 +25,9 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.clean import predict
 
+Part = dict[str, npt.NDArray[Any]]  # of one batch
+PART = ("broken", "witnesses", "index", "distance", "passes", "seconds", "warnings")
+
 
 @dataclass(frozen=True)
 class Attacked:
@@ -69,12 +72,11 @@ def measure_attack(
     A batch's randomness depends on the run's seed, the attack and the batch alone. With a folder `parts`, what is
     done of it is kept there, and found again by the next call. Success is what a fresh forward pass says.
     """
-    found: list[dict[str, npt.NDArray[Any]]] = []
+    found: list[Part] = []
     for number, batch in enumerate(test.in_order(batch_size)):
         path = None if parts is None else parts / f"{hashlib.sha256(spec.encode()).hexdigest()[:16]}-{number}.npz"
-        if path is not None and path.exists():
-            part = read_arrays(path)
-        else:
+        part = None if path is None else _read_part(path)
+        if part is None:
             right = torch.from_numpy(clean).to(batch.index.device)[batch.index]
             generator = seeds.generator(batch.x.device, seed, spec, number)
             part = _attack_batch(model, attack, _take(batch, right), generator)
@@ -86,13 +88,22 @@ def measure_attack(
     return _collect(found, spec, clean, attack.minimum_norm)
 
 
+def _read_part(path: Path) -> Part | None:
+    """What is kept of a batch; None where there is nothing, or nothing that can be used."""
+    if not path.exists():
+        return None
+    try:
+        part = read_arrays(path)
+    except UserError:
+        return None
+    return part if set(part) == set(PART) else None
+
+
 def _take(batch: Batch, rows: torch.Tensor) -> Batch:
     return Batch(batch.x[rows], batch.y[rows], batch.index[rows])
 
 
-def _attack_batch(
-    model: nn.Module, attack: Attack, batch: Batch, generator: torch.Generator
-) -> dict[str, npt.NDArray[Any]]:
+def _attack_batch(model: nn.Module, attack: Attack, batch: Batch, generator: torch.Generator) -> Part:
     """The part of one batch: examples that the attack broke, their witnesses, distances, and the cost."""
     began = time.perf_counter()
     heard: list[str] = []
@@ -121,9 +132,7 @@ def _attack_batch(
     }
 
 
-def _collect(
-    parts: list[dict[str, npt.NDArray[Any]]], spec: str, clean: npt.NDArray[np.bool_], minimum_norm: bool
-) -> Attacked:
+def _collect(parts: list[Part], spec: str, clean: npt.NDArray[np.bool_], minimum_norm: bool) -> Attacked:
     broken = np.concatenate([part["broken"] for part in parts])
     robust = clean.copy()
     robust[broken] = False

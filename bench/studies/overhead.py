@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from bench.core import registry
 from bench.core.config import make_config
+from bench.core.errors import UserError
 from bench.core.threads import choose_threads
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.plan import build_model, choose_device, load_arrays
+from bench.plan import build_model, checked_eps, choose_device, load_arrays
 from bench.training.loop import Loop
 
 
@@ -40,16 +41,19 @@ def overhead(
     """
     where = choose_device(device)
     arrays = load_arrays(dataset, None)
-    threat = ThreatModel("Linf", eps)
+    threat = ThreatModel("Linf", checked_eps(eps, "Linf", arrays.shape))
+    if pairs < 1 or threads < 0:
+        raise UserError(f"pairs is {pairs} and threads {threads}; at least 1 pair, and threads 0 for as many as pay")
     settings = {"batch_size": batch_size, "epochs": 2 * pairs, "crop": crop, "flip": crop > 0, "amp": "off"}
     target = registry.defense.get(defense)
     config = make_config(target.config_class, defense, {"probe_every": 0}, settings)
     split = Split(arrays.x_train, arrays.y_train, where, crop=crop, flip=crop > 0)
     torch.manual_seed(0)
-    ours = build_model(model, arrays.shape, arrays.classes)
+    trained = target(config)
+    ours = trained.build(build_model(model, arrays.shape, arrays.classes))
     torch.set_num_threads(threads or choose_threads(ours, arrays.shape))
     bare = build_model(model, arrays.shape, arrays.classes).to(where)
-    loop = Loop(ours, target(config), split, threat, seed=0)
+    loop = Loop(ours, trained, split, threat, seed=0)
     batches = [(batch.x, batch.y) for batch in split.in_order(batch_size)]
     optimizer = torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     loop.run_epoch()  # both warm up once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,14 +32,20 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     write_atomically(folder / CHECKPOINT, buffer.getvalue())
 
 
-def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The last state that was saved; None where there is none."""
+def read_checkpoint(folder: Path, device: torch.device, keys: set[str]) -> dict[str, Any] | None:
+    """The last state that was saved; None where there is none, or a broken one, which is warned of."""
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    with _readable(path):
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        return state
+    try:
+        with _readable(path):
+            state = torch.load(path, map_location=device, weights_only=True)
+            if isinstance(state, dict) and set(state) == keys:
+                return state
+    except UserError:
+        pass
+    print(f"warning: {path} is broken; the training starts again", file=sys.stderr)
+    return None
 
 
 class BuildSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,4 +115,6 @@ def _state_inside(path: Path, loaded: Any) -> State:
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(v, Tensor) for v in value.values())
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +148,13 @@ class Loop:
 
         With a folder, each epoch ends with a checkpoint and a line of log.jsonl.
         """
-        saved = None if folder is None else checkpoints.read_checkpoint(folder, self.device)
+        saved = None if folder is None else checkpoints.read_checkpoint(folder, self.device, set(self._state()))
         if saved is not None:
+            if saved["device"] != self.device.type:
+                raise UserError(
+                    f"{folder} was begun on {saved['device']}, whose random numbers differ from {self.device.type}'s; "
+                    f"use --device {saved['device']}, or another --out"
+                )
             self._load_state(saved)
             if report is not None:
                 report(self.steps_done, f"resumed after epoch {self.epoch}")
@@ -172,40 +177,54 @@ class Loop:
 
     def run_epoch(self, report: Progress | None = None) -> None:
         """One epoch: its steps, the defense's own end of it, the probe, a line of the log."""
-        began = time.perf_counter()
-        self._loss.zero_()
-        steps = 0
-        lr = self.lr
-        self.model.train()
-        with count_passes(self.model, self.passes):
-            for batch in self.defense.batches(self):
-                with self._precision():
-                    self.defense.train_step(batch, self)
-                self.steps_done += 1
-                steps += 1
-                if report is not None:
-                    report(1, f"epoch {self.epoch + 1}/{self.epochs}")
+        lr, spent = self.lr, self.seconds
+        with self._counted(self.model):
+            steps = self._run_steps(report)
             self.defense.end_epoch(self)
             loss = float(self._loss) / max(1, steps)
-            if not math.isfinite(loss):
-                raise CheckError(
-                    f"training stopped: the loss is {loss} in epoch {self.epoch + 1} at learning rate {lr:g}; "
-                    f"try a lower one (--set lr={self.config.lr / 10:g}) or --set clip_grad=1"
-                )
-            line = {"epoch": self.epoch + 1, "lr": lr, "loss": round(loss, 6)} | self._probe()
-        self.seconds += time.perf_counter() - began
-        self.log.append(line | {"seconds": round(time.perf_counter() - began, 3)})
+        if steps == 0 or not math.isfinite(loss):
+            raise CheckError(
+                f"training stopped: the loss is {loss} in epoch {self.epoch + 1} at learning rate {lr:g}; "
+                f"try a lower one (--set lr={self.config.lr / 10:g}) or --set clip_grad=1"
+            )
+        line = {"epoch": self.epoch + 1, "lr": lr, "loss": round(loss, 6)} | self._probe()
+        self.log.append(line | {"seconds": round(self.seconds - spent, 3)})
         self.epoch += 1
 
+    def _run_steps(self, report: Progress | None) -> int:
+        self._loss.zero_()
+        self.model.train()
+        steps = 0
+        for batch in self.defense.batches(self):
+            with self._precision():
+                self.defense.train_step(batch, self)
+            self.steps_done += 1
+            steps += 1
+            if report is not None:
+                report(1, f"epoch {self.epoch + 1}/{self.epochs}")
+        return steps
+
+    @contextmanager
+    def _counted(self, model: nn.Module) -> Iterator[None]:
+        """What is done inside is part of the training's cost."""
+        began = time.perf_counter()
+        with count_passes(model, self.passes):
+            yield
+        self.seconds += time.perf_counter() - began
+
     def _probe(self) -> dict[str, float]:
-        """FGSM and PGD accuracy on a few examples, for the log, for the warning and for the selection."""
+        """FGSM and PGD accuracy on a few examples, for the log, for the warning and for the selection.
+
+        Only the selection makes it a part of the training's cost.
+        """
         due = self.config.probe_every and (self.epoch + 1) % self.config.probe_every == 0
         if self.probe is None or not (due or self.epoch + 1 == self.epochs):
             return {}
         predictor = self.defense.predictor(self)
-        with mode_of(predictor, training=False):
+        selects = self.config.select == "best"
+        with mode_of(predictor, training=False), self._counted(predictor) if selects else nullcontext():
             found = self.probe(predictor)
-        if self.config.select == "best" and found["pgd"] > self.best["pgd"]:
+        if selects and found["pgd"] > self.best["pgd"]:
             state = {key: value.clone() for key, value in predictor.state_dict().items()}
             self.best = {"pgd": found["pgd"], "state": state, "epoch": self.epoch + 1}
         history = [(e["fgsm"], e["pgd"]) for e in self.log if "pgd" in e] + [(found["fgsm"], found["pgd"])]
@@ -222,6 +241,7 @@ class Loop:
     def _state(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on."""
         return {
+            "device": self.device.type,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "averaged": None if self.averaged_model is None else self.averaged_model.state_dict(),

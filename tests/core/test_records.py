@@ -195,12 +195,6 @@ def test_missing_record_is_a_user_error(tmp_path):
             records.read_record(folder)
 
 
-def test_cost_round_trip(tmp_path):
-    cost = make_record().training
-    records.write_cost(tmp_path / "cost.json", cost)
-    assert records.read_cost(tmp_path / "cost.json") == cost
-
-
 def test_find_records(tmp_path):
     for name in ("b/0", "a/1", "a/0"):
         (tmp_path / name).mkdir(parents=True)

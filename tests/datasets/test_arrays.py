@@ -69,7 +69,7 @@ def test_missing_key_is_a_user_error(npz, key):
         pytest.param({"x_train": np.uint8(3)}, "x_train has the shape", id="a number"),
         pytest.param({"x_train": good()["x_train"][None]}, "x_train has the shape", id="five axes"),
         pytest.param({"x_train": np.zeros((12, 3, 4, 5), np.uint8)}, "x_train has the shape", id="channels first"),
-        pytest.param({"x_train": np.zeros((0, 4, 5, 3), np.uint8)}, "x_train has the shape", id="no images"),
+        pytest.param({"x_train": np.zeros((0, 4, 5, 3), np.uint8)}, "holds no images", id="no images"),
         pytest.param({"x_test": np.zeros((6, 4, 0, 3), np.uint8)}, "x_test has the shape", id="no pixels"),
         pytest.param({"x_test": np.zeros((6, 4, 4, 3), np.uint8)}, "of one size", id="sizes differ"),
         pytest.param({"x_test": np.zeros((6, 4, 5, 1), np.uint8)}, "of one size", id="channels differ"),

@@ -18,9 +18,10 @@ def test_the_released_step_size():
 
 
 def test_the_texts_step_size_is_an_option():
-    defense = ATAS(Config(step_size="eq-5.16", smallest=0.0, largest=9.0))
-    v = torch.tensor([0.0, 3 * 0.01**2])
-    assert torch.allclose(defense.alpha(v, EPS) / EPS, torch.tensor([2.0, 1.0]), atol=1e-6)
+    defense = ATAS(Config(step_size="eq-5.16"))
+    # a / sqrt(v + C) with C = 0.01 and a = 2 eps C, neither clamped
+    v = torch.tensor([0.0, 3 * 0.01])
+    assert torch.allclose(defense.alpha(v, EPS) / EPS, torch.tensor([0.2, 0.1]), atol=1e-6)
 
 
 def test_c_is_scaled_with_eps():

@@ -1,5 +1,7 @@
+import hashlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -117,6 +119,56 @@ def start(folder, words):
 def wait_for(process, folder, sign):
     while process.poll() is None and not list(folder.glob(f"killed/*/*/{sign}")):
         time.sleep(0.005)
+
+
+def change_record(run):
+    path = run / "record.json"
+    path.write_text(path.read_text().replace('"robust_acc"', '"robust_acc": 0.99, "was"', 1))
+
+
+def change_accuracy(run):
+    plain = json.loads((run / "record.json").read_text())
+    plain["attacks"]["fgsm"]["robust_acc"] = 0.99
+    (run / "record.json").write_text(json.dumps(plain))
+
+
+@pytest.mark.parametrize("tamper", [
+    change_record,
+    change_accuracy,
+    lambda run: (run / "examples.npz").unlink(),
+    lambda run: (run / "witnesses.npz").unlink(),
+    lambda run: (run / "weights.safetensors").write_bytes(b"x"),
+])  # fmt: skip
+def test_a_finished_run_that_was_changed_is_not_printed(tamper, finished, tmp_path):
+    shutil.copytree(finished[0] / "runs", tmp_path / "runs")
+    tamper(only_run(tmp_path))
+    for words in (("run", "--defense", "atas", *QUICK), ("table",)):
+        done = bench(tmp_path, *words)
+        assert done.returncode in (1, 2)
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("broken", ["training.json", "weights.safetensors", "checkpoint.pt", "parts"])
+def test_a_broken_file_of_an_unfinished_run_is_made_again(broken, tmp_path):
+    command = ["run", "--defense", "atas", "--epochs", "4", "--attacks", "pgd-50:restarts=20", "--n-examples", "200"]
+    assert bench(tmp_path, *command, "--out", "whole").returncode == 0
+    kill_after(tmp_path, [*command, "--out", "killed"], "parts/*", 0.0)
+    (run,) = (tmp_path / "killed").glob("*/*")
+    if broken == "parts":
+        name = hashlib.sha256(b"pgd-50:restarts=20").hexdigest()[:16]
+        (next((run / "parts").iterdir()) / f"{name}-0.npz").write_bytes(b"garbage")
+    else:
+        (run / broken).write_bytes(b"garbage")
+    assert bench(tmp_path, *command, "--out", "killed").returncode == 0
+    assert results(only_run(tmp_path / "killed")) == results(only_run(tmp_path / "whole"))
+
+
+def test_training_under_l1_has_no_probe_and_works(tmp_path):
+    words = ("--norm", "L1", "--eps", "1", "--attacks", "random-noise", "--n-examples", "40", "--epochs", "2")
+    done = bench(tmp_path, "run", "--defense", "standard", *words)
+    assert done.returncode == 0, done.stderr
+    assert "pgd" not in (only_run(tmp_path) / "log.jsonl").read_text()
 
 
 def test_two_processes_do_not_work_on_one_run(tmp_path):

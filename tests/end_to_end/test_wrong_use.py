@@ -22,6 +22,7 @@ def folder(tmp_path):
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage")
     (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
     (tmp_path / "twice.py").write_text("from bench.core import registry\n@registry.defense('atas')\nclass A: ...\n")
+    (tmp_path / "empty.py").touch()
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "data").mkdir()
     return tmp_path
@@ -57,7 +58,8 @@ WRONG = {
     "broken npz": ((*ATAS, "--dataset", "broken.npz", "--eps", "0.1", "--model", "cnn"), "not a readable .npz"),
     "npz without its keys": ((*ATAS, "--dataset", "keys.npz", "--eps", "0.1", "--model", "cnn"), "y_train"),
     "npz without eps": ((*ATAS, "--dataset", "good.npz"), "--eps"),
-    "model for other images": ((*ATAS, "--dataset", "good.npz", "--eps", "0.1", "--model", "bad.py:f"), "bad.py"),
+    "model file that fails": ((*ATAS, "--attacks", "fgsm", "--model", "bad.py:f"), "bad.py"),
+    "model for other images": ((*ATAS, "--model", "cnn", "--dataset", "fake:shape=1+2+2"), "4x4"),
     "checkpoint missing": (("eval", "--checkpoint", "no.pt"), "does not exist"),
     "checkpoint of another architecture": (("eval", "--checkpoint", "other.pt"), "--model"),
     "checkpoint that is a pickle": (("eval", "--checkpoint", "pickle.pt"), "cannot be read"),
@@ -69,7 +71,18 @@ WRONG = {
     "plugin with a taken name": ((*ATAS, "--plugin", "twice.py"), "registered twice"),
     "no examples": ((*ATAS, "--n-examples", "0"), "at least 1"),
     "too many examples": ((*ATAS, "--n-examples", "9999"), "1 to 360"),
-    "no threads": ((*ATAS, "--threads", "0"), "at least 1"),
+    "few classes for autoattack": ((*ATAS, "--dataset", "good.npz", "--eps", "0.1", "--model", "fc1"), "4 classes"),
+    "no attack between commas": ((*ATAS, "--attacks", "fgsm,"), "empty place"),
+    "batch of one": ((*ATAS, "--set", "batch_size=1"), "at least 2"),
+    "crop beyond the image": ((*ATAS, "--set", "crop=9"), "side of the images"),
+    "steps below one": (("run", "--defense", "pgd-at", "--set", "steps=0"), "at least 1"),
+    "alpha below zero": ((*ATAS, "--attacks", "pgd:alpha=-1"), "positive"),
+    "model that cannot be built": ((*ATAS, "--model", "fc1:width=-3"), "cannot be built"),
+    "data set that cannot be made": ((*ATAS, "--dataset", "fake:train=-1"), "at least 2 classes"),
+    "data set misspelt": ((*ATAS, "--dataset", "minst"), "did you mean 'mnist'"),
+    "plugin that registers nothing": ((*ATAS, "--plugin", "empty.py"), "registers nothing"),
+    "study on no device": (("study", "overhead", "--set", "device=tpu"), "auto, cpu, cuda"),
+    "no threads": ((*ATAS, "--threads", "0"), "1 to 1024"),
     "seeds that are none": ((*ATAS, "--seeds", "a,b"), "--seeds"),
     "table of nothing": (("table", "data"), "record.json"),
 }  # fmt: skip

@@ -142,7 +142,7 @@ def test_a_minimum_norm_attack_keeps_its_distances_and_counts_inside_eps_only():
 
 
 class Fickle(nn.Module):
-    """Wrong each fifth time it is asked: after clean images and two steps, that is when the evaluator asks."""
+    """Wrong the sixth time it is asked: twice it was of clean images, then by the attack, now by the evaluator."""
 
     def __init__(self):
         super().__init__()
@@ -151,7 +151,7 @@ class Fickle(nn.Module):
     def forward(self, x):
         self.calls += 1
         logits = self.model(x)
-        return logits.roll(1, dims=1) if self.calls % 5 == 0 else logits
+        return logits.roll(1, dims=1) if self.calls == 6 else logits
 
 
 def test_a_model_that_changes_its_mind_fails_the_run():
@@ -167,8 +167,30 @@ def test_a_model_whose_logits_are_not_finite_fails_the_run():
         evaluate(model, tiny_batch().x, tiny_batch().y, threat=THREAT, attacks=["fgsm"])
 
 
+class Holes(nn.Module):
+    """A sound model on the images themselves, without an answer anywhere else."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.model, self.x = tiny_model(), x
+
+    def forward(self, x):
+        known = (x.flatten(1)[:, None] == self.x.flatten(1)).all(dim=2).any(dim=1)
+        return torch.where(known[:, None], self.model(x), torch.nan)
+
+
+@pytest.mark.parametrize("attack", ["pgd-2", "random-noise", "fgsm"])
+def test_a_model_without_an_answer_off_the_images_is_not_robust_but_refused(attack):
+    batch = tiny_batch()
+    with pytest.raises(CheckError, match="not finite"):
+        evaluate(Holes(batch.x), batch.x, batch.y, threat=THREAT, attacks=[attack])
+
+
 @pytest.mark.parametrize(("change", "hint"), [
     (lambda x, y: (x * 255, y), r"\[0, 1\]"),
+    (lambda x, y: (x[:0], y[:0]), "at least 1"),
+    (lambda x, y: (x.numpy(), y), "tensor"),
+    (lambda x, y: (x, y + 10), "labels must be 0 to 9"),
     (lambda x, y: (x, y[:3]), "labels"),
     (lambda x, y: (x, y.float()), "int64"),
     (lambda x, y: (x.flatten(1), y), "N,C,H,W"),

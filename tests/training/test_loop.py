@@ -123,6 +123,33 @@ def test_passes_are_counted():
     assert (cost.forwards, cost.backwards) == (2 * 40 * 4, 2 * 40 * 4)
 
 
+def test_a_probe_is_a_cost_of_the_training_only_where_it_selects():
+    def probe(model):
+        model(tiny_batch().x)
+        return {"fgsm": 0.5, "pgd": 0.5}
+
+    for settings, passes in (({}, 0), ({"select": "best", "validation": 0.1}, 4 * 6)):
+        _, cost = loop_of(probe, **settings).run()
+        assert cost.forwards == 4 * 40 + passes
+
+
+def test_a_run_that_was_begun_on_another_device_is_not_gone_on_with(tmp_path):
+    loop = loop_of()
+    loop.run_epoch()
+    save_checkpoint(tmp_path, loop._state() | {"device": "cuda"})
+    with pytest.raises(UserError, match="begun on cuda"):
+        loop_of().run(tmp_path)
+
+
+def test_a_broken_checkpoint_is_warned_of_and_the_training_starts_again(tmp_path, capsys):
+    for broken in ({"a": 1}, [1]):
+        torch.save(broken, tmp_path / "checkpoint.pt")
+        predictor, _ = loop_of().run(tmp_path)
+        assert "starts again" in capsys.readouterr().err
+        whole = loop_of().run()[0].state_dict()
+        assert all(torch.equal(value, whole[key]) for key, value in predictor.state_dict().items())
+
+
 def test_a_model_with_nothing_to_train_is_refused():
     with pytest.raises(UserError, match="nothing to train"):
         loop_of(model=nn.Flatten())
