@@ -59,7 +59,7 @@ WRONG = {
     "npz without its keys": ((*ATAS, "--dataset", "keys.npz", "--eps", "0.1", "--model", "cnn"), "y_train"),
     "npz without eps": ((*ATAS, "--dataset", "good.npz"), "--eps"),
     "model file that fails": ((*ATAS, "--attacks", "fgsm", "--model", "bad.py:f"), "bad.py"),
-    "model for other images": ((*ATAS, "--model", "cnn", "--dataset", "fake:shape=1+2+2"), "4x4"),
+    "model for other images": ((*ATAS, "--model", "cnn", "--dataset", "fake:shape=1+2+2", "--set", "crop=0"), "4x4"),
     "checkpoint missing": (("eval", "--checkpoint", "no.pt"), "does not exist"),
     "checkpoint of another architecture": (("eval", "--checkpoint", "other.pt"), "--model"),
     "checkpoint that is a pickle": (("eval", "--checkpoint", "pickle.pt"), "cannot be read"),
