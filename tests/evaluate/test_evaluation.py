@@ -12,10 +12,11 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.attacked import make_attacks, measure_attack, witnesses_of
 from bench.evaluate.evaluation import evaluate_split
+from bench.evaluate.invariants import check_evaluation
 from tests.linear import exact_margin, interior_batch, linear_model
 
 SHAPE = (1, 5, 5)
-THREAT = ThreatModel("Linf", 0.03)
+THREAT, FAR = ThreatModel("Linf", 0.03), ThreatModel("Linf", 0.9)
 
 
 @pytest.fixture
@@ -57,11 +58,11 @@ def test_every_witness_is_inside_the_threat_model_and_misclassified(linear):
     assert (model(x_adv).argmax(dim=1) != batch.y[index]).all()
 
 
-def measured(model, test, spec, **options):
-    (attack,) = make_attacks([spec], THREAT).values()
-    clean = np.ones(len(test), bool)
-    clean[:5] = False
-    return measure_attack(model, test, attack, spec, clean=clean, seed=0, **{"batch_size": 16} | options)
+def measured(model, test, spec, threat=THREAT, **options):
+    (attack,) = make_attacks([spec], threat).values()
+    clean = np.arange(len(test)) >= 5
+    options = {"clean": clean, "seed": 0, "batch_size": 16} | options
+    return measure_attack(model, test, attack, spec, **options)
 
 
 def test_a_finished_batch_is_not_attacked_again_and_gives_the_same(linear, tmp_path):
@@ -215,3 +216,25 @@ def test_an_evaluation_does_not_depend_on_the_global_seed(linear):
         found.append(evaluate_split(model, test, THREAT, attacks, batch_size=16, seed=3, show=False))
     assert np.array_equal(found[0].witnesses["x_adv"], found[1].witnesses["x_adv"])
     assert seeds.derive(3, "pgd-5", 0) != seeds.derive(3, "pgd-5", 1)
+
+
+def test_randomness_depends_on_the_runs_seed_and_on_the_batch(linear):
+    model, batch, test = linear
+    first, second = (measured(model, test, "random-noise:samples=1", seed=seed) for seed in (0, 1))
+    assert not np.array_equal(first.witnesses, second.witnesses)
+    twice = Split.of_tensors(batch.x[5:10].repeat(2, 1, 1, 1), batch.y[5:10].repeat(2))
+    found = measured(model, twice, "pgd-50", threat=FAR, batch_size=5, clean=np.ones(10, bool))
+    assert len(found.broken) == 10
+    assert not np.array_equal(found.witnesses[:5], found.witnesses[5:])
+
+
+@pytest.mark.parametrize(("change", "hint"), [
+    (lambda w: w | {"x_adv": w["x_adv"] + np.float32(0.5)}, "outside the threat model"),
+    (lambda w: w | {"index": w["index"][1:], "x_adv": w["x_adv"][1:]}, "have a witness"),
+])  # fmt: skip
+def test_a_witness_that_proves_nothing_fails_the_run(change, hint, linear):
+    model, batch, test = linear
+    found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=["pgd-10"])
+    check_evaluation(model, test, THREAT, found.table, found.witnesses, 16)
+    with pytest.raises(CheckError, match=hint):
+        check_evaluation(model, test, THREAT, found.table, change(found.witnesses), 16)
