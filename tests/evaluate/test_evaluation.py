@@ -223,7 +223,7 @@ def test_randomness_depends_on_the_runs_seed_and_on_the_batch(linear):
     first, second = (measured(model, test, "random-noise:samples=1", seed=seed) for seed in (0, 1))
     assert not np.array_equal(first.witnesses, second.witnesses)
     twice = Split.of_tensors(batch.x[5:10].repeat(2, 1, 1, 1), batch.y[5:10].repeat(2))
-    found = measured(model, twice, "pgd-50", threat=FAR, batch_size=5, clean=np.ones(10, bool))
+    found = measured(model, twice, "random-noise:samples=20", threat=FAR, batch_size=5, clean=np.ones(10, bool))
     assert len(found.broken) == 10
     assert not np.array_equal(found.witnesses[:5], found.witnesses[5:])
 
