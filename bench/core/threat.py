@@ -90,10 +90,6 @@ class ThreatModel:
             return self
         return ThreatModel(self.norm, self.eps[rows], self.box)
 
-    def scaled(self, factor: float | Tensor) -> ThreatModel:
-        """The same threat with eps times `factor`."""
-        return ThreatModel(self.norm, self.eps * factor, self.box)
-
     def _clamp(self, x: Tensor) -> Tensor:
         return x if self.box is None else x.clamp(*self.box)
 

@@ -131,7 +131,7 @@ def test_l1_projection_in_closed_form():
 @given(cases())
 def test_a_point_inside_is_its_own_projection(case):
     threat, x, _ = case
-    inside = threat.scaled(0.9).random_start(x, seeded(1))
+    inside = ThreatModel(threat.norm, 0.9 * threat.eps, threat.box).random_start(x, seeded(1))
     assert torch.equal(threat.project(inside, x), inside)
 
 
@@ -216,10 +216,6 @@ def test_of_takes_the_rows_budgets():
     assert torch.equal(threat.eps, torch.tensor([0.3, 0.1]))
     assert (threat.norm, threat.box) == ("L2", None)
     assert ThreatModel("L2", 0.5).of(rows) == ThreatModel("L2", 0.5)
-
-
-def test_scaled_multiplies_the_budget():
-    assert ThreatModel("L1", 2.0, None).scaled(0.25) == ThreatModel("L1", 0.5, None)
 
 
 @pytest.mark.parametrize("norm", ["linf", "L3", ""])
