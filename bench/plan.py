@@ -91,18 +91,13 @@ def plan(request: Request) -> Plan:
     own = None if request.checkpoint is None else read_spec(request.checkpoint)
     suite = _suite_of(request, own)
     arrays = load_arrays(request.dataset or suite.dataset, request.data_dir)
-    if own is not None and (own.shape, own.classes) != (arrays.shape, arrays.classes):
-        raise UserError(
-            f"checkpoint {request.checkpoint} is of images {own.shape} with {own.classes} classes; {arrays.name} has "
-            f"{arrays.shape} with {arrays.classes}; give its data set (--dataset)"
-        )
+    if own is not None:
+        _check_own(own, request, arrays)
     threat = _threat_of(request, suite, arrays)
     attacks = make_attacks(suite.attacks if request.attacks is None else request.attacks, threat)
     for attack in attacks.values():
         attack.check_fits(arrays.shape, arrays.classes)
     spec = own or _spec_of(request, suite, arrays)
-    if own is not None and request.model not in (None, own.model):
-        raise UserError(f"checkpoint {request.checkpoint} holds a {own.model}; leave out --model {request.model}")
     if ".py:" in spec.model:
         code.append(records.sha256(Path(spec.model.partition(":")[0])))
     defense = None if spec.defense is None else _make_defense(spec.defense, spec.training)
@@ -245,6 +240,17 @@ def _load(model: nn.Module, path: Path, own: BuildSpec | None) -> None:
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
         raise UserError(f"checkpoint {path} does not fit its own header ({detail}); it was changed") from error
+
+
+def _check_own(own: BuildSpec, request: Request, arrays: Arrays) -> None:
+    """UserError where our own weights are of other images than the data set's, or of another model than --model."""
+    if (own.shape, own.classes) != (arrays.shape, arrays.classes):
+        raise UserError(
+            f"checkpoint {request.checkpoint} is of images {own.shape} with {own.classes} classes; {arrays.name} has "
+            f"{arrays.shape} with {arrays.classes}; give its data set (--dataset)"
+        )
+    if request.model not in (None, own.model):
+        raise UserError(f"checkpoint {request.checkpoint} holds a {own.model}; leave out --model {request.model}")
 
 
 def _check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -> None:

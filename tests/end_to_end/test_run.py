@@ -202,6 +202,16 @@ def test_eval_of_our_own_weights_gives_the_same_predictions(finished, tmp_path):
     assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"), [(("--dataset", "fake"), "give its data set"), (("--model", "fc1"), "leave out")]
+)
+def test_eval_of_our_own_weights_refuses_other_data_and_another_model(words, hint, finished, tmp_path):
+    weights = str(only_run(finished[0]) / "weights.safetensors")
+    done = bench(tmp_path, "eval", "--checkpoint", weights, "--attacks", "none", *words)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert hint in done.stderr
+
+
 def test_eval_of_a_subnetwork_builds_its_masks_again(tmp_path):
     quick = ("--attacks", "fgsm", "--n-examples", "40")
     settings = ("--set", "r=0.5", "--set", "validation=0", "--set", "select=last", "--epochs", "1")
