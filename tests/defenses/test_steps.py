@@ -49,7 +49,8 @@ def test_atta_goes_on_from_the_perturbation_it_left():
 
 
 def test_r_pgd_trains_on_the_iterate_of_the_highest_reflected_loss():
-    loop = DefenseContract().loop("r-pgd", steps="4")
+    loop = DefenseContract().loop("r-pgd", steps="4", alpha="0.4", step="l2", norm="L2")
+    loop.model.load_state_dict({k: 20 * v for k, v in loop.model.state_dict().items()})  # so steep that steps overshoot
     batch = next(loop.shuffled())
     seen = []
     loop.model.register_forward_hook(
@@ -58,6 +59,7 @@ def test_r_pgd_trains_on_the_iterate_of_the_highest_reflected_loss():
     loop.defense.train_step(batch, loop)
     heights = torch.stack([reflected(logits, batch.y) for _, logits, training in seen if not training])
     points = torch.stack([x for x, _, training in seen if not training])
+    assert (heights.argmax(dim=0) < 4).any()  # not always the last
     best = points[heights.argmax(dim=0), torch.arange(len(batch))]
     assert torch.equal(seen[-1][0], best)
 
