@@ -76,7 +76,9 @@ class BinarySubnet(Defense[Config]):
     default initialisation, in all linear and convolutional layers; scores rank by their value (`rank=magnitude`: the
     released code's absolute value).
 
-    Evidence: digits.
+    Evidence: digits suite, seeds 0 to 2, one thread of an AMD EPYC:
+    clean 97.8 +- 0.3, PGD-50 55.5 +- 0.9, AutoAttack 44.0 +- 2.2.
+    The paper's own numbers are not yet reproduced.
     """
 
     config_class = Config
@@ -110,7 +112,9 @@ class BinarySubnetFast(BinarySubnet):
 
     Thesis, 5.1.5.
 
-    Evidence: not yet reproduced.
+    Evidence: digits suite, seeds 0 to 2, one thread of an AMD EPYC:
+    clean 98.5 +- 0.4, PGD-50 52.3 +- 3.5, AutoAttack 38.6 +- 1.3.
+    The paper's own numbers are not yet reproduced.
     """
 
     config_class = FastConfig

@@ -29,7 +29,9 @@ class FGSMRS(Defense[Config]):
     Wong et al. (2020), Algorithm 3. Batch norm is in train mode during the attack, as in the authors' code
     (`attack_mode=eval` otherwise); the thesis also gives alpha = 1.75 eps.
 
-    Evidence: not yet reproduced.
+    Evidence: digits suite, seeds 0 to 2, one thread of an AMD EPYC:
+    clean 98.6 +- 0.3, PGD-50 63.9 +- 0.7, AutoAttack 58.3 +- 0.7.
+    The paper's own numbers are not yet reproduced.
     """
 
     config_class = Config

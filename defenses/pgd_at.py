@@ -27,7 +27,9 @@ class PGDAT(Defense[Config]):
 
     Madry et al. (2018). Under L2 the steps follow the normalised gradient.
 
-    Evidence: digits.
+    Evidence: digits suite, seeds 0 to 2, one thread of an AMD EPYC:
+    clean 98.1 +- 0.4, PGD-50 71.9 +- 0.6, AutoAttack 68.1 +- 0.7.
+    The paper's own numbers are not yet reproduced.
     """
 
     config_class = Config

@@ -13,7 +13,8 @@ from bench.core.contracts import Batch, Defense, Trainer
 class Standard(Defense[TrainingConfig]):
     """Standard training: cross entropy on clean images, no adversary.
 
-    Evidence: digits.
+    Evidence: digits suite, seeds 0 to 2, one thread of an AMD EPYC:
+    clean 97.1 +- 0.3, PGD-50 1.9 +- 0.7, AutoAttack 0.1 +- 0.2.
     """
 
     config_class = TrainingConfig
