@@ -183,7 +183,8 @@ def act_run(args: argparse.Namespace) -> None:
         record, folder = harness.run(resolved, seed)
         records.append(record)
         if not args.json:
-            print(f"\n{run_table(record)}\n\nrun folder: {folder}{' (was finished already)' if finished else ''}")
+            when = f" (was finished already, {record.provenance.get('finished')})" if finished else ""
+            print(f"\n{run_table(record)}\n\nrun folder: {folder}{when}")
     if args.json:
         from msgspec import to_builtins
 
