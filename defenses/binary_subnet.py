@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks.pgd import ascend
@@ -97,13 +97,20 @@ class BinarySubnet(Defense[Config]):
         return [mask.scores for mask in masks(model)]
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        config, threat = self.config, trainer.threat
+        config = self.config
         x_adv, _ = ascend(
-            trainer.model, batch.x, batch.y, threat=threat, steps=config.steps,
-            alpha=in_units(config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
-            mode=config.attack_mode,
+            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
+            alpha=in_units(config.alpha, trainer.eps), start=self.start(batch, trainer), mode=config.attack_mode,
         )  # fmt: skip
+        self.keep(batch, trainer, x_adv)
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
+
+    def start(self, batch: Batch, trainer: Trainer) -> Tensor:
+        """Where the attack starts: anywhere in the ball."""
+        return trainer.threat.random_start(batch.x, trainer.generator)
+
+    def keep(self, batch: Batch, trainer: Trainer, x_adv: Tensor) -> None:
+        """What of the attack is kept for the next epoch: nothing."""
 
 
 @registry.defense("binary-subnet-fast")
@@ -122,14 +129,11 @@ class BinarySubnetFast(BinarySubnet):
     def prepare(self, trainer: Trainer) -> None:
         start_bank(trainer, self.fast.start_std)
 
-    def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        config = self.fast
-        x_adv, _ = ascend(
-            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
-            alpha=in_units(config.alpha, trainer.eps), start=carried_start(trainer, batch), mode=config.attack_mode,
-        )  # fmt: skip
+    def start(self, batch: Batch, trainer: Trainer) -> Tensor:
+        return carried_start(trainer, batch)
+
+    def keep(self, batch: Batch, trainer: Trainer, x_adv: Tensor) -> None:
         carry(trainer, batch, x_adv)
-        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
 
     def end_epoch(self, trainer: Trainer) -> None:
         if (trainer.epoch + 1) % self.fast.reset_every == 0:
