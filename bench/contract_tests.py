@@ -22,7 +22,7 @@ from bench.core import registry, seeds
 from bench.core.config import TrainingConfig, as_json, make_config
 from bench.core.contracts import Attack, Batch, Defense
 from bench.core.specs import parse_spec
-from bench.core.threat import NORMS, ThreatModel
+from bench.core.threat import NORMS, ThreatModel, checked_norm
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.training.loop import Loop
@@ -136,7 +136,7 @@ class DefenseContract:
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             model = defense.build(tiny_model())
-        threat = ThreatModel(norm, EPS[norm])  # type: ignore[arg-type]
+        threat = ThreatModel(checked_norm(norm), EPS[norm])
         return Loop(model, defense, tiny_split(crop=1), threat, seed=0)
 
     def test_config_is_frozen_typed_and_survives_json(self, name: str) -> None:

@@ -149,7 +149,7 @@ def _made(what: str, make: Callable[[], Any]) -> Any:
         return make()
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # the code of a plugin, or torch over absurd sizes
         raise UserError(f"{what} cannot be built ({registry.one_line(error)}); check its options") from error
 
 
@@ -271,7 +271,7 @@ def _check_fits(model: nn.Module, arrays: Arrays, text: str) -> None:
     try:
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, *arrays.shape))
-    except Exception as error:
+    except Exception as error:  # a model may be anybody's
         raise UserError(
             f"model '{text}' does not take the images of {arrays.name}, {arrays.shape} ({registry.one_line(error)}); "
             "give another --model"

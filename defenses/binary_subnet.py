@@ -57,14 +57,14 @@ class FastConfig(Config):
         self.check(start_std=(self.start_std >= 0, "not negative"), reset_every=(self.reset_every >= 1, "at least 1"))
 
 
-def binarise(model: nn.Module, classes_last: nn.Linear) -> nn.Module:
+def binarise(model: nn.Module, output: nn.Linear) -> nn.Module:
     """Weights +1 and -1, no bias, batch norm without affine parameters, and a last batch norm over the logits."""
     for layer in linear_layers(model):
         layer.bias = None
         layer.weight.data = torch.where(layer.weight >= 0, 1.0, -1.0)
     for norm in [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]:
         norm.affine, norm.weight, norm.bias = False, None, None  # type: ignore[assignment]
-    return nn.Sequential(model, nn.BatchNorm1d(classes_last.out_features, affine=False))
+    return nn.Sequential(model, nn.BatchNorm1d(output.out_features, affine=False))
 
 
 @registry.defense("binary-subnet")

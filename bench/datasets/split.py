@@ -63,6 +63,11 @@ class Split:
                 return
             yield self.augmented(index, generator)
 
+    def count_batches(self, batch_size: int) -> int:
+        """How many batches `shuffled` gives."""
+        full, rest = divmod(len(self), batch_size)
+        return max(1, full + (rest > 1))
+
     def augmented(self, index: Tensor, generator: torch.Generator) -> Batch:
         """The examples `index` through a random crop and flip, where the split has them."""
         if not (self.crop or self.flip):

@@ -140,8 +140,7 @@ class Loop:
 
     @property
     def steps_per_epoch(self) -> int:
-        full, rest = divmod(len(self.split), self.config.batch_size)
-        return max(1, full + (rest > 1))
+        return self.split.count_batches(self.config.batch_size)
 
     def run(self, folder: Path | None = None, report: Progress | None = None) -> tuple[nn.Module, Training]:
         """Train to the end, from the checkpoint in `folder` where there is one; the predictor and what it cost.
@@ -181,8 +180,8 @@ class Loop:
         with self._counted(self.model):
             steps = self._run_steps(report)
             self.defense.end_epoch(self)
-            loss = float(self._loss) / max(1, steps)
-        if steps == 0 or not math.isfinite(loss):
+            loss = float(self._loss) / steps if steps else math.nan
+        if not math.isfinite(loss):
             raise CheckError(
                 f"training stopped: the loss is {loss} in epoch {self.epoch + 1} at learning rate {lr:g}; "
                 f"try a lower one (--set lr={self.config.lr / 10:g}) or --set clip_grad=1"
@@ -226,7 +225,7 @@ class Loop:
             found = self.probe(predictor)
         if selects and found["pgd"] > self.best["pgd"]:
             state = {key: value.clone() for key, value in predictor.state_dict().items()}
-            self.best = {"pgd": found["pgd"], "state": state, "epoch": self.epoch + 1}
+            self.best = {"pgd": found["pgd"], "state": state}
         history = [(e["fgsm"], e["pgd"]) for e in self.log if "pgd" in e] + [(found["fgsm"], found["pgd"])]
         if catastrophic(history):
             self.warnings.append(

@@ -78,9 +78,9 @@ def adaptive_budgets(sizes: Sequence[int], keep_share: float, gamma: float) -> l
         wanted[i] = min(float(sizes[i]), left * powers[i] / rest)
         left -= wanted[i]
     budgets = [max(1, math.floor(wanted[i])) for i in range(len(sizes))]
-    # whole numbers: the largest remainders are rounded up, and a layer raised to one is paid for by the largest
-    by_remainder = sorted(range(len(sizes)), key=lambda i: wanted[i] - budgets[i], reverse=True)
-    while (missing := total - sum(budgets)) != 0:
-        for i in by_remainder[: abs(missing)] if missing > 0 else [budgets.index(max(budgets))]:
-            budgets[i] += 1 if missing > 0 and budgets[i] < sizes[i] else -1 if missing < 0 else 0
+    # to whole numbers, one weight at a time: where most is missing, or too much
+    while sum(budgets) < total:
+        budgets[max((i for i in wanted if budgets[i] < sizes[i]), key=lambda i: wanted[i] - budgets[i])] += 1
+    while sum(budgets) > total:
+        budgets[max((i for i in wanted if budgets[i] > 1), key=lambda i: budgets[i] - wanted[i])] -= 1
     return budgets

@@ -127,3 +127,9 @@ def test_hold_out_has_its_own_seed():
     first, second, other = (hold_out(200, 0.1, seed)[1].tolist() for seed in (3, 3, 4))
     assert first == second != other
     assert np.array_equal(np.random.get_state()[1], state)
+
+
+@pytest.mark.parametrize(("n", "size"), [(12, 4), (13, 4), (14, 4), (3, 4), (1, 4)])
+def test_count_batches_is_what_shuffled_gives(n, size):
+    split = Split(np.zeros((n, 2, 2, 1), np.uint8), np.zeros(n, np.int64), torch.device("cpu"))
+    assert split.count_batches(size) == len(list(split.shuffled(size, torch.Generator())))
