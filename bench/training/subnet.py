@@ -80,7 +80,7 @@ def adaptive_budgets(sizes: Sequence[int], keep_share: float, gamma: float) -> l
     budgets = [max(1, math.floor(wanted[i])) for i in range(len(sizes))]
     # to whole numbers, one weight at a time: where most is missing, or too much
     while sum(budgets) < total:
-        budgets[max((i for i in wanted if budgets[i] < sizes[i]), key=lambda i: wanted[i] - budgets[i])] += 1
+        budgets[max(wanted, key=lambda i: wanted[i] - budgets[i])] += 1
     while sum(budgets) > total:
         budgets[max((i for i in wanted if budgets[i] > 1), key=lambda i: budgets[i] - wanted[i])] -= 1
     return budgets

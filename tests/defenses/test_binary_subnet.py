@@ -44,6 +44,10 @@ def test_the_two_extremes(gamma, wanted):
     assert adaptive_budgets([100, 1000, 10000], 1110 / 11100, gamma) == wanted
 
 
+def test_a_layer_that_is_raised_to_one_weight_is_paid_for_by_another():
+    assert adaptive_budgets([1, 1, 1, 1, 5000], 5 / 5004, 1.0) == [1, 1, 1, 1, 1]
+
+
 def test_gradients_pass_straight_through_the_mask_and_the_attack_sees_the_mask_once():
     layer = nn.Linear(4, 3, bias=False)
     mask_layers(nn.Sequential(layer), [5], 0.01, "score")
