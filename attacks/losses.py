@@ -32,6 +32,30 @@ def reflected(logits: Tensor, y: Tensor) -> Tensor:
     return -functional.cross_entropy(logits, target, reduction="none")
 
 
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """The difference-of-logits ratio, -(z_y - max over j != y of z_j) / (z_1st - z_3rd). Croce and Hein (2020), Eq. 5.
+
+    Needs three classes. It does not change when the logits are scaled or shifted.
+    """
+    top = logits.topk(3, dim=1).values
+    return -margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def dlr_towards(target: Tensor) -> Loss:
+    """The targeted ratio, -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2). Croce and Hein (2020), Eq. 6. Four classes."""
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        top = logits.topk(4, dim=1).values
+        return -gap(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+    return loss
+
+
+def gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """z_y - z_t."""
+    return (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
+
+
 def kl(logits: Tensor, logits_adv: Tensor) -> Tensor:
     """KL(p || p_adv), (B,), differentiable in both."""
     clean, there = functional.log_softmax(logits, dim=1), functional.log_softmax(logits_adv, dim=1)
@@ -47,6 +71,12 @@ def best_wrong(logits: Tensor, y: Tensor) -> torch.return_types.max:
     """The largest logit of a wrong class and that class, both (B,)."""
     own = functional.one_hot(y, logits.shape[1]).bool()
     return logits.masked_fill(own, float("-inf")).max(dim=1)
+
+
+def others_by_logit(logits: Tensor, y: Tensor) -> Tensor:
+    """All classes but the label, the one with the highest logit first: (B,K-1) int64."""
+    order = logits.argsort(dim=1, descending=True)
+    return order[order != y[:, None]].reshape(len(y), -1)
 
 
 BY_NAME: dict[str, Loss] = {"ce": cross_entropy, "reflected": reflected}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attacks.losses import BY_NAME, Loss, cross_entropy, margin
 from bench.core import registry
 from bench.core.contracts import Attack, Batch, mode_of
+from bench.core.passes import on_rows
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 
@@ -31,6 +32,7 @@ def ascend(
     mode: Literal["eval", "train"] = "eval",
     step: Step | None = None,
     visit: Callable[[Tensor, Tensor], None] | None = None,
+    leave: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`steps` projected gradient steps up the loss from `start`: (x_adv (B,C,H,W), last_gradient (B,C,H,W)).
 
@@ -38,22 +40,58 @@ def ascend(
     Linf), "l2" (the gradient over its norm; default under L2) or "raw". The gradient is of each example's own loss, and
     of the input only: no weight's gradient is touched. mode: of the model during the attack, restored afterwards.
     visit(x_adv, logits) sees each point at which the gradient is taken; the point that is returned it does not see.
+    leave: an example stays at the first point that the model gets wrong, and costs no more passes.
     """
     project = threat.projector(x)
     step = step or ("sign" if threat.norm == "Linf" else "l2")
     x_adv, gradient = start.detach(), torch.zeros_like(x)
+    rows, left = torch.arange(len(x), device=x.device), start.detach().clone() if leave else start
     with mode_of(model, training=mode == "train"):
         for _ in range(steps):
             x_adv.requires_grad_()
-            logits = model(x_adv)
-            (gradient,) = torch.autograd.grad(loss(logits, y).sum(), x_adv)
+            with on_rows(rows):
+                logits = model(x_adv)
+                (gradient,) = torch.autograd.grad(loss(logits, y).sum(), x_adv)
             x_adv = x_adv.detach()
             if visit is not None:
                 visit(x_adv, logits.detach())
-            length = torch.as_tensor(alpha(gradient) if callable(alpha) else alpha, dtype=x.dtype, device=x.device)
-            length = length.reshape(-1, *[1] * (x.dim() - 1))
+            if leave and (wrong := is_wrong(logits.detach(), y)).any():
+                left[rows[wrong]] = x_adv[wrong]
+                stay = (~wrong).nonzero().squeeze(1)
+                rows, x, y, x_adv, gradient = rows[stay], x[stay], y[stay], x_adv[stay], gradient[stay]
+                alpha = alpha[stay] if isinstance(alpha, Tensor) and alpha.numel() > 1 else alpha
+                threat = threat.of(stay)
+                project = threat.projector(x)
+                if len(rows) == 0:
+                    break
+            length = alpha(gradient) if callable(alpha) else alpha
+            if isinstance(length, Tensor):
+                length = length.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
             x_adv = project(x_adv + length * direction(gradient, step))
+    if leave:
+        left[rows] = x_adv
+        x_adv = left
     return x_adv, gradient
+
+
+def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Where the model errs, (B,) bool: another class, or no answer (which the evaluator, asking again, refuses)."""
+    return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)
+
+
+def look(
+    model: nn.Module, point: Tensor, y: Tensor, loss: Loss, rows: Tensor, differentiate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of points (b,C,H,W) that are rows of the batch: where the model errs, the losses, the gradient of each loss.
+
+    Without `differentiate` the gradient, which nobody asked for, is zero.
+    """
+    point = point.detach().requires_grad_(differentiate)
+    with on_rows(rows), torch.set_grad_enabled(differentiate):
+        logits = model(point)
+        values = loss(logits, y)
+        gradient = torch.autograd.grad(values.sum(), point)[0] if differentiate else torch.zeros_like(point)
+    return is_wrong(logits.detach(), y), values.detach().float(), gradient
 
 
 def direction(gradient: Tensor, step: Step) -> Tensor:
@@ -90,10 +128,10 @@ class Worst:
 @registry.attack("pgd")
 @dataclass(frozen=True, kw_only=True)
 class PGD(Attack):
-    """Projected gradient descent from random starts; keeps the worst iterate, the last included.
+    """Projected gradient descent from random starts; an example stays at the first wrong point, else at the last.
 
     Madry et al. (2018). A restart attacks only the examples that no earlier one has broken. Under L1 there is none:
-    its steepest steps need care that `apgd` takes.
+    its steepest steps need care that `apgd-ce` takes.
     """
 
     steps: int = 10
@@ -104,24 +142,34 @@ class PGD(Attack):
     step: Literal["auto", "sign", "l2", "raw"] = "auto"
 
     def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        worst = Worst(batch.x, batch.y)
-        for _ in range(self.restarts):
-            rows = (worst.height < 0).nonzero().squeeze(1)  # right with a margin at each point so far
-            if len(rows) == 0:
-                break
-            x, y, threat = batch.x[rows], batch.y[rows], self.threat.of(rows)
+        def run(rows: Tensor) -> Tensor:
+            x, threat = batch.x[rows], self.threat.of(rows)
             x_adv, _ = ascend(
                 model,
                 x,
-                y,
+                batch.y[rows],
                 threat=threat,
                 steps=self.steps,
                 alpha=in_units(self.alpha, threat.eps),
                 start=threat.random_start(x, generator) if self.random_start else x,
                 loss=BY_NAME[self.loss],
                 step=None if self.step == "auto" else self.step,
-                visit=lambda point, logits, rows=rows: worst.see(point, logits, rows),  # type: ignore[misc]
+                leave=True,
             )
-            with torch.no_grad():
-                worst.see(x_adv, model(x_adv), rows)
-        return worst.point
+            return x_adv
+
+        return until_broken(model, batch, [run] * self.restarts)
+
+
+def until_broken(model: nn.Module, batch: Batch, runs: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    """x_adv (B,C,H,W) of several runs, each on the rows (b,) of the batch that are still right: run(rows) -> points."""
+    x_adv, rows = batch.x.clone(), torch.arange(len(batch), device=batch.x.device)
+    for number, run in enumerate(runs, start=1):
+        with on_rows(rows):
+            x_adv[rows] = run(rows)
+            if number < len(runs):
+                with torch.no_grad():
+                    rows = rows[~is_wrong(model(x_adv[rows]), batch.y[rows])]
+        if len(rows) == 0:
+            break
+    return x_adv

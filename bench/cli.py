@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KINDS: dict[str, registry.Registry] = {
     "defenses": registry.defense,
     "attacks": registry.attack,
+    "libraries": registry.library,
     "certifiers": registry.certifier,
     "datasets": registry.dataset,
     "models": registry.model,
@@ -61,9 +62,9 @@ def fail(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
-def number(what: str) -> Callable[[str], float]:
-    """An argparse type: a number, a fraction such as 8/255 too."""
-    return lambda text: _typed(float, text, what)
+def eps_list(text: str) -> tuple[float, ...]:
+    """An argparse type: numbers with commas between, fractions such as 8/255 too."""
+    return tuple(dict.fromkeys(_typed(float, word, "--eps") for word in text.split(",")))
 
 
 def whole(what: str, least: int, most: int | None = None) -> Callable[[str], int]:
@@ -113,6 +114,18 @@ def parser() -> Parser:
     _add_run_options(sub)
     sub.set_defaults(act=act_run, defense=None, epochs=None, set=[])
 
+    sub = commands.add_parser("verify", help="check a run's evidence again: hashes, labels, witnesses, leaks")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of them")
+    sub.add_argument("--sample", type=whole("--sample", 0), metavar="N", help="claimed-robust examples to attack again")
+    sub.add_argument("--attack", metavar="SPEC", help="what attacks them, as pgd-50:restarts=5")
+    sub.add_argument("--seed", type=whole("--seed", 0, 2**31 - 1), help="of the sample and the attack (default: drawn)")
+    sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    sub.add_argument("--threads", type=whole("--threads", 1, 1024), help="CPU threads (default: by the model's size)")
+    sub.add_argument("--data-dir", type=Path, help="where NAME.npz is (or BENCH_DATA)")
+    sub.add_argument("--json", action="store_true", help="for programs")
+    _add_plugin(sub)
+    sub.set_defaults(act=act_verify)
+
     sub = commands.add_parser("table", help="finished runs side by side")
     sub.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help="run folders, or folders of them (default: runs)"
@@ -137,7 +150,12 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--dataset", metavar="NAME", help="a data set's name, or an .npz")
     sub.add_argument("--model", metavar="SPEC", help="as cnn:activation=tanh, or FILE.py:FUNCTION")
     sub.add_argument("--norm", choices=["Linf", "L2", "L1"])
-    sub.add_argument("--eps", type=number("--eps"), help="in the scale of images in [0, 1], as 8/255")
+    sub.add_argument(
+        "--eps",
+        type=eps_list,
+        metavar="8/255,...",
+        help="in the scale of images in [0, 1]; after the first: attack there too",
+    )
     sub.add_argument("--attacks", metavar="SPEC,...", help="as pgd-50,autoattack; 'none' for clean accuracy alone")
     sub.add_argument("--n-examples", type=whole("--n-examples", 1), metavar="N", help="the first N of the test set")
     sub.add_argument("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run each (default: 0)")
@@ -212,6 +230,29 @@ def _request(args: argparse.Namespace) -> Request:
         overrides=overrides, device=args.device, threads=args.threads, plugins=args.plugin, data_dir=args.data_dir,
         out=args.out,
     )  # fmt: skip
+
+
+def act_verify(args: argparse.Namespace) -> None:
+    from bench.core.records import find_records
+    from bench.verification import as_table, settings, verify
+
+    folders = find_records(args.runs)
+    chosen = settings(
+        attack=args.attack, sample=args.sample, seed=args.seed, device=args.device, threads=args.threads,
+        data_dir=args.data_dir, plugins=args.plugin,
+    )  # fmt: skip
+    found = {str(folder): verify(folder, chosen) for folder in folders}
+    if args.json:
+        from msgspec import to_builtins
+
+        how = {"attack": chosen.attack, "sample": chosen.sample, "seed": chosen.seed}
+        plain = [{"run": run, **how, "findings": to_builtins(report)} for run, report in found.items()]
+        print(json.dumps(plain, indent=1))
+    else:
+        print("\n\n".join(f"{run}\n{as_table(report)}" for run, report in found.items()))
+    failed = [run for run, report in found.items() if any(each.outcome == "failed" for each in report)]
+    if failed:
+        raise CheckError(f"{len(failed)} of {len(found)} runs failed, the first is {failed[0]}")
 
 
 def act_table(args: argparse.Namespace) -> None:

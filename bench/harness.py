@@ -118,8 +118,7 @@ def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Train
         seed=seed, threat=records.Threat(config.norm, config.eps), config=config.as_json(),
         config_hash=config.content_hash, n_examples=n, clean=records.accuracy(table["clean"]),
         attacks=found.attacks,
-        worst=records.robustness(records.worst_case(table)) if found.attacks else None,
-        certifiers={}, training=cost, sanity=records.Sanity("unchecked", []),
+        worst=records.worst(table), union=records.union(table), certifiers={}, training=cost, sanity=found.sanity,
         artifacts={
             "weights": weights,
             "witnesses": records.artifact(folder / records.WITNESSES),

@@ -40,7 +40,7 @@ class Request:
     dataset: str | None = None
     model: str | None = None
     norm: str | None = None
-    eps: float | None = None
+    eps: Sequence[float] | None = None  # the first is the threat model's; each attack also runs under the others
     attacks: Sequence[str] | None = None
     n_examples: int | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
@@ -94,12 +94,13 @@ def plan(request: Request) -> Plan:
     if own is not None:
         _check_own(own, request, arrays)
     threat = _threat_of(request, suite, arrays)
-    attacks = make_attacks(suite.attacks if request.attacks is None else request.attacks, threat)
+    attacks = _attacks_of(request, suite, threat)
     for attack in attacks.values():
+        assert isinstance(attack.threat.eps, float)
+        checked_eps(attack.threat.eps, attack.threat.norm, arrays.shape)
         attack.check_fits(arrays.shape, arrays.classes)
     spec = own or _spec_of(request, suite, arrays)
-    if ".py:" in spec.model:
-        code.append(records.sha256(Path(spec.model.partition(":")[0])))
+    code += [records.sha256(Path(text.partition(":")[0])) for text in (spec.model, *attacks) if ".py:" in text]
     defense = None if spec.defense is None else _make_defense(spec.defense, spec.training)
     if request.defense is not None and defense is not None:
         _check_training(defense, arrays, threat)
@@ -176,7 +177,7 @@ def _suite_of(request: Request, own: BuildSpec | None) -> Suite:
     """The suite that was named; else that of the data set; else one made of what was given."""
     if request.suite is not None:
         suite = get_suite(request.suite)
-        given = {"dataset": request.dataset, "norm": request.norm, "eps": request.eps}
+        given = {"dataset": request.dataset, "norm": request.norm, "eps": request.eps[0] if request.eps else None}
         for rule, value in given.items():
             if value not in (None, getattr(suite, rule)):
                 raise UserError(
@@ -197,7 +198,7 @@ def _suite_of(request: Request, own: BuildSpec | None) -> Suite:
         raise UserError(f"data set '{request.dataset}' has no suite of its own; give --eps and --model too")
     return Suite(
         name="", summary="", dataset=request.dataset, model=request.model or "", norm=request.norm or "Linf",
-        eps=request.eps, attacks=DEFAULT_ATTACKS, training={"crop": 0, "flip": False},
+        eps=request.eps[0], attacks=DEFAULT_ATTACKS, training={"crop": 0, "flip": False},
     )  # fmt: skip
 
 
@@ -205,8 +206,16 @@ def _threat_of(request: Request, suite: Suite, arrays: Arrays) -> ThreatModel:
     norm = request.norm or suite.norm
     if norm != suite.norm and request.eps is None:
         raise UserError(f"suite '{suite.name}' has an eps for {suite.norm} only; give --eps for {norm}")
-    eps = checked_eps(suite.eps if request.eps is None else request.eps, norm, arrays.shape)
+    eps = checked_eps(suite.eps if request.eps is None else request.eps[0], norm, arrays.shape)
     return ThreatModel(checked_norm(norm), eps)
+
+
+def _attacks_of(request: Request, suite: Suite, threat: ThreatModel) -> dict[str, Attack]:
+    """The attacks that were asked for, those without a threat model of their own under each further --eps too."""
+    names = list(suite.attacks if request.attacks is None else request.attacks)
+    plain = [name for name in names if not re.search(r":(norm|eps)=", name)]
+    further = [f"{name}:eps={eps!r}" for eps in (request.eps or ())[1:] for name in plain]
+    return make_attacks(names + further, threat)
 
 
 def _spec_of(request: Request, suite: Suite, arrays: Arrays) -> BuildSpec:

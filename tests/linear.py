@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts import Batch
-from bench.core.threat import ThreatModel
+from bench.core.threat import Norm, ThreatModel
 
 DUAL = {"Linf": 1, "L2": 2, "L1": math.inf}
 
@@ -38,3 +38,23 @@ def exact_margin(model: nn.Sequential, batch: Batch, threat: ThreatModel) -> Ten
     reached = gap - threat.eps * slope
     reached[torch.arange(len(batch)), batch.y] = math.inf
     return reached.min(dim=1).values
+
+
+def near_the_boundary(model: nn.Sequential, shape: tuple[int, ...]) -> Batch:
+    """The 20 of 400 images that the model, made to know nothing of grey ones, is the least sure of."""
+    with torch.no_grad():
+        model[1].weight -= model[1].weight.mean(dim=1, keepdim=True)
+    batch = interior_batch(model, shape, 400)
+    rows = exact_margin(model, batch, ThreatModel("Linf", 1e-9)).argsort()[:20]
+    return Batch(batch.x[rows], batch.y[rows], torch.arange(20))
+
+
+def half_falls_at(model: nn.Sequential, batch: Batch, norm: Norm) -> float:
+    """An eps at which half of the examples fall, and that no ball meets the box with."""
+    low, high = 1e-6, 0.3
+    for _ in range(40):
+        middle = (low + high) / 2
+        falls = (exact_margin(model, batch, ThreatModel(norm, middle)) < 0).float().mean()
+        low, high = (middle, high) if falls < 0.5 else (low, middle)
+    assert high < 0.3
+    return high

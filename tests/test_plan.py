@@ -12,7 +12,7 @@ QUICK = Request(defense="atas", attacks=["fgsm"])
 
 def test_a_run_belongs_to_the_suite_only_under_its_threat_model():
     assert plan(QUICK).config.suite == "digits"
-    other = plan(replace(QUICK, eps=0.1)).config
+    other = plan(replace(QUICK, eps=(0.1,))).config
     assert other.suite is None
     assert other.dataset == "digits"
 
@@ -39,7 +39,7 @@ def test_a_suite_may_give_a_defense_its_own_model_and_the_user_another():
 def test_the_folder_follows_from_what_decides_the_result():
     same = replace(QUICK, threads=1, device="cpu", out=Path("elsewhere"))
     assert plan(same).config.content_hash == plan(QUICK).config.content_hash
-    for change in ({"eps": 0.1}, {"n_examples": 9}, {"overrides": {"lr": "0.2"}}, {"model": "fc1"}):
+    for change in ({"eps": (0.1,)}, {"n_examples": 9}, {"overrides": {"lr": "0.2"}}, {"model": "fc1"}):
         assert plan(replace(QUICK, **change)).config.content_hash != plan(QUICK).config.content_hash
     assert plan(QUICK).folder(0) != plan(QUICK).folder(1)
 
@@ -58,10 +58,10 @@ def test_changing_a_model_file_changes_the_folder(tmp_path):
 
 @pytest.mark.parametrize(("change", "hint"), [
     ({"defense": "pgd-at", "norm": "L2"}, "give --eps for L2"),
-    ({"norm": "L2", "eps": 0.5}, "no L2 form"),
+    ({"norm": "L2", "eps": (0.5,)}, "no L2 form"),
     ({"suite": "digits", "norm": "L2"}, "suite 'digits' has norm Linf"),
     ({"device": "cuda"}, "no GPU"),
-    ({"eps": 2.0}, "images are in"),
+    ({"eps": (2.0,)}, "images are in"),
 ])  # fmt: skip
 def test_requests_that_contradict_themselves_are_refused(change, hint, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar
@@ -121,6 +122,50 @@ class Attack(ABC):
         if not self.threat.contains(x_adv, batch.x).all():
             raise CheckError(f"{type(self).__name__} left the threat model, which projecting should have prevented")
         return x_adv
+
+
+LUCK = 2  # hits that are no reason for a long stage, and neither is
+LUCKY_SHARE = 0.02  # this share of what was attacked
+
+
+def has_paid(broken: int, attacked: int) -> bool:
+    """Whether a stage broke more than luck would."""
+    return broken > max(LUCK, LUCKY_SHARE * attacked)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of a StagedAttack, on the examples that still stand.
+
+    share: only so many of them, those whose margin at their worst point so far is the smallest. when: only if the
+    stage of that name has paid.
+    """
+
+    name: str
+    attack: Attack
+    share: float = 1.0
+    when: str | None = None
+
+    def choose(self, margins: Tensor) -> Tensor:
+        """Which of the standing examples to attack, (b,) int64 in ascending order, given their margins (B,)."""
+        return margins.argsort(stable=True)[: math.ceil(self.share * len(margins))].sort().values
+
+    def is_due(self, paid: Mapping[str, bool]) -> bool:
+        """Whether to run, given which of the earlier stages has paid."""
+        return self.when is None or paid.get(self.when, False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedAttack(Attack):
+    """An attack made of others: each stage attacks what the earlier ones left standing, cheap before dear.
+
+    The evaluator's scheduler (bench/evaluate/cascade.py) runs a stage on all open examples of a test set, in full
+    batches; `perturb` does the same within one batch.
+    """
+
+    @abstractmethod
+    def stages(self, classes: int) -> Sequence[Stage]:
+        """What to run, in this order, against a model of so many classes."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """The record of a run and its per-example table: schema, reading, writing, checking. Imports no torch.
 
 The table is a dict of numpy arrays with one row per evaluated example: `index`, `label`, `prediction` int64, `clean`
-bool, `robust/SPEC` bool, `certified/SPEC` bool, `radius/SPEC` float32. Every accuracy of a record is computed from it.
+bool, `robust/SPEC` bool, `passes/SPEC` int64 (passes of the example, both ways, until it fell to the attack; all of
+them where it did not), `distance/SPEC` float32 (of a minimum-norm attack), `certified/SPEC` bool, `radius/SPEC`
+float32. Every accuracy of a record is computed from it.
+
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,16 @@ class Robustness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ci95: tuple[float, float]
 
 
+class StageResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one stage of a staged attack did: how many examples it attacked, how many it broke, at what cost."""
+
+    attacked: int
+    broken: int
+    forwards: int
+    backwards: int
+    seconds: float
+
+
 class AttackResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Accuracy under one attack, and its cost: passes of one example through the model, and wall seconds."""
 
@@ -50,6 +63,7 @@ class AttackResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backwards: int
     seconds: float
     warnings: list[str] = []
+    stages: dict[str, StageResult] = {}  # by name, where the attack has several
 
 
 class CertifierResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,9 +83,22 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warnings: list[str] = []
 
 
+class SanityCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One sanity check: `value` alarms where it is above `threshold`; both are None where nothing was measured."""
+
+    name: str
+    outcome: str  # "passed" | "suspect" | "unreliable" | "skipped"
+    value: float | None
+    threshold: float | None
+    evidence: str  # one line: what was measured, on how many examples, and what was tried to resolve it
+
+
 class Sanity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    verdict: str
+    """The machine's verdict on an evaluation, its reasons (a line each), and every check that was made."""
+
+    verdict: str  # "clean" | "suspect" | "unreliable"; "unchecked" where judge (bench/evaluate/sanity.py) did not run
     reasons: list[str]
+    checks: list[SanityCheck] = []
 
 
 class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -107,7 +134,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     n_examples: int
     clean: Accuracy
     attacks: dict[str, AttackResult]
-    worst: Robustness | None  # None where no attack ran
+    worst: Robustness | None  # over the attacks under `threat`; None where none ran
+    union: Robustness | None = None  # over all attacks, where some ran under another threat model than `threat`
     certifiers: dict[str, CertifierResult]
     training: Training | None  # None where the weights were trained elsewhere
     sanity: Sanity
@@ -129,10 +157,34 @@ def attack_specs(table: Table) -> list[str]:
     return [key.removeprefix("robust/") for key in table if key.startswith("robust/")]
 
 
-def worst_case(table: Table) -> npt.NDArray[np.bool_]:
-    """Which examples are right and survive every attack."""
-    robust: npt.NDArray[np.bool_] = np.logical_and.reduce([table[f"robust/{s}"] for s in attack_specs(table)])
+def threat_of(spec: str, threat: Threat) -> Threat:
+    """The threat model of an attack: the record's, but for what its canonical spec says (`:norm=L2`, `:eps=0.5`)."""
+    options = dict(part.split("=", 1) for part in spec.split(":") if "=" in part)
+    return Threat(options.get("norm", threat.norm), float(options.get("eps", threat.eps)))
+
+
+def own_specs(table: Table) -> list[str]:
+    """The attacks under the record's own threat model."""
+    nowhere = Threat("", 0.0)
+    return [spec for spec in attack_specs(table) if threat_of(spec, nowhere) == nowhere]
+
+
+def worst_case(table: Table, specs: Sequence[str] | None = None) -> npt.NDArray[np.bool_]:
+    """Which examples are right and survive every attack under the record's own threat model, or each of `specs`."""
+    columns = [table[f"robust/{spec}"] for spec in (own_specs(table) if specs is None else specs)]
+    robust: npt.NDArray[np.bool_] = np.logical_and.reduce([table["clean"], *columns])
     return robust
+
+
+def union(table: Table) -> Robustness | None:
+    """Accuracy under all attacks together, where some of them are under another threat model than the record's."""
+    specs = attack_specs(table)
+    return robustness(worst_case(table, specs)) if len(own_specs(table)) < len(specs) else None
+
+
+def worst(table: Table) -> Robustness | None:
+    """Accuracy under all attacks of the record's own threat model, where there are any."""
+    return robustness(worst_case(table)) if own_specs(table) else None
 
 
 def robustness(hits: npt.NDArray[np.bool_]) -> Robustness:
@@ -143,7 +195,13 @@ def robustness(hits: npt.NDArray[np.bool_]) -> Robustness:
 def check_table(table: Table) -> None:
     """UserError where the table is not one: columns, types, lengths, robust without being right."""
     types = {"index": np.int64, "label": np.int64, "prediction": np.int64, "clean": np.bool_}
-    prefixes = {"robust/": np.bool_, "certified/": np.bool_, "radius/": np.float32}
+    prefixes = {
+        "robust/": np.bool_,
+        "certified/": np.bool_,
+        "radius/": np.float32,
+        "distance/": np.float32,
+        "passes/": np.int64,
+    }
     for key in types:
         if key not in table:
             raise UserError(f"the table has no column '{key}'")
@@ -170,8 +228,12 @@ def check(record: Record, table: Table) -> None:
         raise UserError(f"the record counts {record.n_examples} examples, its table {len(table['index'])}")
     if set(record.attacks) != set(attack_specs(table)):
         raise UserError("the record's attacks are not those of its table")
-    if (record.worst is None) != (not record.attacks):
-        raise UserError("the record must have a worst accuracy where it has attacks, and only there")
+    if (record.worst is None) != (not own_specs(table)):
+        raise UserError(
+            "the record must have a worst accuracy where it has attacks of its threat model, and only there"
+        )
+    if (record.union is None) != (union(table) is None):
+        raise UserError("the record must have a union where it has attacks of several threat models, and only there")
     if set(record.certifiers) != {key.removeprefix("certified/") for key in table if key.startswith("certified/")}:
         raise UserError("the record's certifiers are not those of its table")
     pairs: list[tuple[str, float, tuple[float, float], Accuracy]] = [
@@ -181,6 +243,9 @@ def check(record: Record, table: Table) -> None:
         pairs.append((f"accuracy under {spec}", result.robust_acc, result.ci95, accuracy(table[f"robust/{spec}"])))
     if record.worst is not None:
         pairs.append(("worst accuracy", record.worst.robust_acc, record.worst.ci95, accuracy(worst_case(table))))
+    if record.union is not None:
+        both = accuracy(worst_case(table, attack_specs(table)))
+        pairs.append(("accuracy under the union", record.union.robust_acc, record.union.ci95, both))
     for what, claimed, ci95, computed in pairs:
         values = [claimed, *ci95], [computed.acc, *computed.ci95]
         if not all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(*values, strict=True)):

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from bench.core.errors import UserError
 
 T = TypeVar("T")
-PLURAL = {"study": "studies"}  # all others take an s
+PLURAL = {"study": "studies", "library": "libraries"}  # all others take an s
 
 
 @dataclass(frozen=True)
@@ -197,4 +197,5 @@ defense = Registry("defense", "defenses")
 dataset = Registry("dataset", "bench.datasets")
 model = Registry("model", "bench.models")
 study = Registry("study", "bench.studies")
-KINDS = (attack, certifier, defense, dataset, model, study)
+library = Registry("library", "attacks")  # functions: the name of another library's attack -> how to make it ours
+KINDS = (attack, certifier, defense, dataset, model, study, library)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import keyword
 import math
 import re
 import types
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bench.core.errors import UserError
-from bench.core.registry import Registry, import_file, unknown
+from bench.core.registry import Registry, attack, import_file, library, unknown
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,11 @@ Length = float | OfEps  # the type of an option that is a step size or another d
 
 
 def check_counts_and_lengths(thing: Any) -> None:
-    """UserError where a field called steps, restarts or samples is below 1, or alpha is not positive."""
+    """UserError where a field called steps, restarts, samples, queries or targets is below 1, or alpha not positive."""
     for name, value in vars(thing).items():
-        if name in ("steps", "restarts", "samples") and value < 1:
+        if value is None:
+            continue
+        if name in ("steps", "restarts", "samples", "queries", "targets") and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
         if name == "alpha" and in_units(value, 1.0) <= 0:
             raise UserError(f"alpha is {value}; it must be positive")
@@ -52,11 +55,19 @@ class Spec:
     options: dict[str, Any]
 
     def make(self, *args: Any, **context: Any) -> Any:
-        return self.target(*args, **context, **self.options)
+        return self.target(*args, **context, **self.arguments)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The options by the names of their parameters: the option `from` is the parameter `from_`."""
+        return {f"{name}_" if keyword.iskeyword(name) else name: value for name, value in self.options.items()}
 
 
-def parse_spec(text: str, registry: Registry) -> Spec:
-    """`name[:option=value]...` -> Spec. `name-10` is short for `name:steps=10`; `file.py:function` is a model."""
+def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, Any]] | None = None) -> Spec:
+    """`name[:option=value]...` -> Spec. `name-10` is short for `name:steps=10`; `file.py:function` is a file's own.
+
+    common: options that every entry takes beside its own, name -> (type, default).
+    """
     head, *rest = text.split(":")
     if head.endswith(".py"):
         if not rest:
@@ -65,7 +76,7 @@ def parse_spec(text: str, registry: Registry) -> Spec:
         given: dict[str, Any] = {}
     else:
         target, given = _look_up(head, registry)
-    hints = options_of(target)
+    hints = options_of(target) | dict(common or {})
     options = dict(given)
     for part in rest:
         key, equals, value = part.partition("=")
@@ -86,10 +97,16 @@ def options_of(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     hints = get_type_hints(typed)
     found = inspect.signature(target).parameters.values()
     return {
-        p.name: (hints.get(p.name, str), p.default)
+        _option_name(p.name): (hints.get(p.name, str), p.default)
         for p in found
         if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     }
+
+
+def _option_name(parameter: str) -> str:
+    """`from` for the parameter `from_`, which Python does not let be called `from`."""
+    bare = parameter.removesuffix("_")
+    return bare if keyword.iskeyword(bare) else parameter
 
 
 def parse_value(value: Any, hint: Any, what: str) -> Any:
@@ -166,6 +183,9 @@ def _look_up(head: str, registry: Registry) -> tuple[Callable[..., Any], dict[st
         target = registry.get(short[1])
         if "steps" in options_of(target):
             return target, {"steps": int(short[2])}
+    prefix, dot, rest = head.partition(".")
+    if head not in names and dot and registry is attack and prefix in library:
+        return library.get(prefix)(rest), {}
     if head not in names:
         raise unknown(registry.kind, head, names)
     return registry.get(head), {}

@@ -16,6 +16,7 @@ from bench.core.errors import UserError
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 TOLERANCE = 1e-6  # of eps, in float64
+TINY = 1e-30  # keeps a division by a norm of zero finite, in float32 too
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,18 @@ class ThreatModel:
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest allowed point to x_adv (Linf, L1), or the ball's, then clamped to the box (L2)."""
-        return self.projector(x)(x_adv)
+        if self.norm == "Linf":
+            return torch.clamp(x_adv, *self._interval(x))
+        onto_ball = self._onto_l2_ball if self.norm == "L2" else self._onto_l1_ball_in_box
+        return self._clamp(_add_towards(x, onto_ball(x_adv.double() - x.double(), x)))
 
     def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """project for one x and many x_adv: what depends on x alone is computed once."""
+        """project for the inside of a loop: one x, many x_adv. Under L2 and L1 within the rounding of x's own type."""
         if self.norm == "Linf":
             low, high = self._interval(x)
             return lambda x_adv: torch.clamp(x_adv, low, high)
         onto_ball = self._onto_l2_ball if self.norm == "L2" else self._onto_l1_ball_in_box
-        return lambda x_adv: self._clamp(_add_towards(x, onto_ball(x_adv.double() - x.double(), x)))
+        return lambda x_adv: self._clamp(x + onto_ball(x_adv - x, x))
 
     def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A point drawn uniformly from the ball around x, then clamped to the box."""
@@ -97,7 +101,7 @@ class ThreatModel:
         return self._clamp(_add_towards(x, -eps)), self._clamp(_add_towards(x, eps))
 
     def _onto_l2_ball(self, delta: Tensor, x: Tensor) -> Tensor:
-        return delta * (self.eps_like(x) / _flat_norm(delta, 2).clamp(min=1e-300)).clamp(max=1)
+        return delta * (self.eps_like(x).to(delta.dtype) / _flat_norm(delta, 2).clamp(min=TINY)).clamp(max=1)
 
     def _onto_l1_ball_in_box(self, delta: Tensor, x: Tensor) -> Tensor:
         """The exact Euclidean projection onto {||d||_1 <= eps, x + d in the box}.
@@ -106,12 +110,13 @@ class ThreatModel:
         piecewise linear in t, with a kink where a coordinate leaves its room and one where it reaches zero.
         """
         size = delta.abs().flatten(1)
-        eps = self.eps_like(x).reshape(-1, 1).expand(len(x), 1)
+        eps = self.eps_like(x).to(delta.dtype).reshape(-1, 1).expand(len(x), 1)
         if self.box is None:
             room = size
         else:
             low, high = self.box
-            room = torch.where(delta > 0, high - x.double(), x.double() - low).flatten(1).clamp(min=0)
+            exact = x.to(delta.dtype)
+            room = torch.where(delta > 0, high - exact, exact - low).flatten(1).clamp(min=0)
         leaves = (size - room).clamp(min=0)  # above this t the coordinate shrinks with slope -1, until t = size
         kinks, order = torch.cat([leaves, size], dim=1).sort(dim=1)
         change = torch.cat([-torch.ones_like(size), torch.ones_like(size)], dim=1).gather(1, order)
@@ -126,7 +131,7 @@ class ThreatModel:
         t = torch.where(spent_at_zero <= eps, torch.zeros_like(t), t)
         kept = torch.minimum((size - t).clamp(min=0), room)
         # rounding of the sums may leave a hair too much
-        kept = kept * (eps / kept.sum(dim=1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
+        kept = kept * (eps / kept.sum(dim=1, keepdim=True).clamp(min=TINY)).clamp(max=1)
         return delta.sign() * kept.reshape(delta.shape)
 
 

@@ -1,11 +1,8 @@
-"""One attack against one model, batch by batch: who survives, with what evidence, at what cost."""
+"""One attack against one model: who survives, with what evidence, at what cost."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,28 +12,26 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from bench.core import registry, seeds
-from bench.core.contracts import Attack, Batch, frozen
+from bench.core import registry
+from bench.core.contracts import Attack, Stage, StagedAttack, frozen
 from bench.core.errors import UserError
-from bench.core.passes import count_passes
-from bench.core.records import AttackResult, Table, accuracy, read_arrays, write_arrays
-from bench.core.specs import parse_spec
-from bench.core.threat import ThreatModel
+from bench.core.foreign_attacks import make_attack
+from bench.core.records import AttackResult, StageResult, Table, accuracy
+from bench.core.specs import options_of, parse_spec
+from bench.core.threat import Norm, ThreatModel
 from bench.datasets.split import Split
-from bench.evaluate.clean import predict
-
-Part = dict[str, npt.NDArray[Any]]  # of one batch
-PART = ("broken", "witnesses", "index", "distance", "passes", "seconds", "warnings")
+from bench.evaluate.cascade import Part, run_cascade
 
 
 @dataclass(frozen=True)
 class Attacked:
     """What one attack did to a test split.
 
-    columns: of the table, `robust/SPEC` and, of a minimum-norm attack, `distance/SPEC`. broken: indices of the
-    examples it broke, and the adversarial example of each.
+    columns: of the table, `robust/SPEC`, `passes/SPEC` and, of a minimum-norm attack, `distance/SPEC`. broken: indices
+    of the examples it broke, and the adversarial example of each.
     """
 
+    threat: ThreatModel
     columns: Table
     broken: npt.NDArray[np.int64]
     witnesses: npt.NDArray[np.float32]
@@ -44,11 +39,16 @@ class Attacked:
 
 
 def make_attacks(names: Sequence[str], threat: ThreatModel) -> dict[str, Attack]:
-    """Attacks by canonical spec; each at most once."""
+    """Attacks by canonical spec; each at most once. Every attack takes `norm` and `eps`, where it is not `threat`."""
     found: dict[str, Attack] = {}
     for name in names:
-        spec = parse_spec(name, registry.attack)
-        attack = spec.make(threat=threat)
+        spec = parse_spec(name, registry.attack, common={"norm": (Norm, threat.norm), "eps": (float, threat.eps)})
+        if taken := {"norm", "eps"} & set(options_of(spec.target)):
+            raise UserError(f"attack '{name}' must not have an option {min(taken)}; ask for `threat` instead")
+        norm, eps = (spec.options.pop(option, None) for option in ("norm", "eps"))
+        if norm not in (None, threat.norm) and eps is None:
+            raise UserError(f"attack '{name}' is under another norm; give its eps too, as in {name}:eps=0.5")
+        attack = make_attack(spec, ThreatModel(norm or threat.norm, eps or threat.eps, threat.box))
         if attack in found.values():
             raise UserError(f"attack '{name}' is given twice; keep one")
         found[spec.text] = attack
@@ -65,98 +65,74 @@ def measure_attack(
     batch_size: int,
     seed: int,
     parts: Path | None = None,
-    report: Callable[[int], None] | None = None,
+    report: Callable[[int, str], None] | None = None,
 ) -> Attacked:
-    """Attack each example that the model gets right, in fixed batches of the test order.
+    """Attack each example that the model gets right. Success is what a fresh forward pass says.
 
-    A batch's randomness depends on the run's seed, the attack and the batch alone. With a folder `parts`, what is
-    done of it is kept there, and found again by the next call. Success is what a fresh forward pass says.
+    With a folder `parts`, what is done is kept there, and found again by the next call.
     """
-    found: list[Part] = []
-    for number, batch in enumerate(test.in_order(batch_size)):
-        path = None if parts is None else parts / f"{hashlib.sha256(spec.encode()).hexdigest()[:16]}-{number}.npz"
-        part = None if path is None else _read_part(path)
-        if part is None:
-            right = torch.from_numpy(clean).to(batch.index.device)[batch.index]
-            generator = seeds.generator(batch.x.device, seed, spec, number)
-            part = _attack_batch(model, attack, _take(batch, right), generator)
-            if path is not None:
-                write_arrays(path, part)
-        found.append(part)
-        if report is not None:
-            report(len(batch))
-    return _collect(found, spec, clean, attack.minimum_norm)
+    stages = stages_of(attack, model, test)
+    done = list(
+        run_cascade(
+            model, test, stages, name=spec, right=clean, batch_size=batch_size, seed=seed, parts=parts, report=report
+        )
+    )
+    return _collect(done, spec, attack, clean)
 
 
-def _read_part(path: Path) -> Part | None:
-    """What is kept of a batch; None where there is nothing, or nothing that can be used."""
-    if not path.exists():
-        return None
-    try:
-        part = read_arrays(path)
-    except UserError:
-        return None
-    return part if set(part) == set(PART) else None
+def stages_of(attack: Attack, model: nn.Module, test: Split) -> Sequence[Stage]:
+    """The stages of a staged attack against this model; any other attack is one stage without a name."""
+    if not isinstance(attack, StagedAttack):
+        return [Stage("", attack)]
+    with frozen(model), torch.no_grad():
+        classes = model(next(test.in_order(1)).x).shape[1]
+    return attack.stages(classes)
 
 
-def _take(batch: Batch, rows: torch.Tensor) -> Batch:
-    return Batch(batch.x[rows], batch.y[rows], batch.index[rows])
-
-
-def _attack_batch(model: nn.Module, attack: Attack, batch: Batch, generator: torch.Generator) -> Part:
-    """The part of one batch: examples that the attack broke, their witnesses, distances, and the cost."""
-    began = time.perf_counter()
-    heard: list[str] = []
-    broken = torch.zeros(len(batch), dtype=torch.bool, device=batch.x.device)
-    x_adv, distance = batch.x, torch.zeros(len(batch), dtype=torch.float64)
-    with count_passes(model) as passes:
-        if len(batch):
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                x_adv = attack(model, batch, generator=generator)
-            heard = sorted({str(each.message) for each in caught})
-            distance = attack.threat.distance(x_adv, batch.x)
-            with frozen(model):
-                broken = predict(model, x_adv) != batch.y
-            if attack.minimum_norm:
-                distance = torch.where(broken, distance, torch.inf)
-                broken = broken & attack.threat.contains(x_adv, batch.x)
-    return {
-        "broken": batch.index[broken].cpu().numpy(),
-        "witnesses": x_adv[broken].cpu().numpy(),
-        "index": batch.index.cpu().numpy(),
-        "distance": distance.cpu().numpy().astype(np.float32),
-        "passes": np.array([passes.forwards, passes.backwards]),
-        "seconds": np.array(time.perf_counter() - began),
-        "warnings": np.array(heard, dtype=np.str_),
-    }
-
-
-def _collect(parts: list[Part], spec: str, clean: npt.NDArray[np.bool_], minimum_norm: bool) -> Attacked:
-    broken = np.concatenate([part["broken"] for part in parts])
-    robust = clean.copy()
-    robust[broken] = False
-    columns: Table = {f"robust/{spec}": robust}
-    if minimum_norm:
-        distance = np.zeros(len(clean), dtype=np.float32)
-        for part in parts:
-            distance[part["index"]] = part["distance"]
+def _collect(done: Sequence[tuple[Stage, Part]], spec: str, attack: Attack, clean: npt.NDArray[np.bool_]) -> Attacked:
+    robust, spent = clean.copy(), np.zeros(len(clean), dtype=np.int64)
+    distance = np.zeros(len(clean), dtype=np.float32)
+    decided = np.full(len(clean), "", dtype=f"U{max((len(stage.name) for stage, _ in done), default=1) or 1}")
+    for stage, part in done:
+        index, broken = part["index"], part["broken"]
+        robust[index[broken]] = False
+        decided[index[broken]] = stage.name
+        spent[index] += np.where(broken, part["fell"], part["spent"])
+        distance[index] = part["distance"]
+    columns: Table = {f"robust/{spec}": robust, f"passes/{spec}": spent}
+    if attack.minimum_norm:
         columns[f"distance/{spec}"] = distance
-    share = accuracy(robust)
-    forwards, backwards = np.sum([part["passes"] for part in parts], axis=0).tolist()
+    stages: dict[str, StageResult] = {}
+    if isinstance(attack, StagedAttack):
+        columns[f"decided_by/{spec}"] = decided
+        stages = {stage.name: _stage_result([part for other, part in done if other is stage]) for stage, _ in done}
+    share, whole = accuracy(robust), _stage_result([part for _, part in done])
     result = AttackResult(
-        robust_acc=share.acc,
-        ci95=share.ci95,
+        robust_acc=share.acc, ci95=share.ci95, forwards=whole.forwards, backwards=whole.backwards,
+        seconds=whole.seconds, warnings=sorted({str(text) for _, part in done for text in part["warnings"]}),
+        stages=stages,
+    )  # fmt: skip
+    return Attacked(
+        attack.threat, columns,
+        np.concatenate([np.zeros(0, np.int64), *(part["index"][part["broken"]] for _, part in done)]),
+        np.concatenate([part["witnesses"] for _, part in done]) if done else np.zeros(0, np.float32),
+        result,
+    )  # fmt: skip
+
+
+def _stage_result(parts: Sequence[Part]) -> StageResult:
+    forwards, backwards = (int(sum(part["passes"][way] for part in parts)) for way in (0, 1))
+    return StageResult(
+        attacked=sum(len(part["index"]) for part in parts),
+        broken=sum(int(part["broken"].sum()) for part in parts),
         forwards=forwards,
         backwards=backwards,
         seconds=round(float(sum(part["seconds"] for part in parts)), 3),
-        warnings=sorted({str(text) for part in parts for text in part["warnings"]}),
     )
-    return Attacked(columns, broken, np.concatenate([part["witnesses"] for part in parts]), result)
 
 
-def witnesses_of(attacks: dict[str, Attacked]) -> dict[str, npt.NDArray[Any]]:
-    """One adversarial example for each broken example, from the first attack that found one.
+def witnesses_of(attacks: Mapping[str, Attacked]) -> dict[str, npt.NDArray[Any]]:
+    """One adversarial example for each example and threat model that broke it, from the first attack that found one.
 
     index (M,), x_adv (M,C,H,W) float32, attack (M,) the spec that made it; sorted by index.
     """
@@ -170,10 +146,10 @@ def witnesses_of(attacks: dict[str, Attacked]) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _first_to_break(attacks: dict[str, Attacked]) -> Iterator[tuple[int, npt.NDArray[np.float32], str]]:
-    seen: set[int] = set()
+def _first_to_break(attacks: Mapping[str, Attacked]) -> Iterator[tuple[int, npt.NDArray[np.float32], str]]:
+    seen: set[tuple[int, ThreatModel]] = set()
     for spec, attacked in attacks.items():
         for index, x_adv in zip(attacked.broken.tolist(), attacked.witnesses, strict=True):
-            if index not in seen:
-                seen.add(index)
+            if (index, attacked.threat) not in seen:
+                seen.add((index, attacked.threat))
                 yield index, x_adv, spec

@@ -13,13 +13,24 @@ from bench.core.records import Table
 from bench.datasets.split import Split
 
 
-@torch.no_grad()
 def predict(model: nn.Module, x: Tensor) -> Tensor:
     """The class of each image, (B,) int64. CheckError where a logit is not a number."""
-    logits = model(x)
+    return _logits(model, x).argmax(dim=1)
+
+
+def predict_with_margin(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The class of each image, and z_y - max over j != y of z_j, both (B,), from one pass."""
+    logits = _logits(model, x)
+    others = logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+    return logits.argmax(dim=1), (logits.gather(1, y[:, None]).squeeze(1) - others).float()
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = model(x)
     if not logits.isfinite().all():
         raise CheckError("the model returns logits that are not finite, so nothing can be measured; check its weights")
-    return logits.argmax(dim=1)
+    return logits
 
 
 def measure_clean(model: nn.Module, test: Split, batch_size: int) -> Table:

@@ -13,21 +13,23 @@ from torch import nn
 
 from bench.core.contracts import Attack
 from bench.core.progress import Progress
-from bench.core.records import AttackResult, Table
+from bench.core.records import AttackResult, Sanity, Table
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.attacked import Attacked, measure_attack, witnesses_of
 from bench.evaluate.clean import measure_clean
 from bench.evaluate.invariants import check_evaluation
+from bench.evaluate.sanity import judge
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The per-example table, what each attack cost, and an adversarial example of each example that fell."""
+    """The per-example table, what each attack cost, an adversarial example of each example that fell, the verdict."""
 
     table: Table
     attacks: dict[str, AttackResult]
     witnesses: dict[str, npt.NDArray[Any]]
+    sanity: Sanity
 
 
 def evaluate_split(
@@ -41,14 +43,14 @@ def evaluate_split(
     parts: Path | None = None,
     show: bool = True,
 ) -> Evaluation:
-    """Measure a model on a split, in fixed batches of the test order. CheckError where the result contradicts itself.
+    """Measure a model on a split. CheckError where the result contradicts itself.
 
-    With a folder `parts`, finished batches are kept there, and a later call goes on from them.
+    With a folder `parts`, what is done is kept there, and a later call goes on from it.
     """
     table = measure_clean(model, test, batch_size)
     found: dict[str, Attacked] = {}
     for spec, attack in attacks.items():
-        with Progress(f"attack {spec}", len(test), "example", show=show) as progress:
+        with Progress(f"attack {spec}", int(table["clean"].sum()), "example", show=show) as progress:
             found[spec] = measure_attack(
                 model, test, attack, spec,
                 clean=table["clean"], batch_size=batch_size, seed=seed, parts=parts, report=progress.advance,
@@ -58,5 +60,6 @@ def evaluate_split(
             for warning in found[spec].result.warnings:
                 print(f"warning ({spec}): {warning}", file=sys.stderr)
     witnesses = witnesses_of(found)
-    check_evaluation(model, test, threat, table, witnesses, batch_size)
-    return Evaluation(table, {spec: each.result for spec, each in found.items()}, witnesses)
+    check_evaluation(model, test, attacks, table, witnesses, batch_size)
+    sanity = judge(model, test, threat, table, seed=seed, batch_size=batch_size)
+    return Evaluation(table, {spec: each.result for spec, each in found.items()}, witnesses, sanity)

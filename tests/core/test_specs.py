@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from bench.core import registry
 from bench.core.errors import UserError
-from bench.core.specs import OfEps, in_units, options_of, parse_spec, parse_value
+from bench.core.specs import OfEps, Spec, check_counts_and_lengths, in_units, options_of, parse_spec, parse_value
 from bench.core.threat import ThreatModel
 
 quick = settings(deadline=None, derandomize=True, max_examples=100)
@@ -191,6 +193,20 @@ def test_options_are_keyword_only_parameters_with_a_default():
         return a, b, c, d, e
 
     assert options_of(thing) == {"d": (int, 2), "e": (float, 3.0)}
+
+
+def test_an_option_may_be_called_what_python_does_not_let_a_parameter_be_called():
+    def thing(*, from_: str = "here", last_: int = 0):
+        return from_, last_
+
+    assert options_of(thing) == {"from": (str, "here"), "last_": (int, 0)}
+    assert Spec("thing", thing, {"from": "there", "last_": 1}).make() == ("there", 1)
+
+
+def test_a_count_or_length_that_is_left_open_is_not_checked():
+    check_counts_and_lengths(SimpleNamespace(restarts=None, alpha=None))
+    with pytest.raises(UserError, match="restarts is 0"):
+        check_counts_and_lengths(SimpleNamespace(alpha=None, restarts=0))
 
 
 @pytest.mark.parametrize(

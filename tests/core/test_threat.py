@@ -139,7 +139,8 @@ def test_a_point_inside_is_its_own_projection(case):
 @given(cases())
 def test_projector_is_project_for_one_image(case):
     threat, x, x_adv = case
-    assert torch.equal(threat.projector(x)(x_adv), threat.project(x_adv, x))
+    difference = (threat.projector(x)(x_adv) - threat.project(x_adv, x)).abs().flatten(1).amax(dim=1)
+    assert (difference <= 2e-7 + 1e-6 * (x_adv - x).abs().flatten(1).amax(dim=1)).all()
 
 
 def perturbations(norm, n=4000, shape=(1, 1, 3), eps=0.5):

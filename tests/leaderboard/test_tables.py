@@ -19,7 +19,7 @@ def make_record(seed=0, clean=0.912, pgd=0.5, worst=0.48, **changes):
         "attacks": {"pgd-10": AttackResult(pgd, (0.45, 0.55), forwards=12345, backwards=2345, seconds=1.25)},
         "worst": None if worst is None else Robustness(worst, (0.43, 0.53)), "certifiers": {},
         "training": Training(epochs=30, seconds=61.04, forwards=1_000_000, backwards=999_000),
-        "sanity": Sanity("ok", []), "artifacts": {}, "provenance": {},
+        "sanity": Sanity("clean", []), "artifacts": {}, "provenance": {},
     }  # fmt: skip
     return Record(**(values | changes))
 
@@ -73,6 +73,21 @@ def test_run_table_holds_the_numbers():
     ]
 
 
+def test_run_table_ends_with_the_verdict_and_its_reasons():
+    assert run_table(make_record()).endswith("\n\nverdict: clean")
+    suspect = make_record(sanity=Sanity("suspect", ["black box beats white box: 3 of 60"]))
+    assert run_table(suspect).endswith("\n\nverdict: suspect\n  black box beats white box: 3 of 60")
+
+
+def test_a_union_is_shown_where_there_is_one():
+    both = make_record(union=Robustness(0.41, (0.36, 0.46)))
+    assert cells(run_table(both))[-2] == ["union of all threats", "41.0", "[36.0, 46.0]", "", "", ""]
+    header, first, second, mean = cells(comparison([both, make_record(1)], "markdown"))
+    at = header.index("union")
+    assert (first[at], second[at], mean[at]) == ("41.0 [36.0, 46.0]", "", "")
+    assert "union" not in cells(comparison([make_record()], "markdown"))[0]
+
+
 def test_run_table_without_attacks_and_training():
     rows = cells(run_table(make_record(attacks={}, worst=None, training=None)))
     assert [row[0] for row in rows] == ["measured", "clean"]
@@ -80,11 +95,23 @@ def test_run_table_without_attacks_and_training():
 
 def test_comparison_in_markdown():
     header, first, second = cells(comparison([make_record(), OTHER], "markdown"))
-    assert header == ["defense", "data", "model", "threat", "seed", "clean", "pgd-10", "fgsm", "worst", "training s"]
+    assert header == [
+        "defense",
+        "data",
+        "model",
+        "threat",
+        "seed",
+        "clean",
+        "pgd-10",
+        "fgsm",
+        "worst",
+        "verdict",
+        "training s",
+    ]
     clean = "91.2 [88.0, 94.0]"
     common = ["digits", "small-cnn", "Linf 0.2", "0", clean]
-    assert first == ["pgd-at", *common, "50.0 [45.0, 55.0]", "", "48.0 [43.0, 53.0]", "61.0"]
-    assert second == ["standard", *common, "", "75.0 [70.0, 80.0]", "", ""]
+    assert first == ["pgd-at", *common, "50.0 [45.0, 55.0]", "", "48.0 [43.0, 53.0]", "clean", "61.0"]
+    assert second == ["standard", *common, "", "75.0 [70.0, 80.0]", "", "clean", ""]
 
 
 def test_comparison_has_mean_and_deviation_over_seeds():
@@ -98,13 +125,13 @@ def test_comparison_has_mean_and_deviation_over_seeds():
     def mean(values, scale=100):
         return f"{scale * statistics.mean(values):.1f} +- {scale * statistics.stdev(values):.1f}"
 
-    assert rows[4][5:] == [mean(cleans), mean(pgds), "", mean(worsts), mean(times, 1)]
+    assert rows[4][5:] == [mean(cleans), mean(pgds), "", mean(worsts), "", mean(times, 1)]
     assert rows[4][5] == "85.0 +- 5.0"
 
 
 def test_mean_is_left_out_where_a_seed_has_no_value():
     rows = cells(comparison([make_record(0), make_record(1, worst=0.5, attacks=FGSM, training=None)], "markdown"))
-    assert rows[3][4:] == ["mean of 2", "91.2 +- 0.0", "", "", "49.0 +- 1.4", ""]
+    assert rows[3][4:] == ["mean of 2", "91.2 +- 0.0", "", "", "49.0 +- 1.4", "", ""]
 
 
 def test_recipes_are_told_apart_by_their_hash():
@@ -129,7 +156,8 @@ def test_comparison_in_json_is_fractions():
     first, second = json.loads(comparison([make_record(seed=2), OTHER], "json"))
     assert first == {
         "defense": "pgd-at", "suite": "digits", "dataset": "digits", "model": "small-cnn", "norm": "Linf", "eps": 0.2,
-        "seed": 2, "n_examples": 360, "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48,
+        "seed": 2, "n_examples": 360, "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48, "union_acc": None,
+        "verdict": "clean",
         "training_seconds": 61.04,
     }  # fmt: skip
     assert (second["worst_acc"], second["training_seconds"], second["robust_acc"]) == (None, None, {"fgsm": 0.75})

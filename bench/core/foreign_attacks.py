@@ -1,0 +1,141 @@
+"""Attacks that this project did not write: a plugin's function, another library's attack."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.core.contracts import Attack, Batch
+from bench.core.errors import CheckError, UserError
+from bench.core.registry import one_line
+from bench.core.specs import Spec, check_counts_and_lengths
+from bench.core.threat import NORMS, ThreatModel
+
+ROUNDING = 1e-4  # of eps: what float32 arithmetic takes a point out of its ball
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignAttack(Attack):
+    """An attack in code that knows none of our rules.
+
+    It gets copies of the images, draws from the global generators (seeded by ours, and put back afterwards), prints to
+    standard error, and may fail: UserError, in one line that says where. Points outside the threat model, and points
+    that are not finite, are put right with a warning.
+    """
+
+    @abstractmethod
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """x_adv (B,C,H,W)."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
+        with seeded_global_generators(generator), redirect_stdout(sys.stderr):
+            try:
+                x_adv = self.run(model, batch.x.clone(), batch.y.clone(), generator)
+            except (UserError, CheckError):
+                raise
+            except Exception as error:
+                raise UserError(f"attack {self.name} failed at {_place(error)}: {one_line(error)}") from error
+        if not isinstance(x_adv, Tensor) or x_adv.shape != batch.x.shape:
+            what = f"of shape {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
+            raise UserError(f"attack {self.name} must return images of shape {tuple(batch.x.shape)}, not {what}")
+        return self._put_right(x_adv.detach().to(batch.x), batch.x)
+
+    def _put_right(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        finite = x_adv.isfinite().flatten(1).all(dim=1)
+        x_adv = torch.where(finite.reshape(-1, *[1] * (x.dim() - 1)), x_adv, x)
+        if not finite.all():
+            warnings.warn(
+                f"{int((~finite).sum())} of {len(x)} points were not finite; the images stand in", stacklevel=2
+            )
+        outside = self.threat.distance(x_adv, x) > self.threat.eps_like(x).flatten() * (1 + ROUNDING)
+        if self.threat.box is not None:
+            low, high = self.threat.box
+            outside |= ((x_adv < low - ROUNDING) | (x_adv > high + ROUNDING)).flatten(1).any(dim=1)
+        if outside.any() and not self.minimum_norm:
+            warnings.warn(
+                f"{int(outside.sum())} of {len(x)} points were outside the threat model and were projected",
+                stacklevel=2,
+            )
+        return x_adv
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallableAttack(ForeignAttack):
+    """A function as an attack: function(model, x, y, *, its own options) -> x_adv.
+
+    x (B,C,H,W) float32 in [0,1], y (B,) int64; the model is in eval mode and gives logits. A function that asks for
+    `threat` or `generator`, keyword-only and without a default, is given the threat model, or the generator that all of
+    its randomness should come from.
+    """
+
+    norms = NORMS
+
+    function: Callable[..., Tensor]
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts_and_lengths(SimpleNamespace(**self.options))
+        try:
+            inspect.signature(self.function).bind("model", "x", "y", **self._given("generator"), **self.options)
+        except TypeError as error:
+            raise UserError(
+                f"attack function {self.name} cannot be called ({error}); it takes (model, x, y), then by keyword its "
+                "options, each with a default, and threat and generator if it asks for them"
+            ) from error
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return self.function(model, x, y, **self._given(generator), **self.options)
+
+    def _given(self, generator: Any) -> dict[str, Any]:
+        asked = inspect.signature(self.function).parameters
+        return {name: value for name, value in [("threat", self.threat), ("generator", generator)] if name in asked}
+
+
+def make_attack(spec: Spec, threat: ThreatModel) -> Attack:
+    """The attack that a spec names, whether its target is a class of attacks or a plain function."""
+    if inspect.isfunction(spec.target):
+        return CallableAttack(threat=threat, function=spec.target, options=spec.arguments)
+    attack: Attack = spec.make(threat=threat)
+    return attack
+
+
+@contextmanager
+def seeded_global_generators(generator: torch.Generator) -> Iterator[None]:
+    """torch's and numpy's global generators, seeded from ours inside the block and as they were afterwards."""
+    seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+    state = np.random.get_state()
+    with torch.random.fork_rng([generator.device] if generator.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
+
+
+def _place(error: Exception) -> str:
+    """The file and line that raised it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"

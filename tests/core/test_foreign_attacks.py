@@ -1,0 +1,204 @@
+import numpy as np
+import pytest
+import torch
+
+from bench.contract_tests import fingerprint, same, tiny_batch, tiny_model
+from bench.core import registry, seeds
+from bench.core.errors import UserError
+from bench.core.foreign_attacks import CallableAttack, make_attack
+from bench.core.specs import Spec, parse_spec
+from bench.core.threat import ThreatModel
+
+THREAT = ThreatModel("Linf", 0.1)
+
+
+def attack(function, threat=THREAT, **options):
+    return make_attack(Spec("mine", function, options), threat)
+
+
+def run(function, seed=0, threat=THREAT, **options):
+    generator = seeds.generator(torch.device("cpu"), seed)
+    return attack(function, threat, **options)(tiny_model(), tiny_batch(), generator=generator)
+
+
+def test_a_function_is_an_attack():
+    def darken(model, x, y):
+        return 0.95 * x
+
+    assert torch.equal(run(darken), 0.95 * tiny_batch().x)
+
+
+def test_a_registered_function_is_found_with_its_options(monkeypatch):
+    monkeypatch.setattr(registry.attack, "_plugins", {})
+
+    @registry.attack("darken")
+    def darken(model, x, y, *, by: float = 0.05, from_: int = 0):
+        """All pixels are made darker."""
+        assert from_ == 3
+        return (1 - by) * x
+
+    spec = parse_spec("darken:from=3:by=0.01", registry.attack)
+    assert spec.text == "darken:by=0.01:from=3"
+    batch = tiny_batch()
+    x_adv = make_attack(spec, THREAT)(tiny_model(), batch, generator=seeds.generator(torch.device("cpu"), 0))
+    assert torch.equal(x_adv, 0.99 * batch.x)
+
+
+def test_classes_are_made_as_ever():
+    spec = parse_spec("pgd:steps=3", registry.attack)
+    assert make_attack(spec, THREAT) == spec.make(threat=THREAT)
+
+
+def test_the_same_function_with_the_same_options_is_the_same_attack():
+    def mine(model, x, y, *, by: float = 1.0):
+        return x
+
+    assert attack(mine, by=2.0) == attack(mine, by=2.0)
+    assert attack(mine, by=2.0) != attack(mine, by=3.0)
+
+
+def test_threat_and_generator_are_given_to_those_who_ask():
+    def uniform(model, x, y, *, threat, generator):
+        return threat.random_start(x, generator)
+
+    batch = tiny_batch()
+    assert torch.equal(run(uniform), run(uniform))
+    assert not torch.equal(run(uniform), run(uniform, seed=1))
+    assert THREAT.contains(run(uniform), batch.x).all()
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1).item(), lambda: np.random.rand()])
+def test_global_generators_are_seeded_by_ours_and_left_as_they_were(draw):
+    def shift(model, x, y):
+        return (1 - 0.1 * draw()) * x
+
+    runs = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        np.random.seed(noise)
+        runs.append(run(shift))
+        after = draw()
+        torch.manual_seed(noise)
+        np.random.seed(noise)
+        assert draw() == after
+    assert torch.equal(*runs)
+    assert not torch.equal(runs[0], run(shift, seed=1))
+
+
+def test_points_outside_are_projected_with_a_warning():
+    def far(model, x, y):
+        return torch.cat([x[:2] + 0.05, x[2:] + 0.2])
+
+    batch = tiny_batch()
+    with pytest.warns(UserWarning, match=r"\A5 of 6 points were outside the threat model and were projected\Z"):
+        x_adv = run(far)  # the second image is white, so that 0.05 takes it out of the box
+    assert THREAT.contains(x_adv, batch.x).all()
+    assert torch.allclose(x_adv[2:], THREAT.project(batch.x + 0.2, batch.x)[2:])
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_rounding_is_no_reason_to_warn(norm):
+    threat = ThreatModel(norm, 0.03)
+
+    def edge(model, x, y):
+        delta = torch.full_like(x, threat.eps) * (1 - 2 * (x > 0.5))
+        size = {"Linf": 1, "L2": delta[0].numel() ** 0.5, "L1": delta[0].numel()}[norm]
+        return x + delta / size * (1 + 1e-6)
+
+    assert threat.contains(run(edge, threat=threat), tiny_batch().x).all()
+
+
+def test_points_that_are_not_finite_are_replaced_with_a_warning():
+    def broken(model, x, y):
+        x = x.clone()
+        x[3, 0, 0, 0] = float("nan")
+        return x
+
+    with pytest.warns(UserWarning, match=r"\A1 of 6 points were not finite; the images stand in\Z"):
+        assert torch.equal(run(broken), tiny_batch().x)
+
+
+@pytest.mark.parametrize(("returned", "said"), [
+    (torch.zeros(1, 1, 8, 8), r"not of shape \(1, 1, 8, 8\)"),
+    (None, "not NoneType"),
+    (np.zeros((6, 1, 8, 8)), "not ndarray"),
+])  # fmt: skip
+def test_what_is_no_batch_of_images_is_one_clear_line(returned, said):
+    def mine(model, x, y):
+        return returned
+
+    with pytest.raises(UserError, match=rf"\Aattack mine must return images of shape \(6, 1, 8, 8\), {said}\Z"):
+        run(mine)
+
+
+def test_a_function_that_fails_is_one_line_with_the_place():
+    def mine(model, x, y):
+        return x / len([]) + 1 / 0
+
+    with pytest.raises(UserError, match=r"\Aattack mine failed at test_foreign_attacks.py:\d+: ZeroDivisionError.*\Z"):
+        run(mine)
+
+
+def test_its_own_user_errors_are_left_alone():
+    def mine(model, x, y):
+        raise UserError("mine needs colours")
+
+    with pytest.raises(UserError, match=r"\Amine needs colours\Z"):
+        run(mine)
+
+
+def test_changing_the_images_in_place_does_not_change_the_data():
+    def careless(model, x, y):
+        y.zero_()
+        return x.mul_(0.95)
+
+    batch, fresh = tiny_batch(), tiny_batch()
+    attack(careless)(tiny_model(), batch, generator=seeds.generator(torch.device("cpu"), 0))
+    assert torch.equal(batch.x, fresh.x)
+    assert torch.equal(batch.y, fresh.y)
+
+
+def test_the_model_is_as_it_was_and_gives_gradients_of_the_images_alone():
+    def careless(model, x, y):
+        assert not model.training
+        model(x.requires_grad_()).sum().backward()
+        model.train()
+        return x + x.grad.sign()
+
+    model = tiny_model().train()
+    before = fingerprint(model)
+    with pytest.warns(UserWarning, match="outside"):
+        attack(careless)(model, tiny_batch(), generator=seeds.generator(torch.device("cpu"), 0))
+    assert same(before, fingerprint(model))
+
+
+def test_what_it_prints_goes_to_standard_error(capsys):
+    def chatty(model, x, y):
+        print("robust accuracy 0 %")
+        return x
+
+    run(chatty)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "robust accuracy 0 %\n"
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"alpha": -1.0}])
+def test_counts_and_lengths_are_checked(options):
+    def mine(model, x, y, *, steps: int = 1, alpha: float = 1.0):
+        return x
+
+    with pytest.raises(UserError, match="must be"):
+        attack(mine, **options)
+
+
+def test_a_function_that_cannot_be_called_so_is_refused_when_it_is_made():
+    def needs(model, x, y, *, strength):
+        return x
+
+    def few(model, x):
+        return x
+
+    for function in (needs, few):
+        with pytest.raises(UserError, match=r"\Aattack function (needs|few) cannot be called \(.*\(model, x, y\).*\Z"):
+            CallableAttack(threat=THREAT, function=function, options={})
