@@ -119,7 +119,7 @@ def parse_value(value: Any, hint: Any, what: str) -> Any:
     if get_origin(hint) is Literal:
         return _one_of(value, get_args(hint), what)
     if get_origin(hint) is tuple:
-        items = re.split(r",|(?<![eE])\+", value) if isinstance(value, str) else value
+        items = re.split(r",|(?<!\d[eE])\+", value) if isinstance(value, str) else value
         if isinstance(items, list | tuple):
             return tuple(parse_value(item, get_args(hint)[0], what) for item in items if item != "")
     if hint is bool:

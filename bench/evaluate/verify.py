@@ -1,0 +1,293 @@
+"""Is the evidence of a finished evaluation what its record says? Every check is a finding of its own.
+
+Row i of a table is test example i, and each column is of its type and length (bench/verification.py sees to it).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bench.core import seeds
+from bench.core.contracts import Attack, Batch, frozen
+from bench.core.errors import CheckError
+from bench.core.records import Record, Table, Threat, accuracy, attack_specs, own_specs, threat_of, worst_case
+from bench.core.threat import ThreatModel, checked_norm
+from bench.datasets.split import Split
+from bench.evaluate.clean import predict
+from bench.evaluate.leakage import SIZES, Scan, by_batch_position, by_test_order
+
+Outcome = Literal["passed", "failed", "warning", "not checkable"]
+Witnesses = dict[str, npt.NDArray[Any]]
+
+NEAR_TIE = 1e-4  # of the largest logit: another device, or another batch, may round a class past one so near
+ROUNDING = 1e-5  # of eps: a distance is kept in float32
+TOLERATED = 0.05  # share of the claimed-robust examples that a stronger attack may break
+SUSPICIOUS, STRONG = 0.01, 1e-4  # p of a leak
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found, with one line of evidence.
+
+    warning: nothing contradicts the record, but somebody should look. not checkable: what the check needs is missing.
+    """
+
+    name: str
+    outcome: Outcome
+    evidence: str
+
+
+def broken_by_threat(record: Record, table: Table) -> dict[Threat, npt.NDArray[np.int64]]:
+    """For each threat model that was tried: the examples that are right and fell to one of its attacks."""
+    specs: dict[Threat, list[str]] = {}
+    for spec in attack_specs(table):
+        specs.setdefault(threat_of(spec, record.threat), []).append(spec)
+    return {threat: np.flatnonzero(table["clean"] & ~worst_case(table, of)) for threat, of in specs.items()}
+
+
+def check_labels(table: Table, labels: npt.NDArray[np.int64]) -> Finding:
+    """Are the table's labels those of the data set?"""
+    wrong = np.flatnonzero(table["label"] != labels[: len(table["label"])])
+    if len(wrong):
+        evidence = f"{len(wrong)} labels are not the data set's, the first at test example {wrong[0]}"
+        return Finding("labels", "failed", evidence)
+    return Finding("labels", "passed", f"all {len(table['label'])} are the data set's")
+
+
+def check_predictions(model: nn.Module, test: Split, table: Table, batch_size: int) -> Finding:
+    """Does the model predict what the table says? Near ties may come out differently elsewhere, and warn."""
+    differ, beyond = [], []
+    prediction = torch.from_numpy(table["prediction"]).to(test.y.device)
+    for rows in torch.arange(len(prediction), device=test.y.device).split(batch_size):
+        logits = _logits(model, test.take(rows).x)
+        other = logits.argmax(dim=1) != prediction[rows]
+        differ += rows[other].tolist()
+        beyond += rows[other & (_lag(logits, prediction[rows]) > NEAR_TIE)].tolist()
+    if beyond:
+        evidence = f"{len(beyond)} are not the model's, the first at test example {beyond[0]}"
+        return Finding("predictions", "failed", evidence)
+    if differ:
+        evidence = f"{len(differ)} differ, all near ties (logits within {NEAR_TIE:g}, relative), from {differ[0]} on"
+        return Finding("predictions", "warning", evidence)
+    return Finding("predictions", "passed", f"a fresh forward pass gives all {len(prediction)} again")
+
+
+WITNESS_CHECKS = (
+    "a witness for each broken",
+    "witnesses within eps",
+    "witnesses in the box",
+    "witnesses misclassified",
+)
+
+
+def check_witnesses(
+    model: nn.Module, test: Split, table: Table, record: Record, witnesses: Witnesses, batch_size: int
+) -> list[Finding]:
+    """Is there one adversarial example for each example that fell, allowed, and wrong by a fresh forward pass?
+
+    Distances are in float64; the tolerance is the threat model's.
+    """
+    problem = _malformed(witnesses, table, test.image_shape)
+    if problem:
+        return [Finding(name, "failed", problem) for name in WITNESS_CHECKS]
+    complete = _check_completeness(record, table, witnesses)
+    if not len(witnesses["index"]):
+        return [complete, *(Finding(name, "passed", "there are none") for name in WITNESS_CHECKS[1:])]
+    farthest, low, high = 0.0, 1.0, 0.0
+    far: list[int] = []
+    out_of_box: list[int] = []
+    right: list[int] = []
+    nearly: list[int] = []
+    for threat, batch, x_adv in _witness_batches(test, record, witnesses, batch_size):
+        ratio = threat.distance(x_adv, batch.x) / threat.eps
+        far += batch.index[~replace(threat, box=None).contains(x_adv, batch.x)].tolist()
+        out_of_box += batch.index[~((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)].tolist()
+        farthest = max(farthest, float(ratio.max()))
+        low, high = min(low, float(x_adv.min())), max(high, float(x_adv.max()))
+        logits = _logits(model, x_adv)
+        correct = (logits.argmax(dim=1) == batch.y) | ~logits.isfinite().all(dim=1)
+        wrong = logits.scatter(1, batch.y[:, None], -torch.inf).argmax(dim=1)
+        near = _lag(logits, wrong) <= NEAR_TIE
+        right += batch.index[correct & ~near].tolist()
+        nearly += batch.index[correct & near].tolist()
+    return [
+        complete,
+        _all_but(far, WITNESS_CHECKS[1], "lie outside", f"the farthest is at {farthest:.7f} eps"),
+        _all_but(out_of_box, WITNESS_CHECKS[2], "leave [0, 1]", f"pixels from {low:g} to {high:g}"),
+        Finding(WITNESS_CHECKS[3], "warning", f"{len(nearly)} are near ties that the model now gets right")
+        if nearly and not right
+        else _all_but(right, WITNESS_CHECKS[3], "are classified right", f"all {len(witnesses['index'])} are"),
+    ]
+
+
+def _malformed(witnesses: Witnesses, table: Table, shape: tuple[int, int, int]) -> str | None:
+    """What keeps the arrays from being witnesses of this table; None where nothing does."""
+    missing = {"index", "x_adv", "attack"} - set(witnesses)
+    if missing:
+        return f"the file of witnesses has no array '{min(missing)}'"
+    index, x_adv, attack = witnesses["index"], witnesses["x_adv"], witnesses["attack"]
+    n = index.size
+    if index.dtype != np.int64 or x_adv.dtype != np.float32 or attack.dtype.kind != "U":
+        return f"index, x_adv and attack are {index.dtype}, {x_adv.dtype}, {attack.dtype}; not int64, float32 and text"
+    if index.shape != (n,) or attack.shape != (n,) or (n and x_adv.shape != (n, *shape)):
+        return f"index {index.shape}, x_adv {x_adv.shape} and attack {attack.shape} do not fit images {shape}"
+    strange = set(attack.tolist()) - set(attack_specs(table))
+    if strange:
+        return f"there are witnesses of '{min(strange)}', which is no attack of the table"
+    if n and not (index.min() >= 0 and index.max() < len(table["index"])):
+        return "there are witnesses of examples that the table does not have"
+    return None
+
+
+def _witness_batches(
+    test: Split, record: Record, witnesses: Witnesses, batch_size: int
+) -> Iterator[tuple[ThreatModel, Batch, Tensor]]:
+    """The witnesses of one threat model at a time, with the examples that they break."""
+    where = test.y.device
+    claims = [threat_of(spec, record.threat) for spec in witnesses["attack"].tolist()]
+    for claim in dict.fromkeys(claims):
+        threat = ThreatModel(checked_norm(claim.norm), claim.eps)
+        of = np.array([other == claim for other in claims])
+        index, x_adv = witnesses["index"][of], witnesses["x_adv"][of]
+        for rows in _batches(len(index), batch_size):
+            yield threat, test.take(torch.from_numpy(index[rows]).to(where)), torch.from_numpy(x_adv[rows]).to(where)
+
+
+def _check_completeness(record: Record, table: Table, witnesses: Witnesses) -> Finding:
+    """One witness for each (example, threat model) that the table calls broken, of an attack that broke it."""
+    name = WITNESS_CHECKS[0]
+    wanted = {(i, threat) for threat, index in broken_by_threat(record, table).items() for i in index.tolist()}
+    pairs = list(zip(witnesses["index"].tolist(), witnesses["attack"].tolist(), strict=True))
+    found = [(i, threat_of(spec, record.threat)) for i, spec in pairs]
+    survived = {i for i, spec in pairs if table[f"robust/{spec}"][i]}
+    for examples, what in (
+        ({i for i, _ in wanted - set(found)}, "fell without a witness"),
+        ({i for i, _ in set(found) - wanted}, "have a witness but are robust, or wrong already"),
+        ({i for (i, _), times in Counter(found).items() if times > 1}, "have several witnesses"),
+        (survived, "have a witness of an attack that they survived"),
+    ):
+        if examples:
+            return Finding(name, "failed", f"{len(examples)} examples {what}, the first is {min(examples)}")
+    return Finding(name, "passed", f"{len(found)} broken, {len(found)} witnesses")
+
+
+def _all_but(examples: list[int], name: str, what: str, evidence: str) -> Finding:
+    if examples:
+        return Finding(name, "failed", f"{len(examples)} {what}, the first of test example {min(examples)}")
+    return Finding(name, "passed", evidence)
+
+
+def check_distances(record: Record, table: Table) -> list[Finding]:
+    """Does `robust/SPEC` follow from `distance/SPEC`, for each minimum-norm attack?"""
+    findings = []
+    for key in (key for key in table if key.startswith("distance/")):
+        spec = key.removeprefix("distance/")
+        robust = table.get(f"robust/{spec}")
+        if robust is None or table[key].shape != robust.shape:
+            findings.append(Finding(key, "failed", f"column '{key}' has no column 'robust/{spec}' that it fits"))
+            continue
+        ratio = table[key].astype(np.float64) / threat_of(spec, record.threat).eps
+        denied = np.where(robust, ~(ratio > 1 - ROUNDING), table["clean"] & ~(ratio <= 1 + ROUNDING))
+        evidence = "robust exactly where the distance is beyond eps"
+        findings.append(_all_but(np.flatnonzero(denied).tolist(), key, "contradict 'robust'", evidence))
+    return findings
+
+
+def attack_again(
+    model: nn.Module, test: Split, table: Table, attack: Attack, *, sample: int, seed: int, batch_size: int
+) -> Finding:
+    """Attack a random sample of the examples that are claimed robust, under the record's threat model (the attack's).
+
+    That a stronger attack breaks some narrows the bracket and is a warning. It is a failure where the 95 %
+    Clopper-Pearson interval of the share that falls lies above TOLERATED: the claim was not an honest bound.
+    """
+    name = "attacked again"
+    if not own_specs(table):
+        return Finding(name, "not checkable", "no attack ran under the record's threat model, so nothing is claimed")
+    claimed = np.flatnonzero(worst_case(table))
+    if not len(claimed):
+        return Finding(name, "passed", "no example is claimed robust")
+    n = min(sample, len(claimed))
+    chosen = np.sort(np.random.default_rng(seed).choice(claimed, n, replace=False))
+    fell = np.zeros(n, dtype=np.bool_)
+    for number, rows in enumerate(_batches(n, batch_size)):
+        batch = test.take(torch.from_numpy(chosen[rows]).to(test.y.device))
+        x_adv = attack(model, batch, generator=seeds.generator(batch.x.device, seed, "verify", number))
+        with frozen(model):
+            broken = (predict(model, x_adv) != batch.y) & attack.threat.contains(x_adv, batch.x)
+        fell[rows] = broken.cpu().numpy()
+    low = accuracy(fell).ci95[0]
+    evidence = (
+        f"{fell.sum()} of {n} fell, so of all {len(claimed)} claimed robust at most {_upper(fell):.1%} would (95 %)"
+    )
+    outcome: Outcome = "failed" if low > TOLERATED else "warning" if fell.any() else "passed"
+    return Finding(name, outcome, f"{evidence}; the first is {chosen[fell][0]}" if fell.any() else evidence)
+
+
+def _upper(hits: npt.NDArray[np.bool_]) -> float:
+    """The exact one-sided 95 % upper bound on the share that `hits` were drawn from."""
+    from scipy.special import betaincinv
+
+    n, k = len(hits), int(hits.sum())
+    return float(betaincinv(k + 1, n - k, 0.95)) if k < n else 1.0
+
+
+LEAK_CHECKS = ("error by position in the batch", "error by position in the test order")
+
+
+def check_leakage(table: Table, batch_size: int) -> list[Finding]:
+    """Does the model err less where a training loop may have touched the test set?
+
+    By position in the batch there is no honest reason to, so strong evidence is a failure. By position in the test
+    order there is one, that a data set is not shuffled, so it is a warning at most.
+    """
+    wrong, label = ~table["clean"], table["label"]
+    hint = "; other models of the data set may show the same, for it may be ordered"
+    return [
+        _leak(
+            LEAK_CHECKS[0], by_batch_position(wrong, label, (*SIZES, batch_size)), "positions {} to {} of each {}",
+            {"failed": STRONG, "warning": SUSPICIOUS},
+        ),
+        _leak(LEAK_CHECKS[1], by_test_order(wrong, label), "parts {} to {} of {}", {"warning": STRONG}, hint),
+    ]  # fmt: skip
+
+
+def _leak(name: str, scan: Scan | None, place: str, levels: Mapping[Outcome, float], hint: str = "") -> Finding:
+    """levels: the outcomes for a p below so much, the worst first."""
+    if scan is None:
+        return Finding(name, "not checkable", "too few examples")
+    where = place.format(scan.first, scan.last - 1, scan.size)
+    evidence = f"{scan.inside:.2%} wrong at {where}, {scan.outside:.2%} elsewhere, p = {scan.p:.2g}"
+    for outcome, level in levels.items():
+        if scan.p < level:
+            return Finding(name, outcome, evidence + hint)
+    return Finding(name, "passed", evidence)
+
+
+def _batches(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    with frozen(model):
+        logits = model(x)
+    if logits.dim() != 2 or len(logits) != len(x):
+        raise CheckError(f"the model returns {tuple(logits.shape)} for {len(x)} images, not logits")
+    return logits
+
+
+def _lag(logits: Tensor, classes: Tensor) -> Tensor:
+    """How far the logit of a class is behind the largest, relative to the largest size, (B,); inf where undefined."""
+    known = (classes >= 0) & (classes < logits.shape[1]) & logits.isfinite().all(dim=1)
+    own = logits.gather(1, classes.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
+    lag = (logits.max(dim=1).values - own) / logits.abs().max(dim=1).values.clamp(min=1e-30)
+    return torch.where(known, lag, torch.inf)
