@@ -122,6 +122,7 @@ def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Train
         worst=records.worst(table), union=records.union(table), certifiers={}, training=cost, sanity=found.sanity,
         artifacts={
             "weights": weights,
+            "examples": records.artifact(folder / records.TABLE),
             "witnesses": records.artifact(folder / records.WITNESSES),
         },
         provenance=seeds.fingerprint(plan.device, plan.threads)

@@ -95,7 +95,7 @@ def verify(folder: Path, settings: Settings) -> list[Finding]:
     size = _eval_batch(record)
 
     check(report, ["configuration"], lambda: [_check_config(folder, record)])
-    for name in ("weights", "witnesses"):
+    for name in ("weights", "examples", "witnesses"):
         check(report, [f"hash of {name}"], partial(_check_file, folder, record, name))
     if record.config.get("code"):
         check(report, ["code"], lambda: [_check_code(record, settings.trusted)])

@@ -66,8 +66,8 @@ def change_arrays(run, name, change, *, rehash=True):
     arrays = {key: value.copy() for key, value in read_arrays(run / name).items()}
     change(arrays)
     write_arrays(run / name, arrays)
-    if rehash and name == "witnesses.npz":
-        rename(run, "witnesses", name)
+    if rehash:
+        rename(run, name.removesuffix(".npz"), name)
 
 
 def rename(run, key, name):
@@ -89,7 +89,7 @@ def test_an_honest_run_passes(finished, capsys):
     assert code == 0
     assert set(findings.values()) <= {"passed", "warning"}
     assert those(findings, "warning") <= {"attacked again"}
-    assert len(findings) == 14
+    assert len(findings) == 15
 
 
 def test_the_report_for_people_names_the_run_the_attack_and_the_seed(finished, capsys):
@@ -199,8 +199,8 @@ MISSING = {
     "broken weights": (
         lambda r: (r / "weights.safetensors").write_bytes(b"x" * 99), {"hash of weights"}, OF_MODEL | {"model"},
     ),
-    "no table": (lambda r: (r / "examples.npz").unlink(), {"table"}, OF_MODEL | {"aggregates", "labels"}),
-    "broken table": (lambda r: (r / "examples.npz").write_bytes(b""), {"table"}, OF_MODEL | {"aggregates", "labels"}),
+    "no table": (lambda r: (r / "examples.npz").unlink(), {"hash of examples", "table"}, OF_MODEL | {"aggregates", "labels"}),
+    "broken table": (lambda r: (r / "examples.npz").write_bytes(b""), {"hash of examples", "table"}, OF_MODEL | {"aggregates", "labels"}),
     "table without a column": (
         lambda r: change_arrays(r, "examples.npz", lambda t: t.pop("clean")), {"table"}, OF_MODEL | {"labels"},
     ),
