@@ -199,8 +199,13 @@ MISSING = {
     "broken weights": (
         lambda r: (r / "weights.safetensors").write_bytes(b"x" * 99), {"hash of weights"}, OF_MODEL | {"model"},
     ),
-    "no table": (lambda r: (r / "examples.npz").unlink(), {"hash of examples", "table"}, OF_MODEL | {"aggregates", "labels"}),
-    "broken table": (lambda r: (r / "examples.npz").write_bytes(b""), {"hash of examples", "table"}, OF_MODEL | {"aggregates", "labels"}),
+    "no table": (
+        lambda r: (r / "examples.npz").unlink(), {"hash of examples", "table"}, OF_MODEL | {"aggregates", "labels"},
+    ),
+    "broken table": (
+        lambda r: (r / "examples.npz").write_bytes(b""), {"hash of examples", "table"},
+        OF_MODEL | {"aggregates", "labels"},
+    ),
     "table without a column": (
         lambda r: change_arrays(r, "examples.npz", lambda t: t.pop("clean")), {"table"}, OF_MODEL | {"labels"},
     ),
