@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,6 +52,20 @@ def dlr_towards(target: Tensor) -> Loss:
     return loss
 
 
+@dataclass(frozen=True)
+class Towards:
+    """The loss z_t - z_y, for a target class t of each example, (B,) int64."""
+
+    target: Tensor
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        return -gap(logits, y, self.target)
+
+    def of(self, rows: Tensor) -> Towards:
+        """The loss of some of the examples."""
+        return Towards(self.target[rows])
+
+
 def gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """z_y - z_t."""
     return (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
@@ -77,6 +92,3 @@ def others_by_logit(logits: Tensor, y: Tensor) -> Tensor:
     """All classes but the label, the one with the highest logit first: (B,K-1) int64."""
     order = logits.argsort(dim=1, descending=True)
     return order[order != y[:, None]].reshape(len(y), -1)
-
-
-BY_NAME: dict[str, Loss] = {"ce": cross_entropy, "reflected": reflected}

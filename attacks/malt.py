@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.apgd import APGD
-from attacks.losses import Loss, dlr_towards, gap
+from attacks.losses import Loss, Towards, dlr_towards
 from attacks.nearest import dual_norm
 from bench.core import registry
 from bench.core.contracts import Batch
@@ -77,12 +78,7 @@ class MALT(APGD):
         return points[best], heights[best]
 
 
-def gap_to(target: Tensor) -> Loss:
-    """z_t - z_y."""
-    return lambda logits, y: -gap(logits, y, target)
-
-
-LOSSES = {"gap": gap_to, "dlr": dlr_towards}
+LOSSES: dict[str, Callable[[Tensor], Loss]] = {"gap": Towards, "dlr": dlr_towards}
 
 
 def nearest_classes(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> Tensor:

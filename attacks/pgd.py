@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.losses import BY_NAME, Loss, cross_entropy, margin
+from attacks.losses import Loss, Towards, cross_entropy, margin
 from bench.core import registry
 from bench.core.contracts import Attack, Batch, mode_of
 from bench.core.passes import on_rows
@@ -40,11 +40,13 @@ def ascend(
     Linf), "l2" (the gradient over its norm; default under L2) or "raw". The gradient is of each example's own loss, and
     of the input only: no weight's gradient is touched. mode: of the model during the attack, restored afterwards.
     visit(x_adv, logits) sees each point at which the gradient is taken; the point that is returned it does not see.
-    leave: an example stays at the first point that the model gets wrong, and costs no more passes.
+    leave: an example stays at the first point that the model gets wrong, or where its steps begin to go in circles, and
+    costs no more passes; the gradient that is returned is then of those that went on to the end.
     """
     project = threat.projector(x)
     step = step or ("sign" if threat.norm == "Linf" else "l2")
     x_adv, gradient = start.detach(), torch.zeros_like(x)
+    before: Tensor | None = None
     rows, left = torch.arange(len(x), device=x.device), start.detach().clone() if leave else start
     with mode_of(model, training=mode == "train"):
         for _ in range(steps):
@@ -55,19 +57,25 @@ def ascend(
             x_adv = x_adv.detach()
             if visit is not None:
                 visit(x_adv, logits.detach())
-            if leave and (wrong := is_wrong(logits.detach(), y)).any():
-                left[rows[wrong]] = x_adv[wrong]
-                stay = (~wrong).nonzero().squeeze(1)
-                rows, x, y, x_adv, gradient = rows[stay], x[stay], y[stay], x_adv[stay], gradient[stay]
-                alpha = alpha[stay] if isinstance(alpha, Tensor) and alpha.numel() > 1 else alpha
-                threat = threat.of(stay)
-                project = threat.projector(x)
-                if len(rows) == 0:
-                    break
             length = alpha(gradient) if callable(alpha) else alpha
             if isinstance(length, Tensor):
                 length = length.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
-            x_adv = project(x_adv + length * direction(gradient, step))
+            after = project(x_adv + length * direction(gradient, step))
+            if leave:
+                done = is_wrong(logits.detach(), y)
+                if before is not None:  # back where it was: from here on it goes in circles, through points it has seen
+                    done |= (after == before).flatten(1).all(dim=1)
+                if done.any():
+                    left[rows[done]] = x_adv[done]
+                    stay = (~done).nonzero().squeeze(1)
+                    rows, x, y, x_adv, after = rows[stay], x[stay], y[stay], x_adv[stay], after[stay]
+                    alpha = alpha[stay] if isinstance(alpha, Tensor) and alpha.numel() > 1 else alpha
+                    loss = loss.of(stay) if isinstance(loss, Towards) else loss
+                    threat = threat.of(stay)
+                    project = threat.projector(x)
+                    if len(rows) == 0:
+                        break
+            before, x_adv = x_adv, after
     if leave:
         left[rows] = x_adv
         x_adv = left
@@ -138,7 +146,6 @@ class PGD(Attack):
     restarts: int = 1
     alpha: Length = OfEps(0.25)
     random_start: bool = True
-    loss: Literal["ce", "reflected"] = "ce"
     step: Literal["auto", "sign", "l2", "raw"] = "auto"
 
     def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
@@ -152,7 +159,6 @@ class PGD(Attack):
                 steps=self.steps,
                 alpha=in_units(self.alpha, threat.eps),
                 start=threat.random_start(x, generator) if self.random_start else x,
-                loss=BY_NAME[self.loss],
                 step=None if self.step == "auto" else self.step,
                 leave=True,
             )

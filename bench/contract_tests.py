@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bench.core import registry, seeds
 from bench.core.config import TrainingConfig, as_json, make_config
 from bench.core.contracts import Attack, Batch, Defense
+from bench.core.foreign_attacks import make_attack
 from bench.core.specs import parse_spec
 from bench.core.threat import NORMS, ThreatModel, checked_norm
 from bench.datasets.arrays import Arrays
@@ -78,10 +79,11 @@ class AttackContract:
     """An attack stays inside the threat model, leaves the model alone, and depends on its seed only."""
 
     def each_norm(self, name: str) -> list[Attack]:
-        norms = registry_target(registry.attack, name).norms
+        spec = parse_spec(name, registry.attack)
+        norms = getattr(spec.target, "norms", NORMS)  # a plain function has them all
         assert norms
         assert set(norms) <= set(NORMS)
-        return [parse_spec(name, registry.attack).make(threat=ThreatModel(norm, EPS[norm])) for norm in norms]
+        return [make_attack(spec, ThreatModel(norm, EPS[norm])) for norm in norms]
 
     def test_stays_inside_the_threat_model(self, name: str) -> None:
         for attack in self.each_norm(name):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("robust-bracket", "torch", "torchvision", "numpy", "pyautoattack")
+PACKAGES = ("robust-bracket", "torch", "torchvision", "numpy", "pyautoattack", "torchattacks", "foolbox", "adv-lib")
 
 
 def derive(seed: int, *names: str | int) -> int:

@@ -89,5 +89,5 @@ def test_restarts_attack_only_what_still_stands():
     assert 0 < fall.sum() < 20
     with watch(model, batch.x, batch.y, threat) as seen:
         PGD(threat=threat, steps=10, restarts=2)(model, batch, generator=seeds.generator(CPU, 0))
-    assert (seen.total()[~fall] == 2 * 20 + 1).all()  # two runs, a look between
-    assert (seen.total()[fall] <= 21).all()
+    assert (seen.total()[~fall] > 21).all()  # a second run
+    assert (seen.total()[fall] <= 21).all()  # one run, and a look afterwards

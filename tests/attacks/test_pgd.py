@@ -65,6 +65,28 @@ def test_worst_prefers_a_wrong_point_to_a_higher_loss():
     assert worst.point.item() == 1.0
 
 
+class Ridge(nn.Module):
+    """Two classes of one pixel: the second comes closest at 0.6, and never wins."""
+
+    def forward(self, x):
+        height = -0.05 - (x.flatten(1) - 0.6).abs()
+        return torch.cat([torch.zeros_like(height), height], dim=1)
+
+
+def test_an_example_that_goes_in_circles_leaves_and_stays_where_it_was():
+    batch = Batch(torch.full((2, 1, 1, 1), 0.5), torch.tensor([0, 0]), torch.arange(2))
+    batch.x[1] = 0.05  # far from the ridge, it climbs to the end
+    shown = []
+    model = Ridge()
+    model.register_forward_hook(lambda *call: shown.append(len(call[2])))
+    options = {"threat": ThreatModel("Linf", 0.4), "steps": 8, "alpha": 0.04, "start": batch.x}
+    found, _ = ascend(model, batch.x, batch.y, **options, leave=True)
+    assert shown == [2, 2, 2, 2, 1, 1, 1, 1]  # 0.5, 0.54, 0.58, 0.62, and it would be 0.58 again
+    there, _ = ascend(model, batch.x, batch.y, **options)
+    assert found[1] == there[1]
+    assert found[0].item() == pytest.approx(0.62, abs=1e-6)
+
+
 def test_an_attack_that_leaves_the_ball_is_projected_and_one_that_is_not_finite_refused():
     class Far(Attack):
         def perturb(self, model, batch, *, generator):

@@ -33,7 +33,7 @@ def attack(text):
         ("pgd-50:restarts=5", "pgd-50:restarts=5"),
         ("pgd:restarts=5:steps=40", "pgd:steps=40:restarts=5"),
         ("pgd:steps=10", "pgd"),
-        ("pgd:alpha=0.25eps:loss=ce", "pgd"),
+        ("pgd:alpha=0.25eps:step=auto", "pgd"),
         ("pgd:random_start=no", "pgd:random_start=false"),
         ("pgd:random_start=True", "pgd"),
         ("pgd:alpha=0.1eps", "pgd:alpha=0.1eps"),
@@ -56,7 +56,7 @@ def test_canonical_text(written, canonical):
         ("pgd:steps=40:restarts=5", {"steps": 40, "restarts": 5}),
         ("pgd:alpha=0.1eps", {"alpha": OfEps(0.1)}),
         ("pgd:alpha=8/255", {"alpha": 8 / 255}),
-        ("pgd:random_start=off:loss=reflected", {"random_start": False, "loss": "reflected"}),
+        ("pgd:random_start=off:step=raw", {"random_start": False, "step": "raw"}),
     ],
 )
 def test_options_are_typed(text, options):
@@ -77,7 +77,7 @@ def test_options_are_typed(text, options):
         ("pgd:alpha=1/0", "'alpha' takes"),
         ("pgd:alpha=infeps", "'alpha' takes"),
         ("pgd:random_start=maybe", "'random_start' takes true or false"),
-        ("pgd:loss=mse", "'loss' takes ce, reflected, not 'mse'"),
+        ("pgd:step=up", "'step' takes auto, sign, l2, raw, not 'up'"),
         ("pgd:steps=3:steps=4", "sets 'steps' twice"),
         ("pgd-50:steps=40", "sets 'steps' twice"),
         ("pgd:steps", "'steps' should be option=value"),
@@ -107,7 +107,6 @@ pgd_options = st.fixed_dictionaries(
         "restarts": st.integers(1, 50),
         "alpha": lengths,
         "random_start": st.booleans(),
-        "loss": st.sampled_from(["ce", "reflected"]),
         "step": st.sampled_from(["auto", "sign", "l2", "raw"]),
     },
 )

@@ -1,0 +1,48 @@
+"""The momentum iterative fast gradient sign method (Dong et al., 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attacks.losses import cross_entropy
+from attacks.pgd import direction
+from bench.core import registry
+from bench.core.contracts import Attack, Batch
+from bench.core.errors import UserError
+from bench.core.specs import Length, OfEps, in_units
+
+
+@registry.attack("mi-fgsm")
+@dataclass(frozen=True, kw_only=True)
+class MIFGSM(Attack):
+    """Steps along the accumulated gradients, each over its L1 norm; the last iterate. Dong et al. (2018), Algorithm 1.
+
+    The step follows the sign of what was accumulated (Linf), or what was accumulated over its L2 norm (L2).
+    """
+
+    steps: int = 10
+    alpha: Length | None = None  # eps / steps
+    decay: float = 1.0  # mu: 0 forgets, 1 sums
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decay < 0:
+            raise UserError(f"mi-fgsm: decay is {self.decay:g}; it must be 0 or more")
+
+    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
+        sideways = [-1, *[1] * (batch.x.dim() - 1)]
+        alpha = torch.as_tensor(in_units(self.alpha or OfEps(1 / self.steps), self.threat.eps), device=batch.x.device)
+        length = alpha.to(batch.x.dtype).reshape(sideways)
+        project = self.threat.projector(batch.x)
+        x_adv, momentum = batch.x, torch.zeros_like(batch.x)
+        for _ in range(self.steps):
+            x_adv = x_adv.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(cross_entropy(model(x_adv), batch.y).sum(), x_adv)
+            size = torch.linalg.vector_norm(gradient.flatten(1), ord=1, dim=1).reshape(sideways)
+            momentum = self.decay * momentum + gradient / size.clamp(min=torch.finfo(size.dtype).tiny)  # Eq. 6
+            step = direction(momentum, "sign" if self.threat.norm == "Linf" else "l2")
+            x_adv = project(x_adv.detach() + length * step)  # Eq. 7
+        return x_adv
