@@ -202,6 +202,18 @@ def test_eval_of_our_own_weights_gives_the_same_predictions(finished, tmp_path):
     assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_several_eps_and_norms_give_a_column_each_and_their_union(finished, tmp_path):
+    weights = only_run(finished[0]) / "weights.safetensors"
+    words = ("--eps", "0.1,0.2", "--attacks", "pgd-10,pgd-10:norm=L2:eps=0.5", "--n-examples", "60", "--json")
+    (record,) = json.loads(bench(tmp_path, "eval", "--checkpoint", str(weights), *words).stdout)
+    accs = {spec: result["robust_acc"] for spec, result in record["attacks"].items()}
+    assert list(accs) == ["pgd-10", "pgd-10:norm=L2:eps=0.5", "pgd-10:eps=0.2"]
+    assert accs["pgd-10:eps=0.2"] < accs["pgd-10"]
+    assert record["worst"]["robust_acc"] == accs["pgd-10"]
+    assert record["union"]["robust_acc"] <= min(accs.values())
+    assert record["threat"]["eps"] == 0.1
+
+
 @pytest.mark.parametrize(
     ("words", "hint"), [(("--dataset", "fake"), "give its data set"), (("--model", "fc1"), "leave out")]
 )
