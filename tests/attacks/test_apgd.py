@@ -3,7 +3,7 @@ import torch
 
 from attacks.apgd import APGDCE, APGDDLR, APGDT, ascend_adaptively
 from attacks.apgd_l1 import ascend_sparsely
-from attacks.losses import cross_entropy, dlr, dlr_towards, margin
+from attacks.losses import best_wrong, cross_entropy, dlr, dlr_towards, margin
 from attacks.malt import MALT, nearest_classes
 from bench.contract_tests import tiny_batch, tiny_model
 from bench.core import seeds
@@ -116,6 +116,33 @@ def test_a_restart_attacks_only_what_still_stands():
         x_adv = APGDT(threat=threat, steps=20, targets=2)(model, batch, generator=seeds.generator(CPU, 0))
     stands = margin(model(x_adv), batch.y) >= 0
     assert (seen.total()[stands] == 1 + 2 * 41 + 1).all()  # the order of the classes, two runs, a look between
+
+
+def test_the_likeliest_wrong_class_is_the_first_target():
+    model, batch = tiny_model().eval(), tiny_batch()
+    (first,) = APGDT(threat=ThreatModel("Linf", 0.1), targets=1).losses(model, batch)
+    rows = torch.tensor([0, 3, 4])
+    logits = model(batch.x[rows])
+    likeliest = best_wrong(logits, batch.y[rows]).indices
+    assert torch.equal(first(rows)(logits, batch.y[rows]), dlr_towards(likeliest)(logits, batch.y[rows]))
+
+
+def test_under_l1_what_falls_in_a_larger_ball_only_has_not_fallen():
+    model = linear_model((1, 5, 5), 2)
+    batch = near_the_boundary(model, (1, 5, 5))
+    eps = float(half_falls_at(model, batch, "L1")) / 2
+    inside, beyond = (exact_margin(model, batch, ThreatModel("L1", far)) for far in (eps, 3 * eps))
+    between = (inside > 1e-3) & (beyond < -1e-3)
+    assert between.any()
+    threat = ThreatModel("L1", eps)
+    found, height = ascend_sparsely(
+        model, batch.x, batch.y, threat=threat, steps=60, loss=lambda _: cross_entropy, start=batch.x
+    )
+    assert height[between].isfinite().all()
+    assert threat.contains(threat.project(found, batch.x), batch.x).all()
+    with torch.no_grad():
+        reached = margin(model(found), batch.y)[between].double()
+    assert torch.allclose(reached, inside[between], atol=1e-3)  # they went on to the best point of the ball itself
 
 
 def test_the_nearest_classes_of_a_linear_model_are_exact():

@@ -39,9 +39,9 @@ def test_passes_that_nobody_places_are_shared_by_all():
     x, y = images(0.1, 0.2, 0.3), torch.zeros(3, dtype=torch.int64)
     model = Sign()
     with watch(model, x, y, LINF) as seen:
-        model(x[:1])
-    assert seen.total().tolist() == [1, 1, 1]  # a third each, rounded up
-    assert seen.forwards == 1
+        model(x[:2])
+    assert seen.total().tolist() == [1, 1, 1]  # two thirds each, rounded up
+    assert seen.forwards == 2
 
 
 def test_an_example_falls_at_the_first_wrong_point_that_is_allowed():

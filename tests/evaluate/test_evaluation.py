@@ -94,6 +94,14 @@ def test_clean_errors_are_neither_attacked_nor_robust(linear):
     assert found.result.forwards + found.result.backwards >= found.columns["passes/pgd-10"].sum()
 
 
+def test_an_example_that_fell_is_counted_until_it_fell(linear):
+    model, _, test = linear
+    found = measured(model, test, "bim")  # which goes on after that
+    passes, fell = found.columns["passes/bim"], found.broken
+    assert (passes[fell] < 20).any()
+    assert (passes[found.columns["robust/bim"]] == 21).all()
+
+
 def test_the_first_attack_that_breaks_an_example_gives_its_witness(linear):
     model, _, test = linear
     found = {spec: measured(model, test, spec) for spec in ("fgsm", "pgd-10")}

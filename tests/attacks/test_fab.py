@@ -1,0 +1,316 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from torch import nn
+
+from attacks.fab import FAB, onto_plane, size
+from bench.core import seeds
+from bench.core.contracts import Batch
+from bench.core.errors import UserError
+from bench.core.passes import count_passes
+from bench.core.threat import NORMS, ThreatModel
+from tests.linear import DUAL, interior_batch, linear_model
+
+CPU = torch.device("cpu")
+BOX = (0.0, 1.0)
+MODES = [{"targeted": False}, {"targeted": True}]
+
+
+def run(attack, model, batch, seed=0):
+    return attack(model, batch, generator=seeds.generator(CPU, seed))
+
+
+def wrong(model, x, y):
+    with torch.no_grad():
+        return model(x).argmax(dim=1) != y
+
+
+def shortest_to_plane(x, w, height, norm):
+    """The norm of the smallest d with w d = -height and x + d in [0, 1], by other means; None where there is none."""
+    x, w, d = x.numpy(), w.numpy(), len(x)
+    if norm == "Linf":
+        eye, ones = np.eye(d), np.ones((d, 1))
+        bounds = [(-v, 1 - v) for v in x] + [(0, None)]
+        problem = {
+            "c": np.r_[np.zeros(d), 1], "A_ub": np.block([[eye, -ones], [-eye, -ones]]), "b_ub": np.zeros(2 * d),
+            "A_eq": np.r_[w, 0][None], "b_eq": [-height], "bounds": bounds,
+        }  # fmt: skip
+    elif norm == "L1":
+        bounds = [(0, 1 - v) for v in x] + [(0, v) for v in x]
+        problem = {"c": np.ones(2 * d), "A_eq": np.r_[w, -w][None], "b_eq": [-height], "bounds": bounds}
+    else:  # d = clip(s w) for the multiplier s at which the plane is met
+
+        def move(s):
+            return np.clip(s * w, -x, 1 - x)
+
+        low, high = -1e6, 1e6
+        if (w * move(low)).sum() > -height + 1e-9 or (w * move(high)).sum() < -height - 1e-9:
+            return None
+        for _ in range(200):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (w * move(middle)).sum() < -height else (low, middle)
+        return float(np.linalg.norm(move(high)))
+    found = linprog(**problem)
+    return float(found.fun) if found.status == 0 else None
+
+
+@st.composite
+def planes(draw):
+    d = draw(st.integers(1, 7))
+    pixels = st.one_of(st.sampled_from([0.0, 1.0, 0.5]), st.floats(0, 1))
+    weights = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 2.0]), st.floats(-3, 3).filter(lambda v: abs(v) > 1e-3))
+    x = torch.tensor(draw(st.lists(pixels, min_size=d, max_size=d)), dtype=torch.float64)
+    w = torch.tensor(draw(st.lists(weights, min_size=d, max_size=d)), dtype=torch.float64)
+    return x, w, draw(st.floats(-3, 3))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@settings(max_examples=60, deadline=None)
+@given(cases=st.lists(planes(), min_size=1, max_size=1))
+def test_the_projection_is_the_nearest_point_of_plane_and_box(norm, cases):
+    for x, w, height in cases:
+        delta = onto_plane(x[None], w[None], torch.tensor([height], dtype=torch.float64), norm, BOX)
+        assert (x + delta).min() >= -1e-9
+        assert (x + delta).max() <= 1 + 1e-9
+        least, missing = shortest_to_plane(x, w, height, norm), float(w @ delta[0] + height)
+        reach = torch.where(-height * w > 0, 1 - x, x) @ w.abs()
+        if least is None or reach < abs(height):
+            assert abs(missing) == pytest.approx(abs(height) - float(reach), abs=1e-7)  # as near as the box lets it
+        else:
+            assert missing == pytest.approx(0, abs=1e-7)
+            assert float(size(delta, norm)) == pytest.approx(least, abs=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_projection_treats_each_row_alone_in_thousands_of_dimensions(norm):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand((6, 3, 20, 20), generator=generator) * 3 - 1).clamp(0, 1)  # a third at each end of the box
+    w = torch.randn(x.shape, generator=generator)
+    height = torch.tensor([0.0, 1.0, -20.0, 100.0, -250.0, 1e4])  # from nothing to more than the box has
+    together = onto_plane(x, w, height, norm, BOX)
+    for i in range(6):
+        alone = onto_plane(x[i : i + 1].double(), w[i : i + 1].double(), height[i : i + 1].double(), norm, BOX)
+        assert torch.allclose(together[i], alone[0].float(), atol=2e-5)
+    left = (w * together).flatten(1).sum(dim=1) + height
+    assert torch.allclose(left[:5], torch.zeros(5), atol=1e-3)
+    assert left[5] > 1000
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_plane_that_no_point_can_near_moves_nothing(norm):
+    x = torch.rand((2, 1, 3, 3), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(onto_plane(x, torch.zeros_like(x), torch.ones(2), norm, BOX), torch.zeros_like(x))
+    nan = onto_plane(x, torch.full_like(x, torch.nan), torch.ones(2), norm, BOX)  # and it comes to an end
+    assert nan.shape == x.shape
+
+
+def exact_distance(model, batch, norm):
+    """From each image to the nearest point that a linear model gets wrong, where there is no box."""
+    weight = model[1].weight.detach().double()
+    logits = batch.x.double().flatten(1) @ weight.T
+    gap = logits.gather(1, batch.y[:, None]) - logits
+    slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL[norm], dim=2)
+    distance = gap / slope
+    distance[torch.arange(len(batch)), batch.y] = math.inf
+    return distance.min(dim=1).values
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("shape", "classes"), [((1, 1, 2), 2), ((1, 1, 2), 3), ((1, 5, 5), 2), ((3, 32, 32), 10)])
+def test_it_finds_the_nearest_wrong_point_of_a_linear_model(norm, shape, classes, mode):
+    model = linear_model(shape, classes)
+    batch, threat = interior_batch(model, shape, 10), ThreatModel(norm, 0.1, box=None)
+    x_adv = run(FAB(threat=threat, steps=10, **mode), model, batch)
+    assert wrong(model, x_adv, batch.y).all()
+    distance, exact = threat.distance(x_adv, batch.x), exact_distance(model, batch, norm)
+    assert (distance >= exact * (1 - 1e-4)).all()
+    assert (distance <= exact * 1.01).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_it_finds_the_nearest_wrong_point_in_the_box(norm, mode):
+    shape, classes = (1, 3, 3), 3
+    model = linear_model(shape, classes)
+    x = (torch.rand((12, *shape), generator=torch.Generator().manual_seed(0)) * 2 - 0.5).clamp(0, 1)
+    with torch.no_grad():
+        batch = Batch(x, model(x).argmax(dim=1), torch.arange(12))
+    weight = model[1].weight.detach().double()
+    exact = []
+    for image, y in zip(x.double().flatten(1), batch.y, strict=True):
+        to = [
+            shortest_to_plane(image, w := weight[y] - weight[j], float(w @ image), norm)
+            for j in range(classes)
+            if j != y
+        ]
+        exact.append(min((d for d in to if d is not None), default=math.inf))
+    exact = torch.tensor(exact, dtype=torch.float64)
+    free = exact_distance(model, batch, norm)
+    assert (exact > 1.01 * free).sum() >= 3  # the box matters
+    threat = ThreatModel(norm, 0.1)
+    x_adv = run(FAB(threat=threat, **mode), model, batch)
+    assert torch.equal(wrong(model, x_adv, batch.y), exact.isfinite())
+    found = exact.isfinite()
+    assert (threat.distance(x_adv, x)[found] <= 1.01 * exact[found]).all()
+
+
+class Ball(nn.Module):
+    """Two classes: the second one outside a ball of radius 0.4 around the middle of the box."""
+
+    def forward(self, x):
+        height = (x.flatten(1) - 0.5).square().sum(dim=1) - 0.16
+        return torch.stack([-height, height], dim=1)
+
+
+def test_it_finds_the_nearest_point_of_a_curved_boundary():
+    direction = torch.randn((20, 1, 2, 5), generator=torch.Generator().manual_seed(0))
+    x = 0.5 + 0.1 * direction / direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    batch, threat = Batch(x, torch.zeros(20, dtype=torch.int64), torch.arange(20)), ThreatModel("L2", 0.1)
+    distance = threat.distance(run(FAB(threat=threat), Ball(), batch), x)
+    assert ((distance > 0.3 * (1 - 1e-4)) & (distance < 0.3 * 1.015)).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("alpha_max", "alpha"), [(0.1, 0.055 / 1.055), (0.02, 0.02)])
+def test_the_steps_are_the_published_ones(norm, alpha_max, alpha):
+    """On a linear model all points are on one line, at these multiples of the shortest way to the boundary."""
+    model = linear_model((1, 5, 5), 2)
+    batch, threat = interior_batch(model, (1, 5, 5), 10), ThreatModel(norm, 0.1, box=None)
+    shown = []
+    model.register_forward_hook(lambda *call: shown.append(call[1][0].detach().clone()))
+    run(FAB(threat=threat, steps=2, eta=1.05, beta=0.9, alpha_max=alpha_max), model, batch)
+    clean, start, first, back, second = shown[:5]
+    assert torch.equal(start, clean)
+    multiples = (1.05, 0.9 * 1.05, (1 - alpha) * (0.945 + 1.05 * 0.055) + alpha * 1.05)
+    for point, multiple in zip((first, back, second), multiples, strict=True):
+        ratio = threat.distance(point, clean) / exact_distance(model, batch, norm)
+        assert torch.allclose(ratio, torch.full_like(ratio, multiple), rtol=5e-4)
+
+
+def test_the_final_search_takes_back_what_a_step_overshoots():
+    model = linear_model((1, 5, 5), 2)
+    batch, threat = interior_batch(model, (1, 5, 5), 10), ThreatModel("L2", 0.1, box=None)
+    distance = threat.distance(run(FAB(threat=threat, steps=1, eta=1.5), model, batch), batch.x)
+    assert (distance < 1.001 * exact_distance(model, batch, "L2")).all()
+
+
+def test_wrong_images_stay_as_they_are():
+    model = linear_model((1, 5, 5), 3)
+    batch = interior_batch(model, (1, 5, 5), 9)
+    y = batch.y.clone()
+    y[::2] = (y[::2] + 1) % 3
+    x_adv = run(FAB(threat=ThreatModel("L2", 0.1), steps=5), model, Batch(batch.x, y, batch.index))
+    assert torch.equal(x_adv[::2], batch.x[::2])
+    assert (x_adv[1::2] != batch.x[1::2]).flatten(1).any(dim=1).all()
+
+
+class Constant(nn.Module):
+    def forward(self, x):
+        return torch.tensor([1.0, 0.0, 0.0]) + 0 * x.flatten(1)[:, :1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_without_a_gradient_the_images_stay_as_they_are(norm, mode):
+    x = torch.rand((3, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    batch = Batch(x, torch.zeros(3, dtype=torch.int64), torch.arange(3))
+    attack = FAB(threat=ThreatModel(norm, 0.1), steps=3, restarts=2, **mode)
+    assert torch.equal(run(attack, Constant(), batch), x)
+
+
+def test_passes():
+    model = linear_model((1, 5, 5), 4)
+    batch, threat = interior_batch(model, (1, 5, 5), 6), ThreatModel("L2", 0.1)
+    search = 4 * 6
+    for options, steps, backwards in [
+        ({"steps": 7}, 7, 3 * 7),
+        ({"steps": 7, "targeted": True}, 3 * 7, 3 * 7),
+        ({"steps": 7, "targeted": True, "targets": 1}, 7, 7),
+        ({"steps": 7, "restarts": 2}, 2 * 7, 2 * 3 * 7),
+    ]:
+        with count_passes(model) as passes:
+            run(FAB(threat=threat, **options), model, batch)
+        assert (passes.forwards, passes.backwards) == (6 + 6 * 2 * steps + search, 6 * backwards)
+
+
+@pytest.mark.parametrize("eps", [0.05, "each its own"])
+def test_with_until_eps_an_example_leaves_at_its_first_point_within_eps(eps):
+    model = linear_model((1, 5, 5), 4)
+    batch = interior_batch(model, (1, 5, 5), 30)
+    exact = exact_distance(model, batch, "L2")
+    if eps != 0.05:
+        eps = torch.where(torch.arange(30) % 2 == 0, exact * 1.2, exact * 0.8)
+    threat = ThreatModel("L2", eps)
+    inside = exact < threat.eps_like(exact)
+    assert 5 < inside.sum() < 25
+    found, shown = {}, {}
+    for until_eps in (False, True):
+        with count_passes(model) as passes:
+            x_adv = run(FAB(threat=threat, steps=20, until_eps=until_eps), model, batch)
+        found[until_eps], shown[until_eps] = threat.contains(x_adv, batch.x) & wrong(model, x_adv, batch.y), passes
+    assert torch.equal(found[True], inside)
+    assert torch.equal(found[False], inside)
+    assert shown[True].backwards < shown[False].backwards
+    # one step, overshooting by a twentieth, is enough where eps leaves as much room
+    roomy = int((exact * 1.06 < threat.eps_like(exact)).sum())
+    assert shown[True].backwards <= 3 * (30 * 20 - roomy * 19)
+
+
+def test_the_targets_are_the_likeliest_wrong_classes():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 3))
+    model[1].weight.data = torch.tensor([[3.0, 0.0], [2.5, 0.0], [5.0, 5.0]])
+    model[1].bias.data = torch.tensor([0.0, 0.0, -2.0])
+    batch = Batch(torch.tensor([[[[0.5, 0.1]]]]), torch.tensor([0]), torch.tensor([0]))  # logits 1.5, 1.25, 1.0
+    threat = ThreatModel("L2", 0.1, box=None)
+    for targets, nearest in ((1, 0.25 / 0.5), (2, 0.5 / math.hypot(2, 5))):
+        x_adv = run(FAB(threat=threat, targeted=True, targets=targets), model, batch)
+        assert float(threat.distance(x_adv, batch.x)) == pytest.approx(nearest, rel=1e-3)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_restarts_begin_half_as_far_as_eps_or_the_nearest_point(norm):
+    model = linear_model((1, 5, 5), 2)
+    batch = interior_batch(model, (1, 5, 5), 20)
+    exact = exact_distance(model, batch, norm)
+    threat = ThreatModel(norm, float(exact.median()))
+    shown = []
+    model.register_forward_hook(lambda *call: shown.append(call[1][0].detach().clone()))
+    for seed in (0, 1):
+        run(FAB(threat=threat, steps=1, restarts=2), model, batch, seed)
+    clean, _, reached, start = shown[:4]
+    distance = torch.minimum(threat.distance(reached, clean), torch.tensor(threat.eps))
+    assert torch.allclose(threat.distance(start, clean), distance / 2, rtol=1e-3)
+    assert not torch.equal(start, shown[len(shown) // 2 + 3])
+
+
+class Wave(nn.Module):
+    """Two classes with a wavy boundary, on which where a run begins matters."""
+
+    def forward(self, x):
+        height = (9 * x.flatten(1)).sin().sum(dim=1) + 1
+        return torch.stack([height, -height], dim=1)
+
+
+def test_more_restarts_are_never_farther():
+    model, threat = Wave(), ThreatModel("L2", 0.5)
+    x = torch.rand((30, 1, 1, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        batch = Batch(x, model(x).argmax(dim=1), torch.arange(30))
+    distance = []
+    for restarts in (1, 3):
+        x_adv = run(FAB(threat=threat, steps=15, restarts=restarts), model, batch)
+        distance.append(torch.where(wrong(model, x_adv, batch.y), threat.distance(x_adv, x), torch.inf))
+    assert (distance[1] <= distance[0] * (1 + 1e-3)).all()
+    assert (distance[1] < 0.9 * distance[0]).any()
+
+
+@pytest.mark.parametrize("options", [{"alpha_max": 1.5}, {"eta": 0.9}, {"beta": 1.0}, {"targets": 0}])
+def test_options_that_make_no_sense_are_refused(options):
+    with pytest.raises(UserError, match="alpha_max" if "targets" not in options else "targets"):
+        FAB(threat=ThreatModel("L2", 0.1), **options)
