@@ -1,0 +1,123 @@
+"""What the minimum-norm attacks share: the nearest wrong point of each example, and which boundary is the nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from attacks.losses import margin
+from bench.core.contracts import Batch
+from bench.core.passes import on_rows
+from bench.core.threat import TINY, Norm, ThreatModel
+
+DUAL: dict[Norm, float] = {"Linf": 1, "L2": 2, "L1": torch.inf}
+ROUNDING = 1e-5  # of the largest logit: what may change in float32 when a point is seen in another batch
+
+
+class Nearest:
+    """The nearest wrong point that was seen of each example.
+
+    point (B,C,H,W): the clean image where there is none. distance (B,) float64, in the threat's norm: zero where the
+    clean image is wrong already, infinity where no wrong point was seen. logits (B,K): of the clean images.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, threat: ThreatModel) -> None:
+        self.x, self.y, self.threat = batch.x, batch.y, threat
+        with torch.no_grad():
+            self.logits = model(batch.x)
+        self.point = batch.x.clone()
+        wrong = self.logits.argmax(dim=1) != batch.y
+        self.distance = torch.zeros(len(batch), dtype=torch.float64, device=batch.x.device)
+        self.distance[~wrong] = torch.inf
+        self.rows = (~wrong).nonzero().squeeze(1)  # (b,), the examples to attack
+
+    def see(self, x_adv: Tensor, wrong: Tensor, rows: Tensor) -> None:
+        """Points x_adv (b,C,H,W) of `rows` (b,), and which of them are wrong, (b,) bool."""
+        x_adv, rows = x_adv.detach()[wrong], rows[wrong]
+        distance = self.threat.distance(x_adv, self.x[rows])
+        nearer = distance < self.distance[rows]
+        self.point[rows[nearer]] = x_adv[nearer]
+        self.distance[rows[nearer]] = distance[nearer]
+
+    def clamp(self, x_adv: Tensor) -> Tensor:
+        """Into the box, where there is one."""
+        return x_adv if self.threat.box is None else x_adv.clamp(*self.threat.box)
+
+    def free(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """The gradient without the pixels of x at an end of the box that a step down it would push out."""
+        if self.threat.box is None:
+            return gradient
+        low, high = self.threat.box
+        return gradient.masked_fill(((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0)), 0)
+
+    @torch.no_grad()
+    def bisect(
+        self, model: nn.Module, path: Callable[[Tensor], Tensor], right: Tensor, wrong: Tensor, rows: Tensor, times: int
+    ) -> None:
+        """Halve `times` the way between a right and a wrong place, (b,), on each row's path (b,) -> (b,C,H,W)."""
+        if len(rows) == 0:
+            return
+        with on_rows(rows):
+            for _ in range(times):
+                middle = (right + wrong) / 2
+                x_adv = path(middle)
+                there = fooled(model(x_adv), self.y[rows])
+                self.see(x_adv, there, rows)
+                right, wrong = torch.where(there, right, middle), torch.where(there, middle, wrong)
+
+    def pull_back(self, model: nn.Module, times: int) -> None:
+        """Bisection on the segments from the clean images to the nearest wrong points, where there are any."""
+        rows = self.rows[self.distance[self.rows].isfinite()]
+        x = self.x[rows]
+        delta = self.point[rows] - x
+        right, wrong = torch.zeros_like(rows, dtype=x.dtype), torch.ones_like(rows, dtype=x.dtype)
+        self.bisect(model, lambda t: x + column(t, x) * delta, right, wrong, rows, times)
+
+
+def fooled(logits: Tensor, y: Tensor) -> Tensor:
+    """Where a wrong class leads, by more than rounding may take back: (B,) bool."""
+    logits = logits.detach().float()
+    return margin(logits, y) < -ROUNDING * logits.abs().amax(dim=1)
+
+
+def lead_over(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """z_y - z_target, (B,)."""
+    return (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
+
+
+def candidates(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """The wrong classes with the highest logits, at most `count`: (B,T) int64."""
+    wrong = logits.scatter(1, y[:, None], -torch.inf)
+    return wrong.topk(min(count, logits.shape[1] - 1)).indices
+
+
+def boundary(
+    model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, threat: ThreatModel
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest boundary of label y in the linearisation of the model at x (b,C,H,W), among `classes` (b,T).
+
+    Its distance (b,), the slope (b,C,H,W) of the label's lead over the class behind it, and that class (b,).
+    """
+    x = x.clone().requires_grad_()
+    logits = model(x)
+    leads = logits.gather(1, y[:, None]) - logits.gather(1, classes)
+    distance, slope, target = torch.full_like(x[:, 0, 0, 0], torch.inf), torch.zeros_like(x), classes[:, 0]
+    for lead, one in zip(leads.unbind(dim=1), classes.unbind(dim=1), strict=True):
+        (gradient,) = torch.autograd.grad(lead.sum(), x, retain_graph=True)
+        there = lead.detach().abs() / dual_norm(gradient, threat.norm)
+        nearer = there < distance
+        distance, target = torch.where(nearer, there, distance), torch.where(nearer, one, target)
+        slope = torch.where(column(nearer, x).bool(), gradient, slope)
+    return distance.detach(), slope, target
+
+
+def dual_norm(gradient: Tensor, norm: Norm) -> Tensor:
+    """By how much a step of length one in `norm` can change a linear function of this gradient: (B,), never zero."""
+    return torch.linalg.vector_norm(gradient.flatten(1), ord=DUAL[norm], dim=1).clamp(min=TINY)
+
+
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """One value an example, (B,), in the type and to the shape that broadcasts against images (B,C,H,W)."""
+    return values.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,113 @@
+"""The minimum-norm attacks on linear models, where the nearest adversarial point is known."""
+
+import pytest
+import torch
+from torch import nn
+
+from bench.core import registry, seeds
+from bench.core.contracts import Batch
+from bench.core.specs import parse_spec
+from bench.core.threat import ThreatModel
+from tests.linear import DUAL, interior_batch, linear_model, near_the_boundary
+
+CPU = torch.device("cpu")
+SHAPES = [(1, 1, 2), (1, 5, 5), (3, 32, 32)]
+ATTACKS = [
+    ("deepfool", "Linf"), ("deepfool", "L2"),
+    ("fmn", "Linf"), ("fmn", "L2"), ("fmn", "L1"),
+    ("fab", "Linf"), ("fab", "L2"), ("fab", "L1"),
+]  # fmt: skip
+
+
+CW = [("L2", SHAPES[0]), ("L2", SHAPES[1]), ("L2", SHAPES[2]), ("Linf", SHAPES[0]), ("Linf", SHAPES[1])]
+
+
+def exact_distance(model, batch, norm):
+    """The distance to the nearest other class, (B,), where the box is out of reach."""
+    weight = model[1].weight.detach().double()
+    logits = batch.x.double().flatten(1) @ weight.T
+    gaps = logits.gather(1, batch.y[:, None]) - logits
+    slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL[norm], dim=2)
+    return (gaps / slope).nan_to_num(nan=torch.inf).amin(dim=1)
+
+
+def found_by(spec, norm, model, batch):
+    attack = parse_spec(spec, registry.attack).make(threat=ThreatModel(norm, 0.05))
+    return attack(model, batch, generator=seeds.generator(CPU, 0))
+
+
+def wrong(model, x_adv, y):
+    with torch.no_grad():
+        return model(x_adv).argmax(dim=1) != y
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("spec", "norm"), ATTACKS)
+def test_finds_the_nearest_point_of_a_linear_model_to_one_percent(spec, norm, shape, classes):
+    model = linear_model(shape, classes)
+    batch = near_the_boundary(model, shape)
+    exact = exact_distance(model, batch, norm)
+    reachable = exact < 0.25  # where no ball meets the box
+    assert reachable.sum() >= 10
+    x_adv = found_by(spec, norm, model, batch)
+    assert wrong(model, x_adv, batch.y)[reachable].all()
+    distance = ThreatModel(norm, 1.0).distance(x_adv, batch.x)
+    assert (distance[reachable] <= 1.01 * exact[reachable] + 1e-6).all()
+    assert (distance[reachable] >= 0.999 * exact[reachable] - 1e-6).all()
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize(("norm", "shape"), CW)
+def test_cw_does_so_at_distances_that_its_step_size_is_made_for(norm, shape, classes):
+    model = linear_model(shape, classes)
+    with torch.no_grad():
+        model[1].weight -= model[1].weight.mean(dim=1, keepdim=True)
+    batch = interior_batch(model, shape, 10)
+    exact = exact_distance(model, batch, norm)
+    reachable = exact < 0.25
+    assert reachable.sum() >= 8
+    x_adv = found_by("cw", norm, model, batch)
+    assert wrong(model, x_adv, batch.y)[reachable].all()
+    distance = ThreatModel(norm, 1.0).distance(x_adv, batch.x)
+    assert (distance[reachable] <= 1.01 * exact[reachable] + 1e-6).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_single_step_is_exact_with_two_classes(norm, shape):
+    model = linear_model(shape, 2)
+    batch = near_the_boundary(model, shape)
+    exact = exact_distance(model, batch, norm)
+    x_adv = found_by("single-step", norm, model, batch)
+    distance = ThreatModel(norm, 1.0).distance(x_adv, batch.x)
+    assert wrong(model, x_adv, batch.y).all()
+    assert torch.allclose(distance, exact, rtol=0.01, atol=1e-6)
+
+
+NAMES = [*ATTACKS, *((spec, norm) for spec in ("single-step", "cw:steps=50:search_steps=3") for norm in ("L2", "Linf"))]
+
+
+@pytest.mark.parametrize(("spec", "norm"), NAMES)
+def test_what_is_wrong_already_stays_as_it_is(spec, norm):
+    model = linear_model((1, 5, 5), 3)
+    batch = interior_batch(model, (1, 5, 5), 6)
+    batch.y[:3] = (batch.y[:3] + 1) % 3
+    x_adv = found_by(spec, norm, model, batch)
+    assert torch.equal(x_adv[:3], batch.x[:3])
+    assert wrong(model, x_adv, batch.y)[3:].any()
+
+
+class Constant(nn.Module):
+    """Always the first class: nothing to find, no gradient to follow."""
+
+    def forward(self, x):
+        return torch.tensor([1.0, 0.0, 0.0]).expand(len(x), 3) + 0 * x.flatten(1)[:, :1]
+
+
+@pytest.mark.parametrize(("spec", "norm"), NAMES)
+def test_where_there_is_nothing_to_find_a_finite_point_comes_back(spec, norm):
+    batch = Batch(torch.rand((3, 1, 4, 4)), torch.zeros(3, dtype=torch.int64), torch.arange(3))
+    x_adv = found_by(spec, norm, Constant(), batch)
+    assert x_adv.isfinite().all()
+    assert not wrong(Constant(), x_adv, batch.y).any()
