@@ -156,8 +156,8 @@ def test_comparison_in_json_is_fractions():
     first, second = json.loads(comparison([make_record(seed=2), OTHER], "json"))
     assert first == {
         "defense": "pgd-at", "suite": "digits", "dataset": "digits", "model": "small-cnn", "norm": "Linf", "eps": 0.2,
-        "seed": 2, "n_examples": 360, "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48, "union_acc": None,
-        "verdict": "clean",
+        "seed": 2, "n_examples": 360, "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48,
+        "union_acc": None, "verdict": "clean",
         "training_seconds": 61.04,
     }  # fmt: skip
     assert (second["worst_acc"], second["training_seconds"], second["robust_acc"]) == (None, None, {"fgsm": 0.75})
