@@ -66,7 +66,7 @@ class ThreatModel:
         uniform = partial(torch.rand, generator=generator, device=like.device, dtype=torch.float64)
         if self.norm == "Linf":
             return (2 * uniform(like.shape) - 1) * eps
-        radius = uniform((len(like), *eps.shape[1:])) ** (1 / like[0].numel())
+        radius = uniform((len(like), *eps.shape[1:])) ** (1 / math.prod(like.shape[1:]))
         if self.norm == "L2":
             direction = torch.randn(like.shape, generator=generator, device=like.device, dtype=torch.float64)
             return eps * radius * direction / _flat_norm(direction, 2)

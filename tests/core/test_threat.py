@@ -229,3 +229,11 @@ def test_unknown_norm_is_a_user_error(norm):
 def test_bad_eps_is_a_user_error(eps):
     with pytest.raises(UserError, match=r"\A.*eps .*positive.*\Z"):
         ThreatModel("Linf", eps)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_no_images_have_no_perturbations(norm):
+    x, threat = torch.zeros((0, 1, 3, 3)), ThreatModel(norm, 0.1)
+    assert threat.random_start(x, seeded(0)).shape == x.shape
+    assert threat.project(x, x).shape == x.shape
+    assert threat.contains(x, x).shape == (0,)
