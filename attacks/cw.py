@@ -22,16 +22,16 @@ INSIDE = 0.999999  # keeps the ends of the box at a finite place in tanh space, 
 @registry.attack("cw")
 @dataclass(frozen=True, kw_only=True)
 class CW(Attack):
-    """Adam, in tanh space, on the perturbation's size plus c times the label's lead, with a search for each example's c.
+    """Adam, in tanh space, on the perturbation's size plus c times the label's lead; c is searched for each example.
 
     Carlini and Wagner (2017), sections V and VI, untargeted, confidence 0 (more would ask for points farther away than
     the nearest). L2: a binary search for c, in `search_steps` runs of at most `steps`. Linf: what exceeds tau is
     penalised; tau falls to `shrink` times the distance reached, and c doubles where a run fails. Deviations:
     - The authors' code takes up to 10,000 steps a run, and starts from c = 0.001 (L2) or 1e-5 (Linf, with lr 0.005).
-    - The lead is that over the one of `targets` classes whose linearised boundary is the nearest and, once a wrong point
-      is known, over the best wrong class. The latter alone makes for the likeliest class even where another is nearer.
-    - Every run starts from the nearest wrong point so far (theirs, under Linf only), so c is enough where the end of the
-      run meets wrong points (theirs, where any step does).
+    - The lead is that over the one of `targets` classes whose linearised boundary is the nearest and, once a wrong
+      point is known, over the best wrong class. The latter alone makes for the likeliest class even if it is farther.
+    - Every run starts from the nearest wrong point so far (theirs, under Linf only), so c is enough where the end of
+      the run meets wrong points (theirs, where any step does).
     - Their run ends when a tenth of its steps gains less than 0.01 %, with Adam still circling at that step size. Here
       the step size falls to a tenth when a twentieth gains less than 1 %, and the third time ends the run.
     - Their Linf attack ends at the first tau that no c reaches, and so knows the distance to 10 %. Here each failed run

@@ -306,7 +306,8 @@ def test_more_restarts_are_never_farther():
     for restarts in (1, 3):
         x_adv = run(FAB(threat=threat, steps=15, restarts=restarts), model, batch)
         distance.append(torch.where(wrong(model, x_adv, batch.y), threat.distance(x_adv, x), torch.inf))
-    assert (distance[1] <= distance[0] * (1 + 1e-3)).all()
+    # but for the final search, which may gain more on a point that was farther before it
+    assert (distance[1] <= distance[0] * 1.02).all()
     assert (distance[1] < 0.9 * distance[0]).any()
 
 
