@@ -14,7 +14,7 @@ from bench.core import registry
 from bench.core.contracts import Attack, Batch, mode_of
 from bench.core.passes import on_rows
 from bench.core.specs import Length, OfEps, in_units
-from bench.core.threat import ThreatModel
+from bench.core.threat import TINY, ThreatModel
 
 Step = Literal["sign", "l2", "raw"]
 
@@ -108,8 +108,10 @@ def direction(gradient: Tensor, step: Step) -> Tensor:
         return gradient.sign()
     if step == "raw":
         return gradient
-    norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp(min=1e-12)
-    return gradient / norm.reshape(-1, *[1] * (gradient.dim() - 1))
+    sideways = [-1, *[1] * (gradient.dim() - 1)]
+    # over its largest entry first: the squares of a confident model's gradient are zero in float32
+    gradient = gradient / gradient.flatten(1).abs().amax(dim=1).clamp(min=TINY).reshape(sideways)
+    return gradient / torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp(min=TINY).reshape(sideways)
 
 
 class Worst:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.pgd import PGD, Worst, ascend
+from attacks.pgd import PGD, Worst, ascend, direction
 from bench.contract_tests import tiny_batch, tiny_model
 from bench.core import seeds
 from bench.core.contracts import Attack, Batch
@@ -63,6 +63,14 @@ def test_worst_prefers_a_wrong_point_to_a_higher_loss():
     worst.see(torch.full((1, 1, 1, 1), 1.0), torch.tensor([[1.0, 1.1, -9.0]]))  # wrong, by little
     worst.see(torch.full((1, 1, 1, 1), 2.0), torch.tensor([[0.0, -0.1, -0.1]]))  # right, with a higher cross entropy
     assert worst.point.item() == 1.0
+
+
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e20])
+def test_a_step_along_the_gradient_has_length_one_however_small_the_gradient_is(size):
+    gradient = size * torch.randn((4, 1, 5, 5), generator=torch.Generator().manual_seed(0))
+    gradient[3] = 0
+    step = direction(gradient, "l2")
+    assert torch.allclose(step.flatten(1).norm(dim=1), torch.tensor([1.0, 1.0, 1.0, 0.0]), atol=1e-6)
 
 
 class Ridge(nn.Module):

@@ -172,6 +172,27 @@ def test_a_model_that_changes_its_mind_fails_the_run():
         evaluate(Fickle(), batch.x, batch.y, threat=threat, attacks=["pgd-2"])
 
 
+class Noisy(nn.Module):
+    """Another answer each time, near the boundary."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = tiny_model()
+
+    def forward(self, x):
+        return self.model(x + 0.3 * torch.randn_like(x))
+
+
+def test_a_stochastic_model_is_measured_and_called_unreliable():
+    batch = tiny_batch(40)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        found = evaluate(Noisy(), batch.x, batch.y, threat=THREAT, attacks=["pgd-5"])
+    assert len(found.witnesses["index"]) > 0
+    assert found.sanity.verdict == "unreliable"
+    assert any("stochastic" in reason for reason in found.sanity.reasons)
+
+
 def test_a_model_whose_logits_are_not_finite_fails_the_run():
     model = tiny_model()
     next(model.parameters()).data.fill_(float("nan"))
