@@ -69,8 +69,7 @@ class CW(Attack):
             target = batch.y.index_put((rows,), boundary(model, batch.x[rows], batch.y[rows], classes, self.threat)[2])
         search = self._search_c if self.threat.norm == "L2" else self._shrink_tau
         search(model, nearest, target)
-        nearest.pull_back(model, self.halvings)
-        return nearest.point
+        return nearest.finish(model, self.halvings)
 
     def _search_c(self, model: nn.Module, nearest: Nearest, target: Tensor) -> None:
         """L2: towards the smallest c that is enough, by factors of ten and then by halves."""

@@ -52,5 +52,4 @@ class DeepFool(Attack):
                     wrong = fooled(model(x_adv), y)
             nearest.see(x_adv, wrong, rows)
             rows, x_adv, total = rows[~wrong], x_adv[~wrong], total[~wrong]
-        nearest.pull_back(model, self.halvings)
-        return nearest.point
+        return nearest.finish(model, self.halvings)

@@ -64,8 +64,7 @@ class FMN(Attack):
                 target = boundary(model, batch.x[rows], batch.y[rows], classes, self.threat)[2]
                 self._descend(model, nearest, margin, (self.steps + 1) // 2)
                 self._descend(model, nearest, lambda logits, y: lead_over(logits, y, target), self.steps // 2)
-        nearest.pull_back(model, self.halvings)
-        return nearest.point
+        return nearest.finish(model, self.halvings)
 
     def _descend(self, model: nn.Module, nearest: Nearest, loss: Loss, steps: int) -> None:
         """Algorithm 1, from the clean images."""

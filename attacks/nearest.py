@@ -13,6 +13,7 @@ from bench.core.passes import on_rows
 from bench.core.threat import TINY, Norm, ThreatModel
 
 DUAL: dict[Norm, float] = {"Linf": 1, "L2": 2, "L1": torch.inf}
+CHECKS, FARTHER = 5, 1.001  # of the points in one batch, and how far the doubtful ones are moved out after each
 ROUNDING = 1e-5  # of the largest logit: what may change in float32 when a point is seen in another batch
 
 
@@ -67,13 +68,21 @@ class Nearest:
                 self.see(x_adv, there, rows)
                 right, wrong = torch.where(there, right, middle), torch.where(there, middle, wrong)
 
-    def pull_back(self, model: nn.Module, times: int) -> None:
-        """Bisection on the segments from the clean images to the nearest wrong points, where there are any."""
+    def finish(self, model: nn.Module, halvings: int) -> Tensor:
+        """The points, after bisection on the segments from the clean images, each wrong when all are seen together."""
         rows = self.rows[self.distance[self.rows].isfinite()]
         x = self.x[rows]
         delta = self.point[rows] - x
         right, wrong = torch.zeros_like(rows, dtype=x.dtype), torch.ones_like(rows, dtype=x.dtype)
-        self.bisect(model, lambda t: x + column(t, x) * delta, right, wrong, rows, times)
+        self.bisect(model, lambda t: x + column(t, x) * delta, right, wrong, rows, halvings)
+        for _ in range(CHECKS if len(rows) else 0):
+            with torch.no_grad():
+                doubtful = rows[(model(self.point).argmax(dim=1) == self.y)[rows]]
+            if len(doubtful) == 0:
+                break
+            x = self.x[doubtful]
+            self.point[doubtful] = self.clamp(x + FARTHER * (self.point[doubtful] - x))
+        return self.point
 
 
 def fooled(logits: Tensor, y: Tensor) -> Tensor:

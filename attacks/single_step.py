@@ -37,7 +37,7 @@ class SingleStep(Attack):
         nearest = Nearest(model, batch, self.threat)
         if len(nearest.rows):
             self._search(model, nearest)
-        return nearest.point
+        return nearest.finish(model, halvings=0)
 
     def _search(self, model: nn.Module, nearest: Nearest) -> None:
         rows = nearest.rows

@@ -176,6 +176,22 @@ def test_it_finds_the_nearest_point_of_a_curved_boundary():
     assert ((distance > 0.3 * (1 - 1e-4)) & (distance < 0.3 * 1.015)).all()
 
 
+class Slope(nn.Module):
+    """Two classes, whose margin e^(-3 s) - 0.2 levels out along the diagonal, so that linearised steps fall short."""
+
+    def forward(self, x):
+        s = (x.flatten(1) - 0.5).sum(dim=1) / math.sqrt(x[0].numel())
+        return torch.stack([(-3 * s).exp() - 0.2, torch.zeros_like(s)], dim=1)
+
+
+def test_a_point_that_the_model_gets_right_is_no_find():
+    x = torch.full((2, 1, 2, 3), 0.5)
+    batch, threat = Batch(x, torch.zeros(2, dtype=torch.int64), torch.arange(2)), ThreatModel("L2", 0.1)
+    assert torch.equal(run(FAB(threat=threat, steps=1), Slope(), batch), x)
+    distance = threat.distance(run(FAB(threat=threat, steps=30), Slope(), batch), x)
+    assert torch.allclose(distance, torch.full_like(distance, math.log(5) / 3), rtol=1e-3)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("alpha_max", "alpha"), [(0.1, 0.055 / 1.055), (0.02, 0.02)])
 def test_the_steps_are_the_published_ones(norm, alpha_max, alpha):
