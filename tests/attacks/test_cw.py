@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from attacks.cw import CW
+from bench.core import seeds
+from bench.core.contracts import Batch
+from bench.core.errors import UserError
+from bench.core.passes import count_passes
+from bench.core.threat import ThreatModel
+from tests.attacks.test_nearest import Trap, grey
+from tests.linear import linear_model
+
+CPU = torch.device("cpu")
+
+
+def test_it_needs_a_box_for_its_tanh_space():
+    with pytest.raises(UserError, match="box"):
+        CW(threat=ThreatModel("L2", 0.1, box=None))
+
+
+@pytest.mark.parametrize("option", [{"search_steps": 0}, {"initial_c": 0.0}, {"lr": 0.0}, {"shrink": 1.0}])
+def test_options_that_make_no_search_are_refused(option):
+    with pytest.raises(UserError, match="search_steps"):
+        CW(threat=ThreatModel("L2", 0.1), **option)
+
+
+def test_what_has_settled_leaves():
+    model, attack = Trap(), CW(threat=ThreatModel("L2", 0.1), steps=1000)
+    with count_passes(model) as passes:
+        attack(model, grey(4), generator=seeds.generator(CPU, 0))
+    assert passes.forwards < 4 * 9 * 500
+
+
+def test_linf_in_many_dimensions():
+    """Three images of 3,072 pixels: batches of one, two and three round differently, and no point may depend on it."""
+    shape = (3, 32, 32)
+    model = linear_model(shape, 2)
+    weight = model[1].weight
+    with torch.no_grad():
+        model[1].bias.copy_(-0.5 * weight.sum(dim=1))  # grey images tie
+        x = 0.4 + 0.2 * torch.rand((3, *shape), generator=torch.Generator().manual_seed(0))
+        batch = Batch(x, model(x).argmax(dim=1), torch.arange(3))
+        gap = (model(x)[:, 0] - model(x)[:, 1]).abs().double()
+    exact = gap / (weight[0] - weight[1]).detach().abs().sum()
+    attack = CW(threat=ThreatModel("Linf", 0.1), steps=400)
+    x_adv = attack(model, batch, generator=seeds.generator(CPU, 0))
+    assert (model(x_adv).argmax(dim=1) != batch.y).all()
+    assert (attack.threat.distance(x_adv, x) <= 1.01 * exact).all()
