@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attacks.apgd_l1 import ascend_sparsely
 from attacks.losses import Loss, cross_entropy, dlr, dlr_towards, others_by_logit
 from attacks.pgd import Step, direction, look, until_broken
+from attacks.walk import Walk
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError
@@ -24,26 +25,12 @@ RISING = 0.75  # the share of steps that must rise between two checkpoints for t
 
 
 @dataclass
-class _Walk:
-    """What Algorithm 1 knows of each example that is still classified right. Rows are in the order of `rows`."""
-
-    rows: Tensor
-    x: Tensor
-    y: Tensor
-    point: Tensor  # x(k), with its gradient and loss
-    gradient: Tensor
-    height: Tensor
+class _Walk(Walk):
+    height: Tensor  # the loss at the point
     before: Tensor  # x(k-1)
-    top_point: Tensor  # x_max, with its gradient and loss
-    top_gradient: Tensor
-    top: Tensor
-    length: Tensor  # the step size
     rises: Tensor  # steps since the last checkpoint that rose
     halved: Tensor  # whether the step size was, at the last checkpoint
     top_then: Tensor  # the highest loss at the last checkpoint
-
-    def of(self, stay: Tensor) -> _Walk:
-        return _Walk(*(getattr(self, field.name)[stay] for field in fields(self)))
 
 
 def ascend_adaptively(
@@ -61,20 +48,19 @@ def ascend_adaptively(
     loss(rows) is the loss of some of the examples. An example stays at the first point that the model gets wrong and
     costs no more passes; its loss is infinite.
     """
-    sideways = [-1, *[1] * (x.dim() - 1)]
     kind: Step = "sign" if threat.norm == "Linf" else "l2"
     best, best_loss = start.clone(), torch.full((len(x),), torch.inf, device=x.device)
     low = torch.full_like(best_loss, -torch.inf)
     length = 2 * torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(len(x))
     walk = _Walk(
-        torch.arange(len(x), device=x.device), x, y, start, start, low, start, start, start, low, length,
-        torch.zeros_like(low), torch.ones_like(low, dtype=torch.bool), low,
+        torch.arange(len(x), device=x.device), x, y, start, start, start, start, low, length,
+        low, start, torch.zeros_like(low), torch.ones_like(low, dtype=torch.bool), low,
     )  # fmt: skip
     project, momentum = threat.projector(x), 1.0
     width = until_checkpoint = max(int(0.22 * steps), 1)
     for step in range(steps + 1):
         if step > 0:
-            z = project(walk.point + walk.length.reshape(sideways) * direction(walk.gradient, kind))
+            z = project(walk.point + walk.sideways(walk.length) * direction(walk.gradient, kind))
             z = walk.point + momentum * (z - walk.point) + (1 - momentum) * (walk.point - walk.before)
             walk.point, walk.before = project(z) if momentum < 1 else z, walk.point
             momentum = MOMENTUM
@@ -88,10 +74,7 @@ def ascend_adaptively(
             project = threat.of(walk.rows).projector(walk.x)
         walk.rises += values > walk.height
         walk.height = values
-        higher = values > walk.top
-        walk.top = torch.where(higher, values, walk.top)
-        walk.top_point = torch.where(higher.reshape(sideways), walk.point, walk.top_point)
-        walk.top_gradient = torch.where(higher.reshape(sideways), walk.gradient, walk.top_gradient)
+        walk.remember(values)
         if step == 0:
             walk.rises.zero_()
             continue
@@ -99,8 +82,7 @@ def ascend_adaptively(
         if until_checkpoint == 0:
             stuck = (walk.rises < RISING * width) | (~walk.halved & (walk.top <= walk.top_then))
             walk.length = torch.where(stuck, walk.length / 2, walk.length)
-            walk.point = torch.where(stuck.reshape(sideways), walk.top_point, walk.point)
-            walk.gradient = torch.where(stuck.reshape(sideways), walk.top_gradient, walk.gradient)
+            walk.go_back(stuck)
             walk.rises, walk.halved, walk.top_then = torch.zeros_like(walk.rises), stuck, walk.top
             width = until_checkpoint = max(width - int(0.03 * steps), int(0.06 * steps), 1)
     best[walk.rows], best_loss[walk.rows] = walk.top_point, walk.top

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from attacks.losses import Loss
 from attacks.pgd import look
+from attacks.walk import Walk
 from bench.core.threat import ThreatModel
 
 BALLS = ((3, 0.3), (2, 0.3), (1, 0.4))  # multiples of eps, and their shares of the steps
@@ -19,23 +20,9 @@ FIXED = 0.95  # where the sparsity falls by less than this factor, the step size
 
 
 @dataclass
-class _Walk:
-    """What the algorithm knows of each example. Rows are in the order of `rows`."""
-
-    rows: Tensor
-    x: Tensor
-    y: Tensor
-    point: Tensor
-    gradient: Tensor
-    top_point: Tensor  # the best point, with its gradient and loss
-    top_gradient: Tensor
-    top: Tensor
-    length: Tensor  # the step size, in L1
+class _Walk(Walk):
     kept: Tensor  # how many pixels a step changes
     sparsity: Tensor  # of the best perturbation, at the last checkpoint
-
-    def of(self, stay: Tensor) -> _Walk:
-        return _Walk(*(getattr(self, field.name)[stay] for field in fields(self)))
 
 
 def ascend_sparsely(
@@ -70,7 +57,7 @@ def _ascend_in_ball(
     leave: bool,
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1. leave: an example stays at the first point that the model gets wrong; its loss is infinite."""
-    sideways, pixels = [-1, *[1] * (x.dim() - 1)], x[0].numel()
+    pixels = x[0].numel()
     best, best_loss = start.clone(), torch.full((len(x),), torch.inf, device=x.device)
     eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(len(x))
     every = max(int(0.04 * steps), 1)
@@ -82,7 +69,7 @@ def _ascend_in_ball(
     project = threat.projector(x)
     for step in range(steps + 1):
         if step > 0:
-            walk.point = project(walk.point + walk.length.reshape(sideways) * _sparse_direction(walk, threat.box))
+            walk.point = project(walk.point + walk.sideways(walk.length) * _sparse_direction(walk, threat.box))
         wrong, values, walk.gradient = look(model, walk.point, walk.y, loss(walk.rows), walk.rows, step < steps)
         if leave and wrong.any():
             best[walk.rows[wrong]] = walk.point[wrong]
@@ -91,17 +78,13 @@ def _ascend_in_ball(
                 return best, best_loss
             walk, values, eps = walk.of(stay), values[stay], eps[stay]
             project = threat.of(walk.rows).projector(walk.x)
-        higher = values > walk.top
-        walk.top = torch.where(higher, values, walk.top)
-        walk.top_point = torch.where(higher.reshape(sideways), walk.point, walk.top_point)
-        walk.top_gradient = torch.where(higher.reshape(sideways), walk.gradient, walk.top_gradient)
+        walk.remember(values)
         if step > 0 and step % every == 0:
             sparsity = (walk.top_point != walk.x).flatten(1).sum(dim=1).to(x.dtype)
             falls = sparsity < FIXED * walk.sparsity
             walk.kept, walk.sparsity = (sparsity / SPARSER).floor().clamp(min=1), sparsity
             walk.length = torch.where(falls, eps, torch.maximum(walk.length / SPARSER, eps / 10))
-            walk.point = torch.where(falls.reshape(sideways), walk.top_point, walk.point)
-            walk.gradient = torch.where(falls.reshape(sideways), walk.top_gradient, walk.gradient)
+            walk.go_back(falls)
     best[walk.rows], best_loss[walk.rows] = walk.top_point, walk.top
     return best, best_loss
 
@@ -115,4 +98,4 @@ def _sparse_direction(walk: _Walk, box: tuple[float, float] | None) -> Tensor:
     size = gradient.abs().flatten(1)
     smallest = size.sort(dim=1, descending=True).values.gather(1, walk.kept.long()[:, None] - 1)
     signs = (gradient.flatten(1).sign() * (size >= smallest)).reshape(gradient.shape)
-    return signs / signs.abs().flatten(1).sum(dim=1).clamp(min=1).reshape(-1, *[1] * (signs.dim() - 1))
+    return signs / walk.sideways(signs.abs().flatten(1).sum(dim=1).clamp(min=1))

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from attacks.losses import Towards, others_by_logit
-from attacks.pgd import ascend, until_broken
+from attacks.pgd import PGD, until_broken
 from bench.core import registry
-from bench.core.contracts import Attack, Batch
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.contracts import Batch
 
 
 @registry.attack("multi-targeted")
 @dataclass(frozen=True, kw_only=True)
-class MultiTargeted(Attack):
+class MultiTargeted(PGD):
     """PGD towards one class after another in the order of the model's logits, up z_target - z_y. Gowal et al. (2019).
 
     `targets` classes at most, `restarts` runs for each, every run on what no earlier one has broken. Deviation: steps
@@ -25,28 +24,14 @@ class MultiTargeted(Attack):
     """
 
     steps: int = 20
-    restarts: int = 1
     targets: int = 9
-    alpha: Length = OfEps(0.25)
 
     def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
             order = others_by_logit(model(batch.x), batch.y)[:, : self.targets]
 
         def run(rows: Tensor, target: Tensor) -> Tensor:
-            x, threat = batch.x[rows], self.threat.of(rows)
-            x_adv, _ = ascend(
-                model,
-                x,
-                batch.y[rows],
-                threat=threat,
-                steps=self.steps,
-                alpha=in_units(self.alpha, threat.eps),
-                start=threat.random_start(x, generator),
-                loss=Towards(target[rows]),
-                leave=True,
-            )
-            return x_adv
+            return self.run(model, batch, rows, generator, Towards(target[rows]))
 
         runs = [partial(run, target=target) for target in order.T for _ in range(self.restarts)]
         return until_broken(model, batch, runs)

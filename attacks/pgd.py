@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -151,22 +152,26 @@ class PGD(Attack):
     step: Literal["auto", "sign", "l2", "raw"] = "auto"
 
     def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        def run(rows: Tensor) -> Tensor:
-            x, threat = batch.x[rows], self.threat.of(rows)
-            x_adv, _ = ascend(
-                model,
-                x,
-                batch.y[rows],
-                threat=threat,
-                steps=self.steps,
-                alpha=in_units(self.alpha, threat.eps),
-                start=threat.random_start(x, generator) if self.random_start else x,
-                step=None if self.step == "auto" else self.step,
-                leave=True,
-            )
-            return x_adv
+        return until_broken(model, batch, [partial(self.run, model, batch, generator=generator)] * self.restarts)
 
-        return until_broken(model, batch, [run] * self.restarts)
+    def run(
+        self, model: nn.Module, batch: Batch, rows: Tensor, generator: torch.Generator, loss: Loss = cross_entropy
+    ) -> Tensor:
+        """One run on some rows (b,) of the batch, whose loss it climbs: x_adv (b,C,H,W)."""
+        x, threat = batch.x[rows], self.threat.of(rows)
+        x_adv, _ = ascend(
+            model,
+            x,
+            batch.y[rows],
+            threat=threat,
+            steps=self.steps,
+            alpha=in_units(self.alpha, threat.eps),
+            start=threat.random_start(x, generator) if self.random_start else x,
+            loss=loss,
+            step=None if self.step == "auto" else self.step,
+            leave=True,
+        )
+        return x_adv
 
 
 def until_broken(model: nn.Module, batch: Batch, runs: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
