@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.losses import margin
-from attacks.nearest import Nearest, boundary, candidates, column, fooled, lead_over
+from attacks.losses import gap, margin, others_by_logit
+from attacks.nearest import Nearest, boundary, column, fooled
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError
@@ -65,8 +65,9 @@ class CW(Attack):
         if len(rows) == 0:
             return nearest.point
         with on_rows(rows):
-            classes = candidates(nearest.logits[rows], batch.y[rows], self.targets)
-            target = batch.y.index_put((rows,), boundary(model, batch.x[rows], batch.y[rows], classes, self.threat)[2])
+            x, y = batch.x[rows], batch.y[rows]
+            classes = others_by_logit(nearest.logits[rows], y)[:, : self.targets]
+            target = batch.y.index_put((rows,), boundary(model, x, y, classes, self.threat.norm)[2])
         search = self._search_c if self.threat.norm == "L2" else self._shrink_tau
         search(model, nearest, target)
         return nearest.finish(model, self.halvings)
@@ -171,4 +172,4 @@ def _size(delta: Tensor, tau: Tensor | None, rows: Tensor) -> Tensor:
 def _lead(logits: Tensor, nearest: Nearest, rows: Tensor, target: Tensor) -> Tensor:
     """The label's lead, (b,): over the target while no wrong point is known, then over the best wrong class."""
     y = nearest.y[rows]
-    return torch.where(nearest.distance[rows].isfinite(), margin(logits, y), lead_over(logits, y, target[rows]))
+    return torch.where(nearest.distance[rows].isfinite(), margin(logits, y), gap(logits, y, target[rows]))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.nearest import Nearest, boundary, candidates, column, fooled
+from attacks.losses import others_by_logit
+from attacks.nearest import Nearest, boundary, column, dual_norm, fooled
 from attacks.pgd import Step, direction
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
@@ -36,7 +37,7 @@ class DeepFool(Attack):
 
     def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
         nearest = Nearest(model, batch, self.threat)
-        classes = candidates(nearest.logits, batch.y, self.targets)
+        classes = others_by_logit(nearest.logits, batch.y)[:, : self.targets]
         step: Step = "sign" if self.threat.norm == "Linf" else "l2"
         rows = nearest.rows
         x_adv, total = batch.x[rows], torch.zeros_like(batch.x[rows])
@@ -45,7 +46,8 @@ class DeepFool(Attack):
                 break
             x, y = batch.x[rows], batch.y[rows]
             with on_rows(rows):
-                distance, slope, _ = boundary(model, x_adv, y, classes[rows], self.threat)
+                height, slope, _ = boundary(model, x_adv, y, classes[rows], self.threat.norm)
+                distance = height.abs() / dual_norm(slope, self.threat.norm)
                 total = nearest.clamp(x + total - column(distance + NUDGE, x) * direction(slope, step)) - x
                 x_adv = nearest.clamp(x + (1 + self.overshoot) * total)
                 with torch.no_grad():

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.losses import gap, margin
-from attacks.nearest import Nearest, candidates, column, dual_norm
+from attacks.losses import best_wrong, gap, others_by_logit
+from attacks.nearest import ROUNDING, Nearest, boundary, column, fooled
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError
@@ -16,7 +16,6 @@ from bench.core.passes import on_rows
 from bench.core.threat import Norm
 
 SEARCH_STEPS = 3  # of the final search, as published
-ROUNDING = 2e-6  # of the largest logit: up to 7e-7 was measured to change in float32 with the size of the batch
 AIM = 3 * ROUNDING  # of the largest logit: how far beyond a boundary a step aims, so that it ends on a wrong point
 WIDTH = 64  # how many coordinates the L1 projection sorts at first; it seldom needs more
 NO_BOX = (-1e30, 1e30)  # finite, so that nothing is 0 * inf
@@ -54,7 +53,7 @@ class FAB(Attack):
 
     def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
         nearest = Nearest(model, batch, self.threat)
-        wrong = candidates(nearest.logits, batch.y, self.targets if self.targeted else nearest.logits.shape[1])
+        wrong = others_by_logit(nearest.logits, batch.y)[:, : self.targets if self.targeted else None]
         goals = wrong.split(1, dim=1) if self.targeted else (wrong,)
         for restart in range(self.restarts):
             for classes in goals:
@@ -84,7 +83,7 @@ class FAB(Attack):
             if len(rows) == 0:
                 break
             with on_rows(rows):
-                w, height = nearest_plane(model, x_adv, y, classes, norm)
+                height, w, _ = boundary(model, x_adv, y, classes, norm, AIM)
             height_at_x = height + torch.linalg.vecdot(w.flatten(1), (x - x_adv).flatten(1))
             delta, delta_at_x = onto_plane(x_adv, w, height, norm, box), onto_plane(x, w, height_at_x, norm, box)
             length, length_at_x = size(delta, norm), size(delta_at_x, norm)
@@ -92,7 +91,7 @@ class FAB(Attack):
             x_adv = torch.lerp(x_adv + self.eta * delta, x + self.eta * delta_at_x, column(alpha, x))
             x_adv = nearest.clamp(x_adv)
             with on_rows(rows), torch.no_grad():
-                wrong = clearly_wrong(model(x_adv), y)
+                wrong = fooled(model(x_adv), y)
             nearest.see(x_adv, wrong, rows)
             x_adv[wrong] = torch.lerp(x[wrong], x_adv[wrong], self.beta)
             going = self._unfinished(nearest)[rows]
@@ -107,43 +106,17 @@ class FAB(Attack):
         y, right, wrong = nearest.y[rows], nearest.x[rows], nearest.point[rows]
         with on_rows(rows):
             logits = model(wrong)
-            other, aim = candidates(logits, y, 1)[:, 0], AIM * logits.abs().amax(dim=1)
+            other, aim = best_wrong(logits, y).indices, AIM * logits.abs().amax(dim=1)
             above, below = gap(nearest.logits[rows], y, other), gap(logits, y, other)
             for _ in range(SEARCH_STEPS):
                 share = ((-aim - below) / (above - below).clamp(min=TINY)).clamp(0, 1)
                 point = torch.lerp(wrong, right, column(share, right))
                 logits = model(point)
-                there = clearly_wrong(logits, y)
+                there = fooled(logits, y)
                 nearest.see(point, there, rows)
                 found = gap(logits, y, other)
                 wrong[there], below[there] = point[there], found[there]
                 right[~there], above[~there] = point[~there], found[~there]
-
-
-def clearly_wrong(logits: Tensor, y: Tensor) -> Tensor:
-    """Where a wrong class leads by more than rounding may take back, (B,) bool. A hair: logits may be huge."""
-    return margin(logits, y) < -ROUNDING * logits.abs().amax(dim=1)
-
-
-def nearest_plane(
-    model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, norm: Norm
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradient (B,C,H,W) and value (B,) of z_y - z_l at x, for the l of `classes` (B,k) with the nearest boundary.
-
-    The distance is linearised: |z_y - z_l| over the dual norm of the gradient. It takes k backward passes.
-    """
-    x = x.detach().requires_grad_()
-    logits = model(x)
-    gaps = logits.gather(1, y[:, None]) - logits.gather(1, classes) + AIM * logits.detach().abs().amax(1, keepdim=True)
-    w, height, least = torch.zeros_like(x), torch.zeros_like(gaps[:, 0]), torch.full_like(gaps[:, 0], torch.inf)
-    for k, value in enumerate(gaps.unbind(dim=1), start=1):
-        (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=k < gaps.shape[1])
-        if gaps.shape[1] == 1:
-            return gradient, value.detach()
-        distance = value.detach().abs() / dual_norm(gradient, norm)
-        nearer = distance < least
-        w[nearer], height[nearer], least[nearer] = gradient[nearer], value.detach()[nearer], distance[nearer]
-    return w, height
 
 
 def onto_plane(x: Tensor, w: Tensor, height: Tensor, norm: Norm, box: tuple[float, float]) -> Tensor:

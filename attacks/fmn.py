@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.losses import Loss, margin
-from attacks.nearest import Nearest, boundary, candidates, dual_norm, fooled, lead_over
+from attacks.losses import Loss, gap, margin, others_by_logit
+from attacks.nearest import Nearest, boundary, dual_norm, fooled
 from attacks.pgd import direction
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
@@ -56,14 +56,14 @@ class FMN(Attack):
         rows = nearest.rows
         if len(rows) == 0:
             return nearest.point
-        classes = candidates(nearest.logits[rows], batch.y[rows], self.targets)
+        classes = others_by_logit(nearest.logits[rows], batch.y[rows])[:, : self.targets]
         with on_rows(rows):
             if classes.shape[1] == 1:
                 self._descend(model, nearest, margin, self.steps)
             else:
-                target = boundary(model, batch.x[rows], batch.y[rows], classes, self.threat)[2]
+                target = boundary(model, batch.x[rows], batch.y[rows], classes, self.threat.norm)[2]
                 self._descend(model, nearest, margin, (self.steps + 1) // 2)
-                self._descend(model, nearest, lambda logits, y: lead_over(logits, y, target), self.steps // 2)
+                self._descend(model, nearest, lambda logits, y: gap(logits, y, target), self.steps // 2)
         return nearest.finish(model, self.halvings)
 
     def _descend(self, model: nn.Module, nearest: Nearest, loss: Loss, steps: int) -> None:

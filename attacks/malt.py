@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.apgd import APGD
-from attacks.losses import Loss, Towards, dlr_towards
-from attacks.nearest import dual_norm
+from attacks.losses import Loss, Towards, dlr_towards, others_by_logit
+from attacks.nearest import dual_norm, linearised
 from bench.core import registry
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
@@ -83,10 +83,7 @@ LOSSES: dict[str, Callable[[Tensor], Loss]] = {"gap": Towards, "dlr": dlr_toward
 
 def nearest_classes(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
     """All classes but the label, that of the nearest linearised boundary first: (B,K-1) int64."""
-    x = x.clone().requires_grad_()
-    logits = model(x)
-    gaps = logits.gather(1, y[:, None]) - logits
-    slopes = [dual_norm(torch.autograd.grad(each.sum(), x, retain_graph=True)[0], norm) for each in gaps.unbind(dim=1)]
-    distance = gaps.detach() / torch.stack(slopes, dim=1)
-    distance = distance.scatter(1, y[:, None], torch.inf)
-    return distance.argsort(dim=1)[:, :-1]
+    with torch.no_grad():
+        classes = others_by_logit(model(x), y)
+    distance = [height / dual_norm(slope, norm) for height, slope in linearised(model, x, y, classes)]
+    return classes.gather(1, torch.stack(distance, dim=1).argsort(dim=1))

@@ -167,4 +167,4 @@ def test_malt_climbs_all_targets_together_where_there_is_room():
     MALT(threat=ThreatModel("L2", 1e-4), steps=2, targets=3, restarts=2)(
         model, batch, generator=seeds.generator(CPU, 0)
     )
-    assert shown == [6, 36, 36, 36]  # the order of the classes, then 6 examples x 3 targets x 2 restarts
+    assert shown == [6, 6, 36, 36, 36]  # the classes, their distances, then 6 examples x 3 targets x 2 restarts

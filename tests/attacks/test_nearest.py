@@ -61,7 +61,7 @@ def test_a_point_that_is_right_among_the_others_is_moved_out():
 
 
 def test_a_lead_within_rounding_does_not_count():
-    logits = torch.tensor([[100.0, 100.0005], [100.0, 100.01], [100.0, 99.0]])
+    logits = torch.tensor([[100.0, 100.0001], [100.0, 100.01], [100.0, 99.0]])
     assert fooled(logits, torch.zeros(3, dtype=torch.int64)).tolist() == [False, True, False]
 
 
