@@ -1,0 +1,220 @@
+"""What a layer does to intervals that come in, and to rows that are pulled back through it.
+
+An interval is a centre and a radius, (B|1,*shape) each: every value lies within the radius of the centre.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.core.errors import UserError
+from bench.core.layers import Normalize
+from certifiers.rows import Dense, Pair, Rows, Window
+
+Interval = tuple[Tensor, Tensor]
+
+
+class Affine(ABC):
+    """A layer W z + b of one input."""
+
+    @abstractmethod
+    def interval(self, center: Tensor, radius: Tensor) -> Interval:
+        """Of W z + b for the z in an interval (Eq. 3.8)."""
+
+    @abstractmethod
+    def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
+        """Rows of the output as rows of the input, which has `shape`, and the constants (B|1,T) that b adds."""
+
+    @abstractmethod
+    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
+        """Rounding errors of the outputs, given magnitudes and rounding errors of the inputs, (B|1,*shape) each.
+
+        unit: what one operation may round off, relative to its result. Errors of different origin are independent, so
+        they add up like standard deviations.
+        """
+
+
+class Linear(Affine):
+    def __init__(self, module: nn.Linear) -> None:
+        self.weight, self.bias = module.weight, module.bias
+
+    @cached_property
+    def magnitude(self) -> Tensor:
+        return self.weight.abs()
+
+    def interval(self, center: Tensor, radius: Tensor) -> Interval:
+        return F.linear(center, self.weight, self.bias), F.linear(radius, self.magnitude)
+
+    def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
+        constant = 0.0 if self.bias is None else rows.dot(self.bias[None])
+        return Dense(rows.dense().coefficients @ self.weight), constant
+
+    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
+        out = F.linear(size, self.magnitude, None if self.bias is None else self.bias.abs())
+        carried = F.linear(error.square(), self.weight.square())
+        return (carried + (growth(self.weight.shape[1] + 1, unit) * out).square()).sqrt()
+
+
+class Conv(Affine):
+    """A convolution, or average pooling, which is one."""
+
+    def __init__(self, window: Window, bias: Tensor | None) -> None:
+        self.window, self.bias = window, bias
+
+    @cached_property
+    def magnitude(self) -> Tensor:
+        return self.window.weight.abs()
+
+    def interval(self, center: Tensor, radius: Tensor) -> Interval:
+        return self._convolve(center, self.window.weight, self.bias), self._convolve(radius, self.magnitude, None)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        window = self.window
+        return F.conv2d(x, weight, bias, window.stride, window.padding, window.dilation, window.groups)
+
+    def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
+        constant = 0.0 if self.bias is None else rows.dot(self.bias[None, :, None, None].expand(1, *rows.shape))
+        return rows.through_conv(self.window, shape), constant
+
+    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
+        out = self._convolve(size, self.magnitude, None if self.bias is None else self.bias.abs())
+        terms = math.prod(self.window.weight.shape[1:]) + 1
+        carried = self._convolve(error.square(), self.window.weight.square(), None)
+        return (carried + (growth(terms, unit) * out).square()).sqrt()
+
+
+class Scale(Affine):
+    """factor z + shift for each channel: a normalisation."""
+
+    def __init__(self, factor: Tensor, shift: Tensor) -> None:
+        self.factor, self.shift = factor, shift
+
+    def interval(self, center: Tensor, radius: Tensor) -> Interval:
+        return center * self.factor + self.shift, radius * self.factor.abs()
+
+    def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
+        return rows.times(self.factor.expand(1, *shape)), rows.dot(self.shift.expand(1, *shape))
+
+    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
+        return torch.hypot(error * self.factor, growth(4, unit) * (size * self.factor.abs() + self.shift.abs()))
+
+
+class Reshape(Affine):
+    """The same values in another shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def interval(self, center: Tensor, radius: Tensor) -> Interval:
+        return center.reshape(-1, *self.shape), radius.reshape(-1, *self.shape)
+
+    def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
+        return rows.dense().reshaped(shape), 0.0
+
+    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
+        return error.reshape(-1, *self.shape)
+
+
+class Add:
+    """The sum of two inputs of one shape."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of each unit that never falls. slope: the least and the greatest of its derivative."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    slope: tuple[float, float]
+
+    def interval(self, center: Tensor, radius: Tensor) -> Interval:
+        low, high = self.function(center - radius), self.function(center + radius)
+        return (low + high) / 2, (high - low) / 2
+
+    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
+        return self.slope[1] * error + LAMBDA * unit * self.function(size).abs()
+
+
+Layer = Affine | Add | Activation
+LAMBDA = 4.0  # standard deviations: what is stated of rounding then fails with a probability below 1e-4 for one sum
+
+
+def growth(terms: int, unit: float) -> float:
+    """What rounding may add up to in a sum of so many products, relative to the sum of their magnitudes.
+
+    Errors of random sign grow with the root of their number (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem
+    2.4 with lambda = 4); the certain bound, with the number itself, is never met in practice.
+    """
+    return LAMBDA * math.sqrt(terms) * unit
+
+
+def conv(module: nn.Conv2d) -> Conv:
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        raise UserError(f"its padding is {module.padding_mode}, {module.padding}; it must be zeros, in numbers")
+    window = Window(module.weight, _pair(module.stride), _pair(module.padding), _pair(module.dilation), module.groups)
+    return Conv(window, module.bias)
+
+
+def average_pool(module: nn.AvgPool2d, like: Tensor) -> Conv:
+    kernel, stride, padding = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
+    if module.ceil_mode or module.divisor_override or (padding != (0, 0) and not module.count_include_pad):
+        raise UserError("only average pooling with plain means is bounded; leave its options at their defaults")
+    return _mean_over(kernel, stride, padding, like)
+
+
+def global_pool(module: nn.AdaptiveAvgPool2d, like: Tensor) -> Conv:
+    if _pair(module.output_size) != (1, 1):
+        raise UserError(f"its output size is {module.output_size}; only 1 is bounded")
+    whole = (like.shape[1], like.shape[2])
+    return _mean_over(whole, whole, (0, 0), like)
+
+
+def _mean_over(kernel: Pair, stride: Pair, padding: Pair, like: Tensor) -> Conv:
+    weight = like.new_full((len(like), 1, *kernel), 1 / math.prod(kernel))
+    return Conv(Window(weight, stride, padding, (1, 1), len(like)), None)
+
+
+def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, like: Tensor) -> Scale:
+    """With the running statistics, as in eval mode."""
+    if module.running_mean is None or module.running_var is None:
+        raise UserError("it keeps no running statistics")
+    factor = (module.running_var + module.eps).rsqrt()
+    factor = factor if module.weight is None else factor * module.weight
+    shift = -module.running_mean * factor
+    shift = shift if module.bias is None else shift + module.bias
+    along = (-1, *[1] * (like.dim() - 1))
+    return Scale(factor.reshape(along), shift.reshape(along))
+
+
+def normalize(module: Normalize) -> Scale:
+    return Scale(1 / module.std, -module.mean / module.std)
+
+
+def relu(slope: float = 0.0) -> Activation:
+    if not 0 <= slope <= 1:
+        raise UserError(f"its negative slope is {slope}; it must be in [0, 1]")
+    function = F.relu if slope == 0 else lambda x: F.leaky_relu(x, slope)
+    return Activation("relu", function, (slope, 1.0))
+
+
+def sigmoid() -> Activation:
+    return Activation("sigmoid", torch.sigmoid, (0.0, 0.25))
+
+
+def tanh() -> Activation:
+    return Activation("tanh", torch.tanh, (0.0, 1.0))
+
+
+def _pair(value: int | tuple[int | None, ...] | None) -> Pair:
+    high, wide = (value, value) if isinstance(value, int) or value is None else value
+    assert high is not None
+    assert wide is not None
+    return high, wide

@@ -1,0 +1,166 @@
+"""A network as a graph of layers that bounds can be sent through, forwards and backwards."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from bench.core.errors import UserError
+from bench.core.layers import Normalize
+from certifiers import layers
+from certifiers.layers import Activation, Add, Layer
+
+SUPPORTED = "Linear, Conv2d, BatchNorm, AvgPool2d, Flatten, additions, ReLU, LeakyReLU, Sigmoid and Tanh"
+Shape = tuple[int, ...]
+
+# how a module becomes a layer, given one of its inputs; None where it does nothing in eval mode
+MODULES: dict[type[nn.Module], Callable[[Any, Tensor], Layer | None]] = {
+    nn.Linear: lambda module, _: layers.Linear(module),
+    nn.Conv2d: lambda module, _: layers.conv(module),
+    nn.BatchNorm1d: layers.batch_norm,
+    nn.BatchNorm2d: layers.batch_norm,
+    nn.AvgPool2d: layers.average_pool,
+    nn.AdaptiveAvgPool2d: layers.global_pool,
+    Normalize: lambda module, _: layers.normalize(module),
+    nn.ReLU: lambda *_: layers.relu(),
+    nn.LeakyReLU: lambda module, _: layers.relu(module.negative_slope),
+    nn.Sigmoid: lambda *_: layers.sigmoid(),
+    nn.Tanh: lambda *_: layers.tanh(),
+    nn.Identity: lambda *_: None,
+    nn.Dropout: lambda *_: None,
+    nn.Dropout2d: lambda *_: None,
+}
+RELU = (F.relu, torch.relu, "relu")
+SIGMOID = (torch.sigmoid, F.sigmoid, "sigmoid")
+TANH = (torch.tanh, F.tanh, "tanh")
+RESHAPE = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
+SUM = (operator.add, operator.iadd, torch.add, "add")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One layer of a network, the nodes whose outputs it is applied to, and the shape of what comes out.
+
+    The first node is the image; it has no layer.
+    """
+
+    name: str
+    layer: Layer | None
+    inputs: tuple[int, ...]
+    shape: Shape
+
+
+class Network:
+    """The layers of a model, each after its inputs; the last node's output are the logits."""
+
+    def __init__(self, model: nn.Module, image: Tensor) -> None:
+        """Trace a model in eval mode with one image (1,C,H,W). UserError names a layer that cannot be bounded."""
+        try:
+            graph = _Tracer().trace(model)
+            shapes = _Shapes(model, graph)
+            with torch.no_grad():
+                shapes.run(image)
+        except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError) as error:  # anybody's forward
+            raise UserError(
+                f"{type(model).__name__} cannot be bounded: its forward is not a fixed order of layers; "
+                f"build it from {SUPPORTED}"
+            ) from error
+        self.image = image[:1]  # whose type and device the bounds have
+        self.nodes: list[Node] = []
+        place: dict[fx.Node, int] = {}
+        for node in graph.nodes:
+            if node.op == "output":
+                self._end_at(place.get(node.args[0]))
+            elif node in shapes.found:
+                inputs = tuple(place[each] for each in node.all_input_nodes if each in place)
+                layer = (
+                    None if node.op == "placeholder" else self._layer(model, node, inputs, shapes.found[node], image)
+                )
+                if node.op != "placeholder" and layer is None:
+                    place[node] = inputs[0]
+                else:
+                    place[node] = len(self.nodes)
+                    self.nodes.append(Node(str(node.target), layer, inputs, shapes.found[node]))
+
+    @property
+    def output(self) -> int:
+        return len(self.nodes) - 1
+
+    @property
+    def classes(self) -> int:
+        return self.nodes[-1].shape[0]
+
+    @property
+    def activations(self) -> list[int]:
+        """The nodes that are not affine."""
+        return [k for k, node in enumerate(self.nodes) if isinstance(node.layer, Activation)]
+
+    def activation(self, k: int) -> Activation:
+        layer = self.nodes[k].layer
+        assert isinstance(layer, Activation)
+        return layer
+
+    def is_linear(self, k: int) -> bool:
+        """Whether a node's output is a linear function of the image."""
+        node = self.nodes[k]
+        return not isinstance(node.layer, Activation) and all(self.is_linear(each) for each in node.inputs)
+
+    def _end_at(self, last: int | None) -> None:
+        if last is None or len(self.nodes[last].shape) != 1:
+            raise UserError("a model cannot be bounded that does not return one row of logits for each image")
+        del self.nodes[last + 1 :]
+
+    def _layer(
+        self, model: nn.Module, node: fx.Node, inputs: tuple[int, ...], shape: Shape, image: Tensor
+    ) -> Layer | None:
+        """UserError where there is none for it."""
+        before = [self.nodes[k].shape for k in inputs]
+        if node.op == "call_module" and len(before) == 1:
+            module = model.get_submodule(str(node.target))
+            what = type(module).__name__
+            if isinstance(module, nn.Flatten):
+                return layers.Reshape(shape)
+            for kind, make in MODULES.items():
+                if isinstance(module, kind):
+                    try:
+                        return make(module, self.image.new_empty(before[0]))
+                    except UserError as error:
+                        raise UserError(f"layer '{node.target}' ({what}) cannot be bounded: {error}") from error
+        else:
+            what = node.op
+            if node.target in SUM and len(before) == 2 and before[0] == before[1]:
+                return Add()
+            if len(before) == 1:
+                for targets, layer in ((RELU, layers.relu), (SIGMOID, layers.sigmoid), (TANH, layers.tanh)):
+                    if node.target in targets:
+                        return layer()
+                if node.target in RESHAPE:
+                    return layers.Reshape(shape)
+        name = getattr(node.target, "__name__", node.target)
+        raise UserError(f"layer '{name}' ({what}) cannot be bounded; what can is {SUPPORTED}")
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (*MODULES, nn.Flatten)) or super().is_leaf_module(module, name)
+
+
+class _Shapes(fx.Interpreter):
+    """Runs the graph, and keeps the shape (without the batch) of each output that is a tensor."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(fx.GraphModule(model, graph))
+        self.found: dict[fx.Node, Shape] = {}
+        self._graph = graph
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)
+        if isinstance(value, Tensor):
+            self.found[node] = tuple(value.shape[1:])
+        return value
