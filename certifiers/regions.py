@@ -84,9 +84,10 @@ class Ball(Region):
 
 def region_of(x: Tensor, threat: ThreatModel) -> Region:
     """All points that the threat model around the images x (B,C,H,W) contains, its tolerance included."""
-    eps = threat.eps_like(x) * (1 + TOLERANCE)
+    threat = ThreatModel(threat.norm, threat.eps * (1 + TOLERANCE), threat.box)
     if threat.norm != "Linf":
-        return Ball(x, ThreatModel(threat.norm, eps.flatten(), threat.box))
+        return Ball(x, threat)
+    eps = threat.eps_like(x)
     low, high = (x - eps).to(x.dtype), (x + eps).to(x.dtype)
     if threat.box is not None:
         low, high = low.clamp(*threat.box), high.clamp(*threat.box)
