@@ -6,7 +6,7 @@ the rows z_y - z_j are pulled back to the image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,8 +80,7 @@ class Bounder:
 
         With each, which examples they are, (b,) int64.
         """
-        budget = budget or BUDGET.get(y.device.type, BUDGET["cpu"])
-        size, part = self.chunk(region.of(torch.zeros(1, dtype=torch.int64, device=y.device)), y[:1], budget)
+        size, part = self.chunk(region, y, budget)
         for rows in torch.arange(len(y), device=y.device).split(size):
             yield rows, self.bound(region.of(rows), y[rows], part=part)
 
@@ -112,11 +111,13 @@ class Bounder:
         margin, _ = pulled.reach({0: region})
         return LinearBounds(others, pulled.rows[0].dense().coefficients, pulled.low + torch.zeros_like(margin), margin)
 
-    def chunk(self, region: Region, y: Tensor, budget: int) -> tuple[int, dict[int, int]]:
+    def chunk(self, region: Region, y: Tensor, budget: int | None = None) -> tuple[int, dict[int, int]]:
         """How many examples to bound at a time, and of what enters each activation how many channels (or units).
 
-        Measured on one example (region and y), one channel at a time.
+        Measured on the first example, one channel at a time.
         """
+        budget = budget or BUDGET.get(y.device.type, BUDGET["cpu"])
+        region, y = region.of(torch.zeros(1, dtype=torch.int64, device=y.device)), y[:1]
         lines = self.lines(interval_limits(self.network, region))
         _, rows = differences(y, self.network.classes, self.network.image)
         whole = pull(self.network, Pulled({self.network.output: rows}, up=None), lines).peak
@@ -144,6 +145,14 @@ class Bounder:
             rows = units(node.shape, some, self.network.image)
             self._heads[key] = pull(self.network, Pulled({node.inputs[0]: rows}), {}, until=self.network.activations)
         return self._heads[key]
+
+
+def intersection(limits: Sequence[Limits]) -> Limits:
+    """The tightest of several bounds of the same."""
+    lows, highs = zip(*(zip(*each.values(), strict=True) for each in limits), strict=True)
+    low = [torch.stack(each).amax(dim=0) for each in zip(*lows, strict=True)]
+    high = [torch.stack(each).amin(dim=0) for each in zip(*highs, strict=True)]
+    return dict(zip(limits[0], zip(low, high, strict=True), strict=True))
 
 
 def interval_limits(network: Network, region: Region) -> Limits:

@@ -32,6 +32,16 @@ class Lines:
     def parallel(self) -> bool:
         return self.low_slope is self.up_slope
 
+    def of(self, rows: Tensor) -> Lines:
+        """Of some of the examples."""
+        slope = self.up_slope[rows]
+        return Lines(
+            slope if self.parallel else self.low_slope[rows],
+            None if self.low_shift is None else self.low_shift[rows],
+            slope,
+            self.up_shift[rows],
+        )
+
     @property
     def gap(self) -> Tensor:
         """up_shift - low_shift."""
