@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from bench.core import registry
+from bench.core.threat import ThreatModel
 from certifiers.linear import Bounder, intersection
 from certifiers.margins import MarginCertifier, whole
 from certifiers.network import Network
 from certifiers.pulling import Pulled, pull
-from certifiers.regions import Region
+from certifiers.regions import Region, region_of
 from certifiers.relaxations import Lines
 from certifiers.rows import Dense, differences
 
@@ -32,7 +33,8 @@ class AlphaCrown(MarginCertifier):
     steps: int = 20
     lr: float = 0.1
 
-    def margins(self, network: Network, region: Region, y: Tensor) -> Tensor:
+    def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+        region = region_of(x, threat)
         bounders = [Bounder(network, "parallel"), Bounder(network, "adaptive")]
         if any(network.activation(k).name != "relu" for k in network.activations):
             bounders.append(Bounder(network, "tight"))
@@ -42,8 +44,10 @@ class AlphaCrown(MarginCertifier):
         for some in torch.arange(len(y), device=y.device).split(size):
             here = region.of(some)
             limits = [each.limits(here, part=part) for each in bounders]
-            lines = [each.lines(between) for each, between in zip(bounders, limits, strict=True)]
-            margin = torch.stack([bounders[0].margins(here, y[some], each).margin for each in lines]).amax(dim=0)
+            bounds = [
+                each.margins(here, y[some], own, each.lines(own)) for each, own in zip(bounders, limits, strict=True)
+            ]
+            margin = torch.stack([each.margin for each in bounds]).amax(dim=0)
             example, target = (margin <= 0).nonzero(as_tuple=True)
             if len(example):
                 wanted = Dense(rows.coefficients[some][example, target][:, None])

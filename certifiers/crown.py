@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from bench.core import registry
+from bench.core.threat import ThreatModel
 from certifiers.linear import Bounder
 from certifiers.margins import MarginCertifier, whole
 from certifiers.network import Network
-from certifiers.regions import Region
+from certifiers.regions import region_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,8 @@ class LinearCertifier(MarginCertifier):
     def bounder(self, network: Network) -> Bounder:
         """How the network is bounded."""
 
-    def margins(self, network: Network, region: Region, y: Tensor) -> Tensor:
-        chunks = self.bounder(network).in_chunks(region, y)
+    def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+        chunks = self.bounder(network).in_chunks(region_of(x, threat), y)
         return torch.cat([whole(bounds.margin, bounds.others) for _, bounds in chunks])
 
 

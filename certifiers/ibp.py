@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bench.core import registry
+from bench.core.threat import ThreatModel
 from certifiers.intervals import interval_margins
 from certifiers.margins import MarginCertifier
 from certifiers.network import Network
-from certifiers.regions import Region
+from certifiers.regions import region_of
 
 
 @registry.certifier("ibp")
@@ -22,5 +23,5 @@ class IBP(MarginCertifier):
     forward passes. Under L2 and L1 the first layer is bounded over the ball, as Algorithm 3.2 has it.
     """
 
-    def margins(self, network: Network, region: Region, y: Tensor) -> Tensor:
-        return interval_margins(network, region, y)
+    def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+        return interval_margins(network, region_of(x, threat), y)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from certifiers.layers import LAMBDA, Add, Interval
+from certifiers.layers import Activation, Add, Affine, Interval
 from certifiers.network import Network
 from certifiers.pulling import Pulled, pull
 from certifiers.regions import Ball, Box, Region
 from certifiers.rows import differences, units
+
+Limits = dict[int, tuple[Tensor, Tensor]]  # of each activation's input, by the activation's node: least and greatest
+
+DEVIATIONS = 8.0  # what is stated of rounding: far beyond what was ever seen (tests/certifiers/test_margins.py)
 
 
 def propagate(network: Network, region: Region) -> list[Interval]:
@@ -51,32 +55,52 @@ def interval_margins(network: Network, region: Region, y: Tensor) -> Tensor:
 def tolerance(network: Network, region: Region, box: tuple[float, float] | None, margin: Tensor) -> Tensor:
     """What rounding may have done to the least margin (B,) of each example, (B,).
 
-    Twice a logit's, for a margin is made of two. That of all images of the box is used where it decides nothing; only
-    the examples whose margin lies within it are looked at one by one.
+    That of all images of the box is used where it decides nothing; only the examples whose margin lies within it are
+    looked at one by one.
     """
     found = torch.full_like(margin, torch.inf)
     if box is not None:
-        low, high = (torch.full_like(network.image, end) for end in box)
-        found[:] = 2 * _rounding(network, Box.between(low, high)).amax()
+        found[:] = rounding(network, Box.whole(network.image, box))
     doubtful = (margin.abs() <= found).nonzero().squeeze(1)
     if len(doubtful):
-        found[doubtful] = 2 * _rounding(network, region.of(doubtful)).amax(dim=1)
+        found[doubtful] = rounding(network, region.of(doubtful))
     return found
 
 
-def _rounding(network: Network, region: Region) -> Tensor:
-    """The rounding error of each logit, (B,K)."""
+def rounding(network: Network, region: Region, limits: Limits | None = None) -> Tensor:
+    """What rounding may do to a margin, over the region: (B,), `DEVIATIONS` of its standard deviation.
+
+    Each of the n additions of a sum rounds off at most a unit of the partial sum that it makes, up or down like a coin.
+    Partial sums are taken to wander: their squares are on average no larger than the squares of all n products
+    together, or of the sum itself. What one layer rounds off, the next carries on. limits: of what enters the
+    activations, where they are known already.
+    """
     unit = torch.finfo(network.image.dtype).eps / 2
-    intervals = propagate(network, region)
-    size = [center.abs() + radius for center, radius in intervals]
-    error = [unit * size[0]]
+    limits = interval_limits(network, region) if limits is None else limits
+    center, radius = region.interval()
+    size = [center.abs() + radius]
+    variance = [(unit * size[0]).square()]
     for k, node in enumerate(network.nodes[1:], start=1):
-        if isinstance(node.layer, Add):
-            error.append(torch.hypot(*(error[i] for i in node.inputs)) + LAMBDA * unit * size[k])
+        layer, before = node.layer, node.inputs[0]
+        if isinstance(layer, Add):
+            size.append(size[before] + size[node.inputs[1]])
+            variance.append(variance[before] + variance[node.inputs[1]] + (unit * size[k]).square())
+        elif isinstance(layer, Affine):
+            size.append(layer.magnitude(size[before]))
+            variance.append(layer.variance(variance[before] + layer.terms * (unit * size[before]).square()))
         else:
-            assert node.layer is not None
-            error.append(node.layer.rounding(size[node.inputs[0]], error[node.inputs[0]], unit))
-    return error[-1]
+            assert isinstance(layer, Activation)
+            low, high = (layer.function(end) for end in limits[k])
+            size.append(torch.maximum(low.abs(), high.abs()))
+            variance.append(variance[before] * layer.slope[1] ** 2 + (unit * size[k]).square())
+    return DEVIATIONS * (2 * variance[-1].amax(dim=1)).sqrt()
+
+
+def interval_limits(network: Network, region: Region) -> Limits:
+    """What enters each activation, bounded by intervals."""
+    found = propagate(network, region)
+    between = {k: found[network.nodes[k].inputs[0]] for k in network.activations}
+    return {k: (center - radius, center + radius) for k, (center, radius) in between.items()}
 
 
 def _over(network: Network, k: int, region: Region) -> Interval:

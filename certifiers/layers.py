@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import UserError
 from bench.core.layers import Normalize
-from certifiers.rows import Dense, Pair, Rows, Window
+from certifiers.rows import Pair, Rows, Window
 
 Interval = tuple[Tensor, Tensor]
 
@@ -34,12 +34,17 @@ class Affine(ABC):
         """Rows of the output as rows of the input, which has `shape`, and the constants (B|1,T) that b adds."""
 
     @abstractmethod
-    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
-        """Rounding errors of the outputs, given magnitudes and rounding errors of the inputs, (B|1,*shape) each.
+    def magnitude(self, size: Tensor) -> Tensor:
+        """The greatest that |W z + b| can be, where |z| is at most `size`, (B|1,*shape) each."""
 
-        unit: what one operation may round off, relative to its result. Errors of different origin are independent, so
-        they add up like standard deviations.
-        """
+    @abstractmethod
+    def variance(self, variance: Tensor) -> Tensor:
+        """Of W z, where the z are independent and have this variance, (B|1,*shape) each."""
+
+    @property
+    @abstractmethod
+    def terms(self) -> int:
+        """How many products are summed for one output."""
 
 
 class Linear(Affine):
@@ -47,20 +52,25 @@ class Linear(Affine):
         self.weight, self.bias = module.weight, module.bias
 
     @cached_property
-    def magnitude(self) -> Tensor:
+    def absolute(self) -> Tensor:
         return self.weight.abs()
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        return F.linear(center, self.weight, self.bias), F.linear(radius, self.magnitude)
+        return F.linear(center, self.weight, self.bias), F.linear(radius, self.absolute)
 
     def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
         constant = 0.0 if self.bias is None else rows.dot(self.bias[None])
-        return Dense(rows.dense().coefficients @ self.weight), constant
+        return rows.dense().through_linear(self.weight), constant
 
-    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
-        out = F.linear(size, self.magnitude, None if self.bias is None else self.bias.abs())
-        carried = F.linear(error.square(), self.weight.square())
-        return (carried + (growth(self.weight.shape[1] + 1, unit) * out).square()).sqrt()
+    def magnitude(self, size: Tensor) -> Tensor:
+        return F.linear(size, self.absolute, None if self.bias is None else self.bias.abs())
+
+    def variance(self, variance: Tensor) -> Tensor:
+        return F.linear(variance, self.weight.square())
+
+    @property
+    def terms(self) -> int:
+        return self.weight.shape[1] + 1
 
 
 class Conv(Affine):
@@ -70,11 +80,11 @@ class Conv(Affine):
         self.window, self.bias = window, bias
 
     @cached_property
-    def magnitude(self) -> Tensor:
+    def absolute(self) -> Tensor:
         return self.window.weight.abs()
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        return self._convolve(center, self.window.weight, self.bias), self._convolve(radius, self.magnitude, None)
+        return self._convolve(center, self.window.weight, self.bias), self._convolve(radius, self.absolute, None)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         window = self.window
@@ -84,11 +94,15 @@ class Conv(Affine):
         constant = 0.0 if self.bias is None else rows.dot(self.bias[None, :, None, None].expand(1, *rows.shape))
         return rows.through_conv(self.window, shape), constant
 
-    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
-        out = self._convolve(size, self.magnitude, None if self.bias is None else self.bias.abs())
-        terms = math.prod(self.window.weight.shape[1:]) + 1
-        carried = self._convolve(error.square(), self.window.weight.square(), None)
-        return (carried + (growth(terms, unit) * out).square()).sqrt()
+    def magnitude(self, size: Tensor) -> Tensor:
+        return self._convolve(size, self.absolute, None if self.bias is None else self.bias.abs())
+
+    def variance(self, variance: Tensor) -> Tensor:
+        return self._convolve(variance, self.window.weight.square(), None)
+
+    @property
+    def terms(self) -> int:
+        return math.prod(self.window.weight.shape[1:]) + 1
 
 
 class Scale(Affine):
@@ -103,8 +117,15 @@ class Scale(Affine):
     def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
         return rows.times(self.factor.expand(1, *shape)), rows.dot(self.shift.expand(1, *shape))
 
-    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
-        return torch.hypot(error * self.factor, growth(4, unit) * (size * self.factor.abs() + self.shift.abs()))
+    def magnitude(self, size: Tensor) -> Tensor:
+        return size * self.factor.abs() + self.shift.abs()
+
+    def variance(self, variance: Tensor) -> Tensor:
+        return variance * self.factor.square()
+
+    @property
+    def terms(self) -> int:
+        return 2
 
 
 class Reshape(Affine):
@@ -119,8 +140,15 @@ class Reshape(Affine):
     def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
         return rows.dense().reshaped(shape), 0.0
 
-    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
-        return error.reshape(-1, *self.shape)
+    def magnitude(self, size: Tensor) -> Tensor:
+        return size.reshape(-1, *self.shape)
+
+    def variance(self, variance: Tensor) -> Tensor:
+        return variance.reshape(-1, *self.shape)
+
+    @property
+    def terms(self) -> int:
+        return 0
 
 
 class Add:
@@ -139,21 +167,8 @@ class Activation:
         low, high = self.function(center - radius), self.function(center + radius)
         return (low + high) / 2, (high - low) / 2
 
-    def rounding(self, size: Tensor, error: Tensor, unit: float) -> Tensor:
-        return self.slope[1] * error + LAMBDA * unit * self.function(size).abs()
-
 
 Layer = Affine | Add | Activation
-LAMBDA = 4.0  # standard deviations: what is stated of rounding then fails with a probability below 1e-4 for one sum
-
-
-def growth(terms: int, unit: float) -> float:
-    """What rounding may add up to in a sum of so many products, relative to the sum of their magnitudes.
-
-    Errors of random sign grow with the root of their number (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem
-    2.4 with lambda = 4); the certain bound, with the number itself, is never met in practice.
-    """
-    return LAMBDA * math.sqrt(terms) * unit
 
 
 def conv(module: nn.Conv2d) -> Conv:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.threat import ThreatModel
-from certifiers.intervals import propagate
+from certifiers.intervals import Limits, interval_limits
 from certifiers.network import Network
 from certifiers.pulling import Pulled, pull
 from certifiers.regions import Region, region_of
@@ -22,7 +22,6 @@ from certifiers.relaxations import Lines, Relaxation, relax
 from certifiers.rows import Dense, differences, units
 
 Intermediate = Literal["linear", "ibp"]
-Limits = dict[int, tuple[Tensor, Tensor]]  # of each activation's input, by the activation's node: least and greatest
 BUDGET = {
     "cpu": 2**20,
     "cuda": 2**28,
@@ -33,13 +32,14 @@ BUDGET = {
 class LinearBounds:
     """z_y - z_j >= <A, x> + b for every image x of the region; `margin` is the least that this allows.
 
-    others (B,K-1): the classes j. A (B,K-1,C,H,W), b and margin (B,K-1).
+    others (B,K-1): the classes j. A (B,K-1,C,H,W), b and margin (B,K-1). limits: of what enters the activations.
     """
 
     others: Tensor
     A: Tensor
     b: Tensor
     margin: Tensor
+    limits: Limits
 
     def at(self, x: Tensor) -> Tensor:
         """The linear functions at images x (B,C,H,W): (B,K-1)."""
@@ -73,7 +73,8 @@ class Bounder:
 
     def bound(self, region: Region, y: Tensor, *, part: Mapping[int, int] | None = None) -> LinearBounds:
         """Bounds of the margins of labels y (B,) over the region. part: as in `limits`."""
-        return self.margins(region, y, self.lines(self.limits(region, part=part)))
+        limits = self.limits(region, part=part)
+        return self.margins(region, y, limits, self.lines(limits))
 
     def in_chunks(self, region: Region, y: Tensor, budget: int | None = None) -> Iterator[tuple[Tensor, LinearBounds]]:
         """Bounds of as many examples at a time as keeps the coefficients held at once within `budget`.
@@ -104,12 +105,13 @@ class Bounder:
         """The activations' lines between those limits."""
         return {k: relax(self.network.activation(k), *between, self.relaxation) for k, between in limits.items()}
 
-    def margins(self, region: Region, y: Tensor, lines: Mapping[int, Lines]) -> LinearBounds:
-        """The margins' bounds, given the activations' lines."""
+    def margins(self, region: Region, y: Tensor, limits: Limits, lines: Mapping[int, Lines]) -> LinearBounds:
+        """The margins' bounds, given what enters the activations and their lines."""
         others, rows = differences(y, self.network.classes, self.network.image)
         pulled = pull(self.network, Pulled({self.network.output: rows}, up=None), lines)
         margin, _ = pulled.reach({0: region})
-        return LinearBounds(others, pulled.rows[0].dense().coefficients, pulled.low + torch.zeros_like(margin), margin)
+        slopes, shift = pulled.rows[0].dense().coefficients, pulled.low + torch.zeros_like(margin)
+        return LinearBounds(others, slopes, shift, margin, limits)
 
     def chunk(self, region: Region, y: Tensor, budget: int | None = None) -> tuple[int, dict[int, int]]:
         """How many examples to bound at a time, and of what enters each activation how many channels (or units).
@@ -153,10 +155,3 @@ def intersection(limits: Sequence[Limits]) -> Limits:
     low = [torch.stack(each).amax(dim=0) for each in zip(*lows, strict=True)]
     high = [torch.stack(each).amin(dim=0) for each in zip(*highs, strict=True)]
     return dict(zip(limits[0], zip(low, high, strict=True), strict=True))
-
-
-def interval_limits(network: Network, region: Region) -> Limits:
-    """What enters each activation, bounded by intervals."""
-    found = propagate(network, region)
-    between = {k: found[network.nodes[k].inputs[0]] for k in network.activations}
-    return {k: (center - radius, center + radius) for k, (center, radius) in between.items()}

@@ -13,7 +13,7 @@ from bench.core.contracts import Batch, Certificate, Certifier
 from bench.core.threat import ThreatModel
 from certifiers.intervals import tolerance
 from certifiers.network import Network
-from certifiers.regions import Region, region_of
+from certifiers.regions import region_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,13 @@ class MarginCertifier(Certifier):
     """
 
     @abstractmethod
-    def margins(self, network: Network, region: Region, y: Tensor) -> Tensor:
-        """Lower bounds of z_y - z_j over the region, (B,K), +inf at the label."""
+    def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+        """Lower bounds of z_y - z_j over the threat model, (B,K), +inf at the label."""
+
+    def bounds(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
+        """The margins (B,K), and a radius (B,) that is proven where they are not positive."""
+        margins = self.margins(network, x, y, threat)
+        return margins, torch.zeros_like(margins[:, 0])
 
     def check_fits(self, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
         super().check_fits(model, shape, threat)
@@ -43,27 +48,24 @@ class MarginCertifier(Certifier):
         generator: torch.Generator,
         hint: Tensor | None = None,
     ) -> Certificate:
-        margins, error = self.checked(model, batch.x, batch.y, threat)
-        certified = margins.amin(dim=1) > error
+        margins, radius, error = self.checked(model, batch.x, batch.y, threat)
         eps = threat.eps_like(batch.x).flatten().to(margins.dtype)
-        return Certificate(torch.where(certified, eps, 0.0), certified, margins, error)
+        certified = (margins.amin(dim=1) > error) | (radius >= eps)
+        return Certificate(torch.where(certified, eps, radius), certified, margins, error)
 
-    def checked(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
-        """The margins, and what rounding may have done to the least of each example (B,); float64 where it matters."""
-        network, region = Network(model, x[:1]), region_of(x, threat)
-        margins = self.margins(network, region, y)
+    def checked(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
+        """`bounds`, in float64 where it matters, and what rounding may have done to the least margin (B,)."""
+        network = Network(model, x[:1])
+        margins, radius = self.bounds(network, x, y, threat)
         least = margins.amin(dim=1)
-        error = tolerance(network, region, threat.box, least)
+        error = tolerance(network, region_of(x, threat), threat.box, least)
         doubtful = (least.abs() <= error).nonzero().squeeze(1)
         if len(doubtful) and x.dtype != torch.float64:
             exact = copy.deepcopy(model).double()
-            again, error64 = self.checked(exact, x[doubtful].double(), y[doubtful], threat.of(doubtful))
-            # a bound that is positive by less than float32 can show must stay above its tolerance
-            margins, error = (
-                margins.index_put((doubtful,), again.float()),
-                error.index_put((doubtful,), error64.float()),
-            )
-        return margins, error
+            again = self.checked(exact, x[doubtful].double(), y[doubtful], threat.of(doubtful))
+            for mine, better in zip((margins, radius, error), again, strict=True):
+                mine[doubtful] = better.to(mine.dtype)
+        return margins, radius, error
 
 
 def whole(margin: Tensor, others: Tensor) -> Tensor:

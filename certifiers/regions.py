@@ -42,6 +42,11 @@ class Box(Region):
     def between(cls, low: Tensor, high: Tensor) -> Box:
         return cls((low + high) / 2, (high - low) / 2)
 
+    @classmethod
+    def whole(cls, image: Tensor, box: tuple[float, float]) -> Box:
+        """All images of the box, in the shape of one image (1,C,H,W)."""
+        return cls.between(torch.full_like(image, box[0]), torch.full_like(image, box[1]))
+
     def interval(self) -> Interval:
         return self.center, self.radius
 

@@ -98,12 +98,6 @@ class Dense(Rows):
         self.coefficients = coefficients
         self.shape = tuple(coefficients.shape[2:])
 
-    @classmethod
-    def identity(cls, shape: tuple[int, ...], units: range, like: Tensor) -> Dense:
-        """Some of the units (F,) of a layer themselves."""
-        eye = torch.eye(shape[0], dtype=like.dtype, device=like.device)
-        return cls(eye[None, units.start : units.stop])
-
     @property
     def flat(self) -> Tensor:
         return self.coefficients.flatten(2)
@@ -137,6 +131,17 @@ class Dense(Rows):
         images = self.coefficients.flatten(0, 1)
         pulled = _conv_back(images, window, window.padding, shape[1:])
         return Dense(pulled.reshape(*lead, *shape))
+
+
+class Units(Dense):
+    """Some of the units of a flat layer themselves."""
+
+    def __init__(self, size: int, some: range, like: Tensor) -> None:
+        super().__init__(torch.eye(size, dtype=like.dtype, device=like.device)[None, some.start : some.stop])
+        self.some = some
+
+    def through_linear(self, weight: Tensor) -> Dense:
+        return Dense(weight[None, self.some.start : self.some.stop])
 
 
 class Patches(Rows):
@@ -273,7 +278,7 @@ def _conv_back(images: Tensor, window: Window, padding: Pair, to: tuple[int, ...
 
 def units(shape: tuple[int, ...], some: range, like: Tensor) -> Rows:
     """The units of a layer with an output of `shape` themselves: some of its channels (C,H,W), or of its units (F,)."""
-    return Patches.identity(shape, some, like) if len(shape) == 3 else Dense.identity(shape, some, like)
+    return Patches.identity(shape, some, like) if len(shape) == 3 else Units(shape[0], some, like)
 
 
 def differences(y: Tensor, classes: int, like: Tensor) -> tuple[Tensor, Dense]:
