@@ -48,8 +48,8 @@ class Affine(ABC):
 
 
 class Linear(Affine):
-    def __init__(self, module: nn.Linear) -> None:
-        self.weight, self.bias = module.weight, module.bias
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
 
     @cached_property
     def absolute(self) -> Tensor:
@@ -171,6 +171,12 @@ class Activation:
 Layer = Affine | Add | Activation
 
 
+def linear(module: nn.Linear, like: Tensor) -> Linear:
+    if like.dim() != 1:
+        raise UserError(f"it is applied to the last axis of {tuple(like.shape)}; put a Flatten before it")
+    return Linear(module.weight, module.bias)
+
+
 def conv(module: nn.Conv2d) -> Conv:
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         raise UserError(f"its padding is {module.padding_mode}, {module.padding}; it must be zeros, in numbers")
@@ -230,6 +236,6 @@ def tanh() -> Activation:
 
 def _pair(value: int | tuple[int | None, ...] | None) -> Pair:
     high, wide = (value, value) if isinstance(value, int) or value is None else value
-    assert high is not None
-    assert wide is not None
+    if high is None or wide is None:
+        raise UserError("a size of None is not bounded; give numbers")
     return high, wide

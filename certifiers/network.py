@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 # how a module becomes a layer, given one of its inputs; None where it does nothing in eval mode
 MODULES: dict[type[nn.Module], Callable[[Any, Tensor], Layer | None]] = {
-    nn.Linear: lambda module, _: layers.Linear(module),
+    nn.Linear: layers.linear,
     nn.Conv2d: lambda module, _: layers.conv(module),
     nn.BatchNorm1d: layers.batch_norm,
     nn.BatchNorm2d: layers.batch_norm,
@@ -36,9 +36,11 @@ MODULES: dict[type[nn.Module], Callable[[Any, Tensor], Layer | None]] = {
     nn.Dropout: lambda *_: None,
     nn.Dropout2d: lambda *_: None,
 }
-RELU = (F.relu, torch.relu, "relu")
-SIGMOID = (torch.sigmoid, F.sigmoid, "sigmoid")
-TANH = (torch.tanh, F.tanh, "tanh")
+ACTIVATIONS: dict[Any, Callable[[], Layer]] = {
+    **dict.fromkeys((F.relu, torch.relu, "relu"), layers.relu),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), layers.sigmoid),
+    **dict.fromkeys((torch.tanh, F.tanh, "tanh"), layers.tanh),
+}
 RESHAPE = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
 SUM = (operator.add, operator.iadd, torch.add, "add")
 
@@ -65,8 +67,8 @@ class Network:
             graph = _Tracer().trace(model)
             shapes = _Shapes(model, graph)
             with torch.no_grad():
-                shapes.run(image)
-        except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError) as error:  # anybody's forward
+                shapes.run(image[:1].expand(2, *image.shape[1:]))
+        except (fx.proxy.TraceError, TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
             raise UserError(
                 f"{type(model).__name__} cannot be bounded: its forward is not a fixed order of layers; "
                 f"build it from {SUPPORTED}"
@@ -79,14 +81,14 @@ class Network:
                 self._end_at(place.get(node.args[0]))
             elif node in shapes.found:
                 inputs = tuple(place[each] for each in node.all_input_nodes if each in place)
-                layer = (
-                    None if node.op == "placeholder" else self._layer(model, node, inputs, shapes.found[node], image)
-                )
-                if node.op != "placeholder" and layer is None:
+                first = node.op == "placeholder"
+                layer = None if first else self._layer(model, node, inputs, shapes.found[node])
+                if layer is None and not first:
                     place[node] = inputs[0]
                 else:
                     place[node] = len(self.nodes)
                     self.nodes.append(Node(str(node.target), layer, inputs, shapes.found[node]))
+        self._check(model)
 
     @property
     def output(self) -> int:
@@ -111,39 +113,53 @@ class Network:
         node = self.nodes[k]
         return not isinstance(node.layer, Activation) and all(self.is_linear(each) for each in node.inputs)
 
+    def _check(self, model: nn.Module) -> None:
+        """UserError where the layers, one after the other, do not do what the model does (a hook, say)."""
+        generator = torch.Generator().manual_seed(0)
+        image = torch.rand(self.image.shape, generator=generator).to(self.image)
+        found = [image]
+        with torch.no_grad():
+            wanted = model(image)
+            for node in self.nodes[1:]:
+                before = [found[k] for k in node.inputs]
+                if isinstance(node.layer, Add):
+                    found.append(before[0] + before[1])
+                else:
+                    assert node.layer is not None
+                    found.append(node.layer.interval(before[0], torch.zeros_like(before[0]))[0])
+        if not torch.allclose(found[-1], wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
+            raise UserError(
+                f"{type(model).__name__} cannot be bounded: it does something else than its layers in a row; "
+                f"build it from plain {SUPPORTED}, without hooks and in-place operations"
+            )
+
     def _end_at(self, last: int | None) -> None:
         if last is None or len(self.nodes[last].shape) != 1:
             raise UserError("a model cannot be bounded that does not return one row of logits for each image")
         del self.nodes[last + 1 :]
 
-    def _layer(
-        self, model: nn.Module, node: fx.Node, inputs: tuple[int, ...], shape: Shape, image: Tensor
-    ) -> Layer | None:
+    def _layer(self, model: nn.Module, node: fx.Node, inputs: tuple[int, ...], shape: Shape) -> Layer | None:
         """UserError where there is none for it."""
         before = [self.nodes[k].shape for k in inputs]
-        if node.op == "call_module" and len(before) == 1:
-            module = model.get_submodule(str(node.target))
-            what = type(module).__name__
-            if isinstance(module, nn.Flatten):
-                return layers.Reshape(shape)
-            for kind, make in MODULES.items():
-                if isinstance(module, kind):
-                    try:
-                        return make(module, self.image.new_empty(before[0]))
-                    except UserError as error:
-                        raise UserError(f"layer '{node.target}' ({what}) cannot be bounded: {error}") from error
-        else:
-            what = node.op
-            if node.target in SUM and len(before) == 2 and before[0] == before[1]:
-                return Add()
-            if len(before) == 1:
-                for targets, layer in ((RELU, layers.relu), (SIGMOID, layers.sigmoid), (TANH, layers.tanh)):
-                    if node.target in targets:
-                        return layer()
-                if node.target in RESHAPE:
+        name, what, reason = getattr(node.target, "__name__", node.target), node.op, f"what can is {SUPPORTED}"
+        try:
+            if node.op == "call_module" and len(before) == 1:
+                module = model.get_submodule(str(node.target))
+                what = type(module).__name__
+                if isinstance(module, nn.Flatten):
                     return layers.Reshape(shape)
-        name = getattr(node.target, "__name__", node.target)
-        raise UserError(f"layer '{name}' ({what}) cannot be bounded; what can is {SUPPORTED}")
+                for kind, make in MODULES.items():
+                    if isinstance(module, kind):
+                        return make(module, self.image.new_empty(before[0]))
+            elif node.target in SUM and len(before) == 2 and before[0] == before[1] == shape:
+                return Add()
+            elif node.target in RESHAPE and len(before) == 1:
+                return layers.Reshape(shape)
+            elif node.target in ACTIVATIONS and len(before) == 1:
+                return ACTIVATIONS[node.target]()
+        except UserError as error:
+            reason = str(error)
+        raise UserError(f"layer '{name}' ({what}) cannot be bounded: {reason}")
 
 
 class _Tracer(fx.Tracer):
@@ -152,15 +168,19 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs the graph, and keeps the shape (without the batch) of each output that is a tensor."""
+    """Runs the graph with two images, and keeps the shape of what comes out for one of each node."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(fx.GraphModule(model, graph))
         self.found: dict[fx.Node, Shape] = {}
-        self._graph = graph
 
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
         if isinstance(value, Tensor):
+            if node.op != "get_attr" and (value.dim() not in (2, 4) or len(value) != 2):
+                raise UserError(
+                    f"layer '{node.target}' cannot be bounded: its output for two images is {tuple(value.shape)}; "
+                    "it must be (2,F) or (2,C,H,W)"
+                )
             self.found[node] = tuple(value.shape[1:])
         return value

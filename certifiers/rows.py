@@ -233,7 +233,7 @@ class Patches(Rows):
         return Patches(pulled, shape, self.grid, (down, across), (top, left), outside=True)
 
     def plus(self, other: Rows) -> Rows:
-        if not isinstance(other, Patches):
+        if not isinstance(other, Patches) or self.stride != other.stride:
             return super().plus(other)
         mine, yours = self.masked(), other.masked()
         around = [max(p, q) for p, q in zip(self.padding, other.padding, strict=True)]
@@ -267,13 +267,10 @@ def _conv_back(images: Tensor, window: Window, padding: Pair, to: tuple[int, ...
     if window.groups == 1 and window.weight.shape[1] <= FEW:
         columns = window.weight.flatten(1).T @ images.flatten(2)
         return F.fold(columns, to, kernel, window.dilation, padding, window.stride)
-    # several sizes of the input give the same output; what the convolution never looks at has no coefficient
-    left_over = [
-        to[axis] + 2 * padding[axis] - window.reach(axis) - (images.shape[2 + axis] - 1) * window.stride[axis]
-        for axis in (0, 1)
-    ]
-    pulled = F.conv_transpose2d(images, window.weight, None, window.stride, padding, 0, window.groups, window.dilation)
-    return F.pad(pulled, (0, left_over[1], 0, left_over[0])) if any(left_over) else pulled
+    pulled = F.conv_transpose2d(images, window.weight, None, window.stride, 0, 0, window.groups, window.dilation)
+    # cut (or fill up with zeros: what the convolution never looks at) to what lies within the padding
+    (top, left), (high, wide) = padding, pulled.shape[2:]
+    return F.pad(pulled, (-left, to[1] + left - wide, -top, to[0] + top - high))
 
 
 def units(shape: tuple[int, ...], some: range, like: Tensor) -> Rows:
