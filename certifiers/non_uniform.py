@@ -1,0 +1,144 @@
+"""The certified box of the largest volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.core import registry
+from bench.core.contracts import Batch, Certificate, Certifier
+from bench.core.errors import UserError
+from bench.core.threat import ThreatModel
+from certifiers.eps_search import EpsSearch
+from certifiers.intervals import rounding
+from certifiers.linear import Bounder
+from certifiers.network import Network
+from certifiers.regions import Box
+
+LARGEST = 1.0  # eps of a uniform box, with which the search begins
+AT_ONCE = 64  # examples
+
+
+@registry.certifier("non-uniform")
+@dataclass(frozen=True, kw_only=True)
+class NonUniform(Certifier):
+    """The certified box around an image that has the largest volume: an eps of its own for each pixel.
+
+    Liu, Tomioka, Cevher, "On Certifying Non-uniform Bounds against Adversarial Attacks" (2019); thesis, Algorithm 3.3,
+    with the bounds of Algorithm 3.1. The radius is the smallest of the pixels' eps. The box of images is ignored, as
+    there: beyond it a pixel's eps would grow for ever.
+
+    steps: of the outer loop, each with `inner` of Adam (learning rate `lr`, the gradient's norm at most `clip`) and
+    one of the multipliers; rho grows by `growth` from each to the next. margin: delta, what every margin must keep.
+    shrink: eta, by which the eps are shrunk at the end until they do. Deviation: the mean of log eps stands for the
+    sum, which only changes the unit of the multipliers.
+    """
+
+    norms = ("Linf",)
+
+    steps: int = 20
+    inner: int = 10
+    lr: float = 0.01
+    clip: float = 0.1
+    rho: float = 0.1
+    growth: float = 1.2
+    margin: float = 1e-3
+    shrink: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive = {"inner": self.inner, "lr": self.lr, "clip": self.clip, "rho": self.rho, "margin": self.margin}
+        for name, value in positive.items():
+            if value <= 0:
+                raise UserError(f"{name} is {value}; it must be positive")
+        if not 0 < self.shrink < 1 <= self.growth:
+            raise UserError(f"shrink {self.shrink} must be in (0, 1) and growth {self.growth} at least 1")
+
+    def check_fits(self, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
+        super().check_fits(model, shape, threat)
+        weight = next(model.parameters(), torch.zeros(()))
+        Network(model, torch.zeros((1, *shape), device=weight.device, dtype=weight.dtype))
+
+    def certify(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        *,
+        generator: torch.Generator,
+        hint: Tensor | None = None,
+    ) -> Certificate:
+        eps = threat.eps_like(batch.x)
+        radius = self.boxes(model, batch.x, batch.y)[0].flatten(1).amin(dim=1)
+        return Certificate(radius, radius >= eps.flatten())
+
+    def boxes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The eps of each pixel (B,C,H,W), and the one eps that the same bounds certify for all pixels (B,).
+
+        Both are 0 for an image that the model gets wrong, or that cannot be certified at all.
+        """
+        threat = ThreatModel("Linf", LARGEST, box=None)
+        uniform = EpsSearch(method="bisection", high=LARGEST).search(model, x, y, threat).low.to(x.dtype)
+        found = torch.zeros_like(x)
+        network = Network(model, x[:1])
+        for rows in (uniform > 0).nonzero().squeeze(1).split(AT_ONCE):
+            bounds = Bounds(network, x[rows], y[rows])
+            start = uniform[rows].reshape(-1, 1, 1, 1).expand_as(bounds.x)
+            found[rows] = larger(self.shrunk(bounds, self.largest(bounds, start)), start)
+        return found, uniform
+
+    def largest(self, bounds: Bounds, start: Tensor) -> Tensor:
+        """The loop of Algorithm 3.3, from the eps `start` (B,C,H,W); its result may be a little too large."""
+        zeta = start.sqrt().requires_grad_()  # line 2; eps = zeta^2
+        optimizer = torch.optim.Adam([zeta], lr=self.lr)
+        rho, multipliers = self.rho, torch.zeros_like(bounds.over(start))
+        for _ in range(self.steps):  # line 3
+            for _ in range(self.inner):  # line 5, with line 4's slack in it
+                with torch.enable_grad():
+                    eps = zeta.square()
+                    spare = bounds.over(eps) - self.margin  # d
+                    slack = (spare + multipliers / rho).clamp(min=0)  # c
+                    volume = eps.log().flatten(1).mean(dim=1)
+                    gap = spare - slack
+                    loss = -volume + (multipliers * gap + rho / 2 * gap.square()).sum(dim=1)
+                    (gradient,) = torch.autograd.grad(loss.sum(), zeta)
+                norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).reshape(-1, 1, 1, 1)
+                zeta.grad = gradient * (self.clip / norm.clamp(min=self.clip))
+                optimizer.step()
+                zeta.abs_().clamp_(min=1e-4)
+            spare = bounds.over(zeta.detach().square()) - self.margin
+            multipliers = multipliers + rho * (spare - (spare + multipliers / rho).clamp(min=0))  # line 6
+            rho *= self.growth
+        return zeta.detach().square()
+
+    def shrunk(self, bounds: Bounds, eps: Tensor) -> Tensor:
+        """Lines 8 to 10: eps, shrunk until every margin is kept, and is more than rounding."""
+        while len(
+            rows := (bounds.over(eps).amin(dim=1) < bounds.error(eps).clamp(min=self.margin)).nonzero().squeeze(1)
+        ):
+            eps = eps.index_put((rows,), self.shrink * eps[rows])
+        return eps
+
+
+class Bounds:
+    """The margins of images x (B,C,H,W) with labels y (B,), over boxes around them."""
+
+    def __init__(self, network: Network, x: Tensor, y: Tensor) -> None:
+        self.network, self.x, self.y = network, x, y
+        self._bounder = Bounder(network, "parallel")
+
+    def over(self, eps: Tensor) -> Tensor:
+        """Lower bounds of the margins with an eps for each pixel (B,C,H,W): (B,K-1). Differentiable."""
+        return self._bounder.bound(Box(self.x, eps), self.y).margin
+
+    def error(self, eps: Tensor) -> Tensor:
+        """What rounding may do to a margin, (B,)."""
+        return rounding(self.network, Box(self.x, eps))
+
+
+def larger(a: Tensor, b: Tensor) -> Tensor:
+    """For each example the eps (B,C,H,W) of the larger volume."""
+    more = a.log().flatten(1).sum(dim=1) > b.log().flatten(1).sum(dim=1)
+    return torch.where(more.reshape(-1, 1, 1, 1), a, b)
