@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from certifiers.crown import FastLin
 from certifiers.margins import MarginCertifier
 from certifiers.pec import PEC
 
+ENOUGH = 1e-6  # the authors', too: with all but so little of eps proven, the upper end stays where it is
 METHODS: dict[str, type[MarginCertifier]] = {"pec": PEC, "bisection": FastLin}
 
 
@@ -65,27 +67,31 @@ class EpsSearch(Certifier):
     ) -> Certificate:
         eps = threat.eps_like(batch.x).flatten().expand(len(batch))
         low = self.search(model, batch.x, batch.y, threat).low
-        near = ((low < eps) & (low + self.precision >= eps)).nonzero().squeeze(1)
+        near = ((low > 0) & (low < eps) & (low + self.precision >= eps)).nonzero().squeeze(1)
         if len(near):
             low[near] = torch.maximum(low[near], self._proven(model, batch.x[near], batch.y[near], threat, eps[near]))
-        return Certificate(low, low >= eps)
+        return Certificate(low.to(batch.x.dtype), low >= eps)
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Search:
-        """Algorithm 3.5 for each image x (B,C,H,W) with label y (B,); threat.eps is only the unit of `high`."""
-        low = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        """Algorithm 3.5 for each image x (B,C,H,W) with label y (B,); threat.eps is only the unit of `high`.
+
+        In float64: near the largest eps, what rounding takes off a radius would cost one more bound.
+        """
+        right = model(x).argmax(dim=1) == y
+        model, x = copy.deepcopy(model).double(), x.double()
+        low = torch.zeros_like(x[:, 0, 0, 0])
         high = low + in_units(self.high, threat.eps_like(x).flatten())
         bounds = torch.zeros_like(y)
-        right = model(x).argmax(dim=1) == y
         while len(rows := (right & (high - low > self.precision)).nonzero().squeeze(1)):
             eps = (low[rows] + high[rows]) / 2
             proven = self._proven(model, x[rows], y[rows], threat, eps)
             bounds[rows] += 1
             low[rows] = torch.maximum(low[rows], proven)
-            high[rows] = torch.where(eps > proven, eps, high[rows])
+            high[rows] = torch.where(eps - ENOUGH > proven, eps, high[rows])
         return Search(low, high, bounds)
 
     def _proven(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: Tensor) -> Tensor:
-        """The radius that is certified with bounds over an eps of each image's own, (b,) float64."""
-        certifier = METHODS[self.method]()
-        margins, radius, error = certifier.checked(model, x, y, ThreatModel(threat.norm, eps, threat.box))
-        return torch.where(margins.amin(dim=1) > error, eps, torch.minimum(radius.double(), eps))
+        """The radius that is certified with bounds over an eps of each image's own, (b,)."""
+        threat = ThreatModel(threat.norm, eps, threat.box)
+        margins, radius, error = METHODS[self.method]().checked(model, x, y, threat)
+        return torch.where(margins.amin(dim=1) > error, eps, radius)

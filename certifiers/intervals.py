@@ -67,13 +67,34 @@ def tolerance(network: Network, region: Region, box: tuple[float, float] | None,
     return found
 
 
-def rounding(network: Network, region: Region, limits: Limits | None = None) -> Tensor:
-    """What rounding may do to a margin, over the region: (B,), `DEVIATIONS` of its standard deviation.
+def rounding(network: Network, region: Region) -> Tensor:
+    """What rounding may do to a margin, over the region: (B,).
+
+    What the layers round off one by one (`wandering`), and what they round off in common, as a product of their weights
+    does: `DEVIATIONS` units of the sum of all products through the whole network.
+    """
+    center, radius = region.interval()
+    size = [center.abs() + radius]
+    for node in network.nodes[1:]:
+        before = size[node.inputs[0]]
+        if isinstance(node.layer, Add):
+            before = before + size[node.inputs[1]]
+        elif isinstance(node.layer, Affine):
+            before = node.layer.magnitude(before)
+        elif isinstance(node.layer, Activation):
+            before = torch.maximum(node.layer.function(before).abs(), node.layer.function(-before).abs())
+        size.append(before)
+    unit = torch.finfo(size[-1].dtype).eps / 2
+    return wandering(network, region) + DEVIATIONS * unit * 2 * size[-1].amax(dim=1)
+
+
+def wandering(network: Network, region: Region, limits: Limits | None = None) -> Tensor:
+    """What rounding in one layer after the other may do to a margin, (B,): `DEVIATIONS` of its standard deviation.
 
     Each of the n additions of a sum rounds off at most a unit of the partial sum that it makes, up or down like a coin.
     Partial sums are taken to wander: their squares are on average no larger than the squares of all n products
-    together, or of the sum itself. What one layer rounds off, the next carries on. limits: of what enters the
-    activations, where they are known already.
+    together. What one layer rounds off, the next carries on. limits: of what enters the activations, where they are
+    known already.
     """
     unit = torch.finfo(network.image.dtype).eps / 2
     limits = interval_limits(network, region) if limits is None else limits

@@ -52,7 +52,9 @@ class Linear(Affine):
         self.weight, self.bias = weight, bias
 
     @cached_property
+    @torch.enable_grad()
     def absolute(self) -> Tensor:
+        # kept for later uses, which may need a gradient where the first did not
         return self.weight.abs()
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
@@ -80,7 +82,9 @@ class Conv(Affine):
         self.window, self.bias = window, bias
 
     @cached_property
+    @torch.enable_grad()
     def absolute(self) -> Tensor:
+        # kept for later uses, which may need a gradient where the first did not
         return self.window.weight.abs()
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
@@ -165,7 +169,8 @@ class Activation:
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
         low, high = self.function(center - radius), self.function(center + radius)
-        return (low + high) / 2, (high - low) / 2
+        center = torch.lerp(low, high, 0.5)
+        return center, center - low
 
 
 Layer = Affine | Add | Activation

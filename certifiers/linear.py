@@ -32,7 +32,8 @@ BUDGET = {
 class LinearBounds:
     """z_y - z_j >= <A, x> + b for every image x of the region; `margin` is the least that this allows.
 
-    others (B,K-1): the classes j. A (B,K-1,C,H,W), b and margin (B,K-1). limits: of what enters the activations.
+    others (B,K-1): the classes j. A (B,K-1,C,H,W), b and margin (B,K-1). limits: of what enters the activations. size
+    (B,K-1): the magnitudes that b is the sum of.
     """
 
     others: Tensor
@@ -40,10 +41,20 @@ class LinearBounds:
     b: Tensor
     margin: Tensor
     limits: Limits
+    size: Tensor
+
+    def of(self, rows: Tensor) -> LinearBounds:
+        """Those of some of the examples."""
+        limits = {k: (low[rows], high[rows]) for k, (low, high) in self.limits.items()}
+        return LinearBounds(self.others[rows], self.A[rows], self.b[rows], self.margin[rows], limits, self.size[rows])
 
     def at(self, x: Tensor) -> Tensor:
         """The linear functions at images x (B,C,H,W): (B,K-1)."""
         return Dense(self.A).dot(x) + self.b
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The magnitudes that `at` is the sum of, at images between -x and x: (B,K-1)."""
+        return Dense(self.A).magnitude().dot(x) + self.size
 
 
 def linear_bounds(
@@ -110,8 +121,10 @@ class Bounder:
         others, rows = differences(y, self.network.classes, self.network.image)
         pulled = pull(self.network, Pulled({self.network.output: rows}, up=None), lines)
         margin, _ = pulled.reach({0: region})
-        slopes, shift = pulled.rows[0].dense().coefficients, pulled.low + torch.zeros_like(margin)
-        return LinearBounds(others, slopes, shift, margin, limits)
+        none = torch.zeros_like(margin)
+        return LinearBounds(
+            others, pulled.rows[0].dense().coefficients, none + pulled.low, margin, limits, none + pulled.size
+        )
 
     def chunk(self, region: Region, y: Tensor, budget: int | None = None) -> tuple[int, dict[int, int]]:
         """How many examples to bound at a time, and of what enters each activation how many channels (or units).
@@ -135,7 +148,7 @@ class Bounder:
         head = self._head(k, some)
         low, high = pull(self.network, head, lines).reach({0: region})
         if high is None:
-            flipped = Pulled({j: rows.flipped() for j, rows in head.rows.items()}, -head.low, None)
+            flipped = Pulled({j: rows.flipped() for j, rows in head.rows.items()}, -head.low, None, head.size)
             high = -pull(self.network, flipped, lines).reach({0: region})[0]
         return low, high
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from bench.core.contracts import mode_of
 from bench.core.errors import UserError
 from bench.core.layers import Normalize
 from certifiers import layers
@@ -66,7 +67,7 @@ class Network:
         try:
             graph = _Tracer().trace(model)
             shapes = _Shapes(model, graph)
-            with torch.no_grad():
+            with mode_of(model, training=False), torch.no_grad():
                 shapes.run(image[:1].expand(2, *image.shape[1:]))
         except (fx.proxy.TraceError, TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
             raise UserError(
@@ -82,12 +83,13 @@ class Network:
             elif node in shapes.found:
                 inputs = tuple(place[each] for each in node.all_input_nodes if each in place)
                 first = node.op == "placeholder"
+                shape = shapes.found[node][1:]
                 layer = None if first else self._layer(model, node, inputs, shapes.found[node])
                 if layer is None and not first:
                     place[node] = inputs[0]
                 else:
                     place[node] = len(self.nodes)
-                    self.nodes.append(Node(str(node.target), layer, inputs, shapes.found[node]))
+                    self.nodes.append(Node(str(node.target), layer, inputs, shape))
         self._check(model)
 
     @property
@@ -118,7 +120,7 @@ class Network:
         generator = torch.Generator().manual_seed(0)
         image = torch.rand(self.image.shape, generator=generator).to(self.image)
         found = [image]
-        with torch.no_grad():
+        with mode_of(model, training=False), torch.no_grad():
             wanted = model(image)
             for node in self.nodes[1:]:
                 before = [found[k] for k in node.inputs]
@@ -127,6 +129,8 @@ class Network:
                 else:
                     assert node.layer is not None
                     found.append(node.layer.interval(before[0], torch.zeros_like(before[0]))[0])
+        if not wanted.isfinite().all():
+            raise UserError(f"{type(model).__name__} cannot be bounded: its logits are not finite; check its weights")
         if not torch.allclose(found[-1], wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
             raise UserError(
                 f"{type(model).__name__} cannot be bounded: it does something else than its layers in a row; "
@@ -138,11 +142,14 @@ class Network:
             raise UserError("a model cannot be bounded that does not return one row of logits for each image")
         del self.nodes[last + 1 :]
 
-    def _layer(self, model: nn.Module, node: fx.Node, inputs: tuple[int, ...], shape: Shape) -> Layer | None:
-        """UserError where there is none for it."""
+    def _layer(self, model: nn.Module, node: fx.Node, inputs: tuple[int, ...], after: Shape) -> Layer | None:
+        """UserError where there is none for it. after: the shape of what comes out for two images."""
         before = [self.nodes[k].shape for k in inputs]
         name, what, reason = getattr(node.target, "__name__", node.target), node.op, f"what can is {SUPPORTED}"
+        shape = after[1:]
         try:
+            if after[0] != 2 or len(shape) not in (1, 3):
+                raise UserError(f"two images become {after}; that must be (2,F) or (2,C,H,W)")
             if node.op == "call_module" and len(before) == 1:
                 module = model.get_submodule(str(node.target))
                 what = type(module).__name__
@@ -168,7 +175,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs the graph with two images, and keeps the shape of what comes out for one of each node."""
+    """Runs the graph, and keeps the shape of each output that is a tensor."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(fx.GraphModule(model, graph))
@@ -177,10 +184,5 @@ class _Shapes(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
         if isinstance(value, Tensor):
-            if node.op != "get_attr" and (value.dim() not in (2, 4) or len(value) != 2):
-                raise UserError(
-                    f"layer '{node.target}' cannot be bounded: its output for two images is {tuple(value.shape)}; "
-                    "it must be (2,F) or (2,C,H,W)"
-                )
-            self.found[node] = tuple(value.shape[1:])
+            self.found[node] = tuple(value.shape)
         return value

@@ -10,11 +10,11 @@ from torch import Tensor
 from bench.core import registry
 from bench.core.threat import TINY, ThreatModel
 from certifiers.distance import distance
-from certifiers.intervals import rounding
+from certifiers.intervals import DEVIATIONS, rounding, wandering
 from certifiers.linear import Bounder, LinearBounds
 from certifiers.margins import MarginCertifier, whole
 from certifiers.network import Network
-from certifiers.regions import DUAL, region_of
+from certifiers.regions import DUAL, Box, region_of
 from certifiers.rows import Dense
 
 
@@ -36,24 +36,31 @@ class PEC(MarginCertifier):
 
     def bounds(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
         region = region_of(x, threat)
-        bounder = Bounder(network, "parallel")
-        margins, radius = [], []
-        for rows, bounds in bounder.in_chunks(region, y):
-            slack = rounding(network, region.of(rows), bounds.limits)
+        most = torch.inf if threat.box is None else rounding(network, Box.whole(network.image, threat.box))
+        unit = torch.finfo(x.dtype).eps / 2
+        margins, radius = [], torch.zeros_like(x[:, 0, 0, 0])
+        for rows, bounds in Bounder(network, "parallel").in_chunks(region, y):
             margins.append(whole(bounds.margin, bounds.others))
-            radius.append(envelope(bounds, x[rows], threat.of(rows), slack))
-        return torch.cat(margins), torch.cat(radius)
+            left = (bounds.margin.amin(dim=1) <= most).nonzero().squeeze(1)
+            if len(left):
+                bounds, rows = bounds.of(left), rows[left]
+                here = region.of(rows)
+                center, reach = here.interval()
+                common = DEVIATIONS * unit * bounds.summed(center.abs() + reach)
+                slack = wandering(network, here, bounds.limits)[:, None] + common
+                radius[rows] = envelope(bounds, x[rows], threat.of(rows), slack)
+        return torch.cat(margins), radius
 
 
 def envelope(bounds: LinearBounds, x: Tensor, threat: ThreatModel, slack: Tensor) -> Tensor:
     """The certified radius min(eps, d_y) of the images x (B,C,H,W), (B,); 0 where every margin is positive over eps.
 
-    slack (B,): what rounding may have done to the bounds; it is taken off them. Outside a box the distance is known at
-    once (Lemma 3.1), and inside it is larger: so the hyperplane that is nearest without a box comes first, and of the
-    others only those that might be nearer.
+    slack (B,K-1): what rounding may have done to the bounds; it is taken off them. Without a box the distance is known
+    at once (Lemma 3.1), and inside it is larger: so the hyperplane that is nearest without a box comes first, and of
+    the others only those that might be nearer.
     """
-    short = bounds.margin <= slack[:, None]
-    value = bounds.at(x) - slack[:, None]
+    short = bounds.margin <= slack
+    value = bounds.at(x) - slack
     least = torch.where(short, value / Dense(bounds.A).norm(DUAL[threat.norm]).clamp(min=TINY), torch.inf)
     eps = threat.eps_like(x).flatten().to(x.dtype)
     found = torch.where(short.any(dim=1), eps.expand(len(x)), 0.0)

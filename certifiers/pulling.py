@@ -19,13 +19,15 @@ class Pulled:
     """A bound that is linear in the outputs of some nodes: the rows at each, and a constant (B|1,T).
 
     The sum of rows and `low` is a lower bound; with `up` instead of `low` it is an upper one. `up` is None where the
-    lines were not parallel, for then the two have different rows. peak: the most coefficients held at once, since the
-    first activation on the way (until then they are the same for all examples).
+    lines were not parallel, for then the two have different rows. size: the magnitudes that `low` is the sum of. peak:
+    the most coefficients held at once, since the first activation on the way (until then they are the same for all
+    examples).
     """
 
     rows: dict[int, Rows]
     low: Tensor | float = 0.0
     up: Tensor | float | None = 0.0
+    size: Tensor | float = 0.0
     peak: int = 0
 
     def reach(self, regions: Mapping[int, Region]) -> tuple[Tensor, Tensor | None]:
@@ -47,7 +49,7 @@ def pull(network: Network, start: Pulled, lines: Mapping[int, Lines], until: Col
     """
     waiting = dict(start.rows)
     arrived: dict[int, Rows] = {}
-    low, up, peak = start.low, start.up, start.peak
+    low, up, size, peak = start.low, start.up, start.size, start.peak
     passed = peak > 0
     for k in range(max(waiting), -1, -1):
         rows = waiting.pop(k, None)
@@ -60,14 +62,16 @@ def pull(network: Network, start: Pulled, lines: Mapping[int, Lines], until: Col
         if isinstance(node.layer, Affine):
             rows, constant = node.layer.back(rows, network.nodes[node.inputs[0]].shape)
             low, up = low + constant, None if up is None else up + constant
+            size = size + (constant.abs() if isinstance(constant, Tensor) else abs(constant))
         elif isinstance(node.layer, Activation):
             rows, below, above = _relaxed(rows, lines[k], both=up is not None)
             low, up = low + below, None if up is None or above is None else up + above
+            size = size + below.abs()
             passed = True
         peak = max(peak, rows.coefficients.numel()) if passed else 0
         for each in node.inputs:
             waiting[each] = waiting[each].plus(rows) if each in waiting else rows
-    return Pulled(arrived, low, up, peak)
+    return Pulled(arrived, low, up, size, peak)
 
 
 def _relaxed(rows: Rows, lines: Lines, *, both: bool) -> tuple[Rows, Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +125,7 @@ class Dense(Rows):
         return Dense(self.coefficients.reshape(*self.coefficients.shape[:2], *shape))
 
     def through_linear(self, weight: Tensor) -> Dense:
-        return Dense(self.coefficients @ weight)
+        return Dense(_Product.apply(self.coefficients.flatten(0, 1), weight).unflatten(0, self.coefficients.shape[:2]))
 
     def through_conv(self, window: Window, shape: tuple[int, ...]) -> Dense:
         lead = self.coefficients.shape[:2]
@@ -259,6 +260,22 @@ class Patches(Rows):
         high, wide = self.size
         cut = F.unfold(values, (high, wide), padding=self.padding, stride=self.stride)
         return cut.transpose(1, 2).contiguous().view(len(values), -1, self.shape[0], high, wide)
+
+
+class _Product(torch.autograd.Function):
+    """rows (R,F) @ weight. Its backward leaves out the rows without a gradient: a hinge needs few of those it sees."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return rows @ weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        rows, weight = ctx.saved_tensors
+        used = gradient.any(dim=1).nonzero().squeeze(1)
+        gradient = gradient[used]
+        return torch.zeros_like(rows).index_copy(0, used, gradient @ weight.T), rows[used].T @ gradient
 
 
 def _conv_back(images: Tensor, window: Window, padding: Pair, to: tuple[int, ...]) -> Tensor:
