@@ -164,7 +164,9 @@ class Bounder:
 
 def intersection(limits: Sequence[Limits]) -> Limits:
     """The tightest of several bounds of the same."""
-    lows, highs = zip(*(zip(*each.values(), strict=True) for each in limits), strict=True)
-    low = [torch.stack(each).amax(dim=0) for each in zip(*lows, strict=True)]
-    high = [torch.stack(each).amin(dim=0) for each in zip(*highs, strict=True)]
-    return dict(zip(limits[0], zip(low, high, strict=True), strict=True))
+
+    def tightest(k: int) -> tuple[Tensor, Tensor]:
+        low, high = zip(*(each[k] for each in limits), strict=True)
+        return torch.stack(low).amax(dim=0), torch.stack(high).amin(dim=0)
+
+    return {k: tightest(k) for k in limits[0]}

@@ -27,8 +27,8 @@ class NonUniform(Certifier):
     """The certified box around an image that has the largest volume: an eps of its own for each pixel.
 
     Liu, Tomioka, Cevher, "On Certifying Non-uniform Bounds against Adversarial Attacks" (2019); thesis, Algorithm 3.3,
-    with the bounds of Algorithm 3.1. The radius is the smallest of the pixels' eps. The box of images is ignored, as
-    there: beyond it a pixel's eps would grow for ever.
+    with the bounds of Algorithm 3.1. The radius is the largest that is proven for all pixels alike. The range of images
+    is ignored, as there: beyond it a pixel's eps would grow for ever.
 
     steps: of the outer loop, each with `inner` of Adam (learning rate `lr`, the gradient's norm at most `clip`) and
     one of the multipliers; rho grows by `growth` from each to the next. margin: delta, what every margin must keep.
@@ -71,7 +71,8 @@ class NonUniform(Certifier):
         hint: Tensor | None = None,
     ) -> Certificate:
         eps = threat.eps_like(batch.x)
-        radius = self.boxes(model, batch.x, batch.y)[0].flatten(1).amin(dim=1)
+        boxes, uniform = self.boxes(model, batch.x, batch.y)
+        radius = torch.maximum(boxes.flatten(1).amin(dim=1), uniform)
         return Certificate(radius, radius >= eps.flatten())
 
     def boxes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

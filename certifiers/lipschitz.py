@@ -1,0 +1,119 @@
+"""The product bound: a network's Lipschitz constant in L2 is at most its layers' multiplied (Szegedy et al., 2014)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.core import registry
+from bench.core.contracts import Batch, Certificate, Certifier
+from bench.core.errors import UserError
+from bench.core.threat import TINY, ThreatModel
+from certifiers.intervals import tolerance
+from certifiers.layers import Activation, Add, Conv, Layer, Linear, Reshape, Scale
+from certifiers.network import Network
+from certifiers.regions import region_of
+from certifiers.rows import Window
+
+ROUNDING = 1 + 1e-9  # far above the error of singular values in float64
+
+
+@registry.certifier("lipschitz")
+@dataclass(frozen=True, kw_only=True)
+class Lipschitz(Certifier):
+    """A global Lipschitz constant as a product of spectral norms (Szegedy et al., 2014; Tsuzuku et al., 2018), L2.
+
+    z_y - z_j changes by no more than L_yj per unit of L2 distance, so the label stands within the least
+    (z_y - z_j) / L_yj of an image. L_yj = ||W_y - W_j|| L, W the last layer and L the constant of what is below it
+    (where the network does not end in a linear layer: sqrt(2) L, of all of it). Constants multiply from layer to layer
+    and add up where a sum joins two paths. A linear layer's is its largest singular value and a convolution's the
+    largest of the same convolution on a torus, never below its own; an activation's is its greatest slope.
+
+    radius: the certified distance, at most eps; of each lead z_y - z_j what rounding may have done to it is taken off.
+    The ball is not cut to the threat's box.
+    """
+
+    norms = ("L2",)
+
+    def certify(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        *,
+        generator: torch.Generator,
+        hint: Tensor | None = None,
+    ) -> Certificate:
+        network, label, eps = Network(model, batch.x[:1]), batch.y[:, None], threat.eps_like(batch.y)[:, None]
+        slopes = margin_constants(network)[batch.y]
+        logits = model(batch.x).double()
+        gaps = logits.gather(1, label) - logits
+        margins = (gaps - eps * slopes).scatter(1, label, torch.inf)
+        least = margins.amin(dim=1).to(batch.x.dtype)
+        doubt = tolerance(network, region_of(batch.x, threat), threat.box, least)
+        reach = (gaps - doubt[:, None]).clamp(min=0) / slopes.clamp(min=TINY)
+        radius = reach.scatter(1, label, torch.inf).amin(dim=1).minimum(eps.squeeze(1))
+        return Certificate(radius, radius >= eps.squeeze(1), margins, doubt)
+
+
+def margin_constants(network: Network) -> Tensor:
+    """Lipschitz constants of the margins z_i - z_j in the L2 norm of the image, (K,K) float64."""
+    last = network.nodes[-1]
+    constants = layer_constants(network)
+    if isinstance(last.layer, Linear):
+        rows, below = last.layer.weight.double(), constants[last.inputs[0]]
+    else:
+        rows, below = torch.eye(network.classes, dtype=torch.float64, device=constants[-1].device), constants[-1]
+    return below * torch.linalg.vector_norm(rows[:, None] - rows, dim=2)
+
+
+def layer_constants(network: Network) -> list[Tensor]:
+    """The Lipschitz constant of each node's output as a function of the image, in order, float64."""
+    constants: list[Tensor] = []
+    for node in network.nodes:
+        below = [constants[k] for k in node.inputs]
+        if node.layer is None:
+            constants.append(torch.ones((), dtype=torch.float64))
+        elif isinstance(node.layer, Add):
+            constants.append(below[0] + below[1])
+        else:
+            constants.append(below[0] * operator_norm(node.layer, network.nodes[node.inputs[0]].shape, node.name))
+    return constants
+
+
+def operator_norm(layer: Layer, shape: tuple[int, ...], name: str) -> Tensor | float:
+    """How much a layer of one input, which has `shape`, stretches L2 distances at most."""
+    match layer:
+        case Linear():
+            return torch.linalg.matrix_norm(layer.weight.double(), ord=2) * ROUNDING
+        case Conv():
+            return conv_norm(layer.window, (shape[1], shape[2]))
+        case Scale():
+            return layer.factor.double().abs().max()
+        case Activation():
+            return max(map(abs, layer.slope))
+        case Reshape():
+            return 1.0
+    raise UserError(f"layer '{name}' ({type(layer).__name__}) has no Lipschitz constant that lipschitz knows")
+
+
+def conv_norm(window: Window, size: tuple[int, int]) -> Tensor:
+    """An upper bound of a convolution's spectral norm on images of `size`, near it; a scalar in float64.
+
+    With its zeros around it the image is put on a torus, where nothing that is read lies across the seam: the
+    convolution is then a restriction of the torus's, whose norm is exact, by the Fourier transform (Sedghi, Gupta and
+    Long, 2019): the largest singular value of the (O, C) matrices, one for each frequency. A stride keeps every s-th
+    output, so the s frequencies that look alike there are columns of one matrix, divided by sqrt(s).
+    """
+    weight, groups = window.weight.double(), window.groups
+    (down, across), stride = window.dilation, window.stride
+    rows, columns = (s * math.ceil((n + 2 * p) / s) for n, p, s in zip(size, window.padding, stride, strict=True))
+    kernel = weight.new_zeros(*weight.shape[:2], rows, columns)
+    kernel[:, :, : down * weight.shape[2] : down, : across * weight.shape[3] : across] = weight
+    symbol = torch.fft.fft2(kernel).unflatten(0, (groups, -1))
+    folded = symbol.unflatten(4, (stride[1], -1)).unflatten(3, (stride[0], -1)).permute(4, 6, 0, 1, 2, 3, 5)
+    half = folded[:, : columns // stride[1] // 2 + 1]  # of a real kernel the other frequencies are conjugates
+    return torch.linalg.matrix_norm(half.flatten(4), ord=2).max() / math.sqrt(math.prod(stride)) * ROUNDING

@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch import nn
+
+from bench.core.contracts import Batch
+from bench.core.errors import UserError
+from bench.core.threat import ThreatModel
+from certifiers.network import Network
+from certifiers.non_uniform import Bounds, NonUniform
+
+G = torch.Generator()
+
+
+def two_pixels(weight, bias):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([weight, [0.0, 0.0]]))
+        model[1].bias.copy_(torch.tensor([bias, 0.0]))
+    return model
+
+
+def test_the_largest_box_of_a_linear_model():
+    """w1 e1 + w2 e2 = value at the image, and e1 e2 largest: half of the value to each pixel."""
+    model = two_pixels([1.0, 4.0], -0.5)
+    x = torch.full((1, 1, 1, 2), 0.5)  # value 0.5 + 2 - 0.5 = 2
+    eps, uniform = boxes(model, x, steps=60)
+    assert uniform.item() == pytest.approx(2 / 5, rel=1e-3)
+    torch.testing.assert_close(eps.flatten(), torch.tensor([1.0, 0.25]), rtol=0.03, atol=0)
+
+
+def boxes(model, x, **options):
+    with torch.no_grad():
+        return NonUniform(**options).boxes(model, x, model(x).argmax(dim=1))
+
+
+def relu_net():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 30), nn.ReLU(), nn.Linear(30, 3)).eval()
+    with torch.no_grad():
+        model[1].weight[:, :4] *= 0.1  # pixels that hardly matter
+    return model, torch.rand(20, 1, 3, 3)
+
+
+def test_the_box_is_certified_and_larger_than_the_uniform_one():
+    model, x = relu_net()
+    eps, uniform = boxes(model, x)
+    y = model(x).argmax(dim=1)
+    there = uniform > 0
+    assert there.sum() > 10
+    margin = Bounds(Network(model, x[:1]), x[there], y[there]).over(eps[there])
+    assert (margin >= 1e-3).all()
+    volume = eps[there].log().flatten(1).mean(dim=1).exp()
+    assert (volume >= uniform[there] * (1 - 1e-6)).all()
+    assert (volume / uniform[there]).mean() > 1.3
+    assert (eps[there].flatten(1)[:, :4].mean() > 2 * eps[there].flatten(1)[:, 4:].mean()).all()
+
+
+def test_no_corner_of_a_box_is_wrong():
+    model, x = relu_net()
+    eps, _ = boxes(model, x)
+    y = model(x).argmax(dim=1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        sign = torch.rand(x.shape, generator=generator).sub(0.5).sign()
+        assert torch.equal(model(x + eps * sign).argmax(dim=1), y)
+
+
+def test_wrong_images_have_no_box_and_the_radius_is_the_smallest_eps():
+    model, x = relu_net()
+    y = model(x).argmax(dim=1)
+    y[0] = (y[0] + 1) % 3
+    found = NonUniform()(model, Batch(x, y, torch.arange(20)), ThreatModel("Linf", 0.01), generator=G)
+    assert found.radius[0] == 0
+    with torch.no_grad():
+        eps, _ = NonUniform().boxes(model, x, y)
+    assert (found.radius >= eps.flatten(1).amin(dim=1)).all()
+    assert torch.equal(found.certified, found.radius >= 0.01)
+
+
+def test_an_example_does_not_depend_on_the_others():
+    model, x = relu_net()
+    together, alone = boxes(model, x)[0], boxes(model, x[3:4])[0]
+    torch.testing.assert_close(together[3:4], alone, rtol=1e-3, atol=1e-5)
+
+
+def test_settings_that_make_no_sense():
+    for options in ({"lr": 0.0}, {"shrink": 1.0}, {"growth": 0.5}):
+        with pytest.raises(UserError):
+            NonUniform(**options)
