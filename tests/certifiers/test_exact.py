@@ -1,0 +1,241 @@
+"""exact against the enumeration of all activation patterns, on networks small enough for it."""
+
+import functools
+import importlib.util
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch import nn
+
+from bench.core.contracts import Batch
+from bench.core.errors import CheckError, UserError
+from bench.core.layers import Normalize, Residual
+from bench.core.threat import ThreatModel
+from certifiers import exact, solvers
+from certifiers.alpha_crown import AlphaCrown
+from certifiers.exact import Exact, Search
+
+SOLVERS = ["highs", pytest.param("scip", marks=pytest.mark.skipif(
+    importlib.util.find_spec("pyscipopt") is None, reason="pyscipopt is not installed"))]  # fmt: skip
+THREAT = ThreatModel("Linf", 0.3)
+
+
+def weighted(model, seed=0):
+    """The model in eval mode with random weights, and statistics where it keeps any."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.randn(value.shape, generator=generator))
+            if name.endswith("running_var"):
+                value.abs_().add_(0.5)
+    return model.eval().requires_grad_(False)
+
+
+def mlp(seed, slope=0.0, widths=(2, 3, 2, 3)):
+    act = nn.LeakyReLU(slope) if slope else nn.ReLU()
+    layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), act)]
+    return weighted(nn.Sequential(nn.Flatten(), *layers[:-1]), seed)
+
+
+def batch_for(model, shape, n=12, seed=0):
+    x = torch.rand((n, *shape), generator=torch.Generator().manual_seed(seed))
+    x[:2] = x[:2].round()  # corners of the box
+    return Batch(x, model(x).argmax(dim=1), torch.arange(n))
+
+
+def run(certifier, model, batch, threat=THREAT, hint=None):
+    return certifier(model, batch, threat, generator=torch.Generator(), hint=hint)
+
+
+def least_margin(model, x, y, eps=THREAT.eps):
+    """min over the box of min_j z_y - z_j: a linear program for each pattern of the ReLUs of an mlp."""
+    layers = [part for part in model if isinstance(part, nn.Linear)]
+    slope = next((part.negative_slope for part in model if isinstance(part, nn.LeakyReLU)), 0.0)
+    box = [(max(v - eps, 0), min(v + eps, 1)) for v in x.double().flatten().tolist()]
+    hidden = [layer.out_features for layer in layers[:-1]]
+    least = math.inf
+    for pattern in itertools.product((0, 1), repeat=sum(hidden)):
+        signs = torch.tensor(pattern, dtype=torch.float64).split(hidden)
+        w, b = torch.eye(len(box)).double(), torch.zeros(len(box)).double()
+        rows, limits = [], []
+        for layer, on in zip(layers, [*signs, None], strict=True):
+            w, b = layer.weight.double() @ w, layer.weight.double() @ b + layer.bias.double()
+            if on is not None:
+                rows.append((1 - 2 * on)[:, None] * w)
+                limits.append((2 * on - 1) * b)
+                factor = slope + (1 - slope) * on
+                w, b = factor[:, None] * w, factor * b
+        for j in set(range(len(b))) - {int(y)}:
+            found = linprog(w[y] - w[j], A_ub=torch.cat(rows), b_ub=torch.cat(limits), bounds=box)
+            if found.status == 0:
+                least = min(least, found.fun + float(b[y] - b[j]))
+    return least
+
+
+def without_help(monkeypatch):
+    """Leave all to the programs: no bound of alpha-crown, and no attack but from what a solver found."""
+    climb = Search.climb
+
+    def nothing(model, batch, threat, rows):
+        margins = torch.zeros((len(batch), model(batch.x[:1]).shape[1]))
+        return margins, torch.zeros_like(margins, dtype=torch.bool).scatter(1, batch.y[:, None], True)
+
+    def only_repair(self, points, rows, other, *, step):
+        if step < 1:
+            climb(self, points, rows, other, step=step)
+
+    monkeypatch.setattr(exact, "linear_margins", nothing)
+    monkeypatch.setattr(Search, "climb", only_repair)
+
+
+@functools.cache
+def least_margins(seed, slope):
+    model = mlp(seed, slope)
+    batch = batch_for(model, (1, 1, 2), n=5)
+    return model, batch, [least_margin(model, x, y) for x, y in zip(batch.x, batch.y, strict=True)]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("seed", "slope"), [(4, 0.0), (0, 0.3), (1, 0.3)])
+def test_agrees_with_all_activation_patterns(solver, seed, slope, monkeypatch):
+    without_help(monkeypatch)
+    model, batch, margins = least_margins(seed, slope)
+    assert all(abs(margin) > 1e-3 for margin in margins)  # far from the slack, on both sides
+    assert min(margins) < 0 < max(margins)
+    found = run(Exact(solver=solver), model, batch)
+    assert found.status == ["certified" if margin > 0 else "broken" for margin in margins]
+
+
+def conv_net():
+    """All layers that are linear, between ReLUs: on images (1,4,4)."""
+    body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.LeakyReLU(0.1))
+    return weighted(
+        nn.Sequential(
+            Normalize((0.3,), (0.5,)), nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.ReLU(), Residual(body),
+            nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3),
+        )
+    )  # fmt: skip
+
+
+def worst_seen(model, x, y, eps, n=2000):
+    """The least margin at the corners and inside of the box, at random."""
+    draws = torch.rand((2, n, *x.shape), generator=torch.Generator().manual_seed(1))
+    points = torch.cat([draws[0].round(), draws[1]])
+    logits = model((x + (2 * points - 1) * eps).clamp(0, 1))
+    return float((logits[:, [y]] - logits).scatter(1, torch.full((2 * n, 1), int(y)), math.inf).min())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_decides_every_layer_and_contradicts_nobody(solver, monkeypatch):
+    model, threat = conv_net(), ThreatModel("Linf", torch.linspace(0.01, 0.15, 8))
+    batch = batch_for(model, (1, 4, 4), n=8)
+    linear = run(AlphaCrown(), model, batch, threat).certified
+    without_help(monkeypatch)
+    found = run(Exact(solver=solver), model, batch, threat)
+    assert set(found.status) == {"certified", "broken"}
+    assert found.certified[linear].all()
+    assert torch.equal(found.radius > 0, found.certified)
+    for i in found.certified.nonzero().flatten().tolist():
+        assert found.radius[i] == threat.eps[i].float()
+        assert worst_seen(model, batch.x[i], batch.y[i], threat.eps[i]) > 0
+    assert (model(found.witness).argmax(dim=1) != batch.y)[found.broken].all()
+    assert threat.contains(found.witness, batch.x).all()
+
+
+def test_programs_find_what_the_gradient_does_not():
+    """The margin is flat around the image and below zero in a corner of the box."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 2)).requires_grad_(False).eval()
+    for value, given in zip(
+        model.state_dict().values(), ([[1.0, 1.0]], [-1.3], [[0.0], [1.0]], [0.05, 0.0]), strict=True
+    ):
+        value.copy_(torch.tensor(given))
+    batch = Batch(torch.full((1, 1, 1, 2), 0.5), torch.zeros(1, dtype=torch.int64), torch.arange(1))
+    search = Search(model, batch, THREAT)
+    search.climb(batch.x, torch.arange(1), 1, step=1.0)
+    assert not search.broken
+    found = run(Exact(), model, batch)
+    assert found.status == ["broken"]
+    assert found.witness.sum() > 1.35
+    # at 0.17 the corner has a margin of 0.01 still
+    assert run(Exact(), model, batch, ThreatModel("Linf", 0.17)).status == ["certified"]
+
+
+def test_what_is_wrong_already_needs_no_program(monkeypatch):
+    monkeypatch.setattr(exact, "Programs", None)  # cannot be made
+    model, batch, margins = least_margins(0, 0.3)
+    fallen = [i for i, margin in enumerate(margins) if margin < 0]
+    witness = run(Exact(), model, batch).witness  # the gradient's
+    few = Batch(batch.x[fallen], batch.y[fallen], batch.index[fallen])
+    monkeypatch.setattr(Search, "climb", lambda *_, **__: None)
+    assert set(run(Exact(), model, few, hint=few.x + 3 * (witness[fallen] - few.x)).status) == {"broken"}  # projected
+    hinted = run(Exact(), model, few, hint=witness[fallen])
+    assert set(hinted.status) == {"broken"}
+    assert torch.equal(hinted.witness, witness[fallen])
+    wrong = Batch(few.x, (few.y + 1) % 3, few.index)
+    clean = run(Exact(), model, wrong)
+    assert set(clean.status) == {"broken"}
+    assert torch.equal(clean.witness, few.x)
+
+
+def test_no_time_leaves_it_open(monkeypatch):
+    without_help(monkeypatch)
+    model, batch, _ = least_margins(0, 0.3)
+    found = run(Exact(seconds=1e-9), model, batch)
+    assert set(found.status) == {"open"}
+    assert not found.radius.any()
+
+
+def test_what_no_solver_decides_is_open(monkeypatch):
+    without_help(monkeypatch)
+    monkeypatch.setattr(exact, "solver_called", lambda _: lambda *_: "unknown")
+    model, batch, _ = least_margins(0, 0.3)
+    assert set(run(Exact(), model, batch).status) == {"open"}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_say_when_their_time_is_over(solver):
+    model = mlp(0, widths=(8, 40, 20, 2))
+    batch = batch_for(model, (1, 2, 4), n=1)
+    program = exact.Programs(model, batch, THREAT).around(0).program(int(batch.y[0]), 1 - int(batch.y[0]))
+    solve = solvers.solver_called(solver)
+    assert isinstance(solve(program, 1e9, 60.0), np.ndarray)
+    assert solve(program, -1e9, 60.0) == "none"
+    assert solve(program, 0.0, 1e-6) == "unknown"
+
+
+def test_a_solution_that_the_model_does_not_confirm_is_no_witness(monkeypatch):
+    without_help(monkeypatch)
+    monkeypatch.setattr(exact, "solver_called", lambda _: lambda program, *_: program.low)
+    model, batch, margins = least_margins(0, 0.3)
+    found = run(Exact(), model, batch)
+    assert found.status[0] == "open"
+    assert margins[0] > 0
+    assert not found.certified.any()
+
+
+def test_a_proof_and_a_witness_at_once_is_an_error(monkeypatch):
+    model, batch, _ = least_margins(0, 0.3)
+    monkeypatch.setattr(
+        exact, "linear_margins", lambda *_: (torch.ones(len(batch), 3), torch.ones(len(batch), 3, dtype=torch.bool))
+    )
+    with pytest.raises(CheckError, match="proven and broken"):
+        run(Exact(), model, Batch(batch.x, (batch.y + 1) % 3, batch.index))
+
+
+def test_refuses_what_it_cannot_do(monkeypatch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 2)).requires_grad_(False)
+    batch = batch_for(model, (1, 1, 2))
+    with pytest.raises(UserError, match=r"layer '2' \(sigmoid\).*ReLU"):
+        run(Exact(), model, batch)
+    with pytest.raises(UserError, match="no L2 form"):
+        run(Exact(), mlp(0), batch, ThreatModel("L2", 0.1))
+    with pytest.raises(UserError, match="seconds"):
+        Exact(seconds=0)
+    monkeypatch.setattr(solvers.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install 'robust-bracket\[exact\]'"):
+        Exact(solver="scip")
+    assert solvers.solver_called("auto") is solvers.highs
