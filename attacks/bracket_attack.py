@@ -14,8 +14,9 @@ from attacks.losses import margin
 from attacks.malt import MALT
 from attacks.square import Square
 from bench.core import registry
-from bench.core.contracts import Batch, Stage, StagedAttack, has_paid
+from bench.core.contracts import Attack, Batch
 from bench.core.passes import on_rows
+from bench.core.stages import Stage, StagedAttack, has_paid
 
 
 @registry.attack("bracket-attack")
@@ -32,7 +33,7 @@ class BracketAttack(StagedAttack):
 
     norms = ("Linf", "L2", "L1")
 
-    def stages(self, classes: int) -> Sequence[Stage]:
+    def stages(self, classes: int) -> Sequence[Stage[Attack]]:
         steps = 20 if self.threat.norm != "L1" else 60  # under L1 three balls share them
         malt = partial(MALT, threat=self.threat, steps=steps)
         ratio = partial(malt, loss="dlr") if classes >= 4 else malt
@@ -60,7 +61,7 @@ class BracketAttack(StagedAttack):
                 continue
             part = Batch(batch.x[rows], batch.y[rows], batch.index[rows])
             with on_rows(rows):
-                attack = replace(stage.attack, threat=self.threat.of(rows))
+                attack = replace(stage.method, threat=self.threat.of(rows))
                 found = attack(model, part, generator=generator)
                 with torch.no_grad():
                     there = margin(model(found), part.y)

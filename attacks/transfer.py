@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError
-from bench.core.records import WITNESSES, read_arrays, read_run, threat_of
+from bench.core.files import read_arrays
+from bench.core.records import WITNESSES, read_run
+from bench.core.table import threat_of
 from bench.core.threat import ThreatModel, checked_norm
 
 

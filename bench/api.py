@@ -25,6 +25,8 @@ from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.evaluate.attacked import make_attacks
+from bench.evaluate.bracket import plan_bracket
+from bench.evaluate.certified import check_certifier, make_certifiers
 from bench.evaluate.evaluation import Evaluation, evaluate_split
 from bench.training.carried import carried_start, carry, start_bank
 
@@ -62,14 +64,17 @@ def evaluate(
     *,
     threat: ThreatModel,
     attacks: Sequence[str] = ("pgd-10", "pgd-50", "autoattack"),
+    certifiers: Sequence[str] = (),
+    bracket: float | None = None,
     seed: int = 0,
     batch_size: int = 256,
 ) -> Evaluation:
-    """Attack `model` on images x (N,C,H,W) in [0, 1] with labels y (N,) int64, all on one device.
+    """Attack, and certify, `model` on images x (N,C,H,W) in [0, 1] with labels y (N,) int64, all on one device.
 
-    attacks are specs; batch_size decides which examples share a batch, and with `seed` all that is random. The table
-    of the result says of each example whether it is right and what it survives. UserError for anything else than such
-    images and labels; CheckError where the result contradicts itself.
+    attacks and certifiers are specs; bracket: for so many seconds, attacks and certifiers in turn decide what is open.
+    batch_size decides which examples share a batch, and with `seed` all that is random. The table of the result
+    (bench/core/table.py) says of each example whether it is right, what it survives and what is proven. UserError for
+    anything else than such images and labels; CheckError where the result contradicts itself.
     """
     if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or len(x) == 0:
         raise UserError("evaluate takes images as a tensor (N,C,H,W) of floating point, N at least 1")
@@ -85,8 +90,15 @@ def evaluate(
         raise UserError("evaluate takes a model that returns logits (N,K)")
     if y.min() < 0 or y.max() >= logits.shape[1]:
         raise UserError(f"labels must be 0 to {logits.shape[1] - 1}, for the model has {logits.shape[1]} logits")
-    made = make_attacks(attacks, threat)
+    shape, classes = tuple(x.shape[1:]), logits.shape[1]
+    made, proofs = make_attacks(attacks, threat), make_certifiers(certifiers)
     for attack in made.values():
-        attack.check_fits(tuple(x.shape[1:]), logits.shape[1])
-    test = Split.of_tensors(x.float(), y)
-    return evaluate_split(model, test, threat, made, batch_size=batch_size, seed=seed, show=False)
+        attack.check_fits(shape, classes)
+    for certifier in proofs.values():
+        check_certifier(certifier, model, shape, threat)
+    known: list[Attack | Certifier] = [*made.values(), *proofs.values()]
+    narrowing = None if bracket is None else plan_bracket(model, shape, classes, threat, budget=bracket, known=known)
+    return evaluate_split(
+        model, Split.of_tensors(x.float(), y), threat, made, certifiers=proofs, bracket=narrowing,
+        batch_size=batch_size, seed=seed, show=False,
+    )  # fmt: skip

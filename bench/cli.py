@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
-import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING
 
+from bench.arguments import Parser, duration, eps_list, fail, seed_list, whole
 from bench.core import registry
 from bench.core.config import parse_overrides, suites
 from bench.core.errors import CheckError, UserError
@@ -20,6 +19,11 @@ from bench.core.specs import parse_value
 if TYPE_CHECKING:
     from bench.core.records import Record
     from bench.plan import Request
+
+BUDGET = 600.0  # seconds of a bracket
+
+# what a study's parameter may be given as, without --set
+STUDY_OPTIONS = ("table", "checkpoints", "checkpoint", "model", "dataset", "data_dir", "n_examples", "figure")
 
 KINDS: dict[str, registry.Registry] = {
     "defenses": registry.defense,
@@ -32,66 +36,6 @@ KINDS: dict[str, registry.Registry] = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with the nearest word where one is unknown."""
-
-    options: ClassVar[set[str]] = set()  # of all commands: an unknown option is reported by the topmost parser
-
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        self.options.update(names)
-        return super().add_argument(*names, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
-        unknown = re.fullmatch(r"unrecognized arguments: (--[\w-]+)(.*)", message)
-        if choice:
-            allowed = [word.strip(" '") for word in choice[3].split(",")]
-            message = f"{choice[1]} '{choice[2]}' is not one of {', '.join(allowed)}{_nearest(choice[2], allowed)}"
-        elif unknown:
-            message = f"no option {unknown[1]}{_nearest(unknown[1], self.options)}"
-        fail(f"{message}; see `{self.prog} --help`")
-
-
-def _nearest(word: str, allowed: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(allowed), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def fail(message: str, code: int = 2) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def eps_list(text: str) -> tuple[float, ...]:
-    """An argparse type: numbers with commas between, fractions such as 8/255 too."""
-    return tuple(dict.fromkeys(_typed(float, word, "--eps") for word in text.split(",")))
-
-
-def whole(what: str, least: int, most: int | None = None) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value: int = _typed(int, text, what)
-        if value < least or (most is not None and value > most):
-            allowed = f"at least {least}" if most is None else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"{what} must be {allowed}, not {value}")
-        return value
-
-    return parse
-
-
-def seed_list(text: str) -> list[int]:
-    found: list[int] = list(dict.fromkeys(_typed(tuple[int, ...], text, "--seeds")))
-    if not found or min(found) < 0:
-        raise argparse.ArgumentTypeError(f"--seeds takes whole numbers such as 0,1,2, not '{text}'")
-    return found
-
-
-def _typed(hint: Any, text: str, what: str) -> Any:
-    try:
-        return parse_value(text, hint, what)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def parser() -> Parser:
     top = Parser(prog="bench", description="Robust accuracy between what is certified and what survives every attack.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -102,19 +46,19 @@ def parser() -> Parser:
     _add_plugin(sub)
     sub.set_defaults(act=act_list)
 
-    sub = commands.add_parser("run", help="train a defense (or resume), attack it, tabulate it")
+    sub = commands.add_parser("run", help="train a defense (or resume), attack and certify it, tabulate it")
     sub.add_argument("--defense", required=True, metavar="NAME", help="see `bench list defenses`")
     sub.add_argument("--epochs", type=whole("--epochs", 1), help="length of the training (short for --set epochs=N)")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the defense")
     _add_run_options(sub)
     sub.set_defaults(act=act_run, checkpoint=None)
 
-    sub = commands.add_parser("eval", help="attack weights that are there already")
+    sub = commands.add_parser("eval", help="attack and certify weights that are there already")
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors, or a state dict")
     _add_run_options(sub)
     sub.set_defaults(act=act_run, defense=None, epochs=None, set=[])
 
-    sub = commands.add_parser("verify", help="check a run's evidence again: hashes, labels, witnesses, leaks")
+    sub = commands.add_parser("verify", help="check a run's evidence again: labels, witnesses, certificates, leaks")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of them")
     sub.add_argument("--sample", type=whole("--sample", 0), metavar="N", help="claimed-robust examples to attack again")
     sub.add_argument("--attack", metavar="SPEC", help="what attacks them, as pgd-50:restarts=5")
@@ -136,6 +80,8 @@ def parser() -> Parser:
     sub = commands.add_parser("study", help="an experiment that is neither a defense nor an attack")
     sub.add_argument("name", metavar="NAME", help="see `bench list studies`")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the study")
+    for name in STUDY_OPTIONS:
+        sub.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"short for --set {name}=VALUE")
     _add_plugin(sub)
     sub.set_defaults(act=act_study)
     return top
@@ -157,6 +103,9 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
         help="in the scale of images in [0, 1]; after the first: attack there too",
     )
     sub.add_argument("--attacks", metavar="SPEC,...", help="as pgd-50,autoattack; 'none' for clean accuracy alone")
+    sub.add_argument("--certifiers", metavar="SPEC,...", help="as ibp,alpha-crown (default: none)")
+    sub.add_argument("--bracket", action="store_true", help="attacks and certifiers in turn, until all is decided")
+    sub.add_argument("--budget", type=duration, metavar="10m", help="of the bracket, as 90s, 10m, 2h (default: 10m)")
     sub.add_argument("--n-examples", type=whole("--n-examples", 1), metavar="N", help="the first N of the test set")
     sub.add_argument("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run each (default: 0)")
     sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -221,20 +170,30 @@ def _request(args: argparse.Namespace) -> Request:
         registry.defense.get(args.defense)  # fails with the nearest name, before torch is loaded
     from bench.plan import Request
 
-    attacks = None if args.attacks is None else [word.strip() for word in args.attacks.split(",")]
-    if attacks is not None and "" in attacks:
-        raise UserError(f"--attacks '{args.attacks}' has an empty place; write specs with commas between, or none")
+    if args.budget is not None and not args.bracket:
+        raise UserError("--budget is the bracket's; give --bracket too")
     return Request(
         defense=args.defense, checkpoint=args.checkpoint, suite=args.suite, dataset=args.dataset, model=args.model,
-        norm=args.norm, eps=args.eps, attacks=[] if attacks == ["none"] else attacks, n_examples=args.n_examples,
+        norm=args.norm, eps=args.eps, attacks=_specs(args.attacks, "--attacks"),
+        certifiers=_specs(args.certifiers, "--certifiers") or (),
+        bracket=(args.budget or BUDGET) if args.bracket else None, n_examples=args.n_examples,
         overrides=overrides, device=args.device, threads=args.threads, plugins=args.plugin, data_dir=args.data_dir,
         out=args.out,
     )  # fmt: skip
 
 
+def _specs(words: str | None, option: str) -> list[str] | None:
+    """The specs of an option; [] for `none`, None where it is not given."""
+    specs = None if words is None else [word.strip() for word in words.split(",")]
+    if specs is not None and "" in specs:
+        raise UserError(f"{option} '{words}' has an empty place; write specs with commas between, or none")
+    return [] if specs == ["none"] else specs
+
+
 def act_verify(args: argparse.Namespace) -> None:
     from bench.core.records import find_records
-    from bench.verification import as_table, settings, verify
+    from bench.findings import as_table
+    from bench.verification import settings, verify
 
     folders = find_records(args.runs)
     chosen = settings(
@@ -271,7 +230,8 @@ def act_study(args: argparse.Namespace) -> None:
     study = registry.study.get(args.name)
     hints = options_of(study)
     options = {}
-    for key, value in parse_overrides(args.set).items():
+    given = [f"{name}={value}" for name in STUDY_OPTIONS if (value := getattr(args, name)) is not None]
+    for key, value in parse_overrides([*args.set, *given]).items():
         if key not in hints:
             raise UserError(f"study '{args.name}' has no parameter '{key}'; it has {', '.join(hints)}")
         options[key] = parse_value(value, hints[key][0], f"study '{args.name}': {key}")

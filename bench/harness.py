@@ -15,11 +15,12 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from bench.core import records, registry, seeds
+from bench.core import files, records, registry, seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
 from bench.core.progress import Progress
 from bench.core.records import Record, Training
+from bench.core.table import Threat, accuracy, union, worst
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split, hold_out
 from bench.evaluate.attacked import make_attacks
@@ -48,7 +49,7 @@ def _run(plan: Plan, seed: int, folder: Path) -> None:
     for left in folder.glob(".*.part"):
         left.unlink()
     description = json.dumps(plan.config.as_json(), indent=1) + "\n"
-    records.write_atomically(folder / "config.json", description.encode())
+    files.write_atomically(folder / "config.json", description.encode())
     if plan.loaded is not None:
         model, cost = plan.loaded.to(plan.device), None
         save_weights(folder / WEIGHTS, model, plan.spec)
@@ -87,8 +88,8 @@ def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     for warning in cost.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     save_weights(folder / WEIGHTS, model, plan.spec)
-    done = Trained(records.sha256(folder / WEIGHTS), cost)
-    records.write_atomically(folder / "training.json", msgspec.json.encode(done))
+    done = Trained(files.sha256(folder / WEIGHTS), cost)
+    files.write_atomically(folder / "training.json", msgspec.json.encode(done))
     return model, cost
 
 
@@ -96,7 +97,7 @@ def _finished_training(folder: Path) -> Training | None:
     """The cost of the training whose weights are in the folder; None where it has to go on from its checkpoint."""
     try:
         done = msgspec.json.decode((folder / "training.json").read_bytes(), type=Trained)
-        if done.weights == records.sha256(folder / WEIGHTS):
+        if done.weights == files.sha256(folder / WEIGHTS):
             return done.cost
     except (FileNotFoundError, msgspec.MsgspecError):
         pass
@@ -110,16 +111,20 @@ def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Train
     weights = records.artifact(folder / WEIGHTS)
     parts = folder / "parts" / weights.sha256[:16]  # of these weights and no others
     parts.mkdir(parents=True, exist_ok=True)
-    found = evaluate_split(model, test, plan.threat, plan.attacks, batch_size=size, seed=seed, parts=parts)
+    found = evaluate_split(
+        model, test, plan.threat, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket, batch_size=size,
+        seed=seed, parts=parts,
+    )  # fmt: skip
     table = found.table
-    records.write_arrays(folder / records.TABLE, table)
-    records.write_arrays(folder / records.WITNESSES, found.witnesses)
+    files.write_arrays(folder / records.TABLE, table)
+    files.write_arrays(folder / records.WITNESSES, found.witnesses)
     record = Record(
         schema=records.SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model, defense=plan.name,
-        seed=seed, threat=records.Threat(config.norm, config.eps), config=config.as_json(),
-        config_hash=config.content_hash, n_examples=n, clean=records.accuracy(table["clean"]),
+        seed=seed, threat=Threat(config.norm, config.eps), config=config.as_json(),
+        config_hash=config.content_hash, n_examples=n, clean=accuracy(table["clean"]),
         attacks=found.attacks,
-        worst=records.worst(table), union=records.union(table), certifiers={}, training=cost, sanity=found.sanity,
+        worst=worst(table), union=union(table), certifiers=found.certifiers,
+        bracket=found.bracket, audited=found.audited, training=cost, sanity=found.sanity,
         artifacts={
             "weights": weights,
             "examples": records.artifact(folder / records.TABLE),

@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bench.core import records, registry, seeds
-from bench.core.config import RunConfig, Suite, TrainingConfig, as_json, get_suite, make_config, suites
-from bench.core.contracts import Attack, Defense
+from bench.core import files, registry, seeds
+from bench.core.config import RunConfig, Suite, as_json, get_suite, make_config, suites
+from bench.core.contracts import Attack, Certifier, Defense
 from bench.core.errors import UserError
 from bench.core.specs import parse_spec
 from bench.core.threads import choose_threads
 from bench.core.threat import ThreatModel, checked_norm
 from bench.datasets.arrays import Arrays, checked, read_npz
-from bench.datasets.split import hold_out
 from bench.evaluate.attacked import make_attacks
+from bench.evaluate.bracket import BracketPlan, plan_bracket
+from bench.evaluate.certified import check_certifier, make_certifiers
+from bench.fits import check_model, check_names, check_own, check_training
 from bench.training.checkpoints import BuildSpec, read_spec, read_state
 from bench.training.foreign import load_foreign
 
@@ -41,7 +43,9 @@ class Request:
     model: str | None = None
     norm: str | None = None
     eps: Sequence[float] | None = None  # the first is the threat model's; each attack also runs under the others
-    attacks: Sequence[str] | None = None
+    attacks: Sequence[str] | None = None  # where there is a bracket, none are the default
+    certifiers: Sequence[str] = ()
+    bracket: float | None = None  # seconds to spend on it, where one is wanted
     n_examples: int | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     device: str = "auto"
@@ -61,9 +65,11 @@ class Plan:
     arrays: Arrays
     threat: ThreatModel
     attacks: dict[str, Attack]
+    certifiers: dict[str, Certifier]
     defense: Defense[Any] | None  # that trains (`bench run`) or only builds (`bench eval` of our own weights)
     device: torch.device
     threads: int = 1
+    bracket: BracketPlan | None = None
     loaded: nn.Module | None = None  # with the weights of --checkpoint
 
     @property
@@ -92,18 +98,21 @@ def plan(request: Request) -> Plan:
     suite = _suite_of(request, own)
     arrays = load_arrays(request.dataset or suite.dataset, request.data_dir)
     if own is not None:
-        _check_own(own, request, arrays)
+        check_own(own, request.checkpoint, request.model, arrays)
     threat = _threat_of(request, suite, arrays)
     attacks = _attacks_of(request, suite, threat)
     for attack in attacks.values():
         assert isinstance(attack.threat.eps, float)
         checked_eps(attack.threat.eps, attack.threat.norm, arrays.shape)
         attack.check_fits(arrays.shape, arrays.classes)
+    certifiers = make_certifiers(request.certifiers)
+    check_names(attacks, certifiers)
     spec = own or _spec_of(request, suite, arrays)
-    code += [records.sha256(Path(text.partition(":")[0])) for text in (spec.model, *attacks) if ".py:" in text]
+    own_code = (spec.model, *attacks, *certifiers)
+    code += [files.sha256(Path(text.partition(":")[0])) for text in own_code if ".py:" in text]
     defense = None if spec.defense is None else _make_defense(spec.defense, spec.training)
     if request.defense is not None and defense is not None:
-        _check_training(defense, arrays, threat)
+        check_training(defense, arrays, threat)
     n = len(arrays.y_test)
     if request.n_examples is not None and request.n_examples > n:
         raise UserError(f"--n-examples {request.n_examples}: {arrays.name} has 1 to {n} test examples")
@@ -111,17 +120,25 @@ def plan(request: Request) -> Plan:
     in_suite = suite.name and (threat.norm, threat.eps) == (suite.norm, suite.eps)
     config = RunConfig(
         suite=suite.name if in_suite else None, dataset=arrays.name, data_hash=arrays.hash, model=spec.model,
-        defense=request.defense, checkpoint=records.sha256(request.checkpoint) if request.checkpoint else None,
+        defense=request.defense, checkpoint=files.sha256(request.checkpoint) if request.checkpoint else None,
         norm=threat.norm, eps=threat.eps, attacks=tuple(attacks), n_examples=request.n_examples or n,
         eval_batch=suite.eval_batch, training=spec.training if request.defense else {}, code=tuple(code),
+        certifiers=tuple(certifiers), bracket=request.bracket,
     )  # fmt: skip
-    unset = Plan(request, config, spec, arrays, threat, attacks, defense, choose_device(request.device))
+    unset = Plan(request, config, spec, arrays, threat, attacks, certifiers, defense, choose_device(request.device))
     model = unset.new_model(0)
-    _check_fits(model, arrays, spec.model)
+    check_model(model, arrays, spec.model)
     threads = request.threads or choose_threads(model, arrays.shape)
     if request.checkpoint is not None:
         _load(model, request.checkpoint, own)
-    return replace(unset, threads=threads, loaded=model if request.checkpoint is not None else None)
+    for certifier in certifiers.values():
+        check_certifier(certifier, model, arrays.shape, threat)
+    bracket = None if request.bracket is None else plan_bracket(
+        model, arrays.shape, arrays.classes, threat, budget=request.bracket,
+        known=[*attacks.values(), *certifiers.values()],
+    )  # fmt: skip
+    loaded = model if request.checkpoint is not None else None
+    return replace(unset, threads=threads, bracket=bracket, loaded=loaded)
 
 
 def load_arrays(dataset: str, data_dir: Path | None) -> Arrays:
@@ -212,7 +229,8 @@ def _threat_of(request: Request, suite: Suite, arrays: Arrays) -> ThreatModel:
 
 def _attacks_of(request: Request, suite: Suite, threat: ThreatModel) -> dict[str, Attack]:
     """The attacks that were asked for, those without a threat model of their own under each further --eps too."""
-    names = list(suite.attacks if request.attacks is None else request.attacks)
+    default = suite.attacks if request.bracket is None else ()
+    names = list(default if request.attacks is None else request.attacks)
     plain = [name for name in names if not re.search(r":(norm|eps)=", name)]
     further = [f"{name}:eps={eps!r}" for eps in (request.eps or ())[1:] for name in plain]
     return make_attacks(names + further, threat)
@@ -249,42 +267,3 @@ def _load(model: nn.Module, path: Path, own: BuildSpec | None) -> None:
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
         raise UserError(f"checkpoint {path} does not fit its own header ({detail}); it was changed") from error
-
-
-def _check_own(own: BuildSpec, request: Request, arrays: Arrays) -> None:
-    """UserError where our own weights are of other images than the data set's, or of another model than --model."""
-    if (own.shape, own.classes) != (arrays.shape, arrays.classes):
-        raise UserError(
-            f"checkpoint {request.checkpoint} is of images {own.shape} with {own.classes} classes; {arrays.name} has "
-            f"{arrays.shape} with {arrays.classes}; give its data set (--dataset)"
-        )
-    if request.model not in (None, own.model):
-        raise UserError(f"checkpoint {request.checkpoint} holds a {own.model}; leave out --model {request.model}")
-
-
-def _check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -> None:
-    """UserError where a defense cannot train on this data against this threat."""
-    config: TrainingConfig = defense.config
-    if threat.norm not in defense.norms:
-        raise UserError(f"{type(defense).__name__} has no {threat.norm} form; its norms are {', '.join(defense.norms)}")
-    if config.crop > min(arrays.shape[1:]):
-        raise UserError(f"crop is {config.crop}; it must not be larger than a side of the images {arrays.shape}")
-    if len(hold_out(len(arrays.y_train), config.validation, config.validation_seed)[0]) < 2:
-        raise UserError(f"{arrays.name} leaves fewer than 2 training examples; lower validation={config.validation}")
-    if config.select == "best" and threat.norm == "L1":
-        raise UserError("select=best measures PGD accuracy, and there is no PGD under L1; use select=last")
-
-
-def _check_fits(model: nn.Module, arrays: Arrays, text: str) -> None:
-    """UserError where a model does not take the data set's images or has another number of classes."""
-    try:
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(2, *arrays.shape))
-    except Exception as error:  # a model may be anybody's
-        raise UserError(
-            f"model '{text}' does not take the images of {arrays.name}, {arrays.shape} ({registry.one_line(error)}); "
-            "give another --model"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (2, arrays.classes):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"model '{text}' returns {shape} for two images of {arrays.classes} classes; it must be logits")

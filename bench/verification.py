@@ -9,28 +9,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from tabulate import tabulate
 from torch import nn
 
-from bench.core import records, registry
+from bench.core import files, records, registry
 from bench.core.config import Suite, make_config
 from bench.core.errors import CheckError, UserError
-from bench.core.records import Record, Table
+from bench.core.records import Record
 from bench.core.specs import parse_spec
+from bench.core.table import Table, certifier_specs
 from bench.core.threads import choose_threads
 from bench.core.threat import ThreatModel, checked_norm
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.evaluate.attacked import make_attacks
+from bench.evaluate.certified import make_certifiers
 from bench.evaluate.verify import (
     LEAK_CHECKS,
     WITNESS_CHECKS,
     Finding,
-    Outcome,
     attack_again,
     check_distances,
     check_labels,
@@ -38,13 +37,16 @@ from bench.evaluate.verify import (
     check_predictions,
     check_witnesses,
 )
+from bench.evaluate.verify_certificates import CERTIFICATES, certify_again, check_contradictions
+from bench.findings import check, load, need
 from bench.plan import build_model, choose_device, load_arrays
 from bench.training.checkpoints import WEIGHTS, read_spec, read_state
 
 ATTACK = "bracket-attack"  # what attacks again where --attack is not given
 SAMPLE = 64
+KINDS = {"b": "flags", "i": "whole numbers", "f": "numbers", "U": "words"}
+COLUMNS = {"robust": "b", "certified": "b", "broken": "b", "radius": "f", "status": "U", "decided_by": "U"}
 
-T = TypeVar("T")
 load_once = lru_cache(maxsize=1)(load_arrays)  # the runs of a folder mostly share a data set
 
 
@@ -82,7 +84,7 @@ def settings(
         device=choose_device(device),
         threads=threads,
         data_dir=data_dir,
-        trusted={path.resolve(): records.sha256(path) for path in plugins},
+        trusted={path.resolve(): files.sha256(path) for path in plugins},
     )
 
 
@@ -112,51 +114,18 @@ def verify(folder: Path, settings: Settings) -> list[Finding]:
     model = load(report, "model", lambda: _load_model(folder / WEIGHTS, record, need(data, "data"), settings))
     test = None if data is None else Split(data.x_test, data.y_test, settings.device)
     ready = partial(_ready, model, test, table)
-    witnesses = partial(records.read_arrays, folder / records.WITNESSES)
+    witnesses = partial(files.read_arrays, folder / records.WITNESSES)
     check(report, ["predictions"], lambda: [check_predictions(*ready(), size)])
     check(report, WITNESS_CHECKS, lambda: check_witnesses(*ready(), record, witnesses(), size))
+    if record.certifiers or record.bracket:
+        stand = partial(check_contradictions, record=record)
+        check(report, [CERTIFICATES], lambda: [stand(need(test, "data"), need(table, "table"), witnesses())])
     if settings.sample:
         again = partial(_attack_again, record=record, settings=settings)
         check(report, ["attacked again"], lambda: [again(*ready(), classes=need(data, "data").classes)])
+        for spec in _certifying(record):
+            check(report, [f"certified again by {spec}"], partial(_certify_again, ready, record, spec, settings))
     return report
-
-
-def as_table(report: Sequence[Finding]) -> str:
-    """One line for each finding."""
-    return tabulate(
-        [(each.outcome, each.name, each.evidence) for each in report], tablefmt="plain", disable_numparse=True
-    )
-
-
-def need(thing: T | None, what: str) -> T:
-    if thing is None:
-        raise UserError(f"without the {what}")
-    return thing
-
-
-def load(report: list[Finding], what: str, read: Callable[[], T], otherwise: Outcome = "not checkable") -> T | None:
-    """What `read` returns; None, and a finding, where it fails."""
-    try:
-        return read()
-    except UserError as error:
-        report.append(Finding(what, otherwise, str(error)))
-    except Exception as error:  # a file, a plugin and a model may be anybody's
-        report.append(Finding(what, "failed", _line(error)))
-    return None
-
-
-def check(report: list[Finding], names: Sequence[str], find: Callable[[], list[Finding]]) -> None:
-    """The findings of a check; where it cannot be made, one for each of its names that says so."""
-    try:
-        report += find()
-    except UserError as error:
-        report += [Finding(name, "not checkable", str(error)) for name in names]
-    except Exception as error:  # a file, a plugin and a model may be anybody's
-        report += [Finding(name, "failed", _line(error)) for name in names]
-
-
-def _line(error: Exception) -> str:
-    return str(error) if isinstance(error, CheckError) else registry.one_line(error)
 
 
 def _eval_batch(record: Record) -> int:
@@ -189,7 +158,7 @@ def _check_file(folder: Path, record: Record, name: str) -> list[Finding]:
     if artifact.path is None:
         return [Finding(title, "not checkable", f"the file is not here but at {artifact.url}")]
     path = folder / Path(artifact.path).name
-    if (path.stat().st_size, found := records.sha256(path)) != (artifact.bytes, artifact.sha256):
+    if (path.stat().st_size, found := files.sha256(path)) != (artifact.bytes, artifact.sha256):
         return [Finding(title, "failed", f"{path.name} has {found[:12]}, the record {artifact.sha256[:12]}")]
     return [Finding(title, "passed", f"{path.name} has {found[:12]}")]
 
@@ -214,20 +183,23 @@ def _check_trusted(text: str, settings: Settings) -> None:
 
 def _read_table(folder: Path) -> Table:
     """The table, each column of the type and length that the checks count on; CheckError where it is not."""
-    table = records.read_arrays(folder / records.TABLE)
+    table = files.read_arrays(folder / records.TABLE)
     n = table["index"].size if "index" in table else 0
     if n == 0 or not np.array_equal(table["index"], np.arange(n)):
         raise CheckError("column 'index' does not count the first examples of the test order")
     for key, kind in {"index": "i", "label": "i", "prediction": "i", "clean": "b"}.items():
         _check_column(table, key, kind, n)
-    for spec in records.attack_specs(table):
-        _check_column(table, f"robust/{spec}", "b", n)
+    for key in table:
+        if key.partition("/")[0] in COLUMNS:
+            _check_column(table, key, COLUMNS[key.partition("/")[0]], n)
+    for spec in certifier_specs(table):
+        _check_column(table, f"radius/{spec}", "f", n)
     return table
 
 
 def _check_column(table: Table, key: str, kind: str, n: int) -> None:
     if key not in table or (table[key].dtype.kind, table[key].shape) != (kind, (n,)):
-        raise CheckError(f"column '{key}' is missing, or not of {n} {'flags' if kind == 'b' else 'whole numbers'}")
+        raise CheckError(f"column '{key}' is missing, or not of {n} {KINDS[kind]}")
 
 
 def _check_aggregates(record: Record, table: Table) -> Finding:
@@ -289,3 +261,22 @@ def _attack_again(
     options = {"sample": settings.sample, "seed": settings.seed, "batch_size": _eval_batch(record)}
     found = attack_again(model, test, table, attack, **options)
     return replace(found, evidence=f"{settings.attack}, seed {settings.seed}: {found.evidence}")
+
+
+def _certifying(record: Record) -> list[str]:
+    """The specs of all that certified something, by the record."""
+    specs = [spec for spec, result in record.certifiers.items() if result.mean_radius > 0]
+    stages = {} if record.bracket is None else record.bracket.stages
+    return list(dict.fromkeys([*specs, *(name for name, stage in stages.items() if stage.certified)]))
+
+
+def _certify_again(
+    ready: Callable[[], tuple[nn.Module, Split, Table]], record: Record, spec: str, settings: Settings
+) -> list[Finding]:
+    _check_trusted(spec, settings)
+    (certifier,) = make_certifiers([spec]).values()
+    if certifier.kind == "probabilistic":
+        raise UserError("its certificates are of random draws, and another draw may give none")
+    options = {"sample": settings.sample, "seed": settings.seed, "batch_size": _eval_batch(record)}
+    model, test, table = ready()
+    return [certify_again(model, test, table, record, spec, certifier, **options)]

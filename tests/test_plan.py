@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bench.core.errors import UserError
+from bench.fits import check_names
 from bench.plan import Request, plan
 
 QUICK = Request(defense="atas", attacks=["fgsm"])
@@ -76,3 +77,40 @@ def test_seeds_decide_the_initial_weights_and_nothing_else_does():
     torch.manual_seed(2)
     assert torch.equal(first, made.new_model(0).stem.weight)
     assert not torch.equal(first, made.new_model(1).stem.weight)
+
+
+def test_the_hash_of_a_run_without_certificates_is_what_it_was_before_there_were_any():
+    config = plan(Request(defense="atas")).config
+    assert {"certifiers", "bracket"} & set(config.as_json()) == set()
+    assert config.content_hash == "aa0fc6ac77bd"  # the README's first run
+
+
+def test_certifiers_and_the_bracket_are_part_of_the_hash():
+    asked = [{"certifiers": ["ibp"]}, {"certifiers": ["ibp", "crown"]}, {"bracket": 60.0}, {"bracket": 90.0}]
+    configs = [plan(replace(QUICK, **each)).config for each in asked]
+    assert len({config.content_hash for config in [plan(QUICK).config, *configs]}) == 5
+    assert configs[1].as_json()["certifiers"] == ["ibp", "crown"]
+    assert configs[2].as_json()["bracket"] == 60.0
+
+
+def test_a_bracket_brings_its_own_attacks_and_no_others_unless_asked():
+    assert plan(Request(defense="atas", bracket=60.0)).attacks == {}
+    assert list(plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"])).attacks) == ["fgsm"]
+    names = [stage.name for stage in plan(Request(defense="atas", bracket=60.0)).bracket.stages]
+    assert names[:4] == ["fgsm", "ibp", "fast-lin", "crown"]
+    assert "malt" in names
+    assert names.index("malt") < names.index("alpha-crown")
+    assert plan(QUICK).bracket is None
+
+
+def test_a_bracket_does_not_measure_again_what_the_run_does_by_itself():
+    found = plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"], certifiers=["crown"])).bracket
+    assert [stage.name for stage in found.stages][:2] == ["ibp", "fast-lin"]
+    assert "crown" not in [stage.name for stage in found.stages]
+
+
+def test_an_attack_and_a_certifier_of_one_name_are_refused():
+    check_names({"fgsm": None}, {"ibp": None})
+    for attacks, certifiers in (({"a": None}, {"a": None}), ({"bracket": None}, {}), ({}, {"bracket": None})):
+        with pytest.raises(UserError, match="names two things of one run"):
+            check_names(attacks, certifiers)

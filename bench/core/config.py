@@ -180,9 +180,16 @@ class RunConfig:
     eval_batch: int
     training: Mapping[str, Any] = field(default_factory=dict)  # the defense's whole config, defaults included
     code: tuple[str, ...] = ()  # SHA-256 of each plugin, and of a model file of the user's own
+    certifiers: tuple[str, ...] = ()
+    bracket: float | None = None  # its budget in seconds; None for no bracket
 
     def as_json(self) -> dict[str, Any]:
-        return as_json(self)
+        """Without what was not asked for and came later than the first runs, which are to keep their hashes."""
+        plain = as_json(self)
+        for later in ("certifiers", "bracket"):
+            if not plain[later]:
+                del plain[later]
+        return plain
 
     @property
     def content_hash(self) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar
@@ -124,69 +123,49 @@ class Attack(ABC):
         return x_adv
 
 
-LUCK = 2  # hits that are no reason for a long stage, and neither is
-LUCKY_SHARE = 0.02  # this share of what was attacked
-
-
-def has_paid(broken: int, attacked: int) -> bool:
-    """Whether a stage broke more than luck would."""
-    return broken > max(LUCK, LUCKY_SHARE * attacked)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One attack of a StagedAttack, on the examples that still stand.
-
-    share: only so many of them, those whose margin at their worst point so far is the smallest. when: only if the
-    stage of that name has paid.
-    """
-
-    name: str
-    attack: Attack
-    share: float = 1.0
-    when: str | None = None
-
-    def choose(self, margins: Tensor) -> Tensor:
-        """Which of the standing examples to attack, (b,) int64 in ascending order, given their margins (B,)."""
-        return margins.argsort(stable=True)[: math.ceil(self.share * len(margins))].sort().values
-
-    def is_due(self, paid: Mapping[str, bool]) -> bool:
-        """Whether to run, given which of the earlier stages has paid."""
-        return self.when is None or paid.get(self.when, False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagedAttack(Attack):
-    """An attack made of others: each stage attacks what the earlier ones left standing, cheap before dear.
-
-    The evaluator's scheduler (bench/evaluate/cascade.py) runs a stage on all open examples of a test set, in full
-    batches; `perturb` does the same within one batch.
-    """
-
-    @abstractmethod
-    def stages(self, classes: int) -> Sequence[Stage]:
-        """What to run, in this order, against a model of so many classes."""
-
-
 @dataclass(frozen=True)
 class Certificate:
     """What a certifier proved of a batch.
 
-    margins (B,K): lower bounds of z_y - z_j over the threat model (+inf at j = y). radius (B,): proven to be safe.
-    status: one of "certified", "open", "broken" per example. witness (B,C,H,W): a counterexample where broken.
+    radius (B,): the label is proven to be the answer at every point of the box that is this near; 0 where nothing is
+    proven. certified (B,) bool: it is proven for the whole threat model. margins (B,K): lower bounds of z_y - z_j over
+    the threat model, +inf at j = y, from certifiers that bound logits. tolerance: what rounding may have done to a
+    margin, a number or (B,); a margin has to be above it. broken (B,) bool: `witness` (B,C,H,W) is a counterexample.
+    prediction (B,): the answer of the classifier that is certified, where it is not the model itself (smoothing).
     """
 
-    margins: Tensor
     radius: Tensor
-    status: list[Literal["certified", "open", "broken"]]
+    certified: Tensor
+    margins: Tensor | None = None
+    tolerance: float | Tensor = 0.0
+    broken: Tensor | None = None
     witness: Tensor | None = None
-    kind: Literal["deterministic", "probabilistic"] = "deterministic"
-    tolerance: float = 0.0
+    prediction: Tensor | None = None
+
+    @property
+    def status(self) -> list[Literal["certified", "open", "broken"]]:
+        broken = torch.zeros_like(self.certified) if self.broken is None else self.broken
+        pairs = zip(self.certified.tolist(), broken.tolist(), strict=True)
+        return ["certified" if safe else "broken" if fell else "open" for safe, fell in pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certifier(ABC):
-    """Proves that no point of the threat model changes the prediction. Its fields are its options."""
+    """Proves that no point of the threat model changes the prediction. Its fields are its options.
+
+    A file of certifiers/ writes `certify`; calling the certifier checks what it claims, as far as one can.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
+    kind: ClassVar[Literal["deterministic", "probabilistic"]] = "deterministic"
+
+    def __post_init__(self) -> None:
+        check_counts_and_lengths(self)
+
+    def check_fits(self, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
+        """UserError where this certifier cannot bound the model, on images of `shape` (C,H,W), or has not the norm."""
+        if threat.norm not in self.norms:
+            raise UserError(f"{type(self).__name__} has no {threat.norm} form; its norms are {', '.join(self.norms)}")
 
     @abstractmethod
     def certify(
@@ -198,7 +177,34 @@ class Certifier(ABC):
         generator: torch.Generator,
         hint: Tensor | None = None,
     ) -> Certificate:
-        """`hint` (B,C,H,W) is a point that an attack found. UserError names a layer that cannot be bounded."""
+        """The model is in eval mode and its weights need no gradient. hint (B,C,H,W): the worst points known."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        *,
+        generator: torch.Generator,
+        hint: Tensor | None = None,
+    ) -> Certificate:
+        """certify, and CheckError where what it claims is plainly untrue."""
+        with frozen(model), torch.no_grad():
+            Certifier.check_fits(self, model, batch.x.shape[1:], threat)  # the norm; `certify` finds out about the rest
+            found = self.certify(model, batch, threat, generator=generator, hint=hint)
+            prediction = batch.y.clone() if found.prediction is None else found.prediction
+            if found.prediction is None and found.certified.any():
+                prediction[found.certified] = model(batch.x[found.certified]).argmax(dim=1)
+            untrue = found.certified & (prediction != batch.y) | ~found.radius.isfinite() | (found.radius < 0)
+            if found.broken is not None and found.witness is not None:
+                there = found.witness
+                wrong = (model(there).argmax(dim=1) != batch.y) & threat.contains(there, batch.x)
+                untrue |= found.broken & (~wrong | found.certified)
+        if untrue.any():
+            raise CheckError(
+                f"{type(self).__name__} claims what is not so of test example {int(batch.index[untrue][0])}"
+            )
+        return found
 
 
 class Trainer(Protocol):

@@ -1,47 +1,39 @@
-"""The record of a run and its per-example table: schema, reading, writing, checking. Imports no torch.
+"""The record of a run: schema, reading, writing, checking. Imports no torch.
 
-The table is a dict of numpy arrays with one row per evaluated example: `index`, `label`, `prediction` int64, `clean`
-bool, `robust/SPEC` bool, `passes/SPEC` int64 (passes of the example, both ways, until it fell to the attack; all of
-them where it did not), `distance/SPEC` float32 (of a minimum-norm attack), `certified/SPEC` bool, `radius/SPEC`
-float32. Every accuracy of a record is computed from it.
-
+Every accuracy of a record is computed from its per-example table (bench/core/table.py).
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from bench.core.errors import CheckError, UserError
+from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.registry import one_line
+from bench.core.table import (
+    Accuracy,
+    Robustness,
+    Table,
+    Threat,
+    accuracy,
+    attack_specs,
+    certified,
+    certifier_specs,
+    check_table,
+    own_specs,
+    survivors,
+    union,
+    worst_case,
+)
 
 SCHEMA = 1
 RECORD, TABLE, WITNESSES = "record.json", "examples.npz", "witnesses.npz"
-Table = dict[str, npt.NDArray[Any]]
-
-
-class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A share of the examples with its 95 % Clopper-Pearson interval."""
-
-    acc: float
-    ci95: tuple[float, float]
-
-
-class Robustness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Accuracy under one attack (or the worst of all), clean errors counted as not robust."""
-
-    robust_acc: float
-    ci95: tuple[float, float]
 
 
 class StageResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,10 +59,54 @@ class AttackResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CertifierResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one certifier proved of all examples (a radius of 0 where nothing), and its wall seconds.
+
+    tolerance: the largest that rounding was allowed to take from a margin. broken: how many examples it found a
+    counterexample of; None where it looks for none.
+    """
+
     certified_acc: float
     ci95: tuple[float, float]
     mean_radius: float
     seconds: float
+    kind: str = "deterministic"  # or "probabilistic": of a classifier of its own, wrong with a small probability
+    tolerance: float = 0.0
+    broken: int | None = None
+    warnings: list[str] = []
+
+
+class BracketStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one stage of a bracket did with the examples that were still open, and its cost.
+
+    `clean`, and a stage that is a spec of the run's own --attacks or --certifiers, bring what was known before the
+    bracket; their cost is not part of it.
+    """
+
+    tried: int
+    certified: int
+    broken: int
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The true robust accuracy lies in [certified_acc, robust_acc]: what is certified, and what nothing has broken.
+
+    open: the examples between the two. seconds: of the stages, which stop once they have spent budget_seconds. skipped:
+    stages that cannot be, and why.
+    """
+
+    certified_acc: float
+    certified_ci95: tuple[float, float]
+    robust_acc: float
+    robust_ci95: tuple[float, float]
+    open: int
+    budget_seconds: float
+    seconds: float
+    stages: dict[str, BracketStage]
+    skipped: dict[str, str]
+    warnings: list[str] = []
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,11 +146,6 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     url: str | None = None
 
 
-class Threat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    norm: str
-    eps: float
-
-
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One run: one defense (or checkpoint), one seed.
 
@@ -137,86 +168,12 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     worst: Robustness | None  # over the attacks under `threat`; None where none ran
     union: Robustness | None = None  # over all attacks, where some ran under another threat model than `threat`
     certifiers: dict[str, CertifierResult]
+    bracket: Bracket | None = None  # where one was asked for
+    audited: int = 0  # certified examples that were attacked all the same
     training: Training | None  # None where the weights were trained elsewhere
     sanity: Sanity
     artifacts: dict[str, Artifact]
     provenance: dict[str, Any]
-
-
-def accuracy(hits: npt.NDArray[np.bool_]) -> Accuracy:
-    """The share of True with its 95 % Clopper-Pearson interval."""
-    from scipy.special import betaincinv  # here, for it costs a tenth of a second
-
-    n, k = len(hits), int(hits.sum())
-    low = float(betaincinv(k, n - k + 1, 0.025)) if k > 0 else 0.0
-    high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
-    return Accuracy(k / n, (low, high))
-
-
-def attack_specs(table: Table) -> list[str]:
-    return [key.removeprefix("robust/") for key in table if key.startswith("robust/")]
-
-
-def threat_of(spec: str, threat: Threat) -> Threat:
-    """The threat model of an attack: the record's, but for what its canonical spec says (`:norm=L2`, `:eps=0.5`)."""
-    options = dict(part.split("=", 1) for part in spec.split(":") if "=" in part)
-    return Threat(options.get("norm", threat.norm), float(options.get("eps", threat.eps)))
-
-
-def own_specs(table: Table) -> list[str]:
-    """The attacks under the record's own threat model."""
-    nowhere = Threat("", 0.0)
-    return [spec for spec in attack_specs(table) if threat_of(spec, nowhere) == nowhere]
-
-
-def worst_case(table: Table, specs: Sequence[str] | None = None) -> npt.NDArray[np.bool_]:
-    """Which examples are right and survive every attack under the record's own threat model, or each of `specs`."""
-    columns = [table[f"robust/{spec}"] for spec in (own_specs(table) if specs is None else specs)]
-    robust: npt.NDArray[np.bool_] = np.logical_and.reduce([table["clean"], *columns])
-    return robust
-
-
-def union(table: Table) -> Robustness | None:
-    """Accuracy under all attacks together, where some of them are under another threat model than the record's."""
-    specs = attack_specs(table)
-    return robustness(worst_case(table, specs)) if len(own_specs(table)) < len(specs) else None
-
-
-def worst(table: Table) -> Robustness | None:
-    """Accuracy under all attacks of the record's own threat model, where there are any."""
-    return robustness(worst_case(table)) if own_specs(table) else None
-
-
-def robustness(hits: npt.NDArray[np.bool_]) -> Robustness:
-    found = accuracy(hits)
-    return Robustness(found.acc, found.ci95)
-
-
-def check_table(table: Table) -> None:
-    """UserError where the table is not one: columns, types, lengths, robust without being right."""
-    types = {"index": np.int64, "label": np.int64, "prediction": np.int64, "clean": np.bool_}
-    prefixes = {
-        "robust/": np.bool_,
-        "certified/": np.bool_,
-        "radius/": np.float32,
-        "distance/": np.float32,
-        "passes/": np.int64,
-    }
-    for key in types:
-        if key not in table:
-            raise UserError(f"the table has no column '{key}'")
-    n = table["index"].size
-    for key, column in table.items():
-        wanted = types.get(key) or next((t for prefix, t in prefixes.items() if key.startswith(prefix)), None)
-        if wanted is not None and (column.dtype != wanted or column.shape != (n,)):
-            raise UserError(f"column '{key}' is {column.dtype} {column.shape}; it must be {wanted.__name__} ({n},)")
-    if n == 0 or len(set(table["index"].tolist())) != n:
-        raise UserError("the table must have at least one row, and no example twice")
-    if not np.array_equal(table["clean"], table["label"] == table["prediction"]):
-        raise UserError("column 'clean' does not follow from 'label' and 'prediction'")
-    for spec in attack_specs(table):
-        if np.any(table[f"robust/{spec}"] & ~table["clean"]):
-            raise UserError(f"column 'robust/{spec}' counts an example as robust that is wrong without any attack")
 
 
 def check(record: Record, table: Table) -> None:
@@ -234,22 +191,72 @@ def check(record: Record, table: Table) -> None:
         )
     if (record.union is None) != (union(table) is None):
         raise UserError("the record must have a union where it has attacks of several threat models, and only there")
-    if set(record.certifiers) != {key.removeprefix("certified/") for key in table if key.startswith("certified/")}:
+    if set(record.certifiers) != set(certifier_specs(table)):
         raise UserError("the record's certifiers are not those of its table")
-    pairs: list[tuple[str, float, tuple[float, float], Accuracy]] = [
-        ("clean accuracy", record.clean.acc, record.clean.ci95, accuracy(table["clean"]))
-    ]
-    for spec, result in record.attacks.items():
-        pairs.append((f"accuracy under {spec}", result.robust_acc, result.ci95, accuracy(table[f"robust/{spec}"])))
-    if record.worst is not None:
-        pairs.append(("worst accuracy", record.worst.robust_acc, record.worst.ci95, accuracy(worst_case(table))))
-    if record.union is not None:
-        both = accuracy(worst_case(table, attack_specs(table)))
-        pairs.append(("accuracy under the union", record.union.robust_acc, record.union.ci95, both))
-    for what, claimed, ci95, computed in pairs:
+    if (record.bracket is None) != ("status" not in table):
+        raise UserError("the record must have a bracket where its table has a status, and only there")
+    for what, claimed, ci95, computed in _accuracies(record, table):
         values = [claimed, *ci95], [computed.acc, *computed.ci95]
         if not all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(*values, strict=True)):
             raise UserError(f"the record's {what} is {claimed}; its table gives {computed.acc}")
+    for spec, result in record.certifiers.items():
+        _check_certifier(spec, result, record.threat, table)
+    if record.bracket is not None:
+        _check_bracket(record.bracket, table)
+
+
+def _accuracies(record: Record, table: Table) -> list[tuple[str, float, tuple[float, float], Accuracy]]:
+    """(what, as the record has it, its interval, as the table has it) of each accuracy."""
+    found = [("clean accuracy", record.clean.acc, record.clean.ci95, accuracy(table["clean"]))]
+    for spec, attack in record.attacks.items():
+        found.append((f"accuracy under {spec}", attack.robust_acc, attack.ci95, accuracy(table[f"robust/{spec}"])))
+    if record.worst is not None:
+        found.append(("worst accuracy", record.worst.robust_acc, record.worst.ci95, accuracy(worst_case(table))))
+    if record.union is not None:
+        both = accuracy(worst_case(table, attack_specs(table)))
+        found.append(("accuracy under the union", record.union.robust_acc, record.union.ci95, both))
+    for spec, proof in record.certifiers.items():
+        hits = accuracy(table[f"certified/{spec}"])
+        found.append((f"certified accuracy of {spec}", proof.certified_acc, proof.ci95, hits))
+    if (ends := record.bracket) is not None:
+        low, high = accuracy(table["status"] == "certified"), accuracy(table["status"] != "broken")
+        found.append(("bracket's certified accuracy", ends.certified_acc, ends.certified_ci95, low))
+        found.append(("bracket's robust accuracy", ends.robust_acc, ends.robust_ci95, high))
+    return found
+
+
+def _check_certifier(spec: str, result: CertifierResult, threat: Threat, table: Table) -> None:
+    """UserError where a certifier's columns do not fit its result, or its radii the threat model."""
+    proven, radius = table[f"certified/{spec}"], table[f"radius/{spec}"]
+    mean, fell = mean_radius(table, spec), table.get(f"broken/{spec}")
+    if not math.isclose(result.mean_radius, mean, rel_tol=1e-6, abs_tol=1e-9):
+        raise UserError(f"the record's mean radius of {spec} is {result.mean_radius}; its table gives {mean}")
+    if np.any(radius[proven] < threat.eps * (1 - 1e-6)):
+        raise UserError(f"column 'radius/{spec}' is below eps where 'certified/{spec}' says that all of eps is safe")
+    if result.broken != (None if fell is None else int(fell.sum())):
+        raise UserError(f"the record says that {spec} broke {result.broken} examples, which is not what its table says")
+    if (result.kind == "probabilistic") != (f"prediction/{spec}" in table):
+        raise UserError(f"{spec} is {result.kind}; the probabilistic, and only they, have a prediction column")
+
+
+def mean_radius(table: Table, spec: str) -> float:
+    return float(table[f"radius/{spec}"].astype(np.float64).mean())
+
+
+def _check_bracket(bracket: Bracket, table: Table) -> None:
+    """UserError where a bracket's stages are not those that the columns name, or it leaves out what is known."""
+    status, decided_by = table["status"], table["decided_by"]
+    if bracket.open != int((status == "open").sum()):
+        raise UserError(f"the record counts {bracket.open} open examples, which is not what its table says")
+    strange = set(decided_by.tolist()) - {"", *bracket.stages}
+    if strange:
+        raise UserError(f"column 'decided_by' names '{min(strange)}', which is no stage of the record's bracket")
+    for name, stage in bracket.stages.items():
+        here = [int(((decided_by == name) & (status == kind)).sum()) for kind in ("certified", "broken")]
+        if here != [stage.certified, stage.broken] or sum(here) > stage.tried:
+            raise UserError(f"the record's stage {name} decided {stage.certified} + {stage.broken}, its table {here}")
+    if np.any(certified(table) & (status != "certified")) or np.any(~survivors(table) & (status != "broken")):
+        raise UserError("the bracket leaves an example open that the run's own attacks or certifiers have decided")
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -293,40 +300,6 @@ def find_records(paths: list[Path]) -> list[Path]:
             raise UserError(f"{path} holds no {RECORD}; give a run folder, or a folder of run folders")
         found += [p for p in below if p not in found]
     return found
-
-
-def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """A compressed .npz, written in one go."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
-
-
-def read_arrays(path: Path) -> Table:
-    """All arrays of an .npz, never a pickle; UserError where it is broken."""
-    try:
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            found = {key: archive[key] for key in archive.files}
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except Exception as error:  # numpy, zipfile, zlib and tokenize raise a dozen kinds over a broken file
-        raise UserError(f"{path} is not a readable .npz of plain arrays ({one_line(error)})") from error
-    for key, value in found.items():
-        if not isinstance(value, np.ndarray):
-            raise UserError(f"{path} is not a readable .npz of plain arrays ('{key}' is none)")
-    return found
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, then rename: a reader sees all of it or nothing."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(path)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def artifact(path: Path) -> Artifact:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.core.errors import UserError
-from bench.core.records import read_arrays
+from bench.core.files import read_arrays
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.core import registry
-from bench.core.records import read_arrays
+from bench.core.files import read_arrays
 from bench.datasets.arrays import Arrays, checked
 
 # The copy of the UCI data set (Alpaydin and Kaynak, CC BY 4.0) that scikit-learn ships, whose pixels of 0 to 16 are 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,28 +12,24 @@ import torch
 from torch import nn
 
 from bench.core import registry
-from bench.core.contracts import Attack, Stage, StagedAttack, frozen
+from bench.core.contracts import Attack, frozen
 from bench.core.errors import UserError
 from bench.core.foreign_attacks import make_attack
-from bench.core.records import AttackResult, StageResult, Table, accuracy
+from bench.core.records import AttackResult, StageResult
 from bench.core.specs import options_of, parse_spec
+from bench.core.stages import Stage, StagedAttack
+from bench.core.table import Table, accuracy
 from bench.core.threat import Norm, ThreatModel
 from bench.datasets.split import Split
-from bench.evaluate.cascade import Part, run_cascade
+from bench.evaluate.cascade import Done, run_cascade
+from bench.evaluate.parts import Part, broken_in, passes_in, seconds_in, warnings_in
+from bench.evaluate.witnesses import Evidence
 
 
 @dataclass(frozen=True)
-class Attacked:
-    """What one attack did to a test split.
+class Attacked(Evidence):
+    """columns: `robust/SPEC`, `passes/SPEC` and, of a minimum-norm attack, `distance/SPEC`."""
 
-    columns: of the table, `robust/SPEC`, `passes/SPEC` and, of a minimum-norm attack, `distance/SPEC`. broken: indices
-    of the examples it broke, and the adversarial example of each.
-    """
-
-    threat: ThreatModel
-    columns: Table
-    broken: npt.NDArray[np.int64]
-    witnesses: npt.NDArray[np.float32]
     result: AttackResult
 
 
@@ -71,25 +66,27 @@ def measure_attack(
 
     With a folder `parts`, what is done is kept there, and found again by the next call.
     """
-    stages = stages_of(attack, model, test)
     done = list(
         run_cascade(
-            model, test, stages, name=spec, right=clean, batch_size=batch_size, seed=seed, parts=parts, report=report
+            model, test, stages_of(attack, model, test), name=spec, threat=attack.threat, right=clean,
+            batch_size=batch_size, seed=seed, parts=parts, report=report,
         )
-    )
+    )  # fmt: skip
     return _collect(done, spec, attack, clean)
 
 
-def stages_of(attack: Attack, model: nn.Module, test: Split) -> Sequence[Stage]:
+def stages_of(attack: Attack, model: nn.Module, test: Split) -> Sequence[Stage[Attack]]:
     """The stages of a staged attack against this model; any other attack is one stage without a name."""
-    if not isinstance(attack, StagedAttack):
-        return [Stage("", attack)]
+    return attack.stages(classes_of(model, test)) if isinstance(attack, StagedAttack) else [Stage("", attack)]
+
+
+def classes_of(model: nn.Module, test: Split) -> int:
     with frozen(model), torch.no_grad():
-        classes = model(next(test.in_order(1)).x).shape[1]
-    return attack.stages(classes)
+        classes: int = model(next(test.in_order(1)).x).shape[1]
+    return classes
 
 
-def _collect(done: Sequence[tuple[Stage, Part]], spec: str, attack: Attack, clean: npt.NDArray[np.bool_]) -> Attacked:
+def _collect(done: Sequence[Done], spec: str, attack: Attack, clean: npt.NDArray[np.bool_]) -> Attacked:
     robust, spent = clean.copy(), np.zeros(len(clean), dtype=np.int64)
     distance = np.zeros(len(clean), dtype=np.float32)
     decided = np.full(len(clean), "", dtype=f"U{max((len(stage.name) for stage, _ in done), default=1) or 1}")
@@ -109,47 +106,17 @@ def _collect(done: Sequence[tuple[Stage, Part]], spec: str, attack: Attack, clea
     share, whole = accuracy(robust), _stage_result([part for _, part in done])
     result = AttackResult(
         robust_acc=share.acc, ci95=share.ci95, forwards=whole.forwards, backwards=whole.backwards,
-        seconds=whole.seconds, warnings=sorted({str(text) for _, part in done for text in part["warnings"]}),
-        stages=stages,
+        seconds=whole.seconds, warnings=warnings_in([part for _, part in done]), stages=stages,
     )  # fmt: skip
-    return Attacked(
-        attack.threat, columns,
-        np.concatenate([np.zeros(0, np.int64), *(part["index"][part["broken"]] for _, part in done)]),
-        np.concatenate([part["witnesses"] for _, part in done]) if done else np.zeros(0, np.float32),
-        result,
-    )  # fmt: skip
+    return Attacked(attack.threat, columns, *broken_in([part for _, part in done]), result)
 
 
 def _stage_result(parts: Sequence[Part]) -> StageResult:
-    forwards, backwards = (int(sum(part["passes"][way] for part in parts)) for way in (0, 1))
+    forwards, backwards = passes_in(parts)
     return StageResult(
         attacked=sum(len(part["index"]) for part in parts),
         broken=sum(int(part["broken"].sum()) for part in parts),
         forwards=forwards,
         backwards=backwards,
-        seconds=round(float(sum(part["seconds"] for part in parts)), 3),
+        seconds=seconds_in(parts),
     )
-
-
-def witnesses_of(attacks: Mapping[str, Attacked]) -> dict[str, npt.NDArray[Any]]:
-    """One adversarial example for each example and threat model that broke it, from the first attack that found one.
-
-    index (M,), x_adv (M,C,H,W) float32, attack (M,) the spec that made it; sorted by index.
-    """
-    rows = sorted(_first_to_break(attacks), key=lambda row: row[0])
-    if not rows:
-        return {"index": np.zeros(0, np.int64), "x_adv": np.zeros(0, np.float32), "attack": np.zeros(0, "U1")}
-    return {
-        "index": np.array([index for index, _, _ in rows]),
-        "x_adv": np.stack([x_adv for _, x_adv, _ in rows]),
-        "attack": np.array([spec for _, _, spec in rows]),
-    }
-
-
-def _first_to_break(attacks: Mapping[str, Attacked]) -> Iterator[tuple[int, npt.NDArray[np.float32], str]]:
-    seen: set[tuple[int, ThreatModel]] = set()
-    for spec, attacked in attacks.items():
-        for index, x_adv in zip(attacked.broken.tolist(), attacked.witnesses, strict=True):
-            if (index, attacked.threat) not in seen:
-                seen.add((index, attacked.threat))
-                yield index, x_adv, spec

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
-import warnings
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,105 +14,115 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import seeds
-from bench.core.contracts import Attack, Batch, Stage, frozen, has_paid
-from bench.core.errors import UserError
-from bench.core.passes import watch
-from bench.core.records import read_arrays, write_arrays
+from bench.core.contracts import Attack, Batch, Certifier
+from bench.core.stages import Stage, has_paid
+from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.evaluate.clean import predict_with_margin
+from bench.evaluate.parts import Part, attack_batch, certify_batch, keep, kept
 
-Part = dict[str, npt.NDArray[Any]]  # what one stage did to one batch
-PART = ("index", "broken", "witnesses", "distance", "margin", "spent", "fell", "passes", "seconds", "warnings")
+Done = tuple[Stage[Attack | Certifier], Part]
 
 
 def run_cascade(
     model: nn.Module,
     test: Split,
-    stages: Sequence[Stage],
+    stages: Sequence[Stage[Attack | Certifier]],
     *,
     name: str,
+    threat: ThreatModel,
     right: npt.NDArray[np.bool_],
     batch_size: int,
     seed: int,
     parts: Path | None = None,
     report: Callable[[int, str], None] | None = None,
-) -> Iterator[tuple[Stage, Part]]:
-    """Run each stage on what the earlier ones left standing of the examples that the model gets `right`.
+    budget: float = math.inf,
+    hints: bool = False,
+) -> Iterator[Done]:
+    """Run each stage on what the earlier ones left open of the examples that the model gets `right`.
 
-    Before a stage its examples are packed into batches anew, in test order, so that the device stays full. A batch's
-    randomness depends on the seed, the name, the stage and its number alone. With a folder `parts`, what is done is
-    kept there, and a later call finds it again. report(examples, stage) is told of each finished batch.
+    threat: what certifiers certify; an attack has its own. Before a stage its examples are packed into batches anew, in
+    test order, so that the device stays full. A batch's randomness depends on the seed, the name, the stage and its
+    number alone. With a folder `parts`, what is done is kept there, and a later call finds it again.
+    report(examples, stage) is told of each finished batch. budget: no batch begins once the parts have taken so many
+    seconds. hints: certifiers are given the worst allowed point that the attacks before them found.
     """
-    index = torch.from_numpy(np.flatnonzero(right))
-    lowest = torch.full((len(index),), torch.inf)  # of each example's margins, at the worst point of all stages
+    still = Open.of(test, right, points=hints)
     paid: dict[str, bool] = {}
+    rounds: Counter[str] = Counter()  # how often each stage's name has come
+    spent = 0.0
     for stage in stages:
-        if len(index) == 0 or not stage.is_due(paid):
+        if len(still.index) == 0 or not stage.is_due(paid):
             continue
-        chosen = stage.choose(lowest)
-        there, falls = lowest.clone(), torch.zeros(len(index), dtype=torch.bool)
-        for number, rows in enumerate(chosen.split(batch_size)):
-            key = f"{name}/{stage.name}/{number}"
-            batch = test.take(index[rows].to(test.y.device))
-            part = _kept(parts, key, batch)
+        chosen = stage.choose(still.margin)
+        rounds[stage.name] += 1
+        title = f"{name}/{stage.name}" + (f"#{rounds[stage.name]}" if rounds[stage.name] > 1 else "")
+        for number, rows in enumerate(chosen.split(min(stage.batch or batch_size, batch_size))):
+            if spent >= budget:
+                return
+            key = f"{title}/{number}"
+            batch = test.take(still.index[rows].to(test.y.device))
+            part = kept(parts, key, batch, stage.method)
             if part is None:
-                part = attack_batch(model, stage.attack, batch, seeds.generator(batch.x.device, seed, key))
-                if parts is not None:
-                    write_arrays(_path(parts, key), part)
-            falls[rows] = torch.from_numpy(part["broken"])
-            there[rows] = torch.minimum(there[rows], torch.from_numpy(part["margin"]))
+                generator = seeds.generator(batch.x.device, seed, key)
+                if isinstance(stage.method, Attack):
+                    part = attack_batch(model, stage.method, batch, generator, points=hints)
+                else:
+                    certifier = within(stage.method, budget - spent)
+                    part = certify_batch(model, certifier, batch, threat, generator, hint=still.hint(rows, batch))
+                keep(parts, key, part)
+            spent += float(part["seconds"])
+            still.learn(rows, part)
             yield stage, part
             if report is not None:
                 report(len(rows), stage.name)
-        paid[stage.name] = has_paid(int(falls.sum()), len(chosen))
-        index, lowest = index[~falls], there[~falls]
+        paid[stage.name] = has_paid(int(still.fell.sum()), len(chosen))
+        still = still.rest()
 
 
-def attack_batch(model: nn.Module, attack: Attack, batch: Batch, generator: torch.Generator) -> Part:
-    """One attack on one batch: who fell, by what a fresh forward pass says, with what evidence and at what cost."""
-    began = time.perf_counter()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with watch(model, batch.x, batch.y, attack.threat) as passes:
-            x_adv = attack(model, batch, generator=generator)
-            with frozen(model):
-                found, margin = predict_with_margin(model, x_adv, batch.y)
-    wrong = found != batch.y
-    distance = attack.threat.distance(x_adv, batch.x)
-    distance = torch.where(wrong, distance, torch.inf) if attack.minimum_norm else distance
-    inside = attack.threat.contains(x_adv, batch.x)
-    broken = wrong & inside
-    spent = passes.total()
-    return {
-        "index": _array(batch.index),
-        "broken": _array(broken),
-        "witnesses": _array(x_adv[broken]),
-        "distance": _array(distance.float()),
-        "margin": _array(torch.where(inside, margin, torch.inf)),
-        "spent": _array(spent),
-        "fell": _array(torch.where(broken & (passes.fell > 0), passes.fell, spent)),
-        "passes": np.array([passes.forwards, passes.backwards]),
-        "seconds": np.array(time.perf_counter() - began),
-        "warnings": np.array(sorted({str(each.message) for each in caught}), dtype=np.str_),
-    }
+def within(certifier: Certifier, seconds: float) -> Certifier:
+    """The certifier with no more time than that for an example, where it has such a limit (an option `seconds`)."""
+    limit = getattr(certifier, "seconds", None)
+    return certifier if limit is None or limit <= seconds else replace(certifier, seconds=seconds)  # type: ignore[call-arg]
 
 
-def _array(values: Tensor) -> npt.NDArray[Any]:
-    found: npt.NDArray[Any] = values.cpu().numpy()
-    return found
+@dataclass
+class Open:
+    """The examples that no earlier stage has decided, and what is known of each.
 
+    index (n,) in the split; margin (n,): the lowest so far; points (n,C,H,W): where that was, if hints are wanted;
+    fell, proven (n,): what the present stage has decided.
+    """
 
-def _path(parts: Path, key: str) -> Path:
-    return parts / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    index: Tensor
+    margin: Tensor
+    points: Tensor | None
+    fell: Tensor
+    proven: Tensor
 
+    @classmethod
+    def of(cls, test: Split, right: npt.NDArray[np.bool_], *, points: bool) -> Open:
+        index = torch.from_numpy(np.flatnonzero(right))
+        none = torch.zeros(len(index), dtype=torch.bool)
+        images = test.take(index.to(test.y.device)).x.cpu() if points else None
+        return cls(index, torch.full((len(index),), torch.inf), images, none, none.clone())
 
-def _kept(parts: Path | None, key: str, batch: Batch) -> Part | None:
-    """What is kept of a batch; None where there is nothing, or nothing that can be used."""
-    if parts is None or not _path(parts, key).exists():
-        return None
-    try:
-        part = read_arrays(_path(parts, key))
-    except UserError:
-        return None
-    fits = set(part) == set(PART) and np.array_equal(part["index"], batch.index.cpu().numpy())
-    return part if fits else None
+    def hint(self, rows: Tensor, batch: Batch) -> Tensor | None:
+        return None if self.points is None else self.points[rows].to(batch.x.device)
+
+    def learn(self, rows: Tensor, part: Part) -> None:
+        """What a stage found of some of the rows."""
+        self.fell[rows] = torch.from_numpy(part["broken"])
+        self.proven[rows] = torch.from_numpy(part["certified"])
+        if "margin" in part:
+            margin = torch.from_numpy(part["margin"])
+            lower = margin < self.margin[rows]
+            self.margin[rows[lower]] = margin[lower]
+            if self.points is not None:
+                self.points[rows[lower]] = torch.from_numpy(part["points"])[lower]
+
+    def rest(self) -> Open:
+        """The examples that the present stage has left open."""
+        stay = ~(self.fell | self.proven)
+        none = torch.zeros(int(stay.sum()), dtype=torch.bool)
+        points = None if self.points is None else self.points[stay]
+        return Open(self.index[stay], self.margin[stay], points, none, none.clone())

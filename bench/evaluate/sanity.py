@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from bench.core import seeds
-from bench.core.records import Sanity, SanityCheck, Table
+from bench.core.records import Sanity, SanityCheck
+from bench.core.table import Table
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.sanity_checks import OF_THE_ATTACKS, OF_THE_MODEL, OF_THE_TABLE, RANK, Finding, skipped, worst

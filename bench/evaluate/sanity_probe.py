@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.core import seeds
 from bench.core.contracts import Attack, Batch, frozen
-from bench.core.records import Table, attack_specs
+from bench.core.table import Table, attack_specs, survivors
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.sanity_attacks import (
@@ -100,9 +100,7 @@ class Probe:
     @cached_property
     def _robust(self) -> npt.NDArray[np.int64]:
         """Rows of the table that the record counts as robust (as right, where it has no attack)."""
-        rows: npt.NDArray[np.int64] = np.logical_and.reduce(
-            [self.table["clean"], *[c.robust for c in self.columns if c.own]]
-        ).nonzero()[0]
+        rows: npt.NDArray[np.int64] = survivors(self.table).nonzero()[0]
         return rows
 
     @cached_property

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from tabulate import tabulate
 
-from bench.core import records, registry
+from bench.core import files, records, registry
 from bench.core.errors import UserError
-from bench.core.records import attack_specs, threat_of
+from bench.core.table import attack_specs, threat_of
 from bench.studies.figures import new_figure
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def draw(axes: Axes, against: str, curves: Sequence[Curve], *, with_runs: bool) 
 
 def curves_of(folder: Path) -> Iterator[Curve]:
     """All curves of one run. CheckError where the run was changed after it was finished."""
-    record, table = records.read_run(folder), records.read_arrays(folder / records.TABLE)
+    record, table = records.read_run(folder), files.read_arrays(folder / records.TABLE)
     run = "/".join(folder.parts[-2:])
     clean = table["clean"]
     at_several: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)

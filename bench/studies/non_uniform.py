@@ -126,8 +126,9 @@ def measure(plan: Plan, seed: int, n: int, kind: str) -> Boxes:
 
 def draw(canvas: Figure, found: Mapping[str, Boxes]) -> None:
     """Figure 3.4: the eps of one image's pixels, in order. Figure 3.5: an image of each class of PAIR, and its maps."""
-    top, bottom = canvas.subfigures(2, 1, height_ratios=[1, len(PAIR)])
-    wide = top.add_subplot()
+    grid = canvas.add_gridspec(2, 1, height_ratios=[1, len(PAIR)])
+    bottom = canvas.add_subfigure(grid[1])
+    wide = canvas.add_subfigure(grid[0]).add_subplot()
     for kind, boxes in found.items():
         eps = UNITS * boxes.eps[0].flatten().sort(descending=True).values
         wide.plot(eps.numpy(), label=f"{kind} (uniform {UNITS * float(boxes.uniform[0]):.4f})")

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from bench.core.errors import UserError
-from bench.core.records import write_atomically
+from bench.core.files import write_atomically
 from bench.core.registry import one_line
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"

@@ -17,8 +17,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bench.core import seeds
 from bench.core.contracts import Batch, Defense, mode_of
 from bench.core.errors import CheckError, UserError
+from bench.core.files import write_atomically
 from bench.core.passes import Passes, count_passes
-from bench.core.records import Training, write_atomically
+from bench.core.records import Training
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.training import checkpoints

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.contract_tests import AttackContract, DatasetContract, DefenseContract, ModelContract
+from bench.contract_tests import AttackContract, CertifierContract, DatasetContract, DefenseContract, ModelContract
 from bench.core import registry
 
 SMALL = {name: f"{name}:widen=1" for name in ("wrn-28-10", "wrn-34-10")} | {
@@ -22,6 +22,17 @@ ATTACKS = [SMALL_ATTACKS.get(name, name) for name in registry.attack.names() if 
 
 @pytest.mark.parametrize("name", ATTACKS)
 class TestAttack(AttackContract): ...
+
+
+SMALL_CERTIFIERS = {
+    "eps-search": "eps-search:precision=0.001",
+    "non-uniform": "non-uniform:steps=2:inner=2:shrink=0.9",
+    "smoothing": "smoothing:n=1000",
+}
+
+
+@pytest.mark.parametrize("name", [SMALL_CERTIFIERS.get(name, name) for name in registry.certifier.names()])
+class TestCertifier(CertifierContract): ...
 
 
 @pytest.mark.parametrize("name", registry.defense.names())

@@ -1,36 +1,14 @@
-import io
 import json
-import os
-import pickle
-import zipfile
 
 import msgspec
 import numpy as np
 import pytest
-from scipy.stats import beta
 
 from bench.core import records
 from bench.core.errors import UserError
-from bench.core.records import Artifact, AttackResult, CertifierResult, Record, Robustness, Training, accuracy
-
-CLEAN, FGSM, PGD = [1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0]
-
-
-def hits(values):
-    return np.array(values, dtype=bool)
-
-
-def make_table(**changes):
-    """Four examples, the last one wrong; fgsm breaks the third, pgd the second."""
-    table = {
-        "index": np.arange(4),
-        "label": np.array([0, 1, 2, 3]),
-        "prediction": np.array([0, 1, 2, 0]),
-        "clean": hits(CLEAN),
-        "robust/fgsm": hits(FGSM),
-        "robust/pgd-10": hits(PGD),
-    }
-    return table | {key.replace("robust_", "robust/"): value for key, value in changes.items()}
+from bench.core.records import Artifact, AttackResult, Bracket, BracketStage, CertifierResult, Record, Training
+from bench.core.table import Accuracy, Threat, accuracy, robustness
+from tests.core.test_table import CLEAN, FGSM, PGD, certified_table, hits, make_table
 
 
 def under(values):
@@ -41,37 +19,14 @@ def under(values):
 def make_record(**changes):
     values = {
         "schema": 1, "suite": None, "dataset": "digits", "model": "cnn", "defense": "standard", "seed": 3,
-        "threat": records.Threat("Linf", 0.2), "config": {"a": [1, None]}, "config_hash": "abc", "n_examples": 4,
+        "threat": Threat("Linf", 0.2), "config": {"a": [1, None]}, "config_hash": "abc", "n_examples": 4,
         "clean": accuracy(hits(CLEAN)), "attacks": {"fgsm": under(FGSM), "pgd-10": under(PGD)},
-        "worst": records.robustness(hits([1, 0, 0, 0])), "certifiers": {},
+        "worst": robustness(hits([1, 0, 0, 0])), "certifiers": {},
         "training": Training(epochs=1, seconds=2.5, forwards=40, backwards=30, warnings=["w"]),
         "sanity": records.Sanity("ok", []), "artifacts": {"weights": Artifact("00", 5, path="w")},
         "provenance": {"threads": 1},
     }  # fmt: skip
     return Record(**(values | changes))
-
-
-@pytest.mark.parametrize("n", [1, 7, 100, 10_000])
-def test_interval_closed_forms(n):
-    edge = 0.025 ** (1 / n)
-    none, every = accuracy(np.zeros(n, bool)), accuracy(np.ones(n, bool))
-    assert (none.acc, none.ci95) == (0.0, (0.0, pytest.approx(1 - edge, rel=1e-9)))
-    assert (every.acc, every.ci95) == (1.0, (pytest.approx(edge, rel=1e-9), 1.0))
-
-
-@pytest.mark.parametrize(("k", "n"), [(1, 2), (1, 360), (77, 360), (359, 360), (5000, 10_000)])
-def test_interval_against_scipy(k, n):
-    found = accuracy(np.arange(n) < k)
-    expected = (beta.ppf(0.025, k, n - k + 1), beta.ppf(0.975, k + 1, n - k))
-    assert found.acc == k / n
-    assert found.ci95 == pytest.approx(expected, rel=1e-9)
-
-
-def test_specs_and_worst_case_of_a_table():
-    table = make_table()
-    assert records.attack_specs(table) == ["fgsm", "pgd-10"]
-    assert records.worst_case(table).tolist() == [True, False, False, False]
-    assert records.robustness(records.worst_case(table)) == Robustness(0.25, accuracy(hits([1, 0, 0, 0])).ci95)
 
 
 def test_a_true_record_passes():
@@ -80,42 +35,7 @@ def test_a_true_record_passes():
     records.check(make_record(attacks={}, worst=None), table)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"robust_fgsm": hits([1, 1, 0, 1])}, "robust/fgsm.*wrong without any attack"),
-        ({"index": np.array([0, 1, 1, 3])}, "no example twice"),
-        ({"index": np.arange(4, dtype=np.int32)}, "'index' is int32"),
-        ({"index": np.array(4)}, "index"),
-        ({"label": np.array([0.0, 1, 2, 3])}, "'label' is float64"),
-        ({"clean": np.array(CLEAN)}, "'clean' is int64"),
-        ({"robust_fgsm": np.array(FGSM, np.uint8)}, "'robust/fgsm' is uint8"),
-        ({"robust_fgsm": hits(FGSM[:3])}, "'robust/fgsm' is bool .3,."),
-        ({"robust_fgsm": hits([FGSM])}, "'robust/fgsm' is bool .1, 4."),
-        ({"certified/ibp": np.ones(4)}, "'certified/ibp' is float64"),
-        ({"radius/ibp": np.ones(4)}, "'radius/ibp' is float64"),
-        ({"prediction": np.array([0, 1, 0, 0])}, "'clean' does not follow"),
-    ],
-)
-def test_a_table_that_is_none_is_a_user_error(changes, said):
-    with pytest.raises(UserError, match=rf"\A.*{said}.*\Z"):
-        records.check_table(make_table(**changes))
-
-
-@pytest.mark.parametrize("column", ["index", "label", "prediction", "clean"])
-def test_a_table_without_a_column_is_a_user_error(column):
-    table = make_table()
-    del table[column]
-    with pytest.raises(UserError, match=rf"\A.*no column '{column}'.*\Z"):
-        records.check_table(table)
-
-
-def test_an_empty_table_is_a_user_error():
-    with pytest.raises(UserError, match=r"\A.*at least one row.*\Z"):
-        records.check_table({key: value[:0] for key, value in make_table().items()})
-
-
-NEARLY = records.Accuracy(0.75, (accuracy(hits(CLEAN)).ci95[0], 0.99))
+NEARLY = Accuracy(0.75, (accuracy(hits(CLEAN)).ci95[0], 0.99))
 
 
 @pytest.mark.parametrize(
@@ -123,11 +43,11 @@ NEARLY = records.Accuracy(0.75, (accuracy(hits(CLEAN)).ci95[0], 0.99))
     [
         ({"clean": accuracy(hits([1, 1, 1, 1]))}, "clean accuracy is 1.0; its table gives 0.75"),
         ({"clean": NEARLY}, "clean accuracy"),
-        ({"clean": records.Accuracy(float("nan"), NEARLY.ci95)}, "clean accuracy is nan"),
+        ({"clean": Accuracy(float("nan"), NEARLY.ci95)}, "clean accuracy is nan"),
         ({"attacks": {"fgsm": under(CLEAN), "pgd-10": under(PGD)}}, "accuracy under fgsm is 0.75"),
         ({"attacks": {"fgsm": under(FGSM)}}, "attacks are not those"),
         ({"attacks": {"fgsm": under(FGSM), "pgd-10": under(PGD), "x": under(PGD)}}, "attacks are not those"),
-        ({"worst": records.robustness(hits(FGSM))}, "worst accuracy is 0.5; its table gives 0.25"),
+        ({"worst": robustness(hits(FGSM))}, "worst accuracy is 0.5; its table gives 0.25"),
         ({"worst": None}, "worst"),
         ({"certifiers": {"ibp": CertifierResult(1.0, (0.4, 1.0), 0.2, 1.0)}}, "certifiers"),
         ({"n_examples": 5}, "counts 5 examples, its table 4"),
@@ -143,6 +63,98 @@ def test_worst_accuracy_without_an_attack_is_a_user_error():
     table = {key: value for key, value in make_table().items() if not key.startswith("robust/")}
     with pytest.raises(UserError, match=r"\A.*worst.*\Z"):
         records.check(make_record(attacks={}), table)
+
+
+def proven(spec, **changes):
+    """What the columns of a certifier in certified_table give."""
+    table = certified_table()
+    found = accuracy(table[f"certified/{spec}"])
+    kind = "probabilistic" if spec == "smoothing" else "deterministic"
+    broken = 1 if spec == "exact" else None
+    values = {"mean_radius": records.mean_radius(table, spec), "seconds": 1.0, "kind": kind, "broken": broken}
+    return CertifierResult(**({"certified_acc": found.acc, "ci95": found.ci95} | values | changes))
+
+
+def narrowed(**changes):
+    low, high = accuracy(hits([1, 0, 0, 0])), accuracy(hits([1, 0, 0, 0]))
+    values = {
+        "certified_acc": low.acc, "certified_ci95": low.ci95, "robust_acc": high.acc, "robust_ci95": high.ci95,
+        "open": 0, "budget_seconds": 60.0, "seconds": 1.0, "skipped": {},
+        "stages": {
+            "clean": stage(4, broken=1), "fgsm": stage(3, broken=1), "pgd-10": stage(2, broken=1),
+            "ibp": stage(1, certified=1),
+        },
+    }  # fmt: skip
+    return Bracket(**(values | changes))
+
+
+def stage(tried, certified=0, broken=0):
+    return BracketStage(tried, certified, broken, 0, 0, 0.0)
+
+
+def certified_record(**changes):
+    values = {"certifiers": {spec: proven(spec) for spec in ("ibp", "exact", "smoothing")}, "bracket": narrowed()}
+    return make_record(**(values | changes))
+
+
+def test_a_true_record_of_certificates_passes():
+    records.check(certified_record(), certified_table())
+
+
+STAGES = narrowed().stages
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"certifiers": {}}, "certifiers are not those"),
+        ({"bracket": None}, "a bracket where its table has a status"),
+        ({"certifiers": {"certified_acc": 0.5}}, "certified accuracy of ibp is 0.5; its table gives 0.25"),
+        ({"certifiers": {"mean_radius": 0.2}}, "mean radius of ibp is 0.2; its table gives 0.075"),
+        ({"certifiers": {"broken": 0}}, "ibp broke 0"),
+        ({"certifiers": {"kind": "probabilistic"}}, "ibp is probabilistic"),
+        ({"bracket": narrowed(certified_acc=0.5)}, "bracket's certified accuracy is 0.5; its table gives 0.25"),
+        ({"bracket": narrowed(robust_acc=0.5)}, "bracket's robust accuracy is 0.5; its table gives 0.25"),
+        ({"bracket": narrowed(robust_ci95=(0.1, 0.9))}, "bracket's robust accuracy"),
+        ({"bracket": narrowed(open=1)}, "counts 1 open"),
+        ({"bracket": narrowed(stages={"clean": STAGES["clean"]})}, "names 'fgsm', which is no stage"),
+        ({"bracket": narrowed(stages=STAGES | {"ibp": stage(1, broken=1)})}, "stage ibp decided 0 . 1"),
+        ({"bracket": narrowed(stages=STAGES | {"ibp": stage(0, certified=1)})}, "stage ibp decided"),
+        ({"bracket": narrowed(stages=STAGES | {"crown": stage(1, certified=1)})}, "stage crown decided 1"),
+        ({"threat": Threat("Linf", 0.3)}, "'radius/ibp' is below eps"),
+    ],
+)
+def test_a_tampered_record_of_certificates_is_a_user_error(changes, said):
+    own = changes.get("certifiers")
+    if own:
+        changes = {"certifiers": certified_record().certifiers | {"ibp": proven("ibp", **own)}}
+    with pytest.raises(UserError, match=rf"\A.*{said}.*\Z"):
+        records.check(certified_record(**changes), certified_table())
+
+
+@pytest.mark.parametrize(("row", "stage", "certified", "robust"), [
+    (2, "pgd-10", [1, 0, 0, 0], [1, 0, 1, 0]),
+    (0, "ibp", [0, 0, 0, 0], [1, 0, 0, 0]),
+])  # fmt: skip
+def test_a_bracket_that_leaves_open_what_the_run_knows_is_a_user_error(row, stage, certified, robust):
+    """An example that pgd-10 broke, and one that ibp certified."""
+    table = certified_table()
+    for key, value in (("status", "open"), ("decided_by", "")):
+        table[key] = np.where(np.arange(4) == row, value, table[key])
+    low, high = accuracy(hits(certified)), accuracy(hits(robust))
+    open_one = narrowed(
+        certified_acc=low.acc, certified_ci95=low.ci95, robust_acc=high.acc, robust_ci95=high.ci95, open=1,
+        stages={key: value for key, value in STAGES.items() if key != stage},
+    )  # fmt: skip
+    with pytest.raises(UserError, match="leaves an example open"):
+        records.check(certified_record(bracket=open_one), table)
+
+
+def test_records_from_before_there_were_certificates_are_read():
+    plain = msgspec.to_builtins(make_record())
+    for key in ("bracket", "audited"):
+        del plain[key]
+    assert msgspec.convert(plain, Record) == make_record()
 
 
 def test_record_round_trip(tmp_path):
@@ -211,106 +223,8 @@ def test_find_records_without_any_is_a_user_error(tmp_path, name):
         records.find_records([tmp_path / name])
 
 
-def test_arrays_round_trip(tmp_path):
-    path = tmp_path / "examples.npz"
-    records.write_arrays(path, make_table())
-    found = records.read_arrays(path)
-    assert list(found) == list(make_table())
-    for key, value in make_table().items():
-        assert found[key].dtype == value.dtype
-        assert np.array_equal(found[key], value)
-    assert [p.name for p in tmp_path.iterdir()] == ["examples.npz"]
-
-
-class Bomb:
-    """Makes the folder whose name it holds when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_pickles_are_refused_and_not_run(tmp_path):
-    trap, path = tmp_path / "trap", tmp_path / "x.npz"
-    np.savez(path, index=np.array([Bomb(trap)], dtype=object))
-    with pytest.raises(UserError, match=r"\A.*not a readable .npz.*\Z"):
-        records.read_arrays(path)
-    path.write_bytes(pickle.dumps(Bomb(trap)))
-    with pytest.raises(UserError, match=r"\A.*not a readable .npz.*\Z"):
-        records.read_arrays(path)
-    assert not trap.exists()
-
-
-def npz(arrays):
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def archive_of(member):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("index.npy", member)
-    return buffer.getvalue()
-
-
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"not a zip", id="text"),
-        pytest.param(npy(np.arange(3)), id="a lone npy"),
-        pytest.param(archive_of(b"raw bytes"), id="member that is no array"),
-        pytest.param(archive_of(b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((("), id="broken header"),
-        pytest.param(archive_of(npy(np.arange(99))[:-8]), id="short member"),
-        pytest.param(archive_of(npy(np.zeros(1, [(f"f{i}", "i1") for i in range(999)]))), id="endless header"),
-        *[pytest.param(npz(make_table())[:cut], id=f"cut at {cut}") for cut in (1, 30, 100, 400, -100, -1)],
-    ],
-)
-def test_what_is_no_npz_is_a_user_error_in_one_line(tmp_path, content):
-    path = tmp_path / "x.npz"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"\A.*not a readable .npz.*\Z"):
-        records.read_arrays(path)
-
-
-def test_no_flipped_byte_ends_in_another_error(tmp_path):
-    path = tmp_path / "x.npz"
-    whole = npz({"x": np.random.default_rng(0).integers(0, 99, 60)})
-    refusals = []
-    for i in range(len(whole)):
-        path.write_bytes(whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :])
-        try:
-            records.read_arrays(path)
-        except UserError as error:
-            refusals.append(str(error))
-    assert len(refusals) > len(whole) / 2
-    assert not any("\n" in refusal for refusal in refusals)
-
-
-def test_missing_npz_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match=r"\A.*x.npz does not exist\Z"):
-        records.read_arrays(tmp_path / "x.npz")
-
-
 def test_artifact_of_a_file(tmp_path):
     path = tmp_path / "w.bin"
     path.write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of abc, FIPS 180-2
     assert records.artifact(path) == Artifact(sha256=digest, bytes=3, path="w.bin")
-
-
-def test_write_atomically_replaces(tmp_path):
-    path = tmp_path / "a.txt"
-    for content in (b"longer first", b"second"):
-        records.write_atomically(path, content)
-        assert path.read_bytes() == content
-    assert list(tmp_path.iterdir()) == [path]

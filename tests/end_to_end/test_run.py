@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from bench.core.records import check, read_arrays, read_record, sha256
+from bench.core.files import read_arrays, sha256
+from bench.core.records import check, read_record
 from tests.end_to_end.command import BENCH, bench, environment
 
 QUICK = ("--epochs", "3", "--attacks", "pgd-10,fgsm", "--n-examples", "60", "--set", "probe_every=0")

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from bench.cli import main
-from bench.core.records import artifact, read_arrays, write_arrays
+from bench.core.files import read_arrays, write_arrays
+from bench.core.records import artifact
 from bench.verification import ATTACK, settings
 
 RUN = ("--attacks", "fgsm,pgd-10", "--n-examples", "60", "--threads", "1")

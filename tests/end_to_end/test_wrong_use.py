@@ -22,6 +22,10 @@ def folder(tmp_path):
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage")
     (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
     (tmp_path / "twice.py").write_text("from bench.core import registry\n@registry.defense('atas')\nclass A: ...\n")
+    (tmp_path / "bounded.py").write_text(
+        "from torch import nn\ndef build(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes), nn.Softmax(1), nn.Linear(classes, classes))\n"
+    )
     (tmp_path / "empty.py").touch()
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "data").mkdir()
@@ -85,6 +89,16 @@ WRONG = {
     "no examples": ((*ATAS, "--n-examples", "0"), "at least 1"),
     "too many examples": ((*ATAS, "--n-examples", "9999"), "1 to 360"),
     "few classes for autoattack": ((*ATAS, "--dataset", "good.npz", "--eps", "0.1", "--model", "fc1"), "4 classes"),
+    "unknown certifier": ((*ATAS, "--certifiers", "ipb"), "did you mean 'ibp'"),
+    "certifier twice": ((*ATAS, "--certifiers", "ibp,ibp"), "given twice"),
+    "certifier with a threat model": ((*ATAS, "--certifiers", "ibp:eps=0.1"), "option 'eps'"),
+    "no certifier between commas": ((*ATAS, "--certifiers", "ibp,,crown"), "--certifiers 'ibp,,crown' has an empty"),
+    "certifier without the norm": ((*ATAS, "--certifiers", "smoothing"), "no Linf form"),
+    "certifier of another model": ((*ATAS, "--certifiers", "ibp", "--model", "bounded.py:build"), "Softmax"),
+    "bracket of a model that nothing bounds": ((*ATAS, "--bracket", "--model", "bounded.py:build"), "no bracket"),
+    "budget without a bracket": ((*ATAS, "--budget", "10m"), "give --bracket"),
+    "budget without a unit": ((*ATAS, "--bracket", "--budget", "10"), "90s, 10m or 2h"),
+    "no budget": ((*ATAS, "--bracket", "--budget", "0s"), "90s, 10m or 2h"),
     "no attack between commas": ((*ATAS, "--attacks", "fgsm,"), "empty place"),
     "batch of one": ((*ATAS, "--set", "batch_size=1"), "at least 2"),
     "crop beyond the image": ((*ATAS, "--set", "crop=9"), "side of the images"),

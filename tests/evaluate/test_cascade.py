@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.core.contracts import Attack, Stage, StagedAttack, has_paid
+from bench.core.contracts import Attack
+from bench.core.stages import Stage, StagedAttack, has_paid
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.attacked import measure_attack
@@ -54,7 +55,8 @@ def test_split():
 
 def run(split, stages, batch_size=4, **options):
     right = np.arange(10) != 2
-    return list(run_cascade(Height(), split, stages, name="x", right=right, batch_size=batch_size, seed=0, **options))
+    options = {"name": "x", "threat": THREAT, "right": right, "batch_size": batch_size, "seed": 0} | options
+    return list(run_cascade(Height(), split, stages, **options))
 
 
 def test_a_stage_attacks_what_the_earlier_ones_left_in_full_batches(test_split):

@@ -8,12 +8,13 @@ from bench.contract_tests import tiny_batch, tiny_model
 from bench.core import seeds
 from bench.core.contracts import Attack
 from bench.core.errors import CheckError, UserError
-from bench.core.records import union, worst_case
+from bench.core.table import union, worst_case
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.evaluate.attacked import make_attacks, measure_attack, witnesses_of
+from bench.evaluate.attacked import make_attacks, measure_attack
 from bench.evaluate.evaluation import evaluate_split
 from bench.evaluate.invariants import check_evaluation
+from bench.evaluate.witnesses import witnesses_of
 from tests.linear import exact_margin, interior_batch, linear_model
 
 SHAPE = (1, 5, 5)
@@ -267,10 +268,10 @@ def test_randomness_depends_on_the_runs_seed_and_on_the_batch(linear):
 def test_a_witness_that_proves_nothing_fails_the_run(change, hint, linear):
     model, batch, test = linear
     found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=["pgd-10"])
-    attacks = make_attacks(["pgd-10"], THREAT)
-    check_evaluation(model, test, attacks, found.table, found.witnesses, 16)
+    makers = {"pgd-10": THREAT}
+    check_evaluation(model, test, THREAT, makers, found.table, found.witnesses, 16)
     with pytest.raises(CheckError, match=hint):
-        check_evaluation(model, test, attacks, found.table, change(found.witnesses), 16)
+        check_evaluation(model, test, THREAT, makers, found.table, change(found.witnesses), 16)
 
 
 def test_an_attack_may_have_a_threat_model_of_its_own(linear):

@@ -5,7 +5,8 @@ from torch import nn
 
 from bench.core import records
 from bench.core.contracts import Attack
-from bench.core.records import AttackResult, Record, Sanity, Threat
+from bench.core.records import AttackResult, Record, Sanity
+from bench.core.table import Threat, accuracy, attack_specs
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.attacked import make_attacks
@@ -19,6 +20,8 @@ from bench.evaluate.verify import (
     check_predictions,
     check_witnesses,
 )
+from bench.evaluate.verify_certificates import certified_by, certify_again, check_contradictions
+from tests.certifying import Exact, Slow
 from tests.linear import exact_margin, interior_batch, linear_model
 
 SHAPE, EPS = (1, 5, 5), 0.03
@@ -31,7 +34,7 @@ def record_of(table, threat=THREAT):
     return Record(
         schema=records.SCHEMA, suite=None, dataset="", model="", defense="", seed=0,
         threat=Threat(threat.norm, threat.eps), config={}, config_hash="", n_examples=len(table["index"]),
-        clean=records.accuracy(table["clean"]), attacks=dict.fromkeys(records.attack_specs(table), result), worst=None,
+        clean=accuracy(table["clean"]), attacks=dict.fromkeys(attack_specs(table), result), worst=None,
         certifiers={}, training=None, sanity=Sanity("unchecked", []), artifacts={}, provenance={},
     )  # fmt: skip
 
@@ -283,3 +286,126 @@ def test_a_leak_by_batch_fails_and_by_order_only_warns():
     assert [each.outcome for each in by_order] == ["passed", "warning"]
     assert [each.outcome for each in neither] == ["passed", "passed"]
     assert "of each 100" in by_batch[0].evidence
+
+
+def certified_run(run, **claims):
+    """The run with a certifier of linear models, who is asked again; claims replace its columns."""
+    model, test, table, record, _ = run
+    exact = exact_margin(model, test.take(torch.arange(40)), THREAT).numpy() > 0
+    proven = claims.get("certified", exact & table["clean"])
+    columns = {"certified/exact": proven, "radius/exact": claims.get("radius", (EPS * proven).astype(np.float32))}
+    return model, test, table | columns, record
+
+
+def asked_again(run, certifier, spec="exact", **options):
+    options = {"sample": 64, "seed": 0, "batch_size": 16} | options
+    return certify_again(*run, spec, certifier, **options)
+
+
+def test_certificates_that_hold_are_given_again(run):
+    honest = certified_run(run)
+    n = int(honest[2]["certified/exact"].sum())
+    found = asked_again(honest, Exact())
+    assert (found.outcome, found.evidence) == ("passed", f"seed 0: all {n} that were tried, of {n}")
+    assert asked_again(honest, Exact(), sample=2).evidence == f"seed 0: all 2 that were tried, of {n}"
+
+
+def test_where_nothing_was_certified_nothing_is_asked(run):
+    found = asked_again(certified_run(run, certified=np.zeros(40, bool)), Exact())
+    assert (found.outcome, found.evidence) == ("passed", "it certified nothing")
+
+
+def test_a_certificate_that_is_not_given_again_fails(run):
+    honest = certified_run(run)
+    fell = np.flatnonzero(run[2]["clean"] & ~honest[2]["certified/exact"])
+    one_more = honest[2]["certified/exact"].copy()
+    one_more[fell[0]] = True
+    found = asked_again(certified_run(run, certified=one_more), Exact())
+    assert found.outcome == "failed"
+    assert found.evidence.endswith(f"the first is test example {fell[0]}")
+    radius = (EPS * honest[2]["certified/exact"]).astype(np.float32) * np.float32(1.5)
+    assert asked_again(certified_run(run, radius=radius), Exact()).outcome == "failed"
+
+
+def test_a_certificate_on_the_edge_only_warns(run):
+    """Asked again it has a positive margin that is not above what rounding may have done."""
+    found = asked_again(certified_run(run), Exact(least=1e9))
+    assert found.outcome == "warning"
+    assert "within rounding" in found.evidence
+
+
+def test_a_certifier_that_runs_out_of_time_only_warns_and_is_asked_little(run):
+    found = asked_again(certified_run(run), Slow(least=1e9, pause=0.0))
+    assert found.outcome == "warning"
+    assert "4 of 4 ran out of time" in found.evidence
+
+
+def test_what_the_bracket_certified_is_asked_of_the_stage_that_did(run):
+    model, test, table, record, _ = run
+    margin = exact_margin(model, test.take(torch.arange(40)), THREAT).numpy()
+    status = np.where(~table["clean"], "broken", np.where(margin > 0, "certified", "open"))
+    decided = np.where(~table["clean"], "clean", np.where(margin > 0.1, "coarse", np.where(margin > 0, "exact", "")))
+    narrowed = table | {"status": status, "decided_by": decided}
+    assert list(certified_by(record, narrowed)) == list(dict.fromkeys(decided[status == "certified"]))
+    for name, rows in (("coarse", margin > 0.1), ("exact", (margin > 0) & (margin <= 0.1))):
+        proven, radius = certified_by(record, narrowed)[name]
+        assert np.array_equal(proven, rows & table["clean"])
+        assert np.array_equal(radius > 0, proven)
+        assert asked_again((model, test, narrowed, record), Exact(), name).outcome == "passed"
+
+
+def test_a_certified_example_that_falls_when_attacked_again_fails_however_rare_that_is(run):
+    fell = np.flatnonzero(run[2]["clean"] & ~run[2]["robust/pgd-10"])[0]
+    table = {key: column.copy() for key, column in run[2].items()}
+    table["robust/random-noise"][fell] = table["robust/pgd-10"][fell] = True
+    assert again(run, table).outcome == "warning"
+    proven = np.arange(40) == fell
+    found = again(run, table | {"certified/liar": proven, "radius/liar": (EPS * proven).astype(np.float32)})
+    assert (found.outcome, found.evidence) == ("failed", f"1 certified examples fell, the first is test example {fell}")
+
+
+def test_where_only_certificates_are_claimed_they_are_attacked(run):
+    bare = {key: run[2][key] for key in ("index", "label", "prediction", "clean")}
+    table = bare | {key: column for key, column in certified_run(run)[2].items() if key.endswith("/exact")}
+    found = again(run, table)
+    assert found.outcome == "passed"
+    assert f"0 of {table['certified/exact'].sum()} fell" in found.evidence
+
+
+def test_certificates_and_witnesses_must_not_contradict_one_another(run):
+    _, test, _, record, witnesses = run
+    honest = certified_run(run)[2]
+    assert check_contradictions(test, honest, witnesses, record).outcome == "passed"
+    none = {key: column[:0] for key, column in witnesses.items()}
+    assert check_contradictions(test, honest, none | {"x_adv": np.zeros(0, np.float32)}, record).outcome == "passed"
+    broken = witnesses["index"][0]
+    claimed = honest["certified/exact"] | (np.arange(40) == broken)
+    found = check_contradictions(test, certified_run(run, certified=claimed)[2], witnesses, record)
+    assert found.outcome == "failed"
+    assert f"test example {broken}" in found.evidence
+    x = test.take(torch.tensor([broken])).x
+    distance = float(THREAT.distance(torch.from_numpy(witnesses["x_adv"][:1]), x))
+    for share, outcome in ((0.99, "passed"), (1.01, "failed")):  # a radius holds what is nearer
+        radius = np.where(np.arange(40) == broken, distance * share, 0).astype(np.float32)
+        found = check_contradictions(test, certified_run(run, radius=radius)[2], witnesses, record)
+        assert found.outcome == outcome
+    assert found.evidence == f"test example {broken} has a witness inside its certified radius"
+
+
+def test_a_witness_at_the_edge_of_the_ball_contradicts_a_certificate(run):
+    """As a forger leaves it who takes an example's fall out of the table and leaves its witness."""
+    _, test, table, record, witnesses = run
+    bare = {key: table[key] for key in ("index", "label", "prediction", "clean")}
+    broken = np.arange(40) == witnesses["index"][0]
+    x = test.take(torch.from_numpy(np.flatnonzero(broken))).x.numpy()
+    edge = {
+        "index": witnesses["index"][:1],
+        "x_adv": x + np.float32(0.99999) * np.float32(EPS) * np.sign(witnesses["x_adv"][:1] - x),
+    }
+    status = np.select([~table["clean"], broken], ["broken", "certified"], "open")
+    by_bracket = {"status": status, "decided_by": np.select([~table["clean"], broken], ["clean", "x"], "")}
+    by_certifier = {"certified/x": broken, "radius/x": (EPS * broken).astype(np.float32)}
+    for claim in (by_bracket, by_certifier):
+        for slip, outcome in ((1.0, "failed"), (1.1, "passed")):
+            there = edge | {"x_adv": (x + slip * (edge["x_adv"] - x)).astype(np.float32)}
+            assert check_contradictions(test, bare | claim, there, record).outcome == outcome

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from bench.core.records import Accuracy, AttackResult, Record, Robustness, Sanity, Threat, Training
+from bench.core.records import AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Training
+from bench.core.table import Accuracy, Robustness, Threat
 from leaderboard.tables import by_recipe, comparison, interval, percent, run_table, threat_name
 
 
@@ -157,7 +158,7 @@ def test_comparison_in_json_is_fractions():
     assert first == {
         "defense": "pgd-at", "suite": "digits", "dataset": "digits", "model": "small-cnn", "norm": "Linf", "eps": 0.2,
         "seed": 2, "n_examples": 360, "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48,
-        "union_acc": None, "verdict": "clean",
+        "union_acc": None, "certified_acc": {}, "bracket": None, "verdict": "clean",
         "training_seconds": 61.04,
     }  # fmt: skip
     assert (second["worst_acc"], second["training_seconds"], second["robust_acc"]) == (None, None, {"fgsm": 0.75})
@@ -169,3 +170,70 @@ def test_comparison_in_latex():
     assert r"\bottomrule" in text
     assert r"small\_cnn" in text
     assert "50.0 [45.0, 55.0]" in text
+
+
+def stage(tried, certified=0, broken=0, forwards=0, backwards=0, seconds=0.0):
+    return BracketStage(tried, certified, broken, forwards, backwards, seconds)
+
+
+IBP = CertifierResult(0.3, (0.25, 0.35), mean_radius=0.06, seconds=0.5)
+NARROWED = Bracket(
+    certified_acc=0.4, certified_ci95=(0.35, 0.45), robust_acc=0.5, robust_ci95=(0.45, 0.55), open=36,
+    budget_seconds=600, seconds=61.5,
+    stages={
+        "clean": stage(360, broken=32), "fgsm": stage(328, broken=100, forwards=656, backwards=328),
+        "crown": stage(228), "exact": stage(228, certified=144, broken=48, forwards=1000),
+    },
+    skipped={"ibp": "IBP has no L2 form"},
+)  # fmt: skip
+
+
+def test_run_table_holds_certificates_and_the_bracket():
+    text = run_table(make_record(attacks={}, worst=None, certifiers={"ibp": IBP}, bracket=NARROWED))
+    assert cells(text)[2:4] == [
+        ["certified by ibp, mean radius 0.06", "30.0", "[25.0, 35.0]", "0.5", "", ""],
+        ["bracket [certified, attacked]", "[40.0, 50.0]", "[35.0, 55.0]", "61.5", "1,656", "328"],
+    ]
+    assert text.split("\n\n")[2].splitlines() == [
+        "bracket: 36 open; clean 32 broken, fgsm 100 broken, exact 144 certified and 48 broken",
+        "  skipped ibp: IBP has no L2 form",
+    ]
+
+
+def test_comparison_has_columns_for_certificates_and_brackets_where_there_are_any():
+    both = make_record(certifiers={"ibp": IBP}, bracket=NARROWED)
+    header, first, second, mean = cells(comparison([both, make_record(1)], "markdown"))
+    ibp, bracket = header.index("certified ibp"), header.index("bracket")
+    assert header.index("worst") < ibp < bracket < header.index("verdict")
+    assert (first[ibp], first[bracket]) == ("30.0 [25.0, 35.0]", "[40.0, 50.0]")
+    assert (second[ibp], second[bracket], mean[ibp], mean[bracket]) == ("", "", "", "")
+    assert {"certified ibp", "bracket"}.isdisjoint(cells(comparison([make_record()], "markdown"))[0])
+
+
+def test_the_mean_of_brackets_is_of_their_ends():
+    wider = Bracket(**{f: getattr(NARROWED, f) for f in NARROWED.__struct_fields__} | {"robust_acc": 0.6})
+    runs = [make_record(seed, bracket=each) for seed, each in enumerate((NARROWED, wider))]
+    rows = cells(comparison(runs, "markdown"))
+    assert rows[3][rows[0].index("bracket")] == "[40.0 +- 0.0, 55.0 +- 7.1]"
+
+
+def test_csv_and_json_hold_certificates_and_brackets():
+    runs = [make_record(certifiers={"ibp": IBP}, bracket=NARROWED), OTHER]
+    first, second = csv.DictReader(io.StringIO(comparison(runs, "csv")))
+    assert [first[key] for key in ("certified ibp", "certified ibp_low", "certified ibp_high")] == [
+        "0.3",
+        "0.25",
+        "0.35",
+    ]
+    assert [first[key] for key in ("bracket_certified", "bracket_certified_low", "bracket_robust")] == [
+        "0.4",
+        "0.35",
+        "0.5",
+    ]
+    assert (first["bracket_robust_high"], first["bracket_open"]) == ("0.55", "36")
+    assert (second["certified ibp"], second["bracket_certified"], second["bracket_open"]) == ("", "", "")
+    assert (first["verdict"], second["verdict"]) == ("clean", "clean")
+    plain = json.loads(comparison(runs, "json"))
+    assert plain[0]["certified_acc"] == {"ibp": 0.3}
+    assert plain[0]["bracket"] == {"certified_acc": 0.4, "robust_acc": 0.5, "open": 36}
+    assert plain[1]["bracket"] is None

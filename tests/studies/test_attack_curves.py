@@ -3,9 +3,10 @@ import csv
 import numpy as np
 import pytest
 
-from bench.core import records
+from bench.core import files, records
 from bench.core.errors import CheckError, UserError
-from bench.core.records import AttackResult, Record, Sanity, Threat
+from bench.core.records import AttackResult, Record, Sanity
+from bench.core.table import Threat, accuracy, attack_specs, union, worst
 from bench.studies.attack_curves import attack_curves, curves_of
 
 PGD = {
@@ -29,18 +30,18 @@ def run_folder(folder, columns):
     prediction = np.array([0, 0, 0, 0, 1])
     table = {"index": np.arange(5), "label": label, "prediction": prediction, "clean": label == prediction} | columns
     attacks = {}
-    for spec in records.attack_specs(table):
-        share = records.accuracy(table[f"robust/{spec}"])
+    for spec in attack_specs(table):
+        share = accuracy(table[f"robust/{spec}"])
         attacks[spec] = AttackResult(share.acc, share.ci95, forwards=0, backwards=0, seconds=0)
     record = Record(
         schema=records.SCHEMA, suite=None, dataset="digits", model="fc1", defense="atas", seed=0,
-        threat=Threat("Linf", 0.1), config={}, config_hash="", n_examples=5, clean=records.accuracy(table["clean"]),
-        attacks=attacks, worst=records.worst(table), union=records.union(table), certifiers={}, training=None,
+        threat=Threat("Linf", 0.1), config={}, config_hash="", n_examples=5, clean=accuracy(table["clean"]),
+        attacks=attacks, worst=worst(table), union=union(table), certifiers={}, training=None,
         sanity=Sanity("unchecked", []), artifacts={}, provenance={},
     )  # fmt: skip
     folder.mkdir(parents=True)
     records.write_record(folder, record)
-    records.write_arrays(folder / records.TABLE, table)
+    files.write_arrays(folder / records.TABLE, table)
     return folder
 
 
@@ -101,6 +102,6 @@ def test_runs_without_such_columns_and_changed_runs_are_refused(tmp_path):
     folder = run_folder(tmp_path / "run" / "0", {"robust/pgd-10": PGD["robust/pgd-10"]})
     with pytest.raises(UserError, match="bench eval"):
         attack_curves(runs=(str(folder),), figure=figure)
-    records.write_arrays(folder / records.TABLE, {"index": np.arange(5)})
+    files.write_arrays(folder / records.TABLE, {"index": np.arange(5)})
     with pytest.raises(CheckError, match="changed"):
         attack_curves(runs=(str(folder),), figure=figure)

@@ -1,0 +1,50 @@
+"""Files of plain arrays, written whole or not at all, and their hashes. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.core.errors import UserError
+from bench.core.registry import one_line
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """A compressed .npz, written in one go."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of an .npz, never a pickle; UserError where it is broken."""
+    try:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+            found = {key: archive[key] for key in archive.files}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except Exception as error:  # numpy, zipfile, zlib and tokenize raise a dozen kinds over a broken file
+        raise UserError(f"{path} is not a readable .npz of plain arrays ({one_line(error)})") from error
+    for key, value in found.items():
+        if not isinstance(value, np.ndarray):
+            raise UserError(f"{path} is not a readable .npz of plain arrays ('{key}' is none)")
+    return found
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, then rename: a reader sees all of it or nothing."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

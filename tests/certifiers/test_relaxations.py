@@ -1,0 +1,181 @@
+"""The lines of every activation, checked again in numpy's long doubles, over intervals of every kind."""
+
+import numpy as np
+import pytest
+import torch
+
+from certifiers import layers
+from certifiers.relaxations import relax
+
+ACTIVATIONS = {
+    "relu": (layers.relu(), lambda x: np.maximum(x, 0)),
+    "leaky": (layers.relu(0.1), lambda x: np.maximum(x, x * np.longdouble(0.1))),
+    "sigmoid": (layers.sigmoid(), lambda x: 1 / (1 + np.exp(-x))),
+    "tanh": (layers.tanh(), np.tanh),
+}
+RELAXATIONS = ("parallel", "adaptive", "tight")
+TYPES = (torch.float32, torch.float64)
+
+
+def intervals(dtype):
+    """Both ends of some thousand intervals: of all widths, far out, on one side, around zero, and of no width."""
+    draw = torch.Generator().manual_seed(0)
+    random = [torch.rand(400, generator=draw, dtype=torch.float64) for _ in range(4)]
+    width = 10 ** (random[0] * 7.7 - 6)  # 1e-6 .. 50
+    middle = 10 ** (random[1] * 4 - 2.5) * (2 * (random[2] < 0.5) - 1)  # 0.003 .. 30, either side
+    low = torch.cat([middle - width / 2, -random[3] * width, torch.zeros(400), -width, middle, 5 * random[3] - 5])
+    high = torch.cat([middle + width / 2, (1 - random[3]) * width, width, torch.zeros(400), middle, 5 * random[1]])
+    ends = torch.tensor([-1e4, -88.0, -6.0, -5.0, -1e-3, -1e-30, 0.0, 1e-30, 1e-3, 4.9, 7.0, 90.0, 1e4]).double()
+    pairs = torch.cartesian_prod(ends, ends)
+    pairs = pairs[pairs[:, 0] <= pairs[:, 1]]
+    return torch.cat([low, pairs[:, 0]]).to(dtype), torch.cat([high, pairs[:, 1]]).to(dtype)
+
+
+def exact(tensor):
+    return tensor.detach().double().numpy().astype(np.longdouble)
+
+
+def heights(lines, curve, low, high):
+    """How far the upper line is above the curve and the lower one below it, at points all over each interval."""
+    low, high = exact(low)[:, None], exact(high)[:, None]
+    # evenly, and closer and closer to both ends and to zero, where lines and curve meet
+    steps = np.concatenate([np.linspace(0, 1, 101), 10.0 ** -np.arange(2, 12), 1 - 10.0 ** -np.arange(2, 12)])
+    around = np.concatenate([[0], 10.0 ** -np.arange(12), -(10.0 ** -np.arange(12))])
+    x = np.concatenate([low + (high - low) * steps, np.clip(around[None], low, high)], axis=1)
+    x = np.clip(x, low, high)
+    shift = np.zeros_like(low) if lines.low_shift is None else exact(lines.low_shift)[:, None]
+    above = exact(lines.up_slope)[:, None] * x + exact(lines.up_shift)[:, None] - curve(x)
+    return above, curve(x) - exact(lines.low_slope)[:, None] * x - shift
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("relaxation", RELAXATIONS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_curve_is_between_its_lines(name, relaxation, dtype):
+    """S-curves: without any tolerance. ReLU: the chord's end may be off by the rounding of its slope, 2 units in the
+    last place of the interval's larger end (which `Activation.rounding` counts)."""
+    activation, curve = ACTIVATIONS[name]
+    low, high = intervals(dtype)
+    above, below = heights(relax(activation, low, high, relaxation), curve, low, high)
+    unit = torch.finfo(dtype).eps
+    allowed = 2 * unit * exact(torch.maximum(low.abs(), high.abs())) if activation.name == "relu" else 0 * exact(low)
+    for side in (above, below):
+        worst = (side.min(axis=1) + allowed).argmin()
+        assert (side.min(axis=1) >= -allowed).all(), (low[worst].item(), high[worst].item(), side[worst].min() / unit)
+
+
+@pytest.mark.parametrize("relaxation", RELAXATIONS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_lines_are_no_further_away_than_they_need_be(name, relaxation):
+    """Each line touches the curve, save where an S-curve is nearly flat."""
+    activation, curve = ACTIVATIONS[name]
+    low, high = intervals(torch.float64)
+    kept = (high - low > 1e-2) & (high - low < 50)
+    low, high = low[kept], high[kept]
+    lines = relax(activation, low, high, relaxation)
+    above, below = heights(lines, curve, low, high)
+    if activation.name == "relu":
+        crossing = ((low <= 0) & (high >= 0)).numpy()
+        assert above.min(axis=1).max() < 1e-12
+        assert below[crossing].min(axis=1).max() < 1e-12
+        assert below[(high < 0).numpy()].max() < 1e-12  # both lines are the piece itself
+        assert below[(low > 0).numpy()].max() < 1e-12
+    else:
+        bent = lines.low_slope.numpy() > 0
+        assert bent.sum() > 500
+        across = ACTIVATIONS[name][0].function(high) - ACTIVATIONS[name][0].function(low)
+        assert (np.abs(exact(lines.gap) - exact(across)) < 1e-14)[~bent].all()
+        if relaxation == "tight":  # parallel tangents may touch outside of the interval
+            # the nearest points that were looked at are up to half a step from the point of touch
+            near = ((high - low) / 100).numpy() ** 2 / 8 + 1e-14
+            assert (above.min(axis=1) < near)[bent].all()
+            assert (below.min(axis=1) < near)[bent].all()
+
+
+def test_relu_has_the_published_lines():
+    """Eq. 3.4, and for the leaky one its chord; CROWN's lower slope is that of the longer side."""
+    low, high = torch.tensor([-3.0, -1.0, -2.0, 0.5]), torch.tensor([1.0, 3.0, -1.0, 2.0])
+    lines = relax(layers.relu(), low, high, "parallel")
+    assert lines.parallel
+    assert lines.low_shift is None
+    torch.testing.assert_close(lines.up_slope, torch.tensor([0.25, 0.75, 0.0, 1.0]))
+    torch.testing.assert_close(lines.up_shift, torch.tensor([0.75, 0.75, 0.0, 0.0]))
+    adaptive = relax(layers.relu(), low, high, "adaptive")
+    assert adaptive.low_slope.tolist() == [0.0, 1.0, 0.0, 1.0]
+    torch.testing.assert_close(adaptive.up_slope, lines.up_slope)
+    torch.testing.assert_close(adaptive.up_shift, lines.up_shift)
+    leaky = relax(layers.relu(0.2), low, high, "parallel")
+    torch.testing.assert_close(leaky.up_slope, torch.tensor([0.4, 0.8, 0.2, 1.0]))
+    torch.testing.assert_close(leaky.up_shift, torch.tensor([0.6, 0.6, 0.0, 0.0]))
+    torch.testing.assert_close(relax(layers.relu(0.2), low, high, "adaptive").low_slope, torch.tensor([0.2, 1, 0.2, 1]))
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh"])
+def test_s_curves_have_the_published_lines(name):
+    """Eq. 3.5 and table 3.1: the slope of the chord, and both tangents of that slope; constants where it is flat."""
+    activation, curve = ACTIVATIONS[name]
+    low = torch.tensor([-1.0, -3.0, -2.0, 0.3, -8.0, 4.8, -0.9, -5.0, -3.0]).double()
+    high = torch.tensor([2.0, 0.5, -0.5, 2.5, -5.9, 6.0, 4.0, -3.0, -2.0]).double()
+    lines = relax(activation, low, high, "parallel")
+    assert lines.parallel
+    d = (curve(high.numpy()) - curve(low.numpy())) / (high - low).numpy()
+    flat = d < 0.01
+    assert flat.tolist() == [False] * 4 + [True] * 2 + [False, name == "tanh", False]
+    np.testing.assert_allclose(lines.up_slope, np.where(flat, 0, d), rtol=1e-12)
+    if name == "sigmoid":
+        t = -np.log((-(2 * d - 1) - np.sqrt(1 - 4 * d)) / (2 * d))
+    else:
+        t = np.log((-(d - 2) + 2 * np.sqrt(1 - d)) / d) / 2
+    chord = curve(low.numpy()) - d * low.numpy()
+    up = np.where((high <= 0).numpy(), chord, curve(t) - d * t)
+    down = np.where((low >= 0).numpy(), chord, curve(-t) + d * t)
+    np.testing.assert_allclose(lines.up_shift, np.where(flat, curve(high.numpy()), up), atol=1e-12)
+    np.testing.assert_allclose(lines.low_shift, np.where(flat, curve(low.numpy()), down), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh"])
+def test_tight_is_the_chord_wherever_that_is_a_bound(name):
+    activation, _ = ACTIVATIONS[name]
+    low, high = torch.tensor([-4.0, -0.5, -2.0]).double(), torch.tensor([0.5, 4.0, 2.0]).double()
+    wide, tight = relax(activation, low, high, "adaptive"), relax(activation, low, high, "tight")
+    at_low, at_high = activation.function(low), activation.function(high)
+    assert (tight.gap <= wide.gap + 1e-15).all()
+    np.testing.assert_allclose((tight.up_slope * high + tight.up_shift)[0], at_high[0], atol=1e-14)
+    np.testing.assert_allclose((tight.low_slope * low + tight.low_shift)[1], at_low[1], atol=1e-14)
+    torch.testing.assert_close(tight.up_shift[1:], wide.up_shift[1:])
+    torch.testing.assert_close(tight.low_shift[[0, 2]], wide.low_shift[[0, 2]])
+    assert (tight.gap < wide.gap - 1e-2).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("relaxation", RELAXATIONS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_gradient_is_a_number(name, relaxation):
+    low, high = intervals(torch.float32)
+    low, high = low.requires_grad_(), high.requires_grad_()
+    lines = relax(ACTIVATIONS[name][0], low, high, relaxation)
+    total = lines.low_slope.sum() + lines.up_slope.sum() + lines.gap.sum()
+    if lines.low_shift is not None:
+        total = total + lines.low_shift.sum()
+    for gradient in torch.autograd.grad(total, [low, high]):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_interval_of_an_activation_is_its_image(name):
+    activation, curve = ACTIVATIONS[name]
+    low, high = intervals(torch.float64)
+    kept = high - low < 1e3
+    low, high = low[kept], high[kept]
+    center, radius = activation.interval((low + high) / 2, (high - low) / 2)
+    scale = 1e-14 * (1 + torch.maximum(low.abs(), high.abs()).numpy())
+    assert (np.abs(exact(center - radius) - curve(exact(low))) < scale).all()
+    assert (np.abs(exact(center + radius) - curve(exact(high))) < scale).all()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_stated_slopes_are_the_least_and_the_greatest(name):
+    activation, _ = ACTIVATIONS[name]
+    x = torch.linspace(-20, 20, 4001, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(activation.function(x).sum(), x)
+    assert slope.min().item() == pytest.approx(activation.slope[0], abs=1e-6)
+    assert slope.max().item() == pytest.approx(activation.slope[1], abs=1e-6)

@@ -1,0 +1,107 @@
+"""Certifiers for tests: linear models exactly, and some that nobody should trust."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.contracts import Batch, Certificate, Certifier
+from bench.core.errors import UserError
+from bench.core.threat import ThreatModel
+from tests.linear import exact_margin
+
+calls: list[tuple[str, list[int], Tensor | None]] = []  # who certified which examples, given which hint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact(Certifier):
+    """The exact margin of a linear model in the ball, where the box is out of reach; only above `least`."""
+
+    least: float = 0.0
+
+    def check_fits(self, model, shape, threat):
+        super().check_fits(model, shape, threat)
+        if not isinstance(model[-1], nn.Linear) or len(model) != 2:
+            raise UserError(f"{type(self).__name__} takes linear models only")
+
+    def certify(self, model, batch, threat, *, generator, hint=None):
+        calls.append((type(self).__name__, batch.index.tolist(), hint))
+        margin = exact_margin(model, batch, threat)
+        certified = margin > self.least
+        return Certificate(threat.eps * certified, certified, margins=margin[:, None].expand(-1, 2), tolerance=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Exact):
+    """Takes its time over each batch, by a clock that tests may put in place of the machine's."""
+
+    seconds: float = 100.0
+    pause: float = 0.05
+
+    def certify(self, model, batch, threat, *, generator, hint=None):
+        limits.append(self.seconds)
+        clock.now += self.pause
+        return super().certify(model, batch, threat, generator=generator, hint=hint)
+
+
+class Clock:
+    """Stands still but for what Slow takes."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+clock = Clock()
+limits: list[float] = []  # seconds for an example that Slow was given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complete(Exact):
+    """Decides every example: certified, or broken by the worst point of the ball."""
+
+    def certify(self, model, batch, threat, *, generator, hint=None):
+        calls.append((type(self).__name__, batch.index.tolist(), hint))
+        margin = exact_margin(model, batch, threat)
+        return Certificate(
+            threat.eps * (margin > 0), margin > 0, broken=margin < 0, witness=worst_points(model, batch, threat)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Liar(Certifier):
+    """Certifies all that is right."""
+
+    def certify(self, model, batch, threat, *, generator, hint=None):
+        right = model(batch.x).argmax(dim=1) == batch.y
+        return Certificate(threat.eps * right, right)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smooth(Certifier):
+    """Of another classifier: it has one answer, and is certain of it."""
+
+    kind = "probabilistic"
+
+    answer: int = 0
+
+    def certify(self, model, batch, threat, *, generator, hint=None):
+        answer = torch.full_like(batch.y, self.answer)
+        return Certificate(2 * threat.eps * (answer == batch.y), answer == batch.y, prediction=answer)
+
+
+def worst_points(model: nn.Sequential, batch: Batch, threat: ThreatModel) -> Tensor:
+    """For each example the corner of the Linf ball towards the class that it comes nearest to."""
+    weight = model[1].weight
+    corners = batch.x[:, None] + threat.eps * (weight[None] - weight[batch.y][:, None]).sign().reshape(
+        len(batch), len(weight), *batch.x.shape[1:]
+    )
+    logits = model(corners.flatten(0, 1)).reshape(len(batch), len(weight), -1)
+    ahead = torch.stack([logits[:, j, j] for j in range(len(weight))], dim=1) - logits.gather(
+        2, batch.y[:, None, None].expand(-1, len(weight), 1)
+    ).squeeze(2)
+    ahead.scatter_(1, batch.y[:, None], -torch.inf)
+    return threat.project(corners[torch.arange(len(batch)), ahead.argmax(dim=1)], batch.x)

@@ -1,0 +1,335 @@
+"""The bracket: who is decided by which stage, within which budget, and what stops it from lying."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from attacks.fgsm import FGSM
+from bench.core.contracts import Attack, Certificate
+from bench.core.errors import CheckError, UserError
+from bench.core.stages import Stage
+from bench.core.threat import ThreatModel
+from bench.datasets.split import Split
+from bench.evaluate import bracket as module
+from bench.evaluate.attacked import make_attacks
+from bench.evaluate.bracket import BracketPlan, measure_bracket, plan_bracket
+from bench.evaluate.clean import measure_clean
+from bench.evaluate.evaluation import evaluate_split
+from tests.certifying import Complete, Exact, Liar, Slow, Smooth, calls, clock, limits, worst_points
+from tests.linear import exact_margin, interior_batch, linear_model
+
+SHAPE = (1, 5, 5)
+THREAT = ThreatModel("Linf", 0.03)
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    calls.clear()
+    limits.clear()
+
+
+@pytest.fixture
+def _clock(monkeypatch):
+    """Only Slow takes any time."""
+    monkeypatch.setattr("bench.evaluate.parts.time", clock)
+
+
+@pytest.fixture
+def linear():
+    """A linear model, the split of 40 images of which five are labelled wrong, their exact margins (negative there)."""
+    model = linear_model(SHAPE, 4)
+    batch = interior_batch(model, SHAPE, 40)
+    margin = exact_margin(model, batch, THREAT).numpy()
+    batch.y[:5] = (batch.y[:5] + 1) % 4
+    margin[:5] = -1
+    assert 5 < (margin > 0).sum() < 30
+    return model, Split.of_tensors(batch.x, batch.y), margin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half(Attack):
+    """Goes to the worst point for examples of even number, and half the way there for the others."""
+
+    def perturb(self, model, batch, *, generator):
+        way = torch.where(batch.index % 2 == 0, 1.0, 0.5)[:, None, None, None]
+        return batch.x + way * (worst_points(model, batch, self.threat) - batch.x)
+
+
+def planned(*stages, budget=60.0):
+    return BracketPlan(stages, {"none": "a reason"}, budget)
+
+
+def evaluated(linear, plan, attacks=(), certifiers=None, **options):
+    made = make_attacks(attacks, THREAT)
+    options = {"batch_size": 16, "seed": 0, "show": False} | options
+    return evaluate_split(linear[0], linear[1], THREAT, made, certifiers=certifiers, bracket=plan, **options)
+
+
+HALF, COARSE = Stage("half", Half(threat=THREAT)), Stage("coarse", Exact(least=0.1))
+EXACT, COMPLETE = Stage("exact", Exact()), Stage("complete", Complete())
+
+
+def test_each_example_is_decided_by_the_first_stage_that_can(linear):
+    found, margin = evaluated(linear, planned(HALF, COARSE, EXACT)), linear[2]
+    even = np.arange(40) % 2 == 0
+    right = np.arange(40) >= 5
+    half = found.table["decided_by"] == "half"
+    assert half[right & even & (margin < 0)].all()
+    assert not half[margin > 0].any()
+    expected = np.select([~right, half, margin > 0.1, margin > 0], ["clean", "half", "coarse", "exact"], "")
+    assert np.array_equal(found.table["decided_by"], expected)
+    status = np.select([expected == "", ~right | half], ["open", "broken"], "certified")
+    assert np.array_equal(found.table["status"], status)
+    assert (status == "open").any()
+
+
+def test_the_result_follows_from_the_columns(linear):
+    found = evaluated(linear, planned(HALF, COARSE, EXACT))
+    result, status = found.bracket, found.table["status"]
+    assert result.certified_acc == (status == "certified").mean() == (linear[2] > 0).mean()
+    assert result.robust_acc == (status != "broken").mean()
+    assert result.open == (status == "open").sum() > 0
+    assert result.certified_ci95[0] < result.certified_acc < result.robust_acc < result.robust_ci95[1]
+    assert result.skipped == {"none": "a reason"}
+    stages = result.stages
+    assert list(stages) == ["clean", "half", "coarse", "exact"]
+    for name, stage in stages.items():
+        mine = found.table["decided_by"] == name
+        assert stage.certified == (mine & (status == "certified")).sum()
+        assert stage.broken == (mine & (status == "broken")).sum()
+    assert (stages["clean"].tried, stages["clean"].broken) == (40, 5)
+    assert stages["half"].tried == 35
+    assert stages["coarse"].tried == 35 - stages["half"].broken
+    assert stages["exact"].tried == stages["coarse"].tried - stages["coarse"].certified
+    assert stages["half"].forwards == 5 * 35  # four corners, and the evaluator's own question
+    assert result.seconds == pytest.approx(sum(stage.seconds for stage in stages.values()), abs=0.01)
+
+
+def test_a_complete_certifier_closes_the_bracket_with_witnesses(linear):
+    found, margin = evaluated(linear, planned(COARSE, COMPLETE)), linear[2]
+    assert found.bracket.open == 0
+    assert found.bracket.certified_acc == found.bracket.robust_acc == (margin > 0).mean()
+    fell = np.flatnonzero((margin < 0) & (np.arange(40) >= 5))
+    assert found.witnesses["index"].tolist() == fell.tolist()
+    assert set(found.witnesses["attack"]) == {"bracket"}
+
+
+def test_the_interval_only_narrows(linear):
+    """After every batch of every stage: whoever is decided stays so."""
+    low, high = [], []
+
+    def watch(decided, stage):
+        steps.append(decided)
+
+    model, test, _ = linear
+    table = measure_clean(model, test, 16)
+    before = np.full(40, "open")
+    for n in range(4):
+        steps: list[int] = []
+        plan = planned(*(HALF, COARSE, EXACT)[:n])
+        found = measure_bracket(model, test, plan, table, threat=THREAT, batch_size=16, seed=0, report=watch)
+        low.append(found.result.certified_acc)
+        high.append(found.result.robust_acc)
+        status = found.columns["status"]
+        assert (status[before != "open"] == before[before != "open"]).all()
+        assert sum(steps) == (status != "open").sum()
+        before = status
+    assert low == sorted(low)
+    assert high == sorted(high, reverse=True)
+    assert low[0] == 0
+    assert low[-1] > low[1]
+    assert high[-1] < high[0] == 35 / 40
+
+
+def test_a_later_stage_does_not_take_back_what_an_earlier_one_found(linear):
+    """Tally is asked directly: a stage would not be shown what is decided."""
+    tally = module.Tally(3)
+    yes, no = np.ones(3, bool), np.zeros(3, bool)
+    tally.decide("first", np.array([True, False, False]), np.array([False, True, False]))
+    tally.decide("second", no, yes)
+    assert tally.status.tolist() == ["broken", "certified", "certified"]
+    assert tally.decided_by == ["first", "first", "second"]
+    assert (tally.stages["second"].tried, tally.stages["second"].certified) == (1, 1)
+
+
+def test_certifiers_are_shown_the_worst_point_so_far(linear):
+    evaluated(linear, planned(HALF, EXACT), batch_size=40)
+    _, index, hint = calls[0]
+    model, test, _ = linear
+    batch = test.take(torch.tensor(index))
+    expected = Half(threat=THREAT)(model, batch, generator=torch.Generator())
+    assert torch.equal(hint, expected)
+    assert not torch.equal(hint, batch.x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Still(Attack):
+    """Stays."""
+
+    def perturb(self, model, batch, *, generator):
+        return batch.x
+
+
+def test_a_point_with_a_higher_margin_does_not_replace_the_worst(linear):
+    evaluated(linear, planned(HALF, Stage("still", Still(threat=THREAT)), EXACT), batch_size=40)
+    _, index, hint = calls[0]
+    assert torch.equal(hint, Half(threat=THREAT)(linear[0], linear[1].take(torch.tensor(index)), generator=None))
+
+
+@pytest.mark.usefixtures("_clock")
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_budget_stops_between_batches_and_leaves_the_rest_open(kept, linear, tmp_path):
+    slow = Stage("slow", Slow(pause=0.05), batch=5)
+    parts = tmp_path if kept else None
+    found = evaluated(linear, planned(slow, EXACT, budget=0.12), parts=parts)
+    assert [name for name, _, _ in calls] == ["Slow"] * 3  # 0.05, 0.10, 0.15 s
+    assert found.bracket.stages["slow"].tried == 15
+    assert found.bracket.open == 35 - found.bracket.stages["slow"].certified
+    assert found.bracket.seconds == 0.15
+    assert found.bracket.budget_seconds == 0.12
+    if kept:  # the seconds that were spent count when the run goes on
+        calls.clear()
+        again = evaluated(linear, planned(slow, EXACT, budget=0.12), parts=parts)
+        assert calls == []
+        assert again.bracket == found.bracket
+
+
+@pytest.mark.usefixtures("_clock")
+def test_a_run_that_was_killed_goes_on_with_the_time_that_was_left(linear, tmp_path):
+    slow = Stage("slow", Slow(pause=0.05), batch=5)
+    evaluated(linear, planned(slow, budget=0.07), parts=tmp_path)
+    assert len(calls) == 2
+    evaluated(linear, planned(slow, budget=0.17), parts=tmp_path)
+    assert len(calls) == 4  # two more, and not four
+
+
+@pytest.mark.usefixtures("_clock")
+def test_a_certifier_with_a_limit_is_given_no_more_than_what_is_left(linear):
+    evaluated(linear, planned(Stage("slow", Slow(pause=0.05, seconds=100.0), batch=18), budget=2.0))
+    assert limits == [2.0, 1.95, 1.9]
+
+
+@pytest.mark.usefixtures("_clock")
+def test_a_slow_certifier_comes_in_rounds(linear, monkeypatch):
+    monkeypatch.setattr(module, "ROUNDS", (2.0, 10.0, 200.0))
+    rounds = module._in_rounds(Slow(seconds=100.0, pause=1.0, least=1e9))
+    assert [each.seconds for each in rounds] == [2.0, 10.0, 100.0]
+    assert module._in_rounds(Exact()) == [Exact()]
+    found = evaluated(linear, planned(*(Stage("slow", each, batch=20) for each in rounds), budget=50.0), batch_size=40)
+    assert limits == [2.0, 2.0, 10.0, 10.0, 46.0, 45.0]  # at last what is left of 50
+    assert found.bracket.stages["slow"].tried == 3 * 35
+
+
+def test_rounds_do_not_find_one_anothers_parts(linear, tmp_path):
+    rounds = [Stage("slow", Slow(seconds=s, pause=0.0, least=1e9), batch=35) for s in (1.0, 2.0)]
+    evaluated(linear, planned(*rounds), parts=tmp_path, batch_size=40)
+    assert limits == [1.0, 2.0]
+
+
+def test_a_bracket_goes_on_from_parts_and_ends_the_same(linear, tmp_path):
+    plan = planned(HALF, COARSE, COMPLETE)
+    whole = evaluated(linear, plan, parts=tmp_path)
+    n = len(calls)
+    for path in sorted(tmp_path.iterdir())[::2]:
+        path.unlink()
+    again = evaluated(linear, plan, parts=tmp_path)
+    assert 0 < len(calls) - n < n
+    assert all(np.array_equal(whole.table[key], again.table[key]) for key in whole.table)
+    assert np.array_equal(whole.witnesses["x_adv"], again.witnesses["x_adv"])
+
+
+def test_what_the_runs_own_attacks_and_certifiers_know_is_not_asked_again(linear):
+    found = evaluated(linear, planned(COMPLETE), ["pgd-10"], {"coarse": Exact(least=0.1)})
+    table, margin = found.table, linear[2]
+    by_pgd = table["clean"] & ~table["robust/pgd-10"]
+    assert (table["decided_by"][by_pgd] == "pgd-10").all()
+    assert (table["decided_by"][margin > 0.1] == "coarse").all()
+    asked = {i for name, index, _ in calls if name == "Complete" for i in index}
+    assert asked == set(np.flatnonzero(table["clean"] & ~by_pgd & ~(margin > 0.1)))
+    stage = found.bracket.stages["pgd-10"]
+    assert (stage.tried, stage.broken, stage.seconds, stage.forwards) == (35, by_pgd.sum(), 0, 0)
+    made_by = dict(zip(found.witnesses["index"].tolist(), found.witnesses["attack"].tolist(), strict=True))
+    assert all(made_by[i] == "pgd-10" for i in np.flatnonzero(by_pgd))
+
+
+def test_an_attack_under_another_threat_model_decides_nothing(linear):
+    found = evaluated(linear, planned(COMPLETE), ["pgd-10:eps=0.2"])
+    assert found.bracket.certified_acc == found.bracket.robust_acc == (linear[2] > 0).mean()
+    assert "pgd-10:eps=0.2" not in found.bracket.stages
+
+
+def test_a_stage_that_lies_falls_to_the_attack_on_a_sample(linear):
+    far = ThreatModel("Linf", 0.25)
+    with pytest.raises(CheckError, match=r"liar certified test example \d+, and bracket-attack breaks it"):
+        evaluate_split(
+            linear[0], linear[1], far, {}, bracket=planned(Stage("liar", Liar())), batch_size=16, seed=0, show=False
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventor(Exact):
+    """Says that it broke what it did not."""
+
+    def certify(self, model, batch, threat, *, generator, hint=None):
+        none = torch.zeros(len(batch), dtype=torch.bool)
+        return Certificate(torch.zeros(len(batch)), none, broken=~none, witness=batch.x)
+
+
+def test_a_counterexample_that_is_none_fails_the_run(linear):
+    with pytest.raises(CheckError, match="Inventor claims what is not so"):
+        evaluated(linear, planned(Stage("inventor", Inventor())))
+
+
+class TestPlan:
+    """What a bracket of a model consists of."""
+
+    @pytest.fixture(autouse=True)
+    def _three(self, monkeypatch):
+        monkeypatch.setattr(module, "ORDER", ("fgsm", "ibp", "bracket-attack", "exact"))
+        monkeypatch.setattr(module.registry.certifier, "_built_in", {})
+        monkeypatch.setattr(module.registry.certifier, "_plugins", {})
+
+    def plan(self, model=None, norm="Linf", **options):
+        model = linear_model(SHAPE, 4) if model is None else model
+        return plan_bracket(model, SHAPE, 4, ThreatModel(norm, 0.03), budget=1.0, **options)
+
+    def test_stages_in_order_and_those_that_cannot_be_with_a_reason(self):
+        module.registry.certifier("ibp")(Exact)
+        found = self.plan(norm="L1")
+        names = [stage.name for stage in found.stages]
+        assert names[:2] == ["ibp", "apgd-ce"]
+        assert set(found.skipped) == {"fgsm", "exact"}
+        assert found.skipped["fgsm"] == "FGSM has no L1 form; its norms are Linf, L2"
+        assert "unknown certifier 'exact'" in found.skipped["exact"]
+
+    def test_without_any_certifier_there_is_no_bracket(self):
+        module.registry.certifier("ibp")(Exact)
+        crooked = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softplus(), torch.nn.Linear(25, 4))
+        with pytest.raises(UserError, match=r"no bracket \(Exact takes linear models only"):
+            self.plan(crooked)
+        with pytest.raises(UserError, match="no bracket"):
+            self.plan(crooked, known=[Smooth()])
+        assert self.plan(crooked, known=[Liar()]).stages
+
+    def test_what_the_run_measures_by_itself_is_no_stage(self):
+        module.registry.certifier("ibp")(Exact)
+        known = [FGSM(threat=ThreatModel("Linf", 0.03)), Exact()]
+        names = [stage.name for stage in self.plan(known=known).stages]
+        assert names[0] == "apgd-ce"
+        assert "ibp" not in names
+
+    def test_a_model_in_training_mode_is_planned_for_as_it_is_evaluated(self):
+        modes = []
+
+        @dataclass(frozen=True, kw_only=True)
+        class Watching(Exact):
+            def check_fits(self, model, shape, threat):
+                modes.append(model.training)
+
+        module.registry.certifier("ibp")(Watching)
+        model = linear_model(SHAPE, 4).train()
+        self.plan(model)
+        assert modes == [False]
+        assert model.training

@@ -1,0 +1,185 @@
+"""Random small networks of every layer that can be bounded, and the points that a bound of one has to survive."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bench.core.layers import Normalize, Residual
+from bench.core.threat import NORMS, ThreatModel
+
+ACTIVATIONS = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.2), "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+CURVED = tuple(module for module in (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh))
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int], int]:
+    """A network in double precision and eval mode, the shape of its images, and its number of classes."""
+    shape = draw(st.integers(1, 2)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    classes = draw(st.integers(2, 4))
+    layers: list[nn.Module] = []
+    if draw(st.booleans()):
+        layers.append(Normalize([0.4, 0.6][: shape[0]], [0.5, 0.3][: shape[0]]))
+    channels, *size = shape
+    for _ in range(draw(st.integers(0, 3))):
+        block, channels, size = draw(blocks(channels, size))
+        layers += block
+    layers.append(nn.Flatten())
+    features = channels * math.prod(size)
+    for _ in range(draw(st.integers(0, 2))):
+        width = draw(st.integers(1, 8))
+        layers.append(nn.Linear(features, width, bias=draw(st.booleans())))
+        layers += [nn.BatchNorm1d(width)] if draw(st.booleans()) else []
+        layers += [activation(draw), nn.Dropout(0.5)]
+        if draw(st.booleans()):
+            layers.append(Residual(nn.Sequential(nn.Linear(width, width), activation(draw))))
+        features = width
+    layers.append(nn.Linear(features, classes))
+    model = nn.Sequential(*layers).double().eval()
+    return drawn_weights(model, draw(st.integers(0, 10**6)), draw(st.sampled_from([0.5, 1.0, 3.0]))), shape, classes
+
+
+@st.composite
+def blocks(draw: st.DrawFn, channels: int, size: list[int]) -> tuple[list[nn.Module], int, list[int]]:
+    """A few layers on images of `channels` and `size`; the channels and the size of what comes out."""
+    kind = draw(st.sampled_from(["conv", "conv", "residual", "pool", "global", "activation"]))
+    if kind == "pool" and min(size) > 1:
+        return [nn.AvgPool2d(2)], channels, [each // 2 for each in size]
+    if kind == "global":
+        return [nn.AdaptiveAvgPool2d(1)], channels, [1, 1]
+    if kind == "activation":
+        return [activation(draw)], channels, size
+    out = draw(st.integers(1, 6))
+    if kind == "residual":
+        stride = draw(st.integers(1, 2))
+        branch = nn.Sequential(
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False),
+            activation(draw),
+            nn.Conv2d(out, out, 3, padding=1),
+        )
+        same = stride == 1 and out == channels
+        shortcut = None if same else nn.Conv2d(channels, out, 1, stride=stride)
+        return [Residual(branch, shortcut), activation(draw)], out, [(each - 1) // stride + 1 for each in size]
+    kernel, stride, padding = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(0, 2))
+    dilation = draw(st.integers(1, 2))
+    after = [(each + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for each in size]
+    if min(after) < 1 or max(after) > 9:
+        return [nn.Conv2d(channels, out, 1), activation(draw)], out, size
+    groups = channels if draw(st.booleans()) and out % channels == 0 else 1
+    conv = nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups)
+    return [conv, *([nn.BatchNorm2d(out)] if draw(st.booleans()) else []), activation(draw)], out, after
+
+
+def activation(draw: st.DrawFn) -> nn.Module:
+    return ACTIVATIONS[draw(st.sampled_from(["relu", "relu", "leaky", "sigmoid", "tanh"]))]()
+
+
+def drawn_weights(model: nn.Sequential, seed: int, gain: float) -> nn.Sequential:
+    """Normal weights, so large that signals neither die nor explode at gain 1; statistics that normalise nothing."""
+    draw = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            fan_in = math.prod(module.weight.shape[1:])
+            module.weight.data = gain * torch.randn(module.weight.shape, generator=draw).double() / math.sqrt(fan_in)
+            if module.bias is not None:
+                module.bias.data = 0.3 * torch.randn(module.bias.shape, generator=draw).double()
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            for value in (module.weight.data, module.bias.data, module.running_mean):
+                value.copy_(torch.randn(value.shape, generator=draw))
+            module.running_var.copy_(torch.rand(module.running_var.shape, generator=draw) + 0.2)
+    return model.requires_grad_(False)
+
+
+@st.composite
+def threats(draw: st.DrawFn, examples: int) -> ThreatModel:
+    """Of every norm, with a box and without, with one eps for all and with one each."""
+    norm = draw(st.sampled_from(NORMS))
+    sizes = st.sampled_from([1e-3, 0.05, 0.3, 1.0])
+    eps = (
+        draw(sizes)
+        if draw(st.booleans())
+        else torch.tensor(draw(st.lists(sizes, min_size=examples, max_size=examples)))
+    )
+    return ThreatModel(norm, eps, (0.0, 1.0) if draw(st.booleans()) else None)
+
+
+def images(shape: tuple[int, int, int], n: int, seed: int) -> Tensor:
+    """In double precision; some pixels at the ends of the box."""
+    x = 1.4 * torch.rand((n, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.2
+    return x.clamp(0, 1)
+
+
+def sampled(x: Tensor, threat: ThreatModel, n: int, draw: torch.Generator) -> Tensor:
+    """Points of the threat model (n,B,C,H,W): the images, points from inside, from the sphere, and corners."""
+    many = x.repeat(n, 1, 1, 1)
+    wide = _repeated(threat, n)
+    inside = wide.random_start(many, draw)
+    kept = 10 ** (-3 * torch.rand((len(many), 1, 1, 1), generator=draw, dtype=x.dtype))  # share of the pixels that move
+    moved = torch.rand(many.shape, generator=draw, dtype=x.dtype) < kept
+    sign = 2.0 * (torch.rand(many.shape, generator=draw, dtype=x.dtype) < 0.5) - 1
+    one = torch.rand(many.flatten(1).shape, generator=draw, dtype=x.dtype).argmax(dim=1, keepdim=True)
+    moved |= torch.zeros_like(many.flatten(1)).scatter(1, one, 1.0).view_as(many) > 0
+    direction = torch.where(moved, sign, 0)
+    corners = wide.project(many + direction * _length(direction, threat, wide, many), many)
+    whole = torch.rand((len(many), 1, 1, 1), generator=draw) < 0.7
+    found = torch.where(whole, corners, inside)
+    found[: len(x)] = x
+    return found.view(n, *x.shape)
+
+
+def _length(direction: Tensor, threat: ThreatModel, wide: ThreatModel, many: Tensor) -> Tensor:
+    """What takes a direction to the sphere."""
+    order = {"Linf": torch.inf, "L2": 2, "L1": 1}[threat.norm]
+    return wide.eps_like(many) / torch.linalg.vector_norm(direction.flatten(1), ord=order, dim=1).view(-1, 1, 1, 1)
+
+
+def _repeated(threat: ThreatModel, n: int) -> ThreatModel:
+    eps = threat.eps.repeat(n) if isinstance(threat.eps, Tensor) else threat.eps
+    return ThreatModel(threat.norm, eps, threat.box)
+
+
+def attacked(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, draw: torch.Generator) -> Tensor:
+    """Where descent on every z_y - z_j came by, (K*steps,B,C,H,W), by ever smaller steepest steps."""
+    classes = model(x[:1]).shape[1]
+    many, wide = x.repeat(classes, 1, 1, 1), _repeated(threat, classes)
+    rows = torch.arange(len(many))
+    label, target = y.repeat(classes), torch.arange(classes).repeat_interleave(len(x))
+    at = wide.random_start(many, draw)
+    seen = []
+    for step in range(steps):
+        at = at.detach().requires_grad_()
+        logits = model(at)
+        (gradient,) = torch.autograd.grad((logits[rows, label] - logits[rows, target]).sum(), at)
+        if threat.norm == "Linf":
+            direction = gradient.sign()
+        elif threat.norm == "L2":
+            direction = gradient
+        else:
+            flat = gradient.flatten(1)
+            most = flat.abs().argmax(dim=1, keepdim=True)
+            direction = torch.zeros_like(flat).scatter(1, most, flat.gather(1, most).sign()).view_as(gradient)
+        length = _length(direction, threat, wide, many).nan_to_num(posinf=0)
+        at = wide.project(at.detach() - 2 * length * direction / (step + 1), many)
+        seen.append(at)
+    return torch.stack(seen).view(-1, *x.shape)
+
+
+def points(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, n: int, seed: int = 0) -> Tensor:
+    """Some n sampled points and the attacked ones, (N,B,C,H,W), all of them within the threat model."""
+    draw = torch.Generator().manual_seed(seed)
+    found = torch.cat([sampled(x, threat, n, draw), attacked(model, x, y, threat, 8, draw)])
+    allowed = _repeated(threat, len(found)).contains(found.flatten(0, 1), x.repeat(len(found), 1, 1, 1))
+    assert allowed.all()
+    return found
+
+
+def margins_at(model: nn.Module, found: Tensor, y: Tensor) -> Tensor:
+    """z_y - z_j at points (N,B,C,H,W): (N,B,K), inf at the label."""
+    with torch.no_grad():
+        logits = torch.cat([model(each) for each in found.flatten(0, 1).split(4096)]).unflatten(0, found.shape[:2])
+    label = y.expand(len(found), -1)[:, :, None]
+    return (logits.gather(2, label) - logits).scatter(2, label, torch.inf)

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from bench.core.errors import UserError
+from bench.studies import non_uniform as study
+from bench.studies.non_uniform import Boxes, non_uniform
+
+PRINTED = (99.2, 0.0295, 0.0349, 0.9548, 0.2304)
+
+
+def test_both_models_are_trained_and_set_beside_the_thesis(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "PUBLISHED", {("digits", 20, "robust"): PRINTED})
+    options = {"dataset": "digits", "hidden": 20, "epochs": 10, "n_examples": 8, "figure": "boxes.svg"}
+    text = non_uniform(**options)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line.startswith("|")]
+    rows = {name: cells for name, *cells in lines[2:] if name}
+    for kind in ("vanilla", "robust"):
+        accuracy, uniform, average, ratio, mean, least = map(float, rows[f"{kind}, ours"])
+        assert accuracy > 80
+        assert 0 < uniform < average
+        assert ratio == pytest.approx(average / uniform, abs=0.02)
+        assert -1 <= least <= mean <= 1
+    assert rows["robust, thesis"] == ["99.2", "0.0295", "0.0349", "1.183", "0.9548", "0.2304"]
+    assert "vanilla, thesis" not in rows
+    difference = next(cells for name, *cells in lines[2:] if not name)
+    assert float(difference[0]) == pytest.approx(accuracy - 99.2, abs=0.11)
+    assert (tmp_path / "boxes.svg").stat().st_size > 10_000
+    assert non_uniform(**options) == text  # the trained models are found again
+
+
+def test_the_average_is_geometric_and_cosines_are_of_pairs():
+    eps = torch.tensor([[1.0, 4.0], [2.0, 8.0], [4.0, 1.0]]).reshape(3, 1, 1, 2)
+    boxes = Boxes(1.0, eps, torch.zeros(3, dtype=torch.int64), eps, torch.ones(3))
+    assert boxes.average == pytest.approx((2 + 4 + 2) / 3)
+    assert sorted(boxes.cosines().tolist()) == pytest.approx([8 / 17, 8 / 17, 1.0])
+
+
+def test_wrong_settings():
+    with pytest.raises(UserError, match="two images"):
+        non_uniform(n_examples=1)

@@ -1,0 +1,48 @@
+"""What a plugin may import, and `evaluate` with certifiers and a bracket."""
+
+import numpy as np
+import pytest
+from torch import nn
+
+from bench.api import ThreatModel, UserError, evaluate
+from tests.linear import exact_margin, interior_batch, linear_model
+
+SHAPE = (1, 5, 5)
+THREAT = ThreatModel("Linf", 0.03)
+
+
+@pytest.fixture
+def linear():
+    model = linear_model(SHAPE, 4)
+    batch = interior_batch(model, SHAPE, 30)
+    return model, batch, exact_margin(model, batch, THREAT).numpy()
+
+
+def test_certifiers_prove_what_is_exactly_known_of_a_linear_model(linear):
+    model, batch, margin = linear
+    found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=["pgd-10"], certifiers=["ibp", "crown"])
+    assert list(found.certifiers) == ["ibp", "crown"]
+    clear = np.abs(margin) > 1e-4
+    assert 5 < (margin > 0).sum() < 25
+    assert np.array_equal(found.table["certified/crown"][clear], (margin > 0)[clear])
+    assert found.audited == 1
+
+
+def test_a_bracket_of_a_linear_model_closes(linear):
+    model, batch, margin = linear
+    found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=[], bracket=60.0)
+    clear = np.abs(margin) > 1e-4
+    assert np.array_equal((found.table["status"] == "certified")[clear], (margin > 0)[clear])
+    assert np.array_equal((found.table["status"] == "broken")[clear], (margin < 0)[clear])
+    assert found.attacks == {}
+    assert sorted(found.witnesses["index"]) == np.flatnonzero(found.table["status"] == "broken").tolist()
+
+
+def test_what_cannot_be_certified_is_refused(linear):
+    model, batch, _ = linear
+    with pytest.raises(UserError, match="Linf"):
+        evaluate(model, batch.x, batch.y, threat=THREAT, attacks=[], certifiers=["smoothing"])
+    hard = nn.Sequential(*model, nn.Softmax(dim=1))
+    for asked in ({"certifiers": ["ibp"]}, {"bracket": 1.0}):
+        with pytest.raises(UserError, match="Softmax"):
+            evaluate(hard, batch.x, batch.y, threat=THREAT, attacks=[], **asked)
