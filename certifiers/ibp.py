@@ -27,6 +27,6 @@ class IBP(MarginCertifier):
     """
 
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-        region = region_of(x, threat)
-        chunks = torch.arange(len(x), device=x.device).split(CHUNK if x.device.type == "cpu" else len(x))
-        return torch.cat([interval_margins(network, region.of(rows), y[rows]) for rows in chunks])
+        size = CHUNK if x.device.type == "cpu" else len(x)
+        some = [slice(at, at + size) for at in range(0, len(x), size)]
+        return torch.cat([interval_margins(network, region_of(x[each], threat.of(each)), y[each]) for each in some])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bench.core.threat import ThreatModel
 from certifiers.layers import Activation, Add, Affine, Interval
 from certifiers.network import Network
 from certifiers.pulling import Pulled, pull
-from certifiers.regions import Ball, Box, Region
+from certifiers.regions import Ball, Box, Region, region_of
 from certifiers.rows import differences, units
 
 Limits = dict[int, tuple[Tensor, Tensor]]  # of each activation's input, by the activation's node: least and greatest
@@ -52,18 +53,18 @@ def interval_margins(network: Network, region: Region, y: Tensor) -> Tensor:
     return margin
 
 
-def tolerance(network: Network, region: Region, box: tuple[float, float] | None, margin: Tensor) -> Tensor:
-    """What rounding may have done to the least margin (B,) of each example, (B,).
+def tolerance(network: Network, x: Tensor, threat: ThreatModel, margin: Tensor) -> Tensor:
+    """What rounding may have done to the least margin (B,) of each image x (B,C,H,W), (B,).
 
     That of all images of the box is used where it decides nothing; only the examples whose margin lies within it are
     looked at one by one.
     """
     found = torch.full_like(margin, torch.inf)
-    if box is not None:
-        found[:] = rounding(network, Box.whole(network.image, box))
+    if threat.box is not None:
+        found[:] = rounding(network, Box.whole(network.image, threat.box))
     doubtful = (margin.abs() <= found).nonzero().squeeze(1)
     if len(doubtful):
-        found[doubtful] = rounding(network, region.of(doubtful))
+        found[doubtful] = rounding(network, region_of(x[doubtful], threat.of(doubtful)))
     return found
 
 

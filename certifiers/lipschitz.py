@@ -15,7 +15,6 @@ from bench.core.threat import TINY, ThreatModel
 from certifiers.intervals import tolerance
 from certifiers.layers import Activation, Add, Conv, Layer, Linear, Reshape, Scale
 from certifiers.network import Network
-from certifiers.regions import region_of
 from certifiers.rows import Window
 
 ROUNDING = 1 + 1e-9  # far above the error of singular values in float64
@@ -53,7 +52,7 @@ class Lipschitz(Certifier):
         gaps = logits.gather(1, label) - logits
         margins = (gaps - eps * slopes).scatter(1, label, torch.inf)
         least = margins.amin(dim=1).to(batch.x.dtype)
-        doubt = tolerance(network, region_of(batch.x, threat), threat.box, least)
+        doubt = tolerance(network, batch.x, threat, least)
         reach = (gaps - doubt[:, None]).clamp(min=0) / slopes.clamp(min=TINY)
         radius = reach.scatter(1, label, torch.inf).amin(dim=1).minimum(eps.squeeze(1))
         return Certificate(radius, radius >= eps.squeeze(1), margins, doubt)

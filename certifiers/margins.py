@@ -13,7 +13,6 @@ from bench.core.contracts import Batch, Certificate, Certifier
 from bench.core.threat import ThreatModel
 from certifiers.intervals import tolerance
 from certifiers.network import Network
-from certifiers.regions import region_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class MarginCertifier(Certifier):
         network = Network(model, x[:1])
         margins, radius = self.bounds(network, x, y, threat)
         least = margins.amin(dim=1)
-        error = tolerance(network, region_of(x, threat), threat.box, least)
+        error = tolerance(network, x, threat, least)
         doubtful = (least.abs() <= error).nonzero().squeeze(1)
         if len(doubtful) and x.dtype != torch.float64:
             exact = copy.deepcopy(model).double()

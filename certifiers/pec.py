@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,10 +27,13 @@ class PEC(MarginCertifier):
     Liu, Salzmann, Suesstrunk, "Training Provably Robust Models by Polyhedral Envelope Regularization" (2021); thesis,
     section 3.3.1 and Algorithm 3.4. No adversarial example is nearer than the nearest of its hyperplanes, so the radius
     is min(eps, d_y) even where eps is not certified. Under L2 the distance is measured inside the box, which the linear
-    bounds ignore: there it certifies more than fast-lin.
+    bounds ignore: there it certifies more than fast-lin. relaxation: `eq35` is fast-lin's (Eq. 3.4 and 3.5); `tight` is
+    crown's, with an adaptive slope for ReLU.
     """
 
     norms = ("Linf", "L2")
+
+    relaxation: Literal["eq35", "tight"] = "eq35"
 
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         return self.bounds(network, x, y, threat)[0]
@@ -39,7 +43,9 @@ class PEC(MarginCertifier):
         most = torch.inf if threat.box is None else rounding(network, Box.whole(network.image, threat.box))
         unit = torch.finfo(x.dtype).eps / 2
         margins, radius = [], torch.zeros_like(x[:, 0, 0, 0])
-        for rows, bounds in Bounder(network, "parallel").in_chunks(region, y):
+        for rows, bounds in Bounder(network, "tight" if self.relaxation == "tight" else "parallel").in_chunks(
+            region, y
+        ):
             margins.append(whole(bounds.margin, bounds.others))
             left = (bounds.margin.amin(dim=1) <= most).nonzero().squeeze(1)
             if len(left):

@@ -188,14 +188,16 @@ class Certifier(ABC):
         generator: torch.Generator,
         hint: Tensor | None = None,
     ) -> Certificate:
-        """certify, and CheckError where what it claims is plainly untrue."""
+        """certify, and CheckError where what it claims is plainly untrue.
+
+        That what is certified is classified right as well is not asked of the model again: who evaluates knows it.
+        """
         with frozen(model), torch.no_grad():
             Certifier.check_fits(self, model, batch.x.shape[1:], threat)  # the norm; `certify` finds out about the rest
             found = self.certify(model, batch, threat, generator=generator, hint=hint)
-            prediction = batch.y.clone() if found.prediction is None else found.prediction
-            if found.prediction is None and found.certified.any():
-                prediction[found.certified] = model(batch.x[found.certified]).argmax(dim=1)
-            untrue = found.certified & (prediction != batch.y) | ~found.radius.isfinite() | (found.radius < 0)
+            untrue = ~found.radius.isfinite() | (found.radius < 0)
+            if found.prediction is not None:
+                untrue |= found.certified & (found.prediction != batch.y)
             if found.broken is not None and found.witness is not None:
                 there = found.witness
                 wrong = (model(there).argmax(dim=1) != batch.y) & threat.contains(there, batch.x)

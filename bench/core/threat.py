@@ -87,7 +87,7 @@ class ThreatModel:
             allowed &= inside.flatten(1).all(dim=1)
         return allowed
 
-    def of(self, rows: Tensor) -> ThreatModel:
+    def of(self, rows: Tensor | slice) -> ThreatModel:
         """The threat for some rows of a batch."""
         if not isinstance(self.eps, Tensor):
             return self

@@ -10,7 +10,7 @@ PRINTED = (99.2, 0.0295, 0.0349, 0.9548, 0.2304)
 
 def test_both_models_are_trained_and_set_beside_the_thesis(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "PUBLISHED", {("digits", 20, "robust"): PRINTED})
+    monkeypatch.setattr(study, "printed", lambda _dataset, _model, kind: PRINTED if kind == "robust" else None)
     options = {"dataset": "digits", "hidden": 20, "epochs": 10, "n_examples": 8, "figure": "boxes.svg"}
     text = non_uniform(**options)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line.startswith("|")]
@@ -34,6 +34,12 @@ def test_the_average_is_geometric_and_cosines_are_of_pairs():
     boxes = Boxes(1.0, eps, torch.zeros(3, dtype=torch.int64), eps, torch.ones(3))
     assert boxes.average == pytest.approx((2 + 4 + 2) / 3)
     assert sorted(boxes.cosines().tolist()) == pytest.approx([8 / 17, 8 / 17, 1.0])
+
+
+def test_the_printed_figures_are_found():
+    assert study.printed("mnist", "mlp:hidden=100,100,100", "robust") == (98.1, 0.0692, 0.1678, 0.9957, 0.9155)
+    assert study.printed("svhn", "mlp:hidden=1024,1024,1024", "vanilla") == (84.3, 0.0022, 0.0072, 0.9836, 0.7129)
+    assert study.printed("mnist", "mlp:hidden=50,50,50", "robust") is None
 
 
 def test_wrong_settings():
