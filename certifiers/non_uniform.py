@@ -18,6 +18,7 @@ from certifiers.network import Network
 from certifiers.regions import Box
 
 LARGEST = 1.0  # eps of a uniform box, with which the search begins
+SMALLEST = 1e-3  # of the eps it began with: a box that has shrunk to it is given up
 AT_ONCE = 64  # examples
 
 
@@ -115,11 +116,11 @@ class NonUniform(Certifier):
         return zeta.detach().square()
 
     def shrunk(self, bounds: Bounds, eps: Tensor) -> Tensor:
-        """Lines 8 to 10: eps, shrunk until every margin is kept, and is more than rounding."""
-        while len(
-            rows := (bounds.over(eps).amin(dim=1) < bounds.error(eps).clamp(min=self.margin)).nonzero().squeeze(1)
-        ):
-            eps = eps.index_put((rows,), self.shrink * eps[rows])
+        """Lines 8 to 10: eps, shrunk until every margin is kept, and is more than rounding; 0 where none will do."""
+        least = eps * SMALLEST
+        while len(rows := bounds.short(eps, self.margin).nonzero().squeeze(1)):
+            shrunk = self.shrink * eps[rows]
+            eps = eps.index_put((rows,), torch.where(shrunk > least[rows], shrunk, 0.0))
         return eps
 
 
@@ -134,9 +135,10 @@ class Bounds:
         """Lower bounds of the margins with an eps for each pixel (B,C,H,W): (B,K-1). Differentiable."""
         return self._bounder.bound(Box(self.x, eps), self.y).margin
 
-    def error(self, eps: Tensor) -> Tensor:
-        """What rounding may do to a margin, (B,)."""
-        return rounding(self.network, Box(self.x, eps))
+    def short(self, eps: Tensor, margin: float) -> Tensor:
+        """Which examples have a box that is not empty, and a margin over it below `margin` or rounding, (B,) bool."""
+        error = rounding(self.network, Box(self.x, eps)).clamp(min=margin)
+        return (self.over(eps).amin(dim=1) < error) & (eps > 0).flatten(1).any(dim=1)
 
 
 def larger(a: Tensor, b: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ def case(activation=nn.ReLU):
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), activation(), nn.Flatten(), nn.Linear(64, 20), activation(), nn.Linear(20, 3)
     ).eval()
+    with torch.no_grad():  # sharper than fresh weights, and no class ahead everywhere
+        for parameter in model.parameters():
+            parameter.mul_(2 if parameter.dim() > 1 else 0)
     x = torch.rand(60, 1, 4, 4)
     return model, Batch(x, model(x).argmax(dim=1), torch.arange(60))
 
@@ -31,12 +34,12 @@ def test_it_is_never_below_crown_and_fast_lin(activation, norm):
 
 def test_steps_certify_more():
     model, batch = case()
-    threat = ThreatModel("Linf", 0.08)
+    threat = ThreatModel("Linf", 0.1)
     crown = Crown()(model, batch, threat, generator=G)
     few = AlphaCrown(steps=1)(model, batch, threat, generator=G)
     many = AlphaCrown(steps=40)(model, batch, threat, generator=G)
     still_open = (crown.margins <= 0) & (many.margins < torch.inf)
-    assert still_open.sum() > 20
+    assert still_open.sum() > 10
     assert (many.margins >= few.margins - 1e-5).all()
     assert (many.margins - crown.margins)[still_open].mean() > 1.5 * (few.margins - crown.margins)[still_open].mean()
     assert many.certified.sum() > crown.certified.sum()
