@@ -49,7 +49,8 @@ class PEC(MarginCertifier):
             margins.append(whole(bounds.margin, bounds.others))
             left = (bounds.margin.amin(dim=1) <= most).nonzero().squeeze(1)
             if len(left):
-                bounds, rows = bounds.of(left), rows[left]
+                if len(left) < len(rows):
+                    bounds, rows = bounds.of(left), rows[left]
                 here = region.of(rows)
                 center, reach = here.interval()
                 common = DEVIATIONS * unit * bounds.summed(center.abs() + reach)

@@ -92,8 +92,8 @@ def region_of(x: Tensor, threat: ThreatModel) -> Region:
     threat = ThreatModel(threat.norm, threat.eps * (1 + TOLERANCE), threat.box)
     if threat.norm != "Linf":
         return Ball(x, threat)
-    eps = threat.eps_like(x)
-    low, high = (x - eps).to(x.dtype), (x + eps).to(x.dtype)
+    eps = threat.eps_like(x).to(x.dtype)
+    low, high = x - eps, x + eps
     if threat.box is not None:
         low, high = low.clamp(*threat.box), high.clamp(*threat.box)
     return Box.between(low, high)
