@@ -168,7 +168,11 @@ class Activation:
     slope: tuple[float, float]
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        low, high = self.function(center - radius), self.function(center + radius)
+        low, high = center - radius, center + radius
+        if self.function is F.relu:  # in place: intervals are as dear as the memory that they touch
+            low, high = low.relu_(), high.relu_()
+        else:
+            low, high = self.function(low), self.function(high)
         center = torch.lerp(low, high, 0.5)
         return center, center - low
 
