@@ -6,6 +6,7 @@ from bench.core.contracts import Batch
 from bench.core.threat import ThreatModel
 from certifiers.alpha_crown import AlphaCrown
 from certifiers.crown import Crown, FastLin
+from certifiers.linear import intersection
 
 G = torch.Generator()
 
@@ -30,6 +31,14 @@ def test_it_is_never_below_crown_and_fast_lin(activation, norm):
     found = AlphaCrown(steps=5)(model, batch, threat, generator=G).margins
     for other in (FastLin(), Crown(), Crown(relaxation="tight")):
         assert (found >= other(model, batch, threat, generator=G).margins - 1e-5).all()
+
+
+def test_the_tightest_limits_are_taken():
+    one = torch.tensor([[-1.0, -3.0]]), torch.tensor([[1.0, 2.0]])
+    two = torch.tensor([[-2.0, -1.0]]), torch.tensor([[3.0, 1.0]])
+    low, high = intersection([{4: one}, {4: two}])[4]
+    assert (low.tolist(), high.tolist()) == ([[-1.0, -1.0]], [[1.0, 1.0]])
+    assert intersection([{}, {}]) == {}
 
 
 def test_steps_certify_more():
