@@ -174,6 +174,18 @@ def test_a_margin_within_the_rounding_of_float64_is_no_certificate():
     assert not found.certified
 
 
+def test_a_positive_margin_within_its_rounding_is_no_certificate():
+    model, x, y = nearly_at(1e-9, "Linf", hidden=True)
+    model, x, threat = model.double(), x.double(), ThreatModel("Linf", 0.1)
+    first = certificate("crown", model, x, y, threat)
+    for share, certified in ((0.5, False), (3.0, True)):
+        with torch.no_grad():
+            model[3].bias[y] -= certificate("crown", model, x, y, threat).margins.amin() - share * first.tolerance[0]
+        found = certificate("crown", model, x, y, threat)
+        assert found.margins.amin() > 0
+        assert bool(found.certified) == certified
+
+
 def test_in_a_batch_only_what_is_in_doubt_changes():
     """With an eps for each example, which go along when some of them are computed again."""
     model, near, y = nearly_at(1e-9, "Linf", hidden=True)
