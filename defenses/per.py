@@ -166,7 +166,7 @@ class IPER(LPER):
     Deviation: the released code sends linear bounds forward, with intervals for biases; here the rows are pulled back
     between interval limits, which is the same for one hidden layer and at least as tight for more.
 
-    Evidence: none yet.
+    Evidence: not yet reproduced.
     """
 
     intermediate: ClassVar[Intermediate] = "ibp"
@@ -195,7 +195,7 @@ class LPERAT(Attacked):
     (Algorithm 3.6): the loss is the mean of the clean and the attacked images', the envelopes are drawn around the
     clean images, and the distances to them are measured from the attacked ones.
 
-    Evidence: none yet.
+    Evidence: not yet reproduced.
     """
 
     intermediate: ClassVar[Intermediate] = "linear"
