@@ -49,7 +49,7 @@ class IBP(Defense[Config]):
     than it tests. Deviation: eps and kappa change from epoch to epoch, not from step to step. Batch norm is in eval
     mode in the bounds. The thesis' IBP models had the schedules of Zhang et al. (2020) and B' = 20, which is not this.
 
-    Evidence: none yet.
+    Evidence: not yet reproduced.
     """
 
     config_class = Config
