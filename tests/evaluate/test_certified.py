@@ -14,7 +14,7 @@ from bench.datasets.split import Split
 from bench.evaluate.attacked import make_attacks
 from bench.evaluate.certified import make_certifiers, measure_certifier
 from bench.evaluate.evaluation import evaluate_split
-from bench.evaluate.invariants import check_evaluation
+from bench.evaluate.invariants import check_certificates, check_evaluation
 from tests.certifying import Complete, Exact, Liar, Smooth, calls
 from tests.linear import exact_margin, interior_batch, linear_model
 
@@ -154,8 +154,10 @@ class Inside(Liar):
 
 
 def test_what_is_wrong_cannot_be_certified(linear):
-    with pytest.raises(CheckError, match="test example 0"):
-        measured(linear, Inside(), clean=np.ones(40, bool))
+    columns = measured(linear, Inside(), clean=np.ones(40, bool)).columns
+    clean = np.arange(40) != 3
+    with pytest.raises(CheckError, match="test example 3, and the clean image breaks it"):
+        check_certificates({"index": np.arange(40), "clean": clean, **columns})
 
 
 @pytest.fixture
