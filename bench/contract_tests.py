@@ -348,12 +348,18 @@ def linear_case(norm: Norm) -> tuple[nn.Sequential, Batch, Tensor]:
 
 
 def refusal(certifier: Certifier, model: nn.Module, threat: ThreatModel) -> str:
-    """What the UserError says that certifying must end in."""
-    try:
-        certify(certifier, model, grey_batch(model), threat)
-    except UserError as error:
-        return str(error)
-    raise AssertionError("there was no UserError")
+    """What the UserError says that certifying must end in, and that a run is told before it starts."""
+    said = []
+    for ask in (
+        lambda: certifier.check_fits(model, GREY, threat),
+        lambda: certify(certifier, model, grey_batch(model), threat),
+    ):
+        try:
+            ask()
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) == 2, "there was no UserError"
+    return " ".join(set(said))
 
 
 class DefenseContract:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry
-from bench.core.contracts import Batch, Certificate, Certifier
+from bench.core.contracts import Batch, Certificate
 from bench.core.errors import UserError
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from certifiers.crown import FastLin
 from certifiers.margins import MarginCertifier
+from certifiers.network import NetworkCertifier
 from certifiers.pec import PEC
 
 ENOUGH = 1e-6  # the authors', too: with all but so little of eps proven, the upper end stays where it is
@@ -33,7 +34,7 @@ class Search:
 
 @registry.certifier("eps-search")
 @dataclass(frozen=True, kw_only=True)
-class EpsSearch(Certifier):
+class EpsSearch(NetworkCertifier):
     """The largest eps that can be certified, by bisection.
 
     Thesis, Algorithm 3.5. method: `pec` raises the lower end to whatever the envelope proves; `bisection` is the plain
@@ -51,10 +52,6 @@ class EpsSearch(Certifier):
         super().__post_init__()
         if self.precision <= 0 or in_units(self.high, 1.0) <= 0:
             raise UserError(f"precision {self.precision} and high {self.high} must be positive")
-
-    def check_fits(self, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
-        super().check_fits(model, shape, threat)
-        METHODS[self.method]().check_fits(model, shape, threat)
 
     def certify(
         self,

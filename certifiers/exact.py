@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry
-from bench.core.contracts import Batch, Certificate, Certifier
+from bench.core.contracts import Batch, Certificate
 from bench.core.errors import CheckError, UserError
 from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
@@ -19,7 +19,7 @@ from certifiers.alpha_crown import AlphaCrown
 from certifiers.intervals import interval_limits
 from certifiers.linear import Bounder, intersection
 from certifiers.milp import Encoding, Program, affine_maps
-from certifiers.network import Network
+from certifiers.network import Network, NetworkCertifier
 from certifiers.regions import region_of
 from certifiers.solvers import solver_called
 
@@ -31,7 +31,7 @@ SHRINK = 0.75  # of the step size, from step to step
 
 @registry.certifier("exact")
 @dataclass(frozen=True, kw_only=True)
-class Exact(Certifier):
+class Exact(NetworkCertifier):
     """Mixed-integer programs decide each example: certified, broken with a witness, or open at the time limit.
 
     Tjeng, Xiao and Tedrake, "Evaluating Robustness of Neural Networks with Mixed Integer Programming" (2019), for
@@ -62,10 +62,13 @@ class Exact(Certifier):
             raise UserError(f"exact: seconds is {self.seconds}; it must be positive")
         solver_called(self.solver)
 
-    def check_fits(self, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
-        super().check_fits(model, shape, threat)
-        weight = next(model.parameters(), torch.zeros(()))
-        check_layers(Network(model, torch.zeros((1, *shape), device=weight.device, dtype=weight.dtype)))
+    def check_network(self, network: Network) -> None:
+        for k in network.activations:
+            if network.activation(k).name != "relu":
+                raise UserError(
+                    f"layer '{network.nodes[k].name}' ({network.activation(k).name}) cannot be bounded exactly; "
+                    "exact is for ReLU and LeakyReLU, alpha-crown for others"
+                )
 
     def certify(
         self,
@@ -76,7 +79,7 @@ class Exact(Certifier):
         generator: torch.Generator,
         hint: Tensor | None = None,
     ) -> Certificate:
-        check_layers(Network(model, batch.x[:1]))
+        self.check_network(Network(model, batch.x[:1]))
         search = Search(model, batch, threat)
         starts = [batch.x] if hint is None else [batch.x, hint]
         for start in starts:
@@ -118,16 +121,6 @@ class Exact(Certifier):
             search.climb(point, torch.tensor([i], device=x.device), other, step=0.1)
             if search.broken[i]:
                 return
-
-
-def check_layers(network: Network) -> None:
-    """UserError where an activation is not piecewise linear."""
-    for k in network.activations:
-        if network.activation(k).name != "relu":
-            raise UserError(
-                f"layer '{network.nodes[k].name}' ({network.activation(k).name}) cannot be bounded exactly; "
-                "exact is for ReLU and LeakyReLU, alpha-crown for others"
-            )
 
 
 def linear_margins(model: nn.Module, batch: Batch, threat: ThreatModel, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry
-from bench.core.contracts import Batch, Certificate, Certifier
+from bench.core.contracts import Batch, Certificate
 from bench.core.errors import UserError
 from bench.core.threat import TINY, ThreatModel
 from certifiers.intervals import tolerance
 from certifiers.layers import Activation, Add, Conv, Layer, Linear, Reshape, Scale
-from certifiers.network import Network
+from certifiers.network import Network, NetworkCertifier
 from certifiers.rows import Window
 
 ROUNDING = 1 + 1e-9  # far above the error of singular values in float64
@@ -22,7 +22,7 @@ ROUNDING = 1 + 1e-9  # far above the error of singular values in float64
 
 @registry.certifier("lipschitz")
 @dataclass(frozen=True, kw_only=True)
-class Lipschitz(Certifier):
+class Lipschitz(NetworkCertifier):
     """A global Lipschitz constant as a product of spectral norms (Szegedy et al., 2014; Tsuzuku et al., 2018), L2.
 
     z_y - z_j changes by no more than L_yj per unit of L2 distance, so the label stands within the least

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts import Batch, Certificate, Certifier
+from bench.core.contracts import Batch, Certificate
 from bench.core.threat import ThreatModel
 from certifiers.intervals import tolerance
-from certifiers.network import Network
+from certifiers.network import Network, NetworkCertifier
 
 
 @dataclass(frozen=True, kw_only=True)
-class MarginCertifier(Certifier):
+class MarginCertifier(NetworkCertifier):
     """Certifies all of eps where the lower bounds of all margins are positive, and nothing elsewhere.
 
     Positive means above what rounding may have added. What float32 leaves in doubt is bounded again in float64. The
@@ -32,11 +32,6 @@ class MarginCertifier(Certifier):
         """The margins (B,K), and a radius (B,) that is proven where they are not positive."""
         margins = self.margins(network, x, y, threat)
         return margins, torch.zeros_like(margins[:, 0])
-
-    def check_fits(self, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
-        super().check_fits(model, shape, threat)
-        weight = next(model.parameters(), torch.zeros(()))
-        Network(model, torch.zeros((1, *shape), device=weight.device, dtype=weight.dtype))
 
     def certify(
         self,

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from bench.core.contracts import mode_of
+from bench.core.contracts import Certifier, mode_of
 from bench.core.errors import UserError
 from bench.core.layers import Normalize
+from bench.core.threat import ThreatModel
 from certifiers import layers
 from certifiers.layers import Activation, Add, Layer
 
@@ -167,6 +168,19 @@ class Network:
         except UserError as error:
             reason = str(error)
         raise UserError(f"layer '{name}' ({what}) cannot be bounded: {reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCertifier(Certifier):
+    """A certifier that walks through the model's layers."""
+
+    def check_network(self, network: Network) -> None:
+        """UserError where it cannot bound a layer that others can."""
+
+    def check_fits(self, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
+        super().check_fits(model, shape, threat)
+        weight = next(model.parameters(), torch.zeros(()))
+        self.check_network(Network(model, torch.zeros((1, *shape), device=weight.device, dtype=weight.dtype)))
 
 
 class _Tracer(fx.Tracer):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry
-from bench.core.contracts import Batch, Certificate, Certifier
+from bench.core.contracts import Batch, Certificate
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from certifiers.eps_search import EpsSearch
 from certifiers.intervals import rounding
 from certifiers.linear import Bounder
-from certifiers.network import Network
+from certifiers.network import Network, NetworkCertifier
 from certifiers.regions import Box
 
 LARGEST = 1.0  # eps of a uniform box, with which the search begins
@@ -24,7 +24,7 @@ AT_ONCE = 64  # examples
 
 @registry.certifier("non-uniform")
 @dataclass(frozen=True, kw_only=True)
-class NonUniform(Certifier):
+class NonUniform(NetworkCertifier):
     """The certified box around an image that has the largest volume: an eps of its own for each pixel.
 
     Liu, Tomioka, Cevher, "On Certifying Non-uniform Bounds against Adversarial Attacks" (2019); thesis, Algorithm 3.3,
@@ -56,11 +56,6 @@ class NonUniform(Certifier):
                 raise UserError(f"{name} is {value}; it must be positive")
         if not 0 < self.shrink < 1 <= self.growth:
             raise UserError(f"shrink {self.shrink} must be in (0, 1) and growth {self.growth} at least 1")
-
-    def check_fits(self, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
-        super().check_fits(model, shape, threat)
-        weight = next(model.parameters(), torch.zeros(()))
-        Network(model, torch.zeros((1, *shape), device=weight.device, dtype=weight.dtype))
 
     def certify(
         self,

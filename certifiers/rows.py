@@ -80,9 +80,6 @@ class Rows(ABC):
     def negative(self) -> Rows:
         return self.mapped(self.coefficients.clamp(max=0))
 
-    def positive(self) -> Rows:
-        return self.mapped(self.coefficients.clamp(min=0))
-
     def magnitude(self) -> Rows:
         return self.mapped(self.coefficients.abs())
 
@@ -241,8 +238,6 @@ class Patches(Rows):
         ends = [
             max(k - p, m - q) for k, p, m, q in zip(self.size, self.padding, other.size, other.padding, strict=True)
         ]
-        if self.size == other.size and self.padding == other.padding:
-            return mine._with(mine.coefficients + yours.coefficients, outside=False)
         both = mine._grown(around, ends) + yours._grown(around, ends)
         return Patches(both, self.shape, self.grid, self.stride, (around[0], around[1]), outside=False)
 
