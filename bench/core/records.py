@@ -26,6 +26,7 @@ from bench.core.table import (
     certified,
     certifier_specs,
     check_table,
+    mean_radius,
     own_specs,
     survivors,
     union,
@@ -186,9 +187,7 @@ def check(record: Record, table: Table) -> None:
     if set(record.attacks) != set(attack_specs(table)):
         raise UserError("the record's attacks are not those of its table")
     if (record.worst is None) != (not own_specs(table)):
-        raise UserError(
-            "the record must have a worst accuracy where it has attacks of its threat model, and only there"
-        )
+        raise UserError("the record must have a worst accuracy where attacks of its threat model ran, and only there")
     if (record.union is None) != (union(table) is None):
         raise UserError("the record must have a union where it has attacks of several threat models, and only there")
     if set(record.certifiers) != set(certifier_specs(table)):
@@ -239,10 +238,6 @@ def _check_certifier(spec: str, result: CertifierResult, threat: Threat, table: 
         raise UserError(f"{spec} is {result.kind}; the probabilistic, and only they, have a prediction column")
 
 
-def mean_radius(table: Table, spec: str) -> float:
-    return float(table[f"radius/{spec}"].astype(np.float64).mean())
-
-
 def _check_bracket(bracket: Bracket, table: Table) -> None:
     """UserError where a bracket's stages are not those that the columns name, or it leaves out what is known."""
     status, decided_by = table["status"], table["decided_by"]
@@ -260,8 +255,8 @@ def _check_bracket(bracket: Bracket, table: Table) -> None:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    plain = msgspec.to_builtins(record)
-    write_atomically(folder / RECORD, (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
+    text = json.dumps(msgspec.to_builtins(record), indent=1, allow_nan=False)
+    write_atomically(folder / RECORD, f"{text}\n".encode())
 
 
 def read_record(folder: Path) -> Record:

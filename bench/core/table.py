@@ -145,6 +145,10 @@ PREFIXES = {
 }
 
 
+def mean_radius(table: Table, spec: str) -> float:
+    return float(table[f"radius/{spec}"].astype(np.float64).mean())
+
+
 def check_table(table: Table) -> None:
     """UserError where the table is not one: columns, types, lengths, and columns that contradict one another."""
     for key in TYPES:

@@ -14,10 +14,10 @@ from torch import nn
 from bench.core import registry
 from bench.core.contracts import Certifier, frozen
 from bench.core.errors import UserError
-from bench.core.records import CertifierResult, mean_radius
+from bench.core.records import CertifierResult
 from bench.core.specs import options_of, parse_spec
 from bench.core.stages import Stage
-from bench.core.table import Table, accuracy
+from bench.core.table import Table, accuracy, mean_radius
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.cascade import run_cascade

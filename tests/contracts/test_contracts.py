@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.contract_tests import AttackContract, CertifierContract, DatasetContract, DefenseContract, ModelContract
+from bench.certifier_contract_tests import CertifierContract
+from bench.contract_tests import AttackContract, DatasetContract, DefenseContract, ModelContract
 from bench.core import registry
 
 SMALL = {name: f"{name}:widen=1" for name in ("wrn-28-10", "wrn-34-10")} | {

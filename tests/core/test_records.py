@@ -7,7 +7,7 @@ import pytest
 from bench.core import records
 from bench.core.errors import UserError
 from bench.core.records import Artifact, AttackResult, Bracket, BracketStage, CertifierResult, Record, Training
-from bench.core.table import Accuracy, Threat, accuracy, robustness
+from bench.core.table import Accuracy, Threat, accuracy, mean_radius, robustness
 from tests.core.test_table import CLEAN, FGSM, PGD, certified_table, hits, make_table
 
 
@@ -71,7 +71,7 @@ def proven(spec, **changes):
     found = accuracy(table[f"certified/{spec}"])
     kind = "probabilistic" if spec == "smoothing" else "deterministic"
     broken = 1 if spec == "exact" else None
-    values = {"mean_radius": records.mean_radius(table, spec), "seconds": 1.0, "kind": kind, "broken": broken}
+    values = {"mean_radius": mean_radius(table, spec), "seconds": 1.0, "kind": kind, "broken": broken}
     return CertifierResult(**({"certified_acc": found.acc, "ci95": found.ci95} | values | changes))
 
 

@@ -13,7 +13,8 @@ from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.models.fc1 import fc1
-from bench.studies.reproduce import Line, _certifiers, _for_people, measured, pgd_points, reproduce
+from bench.studies.beside_paper import Line, for_people
+from bench.studies.reproduce import _certifiers, measured, pgd_points, reproduce
 from leaderboard import references
 from tests.certifying import Exact, calls
 from tests.linear import exact_margin, linear_model, near_the_boundary
@@ -126,7 +127,7 @@ def test_under_l2_both_shares_have_their_names(folder):
     assert "reading: under L2" in by["CRE Lin", "pec"]["notes"]
 
 
-def test_a_table_for_people(folder):
+def test_a_tablefor_people(folder):
     report = reproduce(**folder)
     assert "| KW    | CRE Lin  | fast-lin |" in report
     assert "not available (no checkpoint): mnist, fc1, Linf 0.1: plain, AT, IBP, CROWN-IBP, MMR" in report
@@ -145,7 +146,7 @@ def test_marks_and_their_reasons():
     block = reference.blocks[0]
     cells = {cell.column: cell for cell in reference.cells(block, "I-PER+at")}
     lines = [Line(block, "I-PER+at", name, "", ours, cells[name]) for name, ours in (("CTE", 1.54), ("CRE Lin", 13.19))]
-    report = _for_people(reference, lines, [], whole=True)
+    report = for_people(reference, lines, [], whole=True)
     assert "equal [1]" in report
     assert "[1] leaked: the authors' training loop" in report
     assert "-0.77 | misprint (right: 13.19) [2]" in report
