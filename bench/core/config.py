@@ -122,6 +122,8 @@ class Suite:
     eps: float
     attacks: tuple[str, ...]
     eval_batch: int = 256
+    board_examples: int | None = None  # an entry of its leaderboard is measured on so many at least; None: on all
+    board_attacks: tuple[str, ...] = ("autoattack", "bracket-attack")  # and by one of these, or by a bracket
     training: Mapping[str, Any] = field(default_factory=dict)
     defenses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what one defense needs differently
 

@@ -1,0 +1,146 @@
+"""`bench run`, `bench eval`, `bench sweep` and `bench verify`: what makes records, and what checks them again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.arguments import seed_list, whole
+from bench.commands.options import add_evaluation, add_machine, add_plugin, add_threat, add_training, specs
+from bench.core import registry
+from bench.core.config import get_suite, parse_overrides
+from bench.core.errors import CheckError, UserError
+
+if TYPE_CHECKING:
+    from bench.core.records import Record
+    from bench.plan import Request
+
+BUDGET = 600.0  # seconds of a bracket
+
+
+def add(commands: Any) -> None:
+    sub = commands.add_parser("run", help="train a defense (or resume), attack and certify it, tabulate it")
+    sub.add_argument("--defense", required=True, metavar="NAME", help="see `bench list defenses`")
+    sub.add_argument("--suite", metavar="NAME", help="rules of a leaderboard (default: digits)")
+    sub.add_argument("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run each (default: 0)")
+    add_training(sub)
+    add_threat(sub)
+    add_evaluation(sub)
+    sub.set_defaults(act=act_run, checkpoint=None)
+
+    sub = commands.add_parser("eval", help="attack and certify weights that are there already")
+    sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors, or a state dict")
+    sub.add_argument("--suite", metavar="NAME", help="rules of a leaderboard (default: digits)")
+    sub.add_argument("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run each (default: 0)")
+    add_threat(sub)
+    add_evaluation(sub)
+    sub.set_defaults(act=act_run, defense=None, epochs=None, set=[])
+
+    sub = commands.add_parser("sweep", help="every defense of a suite with every seed, in parallel; resumes")
+    sub.add_argument("--suite", required=True, metavar="NAME", help="see `bench list suites`")
+    sub.add_argument("--defenses", metavar="NAME,...", help="default: all that the suite can have")
+    sub.add_argument("--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2", help="default: 0,1,2")
+    sub.add_argument("--jobs", type=whole("--jobs", 1, 1024), metavar="N", help="at a time (default: a core each)")
+    add_training(sub)
+    add_evaluation(sub)
+    sub.set_defaults(act=act_sweep, checkpoint=None, defense=None, dataset=None, norm=None, eps=None)
+
+    sub = commands.add_parser("verify", help="check a run's evidence again: labels, witnesses, certificates, leaks")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of them")
+    sub.add_argument("--sample", type=whole("--sample", 0), metavar="N", help="claimed-robust examples to attack again")
+    sub.add_argument("--attack", metavar="SPEC", help="what attacks them, as pgd-50:restarts=5")
+    sub.add_argument("--seed", type=whole("--seed", 0, 2**31 - 1), help="of the sample and the attack (default: drawn)")
+    add_machine(sub)
+    sub.add_argument("--json", action="store_true", help="for programs")
+    add_plugin(sub)
+    sub.set_defaults(act=act_verify)
+
+
+def act_run(args: argparse.Namespace) -> None:
+    request = _request(args)
+    from bench import harness, plan
+    from leaderboard.tables import run_table
+
+    resolved = plan.plan(request)
+    records: list[Record] = []
+    for seed in args.seeds:
+        finished = (resolved.folder(seed) / "record.json").exists()
+        record, folder = harness.run(resolved, seed)
+        records.append(record)
+        if not args.json:
+            when = f" (was finished already, {record.provenance.get('finished')})" if finished else ""
+            print(f"\n{run_table(record)}\n\nrun folder: {folder}{when}")
+    if args.json or len(records) > 1:
+        _print(records, args.json)
+
+
+def act_sweep(args: argparse.Namespace) -> None:
+    get_suite(args.suite)  # fails with the nearest name, before torch is loaded
+    request = _request(args)
+    from bench.sweep import sweep
+
+    names = None if args.defenses is None else list(dict.fromkeys(args.defenses.split(",")))
+    done = sweep(request, names, args.seeds, args.jobs)
+    for what, reason in (done.refused | done.failed).items():
+        print(f"{what}: {reason}", file=sys.stderr)
+    _print(done.records, args.json)
+    if done.failed:
+        raise CheckError(f"{len(done.failed)} runs of the sweep failed, the first is {next(iter(done.failed))}")
+
+
+def _print(records: list[Record], as_json: bool) -> None:
+    from msgspec import to_builtins
+
+    from leaderboard.tables import comparison
+
+    plain = [to_builtins(record) for record in records]
+    print(json.dumps(plain, indent=1) if as_json else f"\n{comparison(records, 'markdown')}")
+
+
+def _request(args: argparse.Namespace) -> Request:
+    overrides = parse_overrides(args.set)
+    if args.epochs is not None:
+        if "epochs" in overrides:
+            raise UserError("--epochs and --set epochs=... are both given; keep one")
+        overrides["epochs"] = str(args.epochs)
+    if args.defense is not None and args.defense not in registry.defense and not args.plugin:
+        registry.defense.get(args.defense)  # fails with the nearest name, before torch is loaded
+    from bench.plan import Request
+
+    if args.budget is not None and not args.bracket:
+        raise UserError("--budget is the bracket's; give --bracket too")
+    return Request(
+        defense=args.defense, checkpoint=args.checkpoint, suite=args.suite, dataset=args.dataset, model=args.model,
+        norm=args.norm, eps=args.eps, attacks=specs(args.attacks, "--attacks"),
+        certifiers=specs(args.certifiers, "--certifiers") or (),
+        bracket=(args.budget or BUDGET) if args.bracket else None, n_examples=args.n_examples,
+        overrides=overrides, device=args.device, threads=args.threads, plugins=args.plugin, data_dir=args.data_dir,
+        out=args.out,
+    )  # fmt: skip
+
+
+def act_verify(args: argparse.Namespace) -> None:
+    from bench.core.records import find_records
+    from bench.findings import as_table
+    from bench.verification import settings, verify
+
+    folders = find_records(args.runs)
+    chosen = settings(
+        attack=args.attack, sample=args.sample, seed=args.seed, device=args.device, threads=args.threads,
+        data_dir=args.data_dir, plugins=args.plugin,
+    )  # fmt: skip
+    found = {str(folder): verify(folder, chosen) for folder in folders}
+    if args.json:
+        from msgspec import to_builtins
+
+        how = {"attack": chosen.attack, "sample": chosen.sample, "seed": chosen.seed}
+        plain = [{"run": run, **how, "findings": to_builtins(report)} for run, report in found.items()]
+        print(json.dumps(plain, indent=1))
+    else:
+        print("\n\n".join(f"{run}\n{as_table(report)}" for run, report in found.items()))
+    failed = [run for run, report in found.items() if any(each.outcome == "failed" for each in report)]
+    if failed:
+        raise CheckError(f"{len(failed)} of {len(found)} runs failed, the first is {failed[0]}")
