@@ -90,7 +90,7 @@ def _run(request: Request, cells: Sequence[tuple[str, int]], jobs: int) -> Itera
 
 
 def _run_cell(request: Request, seed: int, log: Path) -> str | None:
-    """One run in a process of its own, with its output in a file; one line of what was wrong, None where nothing was."""
+    """One run in a process of its own, its output in a file; what was wrong in one line, None where nothing was."""
     with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         try:
             harness.run(plan(request), seed)
