@@ -119,9 +119,10 @@ def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Train
     files.write_arrays(folder / records.TABLE, table)
     files.write_arrays(folder / records.WITNESSES, found.witnesses)
     record = Record(
-        schema=records.SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model, defense=plan.name,
-        seed=seed, threat=Threat(config.norm, config.eps), config=config.as_json(),
-        config_hash=config.content_hash, n_examples=n, clean=accuracy(table["clean"]),
+        schema=records.SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model,
+        parameters=sum(p.numel() for p in model.parameters()), defense=plan.name, seed=seed,
+        threat=Threat(config.norm, config.eps), config=config.as_json(), config_hash=config.content_hash,
+        n_examples=n, clean=accuracy(table["clean"]),
         attacks=found.attacks,
         worst=worst(table), union=union(table), certifiers=found.certifiers,
         bracket=found.bracket, audited=found.audited, training=cost, sanity=found.sanity,

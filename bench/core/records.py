@@ -15,6 +15,7 @@ import numpy as np
 
 from bench.core.errors import CheckError, UserError
 from bench.core.files import read_arrays, sha256, write_atomically
+from bench.core.migrations import SCHEMA, migrate
 from bench.core.registry import one_line
 from bench.core.table import (
     Accuracy,
@@ -33,7 +34,6 @@ from bench.core.table import (
     worst_case,
 )
 
-SCHEMA = 1
 RECORD, TABLE, WITNESSES = "record.json", "examples.npz", "witnesses.npz"
 
 
@@ -158,6 +158,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     suite: str | None
     dataset: str
     model: str
+    parameters: int | None  # that train and that do not; None where the record is older than this count
     defense: str
     seed: int
     threat: Threat
@@ -177,11 +178,18 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     provenance: dict[str, Any]
 
 
+class _Version(msgspec.Struct):
+    schema: int
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a record, as leaderboard/record.schema.json publishes it."""
+    return msgspec.json.schema(Record)
+
+
 def check(record: Record, table: Table) -> None:
     """UserError where a record's numbers do not follow from its table."""
     check_table(table)
-    if record.schema != SCHEMA:
-        raise UserError(f"the record has schema {record.schema}; this version reads {SCHEMA}")
     if record.n_examples != len(table["index"]):
         raise UserError(f"the record counts {record.n_examples} examples, its table {len(table['index'])}")
     if set(record.attacks) != set(attack_specs(table)):
@@ -260,13 +268,16 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def read_record(folder: Path) -> Record:
-    """The record in `folder`; UserError where it is missing or malformed."""
+    """The record in `folder`, of whatever schema it was written in; UserError where it is missing or malformed."""
     path = folder / RECORD
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
+        text = path.read_bytes()
+        if msgspec.json.decode(text, type=_Version).schema == SCHEMA:
+            return msgspec.json.decode(text, type=Record)
+        return msgspec.convert(migrate(msgspec.json.decode(text)), type=Record)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {RECORD}; a finished run folder has one") from error
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a record: {one_line(error)}") from error
 
 
@@ -299,3 +310,7 @@ def find_records(paths: list[Path]) -> list[Path]:
 
 def artifact(path: Path) -> Artifact:
     return Artifact(sha256=sha256(path), bytes=path.stat().st_size, path=path.name)
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=1))

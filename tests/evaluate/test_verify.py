@@ -32,7 +32,7 @@ def record_of(table, threat=THREAT):
     """A record as far as the checks read it."""
     result = AttackResult(robust_acc=0, ci95=(0, 1), forwards=0, backwards=0, seconds=0)
     return Record(
-        schema=records.SCHEMA, suite=None, dataset="", model="", defense="", seed=0,
+        schema=records.SCHEMA, suite=None, dataset="", model="", parameters=0, defense="", seed=0,
         threat=Threat(threat.norm, threat.eps), config={}, config_hash="", n_examples=len(table["index"]),
         clean=accuracy(table["clean"]), attacks=dict.fromkeys(attack_specs(table), result), worst=None,
         certifiers={}, training=None, sanity=Sanity("unchecked", []), artifacts={}, provenance={},

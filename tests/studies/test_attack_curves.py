@@ -34,7 +34,7 @@ def run_folder(folder, columns):
         share = accuracy(table[f"robust/{spec}"])
         attacks[spec] = AttackResult(share.acc, share.ci95, forwards=0, backwards=0, seconds=0)
     record = Record(
-        schema=records.SCHEMA, suite=None, dataset="digits", model="fc1", defense="atas", seed=0,
+        schema=records.SCHEMA, suite=None, dataset="digits", model="fc1", parameters=None, defense="atas", seed=0,
         threat=Threat("Linf", 0.1), config={}, config_hash="", n_examples=5, clean=accuracy(table["clean"]),
         attacks=attacks, worst=worst(table), union=union(table), certifiers={}, training=None,
         sanity=Sanity("unchecked", []), artifacts={}, provenance={},
