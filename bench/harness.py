@@ -18,6 +18,7 @@ from torch import nn
 from bench.core import files, records, registry, seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
+from bench.core.migrations import SCHEMA
 from bench.core.progress import Progress
 from bench.core.records import Record, Training
 from bench.core.table import Threat, accuracy, union, worst
@@ -26,6 +27,7 @@ from bench.datasets.split import Split, hold_out
 from bench.evaluate.attacked import make_attacks
 from bench.evaluate.evaluation import evaluate_split
 from bench.plan import Plan
+from bench.reproduce import command
 from bench.training.checkpoints import CHECKPOINT, WEIGHTS, read_state, save_weights
 from bench.training.loop import Loop, Probe
 
@@ -119,7 +121,7 @@ def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Train
     files.write_arrays(folder / records.TABLE, table)
     files.write_arrays(folder / records.WITNESSES, found.witnesses)
     record = Record(
-        schema=records.SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model,
+        schema=SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model,
         parameters=sum(p.numel() for p in model.parameters()), defense=plan.name, seed=seed,
         threat=Threat(config.norm, config.eps), config=config.as_json(), config_hash=config.content_hash,
         n_examples=n, clean=accuracy(table["clean"]),
@@ -132,7 +134,11 @@ def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Train
             "witnesses": records.artifact(folder / records.WITNESSES),
         },
         provenance=seeds.fingerprint(plan.device, plan.threads)
-        | {"data_hash": config.data_hash, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+        | {
+            "data_hash": config.data_hash,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": command(plan.request, seed),
+        },
     )  # fmt: skip
     records.check(record, table)
     return record

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.core import records
 from bench.core.contracts import Attack
+from bench.core.migrations import SCHEMA
 from bench.core.records import AttackResult, Record, Sanity
 from bench.core.table import Threat, accuracy, attack_specs
 from bench.core.threat import ThreatModel
@@ -32,7 +32,7 @@ def record_of(table, threat=THREAT):
     """A record as far as the checks read it."""
     result = AttackResult(robust_acc=0, ci95=(0, 1), forwards=0, backwards=0, seconds=0)
     return Record(
-        schema=records.SCHEMA, suite=None, dataset="", model="", parameters=0, defense="", seed=0,
+        schema=SCHEMA, suite=None, dataset="", model="", parameters=0, defense="", seed=0,
         threat=Threat(threat.norm, threat.eps), config={}, config_hash="", n_examples=len(table["index"]),
         clean=accuracy(table["clean"]), attacks=dict.fromkeys(attack_specs(table), result), worst=None,
         certifiers={}, training=None, sanity=Sanity("unchecked", []), artifacts={}, provenance={},

@@ -5,6 +5,7 @@ import pytest
 
 from bench.core import files, records
 from bench.core.errors import CheckError, UserError
+from bench.core.migrations import SCHEMA
 from bench.core.records import AttackResult, Record, Sanity
 from bench.core.table import Threat, accuracy, attack_specs, union, worst
 from bench.studies.attack_curves import attack_curves, curves_of
@@ -34,7 +35,7 @@ def run_folder(folder, columns):
         share = accuracy(table[f"robust/{spec}"])
         attacks[spec] = AttackResult(share.acc, share.ci95, forwards=0, backwards=0, seconds=0)
     record = Record(
-        schema=records.SCHEMA, suite=None, dataset="digits", model="fc1", parameters=None, defense="atas", seed=0,
+        schema=SCHEMA, suite=None, dataset="digits", model="fc1", parameters=None, defense="atas", seed=0,
         threat=Threat("Linf", 0.1), config={}, config_hash="", n_examples=5, clean=accuracy(table["clean"]),
         attacks=attacks, worst=worst(table), union=union(table), certifiers={}, training=None,
         sanity=Sanity("unchecked", []), artifacts={}, provenance={},
