@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -72,7 +74,8 @@ def _run(request: Request, cells: Sequence[tuple[str, int]], jobs: int) -> Itera
     share = request if jobs == 1 or request.threads else replace(request, threads=1)
     logs = request.out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         running: dict[Future[str | None], tuple[str, int]] = {}
         for name, seed in cells:
             log = logs / f"{request.suite}-{name}-{seed}.log"
@@ -87,6 +90,17 @@ def _run(request: Request, cells: Sequence[tuple[str, int]], jobs: int) -> Itera
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """Let this process end when the sweep's own does: nobody would wait for what it goes on with."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_cell(request: Request, seed: int, log: Path) -> str | None:
