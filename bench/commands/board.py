@@ -1,10 +1,20 @@
-"""`bench table`: records side by side."""
+"""`bench table`, `bench compare` and `bench leaderboard`: records side by side, ranks, and the page."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from bench.core.errors import UserError
+from bench.core.files import write_atomically
+
+if TYPE_CHECKING:
+    from leaderboard.tables import Format
+
+# what lies beside the page
+BESIDE: dict[Format, str] = {"markdown": "md", "csv": "csv", "latex": "tex", "json": "json"}
 
 
 def add(commands: Any) -> None:
@@ -15,6 +25,19 @@ def add(commands: Any) -> None:
     sub.add_argument("--format", choices=["markdown", "csv", "latex", "json"], default="markdown")
     sub.set_defaults(act=act_table)
 
+    sub = commands.add_parser("compare", help="is one better than the other, and what would it take to tell?")
+    for side in ("a", "b"):
+        sub.add_argument(side, type=Path, metavar=side.upper(), help="a run folder, or a folder of seeds")
+    sub.add_argument("--json", action="store_true", help="for programs, with every example that flips")
+    sub.set_defaults(act=act_compare)
+
+    sub = commands.add_parser("leaderboard", help="the published results, ranked; as a page with --html")
+    sub.add_argument("--suite", metavar="NAME", help="default: all that have entries")
+    sub.add_argument("--html", type=Path, metavar="DIR", help="write a page that needs no network, and its data")
+    sub.add_argument("--format", choices=["markdown", "csv", "latex", "json"], default="markdown")
+    sub.add_argument("--results", type=Path, metavar="DIR", help="default: those that come with this package")
+    sub.set_defaults(act=act_leaderboard)
+
 
 def act_table(args: argparse.Namespace) -> None:
     from bench.core.records import find_records, read_run
@@ -22,3 +45,35 @@ def act_table(args: argparse.Namespace) -> None:
 
     folders = find_records(args.runs or [Path("runs")])
     print(comparison([read_run(folder) for folder in folders], args.format))
+
+
+def act_compare(args: argparse.Namespace) -> None:
+    from msgspec import to_builtins
+
+    from leaderboard.comparison import as_table, compare, read_side
+
+    a, b = read_side(args.a), read_side(args.b)
+    found = compare(a, b)
+    print(json.dumps(to_builtins(found), indent=1) if args.json else as_table(a, b, found))
+
+
+def act_leaderboard(args: argparse.Namespace) -> None:
+    from leaderboard import store
+    from leaderboard.formats import as_text
+    from leaderboard.page import write_page
+    from leaderboard.rows import board
+
+    results = args.results or store.results_folder()
+    known = store.suites(results)
+    if not known:
+        raise UserError(f"{results} has no entries; add some with `bench submit`, or name another --results")
+    if args.suite not in (None, *known):
+        raise UserError(f"suite '{args.suite}' has no entries in {results}; those that have are {', '.join(known)}")
+    boards = [board(results, name) for name in ([args.suite] if args.suite else known)]
+    if args.html is None:
+        print(as_text(boards, args.format))
+        return
+    args.html.mkdir(parents=True, exist_ok=True)
+    print(write_page(boards, args.html))
+    for form, suffix in BESIDE.items():
+        write_atomically(args.html / f"boards.{suffix}", f"{as_text(boards, form)}\n".encode())

@@ -14,7 +14,8 @@ from leaderboard.tables import by_recipe, comparison, interval, percent, run_tab
 
 def make_record(seed=0, clean=0.912, pgd=0.5, worst=0.48, **changes):
     values = {
-        "schema": 2, "suite": "digits", "dataset": "digits", "model": "small-cnn", "parameters": 71482, "defense": "pgd-at", "seed": seed,
+        "schema": 2, "suite": "digits", "dataset": "digits", "model": "small-cnn",
+        "parameters": 71482, "defense": "pgd-at", "seed": seed,
         "threat": Threat("Linf", 0.2), "config": {}, "config_hash": "abc", "n_examples": 360,
         "clean": Accuracy(clean, (0.88, 0.94)),
         "attacks": {"pgd-10": AttackResult(pgd, (0.45, 0.55), forwards=12345, backwards=2345, seconds=1.25)},

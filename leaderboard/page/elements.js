@@ -1,0 +1,62 @@
+// Elements, text and numbers. What comes from a submission reaches the document through here: as text nodes and as
+// attribute values, never as markup.
+
+const SVG = "http://www.w3.org/2000/svg";
+const NONE = "\u2014";
+
+const $ = (id) => document.getElementById(id);
+
+// Controls that turn the direction of what follows, or show as nothing, are shown by name: nobody is misled by a title.
+const CONTROLS = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
+
+function legible(text) {
+  return String(text).replace(CONTROLS, (c) => `[U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
+}
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    node.setAttribute(name, ["title", "aria-label"].includes(name) ? legible(value) : value);
+  }
+  const present = children.flat(2).filter((child) => child !== null && child !== undefined);
+  node.append(...present.map((child) => (child instanceof Node ? child : legible(child))));
+  return node;
+}
+
+const make = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+const draw = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+const small = (...children) => make("small", {}, ...children);
+const muted = (...children) => make("span", { class: "muted" }, ...children);
+
+/** A link to a web address; of any other address only the text. */
+function link(url, text = url) {
+  const found = URL.parse(url);
+  const web = found && ["http:", "https:"].includes(found.protocol);
+  return web ? make("a", { href: found.href, rel: "noopener noreferrer" }, text) : make("span", {}, text);
+}
+
+/** A spec with the places where its line may break. */
+function breakable(spec) {
+  return spec.split(/(?<=[:=,/])/).flatMap((part, i) => (i ? [make("wbr"), part] : [part]));
+}
+
+const known = (value) => Number.isFinite(value);
+const isShare = (value) => known(value) && value >= 0 && value <= 1;
+const percent = (share) => (known(share) ? (100 * share).toFixed(1) : NONE);
+const range = (low, high) => `${percent(low)}\u2013${percent(high)}`;
+const whole = (value) => value.toLocaleString("en");
+const entries = (n) => (n === 1 ? "1 entry" : `${whole(n)} entries`);
+
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+const count = (value) => (known(value) ? compact.format(value) : NONE);
+
+function duration(seconds) {
+  if (!known(seconds)) return NONE;
+  const units = [["d", 86400], ["h", 3600], ["min", 60]];
+  const [unit, size] = units.find(([, length]) => seconds >= 2 * length) ?? ["s", 1];
+  return `${(seconds / size).toFixed(1)} ${unit}`;
+}
+
+/** An accuracy with its standard deviation over seeds, and its interval. */
+const mean = ({ acc, spread }) => (known(spread) ? `${percent(acc)} \u00b1 ${percent(spread)}` : percent(acc));
+const interval = ({ low, high }) => range(low, high);

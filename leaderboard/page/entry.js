@@ -1,0 +1,141 @@
+// One entry, opened: its bracket, its tables, its provenance, and how to reproduce it.
+
+const section = (title, ...content) => make("section", {}, make("h3", {}, title), ...content);
+
+function facts(pairs) {
+  const given = pairs.filter(([, value]) => value);
+  return make("dl", {}, given.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+}
+
+/** A table whose lines begin with their header. */
+function grid(caption, heads, lines) {
+  const body = lines.map(([first, ...others]) =>
+    make("tr", {}, make("th", { scope: "row" }, first), others.map((cell) => make("td", {}, cell))));
+  return make("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" },
+    make("table", {},
+      make("caption", { class: "unseen" }, caption),
+      make("thead", {}, make("tr", {}, heads.map((head) => make("th", { scope: "col" }, head)))),
+      make("tbody", {}, body)));
+}
+
+function bracketSection(row) {
+  const bounds = [
+    row.certified && `${percent(row.certified.acc)} % of the examples are certified`,
+    row.attacked && `${percent(row.attacked.acc)} % survive every attack`,
+  ].filter(Boolean);
+  return section("Bracket",
+    make("div", { class: "large" }, bar(row), scale([0, 25, 50, 75, 100])),
+    make("p", {}, make("b", {}, bracketText(row)), bounds.length ? `: ${bounds.join(", ")}.` : ""));
+}
+
+function factsOf(row) {
+  const { cost, parameters } = row;
+  const accuracy = (estimate) => estimate && `${mean(estimate)} % (${interval(estimate)})`;
+  const trained = cost && known(cost.training_passes);
+  return facts([
+    ["Clean", accuracy(row.clean)],
+    ["Attacked", accuracy(row.attacked)],
+    ["Certified", accuracy(row.certified)],
+    ["Threat model", row.threat],
+    ["Data", `${row.dataset}${row.extra_data ? ", and extra training data" : ""}`],
+    ["Architecture", [breakable(row.architecture), known(parameters) ? `, ${whole(parameters)} parameters` : null]],
+    ["Training of a seed", trained && `${count(cost.training_passes)} passes, ${duration(cost.training_seconds)}`],
+    ["Evaluation of a seed", cost && `${count(cost.evaluation_passes)} passes`],
+    ["Hardware", cost?.hardware],
+    ["Paper", row.paper],
+    ["Link", row.url && link(row.url)],
+    ["Licence", row.licence],
+    ["Note", row.note],
+  ]);
+}
+
+function reproduce(command) {
+  const code = make("code", {}, command);
+  const told = make("span", { role: "status", class: "muted" });
+  const copy = make("button", { type: "button", class: "quiet copy" }, "Copy");
+  copy.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      told.textContent = "Copied.";
+    } catch {
+      getSelection().selectAllChildren(code);
+      told.textContent = "Selected; copy it with the keyboard.";
+    }
+  });
+  return section("Reproduce it", make("pre", { tabindex: "0" }, code), make("p", {}, copy, " ", told));
+}
+
+function measuredSection(title, what, measured) {
+  const lines = measured.map(({ spec, accuracy, forwards, backwards, seconds }) =>
+    [spec, mean(accuracy), interval(accuracy), count(forwards), count(backwards), duration(seconds)]);
+  return section(title, grid(title, [what, "Accuracy, %", "95 % interval", "Forwards", "Backwards", "Time"], lines));
+}
+
+function curvesSection({ title, curves }) {
+  const shown = curves.filter((curve) => curve.norm === curves[0].norm && isDrawable(curve)).slice(0, LINES);
+  const chart = shown.map((curve) => ({ curve, text: curve.label }));
+  const points = curves.flatMap((curve) =>
+    curve.eps.map((eps, i) => [kindOf(curve), known(eps) ? Number(eps.toPrecision(4)) : NONE, percent(curve.acc[i])]));
+  return section("Accuracy against eps",
+    chart.length ? curveChart(`Accuracy of ${title} against eps`, chart) : null,
+    make("details", {}, make("summary", {}, "As a table"),
+      grid("Accuracy against eps", ["Measured by", "eps", "Accuracy, %"], points)));
+}
+
+function seedsSection(seeds) {
+  const heads = ["Seed", "Examples", "Clean", "Attacked", "Certified", "Weights, SHA-256", "Recipe"];
+  const lines = seeds.map((seed) => {
+    const hash = seed.weights.slice(0, 12);
+    const weights = make("code", { title: seed.weights }, seed.weights_url ? link(seed.weights_url, hash) : hash);
+    return [seed.seed, whole(seed.n_examples), percent(seed.clean), percent(seed.attacked), percent(seed.certified),
+      weights, make("code", {}, seed.config_hash)];
+  });
+  const provenance = seeds.map((seed) => make("details", { class: "provenance" },
+    make("summary", {}, `Provenance of seed ${seed.seed}`), facts(Object.entries(seed.provenance))));
+  return section("Seeds", grid("Seeds", heads, lines), provenance);
+}
+
+function entryParts(row) {
+  const rank = row.rank === null ? "no rank is claimed" : `rank ${ranks(row)}`;
+  const badges = [verdict(row), ...[row.status, rank, kindText(row)].map((text) => make("span", {}, text))];
+  const reasons = make("ul", {}, row.reasons.map((reason) => make("li", {}, reason)));
+  return [
+    make("p", { class: "badges" }, badges),
+    bracketSection(row),
+    factsOf(row),
+    row.reasons.length && section(`Why ${row.verdict}`, reasons),
+    row.command && reproduce(row.command),
+    row.attacks.length && measuredSection("Attacks", "Attack", row.attacks),
+    row.certifiers.length && measuredSection("Certifiers", "Certifier", row.certifiers),
+    row.curves.length && curvesSection(row),
+    row.seeds.length && seedsSection(row.seeds),
+  ].filter(Boolean);
+}
+
+/** Show the entry of the state in the dialog, or close it where there is none. */
+function showEntry(board) {
+  const dialog = $("entry");
+  const row = board.byName.get(state.entry);
+  if (!row) {
+    dialog.close();
+    return;
+  }
+  if (dialog.open && dialog.dataset.shown === row.name) return;
+  const close = make("button", { type: "button", class: "quiet", id: "close" }, "Close");
+  close.addEventListener("click", () => dialog.close());
+  const title = make("h2", { id: "entry-title" }, row.title);
+  const place = make("p", { class: "muted" }, `${board.suite} / ${row.name}`);
+  const head = make("header", {}, make("div", {}, title, place), close);
+  dialog.replaceChildren(head, make("div", { class: "body" }, entryParts(row)));
+  dialog.dataset.shown = row.name;
+  if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = 0;
+}
+
+/** After the button, Escape, or a click beside it: the focus is back where it came from, or on the entry's line. */
+function entryClosed() {
+  const { entry } = state;
+  if (!entry) return;
+  change({ entry: "" });
+  if (document.activeElement === document.body) $("body").querySelector(`[data-entry="${CSS.escape(entry)}"]`)?.focus();
+}

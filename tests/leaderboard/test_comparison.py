@@ -1,0 +1,91 @@
+"""`bench compare`: the right test for what is compared."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bench.cli import main
+from bench.core.errors import UserError
+from bench.core.table import Threat
+from leaderboard.comparison import as_table, compare, read_side
+from leaderboard.statistics import examples_needed, mcnemar, paired_difference, seeds_difference
+from tests.leaderboard.published import flags, table_of, write_run
+
+
+def run(folder, hits, *, n=100, first=0, **changes):
+    return write_run(folder, table_of(flags(n, hits, first=first)), weights=str(folder), **changes)
+
+
+def test_two_networks_are_compared_example_by_example(tmp_path):
+    a, b = run(tmp_path / "a", 60), run(tmp_path / "b", 50, first=20)
+    clean, robust = compare(read_side(a), read_side(b))
+    assert robust.difference == pytest.approx(0.1)
+    assert robust.only_a == tuple(range(20))
+    assert robust.only_b == tuple(range(60, 70))
+    assert robust.p == pytest.approx(float(mcnemar(20, 10)))
+    assert (robust.low, robust.high) == pytest.approx([float(x) for x in paired_difference(20, 10, 100)[1:]])
+    assert robust.needed == examples_needed(20, 10, 100)
+    assert (clean.difference, clean.p, clean.needed) == (0.0, 1.0, None)
+
+
+def test_recipes_are_compared_over_seeds(tmp_path):
+    for seed, (a, b) in enumerate([(60, 50), (62, 51), (64, 49)]):
+        run(tmp_path / f"a/{seed}", a, seed=seed)
+        run(tmp_path / f"b/{seed}", b, seed=seed)
+    robust = compare(read_side(tmp_path / "a"), read_side(tmp_path / "b"))[1]
+    wanted = seeds_difference(np.array([0.6, 0.62, 0.64]), np.array([0.5, 0.51, 0.49]), 0.01)
+    assert (robust.p, robust.low, robust.high) == pytest.approx((wanted.p, wanted.low, wanted.high))
+    assert robust.only_a == ()
+    assert robust.needed >= 2
+    shown = as_table(read_side(tmp_path / "a"), read_side(tmp_path / "b"), [robust])
+    assert "a (3 seeds)" in shown
+    assert "seeds a side to tell" in shown
+
+
+def test_the_examples_that_both_have_are_compared(tmp_path):
+    a, b = run(tmp_path / "a", 60), run(tmp_path / "b", 40, n=50)
+    robust = compare(read_side(a), read_side(b))[1]
+    assert (robust.a, robust.b) == (1.0, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"provenance": {"data_hash": "other"}}, "same data"),
+        ({"threat": Threat("Linf", 0.1)}, "under one threat model"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, changes, said):
+    a, b = run(tmp_path / "a", 60), run(tmp_path / "b", 40, **changes)
+    with pytest.raises(UserError, match=said):
+        compare(read_side(a), read_side(b))
+
+
+def test_a_folder_is_one_recipe(tmp_path):
+    run(tmp_path / "x/a", 60, config_hash="a")
+    run(tmp_path / "x/b", 60, config_hash="b")
+    with pytest.raises(UserError, match="holds 2 recipes"):
+        read_side(tmp_path / "x")
+
+
+def test_one_seed_says_nothing_of_a_recipe(tmp_path):
+    run(tmp_path / "a/0", 60)
+    run(tmp_path / "a/1", 61, seed=1)
+    run(tmp_path / "b", 50)
+    with pytest.raises(UserError, match="give at least two"):
+        compare(read_side(tmp_path / "a"), read_side(tmp_path / "b"))
+
+
+def test_the_command(tmp_path, capsys):
+    run(tmp_path / "a", 60)
+    run(tmp_path / "b", 50, first=20)
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    out = capsys.readouterr().out
+    assert "robust, only A: 20 examples: 0, 1," in out
+    assert "| robust" in out
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"])
+    assert json.loads(capsys.readouterr().out)[1]["only_b"] == list(range(60, 70))
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", str(tmp_path / "a"), str(tmp_path / "nothing")])
+    assert caught.value.code == 2

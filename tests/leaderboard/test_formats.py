@@ -1,0 +1,95 @@
+"""The same board in four forms; what an entry says of itself stays text."""
+
+import csv
+import io
+import json
+
+import msgspec
+import pytest
+
+from leaderboard.board import Board, Estimate, Row
+from leaderboard.formats import as_text, ranks
+
+
+def row(name, acc, **changes):
+    values = {
+        "name": name, "title": name, "kind": "recipe", "status": "re-checkable", "dataset": "digits", "norm": "Linf",
+        "eps": 0.2, "threat": "Linf 0.2", "architecture": "small-cnn", "parameters": 9, "extra_data": False,
+        "clean": Estimate(acc=0.98, low=0.96, high=0.99), "certified": None,
+        "attacked": Estimate(acc=acc, low=acc - 0.05, high=acc + 0.05, spread=0.01), "rank": 1, "rank_low": 1,
+        "rank_high": 2, "group": 1, "verdict": "clean",
+    }  # fmt: skip
+    return Row(**(values | changes))
+
+
+HOSTILE = "a | b `c` *d* <script>x</script> [l](http://e) \\end{tabular} & 50% _u_ \n new"
+ROWS = (
+    row("one", 0.7),
+    row("two", 0.69),
+    row("three", 0.5, rank=3, rank_low=3, rank_high=3, group=2),
+    row("reported", 0.4, rank=None, group=None, clean=Estimate(acc=0.9, low=0.9, high=0.9), attacked=None),
+    row("four", 0.3, rank=4, rank_low=4, rank_high=4, group=3, title=HOSTILE),
+)
+BOARD = Board(suite="digits", summary="small digits", rule="the rule", rows=ROWS)
+
+
+def test_markdown_has_a_line_an_entry():
+    lines = as_text([BOARD], "markdown").splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + len(ROWS)
+    assert "1-2" in table[2]
+    assert "70.0 [65.0, 75.0]" in table[2]
+    assert "+- 1.0" in table[2]
+    assert " - |" in table[5]
+    assert lines[0] == "## digits"
+    assert lines[-1] == "the rule"
+
+
+def test_hostile_text_makes_no_cells_links_or_html_in_markdown():
+    line = next(line for line in as_text([BOARD], "markdown").splitlines() if "script" in line)
+    assert line.count("|") - line.count("\\|") == 10
+    for sign in "<>[]*`_&":
+        assert line.count(sign) == line.count(f"\\{sign}") or sign in "[]"
+    assert "\\[l\\](http" in line
+
+
+def test_latex_parts_the_groups_and_escapes_what_is_somebodys():
+    text = as_text([BOARD], "latex")
+    body = text[text.index("\\midrule") :].splitlines()
+    assert [line.split("&")[1].strip()[:5] if "&" in line else line for line in body] == [
+        "\\midrule", "one", "two", "\\addlinespace", "three", "repor", "\\addlinespace", "a | b", "\\bottomrule",
+        "\\end{tabular}",
+    ]  # fmt: skip
+    assert text.count("\\end{tabular}") == 1
+    assert "50\\%" in text
+    assert text.startswith("% digits: the rule\n")
+
+
+def test_csv_holds_fractions_and_no_formula():
+    tricky = msgspec.structs.replace(ROWS[0], title="=1+1", licence="@x")
+    text = as_text([msgspec.structs.replace(BOARD, rows=(tricky, *ROWS[1:]))], "csv")
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert len(lines) == len(ROWS)
+    assert (lines[0]["title"], lines[0]["licence"]) == ("'=1+1", "'@x")
+    assert float(lines[0]["attacked"]) == 0.7
+    assert lines[3]["attacked"] == ""
+    assert lines[4]["title"] == HOSTILE
+
+
+def test_json_is_the_board_itself():
+    (board,) = json.loads(as_text([BOARD], "json"))
+    assert msgspec.convert(board, type=Board) == BOARD
+
+
+def test_an_empty_board_has_headers():
+    empty = msgspec.structs.replace(BOARD, rows=())
+    assert "| entry" in as_text([empty], "markdown").replace("  ", " ")
+    assert "\\midrule" in as_text([empty], "latex")
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [({}, "1-2"), ({"rank_high": 1}, "1"), ({"rank": None}, "-")],
+)
+def test_ranks_are_intervals(changes, shown):
+    assert ranks(row("x", 0.5, **changes)) == shown

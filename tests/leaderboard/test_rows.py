@@ -1,0 +1,115 @@
+"""A row says what the records say, and no more than the tests allow."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from bench.core.records import Artifact
+from leaderboard.board import Cost
+from leaderboard.rows import board
+from leaderboard.statistics import clopper_pearson
+from leaderboard.store import Contest, add_contest
+from tests.leaderboard.published import ABOUT, bracket_of, flags, publish, table_of
+
+
+@pytest.fixture
+def results(tmp_path):
+    return tmp_path / "results"
+
+
+def rows(results):
+    return {row.name: row for row in board(results, "digits").rows}
+
+
+def test_accuracies_are_means_over_seeds_with_the_interval_of_one(results):
+    publish(results, "mine", [table_of(flags(100, 60), certified=flags(100, 20)), table_of(flags(100, 70))])
+    publish(results, "other", [table_of(flags(100, 50), certified=flags(100, 20))] * 2)
+    found = rows(results)
+    attacked = found["mine"].attacked
+    assert (attacked.acc, attacked.spread) == (pytest.approx(0.65), pytest.approx(0.1 / np.sqrt(2)))
+    assert (attacked.low, attacked.high) == pytest.approx([float(end) for end in clopper_pearson(65, 100)])
+    assert found["mine"].certified is None  # one of its seeds was not certified
+    assert found["other"].certified.acc == 0.2
+    assert found["mine"].clean.acc == 1.0
+
+
+def test_the_most_robust_is_first_and_what_was_never_attacked_last(results):
+    nothing = {key: value for key, value in table_of(flags(50, 10)).items() if key[:6] not in ("robust", "passes")}
+    publish(results, "weak", [table_of(flags(50, 10))])
+    publish(results, "unattacked", [nothing], worst=None)
+    publish(results, "strong", [table_of(flags(50, 40))])
+    assert [row.name for row in board(results, "digits").rows] == ["strong", "weak", "unattacked"]
+    assert rows(results)["unattacked"].attacked is None
+    assert rows(results)["unattacked"].rank is None
+
+
+def test_ranks_and_groups(results):
+    for name, hits in (("a", (80, 81, 82)), ("b", (79, 80, 82)), ("c", (20, 21, 22)), ("one-seed", (99,))):
+        publish(results, name, [table_of(flags(100, each)) for each in hits])
+    found = rows(results)
+    ranks = {name: (row.rank, row.rank_low, row.rank_high, row.group) for name, row in found.items()}
+    assert ranks == {"a": (1, 1, 2, 1), "b": (1, 1, 2, 1), "c": (3, 3, 3, 2), "one-seed": (None, 1, 3, None)}
+
+
+def test_a_contest_lowers_the_row_and_is_told(results):
+    publish(results, "mine", [table_of(flags(10, 6))])
+    found = Contest(by="X", broken=[0], witnesses=Artifact("ab", 1), finished="today")
+    add_contest(results, "digits", "mine", 0, found)
+    row = rows(results)["mine"]
+    assert row.attacked.acc == 0.5
+    assert row.note == "Seed 0: X broke 1 more examples (today)."
+    assert row.seeds[0].attacked == 0.5
+
+
+def test_a_bracket_is_both_ends(results):
+    status = np.array(["certified", "open", "broken", "broken"])
+    by = np.array(["ibp", "", "square", "clean"])
+    clean = np.array([True, True, True, False])
+    table = table_of(clean.copy(), clean=clean, status=status, decided_by=by)
+    publish(results, "mine", [table], bracket=bracket_of(table))
+    row = rows(results)["mine"]
+    assert (row.certified.acc, row.attacked.acc, row.clean.acc) == (0.25, 0.5, 0.75)
+
+
+def test_the_worst_verdict_of_the_seeds_counts(results):
+    publish(results, "mine", [table_of(flags(10, 6))], verdict="suspect")
+    assert rows(results)["mine"].verdict == "suspect"
+
+
+def test_cost_and_command_and_status(results):
+    publish(results, "mine", [table_of(flags(10, 6))] * 2, url="https://example.org/w")
+    publish(results, "fixed", [table_of(flags(10, 6))], trained=False)
+    found = rows(results)
+    assert found["mine"].cost == Cost(
+        training_seconds=10.0, training_passes=7000.0, evaluation_passes=500.0, hardware="a machine, 1 thread"
+    )
+    assert found["mine"].command == "bench run --defense mine --suite digits --seeds 0,1"
+    assert (found["mine"].status, found["fixed"].status) == ("re-checkable", "not re-checkable")
+    assert (found["mine"].kind, found["fixed"].kind) == ("recipe", "weights")
+    assert found["fixed"].cost.training_seconds is None
+    assert found["mine"].seeds[1].weights_url == "https://example.org/w/1/weights.safetensors"
+
+
+def test_curves_over_eps_of_one_attack_and_of_distances(results):
+    table = table_of(flags(10, 6)) | {"robust/pgd-50:eps=0.1": flags(10, 8), "passes/pgd-50:eps=0.1": np.full(10, 9)}
+    distance = np.linspace(0.05, 0.5, 10).astype(np.float32)
+    table |= {"robust/fmn": distance > 0.2, "passes/fmn": np.full(10, 9), "distance/fmn": distance}
+    publish(results, "mine", [table])
+    pgd, fmn = rows(results)["mine"].curves
+    assert (pgd.label, pgd.eps, pgd.acc) == ("pgd-50", (0.0, 0.1, 0.2), (1.0, 0.8, 0.6))
+    assert (fmn.label, fmn.eps[0], fmn.eps[-1]) == ("fmn", 0.0, 0.4)
+    assert fmn.acc == pytest.approx([(distance > eps * 1.00001).mean() for eps in fmn.eps])
+
+
+def test_reported_entries_stand_beside_without_a_rank(results):
+    publish(results, "mine", [table_of(flags(10, 6))] * 2)
+    home = results / "digits" / "theirs"
+    home.mkdir()
+    (home / "about.toml").write_bytes(msgspec.toml.encode(ABOUT))
+    (home / "reported.json").write_text(
+        '{"name": "T", "dataset": "digits", "clean_acc": "90.00", "autoattack_acc": "70.5", "eps": "0.2"}'
+    )
+    row = rows(results)["theirs"]
+    assert (row.kind, row.status, row.rank, row.verdict) == ("reported", "reported, not verified", None, "unchecked")
+    assert (row.attacked.acc, row.clean.acc) == (pytest.approx(0.705), pytest.approx(0.9))
+    assert (row.norm, row.eps) == ("Linf", 0.2)

@@ -1,0 +1,141 @@
+"""What is published is whole, never written over, and never edited."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from bench.core import files, records
+from bench.core.errors import UserError
+from bench.core.records import Artifact
+from leaderboard.store import Contest, add_contest, add_run, check_name, read_entries, suites
+from tests.leaderboard.published import ABOUT, flags, publish, table_of, write_run
+
+URL = "https://example.org/weights"
+
+
+def contest(broken, sha="ab" * 32):
+    return Contest(by="Somebody", broken=broken, witnesses=Artifact(sha256=sha, bytes=9), finished="2026-11-21")
+
+
+def test_what_is_published_is_read_back(tmp_path):
+    results = tmp_path / "results"
+    tables = [table_of(flags(10, 6), certified=flags(10, 3)), table_of(flags(10, 7), certified=flags(10, 4))]
+    publish(results, "mine", tables, url=URL)
+    publish(results, "another", tables[:1])
+    assert suites(results) == ["digits"]
+    another, mine = read_entries(results, "digits")
+    assert (another.name, mine.name, mine.about) == ("another", "mine", ABOUT)
+    assert [run.record.seed for run in mine.runs] == [0, 1]
+    for run, table in zip(mine.runs, tables, strict=True):
+        assert np.array_equal(run.robust, table["robust/pgd-50"])
+        assert np.array_equal(run.certified, table["certified/ibp"])
+    assert mine.recipe
+    assert mine.measured
+
+
+def test_artifacts_have_an_address_or_none_and_the_table_lies_beside(tmp_path):
+    publish(tmp_path / "results", "mine", [table_of(flags(4, 2))], url=f"{URL}/")
+    publish(tmp_path / "results", "other", [table_of(flags(4, 2))])
+    mine, other = (entry.runs[0].record.artifacts for entry in read_entries(tmp_path / "results", "digits"))
+    assert mine["weights"].url == f"{URL}/0/weights.safetensors"
+    assert mine["witnesses"].url == f"{URL}/0/witnesses.npz"
+    assert (mine["examples"].path, mine["examples"].url) == ("examples.npz", None)
+    assert (other["weights"].path, other["weights"].url) == (None, None)
+    assert other["weights"].sha256
+
+
+def test_seeds_are_sorted_as_numbers(tmp_path):
+    tables = [table_of(flags(4, 2))] * 11
+    publish(tmp_path / "results", "mine", tables)
+    (entry,) = read_entries(tmp_path / "results", "digits")
+    assert [run.record.seed for run in entry.runs] == list(range(11))
+
+
+def refused(results, run, name="mine", about=ABOUT):
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as caught:
+        add_run(results, name, about, run)
+    assert before == {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_nothing_is_written_over(tmp_path):
+    results = tmp_path / "results"
+    publish(results, "mine", [table_of(flags(4, 2))])
+    again = write_run(tmp_path / "again", table_of(flags(4, 3)), weights="w", defense="mine", config_hash="mine")
+    assert "is published already" in refused(results, again)
+
+
+def test_an_entry_is_one_recipe_with_one_description_and_its_seeds_are_trainings(tmp_path):
+    results = tmp_path / "results"
+    publish(results, "mine", [table_of(flags(4, 2))])
+    same = {"defense": "mine", "config_hash": "mine", "seed": 7}
+    other = write_run(tmp_path / "a", table_of(flags(4, 3)), weights="w", **(same | {"config_hash": "changed"}))
+    assert "is the recipe mine mine, not mine changed" in refused(results, other)
+    copied = write_run(tmp_path / "b", table_of(flags(4, 3)), weights="mine0", **same)
+    assert "has the weights of seed 0" in refused(results, copied)
+    fine = write_run(tmp_path / "c", table_of(flags(4, 3)), weights="w", **same)
+    assert "says something else" in refused(results, fine, about=msgspec.structs.replace(ABOUT, licence="GPL"))
+    add_run(results, "mine", ABOUT, fine)
+
+
+def test_a_run_of_no_suite_is_refused(tmp_path):
+    run = write_run(tmp_path / "run", table_of(flags(4, 2)), suite=None)
+    assert "is of no suite" in refused(tmp_path, run)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "a/b", "a\\b", "A", "-a", "a..b", "a b", "a\n", "x" * 65, "\u0430tas", "a\u202eb", "a%2f"],
+)
+def test_names_are_plain(name):
+    with pytest.raises(UserError, match=r"\A[ -~]*\Z"):
+        check_name(name, "entry")
+
+
+@pytest.mark.parametrize("name", ["a", "binary-subnet", "pgd-at-2", "c++", "v1.5_x", "x" * 64])
+def test_plain_names_pass(name):
+    assert check_name(name, "entry") == name
+
+
+def test_a_contest_lowers_what_is_robust_and_edits_nothing(tmp_path):
+    results = tmp_path / "results"
+    home = publish(results, "mine", [table_of(flags(10, 6))])
+    published = (home / "0" / records.RECORD).read_bytes()
+    add_contest(results, "digits", "mine", 0, contest([0, 2, 9]))
+    (entry,) = read_entries(results, "digits")
+    assert np.flatnonzero(entry.runs[0].robust).tolist() == [1, 3, 4, 5]
+    assert (home / "0" / records.RECORD).read_bytes() == published
+    with pytest.raises(UserError, match="have been counted"):
+        add_contest(results, "digits", "mine", 0, contest([1]))
+    add_contest(results, "digits", "mine", 0, contest([1], sha="cd" * 32))
+    (entry,) = read_entries(results, "digits")
+    assert np.flatnonzero(entry.runs[0].robust).tolist() == [3, 4, 5]
+
+
+def test_a_table_that_is_not_the_records_is_refused(tmp_path):
+    results = tmp_path / "results"
+    home = publish(results, "mine", [table_of(flags(10, 6))])
+    files.write_arrays(home / "0" / records.TABLE, table_of(flags(10, 9)))
+    with pytest.raises(UserError, match="is not the table that"):
+        read_entries(results, "digits")
+
+
+def test_examples_out_of_order_are_refused(tmp_path):
+    table = table_of(flags(10, 6))
+    publish(tmp_path / "results", "mine", [table | {"index": np.arange(10)[::-1].copy()}])
+    with pytest.raises(UserError, match="not of the first examples"):
+        read_entries(tmp_path / "results", "digits")
+
+
+def test_broken_files_of_an_entry_are_one_line(tmp_path):
+    results = tmp_path / "results"
+    home = publish(results, "mine", [table_of(flags(4, 2))])
+    for text in ("title = ", "title = 3", "tittle = 'x'"):
+        (home / "about.toml").write_text(text)
+        with pytest.raises(UserError, match=r"\A.*about\.toml.*\Z"):
+            read_entries(results, "digits")
+    (home / "about.toml").unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        read_entries(results, "digits")
