@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from bench.arguments import Parser, fail
-from bench.commands import board, catalog, runs
+from bench.commands import board, catalog, gate, runs, submission
 from bench.core.errors import CheckError, UserError
 from bench.core.roots import check_one_root
 
@@ -14,7 +14,7 @@ from bench.core.roots import check_one_root
 def parser() -> Parser:
     top = Parser(prog="bench", description="Robust accuracy between what is certified and what survives every attack.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for subject in (catalog, runs, board):
+    for subject in (catalog, runs, board, submission, gate):
         subject.add(commands)
     return top
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import seeds
-from bench.core.contracts import Attack, Batch, frozen
+from bench.core.contracts import Attack, frozen
 from bench.core.errors import CheckError
 from bench.core.records import Record
 from bench.core.table import Flags, Table, Threat, accuracy, broken_by, certified, own_specs, survivors, threat_of
@@ -102,31 +102,62 @@ def check_witnesses(
     complete = _check_completeness(record, table, witnesses)
     if not len(witnesses["index"]):
         return [complete, *(Finding(name, "passed", "there are none") for name in WITNESS_CHECKS[1:])]
-    farthest, low, high = 0.0, 1.0, 0.0
-    far: list[int] = []
-    out_of_box: list[int] = []
-    right: list[int] = []
-    nearly: list[int] = []
-    for threat, batch, x_adv in _witness_batches(test, record, witnesses, batch_size):
-        ratio = threat.distance(x_adv, batch.x) / threat.eps
-        far += batch.index[~replace(threat, box=None).contains(x_adv, batch.x)].tolist()
-        out_of_box += batch.index[~((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)].tolist()
-        farthest = max(farthest, float(ratio.max()))
-        low, high = min(low, float(x_adv.min())), max(high, float(x_adv.max()))
-        logits = _logits(model, x_adv)
-        correct = (logits.argmax(dim=1) == batch.y) | ~logits.isfinite().all(dim=1)
-        wrong = logits.scatter(1, batch.y[:, None], -torch.inf).argmax(dim=1)
-        near = _lag(logits, wrong) <= NEAR_TIE
-        right += batch.index[correct & ~near].tolist()
-        nearly += batch.index[correct & near].tolist()
+    index, points, batches = witnesses["index"], witnesses["x_adv"], _by_threat(record, witnesses)
+    judged = [judge(model, test, threat, index[of], points[of], batch_size) for threat, of in batches]
+    far = [i for each in judged for i in each.index[each.far].tolist()]
+    out_of_box = [i for each in judged for i in each.index[each.out_of_box].tolist()]
+    right = [i for each in judged for i in each.index[each.right].tolist()]
+    ties = sum(int(each.tie.sum()) for each in judged)
+    farthest = max(float(each.distance.max()) for each in judged)
     return [
         complete,
         _all_but(far, WITNESS_CHECKS[1], "lie outside", f"the farthest is at {farthest:.7f} eps"),
-        _all_but(out_of_box, WITNESS_CHECKS[2], "leave [0, 1]", f"pixels from {low:g} to {high:g}"),
-        Finding(WITNESS_CHECKS[3], "warning", f"{len(nearly)} are near ties that the model now gets right")
-        if nearly and not right
-        else _all_but(right, WITNESS_CHECKS[3], "are classified right", f"all {len(witnesses['index'])} are"),
+        _all_but(out_of_box, WITNESS_CHECKS[2], "leave [0, 1]", f"pixels from {points.min():g} to {points.max():g}"),
+        Finding(WITNESS_CHECKS[3], "warning", f"{ties} are near ties that the model now gets right")
+        if ties and not right
+        else _all_but(right, WITNESS_CHECKS[3], "are classified right", f"all {len(index)} are"),
     ]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Of each of some points (m,): its test example, its distance in units of eps, and why it breaks nothing."""
+
+    index: npt.NDArray[np.int64]
+    distance: npt.NDArray[np.float64]
+    far: Flags  # beyond eps
+    out_of_box: Flags
+    right: Flags  # classified right, or not at all
+    tie: Flags  # classified right, by so little that another machine may not
+
+    @property
+    def breaks(self) -> Flags:
+        """Which points are adversarial examples without any doubt."""
+        return ~(self.far | self.out_of_box | self.right | self.tie)
+
+
+def judge(
+    model: nn.Module,
+    test: Split,
+    threat: ThreatModel,
+    index: npt.NDArray[np.int64],
+    x_adv: npt.NDArray[np.float32],
+    batch_size: int,
+) -> Judgement:
+    """Is each of at least one x_adv (m,C,H,W) within `threat` of test example `index` (m,), and wrong when shown?"""
+    where = test.y.device
+    parts = []
+    for rows in _batches(len(index), batch_size):
+        batch, points = test.take(torch.from_numpy(index[rows]).to(where)), torch.from_numpy(x_adv[rows]).to(where)
+        logits = _logits(model, points)
+        correct = (logits.argmax(dim=1) == batch.y) | ~logits.isfinite().all(dim=1)
+        other = logits.scatter(1, batch.y[:, None], -torch.inf).argmax(dim=1)
+        tie = correct & (_lag(logits, other) <= NEAR_TIE)
+        far = ~replace(threat, box=None).contains(points, batch.x)
+        out_of_box = ~((points >= 0) & (points <= 1)).flatten(1).all(dim=1)
+        columns = (threat.distance(points, batch.x) / threat.eps, far, out_of_box, correct & ~tie, tie)
+        parts.append([column.cpu().numpy() for column in columns])
+    return Judgement(index, *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _malformed(witnesses: Witnesses, table: Table, shape: tuple[int, int, int]) -> str | None:
@@ -148,18 +179,11 @@ def _malformed(witnesses: Witnesses, table: Table, shape: tuple[int, int, int]) 
     return None
 
 
-def _witness_batches(
-    test: Split, record: Record, witnesses: Witnesses, batch_size: int
-) -> Iterator[tuple[ThreatModel, Batch, Tensor]]:
-    """The witnesses of one threat model at a time, with the examples that they break."""
-    where = test.y.device
+def _by_threat(record: Record, witnesses: Witnesses) -> Iterator[tuple[ThreatModel, Flags]]:
+    """Each threat model that witnesses are of, and which are."""
     claims = [threat_of(spec, record.threat) for spec in witnesses["attack"].tolist()]
     for claim in dict.fromkeys(claims):
-        threat = ThreatModel(checked_norm(claim.norm), claim.eps)
-        of = np.array([other == claim for other in claims])
-        index, x_adv = witnesses["index"][of], witnesses["x_adv"][of]
-        for rows in _batches(len(index), batch_size):
-            yield threat, test.take(torch.from_numpy(index[rows]).to(where)), torch.from_numpy(x_adv[rows]).to(where)
+        yield ThreatModel(checked_norm(claim.norm), claim.eps), np.array([other == claim for other in claims])
 
 
 def _check_completeness(record: Record, table: Table, witnesses: Witnesses) -> Finding:

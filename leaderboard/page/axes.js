@@ -56,8 +56,9 @@ function frame(name, [x, xName], [y, yName]) {
 }
 
 /** What stands for an entry in a plot, and opens it. */
-function mark(row, text, ...shapes) {
-  const attributes = { class: "mark", role: "button", tabindex: "-1", "data-entry": row.name, "aria-label": text };
+function mark(row, text, place, ...shapes) {
+  const names = { "data-entry": row.name, "aria-label": text };
+  const attributes = { class: "mark", role: "button", tabindex: "-1", transform: place, ...names };
   return draw("g", attributes, draw("title", {}, text), ...shapes);
 }
 
@@ -77,18 +78,20 @@ function rove(svg) {
   });
 }
 
+const NAMED = 12;
+const DENSE = 300;
+
 /** Points {row, x, y, text}, from left to right; the first ones with their name beside them. */
 function scatter({ svg, across, up }, points) {
+  const dense = points.length > DENSE;
+  svg.classList.toggle("dense", dense);
   for (const { row, x, y, text } of points.toSorted((a, b) => a.x - b.x)) {
     const place = `translate(${across(x).toFixed(1)} ${up(y).toFixed(1)})`;
-    const target = draw("circle", { class: "target", r: 9 });
-    svg.append(mark(row, text, draw("g", { transform: place }, target, marker(row))));
+    svg.append(mark(row, text, place, dense ? null : draw("circle", { class: "target", r: 9 }), marker(row)));
   }
   svg.append(...names(points.map(({ row, x, y }) => ({ text: row.title, x: across(x), y: up(y) }))));
   rove(svg);
 }
-
-const NAMED = 12;
 
 /** Names of the first points, each where it hides neither a point nor another name; where there is no room, none. */
 function names(points) {

@@ -57,6 +57,6 @@ function duration(seconds) {
   return `${(seconds / size).toFixed(1)} ${unit}`;
 }
 
-/** An accuracy with its standard deviation over seeds, and its interval. */
+/** An accuracy with its standard deviation over seeds, and its interval; of what is only reported there is none. */
 const mean = ({ acc, spread }) => (known(spread) ? `${percent(acc)} \u00b1 ${percent(spread)}` : percent(acc));
-const interval = ({ low, high }) => range(low, high);
+const interval = ({ low, high }) => (low < high ? range(low, high) : "");

@@ -30,7 +30,7 @@ function bracketSection(row) {
 
 function factsOf(row) {
   const { cost, parameters } = row;
-  const accuracy = (estimate) => estimate && `${mean(estimate)} % (${interval(estimate)})`;
+  const accuracy = (estimate) => estimate && [`${mean(estimate)} %`, small(interval(estimate))];
   const trained = cost && known(cost.training_passes);
   return facts([
     ["Clean", accuracy(row.clean)],
@@ -97,7 +97,8 @@ function seedsSection(seeds) {
 
 function entryParts(row) {
   const rank = row.rank === null ? "no rank is claimed" : `rank ${ranks(row)}`;
-  const badges = [verdict(row), ...[row.status, rank, kindText(row)].map((text) => make("span", {}, text))];
+  const words = [row.status, rank, row.kind === "reported" ? [] : kindText(row)].flat();
+  const badges = [verdict(row), ...words.map((word) => make("span", {}, word))];
   const reasons = make("ul", {}, row.reasons.map((reason) => make("li", {}, reason)));
   return [
     make("p", { class: "badges" }, badges),

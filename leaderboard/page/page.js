@@ -1,6 +1,13 @@
 // The whole page: what is drawn when, and who listens to what.
 
-let drawn = ""; // what the plots show
+const drawn = {}; // what the table and the plots show
+
+/** Would a part of the page look different than when this was last asked? */
+function isStale(part, ...shown) {
+  const before = drawn[part];
+  drawn[part] = JSON.stringify(["suite", ...NARROWING].map((key) => state[key]).concat(shown));
+  return drawn[part] !== before;
+}
 
 function render() {
   if (!blocks.has(state.suite)) [state.suite] = blocks.keys();
@@ -11,10 +18,8 @@ function render() {
   }
   const rows = narrowed(board);
   showControls(board, rows);
-  showTable(board, rows);
-  const wanted = JSON.stringify(["suite", ...NARROWING, "cost", "curve"].map((key) => state[key]));
-  if (wanted !== drawn) showPlots(board, rows); // not after a sort
-  drawn = wanted;
+  if (isStale("table", state.sort, limit)) showTable(board, rows);
+  if (isStale("plots", state.cost, state.curve)) showPlots(board, rows);
   showEntry(board);
 }
 

@@ -86,7 +86,7 @@ function curveChart(name, curves) {
     const corners = curve.eps.map((eps, j) => `${plot.across(eps).toFixed(1)} ${plot.up(curve.acc[j]).toFixed(1)}`);
     const d = `M${corners.join("L")}`;
     const line = draw("path", { class: `line line-${i}`, d });
-    plot.svg.append(row ? mark(row, text, draw("path", { class: "target", d }), line) : line);
+    plot.svg.append(row ? mark(row, text, null, draw("path", { class: "target", d }), line) : line);
   });
   rove(plot.svg);
   return [plot.svg, make("ul", { class: "legend" }, curves.map(legendItem))];
@@ -107,13 +107,15 @@ function curvePlot(rows, board) {
   });
   if (!all.length) return { text: "None of these entries has a curve." };
   const some = all.slice(0, LINES);
-  const rest = all.length > some.length ? ` The first ${some.length} of ${all.length}; filter to see others.` : "";
+  const left = all.length - some.length;
+  const rest = left ? ` The first ${some.length} of ${whole(all.length)}; filter to see others.` : "";
   const here = some.flatMap(({ row, curve }) => {
     const i = curve.eps.findIndex((eps) => Math.abs(eps - row.eps) < 1e-9);
     return i < 0 ? [] : [`${row.title} ${percent(curve.acc[i])}`];
   });
   const values = here.length ? ` At eps ${Number(some[0].row.eps.toPrecision(4))}, in %: ${here.join(", ")}.` : "";
-  return { picture: curveChart("Robust accuracy against eps", some), text: `Measured by ${kind}.${rest}${values}` };
+  const picture = curveChart("Robust accuracy against eps", some);
+  return { picture, text: `Measured by ${kind}.${rest}${values}` };
 }
 
 const PLOTS = [

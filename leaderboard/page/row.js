@@ -57,6 +57,7 @@ function bar({ certified, attacked, clean }) {
 }
 
 function whisker(from, to) {
+  if (from === to) return [];
   const line = (x1, x2, y1, y2) => draw("line", { class: "whisker", x1: `${x1}%`, x2: `${x2}%`, y1, y2 });
   return [line(from, to, "50%", "50%"), line(to, to, "30%", "70%")];
 }

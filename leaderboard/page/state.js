@@ -36,7 +36,7 @@ function budgetName(power) {
 
 const FILTERS = [
   { id: "norm", label: "Norm", of: (row) => row.norm },
-  { id: "architecture", label: "Architecture", of: (row) => row.architecture.split(":")[0] },
+  { id: "architecture", label: "Architecture", of: (row) => row.architecture.split(":")[0] || "unknown" },
   { id: "certified", label: "Certified", of: (row) => (row.certified ? "certified" : "not certified") },
   { id: "verdict", label: "Verdict", of: (row) => row.verdict },
   { id: "extra", label: "Extra data", of: (row) => (row.extra_data ? "yes" : "no") },

@@ -1,5 +1,7 @@
 // The table of a board, and its controls.
 
+const MANY = 50; // rows from which on those off the screen are not laid out
+
 /** Columns. key: what to sort by, what has none last; down: the first click puts the largest first. */
 const COLUMNS = [
   { id: "rank", label: "Rank", key: (row) => row.rank, cell: rankCell },
@@ -23,8 +25,11 @@ function accuracyColumn(id, label) {
   return { id, label, key: (row) => row[id]?.acc, down: true, cell: (row) => accuracyCell(row[id]) };
 }
 
+/** The family of a model; its size and options on the next line, as far as they fit. */
 function architectureCell({ architecture, parameters }) {
-  return [breakable(architecture), known(parameters) ? small(`${count(parameters)} parameters`) : null];
+  const [family, ...options] = architecture.split(":");
+  const size = known(parameters) ? [`${count(parameters)} parameters`] : [];
+  return [family || NONE, make("small", { class: "clip", title: architecture }, [...size, ...options].join(", "))];
 }
 
 function extraData(row) {
@@ -108,6 +113,7 @@ function lineOf(board, row) {
 
 function showTable(board, rows) {
   const visible = sorted(rows).slice(0, limit);
+  $("body").classList.toggle("many", visible.length > MANY);
   $("body").replaceChildren(...visible.map((row) => lineOf(board, row)));
   const { column, way } = ordering();
   for (const head of $("head").querySelectorAll("th")) {

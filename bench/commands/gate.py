@@ -1,0 +1,40 @@
+"""`bench check`: the regression gate."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from bench.core.errors import CheckError
+from bench.core.files import write_atomically
+
+
+def add(commands: Any) -> None:
+    sub = commands.add_parser("check", help="the gate for CI: are new runs what the baseline says, but for chance?")
+    sub.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="new runs, or folders of them (default: runs)")
+    sub.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="folder of the runs to compare with")
+    sub.add_argument("--alpha", type=float, metavar="P", help="chance of a false alarm of the gate (default: 0.01)")
+    sub.add_argument("--junit", type=Path, metavar="FILE", help="write the findings as JUnit XML too")
+    sub.add_argument("--update", metavar="REASON", help="accept the new runs as the baseline, and say why")
+    sub.set_defaults(act=act_check)
+
+
+def act_check(args: argparse.Namespace) -> None:
+    from leaderboard.baseline import update
+    from leaderboard.gate import ALPHA, check
+    from leaderboard.gate_report import as_annotations, as_junit, as_table
+
+    runs = args.runs or [Path("runs")]
+    if args.update is not None:
+        print(update(args.baseline, runs, args.update))
+        return
+    report = check(args.baseline, runs, ALPHA if args.alpha is None else args.alpha)
+    print(as_table(report))
+    if args.junit is not None:
+        write_atomically(args.junit, as_junit(report).encode())
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        print("\n".join(as_annotations(report)))
+    if report.failed:
+        raise CheckError("the new runs are not what the baseline says; where they should not be, --update REASON")

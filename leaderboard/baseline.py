@@ -1,0 +1,175 @@
+"""Runs by recipe, and a baseline of them: DIR/RECIPE/SEED/ with record and table, DIR/CHANGES.md with the reasons."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bench.core import records
+from bench.core.errors import CheckError, UserError
+from bench.core.files import read_arrays, sha256, write_atomically
+from bench.core.records import RECORD, TABLE, Record
+from bench.core.table import Flags, Table, attack_specs, certifier_specs, own_specs, worst_case
+from leaderboard.tables import percent, threat_name
+
+CHANGES = "CHANGES.md"
+LEAST = 5  # seeds of a baseline, which have to say how much seeds differ
+
+
+class Recipe(NamedTuple):
+    """What runs have in common that are compared; they may differ in their seed and in their settings."""
+
+    board: str  # suite, or data set where there is none
+    defense: str
+    model: str
+    threat: str
+
+    def __str__(self) -> str:
+        return f"{self.defense} on {self.board}, {self.model}, {self.threat}"
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"[^\w.+-]+", "_", "-".join(self), flags=re.ASCII)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as far as its record and its table go, and the two fit."""
+
+    folder: Path
+    record: Record
+    table: Table
+
+    @property
+    def recipe(self) -> Recipe:
+        r = self.record
+        return Recipe(r.suite or Path(r.dataset).stem, r.defense, r.model, threat_name(r))
+
+    @property
+    def weights(self) -> str:
+        return self.record.artifacts["weights"].sha256
+
+    @cached_property
+    def accuracies(self) -> dict[str, Flags]:
+        """What is measured, and for which examples it holds."""
+        found: dict[str, Flags] = {"clean": self.table["clean"]}
+        found |= {spec: self.table[f"robust/{spec}"] for spec in attack_specs(self.table)}
+        if len(own_specs(self.table)) > 1:
+            found["worst of all attacks"] = worst_case(self.table)
+        found |= {f"certified by {spec}": self.table[f"certified/{spec}"] for spec in certifier_specs(self.table)}
+        if "status" in self.table:
+            found["bracket, certified"] = self.table["status"] == "certified"
+            found["bracket, attacked"] = self.table["status"] != "broken"
+        return found
+
+
+Groups = dict[Recipe, list[Run]]
+
+
+def read_runs(paths: Sequence[Path]) -> Groups:
+    """The runs at or below `paths` by recipe, each in order of their seeds.
+
+    Weights need not be there. CheckError where a record does not fit its table; UserError where there is no record, or
+    the same seed of a recipe twice.
+    """
+    groups: Groups = {}
+    for folder in records.find_records(list(paths)):
+        run = _read(folder)
+        group = groups.setdefault(run.recipe, [])
+        for other in group:
+            if other.record.seed == run.record.seed:
+                raise UserError(
+                    f"{other.folder} and {folder} are seed {run.record.seed} of {run.recipe}; give one of them"
+                )
+        group.append(run)
+    return {recipe: sorted(group, key=lambda run: run.record.seed) for recipe, group in groups.items()}
+
+
+def _read(folder: Path) -> Run:
+    record = records.read_record(folder)
+    try:
+        table = read_arrays(folder / TABLE)
+        records.check(record, table)
+        for need in ("examples", "weights"):
+            if need not in record.artifacts:
+                raise UserError(f"its record does not name its {need}")
+        if sha256(folder / TABLE) != record.artifacts["examples"].sha256:
+            raise UserError(f"its {TABLE} is not that of the record")
+    except UserError as error:
+        raise CheckError(f"{folder} was changed after it was finished: {error}; run it again") from error
+    return Run(folder, record, table)
+
+
+def means(runs: Sequence[Run]) -> dict[str, float]:
+    """The mean over seeds of each accuracy that all of them have."""
+    common = [what for what in runs[0].accuracies if all(what in run.accuracies for run in runs)]
+    return {what: float(np.mean([run.accuracies[what].mean() for run in runs])) for what in common}
+
+
+def update(baseline: Path, runs: Sequence[Path], reason: str) -> str:
+    """Put the recipes of some runs into a baseline, in place of what it has of them; what CHANGES.md says of it.
+
+    UserError, before anything is written, where the reason is missing, a recipe that is trained has too few seeds, or
+    the baseline's folders hold more than a baseline does.
+    """
+    reason = " ".join(reason.split())
+    if not reason:
+        raise UserError("--update needs a reason, which is kept with the new numbers: --update 'PGD starts at random'")
+    new = read_runs(runs)
+    old = read_runs([baseline]) if any(baseline.rglob(RECORD)) else {}
+    _check_update(baseline, old, new)
+    for recipe, group in new.items():
+        for run in old.get(recipe, []):
+            _remove(run.folder)
+        for run in group:
+            home = baseline / recipe.folder / str(run.record.seed)
+            home.mkdir(parents=True)
+            for name in (TABLE, RECORD):
+                write_atomically(home / name, (run.folder / name).read_bytes())
+    lines = [f"- {recipe}, {len(group)} seeds: {_change(old.get(recipe), group)}" for recipe, group in new.items()]
+    entry = "\n".join([f"## {time.strftime('%Y-%m-%d', time.gmtime())}: {reason}", "", *lines])
+    path = baseline / CHANGES
+    before = path.read_text(encoding="utf-8") if path.exists() else "# Why the baseline is what it is\n"
+    write_atomically(path, f"{before}\n{entry}\n".encode())
+    return entry
+
+
+def _check_update(baseline: Path, old: Groups, new: Mapping[Recipe, Sequence[Run]]) -> None:
+    for recipe, group in new.items():
+        if group[0].record.training is not None and len(group) < LEAST:
+            raise UserError(f"{recipe} has {len(group)} seeds; a baseline needs at least {LEAST}: --seeds 0,1,2,3,4")
+        for run in old.get(recipe, []):
+            if more := {path.name for path in run.folder.iterdir()} - {RECORD, TABLE}:
+                raise UserError(
+                    f"{run.folder} holds {min(more)}, so it is no baseline; give --baseline a folder of its own"
+                )
+    if inside := [
+        run.folder for group in new.values() for run in group if baseline.resolve() in run.folder.resolve().parents
+    ]:
+        raise UserError(f"{inside[0]} is in the baseline already; give the new runs")
+    if len({recipe.folder for recipe in old | dict(new)}) < len(old | dict(new)):
+        raise UserError("two recipes differ in signs only that no folder can have; rename one of them")
+
+
+def _remove(folder: Path) -> None:
+    for name in (RECORD, TABLE):
+        (folder / name).unlink()
+    folder.rmdir()
+    if not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
+
+
+def _change(old: Sequence[Run] | None, new: Sequence[Run]) -> str:
+    before = means(old) if old else {}
+    shown = (
+        f"{what} {percent(before[what]) + ' -> ' if what in before else ''}{percent(value)}"
+        for what, value in means(new).items()
+    )
+    return ", ".join(shown)

@@ -1,0 +1,85 @@
+"""Entries from RobustBench, marked as reported and not verified, and ours as RobustBench's model_info."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.core.config import get_suite
+from bench.core.errors import UserError
+from bench.core.files import write_atomically
+from leaderboard.robustbench import ModelInfo
+from leaderboard.store import ABOUT, REPORTED, About, Entry, check_name
+from leaderboard.tables import threat_name
+
+SAME_EPS = 0.02  # relative: RobustBench lists 0.031 beside 8/255
+
+
+def export(entry: Entry) -> dict[str, Any]:
+    """The model_info of an entry: means over its seeds, percent with two decimals.
+
+    `reported` is what survives all of our attacks and every contest; where AutoAttack's own figure is higher, it is
+    `external` too. UserError where the entry was never attacked.
+    """
+    if entry.reported is not None:
+        return entry.reported.as_json()
+    if not entry.measured:
+        raise UserError(f"{entry.name} has no accuracy under attack; RobustBench lists no other")
+    records, about = [run.record for run in entry.runs], entry.about
+    attacked = statistics.fmean(float(run.robust.mean()) for run in entry.runs)
+    autoattack = [record.attacks["autoattack"].robust_acc for record in records if "autoattack" in record.attacks]
+    by_autoattack = statistics.fmean(autoattack) if len(autoattack) == len(records) else None
+    lower = by_autoattack is not None and _percent(attacked) != _percent(by_autoattack)
+    seeds = f"Mean over {len(records)} seeds." if len(records) > 1 else ""
+    return ModelInfo(
+        name=about.title, dataset=records[0].dataset, link=about.url, authors=about.authors, venue=about.paper,
+        architecture=records[0].model, additional_data=about.extra_data,
+        eps=threat_name(records[0]).partition(" ")[2],
+        clean_acc=_percent(statistics.fmean(record.clean.acc for record in records)), reported=_percent(attacked),
+        autoattack_acc=None if by_autoattack is None else _percent(by_autoattack),
+        external=_percent(attacked) if lower else None,
+        footnote=" ".join(part for part in (about.note, seeds) if part) or None,
+        unreliable=any(record.sanity.verdict == "unreliable" for record in records),
+    ).as_json()  # fmt: skip
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def import_model_info(path: Path, results: Path, suite: str, name: str, norm: str) -> Path:
+    """Write a file of RobustBench's into results/SUITE/NAME as a reported entry; where it went.
+
+    norm: Linf or L2, which RobustBench says by the file's folder. UserError where the file is of another data set or
+    threat model than the suite, or the entry is there already.
+    """
+    rules, info = get_suite(suite), ModelInfo.read(path)
+    if (info.dataset, norm) != (rules.dataset, rules.norm):
+        raise UserError(f"{path} is of {info.dataset} under {norm}; {suite} is of {rules.dataset} under {rules.norm}")
+    if info.threat_eps is None or abs(info.threat_eps - rules.eps) > SAME_EPS * rules.eps:
+        raise UserError(f"{path} has eps {info.eps}; suite {suite} has {rules.eps:g}")
+    if info.attacked is None:
+        raise UserError(f"{path} has no accuracy under attack; there is nothing to list")
+    home = results / suite / check_name(name, "entry")
+    if home.exists():
+        raise UserError(f"{home} is there already; remove it, or choose another name")
+    home.mkdir(parents=True)
+    write_atomically(home / ABOUT, msgspec.toml.encode(_about(info)))
+    write_atomically(home / REPORTED, msgspec.json.format(msgspec.json.encode(info.as_json())) + b"\n")
+    return home
+
+
+def _about(info: ModelInfo) -> About:
+    said = [info.note, "RobustBench calls its accuracy unreliable." if info.unreliable else None]
+    return About(
+        title=" ".join(info.name.split()),
+        paper=", ".join(part for part in (info.authors, info.venue) if part),
+        licence="not stated",
+        authors=info.authors or "",
+        url=info.link if (info.link or "").startswith("https://") else None,
+        extra_data=info.additional_data,
+        note=" ".join(part for part in said if part) or None,
+    )

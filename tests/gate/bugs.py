@@ -1,0 +1,52 @@
+"""Bugs that are easily made and hard to see: one line each, planted in a copy of the project."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("attacks", "bench", "certifiers", "defenses", "leaderboard")
+
+
+@dataclass(frozen=True)
+class Bug:
+    file: str
+    right: str
+    wrong: str
+
+
+BUGS = {
+    "PGD steps down the loss": Bug(
+        "attacks/pgd.py", "x_adv + length * direction(gradient, step)", "x_adv - length * direction(gradient, step)"
+    ),
+    "projection onto a ball of half the size": Bug(
+        "bench/core/threat.py",
+        "return self._clamp(_add_towards(x, -eps)), self._clamp(_add_towards(x, eps))",
+        "return self._clamp(_add_towards(x, -eps / 2)), self._clamp(_add_towards(x, eps / 2))",
+    ),
+    "projection onto a ball of twice the size": Bug(  # in the loop of an attack; what it returns is projected again
+        "bench/core/threat.py",
+        "low, high = self._interval(x)\n            return",
+        "low, high = ThreatModel(self.norm, 2 * self.eps, self.box)._interval(x)\n            return",
+    ),
+    "batch norm in train mode": Bug(
+        "bench/core/contracts.py", "with mode_of(model, training=False):", "with mode_of(model, training=True):"
+    ),
+    "eps in the wrong unit": Bug(
+        "bench/core/threat.py", "eps = torch.as_tensor(self.eps, ", "eps = torch.as_tensor(self.eps / 255, "
+    ),
+}
+
+
+def copy(folder: Path, bug: Bug | None = None) -> Path:
+    """The project's packages in a folder of their own, with a bug or without."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    if bug is not None:
+        path = folder / bug.file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(bug.right) == 1, f"{bug.file} has changed: plant the bug anew"
+        path.write_text(text.replace(bug.right, bug.wrong), encoding="utf-8")
+    return folder

@@ -1,0 +1,159 @@
+"""The scripts of .github/workflows/submission.yml, in a repository of a test's own, with a `bench` that takes notes."""
+
+import os
+import re
+import subprocess
+import textwrap
+from pathlib import Path
+
+import pytest
+
+WORKFLOW = Path(__file__).parents[2] / ".github" / "workflows" / "submission.yml"
+RESULTS = "leaderboard/results"
+HASH = "0123456789ab"
+BENCH = """#!/usr/bin/env bash
+echo "$*" >> "$NOTES"
+echo "::error::from a submission"
+[[ "$*" != *bad* ]]
+"""
+
+
+def script(name):
+    """The shell lines of a step."""
+    found = re.search(rf"- name: {name}\n.*?run: \|\n(.*?)(?=\n\n|\Z)", WORKFLOW.read_text(), re.DOTALL)
+    return textwrap.dedent(found[1])
+
+
+class Repository:
+    """A work space as GitHub lays it out: `merged` is at a merge whose first parent is the branch."""
+
+    def __init__(self, folder):
+        self.folder, self.merged = folder, folder / "merged"
+        self.merged.mkdir()
+        (folder / "bin").mkdir()
+        (folder / "bin" / "bench").write_text(BENCH)
+        (folder / "bin" / "bench").chmod(0o755)
+        self.git("init", "-q", "-b", "main")
+        self.write("digits/there/about.toml", "there")
+        self.write("digits/there/0/record.json", "record")
+        self.commit()
+
+    def git(self, *words):
+        who = ("-c", "user.name=N", "-c", "user.email=n@example.org")
+        subprocess.run(["git", *who, *words], cwd=self.merged, check=True, capture_output=True)
+
+    def write(self, path, text):
+        file = self.merged / RESULTS / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def commit(self):
+        self.git("add", "-A")
+        self.git("commit", "-q", "--allow-empty", "-m", "m")
+
+    def run(self, step):
+        env = os.environ | {
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "GITHUB_STEP_SUMMARY": str(self.folder / "summary"),
+            "NOTES": str(self.folder / "notes"),
+        }  # fmt: skip
+        words = ["bash", "-c", script(step)]
+        return subprocess.run(words, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+
+    def read(self, name):
+        return (self.folder / name).read_text() if (self.folder / name).exists() else ""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path)
+
+
+def test_what_is_added_is_verified_entry_by_entry(repository):
+    for path in ("mine/about.toml", "mine/0/record.json", "mine/0/examples.npz", "there/1/record.json"):
+        repository.write(f"digits/{path}", path)
+    repository.write(f"digits/there/0/contests/{HASH}.json", "{}")
+    repository.commit()
+    assert repository.run("Only new files of entries").returncode == 0
+    assert repository.read("runs/digits/mine/0/examples.npz") == "mine/0/examples.npz"
+    assert repository.read("runs/digits/there/about.toml") == "there"
+    assert not (repository.folder / "runs/digits/there/0").exists()  # it is published, and no part of this
+    assert (repository.folder / "base" / RESULTS / "digits/there/0/record.json").exists()
+    assert not (repository.folder / "base" / RESULTS / "digits/mine").exists()
+    found = repository.run("Verify")
+    assert (found.returncode, found.stdout) == (0, "")  # a report may hold what GitHub takes for a command
+    common = f"--check --fetch --results base/{RESULTS}"
+    assert repository.read("notes").splitlines() == [
+        f"submit runs/digits/mine/ --entry mine {common}",
+        f"submit runs/digits/there/ --entry there {common}",
+        f"submit --contest digits/there/0 contests/digits/there/0/contests/{HASH}.json {common}",
+    ]
+    assert "    ::error::from a submission" in repository.read("summary").splitlines()
+
+
+def test_one_refusal_fails_the_job_and_the_rest_is_verified(repository):
+    for name in ("bad", "good"):
+        repository.write(f"digits/{name}/about.toml", "")
+        repository.write(f"digits/{name}/0/record.json", "")
+    repository.commit()
+    assert repository.run("Only new files of entries").returncode == 0
+    assert repository.run("Verify").returncode == 1
+    assert len(repository.read("notes").splitlines()) == 2
+
+
+def edit(repository):
+    repository.write("digits/there/0/record.json", "better")
+
+
+def delete(repository):
+    (repository.merged / RESULTS / "digits/there/0/record.json").unlink()
+
+
+def rename(repository):
+    (repository.merged / RESULTS / "digits/there").rename(repository.merged / RESULTS / "digits/here")
+
+
+def link(repository):
+    edit_path = repository.merged / RESULTS / "digits/mine/0/record.json"
+    edit_path.parent.mkdir(parents=True)
+    edit_path.symlink_to("/etc/passwd")
+
+
+def adding(path):
+    return lambda repository: repository.write(path, "")
+
+
+@pytest.mark.parametrize(("harm", "says"), [
+    (edit, "never edited"),
+    (delete, "never edited"),
+    (rename, "never edited"),
+    (link, "not a plain file"),
+    (adding("digits/mine/0/evil.py"), "none of an entry"),
+    (adding("digits/mine/0/weights.safetensors"), "none of an entry"),
+    (adding("digits/mine/reported.json"), "none of an entry"),
+    (adding("digits/Mine/0/record.json"), "none of an entry"),
+    (adding("digits/mine/-1/record.json"), "none of an entry"),
+    (adding("digits/$(touch canary)/0/record.json"), "none of an entry"),
+    (adding("digits/a\nb/0/record.json"), "none of an entry"),
+    (adding("conftest.py"), "none of an entry"),
+    (adding("digits/mine/0/record.json"), "no leaderboard/results/digits/mine/about.toml"),
+])  # fmt: skip
+def test_what_is_no_new_entry_is_refused(harm, says, repository):
+    harm(repository)
+    repository.commit()
+    found = repository.run("Only new files of entries")
+    assert found.returncode == 1
+    assert found.stdout.startswith("::error title=Refused::")
+    assert says in found.stdout
+    assert not (repository.folder / "canary").exists()
+    assert not (repository.merged / "canary").exists()
+
+
+def test_the_workflow_may_nothing_and_no_text_of_a_pull_request_is_in_its_scripts():
+    text = WORKFLOW.read_text()
+    assert "pull_request:" in text
+    assert "pull_request_target" not in text
+    assert re.search(r"^permissions:\n  contents: read\n\n", text, re.MULTILINE)
+    assert "secrets" not in text
+    for step in ("Only new files of entries", "Verify"):
+        assert "${{" not in script(step)
+    assert all(re.fullmatch(r"\S+@v\d+", action) for action in re.findall(r"uses: (.*)", text))
