@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.core import records
 from bench.core.errors import CheckError, UserError
 from bench.core.files import read_arrays, sha256, write_atomically
-from bench.core.records import RECORD, TABLE, Record
+from bench.core.records import RECORD, TABLE, Record, find_records, read_record
+from bench.core.records import check as check_record
 from bench.core.table import Flags, Table, attack_specs, certifier_specs, own_specs, worst_case
 from leaderboard.tables import percent, threat_name
 
@@ -80,7 +80,7 @@ def read_runs(paths: Sequence[Path]) -> Groups:
     the same seed of a recipe twice.
     """
     groups: Groups = {}
-    for folder in records.find_records(list(paths)):
+    for folder in find_records(list(paths)):
         run = _read(folder)
         group = groups.setdefault(run.recipe, [])
         for other in group:
@@ -93,10 +93,10 @@ def read_runs(paths: Sequence[Path]) -> Groups:
 
 
 def _read(folder: Path) -> Run:
-    record = records.read_record(folder)
+    record = read_record(folder)
     try:
         table = read_arrays(folder / TABLE)
-        records.check(record, table)
+        check_record(record, table)
         for need in ("examples", "weights"):
             if need not in record.artifacts:
                 raise UserError(f"its record does not name its {need}")

@@ -24,7 +24,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     spec: str
     accuracy: Estimate
-    forwards: float | None = None  # passes of one example, a seed
+    forwards: float | None = None  # passes of single examples, a seed
     backwards: float | None = None
     seconds: float
 
@@ -39,7 +39,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """What a seed costs on average. passes: of one example, forwards and backwards together."""
+    """What a seed costs on average. passes: of single examples through the model, forwards and backwards together."""
 
     training_seconds: float | None = None
     training_passes: float | None = None
