@@ -20,9 +20,7 @@ from bench.datasets.split import Split
 from bench.download import OpenUrl, download, open_https
 from bench.evaluate.verify import judge
 from bench.submit import check_code, check_size, pull_request, threat_model
-from bench.verification import Settings
-from bench.verification import _load_data as load_data
-from bench.verification import _load_model as load_model
+from bench.verification import Settings, load_data, load_model
 from leaderboard.store import Contest, Run, add_contest, check_name, read_run
 from leaderboard.submission import (
     ARTIFACTS,

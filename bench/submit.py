@@ -30,9 +30,7 @@ from bench.evaluate.sanity import judge
 from bench.evaluate.verify import LEAK_CHECKS, Finding
 from bench.findings import as_table, check, load, need
 from bench.plan import build_model
-from bench.verification import Settings, verify
-from bench.verification import _load_data as load_data
-from bench.verification import _load_model as load_model
+from bench.verification import Settings, load_data, load_model, verify
 from leaderboard.store import ABOUT, About, add_run
 from leaderboard.submission import (
     ARTIFACTS,

@@ -107,11 +107,11 @@ def verify(folder: Path, settings: Settings) -> list[Finding]:
     check(report, ["distances"], lambda: check_distances(record, need(table, "table")))
     check(report, LEAK_CHECKS, lambda: check_leakage(need(table, "table"), size))
 
-    data = load(report, "data", lambda: _load_data(record, table, settings))
+    data = load(report, "data", lambda: load_data(record, table, settings))
     check(report, ["hash of the data"], lambda: [_check_data(record, need(data, "data"))])
     check(report, ["labels"], lambda: [check_labels(need(table, "table"), need(data, "data").y_test)])
 
-    model = load(report, "model", lambda: _load_model(folder / WEIGHTS, record, need(data, "data"), settings))
+    model = load(report, "model", lambda: load_model(folder / WEIGHTS, record, need(data, "data"), settings))
     test = None if data is None else Split(data.x_test, data.y_test, settings.device)
     ready = partial(_ready, model, test, table)
     witnesses = partial(files.read_arrays, folder / records.WITNESSES)
@@ -210,7 +210,8 @@ def _check_aggregates(record: Record, table: Table) -> Finding:
     return Finding("aggregates", "passed", f"all follow from the table's {record.n_examples} rows")
 
 
-def _load_data(record: Record, table: Table | None, settings: Settings) -> Arrays:
+def load_data(record: Record, table: Table | None, settings: Settings) -> Arrays:
+    """The data set of a run. UserError where it is not here; CheckError where the table has more examples than it."""
     _check_trusted(record.dataset, settings)
     data = load_once(record.dataset, settings.data_dir)
     if table is not None and len(table["index"]) > len(data.y_test):
@@ -226,7 +227,7 @@ def _check_data(record: Record, data: Arrays) -> Finding:
     return Finding("hash of the data", "passed", f"{data.name} has {data.hash[:12]}")
 
 
-def _load_model(path: Path, record: Record, data: Arrays, settings: Settings) -> nn.Module:
+def load_model(path: Path, record: Record, data: Arrays, settings: Settings) -> nn.Module:
     """The run's model as its weights' header says; code of a file is run only where the user named the file."""
     spec = read_spec(path)
     if spec is None:

@@ -1,9 +1,9 @@
 """Who is better than whom: every pair of a suite's entries is tested, and a rank is what the tests leave open.
 
 Two networks with fixed weights are compared example by example (McNemar's exact test). A recipe is a way of training:
-a claim about it is one about seeds that nobody has run yet, so it is tested over seeds (Welch), against another recipe
-or against fixed weights, and never claimed from one seed. Benjamini and Hochberg's procedure holds the share of false
-claims among all pairs of a suite at ALPHA.
+a claim about it is one about seeds that nobody has run yet, so it is tested over seeds (a t test), against another
+recipe or against fixed weights, and never claimed from one seed. Benjamini and Hochberg's procedure holds the share of
+false claims among all pairs of a suite at ALPHA.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ ALPHA = 0.05
 RULE = (
     "An entry's rank is 1 + the number of entries that are significantly better, and it is shown with the worst rank "
     "that the tests leave open. Two networks are compared example by example (exact McNemar test), two ways of "
-    "training over their seeds (Welch's test); of all pairs of a suite that are told apart, at most 5 % are so by "
-    "chance (Benjamini and Hochberg). An entry of one seed, without an attack, or with an unreliable verdict has no "
-    "rank."
+    "training over their seeds (t test, as many degrees of freedom as the smaller side has); of all pairs of a suite "
+    "that are told apart, at most 5 % are so by chance (Benjamini and Hochberg). An entry of one seed, without an "
+    "attack, or with an unreliable verdict has no rank."
 )
 Matrix = npt.NDArray[np.float64]
 

@@ -1,0 +1,43 @@
+"""What is published here, and the gate's baseline, follow from their tables, and the page in docs shows them."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.core import records
+from bench.core.config import get_suite
+from bench.core.files import read_arrays
+from bench.core.records import find_records
+from leaderboard.formats import as_text
+from leaderboard.page import render
+from leaderboard.rows import board
+from leaderboard.store import read_entries, results_folder, suites
+
+ROOT = Path(__file__).parents[2]
+RESULTS = results_folder()
+PUBLISHED = find_records([RESULTS])
+
+
+@pytest.mark.parametrize("folder", [*PUBLISHED, *find_records([ROOT / ".ci" / "baseline"])], ids=str)
+def test_every_record_follows_from_its_table(folder):
+    records.check(records.read_record(folder), read_arrays(folder / records.TABLE))
+
+
+@pytest.mark.parametrize("suite", suites(RESULTS))
+def test_every_entry_was_measured_by_the_rules_of_its_suite(suite):
+    rules = get_suite(suite)
+    for entry in read_entries(RESULTS, suite):
+        for run in entry.runs:
+            record = run.record
+            assert (record.suite, record.dataset) == (suite, rules.dataset)
+            assert (record.threat.norm, record.threat.eps) == (rules.norm, rules.eps)
+            assert record.n_examples >= (rules.board_examples or 0)
+            assert record.bracket is not None or set(record.attacks) & set(rules.board_attacks)
+            assert record.sanity.verdict != "unreliable"
+
+
+def test_the_page_in_docs_is_the_one_that_is_built_now():
+    """`bench leaderboard --html docs/board` writes it anew."""
+    boards = [board(RESULTS, suite) for suite in suites(RESULTS)]
+    assert (ROOT / "docs/board/index.html").read_text(encoding="utf-8") == render(boards)
+    assert (ROOT / "docs/board/boards.md").read_text(encoding="utf-8") == f"{as_text(boards, 'markdown')}\n"
