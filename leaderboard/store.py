@@ -188,7 +188,7 @@ def _published(record: Record, url: str | None) -> dict[str, Artifact]:
 
     def moved(file: Artifact) -> Artifact:
         name = Path(file.path or file.url or "").name
-        where = None if url is None else f"{url.rstrip('/')}/{record.seed}/{name}"
+        where = file.url if url is None else f"{url.rstrip('/')}/{record.seed}/{name}"
         return msgspec.structs.replace(file, path=None, url=where)
 
     return {name: file if name == "examples" else moved(file) for name, file in record.artifacts.items()}
