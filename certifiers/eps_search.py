@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,7 @@ from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from certifiers.crown import FastLin
 from certifiers.margins import MarginCertifier
-from certifiers.network import NetworkCertifier
+from certifiers.network import NetworkCertifier, in_float64
 from certifiers.pec import PEC
 
 ENOUGH = 1e-6  # the authors', too: with all but so little of eps proven, the upper end stays where it is
@@ -75,7 +74,7 @@ class EpsSearch(NetworkCertifier):
         In float64: near the largest eps, what rounding takes off a radius would cost one more bound.
         """
         right = model(x).argmax(dim=1) == y
-        model, x = copy.deepcopy(model).double(), x.double()
+        model, x = in_float64(model), x.double()
         low = torch.zeros_like(x[:, 0, 0, 0])
         high = low + in_units(self.high, threat.eps_like(x).flatten())
         bounds = torch.zeros_like(y)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +18,7 @@ from certifiers.alpha_crown import AlphaCrown
 from certifiers.intervals import interval_limits
 from certifiers.linear import Bounder, intersection
 from certifiers.milp import Encoding, Program, affine_maps
-from certifiers.network import Network, NetworkCertifier
+from certifiers.network import Network, NetworkCertifier, in_float64
 from certifiers.regions import region_of
 from certifiers.solvers import solver_called
 
@@ -142,7 +141,7 @@ class Programs:
 
     def __init__(self, model: nn.Module, batch: Batch, threat: ThreatModel) -> None:
         x = batch.x.cpu().double()
-        self.network = Network(copy.deepcopy(model).cpu().double(), x[:1])
+        self.network = Network(in_float64(model).cpu(), x[:1])
         self.maps = affine_maps(self.network)
         eps = threat.eps.cpu() if isinstance(threat.eps, Tensor) else threat.eps
         self.region = region_of(x, ThreatModel(threat.norm, eps, threat.box))

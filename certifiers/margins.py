@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from bench.core.contracts import Batch, Certificate
 from bench.core.threat import ThreatModel
 from certifiers.intervals import tolerance
-from certifiers.network import Network, NetworkCertifier
+from certifiers.network import Network, NetworkCertifier, in_float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class MarginCertifier(NetworkCertifier):
         error = tolerance(network, x, threat, least)
         doubtful = (least.abs() <= error).nonzero().squeeze(1)
         if len(doubtful) and x.dtype != torch.float64:
-            exact = copy.deepcopy(model).double()
+            exact = in_float64(model)
             again = self.checked(exact, x[doubtful].double(), y[doubtful], threat.of(doubtful))
             for mine, better in zip((margins, radius, error), again, strict=True):
                 mine[doubtful] = better.to(mine.dtype)

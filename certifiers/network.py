@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from bench.core.contracts import Certifier, mode_of
 from bench.core.errors import UserError
@@ -45,6 +47,22 @@ ACTIVATIONS: dict[Any, Callable[[], Layer]] = {
 }
 RESHAPE = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
 SUM = (operator.add, operator.iadd, torch.add, "add")
+
+
+def in_float64(model: nn.Module) -> nn.Module:
+    """A copy in float64, the weights of parametrized layers (a mask, say) computed once and plain from then on.
+
+    Left parametrized, a copy gets the weights of the original from torch's cache wherever that is on (mode_of).
+    """
+    twin = copy.deepcopy(model).double()
+    for module in [module for module in twin.modules() if parametrize.is_parametrized(module)]:
+        lists: Any = module.parametrizations
+        weights = {name: lists[name]().detach() for name in lists}
+        module.__class__ = type(module).__bases__[0]
+        del module.parametrizations
+        for name, weight in weights.items():
+            module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+    return twin
 
 
 @dataclass(frozen=True)

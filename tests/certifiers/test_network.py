@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bench.core import registry
-from bench.core.contracts import Batch
+from bench.core.contracts import Batch, frozen
 from bench.core.errors import UserError
 from bench.core.layers import Normalize, Residual
 from bench.core.specs import parse_spec
@@ -19,7 +19,7 @@ from certifiers import layers
 from certifiers.crown import Crown, CrownIBP, FastLin
 from certifiers.ibp import IBP
 from certifiers.linear import linear_bounds
-from certifiers.network import Network
+from certifiers.network import Network, in_float64
 from tests.networks import drawn_weights, images, margins_at, points
 
 ALL = (IBP(), FastLin(), Crown(), CrownIBP())
@@ -303,3 +303,17 @@ def test_a_certifier_does_not_touch_the_model():
     assert model.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_copy_in_float64_has_the_masked_weights_in_float64_also_where_torch_caches_them():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    mask_layers(model, [18, 4], 0.1, "score")
+    with frozen(model):
+        model(torch.rand(2, 1, 3, 3))  # fills the cache
+        twin = in_float64(model)
+        x = torch.rand(2, 1, 3, 3, dtype=torch.float64)
+        assert torch.equal(twin[0].weight, model[0].weight.double())
+        assert torch.allclose(twin(x), model(x.float()).double(), atol=1e-6)
+        assert Network(twin, x[:1])
+    assert parametrize.is_parametrized(model[0])
+    assert not any(parametrize.is_parametrized(module) for module in twin.modules())

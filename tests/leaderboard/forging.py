@@ -74,9 +74,9 @@ def change_table(run, change):
 
 
 def tree(folder):
-    """All that is below a folder: type, mode, and content by its hash."""
+    """All that is below a folder: type, mode, and content by its hash. Python's caches of what was trusted aside."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts):
         status = path.lstat()
         plain = stat.S_ISREG(status.st_mode) and status.st_size < 2**26
         found[path] = (status.st_mode, status.st_size, hashlib.sha256(path.read_bytes()).digest() if plain else None)
