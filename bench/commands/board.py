@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.core.config import get_suite
 from bench.core.errors import UserError
 from bench.core.files import write_atomically
 
@@ -36,6 +37,9 @@ def add(commands: Any) -> None:
     sub.add_argument("--html", type=Path, metavar="DIR", help="write a page that needs no network, and its data")
     sub.add_argument("--format", choices=["markdown", "csv", "latex", "json"], default="markdown")
     sub.add_argument("--results", type=Path, metavar="DIR", help="default: those that come with this package")
+    sub.add_argument("--export", metavar="SUITE/ENTRY", help="print an entry as RobustBench's model_info JSON instead")
+    sub.add_argument("--add-reported", type=Path, metavar="FILE", help="add a model_info JSON as --reported-as instead")
+    sub.add_argument("--reported-as", metavar="SUITE/ENTRY", help="where; it is shown as reported, not verified")
     sub.set_defaults(act=act_leaderboard)
 
 
@@ -59,11 +63,21 @@ def act_compare(args: argparse.Namespace) -> None:
 
 def act_leaderboard(args: argparse.Namespace) -> None:
     from leaderboard import store
+    from leaderboard.exchange import export, import_model_info
     from leaderboard.formats import as_text
     from leaderboard.page import write_page
     from leaderboard.rows import board
 
     results = args.results or store.results_folder()
+    if args.export is not None:
+        print(json.dumps(export(store.read_entry(*_place(results, args.export))), indent=2))
+        return
+    if (args.add_reported is None) != (args.reported_as is None):
+        raise UserError("--add-reported FILE and --reported-as SUITE/ENTRY go together; give both or none")
+    if args.add_reported is not None:
+        home, suite = _place(results, args.reported_as)
+        print(import_model_info(args.add_reported, results, suite, home.name, get_suite(suite).norm))
+        return
     known = store.suites(results)
     if not known:
         raise UserError(f"{results} has no entries; add some with `bench submit`, or name another --results")
@@ -77,3 +91,11 @@ def act_leaderboard(args: argparse.Namespace) -> None:
     print(write_page(boards, args.html))
     for form, suffix in BESIDE.items():
         write_atomically(args.html / f"boards.{suffix}", f"{as_text(boards, form)}\n".encode())
+
+
+def _place(results: Path, text: str) -> tuple[Path, str]:
+    """The folder of SUITE/ENTRY, and the suite."""
+    from leaderboard.store import check_name
+
+    suite, _, entry = text.partition("/")
+    return results / check_name(suite, "suite") / check_name(entry, "entry"), suite

@@ -59,6 +59,11 @@ def test_torch_is_not_needed(results):
     [
         (["--results", "nothing"], "nothing has no entries"),
         (["--results", "results", "--suite", "mnist"], "those that have are digits"),
+        (["--results", "results", "--export", "digits"], "is no name"),
+        (["--results", "results", "--export", "digits/nothing"], "does not exist"),
+        (["--results", "results", "--export", "../x"], "is no name"),
+        (["--results", "results", "--add-reported", "x.json"], "go together"),
+        (["--results", "results", "--add-reported", "x.json", "--reported-as", "digits/theirs"], "x.json"),
         (["--results", "results", "--format", "pdf"], "is not one of markdown, csv, latex, json"),
     ],
 )
@@ -67,3 +72,16 @@ def test_wrong_use_is_one_line(results, words, said):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert said in done.stderr
+
+
+def test_an_entry_goes_out_as_model_info_and_comes_in_as_reported(results, tmp_path):
+    words = ("leaderboard", "--results", str(results))
+    out = bench(tmp_path, *words, "--export", "digits/strong")
+    assert out.returncode == 0, out.stderr
+    assert json.loads(out.stdout)["clean_acc"] == "100.00"
+    (tmp_path / "theirs.json").write_text(out.stdout)
+    other = str(tmp_path / "other")
+    added = ("--results", other, "--add-reported", "theirs.json", "--reported-as", "digits/theirs")
+    done = bench(tmp_path, "leaderboard", *added)
+    assert done.returncode == 0, done.stderr
+    assert "reported, not verified" in bench(tmp_path, "leaderboard", "--results", other).stdout
