@@ -18,7 +18,7 @@ from bench.core.records import Artifact
 from bench.core.table import Flags
 from bench.datasets.split import Split
 from bench.download import OpenUrl, download, open_https
-from bench.evaluate.verify import judge
+from bench.evaluate.verify_witnesses import judge
 from bench.submit import check_code, check_size, pull_request, threat_model
 from bench.verification import Settings, load_data, load_model
 from leaderboard.store import Contest, Run, add_contest, check_name, read_run

@@ -31,12 +31,11 @@ from bench.evaluate.verify import LEAK_CHECKS, Finding
 from bench.findings import as_table, check, load, need
 from bench.plan import build_model
 from bench.verification import Settings, load_data, load_model, verify
-from leaderboard.store import ABOUT, About, add_run
+from leaderboard.store import ABOUT, About, add_run, check_seeds
 from leaderboard.submission import (
     ARTIFACTS,
     WEIGHTS,
     check_about,
-    check_seeds,
     check_submission,
     check_url,
     check_weights,

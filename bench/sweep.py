@@ -110,7 +110,7 @@ def _run_cell(request: Request, seed: int, log: Path) -> str | None:
             harness.run(plan(request), seed)
         except (UserError, CheckError) as error:
             return str(error)
-        except Exception as error:
+        except Exception as error:  # a plugin's code may raise anything; the other runs go on
             traceback.print_exc()
             return f"{registry.one_line(error)}; see {log}"
     return None

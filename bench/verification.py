@@ -28,16 +28,15 @@ from bench.evaluate.attacked import make_attacks
 from bench.evaluate.certified import make_certifiers
 from bench.evaluate.verify import (
     LEAK_CHECKS,
-    WITNESS_CHECKS,
     Finding,
     attack_again,
     check_distances,
     check_labels,
     check_leakage,
     check_predictions,
-    check_witnesses,
 )
 from bench.evaluate.verify_certificates import CERTIFICATES, certify_again, check_contradictions
+from bench.evaluate.verify_witnesses import WITNESS_CHECKS, check_witnesses
 from bench.findings import check, load, need
 from bench.plan import build_model, choose_device, load_arrays
 from bench.training.checkpoints import WEIGHTS, read_spec, read_state

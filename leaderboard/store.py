@@ -6,7 +6,7 @@ A published number is never edited: a run is added once, and what lowers it late
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -63,10 +63,6 @@ class Run:
     certified: Flags
     distances: dict[str, npt.NDArray[np.float32]]  # of each minimum-norm attack
     contests: tuple[Contest, ...] = ()
-
-    @property
-    def index(self) -> npt.NDArray[np.int64]:
-        return np.arange(len(self.clean))
 
 
 @dataclass(frozen=True)
@@ -157,11 +153,10 @@ def add_run(results: Path, entry: str, about: About, run: Path, *, url: str | No
     if record.suite is None:
         raise UserError(f"{run} is of no suite; run it with a suite's data, norm and eps")
     home = results / check_name(record.suite, "suite") / check_name(entry, "entry")
-    if home.is_dir():
-        _check_fits(home, about, record)
     folder = home / str(record.seed)
     if folder.exists():
         raise UserError(f"{folder} is published already; a new recipe is a new entry, as {entry}-2")
+    check_seeds([record], results, entry, about)
     folder.mkdir(parents=True)
     write_atomically(home / ABOUT, msgspec.toml.encode(about))
     write_atomically(folder / TABLE, (run / TABLE).read_bytes())
@@ -169,18 +164,28 @@ def add_run(results: Path, entry: str, about: About, run: Path, *, url: str | No
     return folder
 
 
-def _check_fits(home: Path, about: About, record: Record) -> None:
-    if read_about(home / ABOUT) != about:
-        raise UserError(f"{home / ABOUT} says something else; leave the entry as it is, or choose another --entry")
-    for seed in _folders(home):
-        other = read_record(seed)
-        if (other.config_hash, other.defense) != (record.config_hash, record.defense):
+def check_seeds(records: Sequence[Record], results: Path, entry: str, about: About | None) -> None:
+    """Are several runs seeds of one recipe, each a training of its own, and of that of the entry where it is there?
+
+    about: what the entry is to say of itself, where that is known.
+    """
+    home = results / str(records[0].suite) / check_name(entry, "entry")
+    if (home / ABOUT).exists() and about not in (None, read_about(home / ABOUT)):
+        raise UserError(f"{home / ABOUT} says something else; leave the entry as it is, or choose another name")
+    published = [read_record(path.parent) for path in sorted(home.glob(f"*/{RECORD}"))]
+    records = [*published, *records]
+    first = records[0]
+    for at, record in enumerate(records):
+        if (record.suite, record.defense, record.config_hash) != (first.suite, first.defense, first.config_hash):
             raise UserError(
-                f"{home.name} is the recipe {other.defense} {other.config_hash}, not {record.defense} "
-                f"{record.config_hash}; choose another --entry"
+                f"seed {record.seed} is of {record.defense} {record.config_hash} on {record.suite}, not of "
+                f"{first.defense} {first.config_hash} on {first.suite}; submit one recipe at a time"
             )
-        if other.seed != record.seed and other.artifacts["weights"].sha256 == record.artifacts["weights"].sha256:
-            raise UserError(f"seed {record.seed} has the weights of seed {other.seed}; each seed is its own training")
+        for other in records[:at]:
+            if other.seed == record.seed:
+                raise UserError(f"seed {record.seed} is there twice; submit each seed once")
+            if other.artifacts["weights"].sha256 == record.artifacts["weights"].sha256:
+                raise UserError(f"seeds {other.seed} and {record.seed} have the same weights; each is to be a training")
 
 
 def _published(record: Record, url: str | None) -> dict[str, Artifact]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -53,30 +52,6 @@ def check_submission(folder: Path, results: Path, entry: str) -> Record:
         _check_claims(folder, record)
         _check_place(results, record, entry)
     return record
-
-
-def check_seeds(records: Sequence[Record], results: Path, entry: str, about: About | None) -> None:
-    """Are several runs seeds of one recipe, each a training of its own, and of that of the entry where it is there?
-
-    about: what the entry is to say of itself, where that is known.
-    """
-    home = results / str(records[0].suite) / check_name(entry, "entry")
-    if (home / ABOUT).exists() and about not in (None, read_about(home / ABOUT)):
-        raise UserError(f"{home / ABOUT} says something else; leave the entry as it is, or choose another name")
-    published = [read_record(path.parent) for path in sorted(home.glob(f"*/{RECORD}"))]
-    records = [*published, *records]
-    first = records[0]
-    for at, record in enumerate(records):
-        if (record.suite, record.defense, record.config_hash) != (first.suite, first.defense, first.config_hash):
-            raise UserError(
-                f"seed {record.seed} is of {record.defense} {record.config_hash} on {record.suite}, not of "
-                f"{first.defense} {first.config_hash} on {first.suite}; submit one recipe at a time"
-            )
-        for other in records[:at]:
-            if other.seed == record.seed:
-                raise UserError(f"seed {record.seed} is there twice; submit each seed once")
-            if other.artifacts["weights"].sha256 == record.artifacts["weights"].sha256:
-                raise UserError(f"seeds {other.seed} and {record.seed} have the same weights; each is to be a training")
 
 
 def check_about(about: About) -> None:

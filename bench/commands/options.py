@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.arguments import duration, eps_list, whole
+from bench.arguments import duration, eps_list, seed_list, whole
 from bench.core.errors import UserError
 
 
@@ -19,7 +19,10 @@ def add_machine(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data-dir", type=Path, help="where NAME.npz is (or BENCH_DATA)")
 
 
-def add_threat(sub: argparse.ArgumentParser) -> None:
+def add_setting(sub: argparse.ArgumentParser) -> None:
+    """The data, the threat and the seeds of one recipe."""
+    sub.add_argument("--suite", metavar="NAME", help="rules of a leaderboard (default: digits)")
+    sub.add_argument("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run each (default: 0)")
     sub.add_argument("--dataset", metavar="NAME", help="a data set's name, or an .npz")
     sub.add_argument("--norm", choices=["Linf", "L2", "L1"])
     sub.add_argument(

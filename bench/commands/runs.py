@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.arguments import seed_list, whole
-from bench.commands.options import add_evaluation, add_machine, add_plugin, add_threat, add_training, specs
+from bench.commands.options import add_evaluation, add_machine, add_plugin, add_setting, add_training, specs
 from bench.core import registry
 from bench.core.config import get_suite, parse_overrides
 from bench.core.errors import CheckError, UserError
@@ -24,18 +24,14 @@ BUDGET = 600.0  # seconds of a bracket
 def add(commands: Any) -> None:
     sub = commands.add_parser("run", help="train a defense (or resume), attack and certify it, tabulate it")
     sub.add_argument("--defense", required=True, metavar="NAME", help="see `bench list defenses`")
-    sub.add_argument("--suite", metavar="NAME", help="rules of a leaderboard (default: digits)")
-    sub.add_argument("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run each (default: 0)")
     add_training(sub)
-    add_threat(sub)
+    add_setting(sub)
     add_evaluation(sub)
     sub.set_defaults(act=act_run, checkpoint=None)
 
     sub = commands.add_parser("eval", help="attack and certify weights that are there already")
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors, or a state dict")
-    sub.add_argument("--suite", metavar="NAME", help="rules of a leaderboard (default: digits)")
-    sub.add_argument("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run each (default: 0)")
-    add_threat(sub)
+    add_setting(sub)
     add_evaluation(sub)
     sub.set_defaults(act=act_run, defense=None, epochs=None, set=[])
 

@@ -182,11 +182,6 @@ class _Version(msgspec.Struct):
     schema: int
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a record, as leaderboard/record.schema.json publishes it."""
-    return msgspec.json.schema(Record)
-
-
 def check(record: Record, table: Table) -> None:
     """UserError where a record's numbers do not follow from its table."""
     check_table(table)
@@ -310,7 +305,3 @@ def find_records(paths: list[Path]) -> list[Path]:
 
 def artifact(path: Path) -> Artifact:
     return Artifact(sha256=sha256(path), bytes=path.stat().st_size, path=path.name)
-
-
-if __name__ == "__main__":
-    print(json.dumps(json_schema(), indent=1))

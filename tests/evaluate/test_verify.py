@@ -12,15 +12,14 @@ from bench.datasets.split import Split
 from bench.evaluate.attacked import make_attacks
 from bench.evaluate.evaluation import evaluate_split
 from bench.evaluate.verify import (
-    WITNESS_CHECKS,
     attack_again,
     check_distances,
     check_labels,
     check_leakage,
     check_predictions,
-    check_witnesses,
 )
 from bench.evaluate.verify_certificates import certified_by, certify_again, check_contradictions
+from bench.evaluate.verify_witnesses import WITNESS_CHECKS, check_witnesses
 from tests.certifying import Exact, Slow
 from tests.linear import exact_margin, interior_batch, linear_model
 

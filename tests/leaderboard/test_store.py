@@ -72,9 +72,9 @@ def test_an_entry_is_one_recipe_with_one_description_and_its_seeds_are_trainings
     publish(results, "mine", [table_of(flags(4, 2))])
     same = {"defense": "mine", "config_hash": "mine", "seed": 7}
     other = write_run(tmp_path / "a", table_of(flags(4, 3)), weights="w", **(same | {"config_hash": "changed"}))
-    assert "is the recipe mine mine, not mine changed" in refused(results, other)
+    assert "seed 7 is of mine changed on digits, not of mine mine" in refused(results, other)
     copied = write_run(tmp_path / "b", table_of(flags(4, 3)), weights="mine0", **same)
-    assert "has the weights of seed 0" in refused(results, copied)
+    assert "seeds 0 and 7 have the same weights" in refused(results, copied)
     fine = write_run(tmp_path / "c", table_of(flags(4, 3)), weights="w", **same)
     assert "says something else" in refused(results, fine, about=msgspec.structs.replace(ABOUT, licence="GPL"))
     add_run(results, "mine", ABOUT, fine)

@@ -1,0 +1,18 @@
+"""The JSON Schema of a record: `python -m leaderboard.schema > leaderboard/record.schema.json` publishes it anew."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from bench.core.records import Record
+
+
+def json_schema() -> dict[str, Any]:
+    return msgspec.json.schema(Record)
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=1))
