@@ -4,12 +4,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.core.records import Artifact
+from bench.core.records import Artifact, Sanity
 from leaderboard.board import Cost
 from leaderboard.rows import board
 from leaderboard.statistics import clopper_pearson
-from leaderboard.store import Contest, add_contest
-from tests.leaderboard.published import ABOUT, bracket_of, flags, publish, table_of
+from leaderboard.store import Contest, add_contest, add_run
+from tests.leaderboard.published import ABOUT, bracket_of, flags, publish, table_of, write_run
 
 
 @pytest.fixture
@@ -71,9 +71,11 @@ def test_a_bracket_is_both_ends(results):
     assert (row.certified.acc, row.attacked.acc, row.clean.acc) == (0.25, 0.5, 0.75)
 
 
-def test_the_worst_verdict_of_the_seeds_counts(results):
-    publish(results, "mine", [table_of(flags(10, 6))], verdict="suspect")
-    assert rows(results)["mine"].verdict == "suspect"
+def test_the_worst_verdict_of_the_seeds_counts(results, tmp_path):
+    publish(results, "mine", [table_of(flags(10, 6))], verdict="clean")
+    same = {"defense": "mine", "config_hash": "mine", "seed": 1, "sanity": Sanity("suspect", ["why"])}
+    add_run(results, "mine", ABOUT, write_run(tmp_path / "run", table_of(flags(10, 6)), weights="w", **same))
+    assert (rows(results)["mine"].verdict, rows(results)["mine"].reasons) == ("suspect", ("why",))
 
 
 def test_cost_and_command_and_status(results):

@@ -107,6 +107,21 @@ def test_witnesses_that_do_not_hold_are_counted_and_change_nothing(why, world, c
     assert "robust by the record, and fall" not in outcomes
 
 
+def test_a_point_that_fools_the_model_from_outside_the_box_breaks_nothing(world, capsys):
+    def leave(arrays):
+        black = digits(None).x_test[arrays["index"]].transpose(0, 3, 1, 2) == 0
+        arrays["x_adv"][black & (arrays["x_adv"] == 0)] = -0.001
+
+    change(world, leave)
+    assert "no witness breaks an example" in refused(world, CheckError)
+    assert "outside [0, 1]" in capsys.readouterr().out
+
+
+def test_a_contest_over_other_data_than_the_records_is_refused(world):
+    change_record(world / "results/digits/weak/0", lambda record: record["config"].update(data_hash="0" * 64))
+    assert "is not the data set of the record" in refused(world, UserError)
+
+
 def test_one_witness_that_holds_among_many_that_do_not_is_what_counts(world):
     before = robust(world)
     index = read_arrays(world / "witnesses.npz")["index"]

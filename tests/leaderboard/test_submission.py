@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from bench.core.errors import CheckError, UserError
 from bench.core.files import read_arrays, sha256, write_arrays
-from bench.core.records import read_record
+from bench.core.records import Sanity, read_record
 from bench.core.table import accuracy
 from bench.download import open_https
 from bench.submit import submit
@@ -510,6 +510,14 @@ def test_a_disk_that_is_full_leaves_no_half_of_an_entry(world, finished, monkeyp
     with pytest.raises(OSError, match="no space"):
         attempt(world, run=finished)
     assert not list((world / "results/digits/mine").glob("*/*"))
+
+
+def test_a_verdict_that_comes_out_unreliable_now_is_refused(world, monkeypatch):
+    def judge(*args, **options):
+        return Sanity("unreliable", ["no gradient"])
+
+    monkeypatch.setattr("bench.submit.judge", judge)
+    assert "no gradient" in refused(world)
 
 
 def test_a_check_writes_nothing_and_needs_no_title(world, capsys):
