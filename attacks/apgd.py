@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.apgd_l1 import ascend_sparsely
+from attacks.apgd_state import Walk
 from attacks.losses import Loss, cross_entropy, dlr, dlr_towards, others_by_logit
 from attacks.pgd import Step, direction, look, until_broken
-from attacks.walk import Walk
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError

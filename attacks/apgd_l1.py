@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attacks.apgd_state import Walk
 from attacks.losses import Loss
 from attacks.pgd import look
-from attacks.walk import Walk
 from bench.core.threat import ThreatModel
 
 BALLS = ((3, 0.3), (2, 0.3), (1, 0.4))  # multiples of eps, and their shares of the steps

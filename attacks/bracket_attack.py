@@ -16,7 +16,7 @@ from attacks.square import Square
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.passes import on_rows
-from bench.core.stages import Stage, StagedAttack, has_paid
+from bench.core.staged_attack import Stage, StagedAttack, has_paid
 
 
 @registry.attack("bracket-attack")

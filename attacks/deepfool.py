@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.losses import others_by_logit
-from attacks.nearest import Nearest, boundary, column, dual_norm, fooled
+from attacks.minimum_norm import Nearest, boundary, column, dual_norm, fooled
 from attacks.pgd import Step, direction
 from bench.core import registry
 from bench.core.contracts import Attack, Batch

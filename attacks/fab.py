@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.losses import best_wrong, gap, others_by_logit
-from attacks.nearest import ROUNDING, Nearest, boundary, column, fooled
+from attacks.minimum_norm import ROUNDING, Nearest, boundary, column, fooled
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.losses import Loss, gap, margin, others_by_logit
-from attacks.nearest import Nearest, boundary, dual_norm, fooled
+from attacks.minimum_norm import Nearest, boundary, dual_norm, fooled
 from attacks.pgd import direction
 from bench.core import registry
 from bench.core.contracts import Attack, Batch

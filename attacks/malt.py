@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attacks.apgd import APGD
 from attacks.losses import Loss, Towards, dlr_towards, others_by_logit
-from attacks.nearest import dual_norm, linearised
+from attacks.minimum_norm import dual_norm, linearised
 from bench.core import registry
 from bench.core.contracts import Batch
 from bench.core.errors import UserError

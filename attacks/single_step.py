@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.losses import margin
-from attacks.nearest import Nearest, column, dual_norm, fooled
+from attacks.minimum_norm import Nearest, column, dual_norm, fooled
 from attacks.pgd import direction
 from bench.core import registry
 from bench.core.contracts import Attack, Batch

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError
+from bench.core.example_table import threat_of
 from bench.core.files import read_arrays
-from bench.core.records import WITNESSES, read_run
-from bench.core.table import threat_of
+from bench.core.record_files import WITNESSES, read_run
 from bench.core.threat import ThreatModel, checked_norm
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry
+from bench.core.attack_specs import make_attacks
 from bench.core.config import TrainingConfig
 from bench.core.contracts import (
     Attack,
@@ -24,11 +25,10 @@ from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
-from bench.evaluate.attacked import make_attacks
 from bench.evaluate.bracket import plan_bracket
 from bench.evaluate.certified import check_certifier, make_certifiers
 from bench.evaluate.evaluation import Evaluation, evaluate_split
-from bench.training.carried import carried_start, carry, start_bank
+from bench.training.perturbation_bank import carried_start, carry, start_bank
 
 __all__ = [
     "Arrays",
@@ -73,7 +73,7 @@ def evaluate(
 
     attacks and certifiers are specs; bracket: for so many seconds, attacks and certifiers in turn decide what is open.
     batch_size decides which examples share a batch, and with `seed` all that is random. The table of the result
-    (bench/core/table.py) says of each example whether it is right, what it survives and what is proven. UserError for
+    (bench/core/example_table.py) says of each example whether it is right, what it survives and what is proven. UserError for
     anything else than such images and labels; CheckError where the result contradicts itself.
     """
     if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or len(x) == 0:

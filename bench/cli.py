@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bench.arguments import Parser, fail
 from bench.commands import board, catalog, gate, runs, submission
+from bench.commands.arguments import Parser, fail
 from bench.core.errors import CheckError, UserError
-from bench.core.roots import check_one_root
+from bench.core.package_origins import check_one_root
 
 
 def parser() -> Parser:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from bench.core import registry
 from bench.core.threat import ThreatModel
+from certifiers.backward import Pulled, pull
+from certifiers.input_regions import Region, region_of
 from certifiers.linear import Bounder, intersection
-from certifiers.margins import MarginCertifier, whole
+from certifiers.linear_forms import Dense, differences
+from certifiers.margin_certifier import MarginCertifier, whole
 from certifiers.network import Network
-from certifiers.pulling import Pulled, pull
-from certifiers.regions import Region, region_of
 from certifiers.relaxations import Lines
-from certifiers.rows import Dense, differences
 
 
 @registry.certifier("alpha-crown")

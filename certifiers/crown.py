@@ -11,10 +11,10 @@ from torch import Tensor
 
 from bench.core import registry
 from bench.core.threat import ThreatModel
+from certifiers.input_regions import region_of
 from certifiers.linear import Bounder
-from certifiers.margins import MarginCertifier, whole
+from certifiers.margin_certifier import MarginCertifier, whole
 from certifiers.network import Network
-from certifiers.regions import region_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from bench.core.errors import UserError
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from certifiers.crown import FastLin
-from certifiers.margins import MarginCertifier
+from certifiers.margin_certifier import MarginCertifier
 from certifiers.network import NetworkCertifier, in_float64
 from certifiers.pec import PEC
 

@@ -15,11 +15,11 @@ from bench.core.errors import CheckError, UserError
 from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
 from certifiers.alpha_crown import AlphaCrown
+from certifiers.input_regions import region_of
 from certifiers.intervals import interval_limits
 from certifiers.linear import Bounder, intersection
 from certifiers.milp import Encoding, Program, affine_maps
 from certifiers.network import Network, NetworkCertifier, in_float64
-from certifiers.regions import region_of
 from certifiers.solvers import solver_called
 
 SLACK = 1e-6  # of the range of each variable; ten times the tolerance at which solvers call a linear program infeasible

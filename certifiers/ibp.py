@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bench.core import registry
 from bench.core.threat import ThreatModel
+from certifiers.input_regions import region_of
 from certifiers.intervals import interval_margins
-from certifiers.margins import MarginCertifier
+from certifiers.margin_certifier import MarginCertifier
 from certifiers.network import Network
-from certifiers.regions import region_of
 
 CHUNK = 500  # examples at a time on a CPU, so that what they need stays in its cache
 

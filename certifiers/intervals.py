@@ -6,15 +6,17 @@ import torch
 from torch import Tensor
 
 from bench.core.threat import ThreatModel
+from certifiers.backward import Pulled, pull
+from certifiers.input_regions import Ball, Box, Region, region_of
 from certifiers.layers import Activation, Add, Affine, Interval
+from certifiers.linear_forms import differences, units
 from certifiers.network import Network
-from certifiers.pulling import Pulled, pull
-from certifiers.regions import Ball, Box, Region, region_of
-from certifiers.rows import differences, units
 
 Limits = dict[int, tuple[Tensor, Tensor]]  # of each activation's input, by the activation's node: least and greatest
 
-DEVIATIONS = 8.0  # what is stated of rounding: far beyond what was ever seen (tests/certifiers/test_margins.py)
+DEVIATIONS = (
+    8.0  # what is stated of rounding: far beyond what was ever seen (tests/certifiers/test_margin_certifier.py)
+)
 
 
 def propagate(network: Network, region: Region) -> list[Interval]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import UserError
 from bench.core.layers import Normalize
-from certifiers.rows import Pair, Rows, Window
+from certifiers.linear_forms import Pair, Rows, Window
 
 Interval = tuple[Tensor, Tensor]
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.threat import ThreatModel
+from certifiers.backward import Pulled, pull
+from certifiers.input_regions import Region, region_of
 from certifiers.intervals import Limits, interval_limits
+from certifiers.linear_forms import Dense, differences, units
 from certifiers.network import Network
-from certifiers.pulling import Pulled, pull
-from certifiers.regions import Region, region_of
 from certifiers.relaxations import Lines, Relaxation, relax
-from certifiers.rows import Dense, differences, units
 
 Intermediate = Literal["linear", "ibp"]
 BUDGET = {

@@ -14,8 +14,8 @@ from bench.core.errors import UserError
 from bench.core.threat import TINY, ThreatModel
 from certifiers.intervals import tolerance
 from certifiers.layers import Activation, Add, Conv, Layer, Linear, Reshape, Scale
+from certifiers.linear_forms import Window
 from certifiers.network import Network, NetworkCertifier
-from certifiers.rows import Window
 
 ROUNDING = 1 + 1e-9  # far above the error of singular values in float64
 

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from certifiers.intervals import Limits
 from certifiers.layers import Add, Affine
+from certifiers.linear_forms import Dense
 from certifiers.network import Network
-from certifiers.rows import Dense
 
 Array = NDArray[np.float64]
 CHUNK = 256  # rows of a layer's matrix that are dense at once

@@ -12,10 +12,10 @@ from bench.core.contracts import Batch, Certificate
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from certifiers.eps_search import EpsSearch
+from certifiers.input_regions import Box
 from certifiers.intervals import rounding
 from certifiers.linear import Bounder
 from certifiers.network import Network, NetworkCertifier
-from certifiers.regions import Box
 
 LARGEST = 1.0  # eps of a uniform box, with which the search begins
 SMALLEST = 1e-3  # of the eps it began with: a box that has shrunk to it is given up

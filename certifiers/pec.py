@@ -11,12 +11,12 @@ from torch import Tensor
 from bench.core import registry
 from bench.core.threat import TINY, ThreatModel
 from certifiers.distance import distance
+from certifiers.input_regions import DUAL, Box, region_of
 from certifiers.intervals import DEVIATIONS, rounding, wandering
 from certifiers.linear import Bounder, LinearBounds
-from certifiers.margins import MarginCertifier, whole
+from certifiers.linear_forms import Dense
+from certifiers.margin_certifier import MarginCertifier, whole
 from certifiers.network import Network
-from certifiers.regions import DUAL, Box, region_of
-from certifiers.rows import Dense
 
 
 @registry.certifier("pec")

@@ -13,7 +13,7 @@ from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.training.carried import carried_start, carry, start_bank
+from bench.training.perturbation_bank import carried_start, carry, start_bank
 
 PAPER_EPS, PAPER_BATCH = 8 / 255, 128  # at which the published c was set
 

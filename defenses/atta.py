@@ -11,7 +11,7 @@ from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.specs import Length, OfEps, in_units
-from bench.training.carried import carried_start, carry, start_bank
+from bench.training.perturbation_bank import carried_start, carry, start_bank
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.errors import UserError
 from bench.core.specs import Length, OfEps, in_units
-from bench.training.carried import carried_start, carry, start_bank
+from bench.training.perturbation_bank import carried_start, carry, start_bank
 from bench.training.subnet import adaptive_budgets, linear_layers, mask_layers, masks
 
 

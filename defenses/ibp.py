@@ -13,9 +13,9 @@ from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
 from bench.core.threat import ThreatModel
+from certifiers.input_regions import region_of
 from certifiers.intervals import interval_margins
 from certifiers.network import Network
-from certifiers.regions import region_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from bench.core.contracts import Batch, Defense, Trainer, mode_of
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import TINY, ThreatModel
 from certifiers.distance import signed_distance
+from certifiers.input_regions import DUAL
 from certifiers.linear import Intermediate, linear_bounds
-from certifiers.regions import DUAL
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.core.errors import CheckError, UserError
+from bench.core.example_table import Flags, Table, attack_specs, certifier_specs, own_specs, worst_case
 from bench.core.files import read_arrays, sha256, write_atomically
-from bench.core.records import RECORD, TABLE, Record, find_records, read_record
-from bench.core.records import check as check_record
-from bench.core.table import Flags, Table, attack_specs, certifier_specs, own_specs, worst_case
+from bench.core.record_checks import check_record
+from bench.core.record_files import RECORD, TABLE, find_records, read_record
+from bench.core.records import Record
 from leaderboard.tables import percent, threat_name
 
 CHANGES = "CHANGES.md"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tabulate import tabulate
 
 from bench.core.errors import UserError
-from bench.core.records import find_records
+from bench.core.record_files import find_records
 from leaderboard.statistics import examples_needed, mcnemar, paired_difference, seeds_difference, seeds_needed
 from leaderboard.store import Run, read_run
 

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 
 from bench.core.errors import UserError
-from bench.core.table import certificates
+from bench.core.example_table import certificates
 from leaderboard.baseline import LEAST, Recipe, Run, read_runs
-from leaderboard.rows import VERDICTS
+from leaderboard.build import VERDICTS
 from leaderboard.statistics import holm, mcnemar, prediction, prediction_p
 from leaderboard.tables import interval
 

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.core.errors import UserError
+from bench.core.example_table import Flags, certified, survivors
 from bench.core.files import read_arrays, sha256, write_atomically
-from bench.core.records import RECORD, TABLE, Artifact, Record, read_record, write_record
-from bench.core.table import Flags, certified, survivors
+from bench.core.record_files import RECORD, TABLE, read_record, write_record
+from bench.core.records import Artifact, Record
 from leaderboard.robustbench import ModelInfo
 
 ABOUT, REPORTED, CONTESTS = "about.toml", "reported.json", "contests"

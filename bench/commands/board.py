@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
 
 
 def act_table(args: argparse.Namespace) -> None:
-    from bench.core.records import find_records, read_run
+    from bench.core.record_files import find_records, read_run
     from leaderboard.tables import comparison
 
     folders = find_records(args.runs or [Path("runs")])
@@ -63,10 +63,10 @@ def act_compare(args: argparse.Namespace) -> None:
 
 def act_leaderboard(args: argparse.Namespace) -> None:
     from leaderboard import store
+    from leaderboard.build import board
     from leaderboard.exchange import export, import_model_info
     from leaderboard.formats import as_text
     from leaderboard.page import write_page
-    from leaderboard.rows import board
 
     results = args.results or store.results_folder()
     if args.export is not None:

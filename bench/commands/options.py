@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.arguments import duration, eps_list, seed_list, whole
+from bench.commands.arguments import duration, eps_list, seed_list, whole
 from bench.core.errors import UserError
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.arguments import seed_list, whole
+from bench.commands.arguments import seed_list, whole
 from bench.commands.options import add_evaluation, add_machine, add_plugin, add_setting, add_training, specs
 from bench.core import registry
 from bench.core.config import get_suite, parse_overrides
@@ -16,7 +16,7 @@ from bench.core.errors import CheckError, UserError
 
 if TYPE_CHECKING:
     from bench.core.records import Record
-    from bench.plan import Request
+    from bench.runs.plan import Request
 
 BUDGET = 600.0  # seconds of a bracket
 
@@ -57,7 +57,8 @@ def add(commands: Any) -> None:
 
 def act_run(args: argparse.Namespace) -> None:
     request = _request(args)
-    from bench import harness, plan
+    from bench.runs import plan
+    from bench.runs import run as harness
     from leaderboard.tables import run_table
 
     resolved = plan.plan(request)
@@ -76,7 +77,7 @@ def act_run(args: argparse.Namespace) -> None:
 def act_sweep(args: argparse.Namespace) -> None:
     get_suite(args.suite)  # fails with the nearest name, before torch is loaded
     request = _request(args)
-    from bench.sweep import sweep
+    from bench.runs.sweep import sweep
 
     names = None if args.defenses is None else list(dict.fromkeys(args.defenses.split(",")))
     done = sweep(request, names, args.seeds, args.jobs)
@@ -104,7 +105,7 @@ def _request(args: argparse.Namespace) -> Request:
         overrides["epochs"] = str(args.epochs)
     if args.defense is not None and args.defense not in registry.defense and not args.plugin:
         registry.defense.get(args.defense)  # fails with the nearest name, before torch is loaded
-    from bench.plan import Request
+    from bench.runs.plan import Request
 
     if args.budget is not None and not args.bracket:
         raise UserError("--budget is the bracket's; give --bracket too")
@@ -119,9 +120,9 @@ def _request(args: argparse.Namespace) -> Request:
 
 
 def act_verify(args: argparse.Namespace) -> None:
-    from bench.core.records import find_records
-    from bench.findings import as_table
-    from bench.verification import settings, verify
+    from bench.core.record_files import find_records
+    from bench.verify.report import as_table
+    from bench.verify.run import settings, verify
 
     folders = find_records(args.runs)
     chosen = settings(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.arguments import whole
+from bench.commands.arguments import whole
 from bench.commands.options import add_machine
 from bench.core.errors import UserError
 
@@ -50,9 +50,9 @@ def act_submit(args: argparse.Namespace) -> None:
         raise UserError("a contest is checked from its addresses; give both --check and --fetch, or none of them")
     if args.contest is not None and not args.check and (args.weights is None or args.by is None):
         raise UserError("a contest needs --weights FILE, those of the entry, and --by NAME")
-    from bench.contest import contest, recheck_contest
-    from bench.submit import submit
-    from bench.verification import settings
+    from bench.publish.contest import contest, recheck_contest
+    from bench.publish.submit import submit
+    from bench.verify.run import settings
     from leaderboard.store import results_folder
 
     results = args.results or results_folder()

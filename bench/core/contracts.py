@@ -84,42 +84,38 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """Looks for a point of the threat model that the model gets wrong. Its fields are its options.
+    """Searches the threat model for a point that the model misclassifies. Its fields are its options.
 
-    A file of attacks/ writes `perturb`; calling the attack checks what it returns. An attack never says whether it
-    succeeded: the evaluator asks the model again.
+    A subclass implements `perturb`; calling the attack checks the result. An attack never reports its own success: the
+    evaluator makes a fresh forward pass.
     """
 
-    threat: ThreatModel
-
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    minimum_norm: ClassVar[bool] = False  # returns the nearest adversarial point found, at any distance
+    minimum_norm: ClassVar[bool] = False  # returns the nearest adversarial example found, at any distance
 
     def __post_init__(self) -> None:
-        if self.threat.norm not in self.norms:
-            raise UserError(
-                f"{type(self).__name__} has no {self.threat.norm} form; its norms are {', '.join(self.norms)}"
-            )
         check_counts_and_lengths(self)
 
-    def check_fits(self, shape: tuple[int, ...], classes: int) -> None:
-        """UserError where this attack cannot work on images of `shape` (C,H,W) or with so few classes."""
+    def check_fits(self, threat: ThreatModel, shape: tuple[int, ...], classes: int) -> None:
+        """UserError if the attack does not support this norm, images of `shape` (C,H,W) or so few classes."""
+        check_norm(self, threat)
 
     @abstractmethod
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        """x_adv (B,C,H,W) for batch.x. The model is in eval mode and its weights need no gradient."""
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        """x_adv (B,C,H,W) for batch.x. The model is in eval mode and its weights require no gradient."""
 
-    def __call__(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        """perturb, with the model as it was afterwards, and the result projected, checked and detached."""
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        """perturb, then restore the model, and project, check and detach the result."""
+        check_norm(self, threat)
         with frozen(model):
-            x_adv = self.perturb(model, batch, generator=generator).detach().to(batch.x.dtype)
+            x_adv = self.perturb(model, batch, threat, generator=generator).detach().to(batch.x.dtype)
         if x_adv.shape != batch.x.shape or not x_adv.isfinite().all():
-            raise CheckError(f"{type(self).__name__} returned points of another shape, or not finite ones")
+            raise CheckError(f"{type(self).__name__} returned points of another shape, or points that are not finite")
         if self.minimum_norm:
-            return x_adv if self.threat.box is None else x_adv.clamp(*self.threat.box)
-        x_adv = self.threat.project(x_adv, batch.x)
-        if not self.threat.contains(x_adv, batch.x).all():
-            raise CheckError(f"{type(self).__name__} left the threat model, which projecting should have prevented")
+            return threat.clamp(x_adv)
+        x_adv = threat.project(x_adv, batch.x)
+        if not threat.contains(x_adv, batch.x).all():
+            raise CheckError(f"{type(self).__name__} left the threat model even after the projection")
         return x_adv
 
 
@@ -163,9 +159,8 @@ class Certifier(ABC):
         check_counts_and_lengths(self)
 
     def check_fits(self, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
-        """UserError where this certifier cannot bound the model, on images of `shape` (C,H,W), or has not the norm."""
-        if threat.norm not in self.norms:
-            raise UserError(f"{type(self).__name__} has no {threat.norm} form; its norms are {', '.join(self.norms)}")
+        """UserError if the certifier does not support this norm, or cannot bound this model on images (C,H,W)."""
+        check_norm(self, threat)
 
     @abstractmethod
     def certify(
@@ -193,7 +188,7 @@ class Certifier(ABC):
         That what is certified is classified right as well is not asked of the model again: who evaluates knows it.
         """
         with frozen(model), torch.no_grad():
-            Certifier.check_fits(self, model, batch.x.shape[1:], threat)  # the norm; `certify` finds out about the rest
+            check_norm(self, threat)
             found = self.certify(model, batch, threat, generator=generator, hint=hint)
             untrue = ~found.radius.isfinite() | (found.radius < 0)
             if found.prediction is not None:
@@ -207,6 +202,12 @@ class Certifier(ABC):
                 f"{type(self).__name__} claims what is not so of test example {int(batch.index[untrue][0])}"
             )
         return found
+
+
+def check_norm(method: Attack | Certifier, threat: ThreatModel) -> None:
+    """UserError if an attack or certifier does not support the norm of the threat model."""
+    if threat.norm not in method.norms:
+        raise UserError(f"{type(method).__name__} has no {threat.norm} form; its norms are {', '.join(method.norms)}")
 
 
 class Trainer(Protocol):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import CheckError, UserError
 from bench.core.registry import one_line
-from bench.core.specs import Spec, check_counts_and_lengths
+from bench.core.specs import check_counts_and_lengths
 from bench.core.threat import NORMS, ThreatModel
 
 ROUNDING = 1e-4  # of eps: what float32 arithmetic takes a point out of its ball
@@ -37,17 +37,17 @@ class ForeignAttack(Attack):
     """
 
     @abstractmethod
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         """x_adv (B,C,H,W)."""
 
     @property
     def name(self) -> str:
         return type(self).__name__
 
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         with seeded_global_generators(generator), redirect_stdout(sys.stderr):
             try:
-                x_adv = self.run(model, batch.x.clone(), batch.y.clone(), generator)
+                x_adv = self.run(model, batch.x.clone(), batch.y.clone(), threat, generator=generator)
             except (UserError, CheckError):
                 raise
             except Exception as error:
@@ -55,18 +55,18 @@ class ForeignAttack(Attack):
         if not isinstance(x_adv, Tensor) or x_adv.shape != batch.x.shape:
             what = f"of shape {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
             raise UserError(f"attack {self.name} must return images of shape {tuple(batch.x.shape)}, not {what}")
-        return self._put_right(x_adv.detach().to(batch.x), batch.x)
+        return self._repair(x_adv.detach().to(batch.x), batch.x, threat)
 
-    def _put_right(self, x_adv: Tensor, x: Tensor) -> Tensor:
+    def _repair(self, x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
         finite = x_adv.isfinite().flatten(1).all(dim=1)
         x_adv = torch.where(finite.reshape(-1, *[1] * (x.dim() - 1)), x_adv, x)
         if not finite.all():
             warnings.warn(
                 f"{int((~finite).sum())} of {len(x)} points were not finite; the images stand in", stacklevel=2
             )
-        outside = self.threat.distance(x_adv, x) > self.threat.eps_like(x).flatten() * (1 + ROUNDING)
-        if self.threat.box is not None:
-            low, high = self.threat.box
+        outside = threat.distance(x_adv, x) > threat.eps_like(x).flatten() * (1 + ROUNDING)
+        if threat.box is not None:
+            low, high = threat.box
             outside |= ((x_adv < low - ROUNDING) | (x_adv > high + ROUNDING)).flatten(1).any(dim=1)
         if outside.any() and not self.minimum_norm:
             warnings.warn(
@@ -94,7 +94,9 @@ class CallableAttack(ForeignAttack):
         super().__post_init__()
         check_counts_and_lengths(SimpleNamespace(**self.options))
         try:
-            inspect.signature(self.function).bind("model", "x", "y", **self._given("generator"), **self.options)
+            inspect.signature(self.function).bind(
+                "model", "x", "y", **self._requested("threat", "generator"), **self.options
+            )
         except TypeError as error:
             raise UserError(
                 f"attack function {self.name} cannot be called ({error}); it takes (model, x, y), then by keyword its "
@@ -105,20 +107,12 @@ class CallableAttack(ForeignAttack):
     def name(self) -> str:
         return self.function.__name__
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return self.function(model, x, y, **self._given(generator), **self.options)
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        return self.function(model, x, y, **self._requested(threat, generator), **self.options)
 
-    def _given(self, generator: Any) -> dict[str, Any]:
-        asked = inspect.signature(self.function).parameters
-        return {name: value for name, value in [("threat", self.threat), ("generator", generator)] if name in asked}
-
-
-def make_attack(spec: Spec, threat: ThreatModel) -> Attack:
-    """The attack that a spec names, whether its target is a class of attacks or a plain function."""
-    if inspect.isfunction(spec.target):
-        return CallableAttack(threat=threat, function=spec.target, options=spec.arguments)
-    attack: Attack = spec.make(threat=threat)
-    return attack
+    def _requested(self, threat: Any, generator: Any) -> dict[str, Any]:
+        parameters = inspect.signature(self.function).parameters
+        return {name: value for name, value in [("threat", threat), ("generator", generator)] if name in parameters}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bench.core.errors import UserError
-from bench.core.registry import Registry, attack, import_file, library, unknown
+from bench.core.registry import Registry, attack, import_file, library, one_line, unknown
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,18 @@ class Spec:
     text: str  # canonical: the name, then the non-default options in the order of definition
     target: Callable[..., Any]
     options: dict[str, Any]
+    kind: str = "entry"
+
+    def build(self, *args: Any) -> Any:
+        """make, with any exception as a UserError: it comes from a user's code, or from options that do not fit."""
+        try:
+            return self.make(*args)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{self.kind} '{self.text}' cannot be built ({one_line(error)}); check its options"
+            ) from error
 
     def make(self, *args: Any, **context: Any) -> Any:
         return self.target(*args, **context, **self.arguments)
@@ -88,7 +100,7 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
             raise UserError(f"{registry.kind} '{text}' sets '{key}' twice; keep one")
         options[key] = parse_value(value, hints[key][0], f"{registry.kind} '{head}': option '{key}'")
     shown = [f"{k}={_show(options[k])}" for k in hints if k in options and k not in given and options[k] != hints[k][1]]
-    return Spec(":".join([head, *shown]), target, options)
+    return Spec(":".join([head, *shown]), target, options, registry.kind)
 
 
 def options_of(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:

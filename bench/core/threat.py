@@ -1,20 +1,23 @@
-"""What an adversary may do to an image: a norm ball around it, inside a box."""
+"""The threat model: a norm ball around each image, intersected with the range of pixels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
 from bench.core.errors import UserError
+from bench.core.example_table import Threat
 
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
+ORDER: dict[Norm, float] = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
+DUAL_ORDER: dict[Norm, float] = {"Linf": 1.0, "L2": 2.0, "L1": math.inf}
 TOLERANCE = 1e-6  # of eps, in float64
 TINY = 1e-30  # keeps a division by a norm of zero finite, in float32 too
 
@@ -36,6 +39,25 @@ class ThreatModel:
         if not isinstance(self.eps, Tensor) and not (math.isfinite(self.eps) and self.eps > 0):
             raise UserError(f"eps {self.eps} must be a positive number, in the scale of images in [0, 1]")
 
+    @classmethod
+    def from_record(cls, threat: Threat) -> Self:
+        """The threat model of a record, for images in [0, 1]."""
+        return cls(checked_norm(threat.norm), threat.eps)
+
+    def check_eps(self, shape: Sequence[int]) -> None:
+        """UserError if eps exceeds the range of images of `shape` (C,H,W): it was probably meant in grey levels."""
+        largest = self.largest_eps(shape)
+        if self.eps > largest:
+            hint = f"; write {self.eps:g}/255 for {self.eps:g} grey levels" if self.norm == "Linf" else ""
+            raise UserError(
+                f"eps {self.eps:g}: images are in [0, 1], so a {self.norm} eps lies in (0, {largest:g}]{hint}"
+            )
+
+    def largest_eps(self, shape: Sequence[int]) -> float:
+        """The largest distance between two images of `shape` (C,H,W): a ball of this eps contains the whole box."""
+        low, high = self.box or (0.0, 1.0)
+        return float((high - low) * math.prod(shape) ** (1 / ORDER[self.norm]))
+
     def eps_like(self, x: Tensor) -> Tensor:
         """eps in float64, shaped to broadcast against x: (B,1,...) or (1,1,...)."""
         eps = torch.as_tensor(self.eps, dtype=torch.float64, device=x.device)
@@ -46,7 +68,7 @@ class ThreatModel:
         if self.norm == "Linf":
             return torch.clamp(x_adv, *self._interval(x))
         onto_ball = self._onto_l2_ball if self.norm == "L2" else self._onto_l1_ball_in_box
-        return self._clamp(_add_towards(x, onto_ball(x_adv.double() - x.double(), x)))
+        return self.clamp(_add_towards(x, onto_ball(x_adv.double() - x.double(), x)))
 
     def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """project for the inside of a loop: one x, many x_adv. Under L2 and L1 within the rounding of x's own type."""
@@ -54,11 +76,11 @@ class ThreatModel:
             low, high = self._interval(x)
             return lambda x_adv: torch.clamp(x_adv, low, high)
         onto_ball = self._onto_l2_ball if self.norm == "L2" else self._onto_l1_ball_in_box
-        return lambda x_adv: self._clamp(x + onto_ball(x_adv - x, x))
+        return lambda x_adv: self.clamp(x + onto_ball(x_adv - x, x))
 
     def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A point drawn uniformly from the ball around x, then clamped to the box."""
-        return self._clamp(_add_towards(x, self.random_delta(x, generator)))
+        return self.clamp(_add_towards(x, self.random_delta(x, generator)))
 
     def random_delta(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Perturbations in the shape of `like`, float64, uniform in the ball (no box)."""
@@ -76,8 +98,24 @@ class ThreatModel:
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The norm of x_adv - x, (B,), in float64."""
-        order = {"Linf": math.inf, "L2": 2, "L1": 1}[self.norm]
-        return _flat_norm(x_adv.double() - x.double(), order).flatten()
+        return _flat_norm(x_adv.double() - x.double(), ORDER[self.norm]).flatten()
+
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        """The dual norm of a gradient, (B,): how much a linear function can change per unit of eps."""
+        return _flat_norm(gradient, DUAL_ORDER[self.norm]).flatten()
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The direction of steepest ascent of norm one, in the shape of `gradient` (B, ...); zero where that is zero.
+
+        Linf: the sign. L2: the gradient divided by its norm. L1: the coordinate of largest absolute value.
+        """
+        if self.norm == "Linf":
+            return gradient.sign()
+        if self.norm == "L2":
+            return unit_l2(gradient)
+        flat = gradient.flatten(1)
+        largest = flat.abs().argmax(dim=1, keepdim=True)
+        return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).reshape(gradient.shape)
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Which x_adv are allowed, (B,) bool: within eps (1 + 1e-6) and inside the box, so not where one is NaN."""
@@ -93,12 +131,13 @@ class ThreatModel:
             return self
         return ThreatModel(self.norm, self.eps[rows], self.box)
 
-    def _clamp(self, x: Tensor) -> Tensor:
+    def clamp(self, x: Tensor) -> Tensor:
+        """x, clamped to the box; unchanged if there is none."""
         return x if self.box is None else x.clamp(*self.box)
 
     def _interval(self, x: Tensor) -> tuple[Tensor, Tensor]:
         eps = self.eps_like(x)
-        return self._clamp(_add_towards(x, -eps)), self._clamp(_add_towards(x, eps))
+        return self.clamp(_add_towards(x, -eps)), self.clamp(_add_towards(x, eps))
 
     def _onto_l2_ball(self, delta: Tensor, x: Tensor) -> Tensor:
         return delta * (self.eps_like(x).to(delta.dtype) / _flat_norm(delta, 2).clamp(min=TINY)).clamp(max=1)
@@ -141,6 +180,13 @@ def checked_norm(name: str) -> Norm:
         if norm == name:
             return norm
     raise UserError(f"norm '{name}' is not one of {', '.join(NORMS)}")
+
+
+def unit_l2(delta: Tensor) -> Tensor:
+    """Each example (B, ...) divided by its L2 norm; zero where it is zero."""
+    # divided by its largest entry first: the squares of a confident model's gradient underflow in float32
+    delta = delta / _flat_norm(delta, math.inf).clamp(min=TINY)
+    return delta / _flat_norm(delta, 2).clamp(min=TINY)
 
 
 def _flat_norm(delta: Tensor, order: float) -> Tensor:

@@ -11,18 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from bench.core import registry
 from bench.core.contracts import Attack, frozen
-from bench.core.errors import UserError
-from bench.core.foreign_attacks import make_attack
+from bench.core.example_table import Table, accuracy
 from bench.core.records import AttackResult, StageResult
-from bench.core.specs import options_of, parse_spec
-from bench.core.stages import Stage, StagedAttack
-from bench.core.table import Table, accuracy
-from bench.core.threat import Norm, ThreatModel
+from bench.core.staged_attack import Stage, StagedAttack
 from bench.datasets.split import Split
+from bench.evaluate.batch_results import Part, broken_in, passes_in, seconds_in, warnings_in
 from bench.evaluate.cascade import Done, run_cascade
-from bench.evaluate.parts import Part, broken_in, passes_in, seconds_in, warnings_in
 from bench.evaluate.witnesses import Evidence
 
 
@@ -31,23 +26,6 @@ class Attacked(Evidence):
     """columns: `robust/SPEC`, `passes/SPEC` and, of a minimum-norm attack, `distance/SPEC`."""
 
     result: AttackResult
-
-
-def make_attacks(names: Sequence[str], threat: ThreatModel) -> dict[str, Attack]:
-    """Attacks by canonical spec; each at most once. Every attack takes `norm` and `eps`, where it is not `threat`."""
-    found: dict[str, Attack] = {}
-    for name in names:
-        spec = parse_spec(name, registry.attack, common={"norm": (Norm, threat.norm), "eps": (float, threat.eps)})
-        if taken := {"norm", "eps"} & set(options_of(spec.target)):
-            raise UserError(f"attack '{name}' must not have an option {min(taken)}; ask for `threat` instead")
-        norm, eps = (spec.options.pop(option, None) for option in ("norm", "eps"))
-        if norm not in (None, threat.norm) and eps is None:
-            raise UserError(f"attack '{name}' is under another norm; give its eps too, as in {name}:eps=0.5")
-        attack = make_attack(spec, ThreatModel(norm or threat.norm, eps or threat.eps, threat.box))
-        if attack in found.values():
-            raise UserError(f"attack '{name}' is given twice; keep one")
-        found[spec.text] = attack
-    return found
 
 
 def measure_attack(

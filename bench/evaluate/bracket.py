@@ -13,15 +13,15 @@ from torch import nn
 from bench.core import registry
 from bench.core.contracts import Attack, Certifier
 from bench.core.errors import UserError
+from bench.core.example_table import BRACKET, Flags, Table, accuracy, broken_by, certificates, own_specs
 from bench.core.records import Bracket, BracketStage
-from bench.core.stages import Stage, StagedAttack
-from bench.core.table import BRACKET, Flags, Table, accuracy, broken_by, certificates, own_specs
+from bench.core.staged_attack import Stage, StagedAttack
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.evaluate.audit import STRONG
+from bench.evaluate.batch_results import Part, broken_in, passes_in, seconds_in, warnings_in
 from bench.evaluate.cascade import run_cascade
+from bench.evaluate.certificate_audit import STRONG
 from bench.evaluate.certified import check_certifier
-from bench.evaluate.parts import Part, broken_in, passes_in, seconds_in, warnings_in
 from bench.evaluate.witnesses import Evidence
 
 ORDER = ("fgsm", "ibp", "fast-lin", "crown", STRONG, "alpha-crown", "exact")

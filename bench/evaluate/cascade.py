@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from bench.core import seeds
 from bench.core.contracts import Attack, Batch, Certifier
-from bench.core.stages import Stage, has_paid
+from bench.core.staged_attack import Stage, has_paid
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.evaluate.parts import Part, attack_batch, certify_batch, keep, kept
+from bench.evaluate.batch_results import Part, attack_batch, certify_batch, keep, kept
 
 Done = tuple[Stage[Attack | Certifier], Part]
 

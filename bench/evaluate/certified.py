@@ -14,14 +14,14 @@ from torch import nn
 from bench.core import registry
 from bench.core.contracts import Certifier, frozen
 from bench.core.errors import UserError
+from bench.core.example_table import Table, accuracy, mean_radius
 from bench.core.records import CertifierResult
 from bench.core.specs import options_of, parse_spec
-from bench.core.stages import Stage
-from bench.core.table import Table, accuracy, mean_radius
+from bench.core.staged_attack import Stage
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
+from bench.evaluate.batch_results import Part, broken_in, seconds_in, warnings_in
 from bench.evaluate.cascade import run_cascade
-from bench.evaluate.parts import Part, broken_in, seconds_in, warnings_in
 from bench.evaluate.witnesses import Evidence
 
 

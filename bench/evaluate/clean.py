@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bench.core.contracts import frozen
 from bench.core.errors import CheckError
-from bench.core.table import Table
+from bench.core.example_table import Table
 from bench.datasets.split import Split
 
 

@@ -12,19 +12,19 @@ import numpy.typing as npt
 from torch import nn
 
 from bench.core.contracts import Attack, Certifier
+from bench.core.example_table import BRACKET, Table
 from bench.core.progress import Progress
 from bench.core.records import AttackResult, Bracket, CertifierResult, Sanity
-from bench.core.table import BRACKET, Table
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.attacked import measure_attack
-from bench.evaluate.audit import audit
 from bench.evaluate.bracket import BracketPlan, measure_bracket
+from bench.evaluate.certificate_audit import audit
 from bench.evaluate.certified import measure_certifier
 from bench.evaluate.clean import measure_clean
 from bench.evaluate.invariants import check_certificates, check_evaluation
-from bench.evaluate.sanity import judge
 from bench.evaluate.witnesses import Evidence, witnesses_of
+from bench.sanity.verdict import judge
 
 
 @dataclass(frozen=True)

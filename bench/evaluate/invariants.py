@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.core.contracts import frozen
 from bench.core.errors import CheckError
-from bench.core.table import BRACKET, Table, broken_by, certificates, certified, check_table, survivors
+from bench.core.example_table import BRACKET, Table, broken_by, certificates, certified, check_table, survivors
 from bench.core.threat import TOLERANCE, ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.clean import predict

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.core.table import Table
+from bench.core.example_table import Table
 from bench.core.threat import ThreatModel
 
 

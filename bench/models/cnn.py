@@ -6,7 +6,7 @@ from torch import nn
 
 from bench.core import registry
 from bench.core.errors import UserError
-from bench.models.parts import ACTIVATIONS, Activation, assemble
+from bench.models.building_blocks import ACTIVATIONS, Activation, assemble
 
 
 @registry.model("cnn")

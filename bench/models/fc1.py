@@ -7,7 +7,7 @@ import math
 from torch import nn
 
 from bench.core import registry
-from bench.models.parts import ACTIVATIONS, Activation, assemble
+from bench.models.building_blocks import ACTIVATIONS, Activation, assemble
 
 
 @registry.model("fc1")

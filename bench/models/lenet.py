@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from bench.core import registry
-from bench.models.parts import assemble
+from bench.models.building_blocks import assemble
 
 
 @registry.model("lenet")

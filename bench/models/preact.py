@@ -6,7 +6,7 @@ from torch import nn
 
 from bench.core import registry
 from bench.core.layers import Residual
-from bench.models.parts import assemble, conv1x1, conv3x3
+from bench.models.building_blocks import assemble, conv1x1, conv3x3
 
 
 def preact_block(channels_in: int, channels_out: int, stride: int) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from bench.core import registry
-from bench.models.parts import ACTIVATIONS, Activation, assemble
+from bench.models.building_blocks import ACTIVATIONS, Activation, assemble
 
 
 @registry.model("small-cnn")

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from tabulate import tabulate
 
-from bench.core import files, records, registry
+from bench.core import files, record_files, registry
 from bench.core.errors import UserError
-from bench.core.table import attack_specs, threat_of
+from bench.core.example_table import attack_specs, threat_of
 from bench.studies.figures import new_figure
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def attack_curves(*, runs: tuple[str, ...] = ("runs",), figure: str = "attack-cu
     (`distance/SPEC`) and the attacks that ran at several eps. The points go to a .csv beside the figure.
     """
     drawn = new_figure(Path(figure), 11, 4.5)
-    folders = records.find_records([Path(run) for run in runs])
+    folders = record_files.find_records([Path(run) for run in runs])
     curves = [curve for folder in folders for curve in curves_of(folder)]
     panels = [kind for kind in ("passes", "eps") if any(curve.against == kind for curve in curves)]
     if not panels:
@@ -97,7 +97,7 @@ def draw(axes: Axes, against: str, curves: Sequence[Curve], *, with_runs: bool) 
 
 def curves_of(folder: Path) -> Iterator[Curve]:
     """All curves of one run. CheckError where the run was changed after it was finished."""
-    record, table = records.read_run(folder), files.read_arrays(folder / records.TABLE)
+    record, table = record_files.read_run(folder), files.read_arrays(folder / record_files.TABLE)
     run = "/".join(folder.parts[-2:])
     clean = table["clean"]
     at_several: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
-from leaderboard.references import Block, Cell, Reference
+from bench.studies.references import Block, Cell, Reference
 
 Form = Literal["markdown", "csv", "json"]
 

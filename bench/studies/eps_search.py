@@ -20,7 +20,7 @@ from bench.core.progress import Progress
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.plan import Request, plan
+from bench.runs.plan import Request, plan
 from bench.studies.figures import new_figure
 from bench.training.loop import Loop
 from certifiers.crown import FastLin

@@ -11,17 +11,17 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from bench import harness
 from bench.core import registry
 from bench.core.contracts import frozen
 from bench.core.errors import UserError
 from bench.core.progress import Progress
 from bench.datasets.split import Split
-from bench.plan import Plan, Request, plan
+from bench.runs import run as harness
+from bench.runs.plan import Plan, Request, plan
 from bench.studies.figures import new_figure
+from bench.studies.references import read
 from bench.training.checkpoints import WEIGHTS, read_state
 from certifiers.non_uniform import NonUniform
-from leaderboard.references import read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

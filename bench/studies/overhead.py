@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from bench.core import registry
 from bench.core.config import make_config
+from bench.core.devices import choose_threads
 from bench.core.errors import UserError
-from bench.core.threads import choose_threads
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.plan import build_model, checked_eps, choose_device, load_arrays
+from bench.runs.plan import build_model, checked_eps, choose_device, load_arrays
 from bench.training.loop import Loop
 
 

@@ -17,21 +17,22 @@ import bench
 from attacks.pgd import ascend
 from bench.core import registry, seeds
 from bench.core.contracts import Batch, Certifier, frozen
+from bench.core.devices import choose_device, choose_threads
 from bench.core.errors import UserError
 from bench.core.progress import Progress
 from bench.core.specs import parse_spec
-from bench.core.threads import choose_threads
 from bench.core.threat import ThreatModel, checked_norm
 from bench.datasets.arrays import Arrays
+from bench.datasets.load import load_arrays
 from bench.datasets.split import Split
-from bench.plan import build_model, choose_device, load_arrays
+from bench.models.build import build_model
+from bench.studies import references
 from bench.studies.beside_paper import Form, Line, for_people, for_programs
 from bench.studies.eps_search import BATCH, draw_distribution, searched
 from bench.studies.figures import new_figure
 from bench.studies.published import Place, find_checkpoints, method_of
-from bench.training.foreign import load_foreign
-from leaderboard import references
-from leaderboard.references import Block, Cell, Reference
+from bench.studies.references import Block, Cell, Reference
+from bench.training.foreign_checkpoints import load_foreign
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

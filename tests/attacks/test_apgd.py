@@ -5,11 +5,11 @@ from attacks.apgd import APGDCE, APGDDLR, APGDT, ascend_adaptively
 from attacks.apgd_l1 import ascend_sparsely
 from attacks.losses import best_wrong, cross_entropy, dlr, dlr_towards, margin
 from attacks.malt import MALT, nearest_classes
-from bench.contract_tests import tiny_batch, tiny_model
 from bench.core import seeds
 from bench.core.errors import UserError
 from bench.core.passes import watch
 from bench.core.threat import ThreatModel
+from bench.testing.contracts import tiny_batch, tiny_model
 from tests.linear import exact_margin, half_falls_at, interior_batch, linear_model, near_the_boundary
 
 CPU = torch.device("cpu")

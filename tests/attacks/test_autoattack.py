@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from attacks.autoattack import AutoAttack
-from bench.contract_tests import tiny_batch, tiny_model
 from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
+from bench.testing.contracts import tiny_batch, tiny_model
 from tests.linear import linear_model
 
 CPU = torch.device("cpu")

@@ -4,13 +4,13 @@ from torch import nn
 
 from attacks.bracket_attack import BracketAttack
 from attacks.losses import margin
-from bench.contract_tests import tiny_batch, tiny_model
 from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.passes import watch
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.attacked import measure_attack
+from bench.testing.contracts import tiny_batch, tiny_model
 from tests.linear import exact_margin, half_falls_at, interior_batch, linear_model, near_the_boundary
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from attacks.deepfool import DeepFool
 from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.threat import ThreatModel
-from tests.attacks.test_nearest import CLOSEST, Trap, grey
+from tests.attacks.test_minimum_norm_search import CLOSEST, Trap, grey
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from bench.core.contracts import Batch
 from bench.core.errors import UserError
 from bench.core.passes import count_passes
 from bench.core.threat import ThreatModel
-from tests.attacks.test_nearest import Trap, grey
+from tests.attacks.test_minimum_norm_search import Trap, grey
 
 CPU = torch.device("cpu")
 

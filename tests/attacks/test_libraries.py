@@ -11,11 +11,11 @@ from torch import nn
 
 from attacks import libraries
 from attacks.pgd import PGD
-from bench.contract_tests import AttackContract, tiny_batch, tiny_model
 from bench.core import registry, seeds
 from bench.core.errors import UserError
 from bench.core.specs import options_of, parse_spec
 from bench.core.threat import ThreatModel
+from bench.testing.contracts import AttackContract, tiny_batch, tiny_model
 from tests.linear import exact_margin, interior_batch, linear_model
 
 SHAPE = (1, 5, 5)

@@ -3,11 +3,11 @@ import torch
 from torch import nn
 
 from attacks.pgd import PGD, Worst, ascend, direction
-from bench.contract_tests import tiny_batch, tiny_model
 from bench.core import seeds
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import CheckError, UserError
 from bench.core.threat import ThreatModel
+from bench.testing.contracts import tiny_batch, tiny_model
 
 CPU = torch.device("cpu")
 

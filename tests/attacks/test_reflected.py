@@ -6,12 +6,12 @@ from torch import nn
 
 from attacks.pgd import ascend
 from attacks.reflected import RBIM, RFGSM, RPGD
-from bench.contract_tests import tiny_batch, tiny_model
 from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
 from bench.core.passes import watch
 from bench.core.threat import ThreatModel
+from bench.testing.contracts import tiny_batch, tiny_model
 from tests.linear import exact_margin, interior_batch, linear_model
 
 SHAPE = (1, 5, 5)

@@ -7,7 +7,7 @@ from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.passes import count_passes
 from bench.core.threat import ThreatModel
-from tests.attacks.test_nearest import LIKELIEST, Trap, grey
+from tests.attacks.test_minimum_norm_search import LIKELIEST, Trap, grey
 
 CPU = torch.device("cpu")
 

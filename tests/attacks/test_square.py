@@ -8,12 +8,12 @@ from torch import nn
 
 from attacks.losses import margin
 from attacks.square import MassSearch, SignSearch, Square, soft_threshold
-from bench.contract_tests import EPS, tiny_batch, tiny_model
 from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
 from bench.core.passes import count_passes, watch
 from bench.core.threat import NORMS, ThreatModel
+from bench.testing.contracts import EPS, tiny_batch, tiny_model
 from tests.linear import exact_margin, interior_batch, linear_model
 
 CPU = torch.device("cpu")

@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from attacks.transfer import Transfer
-from bench.contract_tests import SHAPE, AttackContract, tiny_batch, tiny_model
-from bench.core import files, records, registry, seeds
+from bench.core import files, record_files, registry, seeds
 from bench.core.contracts import Batch
 from bench.core.errors import CheckError, UserError
 from bench.core.passes import count_passes
 from bench.core.specs import parse_spec
 from bench.core.threat import ThreatModel
+from bench.testing.contracts import SHAPE, AttackContract, tiny_batch, tiny_model
 from tests.core.test_records import make_record, make_table
 
 THEIRS = ThreatModel("Linf", 0.2)
@@ -27,10 +27,10 @@ def run_folder(tmp_path):
     def finish(index=(1, 4), x_adv=None, attack="fgsm"):
         x_adv = points(tiny_batch(), list(index)).numpy() if x_adv is None else x_adv
         witnesses = {"index": np.array(index, np.int64), "x_adv": x_adv, "attack": np.full(len(index), attack)}
-        files.write_arrays(tmp_path / records.WITNESSES, witnesses)
-        files.write_arrays(tmp_path / records.TABLE, make_table())
-        artifacts = {"witnesses": records.artifact(tmp_path / records.WITNESSES)}
-        records.write_record(tmp_path, make_record(artifacts=artifacts))
+        files.write_arrays(tmp_path / record_files.WITNESSES, witnesses)
+        files.write_arrays(tmp_path / record_files.TABLE, make_table())
+        artifacts = {"witnesses": record_files.artifact(tmp_path / record_files.WITNESSES)}
+        record_files.write_record(tmp_path, make_record(artifacts=artifacts))
         return tmp_path
 
     return finish
@@ -106,7 +106,7 @@ def test_no_finished_run_is_refused_when_the_attack_is_made(tmp_path):
 
 def test_a_run_whose_points_were_changed_is_refused(run_folder):
     folder = run_folder()
-    files.write_arrays(folder / records.WITNESSES, {"index": np.array([1]), "x_adv": np.zeros((1, *SHAPE))})
+    files.write_arrays(folder / record_files.WITNESSES, {"index": np.array([1]), "x_adv": np.zeros((1, *SHAPE))})
     with pytest.raises(CheckError, match="its witnesses are not those of the record"):
         made(folder)
 

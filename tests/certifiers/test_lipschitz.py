@@ -11,9 +11,9 @@ from torch import nn
 from bench.core.contracts import Batch
 from bench.core.layers import Normalize, Residual
 from bench.core.threat import ThreatModel
+from certifiers.linear_forms import Window
 from certifiers.lipschitz import Lipschitz, conv_norm, layer_constants, margin_constants
 from certifiers.network import Network
-from certifiers.rows import Window
 from tests.linear import exact_margin, interior_batch, linear_model
 
 GENERATOR = torch.Generator()

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.certifier_contract_tests import CertifierContract
-from bench.contract_tests import AttackContract, DatasetContract, DefenseContract, ModelContract
 from bench.core import registry
+from bench.testing.certifier_contract import CertifierContract
+from bench.testing.contracts import AttackContract, DatasetContract, DefenseContract, ModelContract
 
 SMALL = {name: f"{name}:widen=1" for name in ("wrn-28-10", "wrn-34-10")} | {
     name: f"{name}:width=8" for name in ("resnet18", "resnet34", "preact-resnet18", "lenet")

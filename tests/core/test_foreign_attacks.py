@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.contract_tests import fingerprint, same, tiny_batch, tiny_model
 from bench.core import registry, seeds
 from bench.core.errors import UserError
 from bench.core.foreign_attacks import CallableAttack, make_attack
 from bench.core.specs import Spec, parse_spec
 from bench.core.threat import ThreatModel
+from bench.testing.contracts import fingerprint, same, tiny_batch, tiny_model
 
 THREAT = ThreatModel("Linf", 0.1)
 

@@ -4,11 +4,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.core import records
+from bench.core import record_checks, record_files
 from bench.core.errors import UserError
-from bench.core.records import Artifact, AttackResult, Bracket, BracketStage, CertifierResult, Record, Training
-from bench.core.table import Accuracy, Threat, accuracy, mean_radius, robustness
-from tests.core.test_table import CLEAN, FGSM, PGD, certified_table, hits, make_table
+from bench.core.example_table import Accuracy, Threat, accuracy, mean_radius, robustness
+from bench.core.records import Artifact, AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Training
+from tests.core.test_example_table import CLEAN, FGSM, PGD, certified_table, hits, make_table
 
 
 def under(values):
@@ -24,16 +24,16 @@ def make_record(**changes):
         "clean": accuracy(hits(CLEAN)), "attacks": {"fgsm": under(FGSM), "pgd-10": under(PGD)},
         "worst": robustness(hits([1, 0, 0, 0])), "certifiers": {},
         "training": Training(epochs=1, seconds=2.5, forwards=40, backwards=30, warnings=["w"]),
-        "sanity": records.Sanity("ok", []), "artifacts": {"weights": Artifact("00", 5, path="w")},
+        "sanity": Sanity("ok", []), "artifacts": {"weights": Artifact("00", 5, path="w")},
         "provenance": {"threads": 1},
     }  # fmt: skip
     return Record(**(values | changes))
 
 
 def test_a_true_record_passes():
-    records.check(make_record(), make_table())
+    record_checks.check_record(make_record(), make_table())
     table = {key: value for key, value in make_table().items() if not key.startswith("robust/")}
-    records.check(make_record(attacks={}, worst=None), table)
+    record_checks.check_record(make_record(attacks={}, worst=None), table)
 
 
 NEARLY = Accuracy(0.75, (accuracy(hits(CLEAN)).ci95[0], 0.99))
@@ -56,13 +56,13 @@ NEARLY = Accuracy(0.75, (accuracy(hits(CLEAN)).ci95[0], 0.99))
 )
 def test_a_tampered_record_is_a_user_error(changes, said):
     with pytest.raises(UserError, match=rf"\A.*{said}.*\Z"):
-        records.check(make_record(**changes), make_table())
+        record_checks.check_record(make_record(**changes), make_table())
 
 
 def test_worst_accuracy_without_an_attack_is_a_user_error():
     table = {key: value for key, value in make_table().items() if not key.startswith("robust/")}
     with pytest.raises(UserError, match=r"\A.*worst.*\Z"):
-        records.check(make_record(attacks={}), table)
+        record_checks.check_record(make_record(attacks={}), table)
 
 
 def proven(spec, **changes):
@@ -98,7 +98,7 @@ def certified_record(**changes):
 
 
 def test_a_true_record_of_certificates_passes():
-    records.check(certified_record(), certified_table())
+    record_checks.check_record(certified_record(), certified_table())
 
 
 STAGES = narrowed().stages
@@ -129,7 +129,7 @@ def test_a_tampered_record_of_certificates_is_a_user_error(changes, said):
     if own:
         changes = {"certifiers": certified_record().certifiers | {"ibp": proven("ibp", **own)}}
     with pytest.raises(UserError, match=rf"\A.*{said}.*\Z"):
-        records.check(certified_record(**changes), certified_table())
+        record_checks.check_record(certified_record(**changes), certified_table())
 
 
 @pytest.mark.parametrize(("row", "stage", "certified", "robust"), [
@@ -147,7 +147,7 @@ def test_a_bracket_that_leaves_open_what_the_run_knows_is_a_user_error(row, stag
         stages={key: value for key, value in STAGES.items() if key != stage},
     )  # fmt: skip
     with pytest.raises(UserError, match="leaves an example open"):
-        records.check(certified_record(bracket=open_one), table)
+        record_checks.check_record(certified_record(bracket=open_one), table)
 
 
 def test_records_from_before_there_were_certificates_are_read():
@@ -158,14 +158,14 @@ def test_records_from_before_there_were_certificates_are_read():
 
 
 def test_record_round_trip(tmp_path):
-    records.write_record(tmp_path, make_record())
-    assert records.read_record(tmp_path) == make_record()
+    record_files.write_record(tmp_path, make_record())
+    assert record_files.read_record(tmp_path) == make_record()
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
 def test_record_with_nan_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        records.write_record(tmp_path, make_record(provenance={"loss": float("nan")}))
+        record_files.write_record(tmp_path, make_record(provenance={"loss": float("nan")}))
     assert not list(tmp_path.iterdir())
 
 
@@ -198,33 +198,33 @@ def plain_record(**changes):
 def test_malformed_record_is_a_user_error_in_one_line(tmp_path, content):
     (tmp_path / "record.json").write_bytes(content)
     with pytest.raises(UserError, match=r"\A.*record.json is not a record: .*\Z"):
-        records.read_record(tmp_path)
+        record_files.read_record(tmp_path)
 
 
 def test_missing_record_is_a_user_error(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=r"\A.*has no record.json.*\Z"):
-            records.read_record(folder)
+            record_files.read_record(folder)
 
 
 def test_find_records(tmp_path):
     for name in ("b/0", "a/1", "a/0"):
         (tmp_path / name).mkdir(parents=True)
-        records.write_record(tmp_path / name, make_record())
+        record_files.write_record(tmp_path / name, make_record())
     ordered = [tmp_path / name for name in ("a/0", "a/1", "b/0")]
-    assert records.find_records([tmp_path]) == ordered
-    assert records.find_records([tmp_path / "b/0", tmp_path]) == [ordered[2], *ordered[:2]]
+    assert record_files.find_records([tmp_path]) == ordered
+    assert record_files.find_records([tmp_path / "b/0", tmp_path]) == [ordered[2], *ordered[:2]]
 
 
 @pytest.mark.parametrize("name", ["empty", "nowhere"])
 def test_find_records_without_any_is_a_user_error(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=rf"\A.*{name} holds no record.json.*\Z"):
-        records.find_records([tmp_path / name])
+        record_files.find_records([tmp_path / name])
 
 
 def test_artifact_of_a_file(tmp_path):
     path = tmp_path / "w.bin"
     path.write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of abc, FIPS 180-2
-    assert records.artifact(path) == Artifact(sha256=digest, bytes=3, path="w.bin")
+    assert record_files.artifact(path) == Artifact(sha256=digest, bytes=3, path="w.bin")

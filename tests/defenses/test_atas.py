@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from bench.contract_tests import DefenseContract
 from bench.core.contracts import Batch
+from bench.testing.contracts import DefenseContract
 from defenses.atas import ATAS, Config
 
 EPS = 8 / 255

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
 
-from bench.contract_tests import DefenseContract
 from bench.core.errors import UserError
+from bench.testing.contracts import DefenseContract
 from bench.training.subnet import adaptive_budgets, linear_layers, mask_layers, masks
 
 SIZES = st.lists(st.integers(1, 5000), min_size=1, max_size=8)

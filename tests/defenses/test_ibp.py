@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import defenses.ibp
-from bench.contract_tests import DefenseContract
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
+from bench.testing.contracts import DefenseContract
 from defenses.ibp import Config, worst_logits
 
 EPS = {"Linf": 0.05, "L2": 0.2}

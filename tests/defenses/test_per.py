@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import defenses.per
-from bench.contract_tests import DefenseContract
 from bench.core.contracts import mode_of
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
+from bench.testing.contracts import DefenseContract
 from defenses.per import Config, regulariser
 
 NAMES = ("l-per", "i-per", "l-per-at", "i-per-at")

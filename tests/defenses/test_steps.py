@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from attacks.losses import reflected
-from bench.contract_tests import DefenseContract
 from bench.core.errors import UserError
-from bench.training.carried import carried_start
+from bench.testing.contracts import DefenseContract
+from bench.training.perturbation_bank import carried_start
 from defenses.binary_subnet import BinarySubnet, Config
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bench.cli import main
 from bench.core.files import read_arrays, write_arrays
-from bench.core.records import artifact, check, read_record
+from bench.core.record_files import artifact, read_record
 from tests.end_to_end.command import BENCH, bench, environment
 
 TRAIN = ("run", "--defense", "standard", "--epochs", "6", "--set", "probe_every=0", "--threads", "1")
@@ -46,7 +46,7 @@ def run(finished, tmp_path):
 
 def test_the_record_holds_the_interval_and_who_decided(finished):
     record, table = read_record(finished), read_arrays(finished / "examples.npz")
-    check(record, table)
+    check_record(record, table)
     assert record.attacks == {}
     assert list(record.certifiers) == ["crown"]
     bracket = record.bracket

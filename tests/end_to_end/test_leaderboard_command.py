@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.end_to_end.command import bench, environment
-from tests.leaderboard.published import flags, publish, table_of
+from tests.publish.published import flags, publish, table_of
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.core.files import read_arrays, sha256
-from bench.core.records import check, read_record
+from bench.core.record_files import read_record
 from tests.end_to_end.command import BENCH, bench, environment
 
 QUICK = ("--epochs", "3", "--attacks", "pgd-10,fgsm", "--n-examples", "60", "--set", "probe_every=0")
@@ -50,7 +50,7 @@ def test_the_table_shows_intervals_costs_and_the_run_folder(finished):
 def test_the_record_follows_from_its_table_and_its_files(finished):
     run = only_run(finished[0])
     record, table = read_record(run), read_arrays(run / "examples.npz")
-    check(record, table)
+    check_record(record, table)
     assert record.suite == "digits"
     assert record.n_examples == 60
     assert record.training.epochs == 3

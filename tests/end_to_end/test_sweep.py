@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bench.core.records import find_records, read_run
+from bench.core.record_files import find_records, read_run
 from tests.end_to_end.command import BENCH, bench
 
 OPTIONS = ["--suite", "digits", "--epochs", "1", "--attacks", "fgsm", "--n-examples", "60"]

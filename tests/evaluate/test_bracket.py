@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from attacks.fgsm import FGSM
+from bench.core.attack_specs import make_attacks
 from bench.core.contracts import Attack, Certificate
 from bench.core.errors import CheckError, UserError
-from bench.core.stages import Stage
+from bench.core.staged_attack import Stage
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate import bracket as module
-from bench.evaluate.attacked import make_attacks
 from bench.evaluate.bracket import BracketPlan, measure_bracket, plan_bracket
 from bench.evaluate.clean import measure_clean
 from bench.evaluate.evaluation import evaluate_split
@@ -33,7 +33,7 @@ def _forget():
 @pytest.fixture
 def _clock(monkeypatch):
     """Only Slow takes any time."""
-    monkeypatch.setattr("bench.evaluate.parts.time", clock)
+    monkeypatch.setattr("bench.evaluate.batch_results.time", clock)
 
 
 @pytest.fixture

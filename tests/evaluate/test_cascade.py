@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bench.core.contracts import Attack
-from bench.core.stages import Stage, StagedAttack, has_paid
+from bench.core.staged_attack import Stage, StagedAttack, has_paid
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.attacked import measure_attack

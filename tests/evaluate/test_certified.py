@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from bench.core import registry
+from bench.core.attack_specs import make_attacks
 from bench.core.contracts import Certifier
 from bench.core.errors import CheckError, UserError
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.evaluate.attacked import make_attacks
 from bench.evaluate.certified import make_certifiers, measure_certifier
 from bench.evaluate.evaluation import evaluate_split
 from bench.evaluate.invariants import check_certificates, check_evaluation

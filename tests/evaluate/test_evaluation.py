@@ -4,17 +4,17 @@ import torch
 from torch import nn
 
 from bench.api import evaluate
-from bench.contract_tests import tiny_batch, tiny_model
 from bench.core import seeds
+from bench.core.attack_specs import make_attacks, measure_attack
 from bench.core.contracts import Attack
 from bench.core.errors import CheckError, UserError
-from bench.core.table import union, worst_case
+from bench.core.example_table import union, worst_case
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.evaluate.attacked import make_attacks, measure_attack
 from bench.evaluate.evaluation import evaluate_split
 from bench.evaluate.invariants import check_evaluation
 from bench.evaluate.witnesses import witnesses_of
+from bench.testing.contracts import tiny_batch, tiny_model
 from tests.linear import exact_margin, interior_batch, linear_model
 
 SHAPE = (1, 5, 5)

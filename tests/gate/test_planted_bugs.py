@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from attacks import pgd
-from bench import harness
 from bench.core import contracts
 from bench.core.errors import CheckError
 from bench.core.threat import ThreatModel
-from bench.plan import Request, plan
+from bench.runs import run as harness
+from bench.runs.plan import Request, plan
 from leaderboard.gate import check
 from leaderboard.gate_report import as_table
 from tests.end_to_end.command import environment

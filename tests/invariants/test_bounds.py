@@ -18,10 +18,10 @@ from bench.core.layers import Residual
 from bench.core.threat import NORMS, TOLERANCE, ThreatModel
 from certifiers.crown import Crown, CrownIBP, FastLin
 from certifiers.ibp import IBP
+from certifiers.input_regions import region_of
 from certifiers.intervals import interval_limits
 from certifiers.linear import Bounder, linear_bounds
 from certifiers.network import Network
-from certifiers.regions import region_of
 from tests.linear import exact_margin, interior_batch, linear_model
 from tests.networks import CURVED, drawn_weights, images, margins_at, networks, points, threats
 

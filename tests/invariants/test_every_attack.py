@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bench.contract_tests import fingerprint, same
 from bench.core import registry, seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
 from bench.core.specs import options_of
 from bench.core.threat import ThreatModel
+from bench.testing.contracts import fingerprint, same
 
 CPU = torch.device("cpu")
 EPS = {"Linf": (1e-3, 1.0), "L2": (1e-2, 5.0), "L1": (1e-2, 20.0)}

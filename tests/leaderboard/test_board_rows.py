@@ -6,10 +6,10 @@ import pytest
 
 from bench.core.records import Artifact, Sanity
 from leaderboard.board import Cost
-from leaderboard.rows import board
+from leaderboard.build import board
 from leaderboard.statistics import clopper_pearson
 from leaderboard.store import Contest, add_contest, add_run
-from tests.leaderboard.published import ABOUT, bracket_of, flags, publish, table_of, write_run
+from tests.publish.published import ABOUT, bracket_of, flags, publish, table_of, write_run
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 
 from bench.cli import main
 from bench.core.errors import UserError
-from bench.core.table import Threat
+from bench.core.example_table import Threat
 from leaderboard.comparison import as_table, compare, read_side
 from leaderboard.statistics import examples_needed, mcnemar, paired_difference, seeds_difference
-from tests.leaderboard.published import flags, table_of, write_run
+from tests.publish.published import flags, table_of, write_run
 
 
 def run(folder, hits, *, n=100, first=0, **changes):

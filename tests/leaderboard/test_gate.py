@@ -6,15 +6,15 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from bench.core import records
+from bench.core import record_files
 from bench.core.errors import CheckError, UserError
+from bench.core.example_table import Threat
 from bench.core.records import Sanity
-from bench.core.table import Threat
 from leaderboard.baseline import CHANGES, Recipe, read_runs, update
 from leaderboard.gate import Finding, Report, check, corrected
 from leaderboard.gate_report import as_annotations, as_junit, as_table
 from leaderboard.statistics import mcnemar, prediction, prediction_p
-from tests.leaderboard.published import bracket_of, flags, table_of, write_run
+from tests.publish.published import bracket_of, flags, table_of, write_run
 
 N = 400
 DRAWS = 10_000
@@ -379,7 +379,7 @@ def test_update_begins_a_baseline_and_replaces_the_recipes_of_the_runs(tmp_path)
     assert sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file() and "/0/" in str(path)) == [
         f"digits-{name}-small-cnn-Linf_0.2/0/{file}"
         for name in ("mine", "yours")
-        for file in (records.TABLE, records.RECORD)
+        for file in (record_files.TABLE, record_files.RECORD)
     ]
     assert not check(home, [runs]).failed
     again = seeds(tmp_path / "again", [280] * 5, first=10)

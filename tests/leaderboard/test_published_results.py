@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.core import records
+from bench.core import record_checks, record_files
 from bench.core.config import get_suite
 from bench.core.files import read_arrays
-from bench.core.records import find_records
+from bench.core.record_files import find_records
+from leaderboard.build import board
 from leaderboard.formats import as_text
 from leaderboard.page import render
-from leaderboard.rows import board
 from leaderboard.store import read_entries, results_folder, suites
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ PUBLISHED = find_records([RESULTS])
 
 @pytest.mark.parametrize("folder", [*PUBLISHED, *find_records([ROOT / ".ci" / "baseline"])], ids=str)
 def test_every_record_follows_from_its_table(folder):
-    records.check(records.read_record(folder), read_arrays(folder / records.TABLE))
+    record_checks.check_record(record_files.read_record(folder), read_arrays(folder / record_files.TABLE))
 
 
 @pytest.mark.parametrize("suite", suites(RESULTS))

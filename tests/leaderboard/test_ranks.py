@@ -7,7 +7,7 @@ from bench.core.errors import UserError
 from leaderboard.ranks import ALPHA, rank
 from leaderboard.statistics import benjamini_hochberg, mcnemar, seeds_difference
 from leaderboard.store import About, Entry, Run
-from tests.leaderboard.published import flags, record_of, table_of
+from tests.publish.published import flags, record_of, table_of
 
 
 def entry(name, runs, *, trained=True, **changes):

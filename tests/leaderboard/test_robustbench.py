@@ -6,12 +6,12 @@ import shutil
 import pytest
 
 from bench.core.errors import UserError
-from bench.core.records import read_record
+from bench.core.record_files import read_record
 from leaderboard.exchange import export, import_model_info
 from leaderboard.robustbench import ModelInfo
 from leaderboard.store import About, Contest, add_contest, add_run, read_entry
 from leaderboard.tables import percent
-from tests.leaderboard.forging import change_record, evaluated, run_of, trained
+from tests.publish.forging import change_record, evaluated, run_of, trained
 
 INFO = {
     "link": "https://example.org/abs/1", "name": "A Way\nto Be Robust\n", "authors": "A. Nobody, B. Else",

@@ -4,11 +4,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.core import files, records
+from bench.core import files, record_files
 from bench.core.errors import UserError
 from bench.core.records import Artifact
 from leaderboard.store import Contest, add_contest, add_run, check_name, read_entries, suites
-from tests.leaderboard.published import ABOUT, flags, publish, table_of, write_run
+from tests.publish.published import ABOUT, flags, publish, table_of, write_run
 
 URL = "https://example.org/weights"
 
@@ -102,11 +102,11 @@ def test_plain_names_pass(name):
 def test_a_contest_lowers_what_is_robust_and_edits_nothing(tmp_path):
     results = tmp_path / "results"
     home = publish(results, "mine", [table_of(flags(10, 6))])
-    published = (home / "0" / records.RECORD).read_bytes()
+    published = (home / "0" / record_files.RECORD).read_bytes()
     add_contest(results, "digits", "mine", 0, contest([0, 2, 9]))
     (entry,) = read_entries(results, "digits")
     assert np.flatnonzero(entry.runs[0].robust).tolist() == [1, 3, 4, 5]
-    assert (home / "0" / records.RECORD).read_bytes() == published
+    assert (home / "0" / record_files.RECORD).read_bytes() == published
     with pytest.raises(UserError, match="have been counted"):
         add_contest(results, "digits", "mine", 0, contest([1]))
     add_contest(results, "digits", "mine", 0, contest([1], sha="cd" * 32))
@@ -117,7 +117,7 @@ def test_a_contest_lowers_what_is_robust_and_edits_nothing(tmp_path):
 def test_a_table_that_is_not_the_records_is_refused(tmp_path):
     results = tmp_path / "results"
     home = publish(results, "mine", [table_of(flags(10, 6))])
-    files.write_arrays(home / "0" / records.TABLE, table_of(flags(10, 9)))
+    files.write_arrays(home / "0" / record_files.TABLE, table_of(flags(10, 9)))
     with pytest.raises(UserError, match="is not the table that"):
         read_entries(results, "digits")
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from bench.core.example_table import Accuracy, Robustness, Threat
 from bench.core.records import AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Training
-from bench.core.table import Accuracy, Robustness, Threat
 from leaderboard.tables import by_recipe, comparison, interval, percent, run_table, threat_name
 
 

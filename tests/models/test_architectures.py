@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from bench.core.devices import choose_threads, multiply_adds
 from bench.core.errors import UserError
-from bench.core.threads import choose_threads, multiply_adds
-from bench.plan import build_model
+from bench.runs.plan import build_model
 
 CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
 

@@ -3,11 +3,10 @@ import csv
 import numpy as np
 import pytest
 
-from bench.core import files, records
+from bench.core import files, record_files
 from bench.core.errors import CheckError, UserError
-from bench.core.migrations import SCHEMA
-from bench.core.records import AttackResult, Record, Sanity
-from bench.core.table import Threat, accuracy, attack_specs, union, worst
+from bench.core.example_table import Threat, accuracy, attack_specs, union, worst
+from bench.core.records import SCHEMA, AttackResult, Record, Sanity
 from bench.studies.attack_curves import attack_curves, curves_of
 
 PGD = {
@@ -41,8 +40,8 @@ def run_folder(folder, columns):
         sanity=Sanity("unchecked", []), artifacts={}, provenance={},
     )  # fmt: skip
     folder.mkdir(parents=True)
-    records.write_record(folder, record)
-    files.write_arrays(folder / records.TABLE, table)
+    record_files.write_record(folder, record)
+    files.write_arrays(folder / record_files.TABLE, table)
     return folder
 
 
@@ -103,6 +102,6 @@ def test_runs_without_such_columns_and_changed_runs_are_refused(tmp_path):
     folder = run_folder(tmp_path / "run" / "0", {"robust/pgd-10": PGD["robust/pgd-10"]})
     with pytest.raises(UserError, match="bench eval"):
         attack_curves(runs=(str(folder),), figure=figure)
-    files.write_arrays(folder / records.TABLE, {"index": np.arange(5)})
+    files.write_arrays(folder / record_files.TABLE, {"index": np.arange(5)})
     with pytest.raises(CheckError, match="changed"):
         attack_curves(runs=(str(folder),), figure=figure)

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from bench.core.errors import UserError
+from bench.studies import references
 from bench.studies.published import Place, find_checkpoints, method_of, place_of
-from leaderboard import references
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.models.fc1 import fc1
+from bench.studies import references
 from bench.studies.beside_paper import Line, for_people
 from bench.studies.reproduce import _certifiers, measured, pgd_points, reproduce
-from leaderboard import references
 from tests.certifying import Exact, calls
 from tests.linear import exact_margin, linear_model, near_the_boundary
 from tests.studies.distances import at_some_distance

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench.contract_tests import CPU, EPS, DefenseContract, tiny_batch, tiny_model, tiny_split
 from bench.core.config import TrainingConfig
 from bench.core.errors import CheckError, UserError
 from bench.core.threat import ThreatModel
+from bench.testing.contracts import CPU, EPS, DefenseContract, tiny_batch, tiny_model, tiny_split
 from bench.training.checkpoints import save_checkpoint
 from bench.training.loop import Loop
 from bench.training.overfitting import catastrophic

@@ -1,0 +1,46 @@
+"""Attacks from specs, each with the threat model that it runs under."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.core import registry
+from bench.core.contracts import Attack
+from bench.core.errors import UserError
+from bench.core.foreign_attacks import CallableAttack
+from bench.core.specs import Spec, options_of, parse_spec
+from bench.core.threat import Norm, ThreatModel
+
+
+@dataclass(frozen=True)
+class PlannedAttack:
+    """An attack and the threat model that it runs under."""
+
+    attack: Attack
+    threat: ThreatModel
+
+
+def make_attacks(specs: Sequence[str], threat: ThreatModel) -> dict[str, PlannedAttack]:
+    """Attacks by canonical spec, each at most once. Every attack has the options `norm` and `eps` (default: `threat`)."""
+    planned: dict[str, PlannedAttack] = {}
+    for text in specs:
+        spec = parse_spec(text, registry.attack, common={"norm": (Norm, threat.norm), "eps": (float, threat.eps)})
+        if reserved := {"norm", "eps"} & set(options_of(spec.target)):
+            raise UserError(f"attack '{text}' must not have an option {min(reserved)}; ask for `threat` instead")
+        norm, eps = (spec.options.pop(option, None) for option in ("norm", "eps"))
+        if norm not in (None, threat.norm) and eps is None:
+            raise UserError(f"attack '{text}' is under another norm; give its eps too, as in {text}:eps=0.5")
+        attack = PlannedAttack(_make(spec), ThreatModel(norm or threat.norm, eps or threat.eps, threat.box))
+        if attack in planned.values():
+            raise UserError(f"attack '{text}' is given twice; keep one")
+        planned[spec.text] = attack
+    return planned
+
+
+def _make(spec: Spec) -> Attack:
+    if inspect.isfunction(spec.target):
+        return CallableAttack(function=spec.target, options=spec.arguments)
+    attack: Attack = spec.make()
+    return attack

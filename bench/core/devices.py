@@ -1,0 +1,54 @@
+"""The device and the number of CPU threads of a run."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from bench.core.contracts import frozen
+from bench.core.errors import UserError
+
+# Multiply-adds of one example from which a second thread pays. Below it the threads mostly wait for one
+# another, and on a busy machine that has made a small network up to 50 times slower.
+WORTH_A_THREAD = 10_000_000
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_device(name: str) -> torch.device:
+    if name not in DEVICES:
+        raise UserError(f"device '{name}' is not one of {', '.join(DEVICES)}")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda': torch sees no GPU on this machine; use --device cpu")
+    return torch.device(name)
+
+
+def multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of the linear and convolutional layers for one example of `shape` (C,H,W)."""
+    total = 0
+
+    def count(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        total += output[0].numel() * weight[0].numel()
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with frozen(model), torch.no_grad():
+            model(torch.zeros(1, *shape, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
+
+
+def choose_threads(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """One thread for a small model, all of this process's cores for a large one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if multiply_adds(model, shape) >= WORTH_A_THREAD else 1

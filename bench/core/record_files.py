@@ -1,0 +1,70 @@
+"""Reading and writing run folders. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+
+from bench.core.errors import CheckError, UserError
+from bench.core.files import read_arrays, sha256, write_atomically
+from bench.core.record_checks import check_record
+from bench.core.records import SCHEMA, Artifact, Record
+from bench.core.registry import one_line
+
+RECORD, TABLE, WITNESSES = "record.json", "examples.npz", "witnesses.npz"
+
+
+class _Version(msgspec.Struct):
+    schema: int
+
+
+def write_record(folder: Path, record: Record) -> None:
+    text = json.dumps(msgspec.to_builtins(record), indent=1, allow_nan=False)
+    write_atomically(folder / RECORD, f"{text}\n".encode())
+
+
+def read_record(folder: Path) -> Record:
+    """The record in `folder`; UserError if it is missing, malformed or of another schema."""
+    path = folder / RECORD
+    try:
+        text = path.read_bytes()
+        if (schema := msgspec.json.decode(text, type=_Version).schema) != SCHEMA:
+            raise UserError(f"its schema is {schema}, and this version reads schema {SCHEMA} only")
+        return msgspec.json.decode(text, type=Record)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} has no {RECORD}; a finished run folder has one") from error
+    except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not a record: {one_line(error)}") from error
+
+
+def read_run(folder: Path) -> Record:
+    """A finished run's record, after checking that it follows from its table and that its files are the ones it names.
+
+    CheckError where one of them does not.
+    """
+    record = read_record(folder)
+    try:
+        check_record(record, read_arrays(folder / TABLE))
+        for name, file in record.artifacts.items():
+            if file.path is not None and sha256(folder / Path(file.path).name) != file.sha256:
+                raise UserError(f"its {name} are not those of the record")
+    except (UserError, OSError) as error:
+        raise CheckError(f"{folder} was changed after it was finished: {error}; delete it and run again") from error
+    return record
+
+
+def find_records(paths: list[Path]) -> list[Path]:
+    """The folders at or below `paths` that hold a record, in order; UserError where a path has none."""
+    found: list[Path] = []
+    for path in paths:
+        below = sorted(p.parent for p in path.rglob(RECORD)) if path.is_dir() else []
+        if not below:
+            raise UserError(f"{path} holds no {RECORD}; give a run folder, or a folder of run folders")
+        found += [p for p in below if p not in found]
+    return found
+
+
+def artifact(path: Path) -> Artifact:
+    return Artifact(sha256=sha256(path), bytes=path.stat().st_size, path=path.name)

@@ -1,0 +1,28 @@
+"""What the measurements of one evaluation have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from bench.core.threat import ThreatModel
+from bench.datasets.split import Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalContext:
+    """The model, the test split, the record's threat model, and how they are measured.
+
+    batch_size: examples in a batch; it decides which examples are attacked together, and with `seed` all randomness.
+    partial_results: a folder in which finished batches are kept, and read by a later call; None keeps nothing.
+    """
+
+    model: nn.Module
+    test: Split
+    threat: ThreatModel
+    batch_size: int
+    seed: int
+    partial_results: Path | None = None
+    show_progress: bool = False

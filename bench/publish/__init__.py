@@ -1,0 +1,1 @@
+"""Submissions and contests. The only room that reads untrusted files."""

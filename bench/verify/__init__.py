@@ -1,0 +1,1 @@
+"""Checking the evidence of a finished run again."""

@@ -1,0 +1,83 @@
+"""Changing a finished run as a forger would, and seeing whether anything else changed."""
+
+import hashlib
+import json
+import stat
+
+from bench.cli import main
+from bench.core.example_table import accuracy, worst_case
+from bench.core.files import read_arrays, write_arrays
+from bench.core.record_files import artifact
+from leaderboard.store import About
+
+ABOUT = About(title="Standard training", paper="Nobody (2026)", licence="MIT")
+FILES = {"weights": "weights.safetensors", "examples": "examples.npz", "witnesses": "witnesses.npz"}
+
+
+def trained(out, *words):
+    """Finished runs of the digits suite, of a second or two."""
+    main(["run", "--defense", "standard", "--set", "probe_every=0", "--threads", "1", "--out", str(out), *words])
+    return out
+
+
+def evaluated(out, weights, *words):
+    """A finished evaluation of weights on the digits suite."""
+    main(["eval", "--checkpoint", str(weights), "--suite", "digits", "--threads", "1", "--out", str(out), *words])
+    return run_of(out)
+
+
+def run_of(folder):
+    (record,) = folder.rglob("record.json")
+    return record.parent
+
+
+def change_record(run, change):
+    plain = json.loads((run / "record.json").read_text())
+    change(plain)
+    (run / "record.json").write_text(json.dumps(plain))
+
+
+def replace_in_record(run, old, new):
+    """Text for text, for what json.dumps would not write."""
+    text = (run / "record.json").read_text()
+    assert old in text
+    (run / "record.json").write_text(text.replace(old, new, 1))
+
+
+def rehash(run, name):
+    """The record's hash and size of a file made right again."""
+    file = artifact(run / FILES[name])
+    change_record(run, lambda r: r["artifacts"][name].update(sha256=file.sha256, bytes=file.bytes))
+
+
+def change_arrays(run, name, change):
+    arrays = {key: value.copy() for key, value in read_arrays(run / FILES[name]).items()}
+    change(arrays)
+    write_arrays(run / FILES[name], arrays)
+    rehash(run, name)
+
+
+def change_table(run, change):
+    """The table, and every aggregate of the record that follows from it."""
+    change_arrays(run, "examples", change)
+    table = read_arrays(run / FILES["examples"])
+
+    def follow(record):
+        clean, worst = accuracy(table["clean"]), accuracy(worst_case(table))
+        record["clean"] = {"acc": clean.acc, "ci95": clean.ci95}
+        record["worst"] = {"robust_acc": worst.acc, "ci95": worst.ci95}
+        for spec, result in record["attacks"].items():
+            found = accuracy(table[f"robust/{spec}"])
+            result |= {"robust_acc": found.acc, "ci95": found.ci95}
+
+    change_record(run, follow)
+
+
+def tree(folder):
+    """All that is below a folder: type, mode, and content by its hash. Python's caches of what was trusted aside."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts):
+        status = path.lstat()
+        plain = stat.S_ISREG(status.st_mode) and status.st_size < 2**26
+        found[path] = (status.st_mode, status.st_size, hashlib.sha256(path.read_bytes()).digest() if plain else None)
+    return found

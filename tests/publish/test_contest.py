@@ -1,0 +1,246 @@
+"""`bench submit --contest`: witnesses that hold lower an entry; all others are counted, and change nothing."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from bench.core.errors import CheckError, UserError
+from bench.core.files import read_arrays, sha256, write_arrays
+from bench.core.record_files import artifact
+from bench.datasets.digits import digits
+from bench.publish.contest import contest, recheck_contest
+from bench.verify.run import settings
+from leaderboard.store import add_run, read_run
+from tests.publish.forging import ABOUT, change_arrays, change_record, evaluated, run_of, trained, tree
+
+SETTINGS = {"seed": 0, "threads": 1, "attack": "pgd-10"}
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory):
+    """A run that only one weak attack tried."""
+    return run_of(trained(tmp_path_factory.mktemp("weak"), "--epochs", "4", "--attacks", "random-noise"))
+
+
+@pytest.fixture(scope="module")
+def strong(tmp_path_factory, weak):
+    """The same weights under a strong attack."""
+    return evaluated(tmp_path_factory.mktemp("strong"), weak / "weights.safetensors", "--attacks", "bracket-attack")
+
+
+@pytest.fixture
+def world(tmp_path, weak, strong):
+    """results/digits/weak/0, and beside it what a contest brings."""
+    add_run(tmp_path / "results", "weak", ABOUT, weak, url="https://example.org/weak")
+    for file in ("weights.safetensors", "witnesses.npz"):
+        shutil.copy(strong / file, tmp_path / file)
+    return tmp_path
+
+
+def attempt(world, *, entry="digits/weak/0", by="Somebody", weights="weights.safetensors", **options):
+    contest(
+        world / "results", entry, world / "witnesses.npz", weights=world / weights, by=by,
+        settings=settings(**SETTINGS), **options,
+    )  # fmt: skip
+
+
+def refused(world, kind=(UserError, CheckError), **options):
+    before = tree(world)
+    with pytest.raises(kind) as caught:
+        attempt(world, **options)
+    line = str(caught.value)
+    assert line.isascii()
+    assert line.isprintable()
+    assert tree(world) == before
+    return line
+
+
+def robust(world):
+    return read_run(world / "results/digits/weak/0").robust
+
+
+def test_witnesses_that_hold_lower_the_entry(world, weak, strong, capsys):
+    record = sha256(world / "results/digits/weak/0/record.json")
+    before = robust(world)
+    stands = before & read_arrays(strong / "examples.npz")["robust/bracket-attack"]
+    assert stands.sum() < before.sum()
+    attempt(world, url="https://example.org/witnesses.npz")
+    assert np.array_equal(robust(world), stands)
+    assert sha256(world / "results/digits/weak/0/record.json") == record
+    (found,) = read_run(world / "results/digits/weak/0").contests
+    assert found.by == "Somebody"
+    assert found.broken == np.flatnonzero(before & ~stands).tolist()
+    assert found.witnesses.sha256 == sha256(world / "witnesses.npz")
+    out = capsys.readouterr().out
+    assert f"{len(found.broken)}  robust by the record, and fall" in out
+    assert "git add" in out
+    assert "no witness breaks" in refused(world, CheckError)  # for they are fallen already
+
+
+def change(world, harm):
+    arrays = {key: value.copy() for key, value in read_arrays(world / "witnesses.npz").items()}
+    harm(arrays)
+    write_arrays(world / "witnesses.npz", arrays)
+
+
+def clean_images(arrays):
+    images = digits(None).x_test[arrays["index"]]
+    arrays["x_adv"] = (images.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
+
+
+HARMLESS = {
+    "beyond eps": lambda a: a["x_adv"].__isub__(np.where(a["x_adv"] > 0.5, 0.5, -0.5).astype(np.float32)),
+    "outside [0, 1]": lambda a: clean_images(a) or a["x_adv"].__isub__(0.001),
+    "classified right": clean_images,
+}
+
+
+@pytest.mark.parametrize("why", HARMLESS)
+def test_witnesses_that_do_not_hold_are_counted_and_change_nothing(why, world, capsys):
+    change(world, HARMLESS[why])
+    assert "no witness breaks an example" in refused(world, CheckError)
+    outcomes = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert why in outcomes
+    assert "robust by the record, and fall" not in outcomes
+
+
+def test_a_point_that_fools_the_model_from_outside_the_box_breaks_nothing(world, capsys):
+    def leave(arrays):
+        black = digits(None).x_test[arrays["index"]].transpose(0, 3, 1, 2) == 0
+        arrays["x_adv"][black & (arrays["x_adv"] == 0)] = -0.001
+
+    change(world, leave)
+    assert "no witness breaks an example" in refused(world, CheckError)
+    assert "outside [0, 1]" in capsys.readouterr().out
+
+
+def test_a_contest_over_other_data_than_the_records_is_refused(world):
+    change_record(world / "results/digits/weak/0", lambda record: record["config"].update(data_hash="0" * 64))
+    assert "is not the data set of the record" in refused(world, UserError)
+
+
+def test_one_witness_that_holds_among_many_that_do_not_is_what_counts(world):
+    before = robust(world)
+    index = read_arrays(world / "witnesses.npz")["index"]
+    row = int(np.flatnonzero(before[index])[0])
+    change(world, lambda a: a["x_adv"].__setitem__(np.arange(len(index)) != row, np.nan))
+    attempt(world)
+    assert np.flatnonzero(before & ~robust(world)).tolist() == [index[row]]
+
+
+MALFORMED = {
+    "index of no example": (lambda a: a.update(index=a["index"] + 400), "test examples 0 to 359"),
+    "negative index": (lambda a: a.update(index=-1 - a["index"]), "test examples 0 to 359"),
+    "index of fractions": (lambda a: a.update(index=a["index"].astype(float)), "not int64"),
+    "images of another size": (lambda a: a.update(x_adv=a["x_adv"][:, :, 1:]), "it is"),
+    "points in double precision": (lambda a: a.update(x_adv=a["x_adv"].astype(float)), "float64"),
+    "none": (lambda a: a.update(index=a["index"][:0], x_adv=a["x_adv"][:0]), "not int64"),
+    "one index": (lambda a: a.update(index=a["index"][0]), "not int64"),
+    "no points": (lambda a: a.pop("x_adv"), "no array 'x_adv'"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_witnesses_are_refused(case, world):
+    harm, says = MALFORMED[case]
+    change(world, harm)
+    assert says in refused(world, UserError)
+
+
+def test_witnesses_with_objects_are_never_read(world):
+    np.savez(world / "witnesses.npz", index=np.array([{}], dtype=object), x_adv=np.zeros(1))
+    assert "pickles" in refused(world, UserError)
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"entry": "digits/none/0"}, "is not in"),
+    ({"entry": "digits/../../0"}, "names no published run"),
+    ({"entry": "digits/../0"}, "is no name"),
+    ({"entry": "digits/weak/-1"}, "names no published run"),
+    ({"entry": "digits/weak/\u0661"}, "names no published run"),
+    ({"by": ""}, "names who brings it"),
+    ({"by": "\u202eydobemoS"}, "U+202E"),
+    ({"url": "http://example.org/w.npz"}, "https"),
+    ({"weights": "witnesses.npz"}, "no .safetensors file"),
+])  # fmt: skip
+def test_wrong_use_is_one_line(options, says, world):
+    assert says in refused(world, UserError, **options)
+
+
+def test_weights_of_another_run_are_refused(world, tmp_path_factory):
+    other = trained(tmp_path_factory.mktemp("other"), "--epochs", "1", "--attacks", "none", "--seeds", "5")
+    shutil.copy(run_of(other) / "weights.safetensors", world / "weights.safetensors")
+    assert "not the weights of the record" in refused(world, UserError)
+
+
+def test_a_certificate_that_a_witness_refutes_is_recorded_and_called_out(tmp_path, weak, world):
+    run = shutil.copytree(weak, tmp_path / "run")
+
+    def certify(table):
+        table["certified/ibp"] = table["clean"].copy()
+        table["radius/ibp"] = np.where(table["clean"], np.float32(0.2), np.float32(0))
+
+    change_arrays(run, "examples", certify)
+    change_record(run, lambda r: r.update(seed=1))
+    change_record(run, lambda r: r["artifacts"]["weights"].update(sha256="0" * 64))  # past the rule of one training
+    folder = add_run(world / "results", "weak", ABOUT, run)
+    shutil.copy(weak / "record.json", tmp_path / "record.json")
+    change_record(folder, lambda r: r["artifacts"]["weights"].update(sha256=sha256(world / "weights.safetensors")))
+    with pytest.raises(CheckError, match="CERTIFICATE REFUTED: digits/weak/1 certified test examples"):
+        attempt(world, entry="digits/weak/1")
+    assert read_run(folder).contests
+
+
+# a contest in a pull request, judged again from its addresses
+
+
+@pytest.fixture
+def claimed(world):
+    """The file of a contest that held; and the results as they were."""
+    shutil.copytree(world / "results", world / "base")
+    attempt(world, url="https://example.org/witnesses.npz")
+    (file,) = (world / "results/digits/weak/0/contests").iterdir()
+    return file
+
+
+def again(world, file):
+    def open_url(url):
+        return (world / url.rpartition("/")[2]).open("rb")
+
+    recheck_contest(world / "base", "digits/weak/0", file, settings=settings(**SETTINGS), open_url=open_url)
+
+
+def test_a_contest_of_somebody_else_is_judged_again(world, claimed):
+    before = tree(world)
+    again(world, claimed)
+    assert tree(world) == before
+
+
+@pytest.mark.parametrize(("harm", "says"), [
+    (lambda c: c["broken"].pop(), "its witnesses"),
+    (lambda c: c["broken"].reverse(), "in order"),
+    (lambda c: c.update(broken=[]), "in order"),
+    (lambda c: c.update(by="<\u202e>"), "U+202E"),
+    (lambda c: c.update(rank=1), "unknown field"),
+    (lambda c: c["witnesses"].update(sha256="0" * 64), "not named after"),
+    (lambda c: c["witnesses"].update(url="file:///etc/passwd"), "https"),
+    (lambda c: c["witnesses"].pop("url"), "https"),
+])  # fmt: skip
+def test_a_contest_that_claims_something_else_is_refused(harm, says, world, claimed):
+    plain = json.loads(claimed.read_text())
+    harm(plain)
+    claimed.write_text(json.dumps(plain))
+    before = tree(world)
+    with pytest.raises((UserError, CheckError), match=re.escape(says)):
+        again(world, claimed)
+    assert tree(world) == before
+
+
+def test_what_lies_at_the_address_of_a_contest_is_its_file(world, claimed):
+    change(world, lambda a: a.update(index=a["index"][::-1]))
+    assert artifact(world / "witnesses.npz").sha256[:12] != claimed.stem
+    with pytest.raises(CheckError, match="is not the"):
+        again(world, claimed)

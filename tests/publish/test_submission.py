@@ -1,0 +1,681 @@
+"""`bench submit`: an honest run is published; a hostile one is refused in a line, nothing is written or executed."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import tempfile
+import zipfile
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from bench.core.errors import CheckError, UserError
+from bench.core.example_table import accuracy
+from bench.core.files import read_arrays, sha256, write_arrays
+from bench.core.record_files import read_record
+from bench.core.records import Sanity
+from bench.publish.fetch_artifacts import open_https
+from bench.publish.static_checks import check_submission
+from bench.publish.submit import submit
+from bench.publish.untrusted_files import MIB
+from bench.verify.run import settings
+from leaderboard.store import add_run, read_entries
+from tests.publish.forging import (
+    ABOUT,
+    change_arrays,
+    change_record,
+    change_table,
+    evaluated,
+    rehash,
+    replace_in_record,
+    run_of,
+    trained,
+    tree,
+)
+
+MODEL = """
+import pathlib
+
+from torch import nn
+
+pathlib.Path(r"CANARY").touch()
+
+
+def build(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
+"""
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Two seeds of a short training, under the board's attack, on all test examples."""
+    return trained(
+        tmp_path_factory.mktemp("finished"), "--epochs", "4", "--attacks", "bracket-attack", "--seeds", "0,1"
+    )
+
+
+@pytest.fixture(scope="session")
+def other_runs(tmp_path_factory, finished):
+    """The same weights on fewer examples, and under a weak attack; and under a bracket, with a certifier."""
+    weights = next(finished.glob("*/0")) / "weights.safetensors"
+    found = {}
+    for name, words in {
+        "few": ("--attacks", "bracket-attack", "--n-examples", "60"),
+        "weak": ("--attacks", "pgd-10"),
+        "bracket": ("--bracket", "--budget", "5s", "--certifiers", "ibp", "--n-examples", "20"),
+    }.items():
+        found[name] = evaluated(tmp_path_factory.mktemp(name), weights, *words)
+    return found
+
+
+@pytest.fixture
+def world(tmp_path, finished, monkeypatch):
+    """A folder with all that a test may touch: run/, results/ with an entry, tmp/; and a canary that must not be."""
+    for name in ("results", "tmp"):
+        (tmp_path / name).mkdir()
+    shutil.copytree(next(finished.glob("*/0")), tmp_path / "run")
+    add_run(tmp_path / "results", "l-per", ABOUT, next(finished.glob("*/1")))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def attempt(world, *, entry="mine", run=None, about=ABOUT, plugins=(), **options):
+    chosen = settings(seed=0, threads=1, attack="pgd-10", plugins=plugins)
+    submit(run or world / "run", entry=entry, about=about, results=world / "results", settings=chosen, **options)
+
+
+def refused(world, **options):
+    """The one line of a refusal, after which nothing is other than before."""
+    before = tree(world)
+    with pytest.raises((UserError, CheckError)) as caught:
+        attempt(world, **options)
+    line = str(caught.value)
+    assert line.isascii()
+    assert line.isprintable()
+    assert 20 < len(line) < 700
+    assert tree(world) == before
+    assert not (world / "canary").exists()
+    return line
+
+
+class Bomb:
+    """A pickle that runs code when it is read."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+def with_objects(run, name):
+    """An .npz with an array of objects, each a pickle that runs code."""
+    arrays = read_arrays(run / f"{name}.npz") | {"note": np.array([Bomb(run.parent / "canary")], dtype=object)}
+    np.savez(run / f"{name}.npz", **arrays)
+    rehash(run, name)
+
+
+def with_pickle(run, name, file):
+    (run / file).write_bytes(pickle.dumps(Bomb(run.parent / "canary")))
+    rehash(run, name)
+
+
+def with_bomb(run, size):
+    """Zeros by the hundred megabytes, in some kilobytes; `size` is what the directory says of them."""
+    path = run / "examples.npz"
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("note.npy", "w") as member:
+        for _ in range(128):
+            member.write(bytes(MIB))
+    data = path.read_bytes()
+    at = data.rindex(b"note.npy") - 46 + 24  # of the uncompressed size, in the directory
+    path.write_bytes(data[:at] + size.to_bytes(4, "little") + data[at + 4 :])
+    rehash(run, "examples")
+
+
+def with_members(run, names, content=b""):
+    with zipfile.ZipFile(run / "examples.npz", "a") as archive:
+        for name in names:
+            archive.writestr(name, content)
+    rehash(run, "examples")
+
+
+def npy(header):
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def with_header(run, change):
+    """Other claims in the header of the weights."""
+    data = (run / "weights.safetensors").read_bytes()
+    n = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + n])
+    change(header)
+    text = json.dumps(header).encode()
+    (run / "weights.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + n :])
+    rehash(run, "weights")
+
+
+def first_tensor(header):
+    return next(value for key, value in header.items() if key != "__metadata__")
+
+
+def with_spec(run, change):
+    """Another model in the header of the weights and throughout the record."""
+
+    def respec(header):
+        spec = json.loads(header["__metadata__"]["robust-bracket"])
+        change(spec)
+        header["__metadata__"]["robust-bracket"] = json.dumps(spec)
+
+    with_header(run, respec)
+
+
+def with_model(run, model):
+    with_spec(run, lambda spec: spec.update(model=model))
+    change_record(run, lambda r: (r.update(model=model), r["config"].update(model=model)))
+
+
+def other_weights(run):
+    """Those of the other seed, under a hash that is right."""
+    with safe_open(run / "weights.safetensors", framework="np") as file:
+        header, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file({key: value[::-1].copy() for key, value in state.items()}, run / "weights.safetensors", metadata=header)
+    rehash(run, "weights")
+
+
+def stand(table):
+    """All that fell is said to be robust."""
+    table["robust/bracket-attack"][:] = table["clean"]
+
+
+def no_witnesses(arrays):
+    arrays.update({key: value[:0] for key, value in arrays.items()})
+
+
+def relabel(table):
+    table["label"][:] = table["prediction"]
+    table["clean"][:] = True
+
+
+def repredict(table):
+    table["prediction"][:] = table["label"]
+    table["clean"][:] = True
+
+
+def permute(table):
+    for key, column in table.items():
+        if key != "index":
+            table[key] = column[::-1].copy()
+
+
+def sparse(path, size):
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def into(run, **fields):
+    change_record(run, lambda r: r.update(fields))
+
+
+def artifact_of(run, name, **fields):
+    change_record(run, lambda r: r["artifacts"][name].update(fields))
+
+
+def linked(run, name):
+    path = run / name
+    path.rename(run.parent / "elsewhere")
+    path.symlink_to(run.parent / "elsewhere")
+
+
+# what is done to an honest run -> what the one line says
+HOSTILE = {
+    # names
+    "script in the defense's name": (lambda r: into(r, defense="<script>alert(1)</script>"), "is no name"),
+    "quotes in the defense's name": (lambda r: into(r, defense="a' onload='x"), "is no name"),
+    "text that runs backwards": (lambda r: into(r, defense="pgd\u202eta"), "U+202E"),
+    "a letter that looks like ours": (lambda r: into(r, defense="\u0440gd-at"), "U+0440"),
+    "control characters in the model": (lambda r: into(r, model="cnn\x1b[2J\nok"), "U+001B"),
+    "half a character": (lambda r: replace_in_record(r, '"small-cnn"', '"\\ud800"'), "U+D800"),
+    "markup in a spec": (
+        lambda r: change_record(r, lambda p: p["attacks"].update({"<img src=x>": p["attacks"]["bracket-attack"]})),
+        "is no spec",
+    ),
+    "suite that climbs": (lambda r: into(r, suite="../digits"), "suite '../digits' is no name"),
+    "suite that there is not": (lambda r: into(r, suite="digitz"), "unknown suite"),
+    "no suite": (lambda r: into(r, suite=None), "of no suite"),
+    "command for a shell": (
+        lambda r: change_record(r, lambda p: p["provenance"].update(command="bench run --out x; rm -rf ~")),
+        "none of `bench run`",
+    ),
+    # files
+    "link to a file": (lambda r: linked(r, "weights.safetensors"), "not a plain file"),
+    "link to the record": (lambda r: linked(r, "record.json"), "not a plain file"),
+    "link to a device": (lambda r: (r / "log.jsonl").unlink() or (r / "log.jsonl").symlink_to("/dev/zero"), "links"),
+    "pipe": (lambda r: (r / "training.json").unlink() or os.mkfifo(r / "training.json"), "not a plain file"),
+    "folder inside": (lambda r: (r / "contests").mkdir(), "no file of a run"),
+    "code beside the record": (lambda r: (r / "conftest.py").write_text("import os"), "no file of a run"),
+    "file name of two lines": (lambda r: (r / "a\nb\x1b").write_text(""), "no file of a run"),
+    "huge record": (lambda r: sparse(r / "record.json", 2 * MIB), "at most 1048576"),
+    "huge configuration": (lambda r: sparse(r / "config.json", 2**40), "at most 1048576"),
+    "huge weights": (lambda r: sparse(r / "weights.safetensors", 2**40), "at most"),
+    "no table": (lambda r: (r / "examples.npz").unlink(), "no examples.npz"),
+    # JSON
+    "deep JSON": (lambda r: (r / "record.json").write_text("[" * 100_000), "nested too deep"),
+    "deep configuration": (lambda r: (r / "config.json").write_text('{"a":' * 40 + "1" + "}" * 40), "nested too deep"),
+    "key twice": (lambda r: replace_in_record(r, '"seed": 0', '"seed": 0, "seed": 1'), "'seed' twice"),
+    "NaN": (lambda r: replace_in_record(r, '"acc": 0', '"acc": NaN, "ac": 0'), "NaN"),
+    "infinity by an exponent": (lambda r: replace_in_record(r, '"seed": 0', '"seed": 1e999'), "1e999"),
+    "number of 5,000 digits": (lambda r: replace_in_record(r, '"seed": 0', f'"seed": {"9" * 5000}'), "the number"),
+    "text without end": (lambda r: into(r, model="a" * 100_000), "100000 characters"),
+    "not UTF-8": (lambda r: (r / "record.json").write_bytes(b'{"a": "\xff"}'), "is not JSON"),
+    "record that is a list": (lambda r: (r / "record.json").write_text("[]"), "not a record"),
+    "field of another schema": (lambda r: into(r, rank=1), "unknown field"),
+    "schema of the future": (lambda r: into(r, schema=99), "schema 99"),
+    "schema that is a list": (lambda r: into(r, schema=[1]), "int"),
+    # numbers
+    "accuracy below 0": (lambda r: change_record(r, lambda p: p["clean"].update(acc=-0.5)), "clean.acc is -0.5"),
+    "accuracy above 1": (lambda r: change_record(r, lambda p: p["worst"].update(robust_acc=93.0)), "from 0 to 1"),
+    "interval above 1": (lambda r: change_record(r, lambda p: p["clean"].update(ci95=[0.1, 1.5])), "from 0 to 1"),
+    "interval upside down": (lambda r: change_record(r, lambda p: p["clean"]["ci95"].reverse()), "its table gives"),
+    "negative cost": (lambda r: change_record(r, lambda p: p["training"].update(seconds=-1.0)), "not negative"),
+    "negative seed": (lambda r: into(r, seed=-1), "seed is -1"),
+    "seed that no file system takes": (lambda r: into(r, seed=2**40), "seeds are"),
+    "eps in grey levels": (lambda r: change_record(r, lambda p: p["threat"].update(eps=51.0)), "eps 51.0"),
+    "another norm": (lambda r: change_record(r, lambda p: p["threat"].update(norm="L2")), "norm L2"),
+    "another data set": (lambda r: into(r, dataset="mnist"), "data set mnist"),
+    "data set that is a file": (lambda r: into(r, dataset="/etc/evil.npz"), "is no spec"),
+    "more parameters than there are": (lambda r: into(r, parameters=10**9), "the record says 1000000000"),
+    # arrays
+    "objects in the table": (lambda r: with_objects(r, "examples"), "pickles"),
+    "objects among the witnesses": (lambda r: with_objects(r, "witnesses"), "pickles"),
+    "pickle as the table": (lambda r: with_pickle(r, "examples", "examples.npz"), "not an .npz"),
+    "zip bomb": (lambda r: with_bomb(r, 128 * MIB), "unpacks to"),
+    "zip bomb that belittles itself": (lambda r: with_bomb(r, 10), "Bad CRC-32"),
+    "zip of 2,000 members": (lambda r: with_members(r, [f"{i}.npy" for i in range(2000)]), "more than 1000"),
+    "array that climbs": (lambda r: with_members(r, ["../../evil.npy"], npy_of(np.zeros(1))), "that the record names"),
+    "array larger than its bytes": (
+        lambda r: with_members(r, ["a.npy"], npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000,), }")),
+        "not as large as it says",
+    ),
+    "code in the header of an array": (
+        lambda r: with_members(r, ["a.npy"], npy("__import__('os').system('touch canary')")), "not of plain numbers",
+    ),
+    "column of no attack": (
+        lambda r: change_arrays(r, "examples", lambda t: t.update({"robust/none": t["clean"]})), "nothing that the",
+    ),
+    "negative passes": (
+        lambda r: change_arrays(r, "examples", lambda t: t["passes/bracket-attack"].__setitem__(0, -5)), "has negative",
+    ),
+    "table in another order": (lambda r: change_table(r, lambda t: t.update(index=t["index"][::-1])), "test order"),
+    # weights
+    "pickle as weights": (lambda r: with_pickle(r, "weights", "weights.safetensors"), "no .safetensors file"),
+    "tensors that overlap": (
+        lambda r: with_header(r, lambda h: first_tensor(h).update(data_offsets=[0, 4], shape=[1])), "overlap",
+    ),
+    "tensor of another size": (
+        lambda r: with_header(r, lambda h: first_tensor(h).update(shape=[10**9, 10**9])), "not as large as it says",
+    ),
+    "header without end": (lambda r: sparse(r / "weights.safetensors", 99) or rehash(r, "weights"), "is not JSON"),
+    "weights of another seed": (other_weights, "predictions"),
+    "model too large to build": (lambda r: with_model(r, "small-cnn:width=100000000"), "too small to hold"),
+    "model in a file": (lambda r: with_model(r, "evil.py:build"), "--trust-code"),
+    "certifier in a file": (
+        lambda r: change_record(r, lambda p: p["certifiers"].update({"evil.py:f": PROOF})), "not those of its table",
+    ),
+    "another architecture": (lambda r: with_model(r, "mlp"), "refused: configuration"),
+    # artifacts
+    "wrong hash": (lambda r: artifact_of(r, "weights", sha256="0" * 64), "hash and size"),
+    "hash that is none": (lambda r: artifact_of(r, "weights", sha256="../../x"), "no SHA-256"),
+    "wrong size": (lambda r: artifact_of(r, "weights", bytes=7), "hash and size"),
+    "size beyond all": (lambda r: artifact_of(r, "weights", bytes=10**14), "are read"),
+    "path that climbs": (lambda r: artifact_of(r, "weights", path="../../../etc/passwd"), "beside the record"),
+    "absolute path": (lambda r: artifact_of(r, "witnesses", path="/etc/passwd"), "beside the record"),
+    "address of a file": (lambda r: artifact_of(r, "weights", url="file:///etc/passwd"), "https"),
+    "address that anybody on the way can change": (
+        lambda r: artifact_of(r, "weights", url="http://example.org/weights.safetensors"), "https",
+    ),
+    "address that runs": (lambda r: artifact_of(r, "weights", url="javascript:alert(1)"), "https"),
+    "address with a password": (lambda r: artifact_of(r, "weights", url="https://a:b@example.org/w"), "https"),
+    "artifact of no kind": (
+        lambda r: change_record(r, lambda p: p["artifacts"].update(evil=p["artifacts"]["weights"])), "nothing else",
+    ),
+    "evidence left out": (
+        lambda r: ((r / "witnesses.npz").unlink(), artifact_of(r, "witnesses", path=None)), "neither file nor address",
+    ),
+    "evidence lost": (lambda r: (r / "witnesses.npz").unlink(), "is not here"),
+    # claims
+    "edited table": (lambda r: change_arrays(r, "examples", stand), "its table gives"),
+    "edited table, record and hash": (lambda r: change_table(r, stand), "have a witness but are robust"),
+    "forged throughout": (
+        lambda r: (change_table(r, stand), change_arrays(r, "witnesses", no_witnesses)), "attacked again",
+    ),
+    "labels made right": (lambda r: change_table(r, relabel), "labels"),
+    "predictions made right": (lambda r: change_table(r, repredict), "predictions"),
+    "examples permuted": (lambda r: change_table(r, permute), "labels"),
+    "witness outside the ball": (
+        lambda r: change_arrays(r, "witnesses", lambda w: w["x_adv"].__setitem__(0, 1 - w["x_adv"][0])), "within eps",
+    ),
+    "witness outside the box": (
+        lambda r: change_arrays(r, "witnesses", lambda w: w["x_adv"].__isub__(0.01)), "in the box",
+    ),
+    "witness that is no number": (
+        lambda r: change_arrays(r, "witnesses", lambda w: w["x_adv"].__setitem__(0, np.nan)), "within eps",
+    ),
+    "certificate without a certifier": (
+        lambda r: change_arrays(r, "examples", lambda t: t.update({"certified/ibp": t["clean"]})), "nothing that the",
+    ),
+    "unreliable by its own verdict": (
+        lambda r: change_record(r, lambda p: p["sanity"].update(verdict="unreliable")), "no bound",
+    ),
+    "without a verdict": (lambda r: change_record(r, lambda p: p["sanity"].update(verdict="unchecked")), "no bound"),
+    "config of another run": (lambda r: change_record(r, lambda p: p["config"].update(training={})), "configuration"),
+    "batches of its own": (lambda r: change_record(r, lambda p: p["config"].update(eval_batch=9)), "eval_batch 9"),
+    "data of another hash": (
+        lambda r: change_record(r, lambda p: p["provenance"].update(data_hash="0" * 64)), "hash of the data",
+    ),
+}  # fmt: skip
+PROOF = {"certified_acc": 0.0, "ci95": [0.0, 0.0], "mean_radius": 0.0, "seconds": 0.0}
+
+
+def npy_of(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_run_is_refused(case, world):
+    harm, says = HOSTILE[case]
+    harm(world / "run")
+    (world / "evil.py").write_text(MODEL.replace("CANARY", str(world / "canary")))
+    assert says in refused(world)
+
+
+@pytest.mark.parametrize(("entry", "says"), {
+    "../../evil": "is no name",
+    "/etc/evil": "is no name",
+    "a..b": "is no name",
+    "": "is no name",
+    "<script>alert(1)</script>": "is no name",
+    "PGD-AT": "is no name",
+    "con/../nul": "is no name",
+    "pgd\u2010at": "is no name",
+    "\u0440gd-at": "is no name",
+    "a" * 65: "is no name",
+    "1-per": "looks like 'l-per'",
+    "l_per": "looks like 'l-per'",
+}.items())  # fmt: skip
+def test_a_name_that_is_none_or_another_s_is_refused(entry, says, world):
+    assert says in refused(world, entry=entry)
+
+
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"title": "\u0422RADES"}, "U+0422"),
+    ({"title": "a\u200bb"}, "U+200B"),
+    ({"title": "two\nlines"}, "U+000A"),
+    ({"title": "t" * 201}, "201 characters"),
+    ({"paper": "  "}, "paper is empty"),
+    ({"licence": ""}, "licence is empty"),
+    ({"url": "javascript:alert(1)"}, "https"),
+    ({"url": "https://example.org/\"><script>"}, "https"),
+    ({"authors": "\ud835\udd6c"}, "U+D835"),
+])  # fmt: skip
+def test_what_an_entry_says_of_itself_is_text(fields, says, world):
+    assert says in refused(world, about=msgspec.structs.replace(ABOUT, **fields))
+
+
+@pytest.mark.parametrize(("toml", "says"), [
+    ("a = " + "[" * 5000, "cannot be read"),
+    ("a = 1\na = 2", "about.toml"),
+    ('title = "x"\npaper = "x"\nlicence = "x"\nrank = 1', "unknown field"),
+    ('title = 2026-01-01\npaper = "x"\nlicence = "x"', "Expected `str`"),
+    ('title = "x"', "missing required field"),
+    ("#" * 70_000, "at most 65536"),
+    ("\xff", "about.toml"),
+])  # fmt: skip
+def test_an_about_toml_is_not_trusted(toml, says, world):
+    (world / "about.toml").write_bytes(toml.encode("latin-1"))
+    assert says in refused(world, about=None)
+
+
+def test_a_link_to_a_run_is_refused(world):
+    (world / "run").rename(world / "elsewhere")
+    (world / "run").symlink_to(world / "elsewhere")
+    assert "not a folder" in refused(world)
+
+
+def test_what_is_published_is_never_written_over(world):
+    attempt(world, entry="mine")
+    assert "published already" in refused(world, entry="mine")
+
+
+def test_an_entry_is_one_recipe_and_each_seed_a_training(world, finished):
+    for seed in (0, 5):
+        shutil.copytree(world / "run", world / "twins" / str(seed))
+        into(world / "twins" / str(seed), seed=seed)
+    assert "have the same weights" in refused(world, run=world / "twins")
+    into(world / "twins" / "5", seed=0)
+    assert "is there twice" in refused(world, run=world / "twins")
+    shutil.copytree(next(finished.glob("*/1")), world / "both" / "1")
+    shutil.copytree(world / "run", world / "both" / "0")
+    into(world / "both" / "1", config_hash="0" * 12)
+    assert "one recipe at a time" in refused(world, run=world / "both")
+    into(world / "run", config_hash="0" * 12)
+    assert "one recipe at a time" in refused(world, entry="l-per")  # of which another seed is published
+    assert "says something else" in refused(world, entry="l-per", about=msgspec.structs.replace(ABOUT, title="Mine"))
+
+
+@pytest.mark.parametrize(("name", "says"), [("few", "the board needs"), ("weak", "none of the attacks of the board")])
+def test_a_run_that_the_board_does_not_take(name, says, world, other_runs):
+    assert says in refused(world, run=other_runs[name])
+
+
+def test_an_honest_run_is_published(world, capsys):
+    attempt(world, artifacts="https://example.org/mine")
+    out = capsys.readouterr().out
+    assert "git add" in out
+    (entry,) = [entry for entry in read_entries(world / "results", "digits") if entry.name == "mine"]
+    (run,) = entry.runs
+    claimed = read_record(world / "run")
+    assert run.robust.mean() == claimed.worst.robust_acc
+    assert run.record.artifacts["weights"].url == "https://example.org/mine/0/weights.safetensors"
+    assert sorted(path.name for path in run.folder.iterdir()) == ["examples.npz", "record.json"]
+
+
+def test_all_seeds_of_a_recipe_are_published_or_none(world, finished, capsys):
+    shutil.copytree(finished, world / "both")
+    last = sorted((world / "both").rglob("record.json"))[-1].parent
+    change_table(last, repredict)
+    assert "predictions" in refused(world, run=world / "both")
+    shutil.rmtree(world / "both")
+    attempt(world, run=finished)
+    assert sorted(path.name for path in (world / "results/digits/mine").iterdir()) == ["0", "1", "about.toml"]
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_an_entry(world, finished, monkeypatch):
+    calls = []
+
+    def fails_at_last(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError("no space left on device")
+        return add_run(*args, **options)
+
+    monkeypatch.setattr("bench.publish.submit.add_run", fails_at_last)
+    with pytest.raises(OSError, match="no space"):
+        attempt(world, run=finished)
+    assert not list((world / "results/digits/mine").glob("*/*"))
+
+
+def test_a_verdict_that_comes_out_unreliable_now_is_refused(world, monkeypatch):
+    def judge(*args, **options):
+        return Sanity("unreliable", ["no gradient"])
+
+    monkeypatch.setattr("bench.publish.submit.judge", judge)
+    assert "no gradient" in refused(world)
+
+
+def test_a_check_writes_nothing_and_needs_no_title(world, capsys):
+    before = tree(world)
+    attempt(world, about=None, check_only=True)
+    assert tree(world) == before
+    assert "would be accepted" in capsys.readouterr().out
+    assert "--title" in refused(world, about=None)
+
+
+def reopen(run, tried):
+    """A bracket that leaves one example open, whose attacks ended with so many examples."""
+    rows = read_arrays(run / "examples.npz")
+    row = np.flatnonzero(rows["clean"] & (rows["status"] == "broken"))[-1]
+    stage = str(rows["decided_by"][row])
+
+    def undecide(table):
+        table["status"][row], table["decided_by"][row] = "open", ""
+
+    change_arrays(run, "examples", undecide)
+    found = accuracy(read_arrays(run / "examples.npz")["status"] != "broken")
+
+    def follow(record):
+        bracket = record["bracket"]
+        bracket["stages"][stage]["broken"] -= 1
+        bracket["stages"]["square"] = bracket["stages"]["clean"] | {"tried": tried, "broken": 0}
+        bracket |= {"open": 1, "robust_acc": found.acc, "robust_ci95": found.ci95}
+
+    change_record(run, follow)
+
+
+def test_a_bracket_whose_attacks_came_to_their_end_is_an_attack_of_the_board(world, other_runs):
+    run = shutil.copytree(other_runs["bracket"], world / "bracket")
+    assert check_submission(run, world / "results", "mine").bracket.open == 0
+    reopen(run, tried=1)
+    assert check_submission(run, world / "results", "mine").bracket.open == 1
+    change_record(run, lambda r: r["bracket"]["stages"]["square"].update(tried=0))
+    assert "none of the attacks of the board" in refused(world, run=run)
+
+
+def test_what_robustbench_reports_of_somebody_gets_no_seeds(world):
+    home = world / "results/digits/mine"
+    home.mkdir()
+    (home / "reported.json").write_text("{}")
+    assert "RobustBench" in refused(world)
+
+
+def test_code_is_imported_only_where_it_is_named(world, capsys):
+    """The model's file says so by its canary."""
+    source = world / "mine.py"
+    source.write_text(MODEL.replace("CANARY", str(world / "canary")))
+    words = ("--epochs", "1", "--attacks", "bracket-attack", "--model", "mine.py:build")
+    run = run_of(trained(world / "own", *words))
+    (world / "canary").unlink()
+    assert "--trust-code" in refused(world, run=run)
+    source.write_text(source.read_text() + "# changed\n")
+    before = tree(world)
+    with pytest.raises(UserError, match="--trust-code"):
+        attempt(world, run=run, plugins=[source])
+    (world / "canary").unlink()
+    assert tree(world) == before
+
+
+# a published run, whose weights and witnesses lie elsewhere
+
+
+@pytest.fixture
+def published(world):
+    """As a pull request holds it; and what lies at its addresses."""
+    home = world / "head" / "digits" / "mine"
+    shutil.copytree(world / "run", world / "web" / "0")
+    add_run(world / "head", "mine", ABOUT, world / "run", url="https://example.org")
+    return home / "0"
+
+
+def fetched(world, run, **options):
+    def open_url(url):
+        return (world / "web" / url.removeprefix("https://example.org/")).open("rb")
+
+    return {"run": run, "about": None, "check_only": True, "fetch": True, "open_url": open_url} | options
+
+
+def test_a_published_run_is_fetched_and_checked(world, published, capsys):
+    before = tree(world)
+    attempt(world, **fetched(world, published))
+    assert tree(world) == before
+    assert "would be accepted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("harm", "says"), {
+    "more bytes": (lambda web: sparse(web / "weights.safetensors", 2**40), "is not the weights.safetensors"),
+    "fewer": (lambda web: (web / "weights.safetensors").write_bytes(b""), "is not the weights.safetensors"),
+    "others": (lambda web: other_weights(web), "is not the weights.safetensors"),
+    "a pickle": (lambda web: with_pickle(web, "weights", "weights.safetensors"), "is not the weights.safetensors"),
+    "none": (lambda web: (web / "witnesses.npz").unlink(), "cannot be fetched"),
+}.values())  # fmt: skip
+def test_what_lies_elsewhere_is_the_file_of_the_record_or_refused(harm, says, world, published):
+    harm(world / "web" / "0")
+    assert says in refused(world, **fetched(world, published))
+
+
+def test_a_fetched_pickle_is_never_read(world, published):
+    with_pickle(world / "web" / "0", "weights", "weights.safetensors")
+    file = world / "web" / "0" / "weights.safetensors"
+    artifact_of(published, "weights", sha256=sha256(file), bytes=file.stat().st_size)
+    assert "no .safetensors file" in refused(world, **fetched(world, published))
+
+
+def test_a_published_run_lies_where_it_belongs(world, published):
+    assert "must lie in a folder" in refused(world, **fetched(world, published, entry="other"))
+    assert "--fetch" in refused(world, **fetched(world, published, fetch=False))
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "http://127.0.0.1:9/x", "ftp://127.0.0.1/x", "data:,x"])
+def test_only_https_is_opened(url):
+    with pytest.raises(OSError, match="unknown url type"):
+        open_https(url)
+
+
+# whatever the bytes are
+
+
+def test_no_damage_ends_in_anything_but_one_line(world):
+    rng = np.random.default_rng(0)
+    run, spare = world / "run", world / "spare"
+    shutil.copytree(run, spare)
+    words = [b"NaN", b"-1", b"[[", b'"', b"null", b"{}", b"1e400", b"\xff", b"\x00", b'"\\u202e"', b"[]", b"true"]
+    survived, lines = 0, []
+    for _ in range(200):
+        name = rng.choice(["record.json", "examples.npz", "weights.safetensors", "witnesses.npz", "config.json"])
+        data = bytearray((spare / name).read_bytes())
+        for _ in range(rng.integers(1, 4)):
+            low = len(data) if name.endswith("json") else min(len(data), 600)  # headers, and the zip's directory
+            at = int(rng.integers(0, low)) if rng.random() < 0.7 else int(rng.integers(0, len(data)))
+            word = rng.choice(words) if rng.random() < 0.5 else rng.bytes(2)
+            data[at : at + int(rng.integers(0, 4))] = word
+        (run / name).write_bytes(data)
+        for kind in ("weights", "examples", "witnesses"):
+            if name.startswith(kind):
+                rehash(run, kind)
+        try:
+            check_submission(run, world / "results", "mine")
+            survived += 1
+        except UserError as error:
+            lines.append(str(error))
+        for file in (name, "record.json"):
+            shutil.copy(spare / file, run / file)
+    assert survived < 200
+    assert all(line.isascii() and line.isprintable() for line in lines)
+
+
+def test_arrays_that_lie_about_themselves_are_not_read(world):
+    """The directory of a zip is only a claim; so is the count of its members, and the end of the file."""
+    path = world / "run" / "examples.npz"
+    path.write_bytes(path.read_bytes() + b"PK\x05\x06 and more")
+    rehash(world / "run", "examples")
+    assert "something behind its end" in refused(world)
+    write_arrays(path, {"index": np.arange(3)})
+    rehash(world / "run", "examples")
+    assert "has no column" in refused(world)

@@ -1,0 +1,37 @@
+"""The command of a record makes the same run again."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from bench.cli import parser
+from bench.commands.runs import _request
+from bench.runs.plan import Request, plan
+from bench.runs.command import command
+
+REQUESTS = [
+    Request(defense="atas"),
+    Request(defense="atas", suite="digits", overrides={"epochs": "3", "lr": "0.05"}, n_examples=50),
+    Request(defense="pgd-at", dataset="digits", norm="L2", eps=(0.5, 1 / 3), model="fc1:activation=tanh"),
+    Request(defense="l-per", attacks=["pgd:steps=3", "fgsm"], certifiers=["crown-ibp", "ibp"]),
+    Request(defense="standard", attacks=[], bracket=90.0),
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_it_asks_for_the_same_run(request_):
+    words = shlex.split(command(request_, 7))
+    args = parser().parse_args(words[1:])
+    again = _request(args)
+    assert (words[0], args.seeds) == ("bench", [7])
+    assert plan(again).config == plan(request_).config
+
+
+def test_of_weights_it_names_the_file_and_nothing_of_this_machine():
+    request = Request(checkpoint=Path("/home/me/net.pt"), suite="mnist", data_dir=Path("/home/me/data"), threads=2)
+    assert command(request, 0) == "bench eval --checkpoint net.pt --suite mnist --seeds 0"
+
+
+def test_what_a_shell_would_take_apart_is_quoted():
+    assert "'a b'" in command(Request(defense="a b"), 0)

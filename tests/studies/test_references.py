@@ -1,0 +1,125 @@
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from bench.studies import references
+from bench.studies.references import Block, Note, Reference
+
+
+def cell(table, dataset, model, norm, row, column):
+    reference = references.read(f"thesis-{table}")
+    (block,) = [b for b in reference.blocks if (b.dataset, b.model, b.norm) == (dataset, model, norm)]
+    return next(cell for cell in reference.cells(block, row) if cell.column == column)
+
+
+@pytest.mark.parametrize(
+    ("where", "printed"),
+    [
+        (("3.6", "mnist", "fc1", "Linf", "KW", "CRE Lin"), 12.91),
+        (("3.6", "mnist", "cnn", "Linf", "L-PER", "ACB PEC"), 0.0965),
+        (("3.6", "cifar10", "cnn", "Linf", "AT", "CRE MIP"), 88.50),
+        (("3.6", "cifar10", "cnn", "Linf", "I-PER+at", "CTE"), 26.66),
+        (("3.7", "mnist", "fc1", "L2", "L-PER", "ACB IBP"), 0.1225),
+        (("3.7", "cifar10", "cnn", "L2", "MMR+at", "PGD"), 43.98),
+        (("3.8", "mnist", "fc1:activation=sigmoid", "Linf", "CROWN-IBP", "CRE CRO"), 26.04),
+        (("3.8", "mnist", "fc1:activation=tanh", "L2", "plain", "ACB PEC"), 0.1789),
+        (("3.9", "mnist", "fc1", "Linf", "KW", "T_PEC"), 8.48),
+        (("3.9", "cifar10", "cnn", "L2", "L-PER+at", "T_PEC / T_Lin"), 0.8926),
+    ],
+)
+def test_cells_are_as_printed(where, printed):
+    assert cell(*where).printed == printed
+
+
+def test_all_blocks_and_rows_are_there():
+    sizes = {name: [len(block.rows) for block in references.read(name).blocks] for name in references.names()}
+    assert sizes == {
+        "non-uniform": [2] * 5,
+        "thesis-3.6": [11] * 3, "thesis-3.7": [11] * 3, "thesis-3.8": [8] * 4, "thesis-3.9": [7] * 6,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", references.names())
+def test_every_row_is_whole_and_every_note_covers_something(name):
+    reference = references.read(name)
+    covered = []
+    for block in reference.blocks:
+        for row in block.rows:
+            cells = list(reference.cells(block, row))  # as many as columns, or it raises
+            assert all(cell.tolerance > 0 or cell.column == "T_Lin" for cell in cells)
+            covered += [note for cell in cells for note in cell.notes]
+    for note in reference.notes:
+        assert note in covered
+        known = {row for block in reference.blocks for row in block.rows}
+        assert {*note.rows, *note.right} <= known
+        assert set(note.columns) <= set(reference.columns)
+
+
+def test_the_one_shot_bounds_of_a_row_are_eps_times_its_certified_share_but_where_a_note_says_otherwise():
+    for name in ("thesis-3.6", "thesis-3.7", "thesis-3.8"):
+        reference = references.read(name)
+        for block in reference.blocks:
+            for row in block.rows:
+                cells = {cell.column: cell for cell in reference.cells(block, row)}
+                for short in ("Lin", "CRO", "IBP"):
+                    if f"CRE {short}" not in cells:
+                        continue
+                    error, bound = cells[f"CRE {short}"], cells[f"ACB {short}"]
+                    share = 1 - (error.right or error.printed) / 100
+                    notes = [note for note in (*error.notes, *bound.notes) if note.kind in ("misprint", "open")]
+                    known = any(row not in note.right for note in notes)  # and what is right is not
+                    apart = abs(block.eps * share - (bound.right or bound.printed))
+                    assert apart < 1.1e-4 or known or (block.model, row, short) in SLIGHTLY_APART, (block.title, row)
+
+
+# printed with a last digit that is off by four
+SLIGHTLY_APART = {("fc1:activation=sigmoid", "at", "IBP"), ("fc1:activation=tanh", "IBP", "IBP")}
+
+
+@pytest.mark.parametrize(
+    ("where", "ours", "verdict"),
+    [
+        (("3.6", "mnist", "fc1", "Linf", "KW", "CRE Lin"), 12.96, "equal"),  # 0.05 points
+        (("3.6", "mnist", "fc1", "Linf", "KW", "CRE Lin"), 12.97, "DIFFERS"),
+        (("3.6", "mnist", "fc1", "Linf", "KW", "ACB Lin"), 0.0872, "equal"),
+        (("3.6", "mnist", "fc1", "Linf", "KW", "ACB Lin"), 0.08725, "DIFFERS"),
+        (("3.6", "mnist", "fc1", "Linf", "I-PER+at", "CRE Lin"), 13.19, "misprint"),
+        (("3.6", "mnist", "fc1", "Linf", "I-PER+at", "CRE Lin"), 13.50, "DIFFERS"),
+        (("3.6", "mnist", "cnn", "Linf", "L-PER", "CTE"), 1.41, "equal"),
+        (("3.8", "mnist", "fc1:activation=tanh", "Linf", "L-PER", "CRE CRO"), 12.94, "unsound"),
+        (("3.8", "mnist", "fc1:activation=tanh", "Linf", "L-PER", "ACB PEC"), 0.09, "unsound"),
+        (("3.8", "mnist", "fc1:activation=tanh", "L2", "IBP", "CRE CRO"), 8.31, "open"),
+        (("3.7", "mnist", "fc1", "L2", "L-PER+at", "CTE"), 0.9, "DIFFERS"),  # leaked, but the checkpoint is the same
+        (("3.7", "mnist", "fc1", "L2", "plain", "CRE Lin"), 53.29, "DIFFERS"),  # the margin's, where PEC's is meant
+        (("3.9", "mnist", "fc1", "Linf", "KW", "T_PEC"), 8.50, "equal"),
+        (("3.9", "mnist", "fc1", "Linf", "KW", "T_PEC"), 8.51, "DIFFERS"),
+    ],
+)
+def test_verdicts(where, ours, verdict):
+    assert cell(*where).verdict(ours) == verdict
+
+
+def test_what_the_columns_were_measured_with():
+    assert cell("3.7", "mnist", "cnn", "L2", "KW", "CRE Lin").certifier == "pec"
+    assert cell("3.6", "mnist", "cnn", "Linf", "KW", "CRE Lin").certifier is None
+    tight = cell("3.8", "mnist", "fc1:activation=sigmoid", "Linf", "L-PER", "CRE CRO")
+    assert tight.certifier == "crown:relaxation=tight"
+
+
+def test_a_note_covers_what_its_filters_leave():
+    block = Block(dataset="mnist", model="fc1", norm="Linf", eps=0.1, rows={"a": (1.0, 2.0), "b": (1.0, 2.0)})
+    note = Note(kind="misprint", reason="", columns=("x",), norm="Linf", right={"a": 3.0})
+    assert [note.covers(block, row, column) for row in "ab" for column in "xy"] == [True, False, False, False]
+    assert not note.covers(msgspec.structs.replace(block, norm="L2"), "a", "x")
+    reference = Reference(title="", source="", columns=("x", "y"), tolerance={"x": 0.1}, blocks=(block,), notes=(note,))
+    assert [(c.printed, c.right, c.tolerance) for c in reference.cells(block, "a")] == [
+        (1.0, 3.0, 0.1),
+        (2.0, None, 0.0),
+    ]
+
+
+def test_reading_them_needs_no_torch():
+    code = "import sys; import bench.studies.references as r; r.read('thesis-3.6'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,409 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench.core.attack_specs import make_attacks
+from bench.core.contracts import Attack
+from bench.core.example_table import Threat, accuracy, attack_specs
+from bench.core.records import SCHEMA, AttackResult, Record, Sanity
+from bench.core.threat import ThreatModel
+from bench.datasets.split import Split
+from bench.evaluate.evaluation import evaluate_split
+from bench.verify.certificates import certified_by, certify_again, check_contradictions
+from bench.verify.checks import (
+    attack_again,
+    check_distances,
+    check_labels,
+    check_leakage,
+    check_predictions,
+)
+from bench.verify.witnesses import WITNESS_CHECKS, check_witnesses
+from tests.certifying import Exact, Slow
+from tests.linear import exact_margin, interior_batch, linear_model
+
+SHAPE, EPS = (1, 5, 5), 0.03
+THREAT = ThreatModel("Linf", EPS)
+
+
+def record_of(table, threat=THREAT):
+    """A record as far as the checks read it."""
+    result = AttackResult(robust_acc=0, ci95=(0, 1), forwards=0, backwards=0, seconds=0)
+    return Record(
+        schema=SCHEMA, suite=None, dataset="", model="", parameters=0, defense="", seed=0,
+        threat=Threat(threat.norm, threat.eps), config={}, config_hash="", n_examples=len(table["index"]),
+        clean=accuracy(table["clean"]), attacks=dict.fromkeys(attack_specs(table), result), worst=None,
+        certifiers={}, training=None, sanity=Sanity("unchecked", []), artifacts={}, provenance={},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run():
+    """model, test split, table, record, witnesses of a finished evaluation in which some examples fell."""
+    model = linear_model(SHAPE, 4)
+    batch = interior_batch(model, SHAPE, 40)
+    batch.y[:5] = (batch.y[:5] + 1) % 4
+    test = Split.of_tensors(batch.x, batch.y)
+    attacks = make_attacks(["random-noise", "pgd-10"], THREAT)
+    found = evaluate_split(model, test, THREAT, attacks, batch_size=16, seed=0, show=False)
+    assert 5 < len(found.witnesses["index"]) < 35
+    return model, test, found.table, record_of(found.table), found.witnesses
+
+
+def outcomes(findings):
+    return {finding.name: finding.outcome for finding in findings}
+
+
+def witnesses_judged(run, **changed):
+    model, test, table, record, witnesses = run
+    return outcomes(check_witnesses(model, test, changed.pop("table", table), record, witnesses | changed, 16))
+
+
+def failing(judged):
+    return {name for name, outcome in judged.items() if outcome == "failed"}
+
+
+def test_an_honest_evaluation_passes_everything(run):
+    model, test, table, _, _ = run
+    assert set(witnesses_judged(run).values()) == {"passed"}
+    assert check_labels(table, test.y.numpy()).outcome == "passed"
+    assert check_predictions(model, test, table, 7).outcome == "passed"
+    assert "failed" not in outcomes(check_leakage(table, 16)).values()
+
+
+COMPLETE, WITHIN, BOX, WRONG = WITNESS_CHECKS
+
+
+def moved(x_adv, by):
+    x_adv = x_adv.copy()
+    x_adv[0, 0, 0, 0] += np.float32(by)
+    return x_adv
+
+
+@pytest.mark.parametrize(("change", "fails"), [
+    (lambda w, _: {"x_adv": moved(w["x_adv"], 2 * EPS)}, {WITHIN}),
+    (lambda w, x: {"x_adv": x[w["index"]] + (w["x_adv"] - x[w["index"]]) * np.float32(1 + 1e-5)}, {WITHIN}),
+    (lambda w, x: {"x_adv": x[w["index"]] + (w["x_adv"] - x[w["index"]]) * 40}, {WITHIN, BOX}),
+    (lambda w, _: {"x_adv": moved(w["x_adv"], np.nan)}, {WITHIN, BOX, WRONG}),
+    (lambda w, x: {"x_adv": x[w["index"]]}, {WRONG}),
+    (lambda w, _: {key: value[1:] for key, value in w.items()}, {COMPLETE}),
+    (lambda w, _: {key: np.concatenate([value, value[:1]]) for key, value in w.items()}, {COMPLETE}),
+    (lambda w, _: {"x_adv": w["x_adv"][:, :, :3]}, set(WITNESS_CHECKS)),
+    (lambda w, _: {"x_adv": w["x_adv"].astype(np.float64)}, set(WITNESS_CHECKS)),
+    (lambda w, _: {"index": w["index"] + 1000}, set(WITNESS_CHECKS)),
+    (lambda w, _: {"index": w["index"] - 41}, set(WITNESS_CHECKS)),
+    (lambda w, _: {"attack": np.full(len(w["index"]), "apgd")}, set(WITNESS_CHECKS)),
+])  # fmt: skip
+def test_each_lie_about_a_witness_fails_the_check_that_is_of_it(change, fails, run):
+    _, test, _, _, witnesses = run
+    assert failing(witnesses_judged(run, **change(witnesses, test.canvas.numpy()))) == fails
+
+
+def test_a_witness_of_an_attack_that_the_example_survived_fails(run):
+    table, witnesses = run[2], run[4]
+    survived = table["robust/random-noise"][witnesses["index"]]
+    assert survived.any()
+    attack = np.where(survived, "random-noise", witnesses["attack"])
+    assert failing(witnesses_judged(run, attack=attack)) == {COMPLETE}
+
+
+def test_an_example_that_is_wrong_already_needs_no_witness_and_may_have_none(run):
+    witnesses, x = run[4], run[1].canvas.numpy()
+    assert not run[2]["clean"][0]
+    more = {
+        "index": np.append(witnesses["index"], 0),
+        "x_adv": np.concatenate([witnesses["x_adv"], x[:1]]),
+        "attack": np.append(witnesses["attack"], "pgd-10"),
+    }
+    assert failing(witnesses_judged(run, **more)) == {COMPLETE}
+
+
+@pytest.mark.parametrize("claims", [True, False])
+def test_a_table_that_says_other_than_its_witnesses_fails(claims, run):
+    """An example that fell is called robust, and a robust one fallen."""
+    table = {key: column.copy() for key, column in run[2].items()}
+    robust = table["robust/random-noise"] & table["robust/pgd-10"]
+    row = np.flatnonzero(table["clean"] & (robust != claims))[0]
+    table["robust/random-noise"][row] = table["robust/pgd-10"][row] = claims
+    assert failing(witnesses_judged(run, table=table)) == {COMPLETE}
+
+
+def test_witnesses_are_judged_by_the_threat_model_of_their_attack(run):
+    """A second threat model, of twice the eps, has witnesses of its own, farther away."""
+    model, test, table, record, witnesses = run
+    spec = "pgd-10:eps=0.06"
+    far = evaluate_split(model, test, ThreatModel("Linf", 0.06), make_attacks(["pgd-10"], ThreatModel("Linf", 0.06)),
+                         batch_size=16, seed=0, show=False)  # fmt: skip
+    table = table | {f"robust/{spec}": far.table["robust/pgd-10"]}
+    n = len(far.witnesses["index"])
+    both = {
+        "index": np.concatenate([witnesses["index"], far.witnesses["index"]]),
+        "x_adv": np.concatenate([witnesses["x_adv"], far.witnesses["x_adv"]]),
+        "attack": np.concatenate([witnesses["attack"], np.full(n, spec)]),
+    }
+    assert set(outcomes(check_witnesses(model, test, table, record, both, 16)).values()) == {"passed"}
+    under_the_smaller = both | {"attack": np.concatenate([witnesses["attack"], np.full(n, "pgd-10")])}
+    assert {COMPLETE, WITHIN} <= failing(outcomes(check_witnesses(model, test, table, record, under_the_smaller, 16)))
+
+
+@pytest.mark.parametrize(("change", "outcome"), [(0, "passed"), (1, "failed")])
+def test_predictions_are_the_models(change, outcome, run):
+    model, test, table, _, _ = run
+    prediction = table["prediction"].copy()
+    prediction[20] = (prediction[20] + change) % 4
+    assert check_predictions(model, test, table | {"prediction": prediction}, 16).outcome == outcome
+
+
+class TwoLogits(nn.Module):
+    """Class 1 is ahead of class 0 by `gap`, on every image."""
+
+    def __init__(self, gap):
+        super().__init__()
+        self.gap = gap
+
+    def forward(self, x):
+        return torch.tensor([1 - self.gap, 1]).expand(len(x), 2)
+
+
+@pytest.mark.parametrize(("gap", "outcome"), [(1e-5, "warning"), (1e-3, "failed")])
+def test_a_near_tie_may_come_out_differently_and_warns(gap, outcome):
+    test = Split.of_tensors(torch.rand(6, *SHAPE), torch.zeros(6, dtype=torch.int64))
+    table = {
+        "index": np.arange(6), "label": np.zeros(6, np.int64), "prediction": np.zeros(6, np.int64),
+        "clean": np.ones(6, np.bool_), "robust/random-noise": np.zeros(6, np.bool_),
+    }  # fmt: skip
+    assert check_predictions(TwoLogits(gap), test, table, 4).outcome == outcome
+    witnesses = {"index": np.arange(6), "x_adv": test.canvas.numpy(), "attack": np.full(6, "random-noise")}
+    found = check_witnesses(TwoLogits(-gap), test, table, record_of(table), witnesses, 4)
+    assert outcomes(found)[WRONG] == outcome
+
+
+@pytest.mark.parametrize(("gap", "claimed"), [(1.0, 2), (-1.0, -1)])
+def test_a_class_that_there_is_not_is_no_near_tie(gap, claimed):
+    test = Split.of_tensors(torch.rand(6, *SHAPE), torch.zeros(6, dtype=torch.int64))
+    assert check_predictions(TwoLogits(gap), test, {"prediction": np.full(6, claimed)}, 4).outcome == "failed"
+
+
+def test_a_label_that_is_not_the_data_sets_fails(run):
+    table = run[2]
+    label = table["label"].copy()
+    label[3] += 1
+    found = check_labels(table | {"label": label}, run[1].y.numpy())
+    assert found.outcome == "failed"
+    assert "test example 3" in found.evidence
+
+
+@pytest.mark.parametrize(("distance", "robust", "outcome"), [
+    ([0.01, 0.029, 0.031, np.inf], [0, 0, 1, 1], "passed"),
+    ([0.01, 0.031, 0.031, np.inf], [0, 0, 1, 1], "failed"),
+    ([0.01, 0.029, 0.029, np.inf], [0, 0, 1, 1], "failed"),
+    ([np.nan, 0.029, 0.031, np.inf], [0, 0, 1, 1], "failed"),
+])  # fmt: skip
+def test_robust_follows_from_the_distances_of_a_minimum_norm_attack(distance, robust, outcome):
+    table = {"index": np.arange(4), "clean": np.ones(4, np.bool_), "robust/fab": np.array(robust, np.bool_)}
+    table["distance/fab"] = np.array(distance, np.float32)
+    assert [found.outcome for found in check_distances(record_of(table), table)] == [outcome]
+
+
+class Optimal(Attack):
+    """Goes to the point that is worst for a linear model, on at most the first `most` examples that it sees."""
+
+    most = 1000
+
+    def perturb(self, model, batch, *, generator):
+        weight = model[1].weight
+        logits = model(batch.x)
+        other = logits.scatter(1, batch.y[:, None], -torch.inf).argmax(dim=1)
+        step = self.threat.eps * (weight[other] - weight[batch.y]).sign().reshape(batch.x.shape)
+        step[self.most :] = 0
+        return batch.x + step
+
+
+class OptimalOnOne(Optimal):
+    most = 1
+
+
+def again(run, table, attack=Optimal, **options):
+    model, test = run[:2]
+    options = {"sample": 64, "seed": 0, "batch_size": 64} | options
+    return attack_again(model, test, table, attack(threat=THREAT), **options)
+
+
+def test_examples_that_are_truly_robust_stand_the_second_attack(run):
+    model, test, table, _, _ = run
+    margin = exact_margin(model, test.take(torch.arange(40)), THREAT).numpy()
+    claimed = table["robust/random-noise"] & table["robust/pgd-10"]
+    assert (margin[claimed] > 0).all()
+    found = again(run, table)
+    assert found.outcome == "passed"
+    assert f"0 of {claimed.sum()}" in found.evidence
+
+
+def test_a_false_claim_of_robustness_fails_and_a_single_slip_warns(run):
+    table = run[2] | {"robust/random-noise": run[2]["clean"], "robust/pgd-10": run[2]["clean"]}
+    assert again(run, table).outcome == "failed"
+    assert again(run, table, OptimalOnOne).outcome in ("warning", "passed")
+    fell = np.flatnonzero(run[2]["clean"] & ~run[2]["robust/pgd-10"])
+    one = run[2] | {
+        "robust/random-noise": run[2]["robust/random-noise"].copy(),
+        "robust/pgd-10": run[2]["robust/pgd-10"].copy(),
+    }
+    one["robust/random-noise"][fell[0]] = one["robust/pgd-10"][fell[0]] = True
+    found = again(run, one)
+    assert found.outcome == "warning"
+    assert f"the first is {fell[0]}" in found.evidence
+
+
+def test_the_sample_follows_from_the_seed_and_has_its_size(run):
+    table = run[2] | {"robust/random-noise": run[2]["clean"], "robust/pgd-10": run[2]["clean"]}
+    texts = [again(run, table, sample=6, seed=seed).evidence for seed in (0, 0, 1, 2, 3)]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+    assert all(" of 6 fell" in text for text in texts)
+
+
+def test_where_nothing_is_claimed_there_is_nothing_to_attack(run):
+    table = run[2]
+    bare = {key: table[key] for key in ("index", "label", "prediction", "clean")}
+    assert again(run, bare).outcome == "not checkable"
+    none = table | {"robust/random-noise": np.zeros(40, np.bool_)}
+    assert again(run, none).outcome == "passed"
+    only_far = bare | {"robust/pgd-10:eps=0.1": table["clean"]}
+    assert again(run, only_far).outcome == "not checkable"
+
+
+def test_a_leak_by_batch_fails_and_by_order_only_warns():
+    n = 4000
+    label = np.random.default_rng(0).integers(0, 10, n)
+    table = {"index": np.arange(n), "label": label}
+    noise = np.random.default_rng(1).random(n)
+    by_batch = check_leakage(table | {"clean": noise > 0.3 * (np.arange(n) % 100 < 50)}, 256)
+    by_order = check_leakage(table | {"clean": noise > 0.3 * (np.arange(n) < 1500)}, 256)
+    neither = check_leakage(table | {"clean": noise > 0.15}, 256)
+    assert [each.outcome for each in by_batch] == ["failed", "passed"]
+    assert [each.outcome for each in by_order] == ["passed", "warning"]
+    assert [each.outcome for each in neither] == ["passed", "passed"]
+    assert "of each 100" in by_batch[0].evidence
+
+
+def certified_run(run, **claims):
+    """The run with a certifier of linear models, who is asked again; claims replace its columns."""
+    model, test, table, record, _ = run
+    exact = exact_margin(model, test.take(torch.arange(40)), THREAT).numpy() > 0
+    proven = claims.get("certified", exact & table["clean"])
+    columns = {"certified/exact": proven, "radius/exact": claims.get("radius", (EPS * proven).astype(np.float32))}
+    return model, test, table | columns, record
+
+
+def asked_again(run, certifier, spec="exact", **options):
+    options = {"sample": 64, "seed": 0, "batch_size": 16} | options
+    return certify_again(*run, spec, certifier, **options)
+
+
+def test_certificates_that_hold_are_given_again(run):
+    honest = certified_run(run)
+    n = int(honest[2]["certified/exact"].sum())
+    found = asked_again(honest, Exact())
+    assert (found.outcome, found.evidence) == ("passed", f"seed 0: all {n} that were tried, of {n}")
+    assert asked_again(honest, Exact(), sample=2).evidence == f"seed 0: all 2 that were tried, of {n}"
+
+
+def test_where_nothing_was_certified_nothing_is_asked(run):
+    found = asked_again(certified_run(run, certified=np.zeros(40, bool)), Exact())
+    assert (found.outcome, found.evidence) == ("passed", "it certified nothing")
+
+
+def test_a_certificate_that_is_not_given_again_fails(run):
+    honest = certified_run(run)
+    fell = np.flatnonzero(run[2]["clean"] & ~honest[2]["certified/exact"])
+    one_more = honest[2]["certified/exact"].copy()
+    one_more[fell[0]] = True
+    found = asked_again(certified_run(run, certified=one_more), Exact())
+    assert found.outcome == "failed"
+    assert found.evidence.endswith(f"the first is test example {fell[0]}")
+    radius = (EPS * honest[2]["certified/exact"]).astype(np.float32) * np.float32(1.5)
+    assert asked_again(certified_run(run, radius=radius), Exact()).outcome == "failed"
+
+
+def test_a_certificate_on_the_edge_only_warns(run):
+    """Asked again it has a positive margin that is not above what rounding may have done."""
+    found = asked_again(certified_run(run), Exact(least=1e9))
+    assert found.outcome == "warning"
+    assert "within rounding" in found.evidence
+
+
+def test_a_certifier_that_runs_out_of_time_only_warns_and_is_asked_little(run):
+    found = asked_again(certified_run(run), Slow(least=1e9, pause=0.0))
+    assert found.outcome == "warning"
+    assert "4 of 4 ran out of time" in found.evidence
+
+
+def test_what_the_bracket_certified_is_asked_of_the_stage_that_did(run):
+    model, test, table, record, _ = run
+    margin = exact_margin(model, test.take(torch.arange(40)), THREAT).numpy()
+    status = np.where(~table["clean"], "broken", np.where(margin > 0, "certified", "open"))
+    decided = np.where(~table["clean"], "clean", np.where(margin > 0.1, "coarse", np.where(margin > 0, "exact", "")))
+    narrowed = table | {"status": status, "decided_by": decided}
+    assert list(certified_by(record, narrowed)) == list(dict.fromkeys(decided[status == "certified"]))
+    for name, rows in (("coarse", margin > 0.1), ("exact", (margin > 0) & (margin <= 0.1))):
+        proven, radius = certified_by(record, narrowed)[name]
+        assert np.array_equal(proven, rows & table["clean"])
+        assert np.array_equal(radius > 0, proven)
+        assert asked_again((model, test, narrowed, record), Exact(), name).outcome == "passed"
+
+
+def test_a_certified_example_that_falls_when_attacked_again_fails_however_rare_that_is(run):
+    fell = np.flatnonzero(run[2]["clean"] & ~run[2]["robust/pgd-10"])[0]
+    table = {key: column.copy() for key, column in run[2].items()}
+    table["robust/random-noise"][fell] = table["robust/pgd-10"][fell] = True
+    assert again(run, table).outcome == "warning"
+    proven = np.arange(40) == fell
+    found = again(run, table | {"certified/liar": proven, "radius/liar": (EPS * proven).astype(np.float32)})
+    assert (found.outcome, found.evidence) == ("failed", f"1 certified examples fell, the first is test example {fell}")
+
+
+def test_where_only_certificates_are_claimed_they_are_attacked(run):
+    bare = {key: run[2][key] for key in ("index", "label", "prediction", "clean")}
+    table = bare | {key: column for key, column in certified_run(run)[2].items() if key.endswith("/exact")}
+    found = again(run, table)
+    assert found.outcome == "passed"
+    assert f"0 of {table['certified/exact'].sum()} fell" in found.evidence
+
+
+def test_certificates_and_witnesses_must_not_contradict_one_another(run):
+    _, test, _, record, witnesses = run
+    honest = certified_run(run)[2]
+    assert check_contradictions(test, honest, witnesses, record).outcome == "passed"
+    none = {key: column[:0] for key, column in witnesses.items()}
+    assert check_contradictions(test, honest, none | {"x_adv": np.zeros(0, np.float32)}, record).outcome == "passed"
+    broken = witnesses["index"][0]
+    claimed = honest["certified/exact"] | (np.arange(40) == broken)
+    found = check_contradictions(test, certified_run(run, certified=claimed)[2], witnesses, record)
+    assert found.outcome == "failed"
+    assert f"test example {broken}" in found.evidence
+    x = test.take(torch.tensor([broken])).x
+    distance = float(THREAT.distance(torch.from_numpy(witnesses["x_adv"][:1]), x))
+    for share, outcome in ((0.99, "passed"), (1.01, "failed")):  # a radius holds what is nearer
+        radius = np.where(np.arange(40) == broken, distance * share, 0).astype(np.float32)
+        found = check_contradictions(test, certified_run(run, radius=radius)[2], witnesses, record)
+        assert found.outcome == outcome
+    assert found.evidence == f"test example {broken} has a witness inside its certified radius"
+
+
+def test_a_witness_at_the_edge_of_the_ball_contradicts_a_certificate(run):
+    """As a forger leaves it who takes an example's fall out of the table and leaves its witness."""
+    _, test, table, record, witnesses = run
+    bare = {key: table[key] for key in ("index", "label", "prediction", "clean")}
+    broken = np.arange(40) == witnesses["index"][0]
+    x = test.take(torch.from_numpy(np.flatnonzero(broken))).x.numpy()
+    edge = {
+        "index": witnesses["index"][:1],
+        "x_adv": x + np.float32(0.99999) * np.float32(EPS) * np.sign(witnesses["x_adv"][:1] - x),
+    }
+    status = np.select([~table["clean"], broken], ["broken", "certified"], "open")
+    by_bracket = {"status": status, "decided_by": np.select([~table["clean"], broken], ["clean", "x"], "")}
+    by_certifier = {"certified/x": broken, "radius/x": (EPS * broken).astype(np.float32)}
+    for claim in (by_bracket, by_certifier):
+        for slip, outcome in ((1.0, "failed"), (1.1, "passed")):
+            there = edge | {"x_adv": (x + slip * (edge["x_adv"] - x)).astype(np.float32)}
+            assert check_contradictions(test, bare | claim, there, record).outcome == outcome
