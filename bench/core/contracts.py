@@ -32,7 +32,8 @@ class Batch:
     x: Tensor
     y: Tensor
     index: Tensor
-    view: View | None = None  # the crop and flip that made x; None where there was none
+    view: View | None = None  # the crop and flip that made x; None if there was none
+    worst_points: Tensor | None = None  # like x: the points of lowest margin that earlier attacks found, for certifiers
 
     def __len__(self) -> int:
         return len(self.y)
@@ -170,9 +171,8 @@ class Certifier(ABC):
         threat: ThreatModel,
         *,
         generator: torch.Generator,
-        hint: Tensor | None = None,
     ) -> Certificate:
-        """The model is in eval mode and its weights need no gradient. hint (B,C,H,W): the worst points known."""
+        """The model is in eval mode and its weights require no gradient."""
 
     def __call__(
         self,
@@ -181,7 +181,6 @@ class Certifier(ABC):
         threat: ThreatModel,
         *,
         generator: torch.Generator,
-        hint: Tensor | None = None,
     ) -> Certificate:
         """certify, and CheckError where what it claims is plainly untrue.
 
@@ -189,7 +188,7 @@ class Certifier(ABC):
         """
         with frozen(model), torch.no_grad():
             check_norm(self, threat)
-            found = self.certify(model, batch, threat, generator=generator, hint=hint)
+            found = self.certify(model, batch, threat, generator=generator)
             untrue = ~found.radius.isfinite() | (found.radius < 0)
             if found.prediction is not None:
                 untrue |= found.certified & (found.prediction != batch.y)

@@ -14,6 +14,15 @@ from bench.core.example_table import Accuracy, Robustness, Threat
 
 SCHEMA = 2
 
+# Verdicts on an evaluation, and how tables and pages show them.
+VERDICTS = {
+    "no-warnings": "no warning signs",
+    "suspect": "suspect",
+    "unreliable": "unreliable",
+    "not-attacked": "not attacked",
+    "unchecked": "not checked",
+}
+
 
 class StageResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one stage of a staged attack did: how many examples it attacked, how many it broke, at what cost."""
@@ -111,9 +120,13 @@ class SanityCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Sanity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The machine's verdict on an evaluation, its reasons (a line each), and every check that was made."""
 
-    verdict: str  # "clean" | "suspect" | "unreliable"; "unchecked" where judge (bench/sanity/verdict.py) did not run
+    verdict: str  # a key of VERDICTS; "clean" in earlier records reads as "no-warnings"
     reasons: list[str]
     checks: list[SanityCheck] = []
+
+    def __post_init__(self) -> None:
+        if self.verdict == "clean":
+            msgspec.structs.force_setattr(self, "verdict", "no-warnings")
 
 
 class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
