@@ -165,22 +165,12 @@ class Certifier(ABC):
 
     @abstractmethod
     def certify(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        generator: torch.Generator,
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
         """The model is in eval mode and its weights require no gradient."""
 
     def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        generator: torch.Generator,
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
         """certify, and CheckError where what it claims is plainly untrue.
 
