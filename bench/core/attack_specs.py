@@ -23,7 +23,7 @@ class PlannedAttack:
 
 
 def make_attacks(specs: Sequence[str], threat: ThreatModel) -> dict[str, PlannedAttack]:
-    """Attacks by canonical spec, each at most once. Every attack has the options `norm` and `eps` (default: `threat`)."""
+    """Attacks by canonical spec. Beside its own options, each has `norm` and `eps`, whose defaults are those of `threat`."""
     planned: dict[str, PlannedAttack] = {}
     for text in specs:
         spec = parse_spec(text, registry.attack, common={"norm": (Norm, threat.norm), "eps": (float, threat.eps)})

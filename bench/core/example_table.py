@@ -18,7 +18,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from bench.core import clopper_pearson
 from bench.core.errors import UserError
+from bench.core.spec_text import split_spec
 
 BRACKET = "bracket"  # who made the witness of an example that a stage of the bracket broke
 STATUSES = ("certified", "broken", "open")
@@ -47,12 +49,9 @@ class Threat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def accuracy(hits: Flags) -> Accuracy:
     """The share of True with its 95 % Clopper-Pearson interval."""
-    from scipy.special import betaincinv  # here, for it costs a tenth of a second
-
     n, k = len(hits), int(hits.sum())
-    low = float(betaincinv(k, n - k + 1, 0.025)) if k > 0 else 0.0
-    high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
-    return Accuracy(k / n, (low, high))
+    low, high = clopper_pearson.interval(k, n)
+    return Accuracy(k / n, (float(low), float(high)))
 
 
 def robustness(hits: Flags) -> Robustness:
@@ -70,7 +69,7 @@ def certifier_specs(table: Table) -> list[str]:
 
 def threat_of(spec: str, threat: Threat) -> Threat:
     """The threat model of an attack: the record's, but for what its canonical spec says (`:norm=L2`, `:eps=0.5`)."""
-    options = dict(part.split("=", 1) for part in spec.split(":") if "=" in part)
+    options = split_spec(spec).options
     return Threat(options.get("norm", threat.norm), float(options.get("eps", threat.eps)))
 
 

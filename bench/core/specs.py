@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bench.core.errors import UserError
 from bench.core.registry import Registry, attack, import_file, library, one_line, unknown
+from bench.core.spec_text import join_spec, split_spec, split_steps
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Spec:
                 f"{self.kind} '{self.text}' cannot be built ({one_line(error)}); check its options"
             ) from error
 
-    def make(self, *args: Any, **context: Any) -> Any:
-        return self.target(*args, **context, **self.arguments)
+    def make(self, *args: Any) -> Any:
+        return self.target(*args, **self.arguments)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -80,27 +81,25 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
 
     common: options that every entry takes beside its own, name -> (type, default).
     """
-    head, *rest = text.split(":")
-    if head.endswith(".py"):
-        if not rest:
-            raise UserError(f"{registry.kind} '{text}': name the function in the file, as in {head}:build")
-        head, target = f"{head}:{rest[0]}", _from_file(Path(head), rest.pop(0), registry.kind)
-        given: dict[str, Any] = {}
+    name, texts = split_spec(text)
+    path, colon, function = name.partition(":")
+    given: dict[str, Any] = {}
+    if colon:
+        target = _from_file(Path(path), function, registry.kind)
+    elif name.endswith(".py"):
+        raise UserError(f"{registry.kind} '{text}': name the function in the file, as in {name}:build")
     else:
-        target, given = _look_up(head, registry)
+        target, given = _look_up(name, registry)
     hints = options_of(target) | dict(common or {})
     options = dict(given)
-    for part in rest:
-        key, equals, value = part.partition("=")
-        if not equals or not key:
-            raise UserError(f"{registry.kind} '{text}': '{part}' should be option=value ({_allowed(hints)})")
+    for key, value in texts.items():
         if key not in hints:
-            raise UserError(f"{registry.kind} '{head}' has no option '{key}' ({_allowed(hints)})")
-        if key in options:
+            raise UserError(f"{registry.kind} '{name}' has no option '{key}' ({_allowed(hints)})")
+        if key in given:
             raise UserError(f"{registry.kind} '{text}' sets '{key}' twice; keep one")
-        options[key] = parse_value(value, hints[key][0], f"{registry.kind} '{head}': option '{key}'")
-    shown = [f"{k}={_show(options[k])}" for k in hints if k in options and k not in given and options[k] != hints[k][1]]
-    return Spec(":".join([head, *shown]), target, options, registry.kind)
+        options[key] = parse_value(value, hints[key][0], f"{registry.kind} '{name}': option '{key}'")
+    shown = {k: _show(options[k]) for k in hints if k in options and k not in given and options[k] != hints[k][1]}
+    return Spec(join_spec(name, shown), target, options, registry.kind)
 
 
 def options_of(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
@@ -190,11 +189,11 @@ def _number(value: Any) -> float | None:
 def _look_up(head: str, registry: Registry) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A name whole first; then `name-10` as `name:steps=10`."""
     names = registry.entries()
-    short = re.fullmatch(r"(.+)-(\d+)", head)
-    if head not in names and short and short[1] in names:
-        target = registry.get(short[1])
+    short, steps = split_steps(head)
+    if head not in names and steps is not None and short in names:
+        target = registry.get(short)
         if "steps" in options_of(target):
-            return target, {"steps": int(short[2])}
+            return target, {"steps": steps}
     prefix, dot, rest = head.partition(".")
     if head not in names and dot and registry is attack and prefix in library:
         return library.get(prefix)(rest), {}

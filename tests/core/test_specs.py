@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from bench.core import registry
 from bench.core.errors import UserError
 from bench.core.specs import OfEps, Spec, check_counts_and_lengths, in_units, options_of, parse_spec, parse_value
-from bench.core.threat import ThreatModel
 
 quick = settings(deadline=None, derandomize=True, max_examples=100)
 BUILD = """
@@ -94,9 +93,8 @@ def test_bad_spec_is_a_user_error_in_one_line(text, said):
 
 
 def test_make_gives_the_options():
-    threat = ThreatModel("Linf", 0.1)
-    made = attack("pgd:steps=3:alpha=0.5eps").make(threat=threat)
-    assert (made.threat, made.steps, made.restarts, made.alpha) == (threat, 3, 1, OfEps(0.5))
+    made = attack("pgd:steps=3:alpha=0.5eps").make()
+    assert (made.steps, made.restarts, made.alpha) == (3, 1, OfEps(0.5))
 
 
 lengths = st.floats(1e-6, 1e6) | st.builds(OfEps, st.floats(1e-6, 1e6))
@@ -124,8 +122,7 @@ def test_canonical_text_is_a_fixed_point_that_means_the_same(options, random):
     spec = attack(":".join(["pgd", *items]))
     again = attack(spec.text)
     assert again.text == spec.text
-    threat = ThreatModel("Linf", 0.1)
-    assert again.make(threat=threat) == spec.make(threat=threat)
+    assert again.make() == spec.make()
     assert spec.options == options
 
 

@@ -1,0 +1,36 @@
+"""Exact (Clopper-Pearson) confidence bounds on a share, elementwise on numbers and arrays. Imports no torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Bounds = npt.NDArray[np.float64]
+
+
+def lower_bound(hits: npt.ArrayLike, n: npt.ArrayLike, error: float) -> Bounds:
+    """The one-sided lower bound on the share that `hits` of `n` were drawn from; it is too high with chance <= `error`.
+
+    hits: 0 to n; it need not be whole (a mean over seeds).
+    """
+    from scipy.special import betaincinv  # here, because the import takes a tenth of a second
+
+    hits, n = np.asarray(hits), np.asarray(n)
+    positive = hits > 0
+    bound: Bounds = np.where(positive, betaincinv(np.where(positive, hits, 1), n - hits + 1, error), 0.0)
+    return bound
+
+
+def upper_bound(hits: npt.ArrayLike, n: npt.ArrayLike, error: float) -> Bounds:
+    """The one-sided upper bound; it is too low with chance <= `error`."""
+    from scipy.special import betaincinv
+
+    hits, n = np.asarray(hits), np.asarray(n)
+    below_all = hits < n
+    bound: Bounds = np.where(below_all, betaincinv(hits + 1, np.where(below_all, n - hits, 1), 1 - error), 1.0)
+    return bound
+
+
+def interval(hits: npt.ArrayLike, n: npt.ArrayLike, tail: float = 0.025) -> tuple[Bounds, Bounds]:
+    """The two-sided interval (low, high) with an error of at most `tail` on each side: 95 % by default."""
+    return lower_bound(hits, n, tail), upper_bound(hits, n, tail)

@@ -1,0 +1,49 @@
+"""Specs as text: `name:option=value:...` split into its parts, without the registry. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from bench.core.errors import UserError
+
+
+class SpecText(NamedTuple):
+    """A spec split at its colons; the options are text, in the order in which they were given."""
+
+    name: str  # for code in a file, FILE.py:FUNCTION
+    options: dict[str, str]
+
+
+def split_spec(text: str) -> SpecText:
+    """`pgd:steps=40:restarts=5` -> `pgd` and {steps: 40, restarts: 5}; UserError if a part is not option=value.
+
+    `pgd-50` is a name here: whether it is short for `pgd:steps=50` depends on the registry (see `split_steps`).
+    """
+    name, *parts = text.split(":")
+    if name.endswith(".py") and parts:
+        name = f"{name}:{parts.pop(0)}"
+    options: dict[str, str] = {}
+    for part in parts:
+        option, equals, value = part.partition("=")
+        if not equals or not option:
+            raise UserError(f"'{text}': '{part}' should be option=value, as in pgd:steps=40")
+        if option in options:
+            raise UserError(f"'{text}' sets '{option}' twice; keep one")
+        options[option] = value
+    return SpecText(name, options)
+
+
+def join_spec(name: str, options: Mapping[str, str]) -> str:
+    """The inverse of split_spec."""
+    return ":".join([name, *(f"{option}={value}" for option, value in options.items())])
+
+
+def split_steps(name: str) -> tuple[str, int | None]:
+    """`pgd-50` -> ("pgd", 50), and a name without a number at its end -> (name, None).
+
+    Only meaningful for the name of a method that has the option `steps`: `wrn-34-10` is a model.
+    """
+    match = re.fullmatch(r"(.+)-(\d+)", name)
+    return (match[1], int(match[2])) if match else (name, None)

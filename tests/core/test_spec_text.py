@@ -1,0 +1,35 @@
+import pytest
+
+from bench.core.errors import UserError
+from bench.core.spec_text import SpecText, join_spec, split_spec, split_steps
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("pgd", "pgd", {}),
+        ("pgd-50", "pgd-50", {}),
+        ("pgd:steps=40:eps=8/255", "pgd", {"steps": "40", "eps": "8/255"}),
+        ("thing:a=b=c:empty=", "thing", {"a": "b=c", "empty": ""}),
+        ("torchattacks.PGD:steps=3", "torchattacks.PGD", {"steps": "3"}),
+        ("some/mine.py:build:width=3", "some/mine.py:build", {"width": "3"}),
+        ("mine.py", "mine.py", {}),
+    ],
+)
+def test_split_and_join(text, name, options):
+    assert split_spec(text) == SpecText(name, options)
+    assert list(split_spec(text).options) == list(options)
+    assert join_spec(name, options) == text
+
+
+@pytest.mark.parametrize("text", ["pgd:steps", "pgd:=3", "pgd:", "mine.py:build:wide", "pgd:steps=3:steps=3"])
+def test_bad_text_is_a_user_error_that_quotes_it(text):
+    with pytest.raises(UserError, match=rf"\A.*'{text}'.*\Z"):
+        split_spec(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "short", "steps"), [("pgd-50", "pgd", 50), ("mi-fgsm", "mi-fgsm", None), ("apgd-t-9", "apgd-t", 9)]
+)
+def test_split_steps(name, short, steps):
+    assert split_steps(name) == (short, steps)
