@@ -8,14 +8,14 @@ from xml.etree import ElementTree as ET
 
 from tabulate import tabulate
 
-from leaderboard.gate import Finding, Outcome, Report
-from leaderboard.tables import percent
+from leaderboard.regression_gate import GateFinding, GateReport, Outcome
+from leaderboard.run_tables import percent
 
 KINDS: tuple[Outcome, ...] = ("failed", "warning", "ok")
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def as_table(report: Report) -> str:
+def gate_table(report: GateReport) -> str:
     """A line a finding, under its recipe; then what it comes to."""
     rows = [
         [f"  {each.outcome}", each.what, _old(each), _new(each), _p(each), each.message]
@@ -31,7 +31,7 @@ def as_table(report: Report) -> str:
     return "\n".join([*shown, "", _sum(report)])
 
 
-def as_junit(report: Report) -> str:
+def gate_junit(report: GateReport) -> str:
     """A test case a finding: what fails has a failure, a warning its message as output."""
     count = _count(report)
     numbers = {"tests": str(count.total()), "failures": str(count["failed"]), "errors": "0", "skipped": "0"}
@@ -48,7 +48,7 @@ def as_junit(report: Report) -> str:
     return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def as_annotations(report: Report) -> list[str]:
+def gate_annotations(report: GateReport) -> list[str]:
     """Workflow commands of GitHub, which shows few of each kind: an error a failure, one warning a recipe."""
     found = []
     for recipe, group in report.findings.items():
@@ -59,7 +59,7 @@ def as_annotations(report: Report) -> list[str]:
     return found
 
 
-def _sum(report: Report) -> str:
+def _sum(report: GateReport) -> str:
     count = _count(report)
     told = ", ".join(f"{count[kind]} {kind}" for kind in KINDS if count[kind])
     tests = sum(each.p is not None for group in report.findings.values() for each in group)
@@ -67,28 +67,28 @@ def _sum(report: Report) -> str:
     return f"gate: {told}{chance * bool(tests)}"
 
 
-def _count(report: Report) -> Counter[str]:
+def _count(report: GateReport) -> Counter[str]:
     return Counter(each.outcome for group in report.findings.values() for each in group)
 
 
-def _told(each: Finding) -> str:
+def _told(each: GateFinding) -> str:
     if each.new is None:
         return each.message
     p = "" if each.p is None else f" (p {_p(each)})"
     return f"{_old(each)} -> {_new(each)}{p}: {each.message}"
 
 
-def _old(each: Finding) -> str:
+def _old(each: GateFinding) -> str:
     return (
         "" if each.old is None else percent(each.old) + ("" if each.spread is None else f" +- {percent(each.spread)}")
     )
 
 
-def _new(each: Finding) -> str:
+def _new(each: GateFinding) -> str:
     return "" if each.new is None else percent(each.new)
 
 
-def _p(each: Finding) -> str:
+def _p(each: GateFinding) -> str:
     return "" if each.p is None else f"{each.p:.2g}"
 
 

@@ -13,7 +13,7 @@ from string import Template
 import msgspec
 
 from bench.core.files import write_atomically
-from leaderboard.board import Board
+from leaderboard.board_data import Board
 
 # A script element ends at `</script`, and changes its rules at `<!--`: in JSON neither is there without a `<`.
 UNSAFE = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
@@ -26,11 +26,11 @@ def write_page(boards: Sequence[Board], folder: Path) -> Path:
     """Write FOLDER/index.html, the same bytes for the same boards; its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
-    write_atomically(path, render(boards).encode())
+    write_atomically(path, page_html(boards).encode())
     return path
 
 
-def render(boards: Sequence[Board]) -> str:
+def page_html(boards: Sequence[Board]) -> str:
     """The page's HTML. Of the boards it holds only JSON, a data block a suite, that the script shows as text."""
     html, style, script = _part("page.html"), _part("page.css"), "\n".join(map(_part, SCRIPTS))
     blocks = "\n".join(map(_data_block, boards))

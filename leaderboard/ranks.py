@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.core.errors import UserError
+from leaderboard.published_results import Entry
 from leaderboard.statistics import benjamini_hochberg, mcnemar, welch_matrix
-from leaderboard.store import Entry
 
 ALPHA = 0.05
 RULE = (

@@ -12,7 +12,7 @@ from bench.core.errors import UserError
 from bench.core.files import write_atomically
 
 if TYPE_CHECKING:
-    from leaderboard.tables import Format
+    from leaderboard.render import Format
 
 # what lies beside the page
 BESIDE: dict[Format, str] = {"markdown": "md", "csv": "csv", "latex": "tex", "json": "json"}
@@ -45,32 +45,32 @@ def add(commands: Any) -> None:
 
 def act_table(args: argparse.Namespace) -> None:
     from bench.core.record_files import find_records, read_run
-    from leaderboard.tables import comparison
+    from leaderboard.run_tables import runs_table
 
     folders = find_records(args.runs or [Path("runs")])
-    print(comparison([read_run(folder) for folder in folders], args.format))
+    print(runs_table([read_run(folder) for folder in folders], args.format))
 
 
 def act_compare(args: argparse.Namespace) -> None:
     from msgspec import to_builtins
 
-    from leaderboard.comparison import as_table, compare, read_side
+    from leaderboard.pairwise_comparison import compare, comparison_table, read_side
 
     a, b = read_side(args.a), read_side(args.b)
     found = compare(a, b)
-    print(json.dumps(to_builtins(found), indent=1) if args.json else as_table(a, b, found))
+    print(json.dumps(to_builtins(found), indent=1) if args.json else comparison_table(a, b, found))
 
 
 def act_leaderboard(args: argparse.Namespace) -> None:
-    from leaderboard import store
-    from leaderboard.build import board
-    from leaderboard.exchange import export, import_model_info
-    from leaderboard.formats import as_text
+    from leaderboard.board_tables import render_boards
+    from leaderboard.build_board import build_board
     from leaderboard.page import write_page
+    from leaderboard.published_results import published_suites, read_entry, results_folder
+    from leaderboard.robustbench_exchange import export_model_info, import_model_info
 
-    results = args.results or store.results_folder()
+    results = args.results or results_folder()
     if args.export is not None:
-        print(json.dumps(export(store.read_entry(*_place(results, args.export))), indent=2))
+        print(json.dumps(export_model_info(read_entry(*_place(results, args.export))), indent=2))
         return
     if (args.add_reported is None) != (args.reported_as is None):
         raise UserError("--add-reported FILE and --reported-as SUITE/ENTRY go together; give both or none")
@@ -78,24 +78,24 @@ def act_leaderboard(args: argparse.Namespace) -> None:
         home, suite = _place(results, args.reported_as)
         print(import_model_info(args.add_reported, results, suite, home.name, get_suite(suite).norm))
         return
-    known = store.suites(results)
+    known = published_suites(results)
     if not known:
         raise UserError(f"{results} has no entries; add some with `bench submit`, or name another --results")
     if args.suite not in (None, *known):
         raise UserError(f"suite '{args.suite}' has no entries in {results}; those that have are {', '.join(known)}")
-    boards = [board(results, name) for name in ([args.suite] if args.suite else known)]
+    boards = [build_board(results, name) for name in ([args.suite] if args.suite else known)]
     if args.html is None:
-        print(as_text(boards, args.format))
+        print(render_boards(boards, args.format))
         return
     args.html.mkdir(parents=True, exist_ok=True)
     print(write_page(boards, args.html))
     for form, suffix in BESIDE.items():
-        write_atomically(args.html / f"boards.{suffix}", f"{as_text(boards, form)}\n".encode())
+        write_atomically(args.html / f"boards.{suffix}", f"{render_boards(boards, form)}\n".encode())
 
 
 def _place(results: Path, text: str) -> tuple[Path, str]:
     """The folder of SUITE/ENTRY, and the suite."""
-    from leaderboard.store import check_name
+    from leaderboard.published_results import check_name
 
     suite, _, entry = text.partition("/")
     return results / check_name(suite, "suite") / check_name(entry, "entry"), suite

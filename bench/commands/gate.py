@@ -22,19 +22,19 @@ def add(commands: Any) -> None:
 
 
 def act_check(args: argparse.Namespace) -> None:
-    from leaderboard.baseline import update
-    from leaderboard.gate import ALPHA, check
-    from leaderboard.gate_report import as_annotations, as_junit, as_table
+    from leaderboard.gate_baseline import update_baseline
+    from leaderboard.gate_report import gate_annotations, gate_junit, gate_table
+    from leaderboard.regression_gate import ALPHA, check_against_baseline
 
     runs = args.runs or [Path("runs")]
     if args.update is not None:
-        print(update(args.baseline, runs, args.update))
+        print(update_baseline(args.baseline, runs, args.update))
         return
-    report = check(args.baseline, runs, ALPHA if args.alpha is None else args.alpha)
-    print(as_table(report))
+    report = check_against_baseline(args.baseline, runs, ALPHA if args.alpha is None else args.alpha)
+    print(gate_table(report))
     if args.junit is not None:
-        write_atomically(args.junit, as_junit(report).encode())
+        write_atomically(args.junit, gate_junit(report).encode())
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        print("\n".join(as_annotations(report)))
+        print("\n".join(gate_annotations(report)))
     if report.failed:
         raise CheckError("the new runs are not what the baseline says; where they should not be, --update REASON")

@@ -17,8 +17,8 @@ from bench.core.errors import CheckError
 from bench.core.threat import ThreatModel
 from bench.runs import run as harness
 from bench.runs.plan import Request, plan
-from leaderboard.gate import check
-from leaderboard.gate_report import as_table
+from leaderboard.gate_report import gate_table
+from leaderboard.regression_gate import check_against_baseline
 from tests.end_to_end.command import environment
 from tests.gate.bugs import BUGS, ROOT, copy
 
@@ -50,14 +50,14 @@ def findings(report):
 
 
 def test_the_gate_passes_what_has_not_changed(trained, tmp_path):
-    report = check(trained, [run(tmp_path, checkpoint=trained / "weights.safetensors")])
+    report = check_against_baseline(trained, [run(tmp_path, checkpoint=trained / "weights.safetensors")])
     assert {what for what, outcome in findings(report).items() if outcome != "ok"} == {"settings"}  # it was trained
 
 
 def test_the_gate_catches_a_step_down_the_loss(trained, tmp_path, monkeypatch):
     right = pgd.direction
     monkeypatch.setattr(pgd, "direction", lambda gradient, step: -right(gradient, step))
-    report = check(trained, [run(tmp_path, checkpoint=trained / "weights.safetensors")])
+    report = check_against_baseline(trained, [run(tmp_path, checkpoint=trained / "weights.safetensors")])
     assert findings(report)["pgd-10, seed 0"] == "failed"
 
 
@@ -68,14 +68,14 @@ def test_the_gate_catches_a_projection_onto_half_the_ball(trained, tmp_path, mon
         return right(ThreatModel(self.norm, self.eps / 2, self.box), x)
 
     monkeypatch.setattr(ThreatModel, "_interval", half)
-    report = check(trained, [run(tmp_path, checkpoint=trained / "weights.safetensors")])
+    report = check_against_baseline(trained, [run(tmp_path, checkpoint=trained / "weights.safetensors")])
     assert findings(report)["apgd-ce:steps=10, seed 0"] == "failed"
 
 
 def test_the_gate_catches_eps_in_the_wrong_unit(trained, tmp_path, monkeypatch):
     right = ThreatModel.eps_like
     monkeypatch.setattr(ThreatModel, "eps_like", lambda self, x: right(self, x) / 255)
-    report = check(trained, [run(tmp_path, checkpoint=trained / "weights.safetensors")])
+    report = check_against_baseline(trained, [run(tmp_path, checkpoint=trained / "weights.safetensors")])
     assert findings(report)["pgd-10, seed 0"] == "failed"
 
 
@@ -104,8 +104,8 @@ def train(tree, out, seeds):
 @pytest.mark.parametrize("bug", BUGS)
 def test_the_gate_of_the_project_catches_a_bug(tmp_path, bug):
     train(copy(tmp_path / "tree", BUGS[bug]), tmp_path / "runs", "0,1,2")
-    report = check(BASELINE, [tmp_path / "runs"])
-    print(as_table(report))
+    report = check_against_baseline(BASELINE, [tmp_path / "runs"])
+    print(gate_table(report))
     assert report.failed
 
 
@@ -113,6 +113,6 @@ def test_the_gate_of_the_project_catches_a_bug(tmp_path, bug):
 def test_the_gate_of_the_project_passes_other_seeds(tmp_path, rerun):
     first = 100 + 3 * rerun
     train(copy(tmp_path / "tree"), tmp_path / "runs", ",".join(map(str, range(first, first + 3))))
-    report = check(BASELINE, [tmp_path / "runs"])
-    print(as_table(report))
+    report = check_against_baseline(BASELINE, [tmp_path / "runs"])
+    print(gate_table(report))
     assert not report.failed

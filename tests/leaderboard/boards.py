@@ -3,7 +3,7 @@
 import hashlib
 import random
 
-from leaderboard.board import Board, Cost, Curve, Estimate, Measured, Row, Seed
+from leaderboard.board_data import Board, Cost, Curve, Estimate, Measured, Row, Seed
 
 HOSTILE = (
     "<script>window.broken = 1</script>",

@@ -44,15 +44,15 @@ def blocks(document):
 
 def test_holds_the_boards_and_nothing_of_them_as_markup():
     boards = [board(5), hostile()]
-    document = Document(page.render(boards))
+    document = Document(page.page_html(boards))
     assert blocks(document) == [json.loads(msgspec.json.encode(each)) for each in boards]
-    empty = Document(page.render([]))
+    empty = Document(page.page_html([]))
     assert [each for each in document.elements if "data-suite" not in each[1]] == empty.elements
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "</SCRIPT\t>", "]]>", "\ud7ff\U0001f600"])
 def test_no_string_ends_its_block_or_is_changed(text):
-    html = page.render([msgspec.structs.replace(board(1), rows=(row(title=text),), suite=text)])
+    html = page.page_html([msgspec.structs.replace(board(1), rows=(row(title=text),), suite=text)])
     ((attributes, data),) = [each for each in Document(html).all("script") if "data-suite" in each[0]]
     assert json.loads(data)["rows"][0]["title"] == text
     assert attributes["data-suite"] == text
@@ -60,12 +60,12 @@ def test_no_string_ends_its_block_or_is_changed(text):
 
 
 def test_what_is_not_finite_is_null():
-    (only,) = blocks(Document(page.render([hostile()])))
+    (only,) = blocks(Document(page.page_html([hostile()])))
     assert only["rows"][1]["clean"]["acc"] is None
 
 
 def test_its_policy_allows_its_own_script_and_style_and_nothing_else():
-    document = Document(page.render([board(3)]))
+    document = Document(page.page_html([board(3)]))
     (policy,) = [
         meta["content"] for meta, _ in document.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"
     ]
@@ -82,7 +82,7 @@ def test_its_policy_allows_its_own_script_and_style_and_nothing_else():
 
 
 def test_nothing_in_it_needs_what_the_policy_forbids_or_another_file():
-    html = page.render([])
+    html = page.page_html([])
     for tag, attributes, _ in Document(html).elements:
         assert not [
             name for name in attributes if name.startswith("on") or name in ("style", "src", "action", "srcset")
@@ -129,7 +129,7 @@ def test_the_same_boards_give_the_same_bytes(tmp_path):
 
 
 def test_says_without_scripts_where_the_entries_are():
-    html = page.render([board(1)])
+    html = page.page_html([board(1)])
     notice = html[html.index("<noscript>") : html.index("</noscript>")]
     assert "boards.csv" in notice
     assert "boards.md" in notice

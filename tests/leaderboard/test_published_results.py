@@ -8,10 +8,10 @@ from bench.core import record_checks, record_files
 from bench.core.config import get_suite
 from bench.core.files import read_arrays
 from bench.core.record_files import find_records
-from leaderboard.build import board
-from leaderboard.formats import as_text
-from leaderboard.page import render
-from leaderboard.store import read_entries, results_folder, suites
+from leaderboard.board_tables import render_boards
+from leaderboard.build_board import build_board
+from leaderboard.page import page_html
+from leaderboard.published_results import published_suites, read_entries, results_folder
 
 ROOT = Path(__file__).parents[2]
 RESULTS = results_folder()
@@ -23,7 +23,7 @@ def test_every_record_follows_from_its_table(folder):
     record_checks.check_record(record_files.read_record(folder), read_arrays(folder / record_files.TABLE))
 
 
-@pytest.mark.parametrize("suite", suites(RESULTS))
+@pytest.mark.parametrize("suite", published_suites(RESULTS))
 def test_every_entry_was_measured_by_the_rules_of_its_suite(suite):
     rules = get_suite(suite)
     for entry in read_entries(RESULTS, suite):
@@ -38,6 +38,6 @@ def test_every_entry_was_measured_by_the_rules_of_its_suite(suite):
 
 def test_the_page_in_docs_is_the_one_that_is_built_now():
     """`bench leaderboard --html docs/board` writes it anew."""
-    boards = [board(RESULTS, suite) for suite in suites(RESULTS)]
-    assert (ROOT / "docs/board/index.html").read_text(encoding="utf-8") == render(boards)
-    assert (ROOT / "docs/board/boards.md").read_text(encoding="utf-8") == f"{as_text(boards, 'markdown')}\n"
+    boards = [build_board(RESULTS, suite) for suite in published_suites(RESULTS)]
+    assert (ROOT / "docs/board/index.html").read_text(encoding="utf-8") == page_html(boards)
+    assert (ROOT / "docs/board/boards.md").read_text(encoding="utf-8") == f"{render_boards(boards, 'markdown')}\n"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from bench.core.errors import UserError
+from leaderboard.published_results import About, Entry, EvaluatedRun
 from leaderboard.ranks import ALPHA, rank
 from leaderboard.statistics import benjamini_hochberg, mcnemar, seeds_difference
-from leaderboard.store import About, Entry, Run
 from tests.publish.published import flags, record_of, table_of
 
 
@@ -16,7 +16,7 @@ def entry(name, runs, *, trained=True, **changes):
     for seed, robust in enumerate(runs):
         settings = {"seed": seed} | ({} if trained else {"training": None}) | changes
         record = record_of(table_of(robust), **settings)
-        made.append(Run(None, record, np.ones_like(robust), robust, np.zeros_like(robust), {}))
+        made.append(EvaluatedRun(None, record, np.ones_like(robust), robust, np.zeros_like(robust), {}))
     return Entry("digits", name, About(title=name, paper="", licence=""), tuple(made))
 
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from bench.core.records import Artifact, Sanity
-from leaderboard.board import Cost
-from leaderboard.build import board
+from leaderboard.board_data import Cost
+from leaderboard.build_board import build_board
+from leaderboard.published_results import Contest, add_contest, add_run
 from leaderboard.statistics import clopper_pearson
-from leaderboard.store import Contest, add_contest, add_run
 from tests.publish.published import ABOUT, bracket_of, flags, publish, table_of, write_run
 
 
@@ -18,7 +18,7 @@ def results(tmp_path):
 
 
 def rows(results):
-    return {row.name: row for row in board(results, "digits").rows}
+    return {row.name: row for row in build_board(results, "digits").rows}
 
 
 def test_accuracies_are_means_over_seeds_with_the_interval_of_one(results):
@@ -38,7 +38,7 @@ def test_the_most_robust_is_first_and_what_was_never_attacked_last(results):
     publish(results, "weak", [table_of(flags(50, 10))])
     publish(results, "unattacked", [nothing], worst=None)
     publish(results, "strong", [table_of(flags(50, 40))])
-    assert [row.name for row in board(results, "digits").rows] == ["strong", "weak", "unattacked"]
+    assert [row.name for row in build_board(results, "digits").rows] == ["strong", "weak", "unattacked"]
     assert rows(results)["unattacked"].attacked is None
     assert rows(results)["unattacked"].rank is None
 

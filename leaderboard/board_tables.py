@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 from tabulate import tabulate
 
-from leaderboard.board import Board, Estimate, Row
-from leaderboard.tables import Format, interval, percent
+from leaderboard.board_data import Board, Estimate, Row
+from leaderboard.run_tables import Format, interval, percent
 
 HEADERS = ("rank", "entry", "architecture", "clean", "certified", "attacked", "over seeds", "verdict", "status")
 CSV_HEADERS = (
@@ -22,7 +22,7 @@ CSV_HEADERS = (
 )  # fmt: skip
 
 
-def as_text(boards: Sequence[Board], form: Format) -> str:
+def render_boards(boards: Sequence[Board], form: Format) -> str:
     if form == "json":
         return msgspec.json.format(msgspec.json.encode(list(boards)), indent=1).decode()
     if form == "csv":
@@ -30,7 +30,7 @@ def as_text(boards: Sequence[Board], form: Format) -> str:
     return "\n\n".join((_markdown if form == "markdown" else _latex)(board) for board in boards)
 
 
-def ranks(row: Row) -> str:
+def rank_text(row: Row) -> str:
     """`3`, `2-5` where the tests leave more than one rank open, `-` where none is claimed."""
     if row.rank is None:
         return "-"
@@ -41,7 +41,7 @@ def _cells(row: Row, escaped: Callable[[str], str] = str) -> list[str]:
     """The cells of HEADERS; what an entry says of itself goes through `escaped`."""
     spread = row.attacked.spread if row.attacked else None
     return [
-        ranks(row),
+        rank_text(row),
         escaped(" ".join(row.title.split())),
         escaped(row.architecture),
         _accuracy(row.clean),

@@ -10,9 +10,9 @@ from bench.core import record_files
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Threat
 from bench.core.records import Sanity
-from leaderboard.baseline import CHANGES, Recipe, read_runs, update
-from leaderboard.gate import Finding, Report, check, corrected
-from leaderboard.gate_report import as_annotations, as_junit, as_table
+from leaderboard.gate_baseline import CHANGES, Recipe, read_runs, update_baseline
+from leaderboard.gate_report import gate_annotations, gate_junit, gate_table
+from leaderboard.regression_gate import GateFinding, GateReport, check_against_baseline, corrected
 from leaderboard.statistics import mcnemar, prediction, prediction_p
 from tests.publish.published import bracket_of, flags, table_of, write_run
 
@@ -56,7 +56,7 @@ def outcomes(report):
 
 def test_the_same_runs_pass(baseline, tmp_path):
     shutil.copytree(baseline, tmp_path / "runs")
-    report = check(baseline, [tmp_path / "runs"])
+    report = check_against_baseline(baseline, [tmp_path / "runs"])
     assert outcomes(report) == {"verdict": "ok", "clean": "ok", "pgd-50": "ok"}
     assert not report.failed
     assert found(report)["pgd-50"].message == "same weights, and no example changed in 8 seeds"
@@ -71,7 +71,7 @@ def test_same_weights_are_compared_example_by_example(tmp_path, lost, won, outco
     after[:lost], after[N - won :] = False, True
     seeds(tmp_path / "old", [table_of(before)])
     seeds(tmp_path / "new", [table_of(after)])
-    report = check(tmp_path / "old", [tmp_path / "new"])
+    report = check_against_baseline(tmp_path / "old", [tmp_path / "new"])
     finding = found(report)["pgd-50, seed 0"]
     assert (finding.outcome, report.failed) == (outcome, outcome == "failed")
     assert finding.p == float(mcnemar(lost, won))
@@ -84,7 +84,7 @@ def test_every_seed_is_a_test_under_holm(tmp_path):
     after = [flags(N, 240 - lost) for lost in (8, 3, 0)]
     seeds(tmp_path / "old", [table_of(each) for each in before])
     seeds(tmp_path / "new", [table_of(each) for each in after])
-    group = found(check(tmp_path / "old", [tmp_path / "new"]))
+    group = found(check_against_baseline(tmp_path / "old", [tmp_path / "new"]))
     assert [group[f"pgd-50, seed {seed}"].p for seed in (0, 1)] == [2 * float(mcnemar(8, 0)), float(mcnemar(3, 0))]
     assert "pgd-50, seed 2" not in group
 
@@ -94,12 +94,12 @@ def test_a_lost_certificate_fails_with_the_same_weights_only(tmp_path):
     after[7], after[150] = False, True
     seeds(tmp_path / "old", [table_of(robust, certified=before)] * 5)
     seeds(tmp_path / "new", [table_of(robust, certified=before), table_of(robust, certified=after)])
-    report = check(tmp_path / "old", [tmp_path / "new"])
+    report = check_against_baseline(tmp_path / "old", [tmp_path / "new"])
     finding = found(report)["certificates of ibp"]
     assert (finding.outcome, report.failed) == ("failed", True)
     assert finding.message == "seed 1: 1 lost with the same weights, the first of example 7"
     seeds(tmp_path / "others", [table_of(robust, certified=after)] * 3, weights="other")
-    report = check(tmp_path / "old", [tmp_path / "others"])
+    report = check_against_baseline(tmp_path / "old", [tmp_path / "others"])
     assert "certificates of ibp" not in found(report)
     assert not report.failed
 
@@ -113,7 +113,7 @@ def test_a_certificate_that_only_the_bracket_gave_can_be_lost_too(tmp_path):
     for name, certified in (("old", 100), ("new", 99)):
         table = narrowed(certified)
         seeds(tmp_path / name, [table], bracket=bracket_of(table))
-    group = found(check(tmp_path / "old", [tmp_path / "new"]))
+    group = found(check_against_baseline(tmp_path / "old", [tmp_path / "new"]))
     assert group["certificates of bracket"].outcome == "failed"
     narrower = group["bracket, certified, seed 0"]
     assert (narrower.outcome, narrower.old, narrower.new) == ("warning", 100 / N, 99 / N)
@@ -125,7 +125,7 @@ def test_a_certificate_that_only_the_bracket_gave_can_be_lost_too(tmp_path):
 
 def test_honest_seeds_are_a_warning_at_most(baseline, tmp_path):
     seeds(tmp_path / "runs", [243, 238, 241], first=100)
-    report = check(baseline, [tmp_path / "runs"])
+    report = check_against_baseline(baseline, [tmp_path / "runs"])
     assert outcomes(report) == {"verdict": "ok", "clean": "ok", "pgd-50": "warning"}
     finding = found(report)["pgd-50"]
     old, new = [(240 + more) / N for more in SPREAD], [243 / N, 238 / N, 241 / N]
@@ -140,26 +140,26 @@ def test_honest_seeds_are_a_warning_at_most(baseline, tmp_path):
 @pytest.mark.parametrize("change", [-40, 40])
 def test_a_change_in_either_direction_fails(baseline, tmp_path, change):
     seeds(tmp_path / "runs", [240 + change + more for more in (3, -2, 1)], first=100)
-    report = check(baseline, [tmp_path / "runs"])
+    report = check_against_baseline(baseline, [tmp_path / "runs"])
     assert outcomes(report) == {"verdict": "ok", "clean": "ok", "pgd-50": "failed"}
     assert report.failed
 
 
 def test_alpha_decides(baseline, tmp_path):
     seeds(tmp_path / "runs", [252, 250, 254], first=100)
-    p = found(check(baseline, [tmp_path / "runs"]))["pgd-50"].p
+    p = found(check_against_baseline(baseline, [tmp_path / "runs"]))["pgd-50"].p
     assert 0.001 < p < 0.2
-    assert [check(baseline, [tmp_path / "runs"], alpha).failed for alpha in (p, p * 0.99)] == [True, False]
+    assert [check_against_baseline(baseline, [tmp_path / "runs"], alpha).failed for alpha in (p, p * 0.99)] == [True, False]
     for alpha in (0, 1, math.nan):
         with pytest.raises(UserError, match="--alpha"):
-            check(baseline, [tmp_path / "runs"], alpha)
+            check_against_baseline(baseline, [tmp_path / "runs"], alpha)
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 3), (5, 2)])
 def test_too_few_seeds_cannot_tell(tmp_path, old, new):
     seeds(tmp_path / "old", [240] * old)
     seeds(tmp_path / "new", [240] * new, weights="other")
-    report = check(tmp_path / "old", [tmp_path / "new"])
+    report = check_against_baseline(tmp_path / "old", [tmp_path / "new"])
     assert report.failed
     assert found(report)["pgd-50"].message == (
         f"other weights: needs 5 baseline seeds and 3 new ones at least, has {old} and {new}"
@@ -169,14 +169,14 @@ def test_too_few_seeds_cannot_tell(tmp_path, old, new):
 def test_one_seed_with_other_weights_makes_all_of_them_trained_again(baseline, tmp_path):
     seeds(tmp_path / "runs", [240, 244])
     seeds(tmp_path / "runs", [238], first=2, weights="other")
-    assert "trained again" in found(check(baseline, [tmp_path / "runs"]))["pgd-50"].message
+    assert "trained again" in found(check_against_baseline(baseline, [tmp_path / "runs"]))["pgd-50"].message
 
 
 def test_seeds_that_are_one_training_fail(baseline, tmp_path):
     seeds(tmp_path / "runs", [240] * 3, weights="other")
     table = table_of(flags(N, 240))
     write_run(tmp_path / "runs" / "again", table, seed=9, defense="mine", weights="mineother2")
-    report = check(baseline, [tmp_path / "runs"])
+    report = check_against_baseline(baseline, [tmp_path / "runs"])
     assert outcomes(report)["seeds"] == "failed"
 
 
@@ -185,7 +185,7 @@ def test_seeds_that_are_one_training_fail(baseline, tmp_path):
 
 def test_a_recipe_without_a_new_run_fails_and_one_without_a_baseline_warns(baseline, tmp_path):
     seeds(tmp_path / "runs", [240] * 3, defense="yours")
-    report = check(baseline, [tmp_path / "runs"])
+    report = check_against_baseline(baseline, [tmp_path / "runs"])
     assert [(recipe.defense, [each.outcome for each in group]) for recipe, group in report.findings.items()] == [
         ("mine", ["failed"]),
         ("yours", ["warning"]),
@@ -198,7 +198,7 @@ def test_a_recipe_without_a_new_run_fails_and_one_without_a_baseline_warns(basel
 def test_recipes_are_told_apart(tmp_path, what):
     seeds(tmp_path / "old", [240] * 5)
     seeds(tmp_path / "new", [240] * 5, **what)
-    assert len(check(tmp_path / "old", [tmp_path / "new"]).findings) == 2
+    assert len(check_against_baseline(tmp_path / "old", [tmp_path / "new"]).findings) == 2
 
 
 def test_an_attack_or_a_certifier_that_is_gone_fails_and_a_new_one_warns(tmp_path):
@@ -206,10 +206,10 @@ def test_an_attack_or_a_certifier_that_is_gone_fails_and_a_new_one_warns(tmp_pat
     both = table_of(robust, certified=flags(N, 9)) | {"robust/fgsm": robust, "passes/fgsm": np.full(N, 2)}
     seeds(tmp_path / "more", [both] * 5)
     seeds(tmp_path / "less", [table_of(robust)] * 5)
-    gone = outcomes(check(tmp_path / "more", [tmp_path / "less"]))
+    gone = outcomes(check_against_baseline(tmp_path / "more", [tmp_path / "less"]))
     extra = {"certified by ibp", "fgsm", "worst of all attacks"}
     assert {what for what, outcome in gone.items() if outcome == "failed"} == extra
-    come = check(tmp_path / "less", [tmp_path / "more"])
+    come = check_against_baseline(tmp_path / "less", [tmp_path / "more"])
     assert {what for what, outcome in outcomes(come).items() if outcome == "warning"} == extra
     assert not come.failed
 
@@ -222,7 +222,7 @@ def test_other_examples_or_other_data_fail(baseline, tmp_path):
     seeds(tmp_path / "labels", [table_of(flags(N, 240)) | {"label": ones, "prediction": ones}] * 3)
     seeds(tmp_path / "data", [240] * 3, provenance={"data_hash": "other"})
     for name in ("more", "later", "labels", "data"):
-        report = check(baseline, [tmp_path / name])
+        report = check_against_baseline(baseline, [tmp_path / name])
         assert outcomes(report)["data"] == "failed"
         assert "pgd-50" not in found(report)
 
@@ -245,7 +245,7 @@ def test_a_verdict_that_got_worse(tmp_path, before, after, same, outcome):
     seeds(tmp_path / "old", [240], first=4, sanity=Sanity(before, []))
     seeds(tmp_path / "new", [240] * 2, first=2, weights="" if same else "other")
     seeds(tmp_path / "new", [240], first=4, weights="" if same else "other", sanity=Sanity(after, ["odd: gradients"]))
-    finding = found(check(tmp_path / "old", [tmp_path / "new"]))["verdict"]
+    finding = found(check_against_baseline(tmp_path / "old", [tmp_path / "new"]))["verdict"]
     assert finding.outcome == outcome
     assert outcome == "ok" or finding.message == f"seed 4 is {after}; odd: gradients"
 
@@ -254,7 +254,7 @@ def test_with_the_same_weights_the_verdict_is_compared_with_their_own(tmp_path):
     seeds(tmp_path / "old", [240], sanity=Sanity("suspect", []))
     seeds(tmp_path / "old", [240], first=1)
     seeds(tmp_path / "new", [240], first=1, sanity=Sanity("suspect", []))
-    assert outcomes(check(tmp_path / "old", [tmp_path / "new"]))["verdict"] == "failed"
+    assert outcomes(check_against_baseline(tmp_path / "old", [tmp_path / "new"]))["verdict"] == "failed"
 
 
 def test_settings_that_differ_are_named_and_compared_all_the_same(tmp_path):
@@ -262,7 +262,7 @@ def test_settings_that_differ_are_named_and_compared_all_the_same(tmp_path):
     seeds(tmp_path / "old", [240] * 5, config=config)
     changed = config | {"attacks": [], "training": {"epochs": 15, "lr": 0.1, "ema": 0.5}}
     seeds(tmp_path / "new", [240] * 3, config=changed, weights="other")
-    group = found(check(tmp_path / "old", [tmp_path / "new"]))
+    group = found(check_against_baseline(tmp_path / "old", [tmp_path / "new"]))
     assert group["settings"].outcome == "warning"
     assert group["settings"].message == "seed 0 was run with training.epochs 30 -> 15, training.ema None -> 0.5"
     assert group["pgd-50"].outcome == "ok"
@@ -272,7 +272,7 @@ def test_a_record_that_does_not_fit_its_table_is_refused(baseline):
     path = baseline / "mine/3/record.json"
     path.write_text(path.read_text().replace('"n_examples": 400', '"n_examples": 401'))
     with pytest.raises(CheckError, match=r"mine/3 was changed after it was finished: .* counts 401 examples"):
-        check(baseline, [baseline])
+        check_against_baseline(baseline, [baseline])
 
 
 def test_a_table_of_the_same_numbers_is_refused_too(baseline, tmp_path):
@@ -280,43 +280,43 @@ def test_a_table_of_the_same_numbers_is_refused_too(baseline, tmp_path):
     seeds(tmp_path / "other", [table])
     shutil.copy(tmp_path / "other/mine/0/examples.npz", baseline / "mine/0/examples.npz")
     with pytest.raises(CheckError, match=r"its examples.npz is not that of the record"):
-        check(baseline, [baseline])
+        check_against_baseline(baseline, [baseline])
 
 
 def test_a_record_without_weights_is_refused(tmp_path):
     write_run(tmp_path / "run", table_of(flags(N, 240)), artifacts={})
     with pytest.raises(CheckError, match="does not name its examples"):
-        check(tmp_path, [tmp_path])
+        check_against_baseline(tmp_path, [tmp_path])
 
 
 def test_a_seed_twice_is_a_user_error(baseline, tmp_path):
     seeds(tmp_path / "a", [240])
     seeds(tmp_path / "b", [240])
     with pytest.raises(UserError, match=r"seed 0 of mine on digits, small-cnn, Linf 0.2; give one of them"):
-        check(baseline, [tmp_path / "a", tmp_path / "b"])
+        check_against_baseline(baseline, [tmp_path / "a", tmp_path / "b"])
     with pytest.raises(UserError, match=r"holds no record.json"):
-        check(tmp_path / "nowhere", [tmp_path / "a"])
+        check_against_baseline(tmp_path / "nowhere", [tmp_path / "a"])
 
 
 # --- how it is shown
 
 RECIPE = Recipe("digits", "pgd-at", "small-cnn:a=1", "Linf 0.2")
-REPORT = Report(
+REPORT = GateReport(
     0.01,
     {
         RECIPE: [
-            Finding("verdict", "ok", "clean"),
-            Finding("clean", "warning", "chance\x00", 0.975, 0.98125, 0.0123, 0.4242),
-            Finding("settings", "warning", "lr 0.1 -> 0.05"),
-            Finding("pgd-50", "failed", "<b>50 % gone,\r\nsay & think</b>", 0.7, 0.2, 0.01, 1.234e-9),
+            GateFinding("verdict", "ok", "clean"),
+            GateFinding("clean", "warning", "chance\x00", 0.975, 0.98125, 0.0123, 0.4242),
+            GateFinding("settings", "warning", "lr 0.1 -> 0.05"),
+            GateFinding("pgd-50", "failed", "<b>50 % gone,\r\nsay & think</b>", 0.7, 0.2, 0.01, 1.234e-9),
         ],
-        RECIPE._replace(defense="atas"): [Finding("runs", "failed", "no new run")],
+        RECIPE._replace(defense="atas"): [GateFinding("runs", "failed", "no new run")],
     },
 )
 
 
 def test_as_table():
-    assert as_table(replace_message(REPORT)).splitlines() == [
+    assert gate_table(replace_message(REPORT)).splitlines() == [
         "                     baseline     new    p",
         "pgd-at on digits, small-cnn:a=1, Linf 0.2",
         "  ok       verdict                                clean",
@@ -331,13 +331,13 @@ def test_as_table():
 
 
 def test_as_table_of_a_gate_without_a_test():
-    assert as_table(Report(0.01, {RECIPE: [Finding("clean", "ok", "as before", 0.5, 0.5)]})).endswith("\n\ngate: 1 ok")
+    assert gate_table(GateReport(0.01, {RECIPE: [GateFinding("clean", "ok", "as before", 0.5, 0.5)]})).endswith("\n\ngate: 1 ok")
 
 
 def replace_message(report):
     """Without what no line of a table can hold."""
     plain = {"pgd-50": "gone", "clean": "chance"}
-    return Report(
+    return GateReport(
         report.alpha,
         {
             key: [replace(each, message=plain.get(each.what, each.message)) for each in group]
@@ -347,7 +347,7 @@ def replace_message(report):
 
 
 def test_as_junit_parses_and_keeps_what_was_said():
-    root = ET.fromstring(as_junit(REPORT))
+    root = ET.fromstring(gate_junit(REPORT))
     (suite,) = root
     assert (root.tag, suite.attrib["tests"], suite.attrib["failures"]) == ("testsuites", "5", "2")
     cases = {(case.attrib["classname"].split()[0], case.attrib["name"]): case for case in suite}
@@ -360,7 +360,7 @@ def test_as_junit_parses_and_keeps_what_was_said():
 
 def test_annotations_are_escaped_as_github_wants_it():
     title = "title=pgd-at on digits%2C small-cnn%3Aa=1%2C Linf 0.2"
-    assert as_annotations(REPORT) == [
+    assert gate_annotations(REPORT) == [
         f"::error {title}::pgd-50: 70.0 +- 1.0 -> 20.0 (p 1.2e-09): <b>50 %25 gone,%0D%0Asay & think</b>",
         f"::warning {title}::clean: 97.5 +- 1.2 -> 98.1 (p 0.42): chance\x00%0Asettings: lr 0.1 -> 0.05",
         f"::error {title.replace('pgd-at', 'atas')}::runs: no new run",
@@ -375,17 +375,17 @@ def test_update_begins_a_baseline_and_replaces_the_recipes_of_the_runs(tmp_path)
     runs = seeds(tmp_path / "first", [240 + more for more in SPREAD])
     seeds(runs, [200] * 5, defense="yours")
     (runs / "mine/0/weights.safetensors").write_bytes(b"large")
-    update(home, [runs], "the first numbers")
+    update_baseline(home, [runs], "the first numbers")
     assert sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file() and "/0/" in str(path)) == [
         f"digits-{name}-small-cnn-Linf_0.2/0/{file}"
         for name in ("mine", "yours")
         for file in (record_files.TABLE, record_files.RECORD)
     ]
-    assert not check(home, [runs]).failed
+    assert not check_against_baseline(home, [runs]).failed
     again = seeds(tmp_path / "again", [280] * 5, first=10)
     seeds(tmp_path / "all", [200] * 5, defense="yours")
-    assert check(home, [again, tmp_path / "all"]).failed
-    said = update(home, [again], " a stronger\n training ")
+    assert check_against_baseline(home, [again, tmp_path / "all"]).failed
+    said = update_baseline(home, [again], " a stronger\n training ")
     assert said.splitlines()[0].endswith(": a stronger training")
     assert (
         said.splitlines()[2]
@@ -395,7 +395,7 @@ def test_update_begins_a_baseline_and_replaces_the_recipes_of_the_runs(tmp_path)
     assert text.startswith("# Why the baseline is what it is\n\n## 2")
     assert text.index("the first numbers") < text.index("a stronger training")
     assert "- yours on digits, small-cnn, Linf 0.2, 5 seeds: clean 100.0, pgd-50 50.0\n" in text
-    assert not check(home, [again, tmp_path / "all"]).failed
+    assert not check_against_baseline(home, [again, tmp_path / "all"]).failed
     assert [[run.record.seed for run in group] for group in read_runs([home]).values()] == [
         [10, 11, 12, 13, 14],
         [0, 1, 2, 3, 4],
@@ -403,7 +403,7 @@ def test_update_begins_a_baseline_and_replaces_the_recipes_of_the_runs(tmp_path)
 
 
 def test_update_takes_one_run_of_fixed_weights(tmp_path):
-    update(tmp_path / "baseline", [seeds(tmp_path / "runs", [240], training=None)], "a checkpoint")
+    update_baseline(tmp_path / "baseline", [seeds(tmp_path / "runs", [240], training=None)], "a checkpoint")
     assert len(read_runs([tmp_path / "baseline"])) == 1
 
 
@@ -420,11 +420,11 @@ def test_update_refuses_before_it_writes(baseline, tmp_path):
         (tmp_path / "nothing", "why not", "holds no record.json"),
     ]:
         with pytest.raises(UserError, match=said):
-            update(baseline, [runs], reason)
+            update_baseline(baseline, [runs], reason)
     assert files() == before
     (baseline / "mine/4/weights.safetensors").write_bytes(b"kept")
     with pytest.raises(UserError, match=r"mine/4 holds weights.safetensors, so it is no baseline"):
-        update(baseline, [enough], "a run folder by mistake")
+        update_baseline(baseline, [enough], "a run folder by mistake")
     assert files() == before | {baseline / "mine/4/weights.safetensors": b"kept"}
 
 
@@ -442,7 +442,7 @@ def trained(draw, seeds, harm=0):
 
 def alarms(p):
     """Share of the gates, a row of p-values each, in which anything failed."""
-    reports = (Report(0.01, corrected({RECIPE: [Finding("", "ok", "", p=one) for one in row]}, 0.01)) for row in p)
+    reports = (GateReport(0.01, corrected({RECIPE: [GateFinding("", "ok", "", p=one) for one in row]}, 0.01)) for row in p)
     return np.mean([report.failed for report in reports])
 
 

@@ -13,8 +13,8 @@ from tabulate import tabulate
 
 from bench.core.errors import UserError
 from bench.core.record_files import find_records
+from leaderboard.published_results import EvaluatedRun, read_evaluated_run
 from leaderboard.statistics import examples_needed, mcnemar, paired_difference, seeds_difference, seeds_needed
-from leaderboard.store import Run, read_run
 
 SHOWN = 20  # flipped examples that are named
 METRICS = ("clean", "robust", "certified")
@@ -25,7 +25,7 @@ class Side:
     """One of the two: a network with fixed weights, or the seeds of one recipe."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[EvaluatedRun, ...]
 
     @property
     def recipe(self) -> bool:
@@ -55,7 +55,7 @@ class Difference:
 
 def read_side(path: Path) -> Side:
     """A run folder, or a folder of the seeds of one recipe; UserError where there is anything else."""
-    runs = tuple(read_run(folder) for folder in find_records([path]))
+    runs = tuple(read_evaluated_run(folder) for folder in find_records([path]))
     recipes = {(run.record.defense, run.record.config_hash) for run in runs}
     if len(recipes) > 1:
         raise UserError(f"{path} holds {len(recipes)} recipes; give a run folder, or the seeds of one recipe")
@@ -120,7 +120,7 @@ def _over_seeds(metric: str, a: npt.NDArray[Any], b: npt.NDArray[Any], n: int) -
     )  # fmt: skip
 
 
-def as_table(a: Side, b: Side, found: Sequence[Difference]) -> str:
+def comparison_table(a: Side, b: Side, found: Sequence[Difference]) -> str:
     """For people: a line an accuracy in percent, then who flips."""
     unit = "seeds a side" if a.recipe or b.recipe else "examples"
     headers = ["accuracy %", "A", "B", "A - B", "95 % interval", "p", "test", f"{unit} to tell"]

@@ -7,8 +7,8 @@ import json
 import msgspec
 import pytest
 
-from leaderboard.board import Board, Estimate, Row
-from leaderboard.formats import as_text, ranks
+from leaderboard.board_data import Board, Estimate, Row
+from leaderboard.board_tables import rank_text, render_boards
 
 
 def row(name, acc, **changes):
@@ -34,7 +34,7 @@ BOARD = Board(suite="digits", summary="small digits", rule="the rule", rows=ROWS
 
 
 def test_markdown_has_a_line_an_entry():
-    lines = as_text([BOARD], "markdown").splitlines()
+    lines = render_boards([BOARD], "markdown").splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + len(ROWS)
     assert "1-2" in table[2]
@@ -46,7 +46,7 @@ def test_markdown_has_a_line_an_entry():
 
 
 def test_hostile_text_makes_no_cells_links_or_html_in_markdown():
-    line = next(line for line in as_text([BOARD], "markdown").splitlines() if "script" in line)
+    line = next(line for line in render_boards([BOARD], "markdown").splitlines() if "script" in line)
     assert line.count("|") - line.count("\\|") == 10
     for sign in "<>[]*`_&":
         assert line.count(sign) == line.count(f"\\{sign}") or sign in "[]"
@@ -54,7 +54,7 @@ def test_hostile_text_makes_no_cells_links_or_html_in_markdown():
 
 
 def test_latex_parts_the_groups_and_escapes_what_is_somebodys():
-    text = as_text([BOARD], "latex")
+    text = render_boards([BOARD], "latex")
     body = text[text.index("\\midrule") :].splitlines()
     assert [line.split("&")[1].strip()[:5] if "&" in line else line for line in body] == [
         "\\midrule", "one", "two", "\\addlinespace", "three", "repor", "\\addlinespace", "a | b", "\\bottomrule",
@@ -67,7 +67,7 @@ def test_latex_parts_the_groups_and_escapes_what_is_somebodys():
 
 def test_csv_holds_fractions_and_no_formula():
     tricky = msgspec.structs.replace(ROWS[0], title="=1+1", licence="@x")
-    text = as_text([msgspec.structs.replace(BOARD, rows=(tricky, *ROWS[1:]))], "csv")
+    text = render_boards([msgspec.structs.replace(BOARD, rows=(tricky, *ROWS[1:]))], "csv")
     lines = list(csv.DictReader(io.StringIO(text)))
     assert len(lines) == len(ROWS)
     assert (lines[0]["title"], lines[0]["licence"]) == ("'=1+1", "'@x")
@@ -77,14 +77,14 @@ def test_csv_holds_fractions_and_no_formula():
 
 
 def test_json_is_the_board_itself():
-    (board,) = json.loads(as_text([BOARD], "json"))
+    (board,) = json.loads(render_boards([BOARD], "json"))
     assert msgspec.convert(board, type=Board) == BOARD
 
 
 def test_an_empty_board_has_headers():
     empty = msgspec.structs.replace(BOARD, rows=())
-    assert "| entry" in as_text([empty], "markdown").replace("  ", " ")
-    assert "\\midrule" in as_text([empty], "latex")
+    assert "| entry" in render_boards([empty], "markdown").replace("  ", " ")
+    assert "\\midrule" in render_boards([empty], "latex")
 
 
 @pytest.mark.parametrize(
@@ -92,4 +92,4 @@ def test_an_empty_board_has_headers():
     [({}, "1-2"), ({"rank_high": 1}, "1"), ({"rank": None}, "-")],
 )
 def test_ranks_are_intervals(changes, shown):
-    assert ranks(row("x", 0.5, **changes)) == shown
+    assert rank_text(row("x", 0.5, **changes)) == shown

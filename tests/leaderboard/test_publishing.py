@@ -7,7 +7,7 @@ import pytest
 from bench.core import files, record_files
 from bench.core.errors import UserError
 from bench.core.records import Artifact
-from leaderboard.store import Contest, add_contest, add_run, check_name, read_entries, suites
+from leaderboard.published_results import Contest, add_contest, add_run, check_name, published_suites, read_entries
 from tests.publish.published import ABOUT, flags, publish, table_of, write_run
 
 URL = "https://example.org/weights"
@@ -22,7 +22,7 @@ def test_what_is_published_is_read_back(tmp_path):
     tables = [table_of(flags(10, 6), certified=flags(10, 3)), table_of(flags(10, 7), certified=flags(10, 4))]
     publish(results, "mine", tables, url=URL)
     publish(results, "another", tables[:1])
-    assert suites(results) == ["digits"]
+    assert published_suites(results) == ["digits"]
     another, mine = read_entries(results, "digits")
     assert (another.name, mine.name, mine.about) == ("another", "mine", ABOUT)
     assert [run.record.seed for run in mine.runs] == [0, 1]

@@ -13,11 +13,11 @@ import numpy as np
 from bench.core.config import get_suite, suites
 from bench.core.example_table import Flags, Threat, threat_of
 from bench.core.records import AttackResult, CertifierResult, Record
-from leaderboard.board import Board, Cost, Curve, Estimate, Measured, Row, Seed, Status
+from leaderboard.board_data import Board, Cost, Curve, Estimate, Measured, Row, Seed, Status
+from leaderboard.published_results import Entry, EvaluatedRun, read_entries
 from leaderboard.ranks import RULE, Ranks, rank
+from leaderboard.run_tables import threat_name
 from leaderboard.statistics import clopper_pearson
-from leaderboard.store import Entry, Run, read_entries
-from leaderboard.tables import threat_name
 
 VERDICTS = ("clean", "unchecked", "suspect", "unreliable")  # the worst last
 TOLERANCE = 1e-6
@@ -25,7 +25,7 @@ POINTS = 41  # of a curve that is drawn from distances
 EPS_OPTION = re.compile(r":eps=[^:]+")
 
 
-def board(results: Path, suite: str) -> Board:
+def build_board(results: Path, suite: str) -> Board:
     """All entries of a suite, the most robust first; UserError where a file of one is not what it must be."""
     entries = read_entries(results, suite)
     ranks = rank(entries)
@@ -97,7 +97,7 @@ def _reported(entry: Entry, n: int) -> Row:
     )  # fmt: skip
 
 
-def _status(runs: Sequence[Run]) -> Status:
+def _status(runs: Sequence[EvaluatedRun]) -> Status:
     there = all(run.record.artifacts[name].url for run in runs for name in ("weights", "witnesses"))
     return "re-checkable" if there else "not re-checkable"
 
@@ -106,7 +106,7 @@ def _share(flags: Flags) -> float:
     return int(np.count_nonzero(flags)) / len(flags)  # a hundred times faster than the mean of bools
 
 
-def _estimate(shares: Sequence[float], runs: Sequence[Run]) -> Estimate:
+def _estimate(shares: Sequence[float], runs: Sequence[EvaluatedRun]) -> Estimate:
     """The mean over seeds; its interval is that of one seed with the mean's hits, for all share their examples."""
     mean, n = statistics.fmean(shares), min(len(run.clean) for run in runs)
     low, high = clopper_pearson(mean * n, n)
@@ -115,7 +115,7 @@ def _estimate(shares: Sequence[float], runs: Sequence[Run]) -> Estimate:
     )
 
 
-def _over_seeds(spec: str, runs: Sequence[Run], results: Iterable[AttackResult | CertifierResult]) -> Measured:
+def _over_seeds(spec: str, runs: Sequence[EvaluatedRun], results: Iterable[AttackResult | CertifierResult]) -> Measured:
     found = list(results)
     accuracy = [each.robust_acc if isinstance(each, AttackResult) else each.certified_acc for each in found]
     attacks = [each for each in found if isinstance(each, AttackResult)]
@@ -126,25 +126,25 @@ def _over_seeds(spec: str, runs: Sequence[Run], results: Iterable[AttackResult |
     )  # fmt: skip
 
 
-def _specs(runs: Sequence[Run], of: Callable[[Record], Iterable[str]]) -> list[str]:
+def _specs(runs: Sequence[EvaluatedRun], of: Callable[[Record], Iterable[str]]) -> list[str]:
     return list(dict.fromkeys(spec for run in runs for spec in of(run.record)))
 
 
-def _attacks(runs: Sequence[Run]) -> tuple[Measured, ...]:
+def _attacks(runs: Sequence[EvaluatedRun]) -> tuple[Measured, ...]:
     specs = _specs(runs, lambda record: record.attacks)
     return tuple(
         _over_seeds(s, runs, (run.record.attacks[s] for run in runs if s in run.record.attacks)) for s in specs
     )
 
 
-def _certified(runs: Sequence[Run]) -> tuple[Measured, ...]:
+def _certified(runs: Sequence[EvaluatedRun]) -> tuple[Measured, ...]:
     specs = _specs(runs, lambda record: record.certifiers)
     return tuple(
         _over_seeds(s, runs, (run.record.certifiers[s] for run in runs if s in run.record.certifiers)) for s in specs
     )
 
 
-def _certifiers(runs: Sequence[Run]) -> bool:
+def _certifiers(runs: Sequence[EvaluatedRun]) -> bool:
     """Was every run certified by something that certifies the model itself?"""
     return all(
         run.record.bracket is not None or any(c.kind == "deterministic" for c in run.record.certifiers.values())
@@ -174,7 +174,7 @@ def _passes(record: Record) -> int:
     return sum(each.forwards + each.backwards for each in (*record.attacks.values(), *stages))
 
 
-def _curves(runs: Sequence[Run]) -> Iterable[Curve]:
+def _curves(runs: Sequence[EvaluatedRun]) -> Iterable[Curve]:
     """Accuracy against eps: an attack that ran at several, and the distances of minimum-norm attacks."""
     first = runs[0].record
     families: dict[tuple[str, str], dict[float, list[float]]] = {}
@@ -192,7 +192,7 @@ def _curves(runs: Sequence[Run]) -> Iterable[Curve]:
         yield _distance_curve(spec, threat_of(spec, first.threat), [run for run in runs if spec in run.distances])
 
 
-def _distance_curve(spec: str, threat: Threat, runs: Sequence[Run]) -> Curve:
+def _distance_curve(spec: str, threat: Threat, runs: Sequence[EvaluatedRun]) -> Curve:
     grid = np.linspace(0, 2 * threat.eps, POINTS)
     beyond = grid * (1 + TOLERANCE)  # distances are kept in float32
     right = [run.distances[spec][run.clean] for run in runs]
@@ -200,7 +200,7 @@ def _distance_curve(spec: str, threat: Threat, runs: Sequence[Run]) -> Curve:
     return Curve(norm=threat.norm, label=spec, eps=tuple(map(float, grid)), acc=tuple(acc))
 
 
-def _seed(run: Run) -> Seed:
+def _seed(run: EvaluatedRun) -> Seed:
     record, weights = run.record, run.record.artifacts["weights"]
     about = record.provenance
     told = {key: about.get(key) for key in ("finished", "git_commit", "hardware", "device", "threads", "platform")}

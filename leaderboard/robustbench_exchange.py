@@ -11,14 +11,14 @@ import msgspec
 from bench.core.config import get_suite
 from bench.core.errors import UserError
 from bench.core.files import write_atomically
-from leaderboard.robustbench import ModelInfo
-from leaderboard.store import ABOUT, REPORTED, About, Entry, check_name
-from leaderboard.tables import threat_name
+from leaderboard.model_info import ModelInfo
+from leaderboard.published_results import ABOUT, REPORTED, About, Entry, check_name
+from leaderboard.run_tables import threat_name
 
 SAME_EPS = 0.02  # relative: RobustBench lists 0.031 beside 8/255
 
 
-def export(entry: Entry) -> dict[str, Any]:
+def export_model_info(entry: Entry) -> dict[str, Any]:
     """The model_info of an entry: means over its seeds, percent with two decimals.
 
     `reported` is what survives all of our attacks and every contest; where AutoAttack's own figure is higher, it is

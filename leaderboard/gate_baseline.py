@@ -18,7 +18,7 @@ from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.record_checks import check_record
 from bench.core.record_files import RECORD, TABLE, find_records, read_record
 from bench.core.records import Record
-from leaderboard.tables import percent, threat_name
+from leaderboard.run_tables import percent, threat_name
 
 CHANGES = "CHANGES.md"
 LEAST = 5  # seeds of a baseline, which have to say how much seeds differ
@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class GateRun:
     """A finished run as far as its record and its table go, and the two fit."""
 
     folder: Path
@@ -71,7 +71,7 @@ class Run:
         return found
 
 
-Groups = dict[Recipe, list[Run]]
+Groups = dict[Recipe, list[GateRun]]
 
 
 def read_runs(paths: Sequence[Path]) -> Groups:
@@ -93,7 +93,7 @@ def read_runs(paths: Sequence[Path]) -> Groups:
     return {recipe: sorted(group, key=lambda run: run.record.seed) for recipe, group in groups.items()}
 
 
-def _read(folder: Path) -> Run:
+def _read(folder: Path) -> GateRun:
     record = read_record(folder)
     try:
         table = read_arrays(folder / TABLE)
@@ -105,16 +105,16 @@ def _read(folder: Path) -> Run:
             raise UserError(f"its {TABLE} is not that of the record")
     except UserError as error:
         raise CheckError(f"{folder} was changed after it was finished: {error}; run it again") from error
-    return Run(folder, record, table)
+    return GateRun(folder, record, table)
 
 
-def means(runs: Sequence[Run]) -> dict[str, float]:
+def means(runs: Sequence[GateRun]) -> dict[str, float]:
     """The mean over seeds of each accuracy that all of them have."""
     common = [what for what in runs[0].accuracies if all(what in run.accuracies for run in runs)]
     return {what: float(np.mean([run.accuracies[what].mean() for run in runs])) for what in common}
 
 
-def update(baseline: Path, runs: Sequence[Path], reason: str) -> str:
+def update_baseline(baseline: Path, runs: Sequence[Path], reason: str) -> str:
     """Put the recipes of some runs into a baseline, in place of what it has of them; what CHANGES.md says of it.
 
     UserError, before anything is written, where the reason is missing, a recipe that is trained has too few seeds, or
@@ -142,7 +142,7 @@ def update(baseline: Path, runs: Sequence[Path], reason: str) -> str:
     return entry
 
 
-def _check_update(baseline: Path, old: Groups, new: Mapping[Recipe, Sequence[Run]]) -> None:
+def _check_update(baseline: Path, old: Groups, new: Mapping[Recipe, Sequence[GateRun]]) -> None:
     for recipe, group in new.items():
         if group[0].record.training is not None and len(group) < LEAST:
             raise UserError(f"{recipe} has {len(group)} seeds; a baseline needs at least {LEAST}: --seeds 0,1,2,3,4")
@@ -167,7 +167,7 @@ def _remove(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def _change(old: Sequence[Run] | None, new: Sequence[Run]) -> str:
+def _change(old: Sequence[GateRun] | None, new: Sequence[GateRun]) -> str:
     before = means(old) if old else {}
     shown = (
         f"{what} {percent(before[what]) + ' -> ' if what in before else ''}{percent(value)}"

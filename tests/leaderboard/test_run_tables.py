@@ -9,7 +9,7 @@ import pytest
 
 from bench.core.example_table import Accuracy, Robustness, Threat
 from bench.core.records import AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Training
-from leaderboard.tables import by_recipe, comparison, interval, percent, run_table, threat_name
+from leaderboard.run_tables import by_recipe, interval, percent, run_table, runs_table, threat_name
 
 
 def make_record(seed=0, clean=0.912, pgd=0.5, worst=0.48, **changes):
@@ -37,7 +37,7 @@ def cells(table):
 
 
 def test_importing_tables_leaves_torch_out():
-    code = "import sys, leaderboard.tables; sys.exit('torch' in sys.modules)"
+    code = "import sys, leaderboard.run_tables; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -84,10 +84,10 @@ def test_run_table_ends_with_the_verdict_and_its_reasons():
 def test_a_union_is_shown_where_there_is_one():
     both = make_record(union=Robustness(0.41, (0.36, 0.46)))
     assert cells(run_table(both))[-2] == ["union of all threats", "41.0", "[36.0, 46.0]", "", "", ""]
-    header, first, second, mean = cells(comparison([both, make_record(1)], "markdown"))
+    header, first, second, mean = cells(runs_table([both, make_record(1)], "markdown"))
     at = header.index("union")
     assert (first[at], second[at], mean[at]) == ("41.0 [36.0, 46.0]", "", "")
-    assert "union" not in cells(comparison([make_record()], "markdown"))[0]
+    assert "union" not in cells(runs_table([make_record()], "markdown"))[0]
 
 
 def test_run_table_without_attacks_and_training():
@@ -96,7 +96,7 @@ def test_run_table_without_attacks_and_training():
 
 
 def test_comparison_in_markdown():
-    header, first, second = cells(comparison([make_record(), OTHER], "markdown"))
+    header, first, second = cells(runs_table([make_record(), OTHER], "markdown"))
     assert header == [
         "defense",
         "data",
@@ -119,7 +119,7 @@ def test_comparison_in_markdown():
 def test_comparison_has_mean_and_deviation_over_seeds():
     cleans, pgds, worsts, times = (0.9, 0.8, 0.85), (0.5, 0.6, 0.43), (0.4, 0.5, 0.3), (60.0, 70.0, 62.0)
     runs = [make_record(s, cleans[s], pgds[s], worsts[s], training=Training(3, times[s], 1, 1)) for s in range(3)]
-    rows = cells(comparison([runs[0], OTHER, *runs[1:]], "markdown"))
+    rows = cells(runs_table([runs[0], OTHER, *runs[1:]], "markdown"))
     assert [(row[0], row[4]) for row in rows[1:]] == [
         ("pgd-at", "0"), ("pgd-at", "1"), ("pgd-at", "2"), ("pgd-at", "mean of 3"), ("standard", "0"),
     ]  # fmt: skip
@@ -132,7 +132,7 @@ def test_comparison_has_mean_and_deviation_over_seeds():
 
 
 def test_mean_is_left_out_where_a_seed_has_no_value():
-    rows = cells(comparison([make_record(0), make_record(1, worst=0.5, attacks=FGSM, training=None)], "markdown"))
+    rows = cells(runs_table([make_record(0), make_record(1, worst=0.5, attacks=FGSM, training=None)], "markdown"))
     assert rows[3][4:] == ["mean of 2", "91.2 +- 0.0", "", "", "49.0 +- 1.4", "", ""]
 
 
@@ -142,7 +142,7 @@ def test_recipes_are_told_apart_by_their_hash():
 
 
 def test_comparison_in_csv_parses_back():
-    rows = list(csv.DictReader(io.StringIO(comparison([make_record(model="fc1:a=1,2"), OTHER], "csv"))))
+    rows = list(csv.DictReader(io.StringIO(runs_table([make_record(model="fc1:a=1,2"), OTHER], "csv"))))
     assert [(row["defense"], row["model"], row["suite"]) for row in rows] == [
         ("pgd-at", "fc1:a=1,2", "digits"),
         ("standard", "small-cnn", ""),
@@ -155,7 +155,7 @@ def test_comparison_in_csv_parses_back():
 
 
 def test_comparison_in_json_is_fractions():
-    first, second = json.loads(comparison([make_record(seed=2), OTHER], "json"))
+    first, second = json.loads(runs_table([make_record(seed=2), OTHER], "json"))
     assert first == {
         "defense": "pgd-at", "suite": "digits", "dataset": "digits", "model": "small-cnn", "norm": "Linf", "eps": 0.2,
         "seed": 2, "n_examples": 360, "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48,
@@ -166,7 +166,7 @@ def test_comparison_in_json_is_fractions():
 
 
 def test_comparison_in_latex():
-    text = comparison([make_record(model="small_cnn"), OTHER], "latex")
+    text = runs_table([make_record(model="small_cnn"), OTHER], "latex")
     assert r"\toprule" in text
     assert r"\bottomrule" in text
     assert r"small\_cnn" in text
@@ -203,24 +203,24 @@ def test_run_table_holds_certificates_and_the_bracket():
 
 def test_comparison_has_columns_for_certificates_and_brackets_where_there_are_any():
     both = make_record(certifiers={"ibp": IBP}, bracket=NARROWED)
-    header, first, second, mean = cells(comparison([both, make_record(1)], "markdown"))
+    header, first, second, mean = cells(runs_table([both, make_record(1)], "markdown"))
     ibp, bracket = header.index("certified ibp"), header.index("bracket")
     assert header.index("worst") < ibp < bracket < header.index("verdict")
     assert (first[ibp], first[bracket]) == ("30.0 [25.0, 35.0]", "[40.0, 50.0]")
     assert (second[ibp], second[bracket], mean[ibp], mean[bracket]) == ("", "", "", "")
-    assert {"certified ibp", "bracket"}.isdisjoint(cells(comparison([make_record()], "markdown"))[0])
+    assert {"certified ibp", "bracket"}.isdisjoint(cells(runs_table([make_record()], "markdown"))[0])
 
 
 def test_the_mean_of_brackets_is_of_their_ends():
     wider = Bracket(**{f: getattr(NARROWED, f) for f in NARROWED.__struct_fields__} | {"robust_acc": 0.6})
     runs = [make_record(seed, bracket=each) for seed, each in enumerate((NARROWED, wider))]
-    rows = cells(comparison(runs, "markdown"))
+    rows = cells(runs_table(runs, "markdown"))
     assert rows[3][rows[0].index("bracket")] == "[40.0 +- 0.0, 55.0 +- 7.1]"
 
 
 def test_csv_and_json_hold_certificates_and_brackets():
     runs = [make_record(certifiers={"ibp": IBP}, bracket=NARROWED), OTHER]
-    first, second = csv.DictReader(io.StringIO(comparison(runs, "csv")))
+    first, second = csv.DictReader(io.StringIO(runs_table(runs, "csv")))
     assert [first[key] for key in ("certified ibp", "certified ibp_low", "certified ibp_high")] == [
         "0.3",
         "0.25",
@@ -234,7 +234,7 @@ def test_csv_and_json_hold_certificates_and_brackets():
     assert (first["bracket_robust_high"], first["bracket_open"]) == ("0.55", "36")
     assert (second["certified ibp"], second["bracket_certified"], second["bracket_open"]) == ("", "", "")
     assert (first["verdict"], second["verdict"]) == ("clean", "clean")
-    plain = json.loads(comparison(runs, "json"))
+    plain = json.loads(runs_table(runs, "json"))
     assert plain[0]["certified_acc"] == {"ibp": 0.3}
     assert plain[0]["bracket"] == {"certified_acc": 0.4, "robust_acc": 0.5, "open": 36}
     assert plain[1]["bracket"] is None

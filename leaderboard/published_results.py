@@ -21,7 +21,7 @@ from bench.core.example_table import Flags, certified, survivors
 from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.record_files import RECORD, TABLE, read_record, write_record
 from bench.core.records import Artifact, Record
-from leaderboard.robustbench import ModelInfo
+from leaderboard.model_info import ModelInfo
 
 ABOUT, REPORTED, CONTESTS = "about.toml", "reported.json", "contests"
 NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}", re.ASCII)
@@ -54,7 +54,7 @@ class Contest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluatedRun:
     """One seed of an entry. A row is a test example, the first of the test order on."""
 
     folder: Path
@@ -73,7 +73,7 @@ class Entry:
     suite: str
     name: str
     about: About
-    runs: tuple[Run, ...] = ()
+    runs: tuple[EvaluatedRun, ...] = ()
     reported: ModelInfo | None = None
 
     @property
@@ -97,7 +97,7 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-def suites(results: Path) -> list[str]:
+def published_suites(results: Path) -> list[str]:
     """The suites that have entries."""
     return [folder.name for folder in _folders(results)]
 
@@ -112,13 +112,13 @@ def read_entry(folder: Path, suite: str) -> Entry:
     reported = folder / REPORTED
     if reported.exists():
         return Entry(suite, folder.name, about, reported=ModelInfo.read(reported))
-    runs = sorted((read_run(seed) for seed in _folders(folder)), key=lambda run: run.record.seed)
+    runs = sorted((read_evaluated_run(seed) for seed in _folders(folder)), key=lambda run: run.record.seed)
     if not runs:
         raise UserError(f"{folder} has no results; add some with `bench submit`, or remove it")
     return Entry(suite, folder.name, about, tuple(runs))
 
 
-def read_run(folder: Path) -> Run:
+def read_evaluated_run(folder: Path) -> EvaluatedRun:
     """One seed; UserError where its table is not the one that its record names."""
     record = read_record(folder)
     named = record.artifacts.get("examples")
@@ -132,7 +132,7 @@ def read_run(folder: Path) -> Run:
     for contest in contests:
         robust &= ~np.isin(table["index"], contest.broken)
     distances = {key.removeprefix("distance/"): table[key] for key in table if key.startswith("distance/")}
-    return Run(folder, record, table["clean"], robust, certified(table), distances, contests)
+    return EvaluatedRun(folder, record, table["clean"], robust, certified(table), distances, contests)
 
 
 def read_about(path: Path) -> About:

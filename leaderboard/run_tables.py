@@ -83,7 +83,7 @@ def _story(bracket: Bracket) -> str:
     return f"bracket: {bracket.open} open; {', '.join(decided)}{skipped}"
 
 
-def comparison(records: Sequence[Record], form: Format) -> str:
+def runs_table(records: Sequence[Record], form: Format) -> str:
     """Several runs side by side, and the mean and standard deviation over the seeds of each recipe."""
     if form == "json":
         return json.dumps([_plain(record) for record in records], indent=1)

@@ -7,10 +7,10 @@ import pytest
 
 from bench.core.errors import UserError
 from bench.core.record_files import read_record
-from leaderboard.exchange import export, import_model_info
-from leaderboard.robustbench import ModelInfo
-from leaderboard.store import About, Contest, add_contest, add_run, read_entry
-from leaderboard.tables import percent
+from leaderboard.model_info import ModelInfo
+from leaderboard.published_results import About, Contest, add_contest, add_run, read_entry
+from leaderboard.robustbench_exchange import export_model_info, import_model_info
+from leaderboard.run_tables import percent
 from tests.publish.forging import change_record, evaluated, run_of, trained
 
 INFO = {
@@ -83,7 +83,7 @@ def test_an_entry_of_robustbench_is_read_back_as_reported(tmp_path):
     assert entry.about.licence == "not stated"
     assert entry.about.note.endswith("unreliable.")
     assert entry.about.extra_data
-    again = export(entry)
+    again = export_model_info(entry)
     assert {key: again[key] for key in ("clean_acc", "eps", "name")} == {
         k: INFO[k] for k in ("clean_acc", "eps", "name")
     }
@@ -120,7 +120,7 @@ def test_ours_is_written_as_robustbench_writes(tmp_path):
     change_record(second, lambda r: (r.update(seed=1), r["artifacts"]["weights"].update(sha256="0" * 64)))
     add_run(tmp_path / "results", "mine", about, second)
     entry = read_entry(home, "digits")
-    found = export(entry)
+    found = export_model_info(entry)
     first = entry.runs[0].record
     assert found["clean_acc"] == f"{100 * first.clean.acc:.2f}"
     assert found["reported"] == f"{100 * first.worst.robust_acc:.2f}"
@@ -144,6 +144,6 @@ def test_what_lowers_autoattack_is_external(tmp_path):
     add_contest(
         tmp_path / "results", "digits", "mine", 0, Contest(by="N", broken=broken, witnesses=file, finished="now")
     )
-    found = export(read_entry(home, "digits"))
+    found = export_model_info(read_entry(home, "digits"))
     assert float(found["autoattack_acc"]) - float(found["external"]) == pytest.approx(100 * 5 / 40)
     assert found["reported"] == found["external"]

@@ -8,7 +8,7 @@ import pytest
 from bench.cli import main
 from bench.core.errors import UserError
 from bench.core.example_table import Threat
-from leaderboard.comparison import as_table, compare, read_side
+from leaderboard.pairwise_comparison import compare, comparison_table, read_side
 from leaderboard.statistics import examples_needed, mcnemar, paired_difference, seeds_difference
 from tests.publish.published import flags, table_of, write_run
 
@@ -38,7 +38,7 @@ def test_recipes_are_compared_over_seeds(tmp_path):
     assert (robust.p, robust.low, robust.high) == pytest.approx((wanted.p, wanted.low, wanted.high))
     assert robust.only_a == ()
     assert robust.needed >= 2
-    shown = as_table(read_side(tmp_path / "a"), read_side(tmp_path / "b"), [robust])
+    shown = comparison_table(read_side(tmp_path / "a"), read_side(tmp_path / "b"), [robust])
     assert "a (3 seeds)" in shown
     assert "seeds a side to tell" in shown
 

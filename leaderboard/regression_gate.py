@@ -17,10 +17,10 @@ import numpy as np
 
 from bench.core.errors import UserError
 from bench.core.example_table import certificates
-from leaderboard.baseline import LEAST, Recipe, Run, read_runs
-from leaderboard.build import VERDICTS
+from leaderboard.build_board import VERDICTS
+from leaderboard.gate_baseline import LEAST, GateRun, Recipe, read_runs
+from leaderboard.run_tables import interval
 from leaderboard.statistics import holm, mcnemar, prediction, prediction_p
-from leaderboard.tables import interval
 
 Outcome = Literal["failed", "warning", "ok"]
 ALPHA = 0.01
@@ -29,7 +29,7 @@ TOLD = {"suite", "dataset", "data_hash", "model", "norm", "eps", "attacks", "cer
 
 
 @dataclass(frozen=True)
-class Finding:
+class GateFinding:
     """What was found of an accuracy of a recipe, or of something that has no number.
 
     old, new: means over seeds. spread: standard deviation over the baseline's. p: of a test, corrected for all tests of
@@ -46,18 +46,18 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class GateReport:
     """All findings, by recipe."""
 
     alpha: float
-    findings: Mapping[Recipe, Sequence[Finding]]
+    findings: Mapping[Recipe, Sequence[GateFinding]]
 
     @property
     def failed(self) -> bool:
         return any(finding.outcome == "failed" for group in self.findings.values() for finding in group)
 
 
-def check(baseline: Path, runs: Sequence[Path], alpha: float = ALPHA) -> Report:
+def check_against_baseline(baseline: Path, runs: Sequence[Path], alpha: float = ALPHA) -> GateReport:
     """Compare the runs at or below `runs` with those at or below `baseline`; one false alarm has a chance of `alpha`.
 
     CheckError where a record does not fit its table; UserError where there is none, or a seed twice.
@@ -65,22 +65,22 @@ def check(baseline: Path, runs: Sequence[Path], alpha: float = ALPHA) -> Report:
     if not 0 < alpha < 1:
         raise UserError(f"--alpha {alpha:g}: the chance of a false alarm lies in (0, 1), as 0.01")
     old, new = read_runs([baseline]), read_runs(runs)
-    found: dict[Recipe, list[Finding]] = {}
+    found: dict[Recipe, list[GateFinding]] = {}
     for recipe in old | new:
         if recipe not in new:
-            found[recipe] = [Finding("runs", "failed", "the baseline has this recipe, and there is no new run of it")]
+            found[recipe] = [GateFinding("runs", "failed", "the baseline has this recipe, and there is no new run of it")]
         elif recipe not in old:
-            found[recipe] = [Finding("runs", "warning", "the baseline does not have this recipe: --update adds it")]
+            found[recipe] = [GateFinding("runs", "warning", "the baseline does not have this recipe: --update adds it")]
         else:
-            found[recipe] = list(compare(old[recipe], new[recipe], alpha))
-    return Report(alpha, corrected(found, alpha))
+            found[recipe] = list(compare_recipe(old[recipe], new[recipe], alpha))
+    return GateReport(alpha, corrected(found, alpha))
 
 
-def corrected(findings: Mapping[Recipe, Sequence[Finding]], alpha: float) -> dict[Recipe, list[Finding]]:
+def corrected(findings: Mapping[Recipe, Sequence[GateFinding]], alpha: float) -> dict[Recipe, list[GateFinding]]:
     """The findings with corrected p-values, and failed where those are at most alpha."""
     adjusted = iter(holm([np.nan if each.p is None else each.p for group in findings.values() for each in group]))
 
-    def judged(finding: Finding, p: float) -> Finding:
+    def judged(finding: GateFinding, p: float) -> GateFinding:
         if finding.p is None:
             return finding
         return replace(finding, p=p, outcome="failed" if p <= alpha else finding.outcome)
@@ -88,15 +88,15 @@ def corrected(findings: Mapping[Recipe, Sequence[Finding]], alpha: float) -> dic
     return {recipe: [judged(each, float(next(adjusted))) for each in group] for recipe, group in findings.items()}
 
 
-def compare(old: Sequence[Run], new: Sequence[Run], alpha: float) -> Iterator[Finding]:
+def compare_recipe(old: Sequence[GateRun], new: Sequence[GateRun], alpha: float) -> Iterator[GateFinding]:
     """Findings of one recipe, p-values not yet corrected."""
     yield from _settings(old[0], new)
     if others := [run.folder for run in (*old, *new) if not _same_examples(run, old[0])]:
-        yield Finding("data", "failed", f"{others[0]} is of other examples, or of other data, than {old[0].folder}")
+        yield GateFinding("data", "failed", f"{others[0]} is of other examples, or of other data, than {old[0].folder}")
         return
     yield from _columns(old, new)
     if len({run.weights for run in new}) < len(new) and new[0].record.training is not None:
-        yield Finding("seeds", "failed", "two new seeds have the same weights; each must be a training of its own")
+        yield GateFinding("seeds", "failed", "two new seeds have the same weights; each must be a training of its own")
     by_weights = {run.weights: run for run in old}
     twins = [(by_weights[run.weights], run) for run in new if run.weights in by_weights]
     same = len(twins) == len(new)
@@ -107,12 +107,12 @@ def compare(old: Sequence[Run], new: Sequence[Run], alpha: float) -> Iterator[Fi
             yield from _same_weights(what, twins) if same else _trained_again(what, old, new, alpha)
 
 
-def _same_examples(run: Run, other: Run) -> bool:
+def _same_examples(run: GateRun, other: GateRun) -> bool:
     columns = all(np.array_equal(run.table[key], other.table[key]) for key in ("index", "label"))
     return columns and run.record.provenance.get("data_hash") == other.record.provenance.get("data_hash")
 
 
-def _settings(old: Run, new: Sequence[Run]) -> Iterator[Finding]:
+def _settings(old: GateRun, new: Sequence[GateRun]) -> Iterator[GateFinding]:
     """What was set otherwise than in the baseline, which is compared all the same."""
     before = dict(_flat(old.record.config))
     for run in new:
@@ -123,7 +123,7 @@ def _settings(old: Run, new: Sequence[Run]) -> Iterator[Finding]:
             if before.get(key) != after.get(key)
         ]
         if changes:
-            yield Finding("settings", "warning", f"seed {run.record.seed} was run with {', '.join(changes)}")
+            yield GateFinding("settings", "warning", f"seed {run.record.seed} was run with {', '.join(changes)}")
             return
 
 
@@ -135,16 +135,16 @@ def _flat(config: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]
             yield f"{head}{key}", value
 
 
-def _columns(old: Sequence[Run], new: Sequence[Run]) -> Iterator[Finding]:
+def _columns(old: Sequence[GateRun], new: Sequence[GateRun]) -> Iterator[GateFinding]:
     """Accuracies that the baseline has and a new run has not, or that only the new runs have."""
     before, after = (set.intersection(*(set(run.accuracies) for run in runs)) for runs in (old, new))
     for what in sorted(before - after):
-        yield Finding(what, "failed", "the baseline has it, and a new run does not")
+        yield GateFinding(what, "failed", "the baseline has it, and a new run does not")
     for what in sorted(after - before):
-        yield Finding(what, "warning", "the baseline does not have it: --update adds it")
+        yield GateFinding(what, "warning", "the baseline does not have it: --update adds it")
 
 
-def _lost_certificates(twins: Sequence[tuple[Run, Run]]) -> Iterator[Finding]:
+def _lost_certificates(twins: Sequence[tuple[GateRun, GateRun]]) -> Iterator[GateFinding]:
     """With the same weights, what was proven once must be proven still."""
     for old, new in twins:
         after = certificates(new.table)
@@ -154,25 +154,25 @@ def _lost_certificates(twins: Sequence[tuple[Run, Run]]) -> Iterator[Finding]:
                 message = (
                     f"seed {new.record.seed}: {len(lost)} lost with the same weights, the first of example {lost[0]}"
                 )
-                yield Finding(f"certificates of {spec}", "failed", message)
+                yield GateFinding(f"certificates of {spec}", "failed", message)
 
 
-def _verdict(old: Sequence[Run], new: Sequence[Run], same: bool) -> Finding:
+def _verdict(old: Sequence[GateRun], new: Sequence[GateRun], same: bool) -> GateFinding:
     """Is one worse than the worst of the baseline's? Seeds differ, so `suspect` fails with the same weights only."""
     before, worst = max(old, key=_suspicion), max(new, key=_suspicion)
     verdict = worst.record.sanity.verdict
     if _suspicion(worst) <= _suspicion(before):
-        return Finding("verdict", "ok", verdict)
+        return GateFinding("verdict", "ok", verdict)
     message = "; ".join([f"seed {worst.record.seed} is {verdict}", *worst.record.sanity.reasons])
-    return Finding("verdict", "failed" if same or verdict == VERDICTS[-1] else "warning", message)
+    return GateFinding("verdict", "failed" if same or verdict == VERDICTS[-1] else "warning", message)
 
 
-def _suspicion(run: Run) -> int:
+def _suspicion(run: GateRun) -> int:
     verdict = run.record.sanity.verdict
     return (*VERDICTS, verdict).index(verdict)
 
 
-def _same_weights(what: str, twins: Sequence[tuple[Run, Run]]) -> Iterator[Finding]:
+def _same_weights(what: str, twins: Sequence[tuple[GateRun, GateRun]]) -> Iterator[GateFinding]:
     """A test for each seed in which an example changed; one finding where none did.
 
     A test without a discordant pair could not have alarmed, so leaving it out of the correction is sound (Tarone 1990).
@@ -183,27 +183,27 @@ def _same_weights(what: str, twins: Sequence[tuple[Run, Run]]) -> Iterator[Findi
         lost, won = int((before & ~after).sum()), int((after & ~before).sum())
         if lost + won:
             changed = True
-            yield Finding(
+            yield GateFinding(
                 f"{what}, seed {new.record.seed}", "warning", f"same weights: {lost} examples lost, {won} won",
                 float(before.mean()), float(after.mean()), p=float(mcnemar(lost, won)),
             )  # fmt: skip
     if not changed:
         mean = float(np.mean([new.accuracies[what].mean() for _, new in twins]))
-        yield Finding(what, "ok", f"same weights, and no example changed in {len(twins)} seeds", mean, mean)
+        yield GateFinding(what, "ok", f"same weights, and no example changed in {len(twins)} seeds", mean, mean)
 
 
-def _trained_again(what: str, old: Sequence[Run], new: Sequence[Run], alpha: float) -> Iterator[Finding]:
+def _trained_again(what: str, old: Sequence[GateRun], new: Sequence[GateRun], alpha: float) -> Iterator[GateFinding]:
     """Is the mean of the new seeds where the baseline's predict it?"""
     if len(old) < LEAST or len(new) < NEW:
         has = f"has {len(old)} and {len(new)}"
-        yield Finding(what, "failed", f"other weights: needs {LEAST} baseline seeds and {NEW} new ones at least, {has}")
+        yield GateFinding(what, "failed", f"other weights: needs {LEAST} baseline seeds and {NEW} new ones at least, {has}")
         return
     before, after = (np.array([run.accuracies[what].mean() for run in runs]) for runs in (old, new))
     grain = 1 / len(old[0].accuracies[what])
     low, high = prediction(before, len(new), 1 - alpha, grain)
     predicted = interval((max(0.0, float(low)), min(1.0, float(high))))
     same = bool(abs(before.mean() - after.mean()) < 1e-9)
-    yield Finding(
+    yield GateFinding(
         what, "ok" if same else "warning", f"trained again: {len(old)} seeds predict {predicted} for {len(new)}",
         float(before.mean()), float(after.mean()), float(before.std(ddof=1)), float(prediction_p(before, after, grain)),
     )  # fmt: skip
