@@ -23,7 +23,7 @@ class PlannedAttack:
 
 
 def make_attacks(specs: Sequence[str], threat: ThreatModel) -> dict[str, PlannedAttack]:
-    """Attacks by canonical spec. Beside its own options, each has `norm` and `eps`, whose defaults are those of `threat`."""
+    """Attacks by canonical spec. Each also has the options `norm` and `eps`, with `threat` as their default."""
     planned: dict[str, PlannedAttack] = {}
     for text in specs:
         spec = parse_spec(text, registry.attack, common={"norm": (Norm, threat.norm), "eps": (float, threat.eps)})

@@ -1,11 +1,15 @@
-"""The per-example table of a run: its columns, what they must say of one another, and what follows from them.
+"""The per-example table of a run: its columns, their consistency, and the accuracies computed from them.
 
-A dict of numpy arrays with one row per evaluated example. Of every run `index`, `label`, `prediction` int64, `clean`
-bool. Of an attack `robust/SPEC` bool, `passes/SPEC` int64 (passes of the example, both ways, until it fell to the
-attack; all of them where it did not), `distance/SPEC` float32 (of a minimum-norm attack). Of a certifier
-`certified/SPEC` bool, `radius/SPEC` float32, `broken/SPEC` bool (of one that also finds counterexamples),
-`prediction/SPEC` int64 (of one that certifies another classifier than the model: smoothing). Of a bracket `status`
-("certified", "broken" or "open") and `decided_by` (the stage; "clean" for a clean error, "" where open).
+A dict of numpy arrays with one row per evaluated example:
+
+- every run: `index`, `label`, `prediction` int64, `clean` bool (correct without an attack);
+- an attack: `robust/SPEC` bool; `passes/SPEC` int64, the forward and backward passes of the example until it was
+  broken, or all of them; `distance/SPEC` float32 (minimum-norm attacks only);
+- a certifier: `certified/SPEC` bool; `radius/SPEC` float32; `broken/SPEC` bool (if it also finds counterexamples);
+  `prediction/SPEC` int64 (if it certifies another classifier than the model: smoothing);
+- a bracket: `status` ("certified", "broken" or "open") and `decided_by` (the stage; "clean" for a clean error, "" if
+  the example is open).
+
 Imports no torch.
 """
 
@@ -22,21 +26,21 @@ from bench.core import clopper_pearson
 from bench.core.errors import UserError
 from bench.core.spec_text import split_spec
 
-BRACKET = "bracket"  # who made the witness of an example that a stage of the bracket broke
+BRACKET = "bracket"  # the source of the witnesses that the stages of the bracket found
 STATUSES = ("certified", "broken", "open")
 Table = dict[str, npt.NDArray[Any]]
 Flags = npt.NDArray[np.bool_]
 
 
 class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A share of the examples with its 95 % Clopper-Pearson interval."""
+    """A fraction of the examples with its 95 % Clopper-Pearson interval."""
 
     acc: float
     ci95: tuple[float, float]
 
 
 class Robustness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Accuracy under one attack (or the worst of all), clean errors counted as not robust."""
+    """Accuracy under one attack, or under several; clean errors count as not robust."""
 
     robust_acc: float
     ci95: tuple[float, float]
@@ -47,16 +51,16 @@ class Threat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     eps: float
 
 
-def accuracy(hits: Flags) -> Accuracy:
-    """The share of True with its 95 % Clopper-Pearson interval."""
-    n, k = len(hits), int(hits.sum())
+def accuracy(flags: Flags) -> Accuracy:
+    """The fraction of True with its 95 % Clopper-Pearson interval."""
+    n, k = len(flags), int(flags.sum())
     low, high = clopper_pearson.interval(k, n)
     return Accuracy(k / n, (float(low), float(high)))
 
 
-def robustness(hits: Flags) -> Robustness:
-    found = accuracy(hits)
-    return Robustness(found.acc, found.ci95)
+def robustness(robust: Flags) -> Robustness:
+    share = accuracy(robust)
+    return Robustness(share.acc, share.ci95)
 
 
 def attack_specs(table: Table) -> list[str]:
@@ -68,71 +72,78 @@ def certifier_specs(table: Table) -> list[str]:
 
 
 def threat_of(spec: str, threat: Threat) -> Threat:
-    """The threat model of an attack: the record's, but for what its canonical spec says (`:norm=L2`, `:eps=0.5`)."""
+    """The threat model of an attack: `threat`, with the norm and the eps that its canonical spec sets."""
     options = split_spec(spec).options
     return Threat(options.get("norm", threat.norm), float(options.get("eps", threat.eps)))
 
 
 def own_specs(table: Table) -> list[str]:
     """The attacks under the record's own threat model."""
-    nowhere = Threat("", 0.0)
-    return [spec for spec in attack_specs(table) if threat_of(spec, nowhere) == nowhere]
+    return [spec for spec in attack_specs(table) if not {"norm", "eps"} & split_spec(spec).options.keys()]
 
 
 def worst_case(table: Table, specs: Sequence[str] | None = None) -> Flags:
-    """Which examples are right and survive every attack under the record's own threat model, or each of `specs`."""
+    """Which examples are correct under each of `specs` (default: every attack under the record's own threat model)."""
     columns = [table[f"robust/{spec}"] for spec in (own_specs(table) if specs is None else specs)]
     robust: Flags = np.logical_and.reduce([table["clean"], *columns])
     return robust
 
 
 def union(table: Table) -> Robustness | None:
-    """Accuracy under all attacks together, where some of them are under another threat model than the record's."""
+    """Accuracy under all attacks; None unless some of them are under another threat model than the record's."""
     specs = attack_specs(table)
     return robustness(worst_case(table, specs)) if len(own_specs(table)) < len(specs) else None
 
 
 def worst(table: Table) -> Robustness | None:
-    """Accuracy under all attacks of the record's own threat model, where there are any."""
+    """Accuracy under all attacks of the record's own threat model; None if there are none."""
     return robustness(worst_case(table)) if own_specs(table) else None
 
 
 def broken_by(table: Table) -> dict[str, Flags]:
-    """Which examples that are right fell to each attack, to each certifier that finds counterexamples, to the bracket.
+    """Which correct examples each attack, each certifier that finds counterexamples, and the bracket broke.
 
-    The key is what their witnesses name as their maker; all but some attacks are under the record's threat model.
+    The keys are the sources that witnesses name. All but some attacks are under the record's own threat model.
     """
-    fell = {spec: table["clean"] & ~table[f"robust/{spec}"] for spec in attack_specs(table)}
-    fell |= {spec: table[f"broken/{spec}"] for spec in certifier_specs(table) if f"broken/{spec}" in table}
+    broken = {spec: table["clean"] & ~table[f"robust/{spec}"] for spec in attack_specs(table)}
+    broken |= {spec: table[f"broken/{spec}"] for spec in certifier_specs(table) if f"broken/{spec}" in table}
     if "status" in table:
-        fell[BRACKET] = table["clean"] & (table["status"] == "broken")
-    return fell
+        broken[BRACKET] = table["clean"] & (table["status"] == "broken")
+    return broken
 
 
 def survivors(table: Table) -> Flags:
-    """Which examples are right and fell to nothing under the record's own threat model."""
-    attacks_elsewhere = set(attack_specs(table)) - set(own_specs(table))
-    fell = [column for maker, column in broken_by(table).items() if maker not in attacks_elsewhere]
-    stand: Flags = table["clean"] & ~np.logical_or.reduce([~table["clean"], *fell])
-    return stand
+    """Which examples are correct and not broken by anything under the record's own threat model."""
+    other_threats = set(attack_specs(table)) - set(own_specs(table))
+    broken = [column for source, column in broken_by(table).items() if source not in other_threats]
+    robust: Flags = ~np.logical_or.reduce([~table["clean"], *broken])
+    return robust
 
 
 def certificates(table: Table) -> dict[str, Flags]:
     """Which examples each certifier of the model itself certified, and the bracket."""
-    own = [spec for spec in certifier_specs(table) if f"prediction/{spec}" not in table]
-    found: dict[str, Flags] = {spec: table[f"certified/{spec}"] for spec in own}
+    specs = [spec for spec in certifier_specs(table) if f"prediction/{spec}" not in table]
+    columns: dict[str, Flags] = {spec: table[f"certified/{spec}"] for spec in specs}
     if "status" in table:
-        found[BRACKET] = table["status"] == "certified"
-    return found
+        columns[BRACKET] = table["status"] == "certified"
+    return columns
 
 
 def certified(table: Table) -> Flags:
-    """Which examples hold a certificate of the model itself, whoever gave it."""
-    found: Flags = np.logical_or.reduce([np.zeros_like(table["clean"]), *certificates(table).values()])
-    return found
+    """Which examples hold a certificate of the model itself, from any source."""
+    either: Flags = np.logical_or.reduce([np.zeros_like(table["clean"]), *certificates(table).values()])
+    return either
 
 
-TYPES = {"index": np.int64, "label": np.int64, "prediction": np.int64, "clean": np.bool_}
+def mean_radius(table: Table, spec: str) -> float:
+    return float(table[f"radius/{spec}"].astype(np.float64).mean())
+
+
+REQUIRED = ("index", "label", "prediction", "clean")
+TYPES = {
+    "index": np.int64, "label": np.int64, "prediction": np.int64, "clean": np.bool_, "status": np.str_,
+    "decided_by": np.str_,
+}  # fmt: skip
 PREFIXES = {
     "robust/": np.bool_,
     "passes/": np.int64,
@@ -144,59 +155,63 @@ PREFIXES = {
 }
 
 
-def mean_radius(table: Table, spec: str) -> float:
-    return float(table[f"radius/{spec}"].astype(np.float64).mean())
-
-
-def check_table(table: Table) -> None:
-    """UserError where the table is not one: columns, types, lengths, and columns that contradict one another."""
-    for key in TYPES:
-        if key not in table:
-            raise UserError(f"the table has no column '{key}'")
+def check_columns(table: Table) -> None:
+    """UserError if a column is missing, or has the wrong type or length."""
+    _check_present(table, REQUIRED)
     n = table["index"].size
     for key, column in table.items():
         wanted = TYPES.get(key) or next((t for prefix, t in PREFIXES.items() if key.startswith(prefix)), None)
-        if wanted is not None and (column.dtype != wanted or column.shape != (n,)):
+        if wanted is None:
+            continue
+        fits = column.dtype.kind == "U" if wanted is np.str_ else column.dtype == wanted
+        if not fits or column.shape != (n,):
             raise UserError(f"column '{key}' is {column.dtype} {column.shape}; it must be {wanted.__name__} ({n},)")
+    _check_present(table, [f"radius/{spec}" for spec in certifier_specs(table)])
+    if "status" in table or "decided_by" in table:
+        _check_present(table, ["status", "decided_by"])
     if n == 0 or len(set(table["index"].tolist())) != n:
         raise UserError("the table must have at least one row, and no example twice")
+
+
+def _check_present(table: Table, columns: Sequence[str]) -> None:
+    for key in columns:
+        if key not in table:
+            raise UserError(f"the table has no column '{key}'")
+
+
+def check_table(table: Table) -> None:
+    """UserError if a column is missing, has the wrong type or length, or contradicts another column."""
+    check_columns(table)
     if not np.array_equal(table["clean"], table["label"] == table["prediction"]):
         raise UserError("column 'clean' does not follow from 'label' and 'prediction'")
     for spec in attack_specs(table):
         if np.any(table[f"robust/{spec}"] & ~table["clean"]):
-            raise UserError(f"column 'robust/{spec}' counts an example as robust that is wrong without any attack")
+            raise UserError(f"column 'robust/{spec}' counts an example as robust that is misclassified without attack")
     for spec in certifier_specs(table):
         _check_certifier(table, spec)
-    if "status" in table or "decided_by" in table:
+    if "status" in table:
         _check_statuses(table)
-    both = certified(table) & ~survivors(table)
-    if both.any():
-        raise UserError(f"example {table['index'][both][0]} is certified, and broken all the same")
+    contradictory = certified(table) & ~survivors(table)
+    if contradictory.any():
+        raise UserError(f"example {table['index'][contradictory][0]} is both certified and broken")
 
 
 def _check_certifier(table: Table, spec: str) -> None:
-    if f"radius/{spec}" not in table:
-        raise UserError(f"the table has no column 'radius/{spec}'")
-    proven, radius = table[f"certified/{spec}"], table[f"radius/{spec}"]
-    right = table["label"] == table.get(f"prediction/{spec}", table["prediction"])
-    if np.any(proven & ~right):
-        raise UserError(f"column 'certified/{spec}' counts an example as certified that is wrong without any attack")
-    if not (np.isfinite(radius).all() and np.all(radius >= 0) and np.all(radius[~right] == 0)):
-        raise UserError(f"column 'radius/{spec}' must be finite, not negative, and 0 where the prediction is wrong")
-    fell = table.get(f"broken/{spec}")
-    if fell is not None and np.any(fell & (proven | ~table["clean"])):
-        raise UserError(f"column 'broken/{spec}' counts an example that is certified, or wrong already")
+    proven, radius, broken = table[f"certified/{spec}"], table[f"radius/{spec}"], table.get(f"broken/{spec}")
+    correct = table["label"] == table.get(f"prediction/{spec}", table["prediction"])
+    if np.any(proven & ~correct):
+        raise UserError(f"column 'certified/{spec}' counts a misclassified example as certified")
+    if not (np.isfinite(radius).all() and np.all(radius >= 0) and np.all(radius[~correct] == 0)):
+        raise UserError(f"column 'radius/{spec}' must be finite, not negative, and 0 for misclassified examples")
+    if broken is not None and np.any(broken & (proven | ~table["clean"])):
+        raise UserError(f"column 'broken/{spec}' counts an example that is certified, or a clean error")
 
 
 def _check_statuses(table: Table) -> None:
-    n = table["index"].size
-    for key in ("status", "decided_by"):
-        if key not in table or table[key].dtype.kind != "U" or table[key].shape != (n,):
-            raise UserError(f"column '{key}' is missing, or not of {n} words; a bracket has 'status' and 'decided_by'")
     status, decided_by, clean = table["status"], table["decided_by"], table["clean"]
     if not np.isin(status, STATUSES).all():
         raise UserError(f"column 'status' must hold {', '.join(STATUSES)}")
     if not np.array_equal(status == "open", decided_by == ""):
-        raise UserError("column 'decided_by' must name a stage exactly where 'status' is not open")
+        raise UserError("column 'decided_by' must name a stage if and only if 'status' is not open")
     if not np.array_equal(decided_by == "clean", ~clean) or np.any(status[~clean] != "broken"):
-        raise UserError("a clean error must be broken, decided by 'clean', and nothing else may be")
+        raise UserError("clean errors, and only they, must be broken and decided by 'clean'")

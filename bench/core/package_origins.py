@@ -1,4 +1,4 @@
-"""Our packages have plain names (`attacks`, `defenses`); another project's of the same name must not stand in."""
+"""A check that our packages, which have common names (`attacks`, `defenses`), are not those of another project."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from bench.core.errors import UserError
 PACKAGES = ("bench", "attacks", "certifiers", "defenses", "leaderboard")
 
 
-def check_one_root() -> None:
-    """UserError that names the intruder where one of our packages would come from another folder."""
+def check_package_origins() -> None:
+    """UserError if one of our packages would be imported from another folder."""
     root = Path(__file__).resolve().parents[2]
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         if spec is None:
             raise UserError(f"package '{package}' is missing beside {root / 'bench'}; install robust-bracket again")
-        found = Path(spec.origin).resolve().parent if spec.origin else next(iter(spec.submodule_search_locations or []))
-        if Path(found) != root / package:
+        folder = Path(spec.origin).parent if spec.origin else Path(*list(spec.submodule_search_locations or [])[:1])
+        if folder.resolve() != root / package:
             raise UserError(
-                f"package '{package}' comes from {found}, not from {root}: another project uses the name; "
+                f"package '{package}' comes from {folder}, not from {root}: another project has the same name; "
                 "install robust-bracket into an environment of its own, or run from another folder"
             )

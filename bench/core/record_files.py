@@ -40,30 +40,27 @@ def read_record(folder: Path) -> Record:
 
 
 def read_run(folder: Path) -> Record:
-    """A finished run's record, after checking that it follows from its table and that its files are the ones it names.
-
-    CheckError where one of them does not.
-    """
+    """The record of a finished run; CheckError unless it follows from its table and its files have its hashes."""
     record = read_record(folder)
     try:
         check_record(record, read_arrays(folder / TABLE))
         for name, file in record.artifacts.items():
             if file.path is not None and sha256(folder / Path(file.path).name) != file.sha256:
-                raise UserError(f"its {name} are not those of the record")
+                raise UserError(f"the file of its {name} has another hash than the record says")
     except (UserError, OSError) as error:
         raise CheckError(f"{folder} was changed after it was finished: {error}; delete it and run again") from error
     return record
 
 
 def find_records(paths: list[Path]) -> list[Path]:
-    """The folders at or below `paths` that hold a record, in order; UserError where a path has none."""
-    found: list[Path] = []
+    """The folders at or below `paths` that hold a record, in order; UserError if a path has none."""
+    folders: list[Path] = []
     for path in paths:
         below = sorted(p.parent for p in path.rglob(RECORD)) if path.is_dir() else []
         if not below:
             raise UserError(f"{path} holds no {RECORD}; give a run folder, or a folder of run folders")
-        found += [p for p in below if p not in found]
-    return found
+        folders += [p for p in below if p not in folders]
+    return folders
 
 
 def artifact(path: Path) -> Artifact:

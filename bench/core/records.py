@@ -1,7 +1,7 @@
-"""The record of a run: its schema. Imports no torch.
+"""The schema of a run's record. Imports no torch.
 
-Every accuracy of a record is computed from its per-example table (bench/core/example_table.py); record_checks.py checks
-that it is, record_files.py reads and writes records.
+Every accuracy is computed from the per-example table (bench/core/example_table.py) and checked against it
+(record_checks.py); record_files.py reads and writes records.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from bench.core.example_table import Accuracy, Robustness, Threat
 
 SCHEMA = 2
 
-# Verdicts on an evaluation, and how tables and pages show them.
+# Verdicts on an evaluation, the best first, and how tables and pages show them.
 VERDICTS = {
     "no-warnings": "no warning signs",
-    "suspect": "suspect",
-    "unreliable": "unreliable",
     "not-attacked": "not attacked",
     "unchecked": "not checked",
+    "suspect": "suspect",
+    "unreliable": "unreliable",
 }
 
 
@@ -43,31 +43,31 @@ class AttackResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backwards: int
     seconds: float
     warnings: list[str] = []
-    stages: dict[str, StageResult] = {}  # by name, where the attack has several
+    stages: dict[str, StageResult] = {}  # by name, of a staged attack
 
 
 class CertifierResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one certifier proved of all examples (a radius of 0 where nothing), and its wall seconds.
+    """What one certifier proved for all examples, and its wall seconds.
 
-    tolerance: the largest that rounding was allowed to take from a margin. broken: how many examples it found a
-    counterexample of; None where it looks for none.
+    mean_radius: over all examples, 0 for those with nothing proven. tolerance: the largest rounding error that was
+    subtracted from a margin. broken: the examples with a counterexample; None if the certifier does not search for any.
     """
 
     certified_acc: float
     ci95: tuple[float, float]
     mean_radius: float
     seconds: float
-    kind: str = "deterministic"  # or "probabilistic": of a classifier of its own, wrong with a small probability
+    kind: str = "deterministic"  # or "probabilistic": true with high probability, for a classifier of its own
     tolerance: float = 0.0
     broken: int | None = None
     warnings: list[str] = []
 
 
 class BracketStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one stage of a bracket did with the examples that were still open, and its cost.
+    """What one stage of a bracket decided of the examples that were open, and its cost.
 
-    `clean`, and a stage that is a spec of the run's own --attacks or --certifiers, bring what was known before the
-    bracket; their cost is not part of it.
+    The stage `clean`, and those that are specs of the run's --attacks or --certifiers, hold what was known before the
+    bracket; their cost is not counted here.
     """
 
     tried: int
@@ -81,8 +81,8 @@ class BracketStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The true robust accuracy lies in [certified_acc, robust_acc]: what is certified, and what nothing has broken.
 
-    open: the examples between the two. seconds: of the stages, which stop once they have spent budget_seconds. skipped:
-    stages that cannot be, and why.
+    open: the number of examples in neither. seconds: of all stages; no batch starts after budget_seconds.
+    skipped: the stages that are not possible, and why.
     """
 
     certified_acc: float
@@ -98,7 +98,7 @@ class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The cost of training: passes of one example, wall seconds; and what the loop warned of."""
+    """The cost of a training (passes of one example, wall seconds) and its warnings."""
 
     epochs: int
     seconds: float
@@ -108,7 +108,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SanityCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One sanity check: `value` alarms where it is above `threshold`; both are None where nothing was measured."""
+    """One sanity check, which warns if `value` is above `threshold`; both are None if nothing was measured."""
 
     name: str
     outcome: str  # "passed" | "suspect" | "unreliable" | "skipped"
@@ -118,7 +118,7 @@ class SanityCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sanity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The machine's verdict on an evaluation, its reasons (a line each), and every check that was made."""
+    """The verdict on an evaluation, its reasons (one line each), and all checks."""
 
     verdict: str  # a key of VERDICTS; "clean" in earlier records reads as "no-warnings"
     reasons: list[str]
@@ -141,15 +141,15 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One run: one defense (or checkpoint), one seed.
 
-    suite: whose data, threat model and settings the run began with. Whether it also ran all of the suite's attacks on
-    all of its examples is in `attacks` and `n_examples`, for a leaderboard to ask.
+    suite: where the defaults came from. `attacks` and `n_examples` say whether all of its attacks ran on all of its
+    examples.
     """
 
     schema: int
     suite: str | None
     dataset: str
     model: str
-    parameters: int | None  # that train and that do not; None where the record is older than this count
+    parameters: int | None  # trainable and fixed; None in records from before they were counted
     defense: str
     seed: int
     threat: Threat
@@ -158,12 +158,12 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     n_examples: int
     clean: Accuracy
     attacks: dict[str, AttackResult]
-    worst: Robustness | None  # over the attacks under `threat`; None where none ran
-    union: Robustness | None = None  # over all attacks, where some ran under another threat model than `threat`
+    worst: Robustness | None  # over the attacks under `threat`; None if none ran
+    union: Robustness | None = None  # over all attacks, if some ran under another threat model than `threat`
     certifiers: dict[str, CertifierResult]
-    bracket: Bracket | None = None  # where one was asked for
-    audited: int = 0  # certified examples that were attacked all the same
-    training: Training | None  # None where the weights were trained elsewhere
+    bracket: Bracket | None = None
+    audited: int = 0  # certified examples that were attacked, as a check of the certifiers
+    training: Training | None  # None if the weights were trained elsewhere
     sanity: Sanity
     artifacts: dict[str, Artifact]
     provenance: dict[str, Any]

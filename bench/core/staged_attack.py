@@ -1,4 +1,4 @@
-"""What the one scheduler (bench/evaluate/cascade.py) runs: attacks and certifiers, one after the other."""
+"""Attacks made of stages, which bench/evaluate/cascade.py runs one after the other; so it does with certifiers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from torch import Tensor
 from bench.core.contracts import Attack, Certifier
 from bench.core.threat import ThreatModel
 
-LUCK = 2  # hits that are no reason for a long stage, and neither is
-LUCKY_SHARE = 0.02  # this share of what was attacked
+# A stage that breaks no more than this many examples, or this share of those attacked, may have had luck.
+LUCKY_HITS = 2
+LUCKY_SHARE = 0.02
 
 MethodT_co = TypeVar("MethodT_co", bound=Attack | Certifier, covariant=True)
 
 
-def has_paid(broken: int, attacked: int) -> bool:
-    """Whether a stage broke more than luck would."""
-    return broken > max(LUCK, LUCKY_SHARE * attacked)
+def was_effective(broken: int, attacked: int) -> bool:
+    """Whether a stage broke more examples than luck explains."""
+    return broken > max(LUCKY_HITS, LUCKY_SHARE * attacked)
 
 
 @dataclass(frozen=True)
 class Stage(Generic[MethodT_co]):
-    """An attack or a certifier, on the examples that are still open.
+    """An attack or a certifier, for the examples that are still open.
 
-    share: only so many of them, those whose margin at their worst point so far is the smallest. when: only if the
-    stage of that name has paid. batch: at most so many examples at a time, where there is a budget to keep.
+    share: the stage takes only this share of them, those of smallest margin at their worst point so far.
+    when: it runs only if the stage of this name was effective.
+    batch: the largest batch size, for stages under a time budget.
     """
 
     name: str
@@ -42,17 +44,17 @@ class Stage(Generic[MethodT_co]):
         """Which of the open examples to take, (b,) int64 in ascending order, given their margins (B,)."""
         return margins.argsort(stable=True)[: math.ceil(self.share * len(margins))].sort().values
 
-    def is_due(self, paid: Mapping[str, bool]) -> bool:
-        """Whether to run, given which of the earlier stages has paid."""
-        return self.when is None or paid.get(self.when, False)
+    def is_due(self, effective: Mapping[str, bool]) -> bool:
+        """Whether to run, given which of the earlier stages were effective."""
+        return self.when is None or effective.get(self.when, False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagedAttack(Attack):
-    """An attack made of others: each stage attacks what the earlier ones left standing, cheap before dear.
+    """An attack made of others: each stage attacks what the earlier stages did not break, the cheapest stage first.
 
-    The evaluator's scheduler runs a stage on all open examples of a test set, in full batches; `perturb` does the same
-    within one batch.
+    The evaluator runs a stage on all open examples of a test set, in full batches; `perturb` does the same within one
+    batch.
     """
 
     @abstractmethod

@@ -35,14 +35,14 @@ class ThreatModel:
     box: tuple[float, float] | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        checked_norm(self.norm)
+        parse_norm(self.norm)
         if not isinstance(self.eps, Tensor) and not (math.isfinite(self.eps) and self.eps > 0):
             raise UserError(f"eps {self.eps} must be a positive number, in the scale of images in [0, 1]")
 
     @classmethod
     def from_record(cls, threat: Threat) -> Self:
         """The threat model of a record, for images in [0, 1]."""
-        return cls(checked_norm(threat.norm), threat.eps)
+        return cls(parse_norm(threat.norm), threat.eps)
 
     def check_eps(self, shape: Sequence[int]) -> None:
         """UserError if eps exceeds the range of images of `shape` (C,H,W): it was probably meant in grey levels."""
@@ -174,7 +174,7 @@ class ThreatModel:
         return delta.sign() * kept.reshape(delta.shape)
 
 
-def checked_norm(name: str) -> Norm:
+def parse_norm(name: str) -> Norm:
     """The norm called `name`; UserError where there is none."""
     for norm in NORMS:
         if norm == name:

@@ -49,7 +49,7 @@ class Arrays:
         return digest.hexdigest()
 
 
-def checked(name: str, arrays: dict[str, Any]) -> Arrays:
+def check_arrays(name: str, arrays: dict[str, Any]) -> Arrays:
     """Arrays from a dict with KEYS, every property of it checked; UserError in one line."""
     missing = [key for key in KEYS if key not in arrays]
     if missing:
@@ -96,7 +96,7 @@ def read_npz(path: Path) -> Arrays:
     """A data set from a file of one's own."""
     if not path.is_file():
         raise UserError(f"data set {path} does not exist; give a path to an .npz with {', '.join(KEYS)}")
-    return checked(str(path), read_arrays(path))
+    return check_arrays(str(path), read_arrays(path))
 
 
 def find(
@@ -111,10 +111,10 @@ def find(
     folder = data_folder(data_dir)
     path = folder / f"{name}.npz"
     if path.is_file():
-        found = checked(str(path), read_arrays(path))
+        found = check_arrays(str(path), read_arrays(path))
     else:
         try:
-            found = checked(name, download(folder))
+            found = check_arrays(name, download(folder))
         except (OSError, RuntimeError, ValueError, ImportError) as error:
             raise UserError(
                 f"{name}: {path} is not there and the download fails ({type(error).__name__}); "

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.core import registry
 from bench.core.errors import UserError
-from bench.datasets.arrays import Arrays, checked
+from bench.datasets.arrays import Arrays, check_arrays
 
 
 @registry.dataset("fake")
@@ -35,4 +35,4 @@ def fake(
 
     x_train, y_train = split(train)
     x_test, y_test = split(test)
-    return checked("fake", {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test})
+    return check_arrays("fake", {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test})

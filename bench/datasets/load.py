@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.core import registry
 from bench.core.errors import UserError
 from bench.core.specs import parse_spec
-from bench.datasets.arrays import Arrays, checked, read_npz
+from bench.datasets.arrays import Arrays, check_arrays, read_npz
 
 
 def load_arrays(dataset: str, data_dir: Path | None) -> Arrays:
@@ -18,4 +18,4 @@ def load_arrays(dataset: str, data_dir: Path | None) -> Arrays:
     arrays = spec.build(data_dir)
     if not isinstance(arrays, Arrays):
         raise UserError(f"data set '{dataset}' returned a {type(arrays).__name__}; it must return bench.api.Arrays")
-    return checked(spec.text, vars(arrays))
+    return check_arrays(spec.text, vars(arrays))

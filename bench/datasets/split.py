@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
 from bench.core.contracts import Batch
+from bench.datasets.arrays import Arrays
 from bench.datasets.augment import CropFlip
 
 
@@ -21,6 +22,11 @@ class Split:
     ) -> None:
         images = torch.from_numpy(np.ascontiguousarray(x)).to(device).permute(0, 3, 1, 2)
         self._hold(images, torch.from_numpy(np.ascontiguousarray(y)).to(device), crop, flip)
+
+    @classmethod
+    def test(cls, arrays: Arrays, device: torch.device, n_examples: int | None = None) -> Split:
+        """The first `n_examples` test examples of a data set; all by default."""
+        return cls(arrays.x_test[:n_examples], arrays.y_test[:n_examples], device)
 
     @classmethod
     def of_tensors(cls, x: Tensor, y: Tensor) -> Split:

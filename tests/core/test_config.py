@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -156,6 +157,21 @@ def test_content_hash_changes_with_each_field():
     assert set(OTHER) == {field.name for field in dataclasses.fields(RunConfig)}
     hashes = [RUN.content_hash, *(dataclasses.replace(RUN, **{k: v}).content_hash for k, v in OTHER.items())]
     assert len(set(hashes)) == len(hashes)
+
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = [*ROOT.glob("leaderboard/results/*/*/*/record.json"), *ROOT.glob(".ci/baseline/*/*/record.json")]
+
+
+def test_published_hashes_are_computed_again():
+    hashes = []
+    for path in PUBLISHED:
+        record = json.loads(path.read_bytes())
+        config = RunConfig(**record["config"])
+        hashes.append(config.content_hash)
+        assert hashes[-1] == record["config_hash"], path
+        assert config.as_json() == record["config"], path
+    assert len(set(hashes)) > 20
 
 
 def test_run_as_json_is_plain():

@@ -2,23 +2,27 @@ import numpy as np
 import pytest
 import torch
 
+from attacks.pgd import PGD
 from bench.core import registry, seeds
+from bench.core.attack_specs import PlannedAttack, make_attacks
 from bench.core.errors import UserError
-from bench.core.foreign_attacks import CallableAttack, make_attack
-from bench.core.specs import Spec, parse_spec
+from bench.core.foreign_attacks import CallableAttack
 from bench.core.threat import ThreatModel
 from bench.testing.contracts import fingerprint, same, tiny_batch, tiny_model
 
 THREAT = ThreatModel("Linf", 0.1)
 
 
-def attack(function, threat=THREAT, **options):
-    return make_attack(Spec("mine", function, options), threat)
+def attack(function, **options):
+    return CallableAttack(function=function, options=options)
+
+
+def call(method, batch, model=None, seed=0, threat=THREAT):
+    return method(model or tiny_model(), batch, threat, generator=seeds.generator(torch.device("cpu"), seed))
 
 
 def run(function, seed=0, threat=THREAT, **options):
-    generator = seeds.generator(torch.device("cpu"), seed)
-    return attack(function, threat, **options)(tiny_model(), tiny_batch(), generator=generator)
+    return call(attack(function, **options), tiny_batch(), seed=seed, threat=threat)
 
 
 def test_a_function_is_an_attack():
@@ -37,16 +41,37 @@ def test_a_registered_function_is_found_with_its_options(monkeypatch):
         assert from_ == 3
         return (1 - by) * x
 
-    spec = parse_spec("darken:from=3:by=0.01", registry.attack)
-    assert spec.text == "darken:by=0.01:from=3"
+    [(text, planned)] = make_attacks(["darken:from=3:by=0.01"], THREAT).items()
+    assert text == "darken:by=0.01:from=3"
+    assert planned.threat == THREAT
     batch = tiny_batch()
-    x_adv = make_attack(spec, THREAT)(tiny_model(), batch, generator=seeds.generator(torch.device("cpu"), 0))
-    assert torch.equal(x_adv, 0.99 * batch.x)
+    assert torch.equal(call(planned.attack, batch), 0.99 * batch.x)
 
 
-def test_classes_are_made_as_ever():
-    spec = parse_spec("pgd:steps=3", registry.attack)
-    assert make_attack(spec, THREAT) == spec.make(threat=THREAT)
+def test_a_spec_may_set_its_own_threat_model():
+    planned = make_attacks(["pgd:steps=3", "pgd:steps=3:eps=0.5", "pgd:steps=3:norm=L2:eps=2"], THREAT)
+    threats = [THREAT, ThreatModel("Linf", 0.5), ThreatModel("L2", 2.0)]
+    assert list(planned.values()) == [PlannedAttack(PGD(steps=3), threat) for threat in threats]
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [(["pgd-10", "pgd"], "'pgd' is given twice"), (["pgd:norm=L2"], "another norm.*pgd:norm=L2:eps=0.5")],
+)
+def test_specs_that_cannot_be_planned(specs, message):
+    with pytest.raises(UserError, match=rf"\A.*{message}.*\Z"):
+        make_attacks(specs, THREAT)
+
+
+def test_an_attack_must_not_name_its_options_like_those_that_all_have(monkeypatch):
+    monkeypatch.setattr(registry.attack, "_plugins", {})
+
+    @registry.attack("mine")
+    def mine(model, x, y, *, eps: float = 0.1):
+        return x
+
+    with pytest.raises(UserError, match=r"\Aattack 'mine' must not have an option eps.*\Z"):
+        make_attacks(["mine"], THREAT)
 
 
 def test_the_same_function_with_the_same_options_is_the_same_attack():
@@ -153,7 +178,7 @@ def test_changing_the_images_in_place_does_not_change_the_data():
         return x.mul_(0.95)
 
     batch, fresh = tiny_batch(), tiny_batch()
-    attack(careless)(tiny_model(), batch, generator=seeds.generator(torch.device("cpu"), 0))
+    call(attack(careless), batch)
     assert torch.equal(batch.x, fresh.x)
     assert torch.equal(batch.y, fresh.y)
 
@@ -168,7 +193,7 @@ def test_the_model_is_as_it_was_and_gives_gradients_of_the_images_alone():
     model = tiny_model().train()
     before = fingerprint(model)
     with pytest.warns(UserWarning, match="outside"):
-        attack(careless)(model, tiny_batch(), generator=seeds.generator(torch.device("cpu"), 0))
+        call(attack(careless), tiny_batch(), model)
     assert same(before, fingerprint(model))
 
 
@@ -201,4 +226,4 @@ def test_a_function_that_cannot_be_called_so_is_refused_when_it_is_made():
 
     for function in (needs, few):
         with pytest.raises(UserError, match=r"\Aattack function (needs|few) cannot be called \(.*\(model, x, y\).*\Z"):
-            CallableAttack(threat=THREAT, function=function, options={})
+            CallableAttack(function=function, options={})

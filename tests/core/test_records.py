@@ -7,7 +7,17 @@ import pytest
 from bench.core import record_checks, record_files
 from bench.core.errors import UserError
 from bench.core.example_table import Accuracy, Threat, accuracy, mean_radius, robustness
-from bench.core.records import Artifact, AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Training
+from bench.core.records import (
+    VERDICTS,
+    Artifact,
+    AttackResult,
+    Bracket,
+    BracketStage,
+    CertifierResult,
+    Record,
+    Sanity,
+    Training,
+)
 from tests.core.test_example_table import CLEAN, FGSM, PGD, certified_table, hits, make_table
 
 
@@ -46,8 +56,11 @@ NEARLY = Accuracy(0.75, (accuracy(hits(CLEAN)).ci95[0], 0.99))
         ({"clean": NEARLY}, "clean accuracy"),
         ({"clean": Accuracy(float("nan"), NEARLY.ci95)}, "clean accuracy is nan"),
         ({"attacks": {"fgsm": under(CLEAN), "pgd-10": under(PGD)}}, "accuracy under fgsm is 0.75"),
-        ({"attacks": {"fgsm": under(FGSM)}}, "attacks are not those"),
-        ({"attacks": {"fgsm": under(FGSM), "pgd-10": under(PGD), "x": under(PGD)}}, "attacks are not those"),
+        ({"attacks": {"fgsm": under(FGSM)}}, "attacks of the record"),
+        (
+            {"attacks": {"fgsm": under(FGSM), "pgd-10": under(PGD), "x": under(PGD)}},
+            "attacks of the record",
+        ),
         ({"worst": robustness(hits(FGSM))}, "worst accuracy is 0.5; its table gives 0.25"),
         ({"worst": None}, "worst"),
         ({"certifiers": {"ibp": CertifierResult(1.0, (0.4, 1.0), 0.2, 1.0)}}, "certifiers"),
@@ -107,16 +120,16 @@ STAGES = narrowed().stages
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"certifiers": {}}, "certifiers are not those"),
-        ({"bracket": None}, "a bracket where its table has a status"),
+        ({"certifiers": {}}, "certifiers of the record"),
+        ({"bracket": None}, "a bracket if and only if its table has a status"),
         ({"certifiers": {"certified_acc": 0.5}}, "certified accuracy of ibp is 0.5; its table gives 0.25"),
         ({"certifiers": {"mean_radius": 0.2}}, "mean radius of ibp is 0.2; its table gives 0.075"),
-        ({"certifiers": {"broken": 0}}, "ibp broke 0"),
+        ({"certifiers": {"broken": 0}}, "ibp broke 0 examples; its table gives None"),
         ({"certifiers": {"kind": "probabilistic"}}, "ibp is probabilistic"),
         ({"bracket": narrowed(certified_acc=0.5)}, "bracket's certified accuracy is 0.5; its table gives 0.25"),
         ({"bracket": narrowed(robust_acc=0.5)}, "bracket's robust accuracy is 0.5; its table gives 0.25"),
         ({"bracket": narrowed(robust_ci95=(0.1, 0.9))}, "bracket's robust accuracy"),
-        ({"bracket": narrowed(open=1)}, "counts 1 open"),
+        ({"bracket": narrowed(open=1)}, "counts 1 open examples; its table gives 0"),
         ({"bracket": narrowed(stages={"clean": STAGES["clean"]})}, "names 'fgsm', which is no stage"),
         ({"bracket": narrowed(stages=STAGES | {"ibp": stage(1, broken=1)})}, "stage ibp decided 0 . 1"),
         ({"bracket": narrowed(stages=STAGES | {"ibp": stage(0, certified=1)})}, "stage ibp decided"),
@@ -150,7 +163,7 @@ def test_a_bracket_that_leaves_open_what_the_run_knows_is_a_user_error(row, stag
         record_checks.check_record(certified_record(bracket=open_one), table)
 
 
-def test_records_from_before_there_were_certificates_are_read():
+def test_records_from_before_brackets_are_read():
     plain = msgspec.to_builtins(make_record())
     for key in ("bracket", "audited"):
         del plain[key]
@@ -190,6 +203,9 @@ def plain_record(**changes):
         plain_record(clean={"acc": float("nan"), "ci95": [0, 1]}),
         plain_record(clean={"acc": 0.5, "ci95": [0, 1, 2]}),
         plain_record(clean=0.5),
+        plain_record(schema=1),
+        plain_record(schema=3),
+        b"{}",
         plain_record().replace(b'"seed": 3', b'"seed": 1e999'),
         plain_record().replace(b'"seed": 3, ', b""),
         b'{"provenance": {"a": ' + b"[" * 100_000,
@@ -199,6 +215,21 @@ def test_malformed_record_is_a_user_error_in_one_line(tmp_path, content):
     (tmp_path / "record.json").write_bytes(content)
     with pytest.raises(UserError, match=r"\A.*record.json is not a record: .*\Z"):
         record_files.read_record(tmp_path)
+
+
+def test_a_record_of_an_older_schema_is_refused_with_both_versions(tmp_path):
+    (tmp_path / "record.json").write_bytes(plain_record(schema=1))
+    with pytest.raises(UserError, match=r"\A[^\n]*schema is 1[^\n]*schema 2[^\n]*\Z"):
+        record_files.read_record(tmp_path)
+
+
+@pytest.mark.parametrize("verdict", [*VERDICTS, "clean"])
+def test_the_verdict_clean_of_older_records_is_read_as_no_warnings(tmp_path, verdict):
+    sanity = {"verdict": verdict, "reasons": [], "checks": []}
+    (tmp_path / "record.json").write_bytes(plain_record(sanity=sanity))
+    expected = "no-warnings" if verdict == "clean" else verdict
+    assert record_files.read_record(tmp_path).sanity.verdict == expected
+    assert "clean" not in VERDICTS
 
 
 def test_missing_record_is_a_user_error(tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.core.errors import UserError
+from bench.core.example_table import Threat
 from bench.core.threat import NORMS, ThreatModel
 
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -237,3 +238,62 @@ def test_no_images_have_no_perturbations(norm):
     assert threat.random_start(x, seeded(0)).shape == x.shape
     assert threat.project(x, x).shape == x.shape
     assert threat.contains(x, x).shape == (0,)
+
+
+@every_norm
+def test_steepest_has_norm_one_and_the_dual_norm_as_its_product(norm):
+    threat, gradient = ThreatModel(norm, 0.3), torch.randn(4, 2, 3, 3, generator=seeded(), dtype=torch.float64)
+    direction = threat.steepest(gradient)
+    product = (direction * gradient).flatten(1).sum(dim=1)
+    assert direction.shape == gradient.shape
+    assert threat.dual_norm(gradient).shape == (4,)
+    torch.testing.assert_close(threat.distance(direction, torch.zeros_like(direction)), torch.ones(4).double())
+    torch.testing.assert_close(product, threat.dual_norm(gradient))
+
+
+@pytest.mark.parametrize(
+    ("norm", "direction", "dual"),
+    [("Linf", [1.0, -1.0, 0.0], 7.0), ("L2", [0.6, -0.8, 0.0], 5.0), ("L1", [0.0, -1.0, 0.0], 4.0)],
+)
+def test_steepest_in_closed_form(norm, direction, dual):
+    threat, gradient = ThreatModel(norm, 1.0), torch.tensor([3.0, -4.0, 0.0]).reshape(1, 1, 1, 3)
+    torch.testing.assert_close(threat.steepest(gradient).flatten(), torch.tensor(direction))
+    assert threat.dual_norm(gradient).tolist() == [dual]
+
+
+@every_norm
+def test_steepest_of_nothing_is_nothing_and_of_a_tiny_gradient_is_not(norm):
+    threat, gradient = ThreatModel(norm, 1.0), torch.zeros(2, 1, 2, 2)
+    gradient[1, 0, 0, 0] = -1e-25  # its square underflows in float32
+    direction = threat.steepest(gradient)
+    assert not direction[0].any()
+    assert direction[1].flatten().tolist() == [-1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("norm", "largest"), [("Linf", 1.0), ("L2", math.sqrt(12)), ("L1", 12.0)])
+def test_largest_eps_is_the_distance_between_opposite_corners(norm, largest):
+    shape = (3, 2, 2)
+    threat = ThreatModel(norm, largest)
+    assert threat.largest_eps(shape) == pytest.approx(largest)
+    assert threat.distance(torch.ones(1, *shape), torch.zeros(1, *shape)).item() == pytest.approx(largest)
+    assert ThreatModel(norm, largest, (-1.0, 1.0)).largest_eps(shape) == pytest.approx(2 * largest)
+    ThreatModel(norm, 0.999 * largest).check_eps(shape)
+    with pytest.raises(UserError, match=rf"\A[^\n]*eps 13[^\n]*{norm}[^\n]*\Z"):
+        ThreatModel(norm, 13.0).check_eps(shape)
+
+
+def test_an_eps_in_grey_levels_is_answered_with_the_fraction():
+    with pytest.raises(UserError, match="write 8/255"):
+        ThreatModel("Linf", 8.0).check_eps((1, 8, 8))
+
+
+def test_the_threat_model_of_a_record():
+    assert ThreatModel.from_record(Threat("L2", 0.5)) == ThreatModel("L2", 0.5, (0.0, 1.0))
+    with pytest.raises(UserError, match=r"\Anorm 'L3' is not one of Linf, L2, L1\Z"):
+        ThreatModel.from_record(Threat("L3", 0.5))
+
+
+def test_clamp():
+    x = torch.tensor([[-0.5, 0.25, 1.5]])
+    assert ThreatModel("Linf", 0.1).clamp(x).tolist() == [[0.0, 0.25, 1.0]]
+    assert ThreatModel("Linf", 0.1, None).clamp(x) is x

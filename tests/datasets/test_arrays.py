@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bench.core.errors import UserError
-from bench.datasets.arrays import KEYS, Arrays, checked, data_folder, find, read_npz
+from bench.datasets.arrays import KEYS, Arrays, check_arrays, data_folder, find, read_npz
 from bench.datasets.fake import fake
 
 SHAPE, CLASSES = (3, 4, 5), 3
@@ -44,13 +44,13 @@ def test_good_file_reads_as_it_was_written(npz):
 
 
 def test_grey_images_get_a_channel():
-    found = checked("it", good(x_train=good()["x_train"][..., 0], x_test=good()["x_test"][..., 0]))
+    found = check_arrays("it", good(x_train=good()["x_train"][..., 0], x_test=good()["x_test"][..., 0]))
     assert found.x_train.shape == (12, 4, 5, 1)
     assert found.shape == (1, 4, 5)
 
 
 def test_labels_may_be_small_integers():
-    found = checked("it", good(y_train=good()["y_train"].astype(np.uint8)))
+    found = check_arrays("it", good(y_train=good()["y_train"].astype(np.uint8)))
     assert found.y_train.dtype == np.int64
 
 
@@ -158,7 +158,7 @@ def test_find_downloads_into_the_folder(tmp_path):
         asked.append(folder)
         return good()
 
-    assert known(tmp_path, download).hash == checked("it", good()).hash
+    assert known(tmp_path, download).hash == check_arrays("it", good()).hash
     assert asked == [tmp_path]
 
 

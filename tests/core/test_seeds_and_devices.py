@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.core import seeds, threads
+from bench.core import devices, seeds
 
 CPU = torch.device("cpu")
 
@@ -56,13 +56,13 @@ def test_fingerprint_is_plain_and_complete():
     ],
 )
 def test_multiply_adds_in_closed_form(model, shape, expected):
-    assert threads.multiply_adds(model, shape) == expected
+    assert devices.multiply_adds(model, shape) == expected
 
 
 def test_multiply_adds_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    threads.multiply_adds(model, (1, 4, 4))
+    devices.multiply_adds(model, (1, 4, 4))
     assert all(module.training and not module._forward_hooks for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -70,7 +70,7 @@ def test_multiply_adds_leaves_the_model_as_it_was():
 
 def test_threads_follow_the_size(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    assert threads.choose_threads(nn.Linear(100, 100), (100,)) == 1
-    monkeypatch.setattr(threads, "WORTH_A_THREAD", 10_000)
-    assert threads.choose_threads(nn.Linear(100, 100), (100,)) == 6
-    assert threads.choose_threads(nn.Linear(100, 99), (100,)) == 1
+    assert devices.choose_threads(nn.Linear(100, 100), (100,)) == 1
+    monkeypatch.setattr(devices, "WORTH_A_THREAD", 10_000)
+    assert devices.choose_threads(nn.Linear(100, 100), (100,)) == 6
+    assert devices.choose_threads(nn.Linear(100, 99), (100,)) == 1
