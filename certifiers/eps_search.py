@@ -53,13 +53,7 @@ class EpsSearch(NetworkCertifier):
             raise UserError(f"precision {self.precision} and high {self.high} must be positive")
 
     def certify(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        generator: torch.Generator,
-        hint: Tensor | None = None,
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
         eps = threat.eps_like(batch.x).flatten().expand(len(batch))
         low = self.search(model, batch.x, batch.y, threat).low

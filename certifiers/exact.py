@@ -70,17 +70,11 @@ class Exact(NetworkCertifier):
                 )
 
     def certify(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        generator: torch.Generator,
-        hint: Tensor | None = None,
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
         self.check_network(Network(model, batch.x[:1]))
         search = Search(model, batch, threat)
-        starts = [batch.x] if hint is None else [batch.x, hint]
+        starts = [batch.x] if batch.worst_points is None else [batch.x, batch.worst_points]
         for start in starts:
             rows = search.standing()
             search.look(start[rows], rows)

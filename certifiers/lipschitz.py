@@ -38,13 +38,7 @@ class Lipschitz(NetworkCertifier):
     norms = ("L2",)
 
     def certify(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        generator: torch.Generator,
-        hint: Tensor | None = None,
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
         network, label, eps = Network(model, batch.x[:1]), batch.y[:, None], threat.eps_like(batch.y)[:, None]
         slopes = margin_constants(network)[batch.y]

@@ -33,13 +33,7 @@ class MarginCertifier(NetworkCertifier):
         return margins, torch.zeros_like(margins[:, 0])
 
     def certify(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        generator: torch.Generator,
-        hint: Tensor | None = None,
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
         margins, radius, error = self.checked(model, batch.x, batch.y, threat)
         eps = threat.eps_like(batch.x).flatten().to(margins.dtype)

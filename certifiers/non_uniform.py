@@ -58,13 +58,7 @@ class NonUniform(NetworkCertifier):
             raise UserError(f"shrink {self.shrink} must be in (0, 1) and growth {self.growth} at least 1")
 
     def certify(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        generator: torch.Generator,
-        hint: Tensor | None = None,
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
         eps = threat.eps_like(batch.x)
         boxes, uniform = self.boxes(model, batch.x, batch.y)

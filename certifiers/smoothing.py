@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.core import registry
+from bench.core.clopper_pearson import lower_bound
 from bench.core.contracts import Batch, Certificate, Certifier
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
@@ -50,18 +50,13 @@ class Smoothing(Certifier):
             raise UserError(f"smoothing: alpha is {self.alpha}; it is a probability of error and must be below 1")
 
     def certify(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        generator: torch.Generator,
-        hint: Tensor | None = None,
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
         classes = model(batch.x[:1]).shape[1]
         guess = self.sample_under_noise(model, batch.x, self.n0, classes, generator).argmax(dim=1)
         counts = self.sample_under_noise(model, batch.x, self.n, classes, generator)
-        p_a = lower_confidence_bound(counts.gather(1, guess[:, None]).squeeze(1), self.n, self.alpha)
+        hits = counts.gather(1, guess[:, None]).squeeze(1)
+        p_a = torch.from_numpy(lower_bound(hits.cpu().numpy(), self.n, self.alpha)).to(hits.device)
         prediction = torch.where(p_a > 0.5, guess, ABSTAIN)
         radius = torch.where(prediction == batch.y, self.sigma * torch.special.ndtri(p_a), 0.0)
         return Certificate(radius, radius >= threat.eps_like(radius), prediction=prediction)
@@ -77,12 +72,3 @@ class Smoothing(Certifier):
             answers = model(x[rows] + self.sigma * noise).argmax(dim=1)
             counts.index_put_((rows, answers), torch.ones_like(rows), accumulate=True)
         return counts
-
-
-def lower_confidence_bound(k: Tensor, n: int, alpha: float) -> Tensor:
-    """Clopper-Pearson: below the chance of an event seen k times (B,) in n, but for a chance of alpha; float64."""
-    from scipy.special import betaincinv  # here, for it costs a tenth of a second
-
-    seen = k.cpu().numpy()
-    bound = betaincinv(np.maximum(seen, 1), n - seen + 1, alpha)
-    return torch.from_numpy(np.where(seen > 0, bound, 0.0)).to(k.device)

@@ -12,7 +12,7 @@ from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from tests.linear import exact_margin
 
-calls: list[tuple[str, list[int], Tensor | None]] = []  # who certified which examples, given which hint
+calls: list[tuple[str, list[int], Tensor | None]] = []  # who certified which examples, given which worst points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class Exact(Certifier):
         if not isinstance(model[-1], nn.Linear) or len(model) != 2:
             raise UserError(f"{type(self).__name__} takes linear models only")
 
-    def certify(self, model, batch, threat, *, generator, hint=None):
-        calls.append((type(self).__name__, batch.index.tolist(), hint))
+    def certify(self, model, batch, threat, *, generator):
+        calls.append((type(self).__name__, batch.index.tolist(), batch.worst_points))
         margin = exact_margin(model, batch, threat)
         certified = margin > self.least
         return Certificate(threat.eps * certified, certified, margins=margin[:, None].expand(-1, 2), tolerance=1e-6)
@@ -40,10 +40,10 @@ class Slow(Exact):
     seconds: float = 100.0
     pause: float = 0.05
 
-    def certify(self, model, batch, threat, *, generator, hint=None):
+    def certify(self, model, batch, threat, *, generator):
         limits.append(self.seconds)
         clock.now += self.pause
-        return super().certify(model, batch, threat, generator=generator, hint=hint)
+        return super().certify(model, batch, threat, generator=generator)
 
 
 class Clock:
@@ -63,8 +63,8 @@ limits: list[float] = []  # seconds for an example that Slow was given
 class Complete(Exact):
     """Decides every example: certified, or broken by the worst point of the ball."""
 
-    def certify(self, model, batch, threat, *, generator, hint=None):
-        calls.append((type(self).__name__, batch.index.tolist(), hint))
+    def certify(self, model, batch, threat, *, generator):
+        calls.append((type(self).__name__, batch.index.tolist(), batch.worst_points))
         margin = exact_margin(model, batch, threat)
         return Certificate(
             threat.eps * (margin > 0), margin > 0, broken=margin < 0, witness=worst_points(model, batch, threat)
@@ -75,7 +75,7 @@ class Complete(Exact):
 class Liar(Certifier):
     """Certifies all that is right."""
 
-    def certify(self, model, batch, threat, *, generator, hint=None):
+    def certify(self, model, batch, threat, *, generator):
         right = model(batch.x).argmax(dim=1) == batch.y
         return Certificate(threat.eps * right, right)
 
@@ -88,7 +88,7 @@ class Smooth(Certifier):
 
     answer: int = 0
 
-    def certify(self, model, batch, threat, *, generator, hint=None):
+    def certify(self, model, batch, threat, *, generator):
         answer = torch.full_like(batch.y, self.answer)
         return Certificate(2 * threat.eps * (answer == batch.y), answer == batch.y, prediction=answer)
 

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,8 +48,8 @@ def batch_for(model, shape, n=12, seed=0):
     return Batch(x, model(x).argmax(dim=1), torch.arange(n))
 
 
-def run(certifier, model, batch, threat=THREAT, hint=None):
-    return certifier(model, batch, threat, generator=torch.Generator(), hint=hint)
+def run(certifier, model, batch, threat=THREAT):
+    return certifier(model, batch, threat, generator=torch.Generator())
 
 
 def least_margin(model, x, y, eps=THREAT.eps):
@@ -171,8 +172,8 @@ def test_what_is_wrong_already_needs_no_program(monkeypatch):
     witness = run(Exact(), model, batch).witness  # the gradient's
     few = Batch(batch.x[fallen], batch.y[fallen], batch.index[fallen])
     monkeypatch.setattr(Search, "climb", lambda *_, **__: None)
-    assert set(run(Exact(), model, few, hint=few.x + 3 * (witness[fallen] - few.x)).status) == {"broken"}  # projected
-    hinted = run(Exact(), model, few, hint=witness[fallen])
+    assert set(run(Exact(), model, replace(few, worst_points=few.x + 3 * (witness[fallen] - few.x))).status) == {"broken"}  # projected
+    hinted = run(Exact(), model, replace(few, worst_points=witness[fallen]))
     assert set(hinted.status) == {"broken"}
     assert torch.equal(hinted.witness, witness[fallen])
     wrong = Batch(few.x, (few.y + 1) % 3, few.index)

@@ -10,7 +10,7 @@ from bench.core import registry
 from bench.core.contracts import Batch
 from bench.core.threat import ThreatModel
 from bench.models.fc1 import fc1
-from bench.runs.plan import load_arrays
+from bench.datasets.load import load_arrays
 from bench.training.foreign_checkpoints import load_foreign
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
