@@ -77,4 +77,4 @@ def act_study(args: argparse.Namespace) -> None:
         if key not in hints:
             raise UserError(f"study '{args.name}' has no parameter '{key}'; it has {', '.join(hints)}")
         options[key] = parse_value(value, hints[key][0], f"study '{args.name}': {key}")
-    print(study(**options))
+    print(study(**options).run())

@@ -16,7 +16,7 @@ from bench.core.errors import CheckError, UserError
 
 if TYPE_CHECKING:
     from bench.core.records import Record
-    from bench.runs.plan import Request
+    from bench.runs.request import Request
 
 BUDGET = 600.0  # seconds of a bracket
 
@@ -57,15 +57,15 @@ def add(commands: Any) -> None:
 
 def act_run(args: argparse.Namespace) -> None:
     request = _request(args)
-    from bench.runs import plan
-    from bench.runs import run as harness
-    from leaderboard.tables import run_table
+    from bench.runs.plan import make_plan
+    from bench.runs.run import run_seed
+    from leaderboard.run_tables import run_table
 
-    resolved = plan.plan(request)
+    plan = make_plan(request)
     records: list[Record] = []
     for seed in args.seeds:
-        finished = (resolved.folder(seed) / "record.json").exists()
-        record, folder = harness.run(resolved, seed)
+        finished = (plan.folder(seed) / "record.json").exists()
+        record, folder = run_seed(plan, seed)
         records.append(record)
         if not args.json:
             when = f" (was finished already, {record.provenance.get('finished')})" if finished else ""
@@ -80,21 +80,21 @@ def act_sweep(args: argparse.Namespace) -> None:
     from bench.runs.sweep import sweep
 
     names = None if args.defenses is None else list(dict.fromkeys(args.defenses.split(",")))
-    done = sweep(request, names, args.seeds, args.jobs)
-    for what, reason in (done.refused | done.failed).items():
+    result = sweep(request, names, args.seeds, args.jobs)
+    for what, reason in (result.refused | result.failed).items():
         print(f"{what}: {reason}", file=sys.stderr)
-    _print(done.records, args.json)
-    if done.failed:
-        raise CheckError(f"{len(done.failed)} runs of the sweep failed, the first is {next(iter(done.failed))}")
+    _print(result.records, args.json)
+    if result.failed:
+        raise CheckError(f"{len(result.failed)} runs of the sweep failed, the first is {next(iter(result.failed))}")
 
 
 def _print(records: list[Record], as_json: bool) -> None:
     from msgspec import to_builtins
 
-    from leaderboard.tables import comparison
+    from leaderboard.run_tables import runs_table
 
-    plain = [to_builtins(record) for record in records]
-    print(json.dumps(plain, indent=1) if as_json else f"\n{comparison(records, 'markdown')}")
+    objects = [to_builtins(record) for record in records]
+    print(json.dumps(objects, indent=1) if as_json else f"\n{runs_table(records, 'markdown')}")
 
 
 def _request(args: argparse.Namespace) -> Request:
@@ -105,7 +105,7 @@ def _request(args: argparse.Namespace) -> Request:
         overrides["epochs"] = str(args.epochs)
     if args.defense is not None and args.defense not in registry.defense and not args.plugin:
         registry.defense.get(args.defense)  # fails with the nearest name, before torch is loaded
-    from bench.runs.plan import Request
+    from bench.runs.request import Request
 
     if args.budget is not None and not args.bracket:
         raise UserError("--budget is the bracket's; give --bracket too")

@@ -1,15 +1,15 @@
-"""The command that makes a run again."""
+"""The command that repeats a run."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
 
-from bench.runs.plan import Request
+from bench.runs.request import Request
 
 
-def command(request: Request, seed: int) -> str:
-    """As a shell takes it. What is of one machine (data folder, device, threads, --out) is left out."""
+def command_line(request: Request, seed: int) -> str:
+    """A shell command. Options of one machine (data folder, device, threads, --out) are left out."""
     return shlex.join(["bench", *_words(request), "--seeds", str(seed)])
 
 

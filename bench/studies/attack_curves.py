@@ -1,8 +1,7 @@
-"""How robust accuracy falls with the passes that an attack spends, and with eps, from finished runs."""
+"""`bench study attack-curves`: robust accuracy against passes and against eps, from finished runs."""
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from tabulate import tabulate
 
 from bench.core import files, record_files, registry
 from bench.core.errors import UserError
 from bench.core.example_table import attack_specs, threat_of
 from bench.studies.figures import new_figure
+from bench.studies.study import Study
+from leaderboard.render import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,111 +25,123 @@ Points = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Robust accuracy `accuracy[i]` at `at[i]`, and on to at[i + 1] where the curve is one of steps.
+class AccuracyCurve:
+    """Robust accuracy `accuracy[i]` at `x[i]`; a step function is constant from x[i] to x[i + 1].
 
-    at: passes of one example through the model (both ways), or eps in `norm`. marks: where the study's table reads it.
+    x: forward and backward passes per example, or eps in `norm`. table_points: the x values shown in the study's table.
     """
 
     run: str
     attack: str
     norm: str
     against: Literal["passes", "eps"]
-    at: Points
+    x: Points
     accuracy: Points
-    marks: Sequence[float]
+    table_points: Sequence[float]
     steps: bool = True
 
     def read(self, x: float) -> float:
-        return float(self.accuracy[np.searchsorted(self.at, x, side="right") - 1])
+        return float(self.accuracy[np.searchsorted(self.x, x, side="right") - 1])
 
 
 @registry.study("attack-curves")
-def attack_curves(*, runs: tuple[str, ...] = ("runs",), figure: str = "attack-curves.png") -> str:
+@dataclass(frozen=True, kw_only=True)
+class AttackCurvesStudy(Study):
     """Robust accuracy against the passes that an attack spends on an example, and against eps, from finished runs.
 
-    runs: folders of runs, with commas between. With the columns `passes/SPEC`, an example is broken from the pass on at
-    which it fell, and the curve ends where the last survivor was left. Over eps there are the minimum-norm attacks
-    (`distance/SPEC`) and the attacks that ran at several eps. The points go to a .csv beside the figure.
+    runs: run folders, or folders of them, separated by commas. figure: the file of the figure; a .csv of the points is
+    written beside it.
+
+    Curves over passes need the columns `passes/SPEC`: an example counts as broken from the pass that broke it, and
+    the curve ends at the last pass spent on an example that stayed robust. Curves over eps are drawn for minimum-norm
+    attacks (`distance/SPEC`) and for attacks that ran at several eps.
     """
-    drawn = new_figure(Path(figure), 11, 4.5)
-    folders = record_files.find_records([Path(run) for run in runs])
-    curves = [curve for folder in folders for curve in curves_of(folder)]
-    panels = [kind for kind in ("passes", "eps") if any(curve.against == kind for curve in curves)]
-    if not panels:
-        raise UserError(
-            f"no run in {', '.join(runs)} has passes, distances or several eps in its table; evaluate its "
-            "weights.safetensors again with `bench eval`"
-        )
-    for number, kind in enumerate(panels, start=1):
-        axes = drawn.add_subplot(1, len(panels), number)
-        draw(axes, kind, [curve for curve in curves if curve.against == kind], with_runs=len(folders) > 1)
-    drawn.savefig(figure)
-    points = Path(figure).with_suffix(".csv")
-    with points.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["run", "attack", "norm", "against", "at", "robust_acc"])
-        for curve in curves:
-            what = (curve.run, curve.attack, curve.norm, curve.against)
-            rows.writerows([*what, at, acc] for at, acc in zip(curve.at, curve.accuracy, strict=True))
-    lines = [
-        (curve.run, curve.attack, curve.against, ", ".join(f"{100 * curve.read(x):.1f} at {x:g}" for x in curve.marks))
-        for curve in curves
-    ]
-    table = tabulate(lines, ["run", "attack", "against", "robust accuracy, %"], tablefmt="github")
-    return f"{table}\nfigure: {figure}\npoints: {points}"
+
+    runs: tuple[str, ...] = ("runs",)
+    figure: str = "attack-curves.png"
+
+    def run(self) -> str:
+        canvas = new_figure(self.figure, 11, 4.5)
+        folders = record_files.find_records([Path(run) for run in self.runs])
+        curves = [curve for folder in folders for curve in curves_of(folder)]
+        panels = [kind for kind in ("passes", "eps") if any(curve.against == kind for curve in curves)]
+        if not panels:
+            raise UserError(
+                f"no run in {', '.join(self.runs)} has passes, distances or several eps in its table; evaluate its "
+                "weights.safetensors again with `bench eval`"
+            )
+        for number, kind in enumerate(panels, start=1):
+            axes = canvas.add_subplot(1, len(panels), number)
+            draw(axes, kind, [curve for curve in curves if curve.against == kind], with_runs=len(folders) > 1)
+        canvas.savefig(self.figure)
+        points = Path(self.figure).with_suffix(".csv")
+        rows = [
+            (curve.run, curve.attack, curve.norm, curve.against, x, accuracy)
+            for curve in curves
+            for x, accuracy in zip(curve.x, curve.accuracy, strict=True)
+        ]
+        text = render(["run", "attack", "norm", "against", "at", "robust_acc"], rows, "csv")
+        points.write_text(f"{text}\n", encoding="utf-8")
+        lines = [(c.run, c.attack, c.against, ", ".join(_readings(c))) for c in curves]
+        table = render(["run", "attack", "against", "robust accuracy, %"], lines)
+        return f"{table}\nfigure: {self.figure}\npoints: {points}"
 
 
-def draw(axes: Axes, against: str, curves: Sequence[Curve], *, with_runs: bool) -> None:
+def _readings(curve: AccuracyCurve) -> Iterator[str]:
+    for x in curve.table_points:
+        yield f"{100 * curve.read(x):.1f} at {x:g}"
+
+
+def draw(axes: Axes, against: str, curves: Sequence[AccuracyCurve], *, with_runs: bool) -> None:
     for curve in curves:
         label = f"{curve.attack}, {curve.norm}" if against == "eps" else curve.attack
         style: dict[str, Any] = {"drawstyle": "steps-post"} if curve.steps else {"marker": "o"}
-        axes.plot(curve.at, 100 * curve.accuracy, label=f"{curve.run}: {label}" if with_runs else label, **style)
+        axes.plot(curve.x, 100 * curve.accuracy, label=f"{curve.run}: {label}" if with_runs else label, **style)
     axes.set(
         xlabel="passes of an example" if against == "passes" else "eps", ylabel="robust accuracy, %", ylim=(0, 100)
     )
     if against == "passes":
-        axes.set_xscale("symlog", linthresh=1)  # from 0, where only the clean errors are gone
+        axes.set_xscale("symlog", linthresh=1)  # includes 0, the clean accuracy
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
 
 
-def curves_of(folder: Path) -> Iterator[Curve]:
-    """All curves of one run. CheckError where the run was changed after it was finished."""
+def curves_of(folder: Path) -> Iterator[AccuracyCurve]:
+    """All curves of one run. CheckError if the run was changed after it finished."""
     record, table = record_files.read_run(folder), files.read_arrays(folder / record_files.TABLE)
     run = "/".join(folder.parts[-2:])
     clean = table["clean"]
-    at_several: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
+    accuracy_by_eps: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
     for spec in attack_specs(table):
         threat = threat_of(spec, record.threat)
         robust = table[f"robust/{spec}"]
-        at_several[_without_eps(spec), threat.norm][threat.eps] = float(robust.mean())
+        accuracy_by_eps[_without_eps(spec), threat.norm][threat.eps] = float(robust.mean())
         if f"passes/{spec}" in table:
             passes = table[f"passes/{spec}"]
-            at, accuracy = _falling(passes[clean & ~robust], clean, end=passes[clean].max(initial=0))
-            marks = [10.0**k for k in range(1, 7) if 10.0**k < at[-1]]
-            yield Curve(run, spec, threat.norm, "passes", at, accuracy, [*marks, float(at[-1])])
+            x, accuracy = _step_curve(passes[clean & ~robust], clean, end=passes[clean].max(initial=0))
+            powers = [10.0**k for k in range(1, 7) if 10.0**k < x[-1]]
+            yield AccuracyCurve(run, spec, threat.norm, "passes", x, accuracy, [*powers, float(x[-1])])
         if f"distance/{spec}" in table:
             distance = table[f"distance/{spec}"].astype(np.float64)
-            at, accuracy = _falling(distance[clean & np.isfinite(distance)], clean)
+            x, accuracy = _step_curve(distance[clean & np.isfinite(distance)], clean)
             eps = threat.eps
-            yield Curve(run, spec, threat.norm, "eps", at, accuracy, [eps / 2, eps, 2 * eps])
-    for (spec, norm), found in at_several.items():
-        if len(found) > 1:
-            eps, robust_acc = np.array(sorted(found.items())).T
-            yield Curve(run, spec, norm, "eps", eps, robust_acc, eps.tolist(), steps=False)
+            yield AccuracyCurve(run, spec, threat.norm, "eps", x, accuracy, [eps / 2, eps, 2 * eps])
+    for (spec, norm), by_eps in accuracy_by_eps.items():
+        if len(by_eps) > 1:
+            x, accuracy = np.array(sorted(by_eps.items())).T
+            yield AccuracyCurve(run, spec, norm, "eps", x, accuracy, x.tolist(), steps=False)
 
 
 def _without_eps(spec: str) -> str:
     return ":".join(part for part in spec.split(":") if not part.startswith("eps="))
 
 
-def _falling(where: npt.NDArray[Any], clean: npt.NDArray[np.bool_], end: float = 0.0) -> tuple[Points, Points]:
-    """Accuracy over x, from the clean one at 0, where examples fall at `where`; drawn on to `end`."""
-    at, falls = np.unique(where, return_counts=True)
-    standing = clean.sum() - np.cumsum(falls)
-    at, standing = np.concatenate([[0], at]), np.concatenate([[clean.sum()], standing])
-    if end > at[-1]:
-        at, standing = np.append(at, end), np.append(standing, standing[-1])
-    return at.astype(np.float64), standing / len(clean)
+def _step_curve(broken_at: npt.NDArray[Any], clean: npt.NDArray[np.bool_], end: float = 0.0) -> tuple[Points, Points]:
+    """(x, accuracy): the clean accuracy at 0, less at each x at which examples are broken; extended to `end`."""
+    x, counts = np.unique(broken_at, return_counts=True)
+    robust = clean.sum() - np.cumsum(counts)
+    x, robust = np.concatenate([[0], x]), np.concatenate([[clean.sum()], robust])
+    if end > x[-1]:
+        x, robust = np.append(x, end), np.append(robust, robust[-1])
+    return x.astype(np.float64), robust / len(clean)

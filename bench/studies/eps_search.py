@@ -1,4 +1,4 @@
-"""The search for the largest eps that can be certified (thesis, section 3.3.2, Algorithm 3.5, figures 3.6 and 3.9)."""
+"""`bench study eps-search`: the largest eps that can be certified (thesis, section 3.3.2, Algorithm 3.5)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from tabulate import tabulate
 from torch import nn
 
 from bench.core import registry, seeds
@@ -20,12 +19,15 @@ from bench.core.progress import Progress
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.runs.plan import Request, plan
+from bench.runs.plan import Plan, make_plan
+from bench.runs.request import Request
 from bench.studies.figures import new_figure
+from bench.studies.study import Study
 from bench.training.loop import Loop
 from certifiers.crown import FastLin
 from certifiers.eps_search import EpsSearch
 from certifiers.pec import PEC
+from leaderboard.render import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,10 +38,10 @@ Method = Literal["pec", "bisection"]
 
 
 @dataclass(frozen=True)
-class Searched:
-    """The searches of all examples: bound computations, and the middle of the interval in which each ended, (N,).
+class LargestEps:
+    """For each example, (N,): the bound computations of its search, and the midpoint of the final interval.
 
-    Both are 0 where the model errs without any attack.
+    Both are 0 for examples that are misclassified without any attack.
     """
 
     bounds: Values
@@ -47,121 +49,127 @@ class Searched:
 
     @property
     def mean_bounds(self) -> float:
-        """Of the examples that are classified right, as the thesis counts them; NaN where there are none."""
-        right = self.bounds > 0
-        return float(self.bounds[right].mean()) if right.any() else float("nan")
+        """Over the correctly classified examples, as in the thesis; NaN if there are none."""
+        correct = self.bounds > 0
+        return float(self.bounds[correct].mean()) if correct.any() else float("nan")
 
 
-def searched(
+def search_largest_eps(
     model: nn.Module, test: Split, threat: ThreatModel, *, high: Length, precision: float, method: Method = "pec"
-) -> Searched:
-    """Algorithm 3.5 on each example of a split, from [0, high]."""
+) -> LargestEps:
+    """Algorithm 3.5 on each example of a split, starting from the interval [0, high]."""
     search = EpsSearch(method=method, high=high, precision=precision)
     bounds, optimum = [], []
     with Progress(method, len(test), "example") as progress, frozen(model), torch.no_grad():
         search.check_fits(model, test.image_shape, threat)
         for batch in test.in_order(BATCH):
-            found = search.search(model, batch.x, batch.y, threat)
-            bounds.append(found.bounds)
-            optimum.append(torch.where(found.bounds > 0, (found.low + found.high) / 2, 0))
+            result = search.search(model, batch.x, batch.y, threat)
+            bounds.append(result.bounds)
+            optimum.append(torch.where(result.bounds > 0, (result.low + result.high) / 2, 0))
             progress.advance(len(batch))
-    return Searched(torch.cat(bounds).double().cpu().numpy(), torch.cat(optimum).double().cpu().numpy())
+    return LargestEps(torch.cat(bounds).double().cpu().numpy(), torch.cat(optimum).double().cpu().numpy())
 
 
 @registry.study("eps-search")
-def eps_search(
-    *,
-    checkpoint: str | None = None,
-    model: str | None = None,
-    dataset: str | None = None,
-    norm: str | None = None,
-    eps: float | None = None,
-    high: Length = OfEps(4),
-    precision: float = 1e-4,
-    n_examples: int | None = None,
-    image: int = 0,
-    figure: str | None = "eps-search.png",
-    data_dir: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-) -> str:
-    """How many bounds the largest certified eps costs: Algorithm 3.5 with PEC against plain bisection, and where it is.
+@dataclass(frozen=True, kw_only=True)
+class EpsSearchStudy(Study):
+    """The number of bounds that the search for the largest certified eps computes: PEC against plain bisection.
 
-    checkpoint: weights, our own or a state dict with its model, dataset, norm and eps, as for `bench eval`; without one
-    an fc1 is trained on the digits with pgd-at for five epochs. Both searches start from [0, high] and end when what is
-    left is no longer than `precision`. Bound computations are averaged over the examples that are classified right. The
-    figure has the certified radius of the image number `image` over the eps of the bounds (figure 3.6), and the
-    distribution of the largest certified eps over the examples (figure 3.9).
+    checkpoint: weights, with model, dataset, norm and eps as in `bench eval`; without it, an fc1 is trained on the
+    digits with pgd-at for five epochs. Both searches start from [0, high] and end when the interval is no longer than
+    `precision`. The number of bounds is averaged over the correctly classified examples. The figure shows the certified
+    radius of the image number `image` over the eps of the bounds (figure 3.6), and the distribution of the largest
+    certified eps over the examples (figure 3.9).
     """
-    drawn = None if figure is None else new_figure(Path(figure), 11, 4.5)
-    request = Request(
-        defense=None if checkpoint else "pgd-at", checkpoint=Path(checkpoint) if checkpoint else None,
-        dataset=dataset, model=model or (None if checkpoint else "fc1"), norm=norm,
-        eps=None if eps is None else [eps], attacks=[], n_examples=n_examples,
-        overrides={} if checkpoint else {"epochs": "5", "probe_every": "0"}, device=device, threads=threads,
-        data_dir=None if data_dir is None else Path(data_dir),
-    )  # fmt: skip
-    network, test, threat = _given(request)
-    assert isinstance(threat.eps, float)
-    if not 0 <= image < len(test):
-        raise UserError(f"image is {image}; it must be 0 to {len(test) - 1}")
-    found = {
-        method: searched(network, test, threat, high=high, precision=precision, method=method)
-        for method in ("bisection", "pec")
+
+    checkpoint: str | None = None
+    model: str | None = None
+    dataset: str | None = None
+    norm: str | None = None
+    eps: float | None = None
+    high: Length = OfEps(4)
+    precision: float = 1e-4
+    n_examples: int | None = None
+    image: int = 0
+    figure: str | None = "eps-search.png"
+    data_dir: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+
+    def run(self) -> str:
+        canvas = None if self.figure is None else new_figure(self.figure, 11, 4.5)
+        plan = make_plan(self._request())
+        torch.set_num_threads(plan.threads)
+        test, threat = plan.test_split(), plan.threat
+        assert isinstance(threat.eps, float)
+        if not 0 <= self.image < len(test):
+            raise UserError(f"image is {self.image}; it must be 0 to {len(test) - 1}")
+        model = _load_or_train(plan)
+        methods: tuple[Method, ...] = ("bisection", "pec")
+        results = {
+            method: search_largest_eps(model, test, threat, high=self.high, precision=self.precision, method=method)
+            for method in methods
+        }
+        ratio = results["pec"].mean_bounds / results["bisection"].mean_bounds
+        lines = [(name, f"{each.mean_bounds:.2f}", f"{each.optimum.mean():.4f}") for name, each in results.items()]
+        table = render(["search", "bounds", "mean largest eps"], lines)
+        correct = int((results["pec"].bounds > 0).sum())
+        text = f"{correct} of {len(test)} examples are classified correctly\n{table}\nratio {ratio:.4f}"
+        if canvas is None or self.figure is None:
+            return text
+        left, right = canvas.subplots(1, 2)
+        eps = np.linspace(0, in_units(self.high, threat.eps), 101)[1:]
+        draw_radii(left, eps, certified_radii(model, test, threat, self.image, eps), f"image {self.image}")
+        draw_distribution(right, {"pec": results["pec"].optimum}, threat.eps)
+        canvas.savefig(self.figure)
+        return f"{text}\nfigure: {self.figure}"
+
+    def _request(self) -> Request:
+        train = self.checkpoint is None
+        return Request(
+            defense="pgd-at" if train else None, checkpoint=None if self.checkpoint is None else Path(self.checkpoint),
+            dataset=self.dataset, model=self.model or ("fc1" if train else None), norm=self.norm,
+            eps=None if self.eps is None else [self.eps], attacks=[], n_examples=self.n_examples,
+            overrides={"epochs": "5", "probe_every": "0"} if train else {}, device=self.device, threads=self.threads,
+            data_dir=None if self.data_dir is None else Path(self.data_dir),
+        )  # fmt: skip
+
+
+def _load_or_train(plan: Plan) -> nn.Module:
+    if plan.loaded is not None:
+        return plan.loaded.to(plan.device).eval()
+    assert plan.defense is not None
+    train = Split(plan.arrays.x_train, plan.arrays.y_train, plan.device)
+    model, _ = Loop(plan.new_model(0), plan.defense, train, plan.threat, seed=0).run()
+    return model.eval()
+
+
+def certified_radii(model: nn.Module, test: Split, threat: ThreatModel, image: int, eps: Values) -> dict[str, Values]:
+    """The radius that fast-lin and pec certify for one image, with bounds over each of `eps` (figure 3.6)."""
+    batch = test.take(torch.full((len(eps),), image, device=test.y.device))
+    budgets = ThreatModel(threat.norm, torch.from_numpy(eps).to(batch.x.device), threat.box)
+    certifiers: dict[str, Certifier] = {"fast-lin": FastLin(), "pec": PEC()}
+    generator = seeds.generator(batch.x.device, 0, "radii")
+    return {
+        name: certifier(model, batch, budgets, generator=generator).radius.double().cpu().numpy()
+        for name, certifier in certifiers.items()
     }
-    ratio = found["pec"].mean_bounds / found["bisection"].mean_bounds
-    lines = [(name, f"{each.mean_bounds:.2f}", f"{each.optimum.mean():.4f}") for name, each in found.items()]
-    table = tabulate(lines, ["search", "bounds", "mean largest eps"], tablefmt="github", disable_numparse=True)
-    right = int((found["pec"].bounds > 0).sum())
-    text = f"{right} of {len(test)} examples are classified right\n{table}\nratio {ratio:.4f}"
-    if drawn is None or figure is None:
-        return text
-    left, side = drawn.subplots(1, 2)
-    tried = np.linspace(0, in_units(high, threat.eps), 101)[1:]
-    draw_radii(left, tried, radii(network, test, threat, image, tried), f"image {image}")
-    draw_distribution(side, {"pec": found["pec"].optimum}, threat.eps)
-    drawn.savefig(figure)
-    return f"{text}\nfigure: {figure}"
 
 
-def _given(request: Request) -> tuple[nn.Module, Split, ThreatModel]:
-    """The model of a request, trained where it has no checkpoint, and the test examples it is searched on."""
-    asked = plan(request)
-    torch.set_num_threads(asked.threads)
-    n = asked.config.n_examples
-    test = Split(asked.arrays.x_test[:n], asked.arrays.y_test[:n], asked.device)
-    if asked.loaded is not None:
-        return asked.loaded.to(asked.device).eval(), test, asked.threat
-    assert asked.defense is not None
-    train = Split(asked.arrays.x_train, asked.arrays.y_train, asked.device)
-    model, _ = Loop(asked.new_model(0), asked.defense, train, asked.threat, seed=0).run()
-    return model.eval(), test, asked.threat
-
-
-def radii(model: nn.Module, test: Split, threat: ThreatModel, image: int, tried: Values) -> dict[str, Values]:
-    """The radius that fast-lin and pec certify of one image with bounds over each eps of `tried` (figure 3.6)."""
-    one = test.take(torch.tensor([image], device=test.y.device))
-    many = test.take(torch.full((len(tried),), image, device=test.y.device))
-    budgets = ThreatModel(threat.norm, torch.from_numpy(tried).to(one.x.device), threat.box)
-    ways: dict[str, Certifier] = {"fast-lin": FastLin(), "pec": PEC()}
-    draw = seeds.generator(one.x.device, 0, "radii")
-    return {name: way(model, many, budgets, generator=draw).radius.double().cpu().numpy() for name, way in ways.items()}
-
-
-def draw_radii(axes: Axes, tried: Values, found: Mapping[str, Values], title: str) -> None:
+def draw_radii(axes: Axes, eps: Values, radii: Mapping[str, Values], title: str) -> None:
     """Figure 3.6: the certified radius over the eps of the bounds."""
-    for (name, radius), style in zip(found.items(), ("--", "-"), strict=True):
-        axes.plot(tried, radius, style, label=name)
-    axes.set(xlabel="eps of the bounds", ylabel="certified radius", title=title, xlim=(0, tried[-1]))
+    for (name, radius), style in zip(radii.items(), ("--", "-"), strict=True):
+        axes.plot(eps, radius, style, label=name)
+    axes.set(xlabel="eps of the bounds", ylabel="certified radius", title=title, xlim=(0, eps[-1]))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
 
 
 def draw_distribution(axes: Axes, optima: Mapping[str, Values], eps: float) -> None:
-    """Figure 3.9: how the largest certified eps is distributed over the examples, and where the target lies."""
-    most = max(float(optimum.max(initial=0)) for optimum in optima.values())
-    edges = np.linspace(0, max(most, eps), 51)
+    """Figure 3.9: the distribution of the largest certified eps over the examples; a line marks `eps`."""
+    largest = max(float(optimum.max(initial=0)) for optimum in optima.values())
+    edges = np.linspace(0, max(largest, eps), 51)
     for name, optimum in optima.items():
         axes.hist(optimum, bins=edges.tolist(), histtype="step", label=name)
     axes.axvline(eps, color="tab:red", label=f"eps {eps:.3g}")

@@ -1,4 +1,4 @@
-"""Figures of studies, by matplotlib where it is installed, and without its global state."""
+"""Figures by matplotlib, if it is installed, without its global state."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def new_figure(path: Path, width: float, height: float) -> Figure:
-    """An empty figure of so many inches that is to be saved at `path`; UserError where that cannot be.
+def new_figure(file: str, width: float, height: float) -> Figure:
+    """An empty figure of `width` by `height` inches, to be saved as `file` at the end of a study.
 
-    A study that computes for long asks for it first.
+    UserError if `file` cannot be written or matplotlib is missing; so a study calls this before it computes.
     """
+    path = Path(file)
     if path.suffix not in FORMATS:
         raise UserError(f"figure {path} must end in {', '.join(FORMATS)}")
     if not path.parent.is_dir():

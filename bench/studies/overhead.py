@@ -1,78 +1,86 @@
-"""What the framework costs: an epoch of a defense against a bare loop with the same passes."""
+"""`bench study overhead`: the time of an epoch of a defense against a bare loop with the same passes."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from bench.core import registry
 from bench.core.config import make_config
-from bench.core.devices import choose_threads
+from bench.core.devices import choose_device, choose_threads
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
+from bench.datasets.load import load_arrays
 from bench.datasets.split import Split
-from bench.runs.plan import build_model, checked_eps, choose_device, load_arrays
+from bench.models.build import build_model
+from bench.studies.study import Study
 from bench.training.loop import Loop
 
 
 @registry.study("overhead")
-def overhead(
-    *,
-    defense: str = "atas",
-    model: str = "preact-resnet18",
-    dataset: str = "fake:train=256",
-    batch_size: int = 128,
-    pairs: int = 5,
-    eps: float = 8 / 255,
-    crop: int = 4,
-    device: str = "auto",
-    threads: int = 0,
-) -> str:
-    """Seconds of one epoch of a one-step defense over a bare loop with the same passes, in alternating pairs.
+@dataclass(frozen=True, kw_only=True)
+class OverheadStudy(Study):
+    """Seconds of one epoch of a single-step defense, divided by those of a bare loop with the same passes.
 
-    The bare loop does, for each batch in memory, a forward and an input gradient, then a forward, a backward and an
-    optimizer step. Both run at full precision. Fewer than one second an epoch says little.
+    The bare loop computes, for each batch in memory, a forward pass and an input gradient, then a forward pass, a
+    backward pass and an optimizer step. Both run in full precision, in turn, `pairs` times. Epochs shorter than a
+    second give unreliable ratios. threads: 0 chooses by the model's size.
     """
-    where = choose_device(device)
-    arrays = load_arrays(dataset, None)
-    threat = ThreatModel("Linf", checked_eps(eps, "Linf", arrays.shape))
-    if pairs < 1 or threads < 0:
-        raise UserError(f"pairs is {pairs} and threads {threads}; at least 1 pair, and threads 0 for as many as pay")
-    settings = {"batch_size": batch_size, "epochs": 2 * pairs, "crop": crop, "flip": crop > 0, "amp": "off"}
-    target = registry.defense.get(defense)
-    config = make_config(target.config_class, defense, {"probe_every": 0}, settings)
-    split = Split(arrays.x_train, arrays.y_train, where, crop=crop, flip=crop > 0)
-    torch.manual_seed(0)
-    trained = target(config)
-    ours = trained.build(build_model(model, arrays.shape, arrays.classes))
-    torch.set_num_threads(threads or choose_threads(ours, arrays.shape))
-    bare = build_model(model, arrays.shape, arrays.classes).to(where)
-    loop = Loop(ours, trained, split, threat, seed=0)
-    batches = [(batch.x, batch.y) for batch in split.in_order(batch_size)]
-    optimizer = torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    loop.run_epoch()  # both warm up once
-    bare_epoch(bare, optimizer, batches, eps)
-    ratios, seconds = [], []
-    for _ in tqdm(range(pairs), desc="overhead", unit="pair"):
-        ours_s = _timed(where, loop.run_epoch)
-        bare_s = _timed(where, lambda: bare_epoch(bare, optimizer, batches, eps))
-        ratios.append(ours_s / bare_s)
-        seconds.append((ours_s, bare_s))
-    lines = [f"  {a:.3f} s / {b:.3f} s = {r:.3f}" for (a, b), r in zip(seconds, ratios, strict=True)]
-    head = f"{defense}, {model}, {dataset}, batch {batch_size}, {where}, {torch.get_num_threads()} threads"
-    return "\n".join([head, *lines, f"median ratio {statistics.median(ratios):.3f}"])
+
+    defense: str = "atas"
+    model: str = "preact-resnet18"
+    dataset: str = "fake:train=256"
+    batch_size: int = 128
+    pairs: int = 5
+    eps: float = 8 / 255
+    crop: int = 4
+    device: str = "auto"
+    threads: int = 0
+
+    def run(self) -> str:
+        device = choose_device(self.device)
+        arrays = load_arrays(self.dataset, None)
+        threat = ThreatModel("Linf", self.eps)
+        threat.check_eps(arrays.shape)
+        if self.pairs < 1 or self.threads < 0:
+            raise UserError(f"pairs is {self.pairs} and threads {self.threads}; they must be at least 1 and 0")
+        settings = {
+            "batch_size": self.batch_size, "epochs": 2 * self.pairs, "crop": self.crop, "flip": self.crop > 0,
+            "amp": "off",
+        }  # fmt: skip
+        target = registry.defense.get(self.defense)
+        defense = target(make_config(target.config_class, self.defense, {"probe_every": 0}, settings))
+        split = Split(arrays.x_train, arrays.y_train, device, crop=self.crop, flip=self.crop > 0)
+        torch.manual_seed(0)
+        model = defense.build(build_model(self.model, arrays.shape, arrays.classes))
+        torch.set_num_threads(self.threads or choose_threads(model, arrays.shape))
+        bare = build_model(self.model, arrays.shape, arrays.classes).to(device)
+        loop = Loop(model, defense, split, threat, seed=0)
+        batches = [(batch.x, batch.y) for batch in split.in_order(self.batch_size)]
+        optimizer = torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        loop.run_epoch()  # warm up both
+        bare_epoch(bare, optimizer, batches, self.eps)
+        seconds = [
+            (_timed(device, loop.run_epoch), _timed(device, lambda: bare_epoch(bare, optimizer, batches, self.eps)))
+            for _ in tqdm(range(self.pairs), desc="overhead", unit="pair")
+        ]
+        threads = torch.get_num_threads()
+        head = f"{self.defense}, {self.model}, {self.dataset}, batch {self.batch_size}, {device}, {threads} threads"
+        lines = [f"  {ours:.3f} s / {plain:.3f} s = {ours / plain:.3f}" for ours, plain in seconds]
+        return "\n".join([head, *lines, f"median ratio {statistics.median(a / b for a, b in seconds):.3f}"])
 
 
 def bare_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[torch.Tensor, torch.Tensor]], eps: float
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]], eps: float
 ) -> None:
-    """One epoch of one-step adversarial training with nothing around it."""
+    """One epoch of single-step adversarial training, without the framework."""
     model.train()
     for x, y in batches:
         model.eval()
@@ -85,11 +93,11 @@ def bare_epoch(
         optimizer.zero_grad(set_to_none=True)
 
 
-def _timed(where: torch.device, work: Callable[[], None]) -> float:
-    if where.type == "cuda":
+def _timed(device: torch.device, work: Callable[[], None]) -> float:
+    if device.type == "cuda":
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
-    if where.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start

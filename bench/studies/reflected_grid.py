@@ -1,13 +1,11 @@
-"""Do the perturbations of the highest loss flip the label? A grid search in three dimensions."""
+"""`bench study reflected-grid`: do perturbations of the highest loss flip the label? A grid search in 3 dimensions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -15,6 +13,8 @@ from bench.core import registry
 from bench.core.errors import UserError
 from bench.core.progress import Progress
 from bench.studies.figures import new_figure
+from bench.studies.study import Study
+from leaderboard.render import render
 
 X = (3.0, 2.0, 1.0)  # of the first class; the model is the identity, so these are its logits
 SIDE, RADIUS = 0.51, 0.7078
@@ -22,9 +22,9 @@ TOP = (10, 100, 1000)
 
 
 def losses(logits: Tensor) -> dict[str, Tensor]:
-    """The losses (N,) of logits (3,N), of which the first is the right class's.
+    """The losses (N,) of logits (3,N); row 0 is the true class.
 
-    They are those of attacks/losses.py and section 2, class by class, which is ten times as fast for three classes.
+    The same as in attacks/losses.py and section 2, but computed class by class, which is ten times as fast here.
     """
     ahead = logits[1:] - logits[0]
     best = ahead.max(dim=0).values
@@ -38,79 +38,85 @@ def losses(logits: Tensor) -> dict[str, Tensor]:
 
 
 @dataclass
-class Top:
-    """The highest losses seen so far, in descending order, and which of their perturbations flip the label."""
+class HighestLosses:
+    """The highest losses so far, in descending order, and which of their perturbations flip the label."""
 
     loss: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     flips: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
 
     def add(self, loss: Tensor, flips: Tensor) -> None:
         loss, flips = torch.cat([self.loss, loss]), torch.cat([self.flips, flips])
-        self.loss, kept = loss.topk(min(TOP[-1], len(loss)))
-        self.flips = flips[kept]
+        self.loss, indices = loss.topk(min(TOP[-1], len(loss)))
+        self.flips = flips[indices]
 
 
 @registry.study("reflected-grid")
-def reflected_grid(*, size: int = 800, figure: str | None = "reflected-grid.png") -> str:
-    """How many of the k highest perturbations flip the label: cross entropy against the reflected loss, on a grid.
+@dataclass(frozen=True, kw_only=True)
+class ReflectedGridStudy(Study):
+    """How many of the k perturbations of the highest loss flip the label: cross entropy and the reflected loss.
 
     reflected-loss.txt, section 4.1 and figure 2: f(x) = x in three dimensions, x = (3, 2, 1) of class 1, perturbations
-    in (-0.51, 0.51)^3 of length at most 0.7078, on a grid of `size`^3 points. Section 4.1 does not say what the
-    reflected loss of three classes is, nor where the points of the grid lie. Here are three readings: `margin`, the
-    l_-(z) = -l(-z) of section 2 at the margin to the best wrong class; `greedy`, the log-likelihood of that class
-    (section 4.3); `logits`, minus the cross entropy of -f(x). Points are the centres of `size` cells a side. The paper
-    draws its counts and does not print them. Planes of the grid are searched one by one, in memory for one.
+    in (-0.51, 0.51)^3 of length at most 0.7078, on a grid of `size`^3 points, here the centres of `size` cells a side.
+    The paper does not say what the reflected loss of three classes is, so three readings are compared: `margin`,
+    l_-(z) = -l(-z) of section 2 at the margin to the best other class; `greedy`, the log-likelihood of that class
+    (section 4.3); `logits`, minus the cross entropy of -f(x). The paper draws its counts and does not print them.
+    The grid is searched plane by plane, so the memory is that of one plane.
 
-    At size 800, 148 of 488 million points flip the label. k = 10, 100, 1000 find 10, 100, 148 of them by `margin`, and
-    none by the other three: so only that reading shows what the paper says.
+    At size 800, 148 of 488 million points flip the label. Among the k = 10, 100, 1000 highest losses by `margin`, 10,
+    100 and 148 do, and none by the other three losses: only `margin` agrees with the paper's claim.
     """
-    if size < 2:
-        raise UserError(f"size is {size}; it must be at least 2")
-    drawn = None if figure is None else new_figure(Path(figure), 9, 4)
-    found = search(size)
-    counts = {name: [int(top.flips[:k].sum()) for k in TOP] for name, top in found.tops.items()}
-    lines = [
-        f"{size}^3 points, {found.points:,} of them allowed, {found.flips:,} of which flip the label",
-        "label flips among the k perturbations of the highest loss:",
-        tabulate([[name, *row] for name, row in counts.items()], ["loss", *(f"k = {k}" for k in TOP)], "github"),
-        "the paper (figure 2; no numbers in its text): far more by the reflected loss than by cross entropy",
-    ]
-    if drawn is not None:
-        for panel, k in enumerate(TOP):
-            axes = drawn.add_subplot(1, len(TOP), panel + 1)
-            axes.bar(list(counts), [row[panel] for row in counts.values()], color=["tab:blue", *["tab:red"] * 3])
-            axes.set(title=f"k = {k}", ylim=(0, k), ylabel="label flips" if panel == 0 else "")
-            axes.tick_params(axis="x", rotation=90)
-        drawn.savefig(str(figure))
-        lines.append(f"figure: {figure}")
-    return "\n".join(lines)
+
+    size: int = 800
+    figure: str | None = "reflected-grid.png"
+
+    def run(self) -> str:
+        if self.size < 2:
+            raise UserError(f"size is {self.size}; it must be at least 2")
+        canvas = None if self.figure is None else new_figure(self.figure, 9, 4)
+        grid = search_grid(self.size)
+        counts = {name: [int(highest.flips[:k].sum()) for k in TOP] for name, highest in grid.highest.items()}
+        lines = [
+            f"{self.size}^3 points, {grid.points:,} of them allowed, {grid.flips:,} of which flip the label",
+            "label flips among the k perturbations of the highest loss:",
+            render(["loss", *(f"k = {k}" for k in TOP)], [[name, *row] for name, row in counts.items()], align="lrrr"),
+            "the paper (figure 2; no numbers in its text): far more by the reflected loss than by cross entropy",
+        ]
+        if canvas is not None:
+            for panel, k in enumerate(TOP):
+                axes = canvas.add_subplot(1, len(TOP), panel + 1)
+                axes.bar(list(counts), [row[panel] for row in counts.values()], color=["tab:blue", *["tab:red"] * 3])
+                axes.set(title=f"k = {k}", ylim=(0, k), ylabel="label flips" if panel == 0 else "")
+                axes.tick_params(axis="x", rotation=90)
+            canvas.savefig(str(self.figure))
+            lines.append(f"figure: {self.figure}")
+        return "\n".join(lines)
 
 
 @dataclass
-class Search:
-    """The top of each loss, and how many points of the grid are allowed, and how many of these flip the label."""
+class GridSearch:
+    """The highest values of each loss; the number of allowed points, and of those that flip the label."""
 
-    tops: dict[str, Top] = field(default_factory=dict)
+    highest: dict[str, HighestLosses] = field(default_factory=dict)
     points: int = 0
     flips: int = 0
 
 
-def search(size: int) -> Search:
-    """All losses over the whole grid, with no more than a plane of it in memory."""
-    found = Search()
+def search_grid(size: int) -> GridSearch:
+    """All losses over the whole grid, one plane at a time."""
+    result = GridSearch()
     with Progress("reflected-grid", size, "plane") as progress:
         for logits in planes(size):
             flips = logits.argmax(dim=0) != 0
             for name, loss in losses(logits).items():
-                found.tops.setdefault(name, Top()).add(loss, flips)
-            found.points += len(flips)
-            found.flips += int(flips.sum())
+                result.highest.setdefault(name, HighestLosses()).add(loss, flips)
+            result.points += len(flips)
+            result.flips += int(flips.sum())
             progress.advance(1)
-    return found
+    return result
 
 
 def planes(size: int) -> Iterator[Tensor]:
-    """The logits (3,N) of all allowed points, in float64, one plane of the grid at a time."""
+    """The logits (3,N) of all allowed points, float64, one plane of the grid at a time."""
     axis = (torch.arange(size, dtype=torch.float64) + 0.5) / size * 2 * SIDE - SIDE
     second, third = torch.meshgrid(axis, axis, indexing="ij")
     squares = second**2 + third**2

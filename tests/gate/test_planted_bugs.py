@@ -15,8 +15,9 @@ from attacks import pgd
 from bench.core import contracts
 from bench.core.errors import CheckError
 from bench.core.threat import ThreatModel
-from bench.runs import run as harness
-from bench.runs.plan import Request, plan
+from bench.runs.plan import make_plan
+from bench.runs.request import Request
+from bench.runs.run import run_seed
 from leaderboard.gate_report import gate_table
 from leaderboard.regression_gate import check_against_baseline
 from tests.end_to_end.command import environment
@@ -34,7 +35,7 @@ def _determinism_as_it_was():
 
 def run(out, **words):
     request = Request(dataset="digits", eps=[0.1], attacks=["pgd-10", "apgd-ce:steps=10"], threads=1, out=out, **words)
-    return harness.run(plan(request), 0)[1]
+    return run_seed(make_plan(request), 0)[1]
 
 
 @pytest.fixture(scope="module")

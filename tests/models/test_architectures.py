@@ -3,7 +3,7 @@ import torch
 
 from bench.core.devices import choose_threads, multiply_adds
 from bench.core.errors import UserError
-from bench.runs.plan import build_model
+from bench.models.build import build_model
 
 CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
 

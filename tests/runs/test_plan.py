@@ -5,44 +5,45 @@ import pytest
 import torch
 
 from bench.core.errors import UserError
-from bench.runs.compatibility import check_names
-from bench.runs.plan import Request, plan
+from bench.runs.compatibility import check_distinct_names
+from bench.runs.plan import make_plan
+from bench.runs.request import Request
 
 QUICK = Request(defense="atas", attacks=["fgsm"])
 
 
 def test_a_run_belongs_to_the_suite_only_under_its_threat_model():
-    assert plan(QUICK).config.suite == "digits"
-    other = plan(replace(QUICK, eps=(0.1,))).config
+    assert make_plan(QUICK).config.suite == "digits"
+    other = make_plan(replace(QUICK, eps=(0.1,))).config
     assert other.suite is None
     assert other.dataset == "digits"
 
 
 def test_the_default_is_the_digits_suite_with_all_its_test_examples():
-    config = plan(Request(defense="atas")).config
+    config = make_plan(Request(defense="atas")).config
     assert (config.norm, config.eps, config.n_examples, config.model) == ("Linf", 0.2, 360, "small-cnn")
     assert config.attacks == ("pgd-10", "pgd-50", "autoattack")
 
 
 def test_later_layers_of_settings_are_stronger():
-    training = plan(QUICK).config.training
+    training = make_plan(QUICK).config.training
     assert training["crop"] == 0  # the suite's, not the paper's
     assert training["c"] == 0.01  # the paper's
-    assert plan(replace(QUICK, overrides={"crop": "2"})).config.training["crop"] == 2
+    assert make_plan(replace(QUICK, overrides={"crop": "2"})).config.training["crop"] == 2
 
 
 def test_a_suite_may_give_a_defense_its_own_model_and_the_user_another():
     subnet = Request(defense="binary-subnet", attacks=["fgsm"])
-    assert "batchnorm" in plan(subnet).config.model
-    assert plan(replace(subnet, model="small-cnn")).config.model == "small-cnn"
+    assert "batchnorm" in make_plan(subnet).config.model
+    assert make_plan(replace(subnet, model="small-cnn")).config.model == "small-cnn"
 
 
 def test_the_folder_follows_from_what_decides_the_result():
     same = replace(QUICK, threads=1, device="cpu", out=Path("elsewhere"))
-    assert plan(same).config.content_hash == plan(QUICK).config.content_hash
+    assert make_plan(same).config.content_hash == make_plan(QUICK).config.content_hash
     for change in ({"eps": (0.1,)}, {"n_examples": 9}, {"overrides": {"lr": "0.2"}}, {"model": "fc1"}):
-        assert plan(replace(QUICK, **change)).config.content_hash != plan(QUICK).config.content_hash
-    assert plan(QUICK).folder(0) != plan(QUICK).folder(1)
+        assert make_plan(replace(QUICK, **change)).config.content_hash != make_plan(QUICK).config.content_hash
+    assert make_plan(QUICK).folder(0) != make_plan(QUICK).folder(1)
 
 
 def test_changing_a_model_file_changes_the_folder(tmp_path):
@@ -53,7 +54,7 @@ def test_changing_a_model_file_changes_the_folder(tmp_path):
     hashes = []
     for text in (code, f"{code}# another\n"):
         file.write_text(text)
-        hashes.append(plan(replace(QUICK, model=f"{file}:build")).config.content_hash)
+        hashes.append(make_plan(replace(QUICK, model=f"{file}:build")).config.content_hash)
     assert hashes[0] != hashes[1]
 
 
@@ -67,11 +68,11 @@ def test_changing_a_model_file_changes_the_folder(tmp_path):
 def test_requests_that_contradict_themselves_are_refused(change, hint, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match=hint):
-        plan(replace(QUICK, **change))
+        make_plan(replace(QUICK, **change))
 
 
 def test_seeds_decide_the_initial_weights_and_nothing_else_does():
-    made = plan(QUICK)
+    made = make_plan(QUICK)
     torch.manual_seed(1)
     first = made.new_model(0).stem.weight
     torch.manual_seed(2)
@@ -80,37 +81,37 @@ def test_seeds_decide_the_initial_weights_and_nothing_else_does():
 
 
 def test_the_hash_of_a_run_without_certificates_is_what_it_was_before_there_were_any():
-    config = plan(Request(defense="atas")).config
+    config = make_plan(Request(defense="atas")).config
     assert {"certifiers", "bracket"} & set(config.as_json()) == set()
     assert config.content_hash == "aa0fc6ac77bd"  # the README's first run
 
 
 def test_certifiers_and_the_bracket_are_part_of_the_hash():
     asked = [{"certifiers": ["ibp"]}, {"certifiers": ["ibp", "crown"]}, {"bracket": 60.0}, {"bracket": 90.0}]
-    configs = [plan(replace(QUICK, **each)).config for each in asked]
-    assert len({config.content_hash for config in [plan(QUICK).config, *configs]}) == 5
+    configs = [make_plan(replace(QUICK, **each)).config for each in asked]
+    assert len({config.content_hash for config in [make_plan(QUICK).config, *configs]}) == 5
     assert configs[1].as_json()["certifiers"] == ["ibp", "crown"]
     assert configs[2].as_json()["bracket"] == 60.0
 
 
 def test_a_bracket_brings_its_own_attacks_and_no_others_unless_asked():
-    assert plan(Request(defense="atas", bracket=60.0)).attacks == {}
-    assert list(plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"])).attacks) == ["fgsm"]
-    names = [stage.name for stage in plan(Request(defense="atas", bracket=60.0)).bracket.stages]
+    assert make_plan(Request(defense="atas", bracket=60.0)).attacks == {}
+    assert list(make_plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"])).attacks) == ["fgsm"]
+    names = [stage.name for stage in make_plan(Request(defense="atas", bracket=60.0)).bracket.stages]
     assert names[:4] == ["fgsm", "ibp", "fast-lin", "crown"]
     assert "malt" in names
     assert names.index("malt") < names.index("alpha-crown")
-    assert plan(QUICK).bracket is None
+    assert make_plan(QUICK).bracket is None
 
 
 def test_a_bracket_does_not_measure_again_what_the_run_does_by_itself():
-    found = plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"], certifiers=["crown"])).bracket
+    found = make_plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"], certifiers=["crown"])).bracket
     assert [stage.name for stage in found.stages][:2] == ["ibp", "fast-lin"]
     assert "crown" not in [stage.name for stage in found.stages]
 
 
 def test_an_attack_and_a_certifier_of_one_name_are_refused():
-    check_names({"fgsm": None}, {"ibp": None})
+    check_distinct_names({"fgsm": None}, {"ibp": None})
     for attacks, certifiers in (({"a": None}, {"a": None}), ({"bracket": None}, {}), ({}, {"bracket": None})):
         with pytest.raises(UserError, match="names two things of one run"):
-            check_names(attacks, certifiers)
+            check_distinct_names(attacks, certifiers)

@@ -7,11 +7,11 @@ from bench.core import files, record_files
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Threat, accuracy, attack_specs, union, worst
 from bench.core.records import SCHEMA, AttackResult, Record, Sanity
-from bench.studies.attack_curves import attack_curves, curves_of
+from bench.studies.attack_curves import AttackCurvesStudy, curves_of
 
 PGD = {
     "robust/pgd-10": np.array([0, 0, 1, 1, 0], np.bool_),
-    "passes/pgd-10": np.array([3, 20, 21, 21, 0], np.int64),  # the last example is wrong without any attack
+    "passes/pgd-10": np.array([3, 20, 21, 21, 0], np.int64),  # the last example is misclassified without an attack
 }
 FAB = {
     "robust/fab": np.array([0, 0, 1, 1, 0], np.bool_),
@@ -45,28 +45,28 @@ def run_folder(folder, columns):
     return folder
 
 
-def test_accuracy_falls_at_the_pass_at_which_an_example_fell(tmp_path):
+def test_accuracy_falls_at_the_pass_that_breaks_an_example(tmp_path):
     (curve,) = curves_of(run_folder(tmp_path / "run" / "0", PGD))
     assert (curve.run, curve.attack, curve.against, curve.steps) == ("run/0", "pgd-10", "passes", True)
     assert [curve.read(x) for x in (0, 2, 3, 19, 20, 21)] == [0.8, 0.8, 0.6, 0.6, 0.4, 0.4]
-    assert curve.at[-1] == 21  # where the survivors were left
-    assert curve.marks == [10, 21]
+    assert curve.x[-1] == 21  # the last pass spent on the robust examples
+    assert curve.table_points == [10, 21]
 
 
 def test_a_minimum_norm_attack_gives_accuracy_at_every_eps(tmp_path):
     (curve,) = curves_of(run_folder(tmp_path / "run" / "0", FAB))
     assert (curve.against, curve.norm) == ("eps", "Linf")
     assert [round(curve.read(x), 3) for x in (0, 0.049, 0.051, 0.1, 0.3, 9)] == [0.8, 0.8, 0.6, 0.4, 0.2, 0.2]
-    assert curve.at[-1] == np.float32(0.2)  # the example that no perturbation broke has no point
+    assert curve.x[-1] == np.float32(0.2)  # the example that no perturbation broke has no point
     assert curve.read(0.1) == PGD["robust/pgd-10"].mean()
-    assert curve.marks == [0.05, 0.1, 0.2]
+    assert curve.table_points == [0.05, 0.1, 0.2]
 
 
 def test_an_attack_at_several_eps_of_one_norm_is_one_curve(tmp_path):
     curves = list(curves_of(run_folder(tmp_path / "run" / "0", SEVERAL | {"robust/pgd-10": PGD["robust/pgd-10"]})))
     (curve,) = curves
     assert (curve.attack, curve.norm, curve.steps) == ("pgd-10", "Linf", False)
-    assert curve.at.tolist() == [0.05, 0.1, 0.2]
+    assert curve.x.tolist() == [0.05, 0.1, 0.2]
     assert curve.accuracy.tolist() == [0.6, 0.4, 0.2]
 
 
@@ -75,7 +75,7 @@ def test_the_figure_the_points_and_the_report(tmp_path):
     for name, columns in (("a", PGD | FAB), ("b", PGD | SEVERAL)):
         run_folder(tmp_path / name / "0", columns)
     figure = tmp_path / "curves.png"
-    report = attack_curves(runs=(str(tmp_path / "a"), str(tmp_path / "b")), figure=str(figure))
+    report = AttackCurvesStudy(runs=(str(tmp_path / "a"), str(tmp_path / "b")), figure=str(figure)).run()
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert "60.0 at 10, 40.0 at 21" in report
     assert f"figure: {figure}\npoints: {tmp_path / 'curves.csv'}" in report
@@ -92,7 +92,7 @@ def test_the_figure_the_points_and_the_report(tmp_path):
 def test_there_is_a_panel_for_each_kind_of_curve_and_no_empty_one(columns, panels, tmp_path):
     pytest.importorskip("matplotlib")
     run_folder(tmp_path / "run" / "0", columns)
-    attack_curves(runs=(str(tmp_path / "run"),), figure=str(tmp_path / "curves.svg"))
+    AttackCurvesStudy(runs=(str(tmp_path / "run"),), figure=str(tmp_path / "curves.svg")).run()
     assert (tmp_path / "curves.svg").read_text().count('<g id="axes_') == panels
 
 
@@ -101,7 +101,7 @@ def test_runs_without_such_columns_and_changed_runs_are_refused(tmp_path):
     figure = str(tmp_path / "curves.png")
     folder = run_folder(tmp_path / "run" / "0", {"robust/pgd-10": PGD["robust/pgd-10"]})
     with pytest.raises(UserError, match="bench eval"):
-        attack_curves(runs=(str(folder),), figure=figure)
+        AttackCurvesStudy(runs=(str(folder),), figure=figure).run()
     files.write_arrays(folder / record_files.TABLE, {"index": np.arange(5)})
     with pytest.raises(CheckError, match="changed"):
-        attack_curves(runs=(str(folder),), figure=figure)
+        AttackCurvesStudy(runs=(str(folder),), figure=figure).run()

@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 
 from bench.core.errors import UserError
-from bench.studies import references
-from bench.studies.published import Place, find_checkpoints, method_of, place_of
+from bench.studies.checkpoint_names import CheckpointKey, checkpoint_key, find_checkpoints, method_of
+from bench.studies.paper_tables import paper_table_names, read_paper_table
 
 
 @pytest.mark.parametrize(
-    ("name", "place"),
+    ("name", "key"),
     [
         ("mnist_fc1_l1_at.ckpt", ("mnist", "fc1", "Linf", "at")),
         ("mnist_fc1_l2_c-per.ckpt", ("mnist", "fc1", "L2", "l-per")),
@@ -24,13 +24,13 @@ from bench.studies.published import Place, find_checkpoints, method_of, place_of
         ("mnist_fc1_l2.ckpt", None),  # no training
     ],
 )
-def test_what_a_name_says(name, place):
-    assert place_of(Path(name)) == (place and Place(*place))
+def test_the_key_of_a_file_name(name, key):
+    assert checkpoint_key(Path(name)) == (key and CheckpointKey(*key))
 
 
 def test_rows_of_a_block_are_told_apart_and_are_spelt_as_files_are():
-    for name in references.names():
-        for block in references.read(name).blocks:
+    for name in paper_table_names():
+        for block in read_paper_table(name).blocks:
             assert len({method_of(row) for row in block.rows}) == len(block.rows)
     assert [method_of(row) for row in ("AT", "C-IBP", "CROWN-IBP", "MMR+at", "L-PER+at", "I-PER")] == [
         "at", "crown-ibp", "crown-ibp", "mmr-at", "l-per-at", "i-per",
@@ -41,8 +41,8 @@ def test_a_folder_and_files_of_other_names(tmp_path):
     (tmp_path / "all" / "deep").mkdir(parents=True)
     for name in ("all/mnist_fc1_l1_kw.ckpt", "all/deep/mnist_cnn_l1_kw.pt", "all/README.md", "all/x.ckpt", "own.pt"):
         (tmp_path / name).touch()
-    found = find_checkpoints(tmp_path / "all", [f"{tmp_path / 'own.pt'}=mnist_fc1_l2_at"])
-    assert {(place.model, place.norm, place.method, path.name) for place, path in found.items()} == {
+    checkpoints = find_checkpoints(tmp_path / "all", [f"{tmp_path / 'own.pt'}=mnist_fc1_l2_at"])
+    assert {(key.model, key.norm, key.method, path.name) for key, path in checkpoints.items()} == {
         ("fc1", "Linf", "kw", "mnist_fc1_l1_kw.ckpt"),
         ("cnn", "Linf", "kw", "mnist_cnn_l1_kw.pt"),
         ("fc1", "L2", "at", "own.pt"),
@@ -53,10 +53,10 @@ def test_wrong_use_is_one_line(tmp_path):
     file = tmp_path / "own.pt"
     file.touch()
     for folder, named, words in [
-        (tmp_path / "none", [], "there is no folder .*none"),
+        (tmp_path / "none", [], "none does not exist"),
         (tmp_path, [f"{file}"], "write FILE=NAME"),
         (tmp_path, [f"{file}=mnist"], "write FILE=NAME"),
-        (tmp_path, [f"{tmp_path / 'lost.pt'}=mnist_fc1_l1_kw"], "there is no file"),
+        (tmp_path, [f"{tmp_path / 'lost.pt'}=mnist_fc1_l1_kw"], "lost.pt does not exist"),
     ]:
         with pytest.raises(UserError, match=words) as error:
             find_checkpoints(folder, named)

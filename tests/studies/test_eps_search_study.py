@@ -8,7 +8,7 @@ from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.models.fc1 import fc1
-from bench.studies.eps_search import eps_search, radii, searched
+from bench.studies.eps_search import EpsSearchStudy, certified_radii, search_largest_eps
 from tests.linear import linear_model
 from tests.studies.distances import at_some_distance
 
@@ -28,7 +28,7 @@ def linear(norm):
 @pytest.mark.parametrize("method", ["bisection", "pec"])
 def test_the_search_ends_at_the_distance_of_a_linear_models_boundary(norm, method):
     model, test, far = linear(norm)
-    found = searched(model, test, ThreatModel(norm, 0.1), high=0.3, precision=1e-3, method=method)
+    found = search_largest_eps(model, test, ThreatModel(norm, 0.1), high=0.3, precision=1e-3, method=method)
     assert np.abs(found.optimum - far).max() < 0.51e-3
     assert (found.bounds[-3:] == 0).all()  # not searched, and not counted
     assert found.mean_bounds == found.bounds[:17].mean()
@@ -41,13 +41,13 @@ def test_the_search_ends_at_the_distance_of_a_linear_models_boundary(norm, metho
 def test_there_is_no_mean_where_nothing_is_right():
     model, test, _ = linear("Linf")
     wrong = Split.of_tensors(test.canvas, (model(test.canvas).argmax(dim=1) + 1) % 3)
-    assert np.isnan(searched(model, wrong, ThreatModel("Linf", 0.1), high=0.3, precision=1e-2).mean_bounds)
+    assert np.isnan(search_largest_eps(model, wrong, ThreatModel("Linf", 0.1), high=0.3, precision=1e-2).mean_bounds)
 
 
 def test_the_radii_of_one_image_over_the_eps_of_the_bounds():
     model, test, far = linear("Linf")
     tried = np.array([far[5] / 2, far[5] * 0.99, far[5] * 1.01, far[5] * 1.5])
-    found = radii(model, test, ThreatModel("Linf", 0.1), 5, tried)
+    found = certified_radii(model, test, ThreatModel("Linf", 0.1), 5, tried)
     np.testing.assert_allclose(found["fast-lin"], [tried[0], tried[1], 0, 0], rtol=1e-4)
     np.testing.assert_allclose(found["pec"], [tried[0], tried[1], far[5], far[5]], rtol=1e-4)
 
@@ -64,17 +64,18 @@ def test_the_report_and_the_figure(weights, tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "search.svg"
     given = {"checkpoint": weights, "model": "fc1:width=4", "dataset": "digits", "precision": 1e-2, "threads": 1}
-    report = eps_search(**given, n_examples=100, figure=str(figure))
+    report = EpsSearchStudy(**given, n_examples=100, figure=str(figure)).run()
     counts = dict(re.findall(r"\| (bisection|pec) +\| +([\d.]+)", report))
     assert float(counts["bisection"]) == 7  # from 4 eps = 0.8
     assert float(counts["pec"]) <= 7
     assert f"ratio {float(counts['pec']) / 7:.3f}" in report
     assert figure.read_text().count('<g id="axes_') == 2
-    assert "figure" not in eps_search(**given, n_examples=5, figure=None)
+    assert "figure" not in EpsSearchStudy(**given, n_examples=5, figure=None).run()
 
 
 def test_without_a_checkpoint_there_is_a_model_of_the_digits():
-    assert "of 10 examples are classified right" in eps_search(n_examples=10, precision=0.1, figure=None, threads=1)
+    study = EpsSearchStudy(n_examples=10, precision=0.1, figure=None, threads=1)
+    assert "of 10 examples are classified correctly" in study.run()
 
 
 def test_wrong_use_is_one_line(weights, tmp_path):
@@ -86,5 +87,5 @@ def test_wrong_use_is_one_line(weights, tmp_path):
         ({"figure": str(tmp_path / "search.txt")}, "must end in"),
     ]:
         with pytest.raises(UserError, match=words) as error:
-            eps_search(**(given | wrong))
+            EpsSearchStudy(**(given | wrong)).run()
         assert "\n" not in str(error.value)

@@ -2,17 +2,17 @@ import pytest
 import torch
 
 from bench.core.errors import UserError
-from bench.studies import non_uniform as study
-from bench.studies.non_uniform import Boxes, non_uniform
+from bench.studies import non_uniform
+from bench.studies.non_uniform import Boxes, NonUniformStudy, paper_row
 
 PRINTED = (99.2, 0.0295, 0.0349, 0.9548, 0.2304)
 
 
 def test_both_models_are_trained_and_set_beside_the_thesis(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "printed", lambda _dataset, _model, kind: PRINTED if kind == "robust" else None)
-    options = {"dataset": "digits", "hidden": 20, "epochs": 10, "n_examples": 8, "figure": "boxes.svg"}
-    text = non_uniform(**options)
+    monkeypatch.setattr(non_uniform, "paper_row", lambda _dataset, _model, kind: PRINTED if kind == "robust" else None)
+    study = NonUniformStudy(dataset="digits", hidden=20, epochs=10, n_examples=8, figure="boxes.svg")
+    text = study.run()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line.startswith("|")]
     rows = {name: cells for name, *cells in lines[2:] if name}
     for kind in ("vanilla", "robust"):
@@ -26,7 +26,7 @@ def test_both_models_are_trained_and_set_beside_the_thesis(tmp_path, monkeypatch
     difference = next(cells for name, *cells in lines[2:] if not name)
     assert float(difference[0]) == pytest.approx(accuracy - 99.2, abs=0.11)
     assert (tmp_path / "boxes.svg").stat().st_size > 10_000
-    assert non_uniform(**options) == text  # the trained models are found again
+    assert study.run() == text  # the trained models are read from their folders
 
 
 def test_the_average_is_geometric_and_cosines_are_of_pairs():
@@ -37,11 +37,11 @@ def test_the_average_is_geometric_and_cosines_are_of_pairs():
 
 
 def test_the_printed_figures_are_found():
-    assert study.printed("mnist", "mlp:hidden=100,100,100", "robust") == (98.1, 0.0692, 0.1678, 0.9957, 0.9155)
-    assert study.printed("svhn", "mlp:hidden=1024,1024,1024", "vanilla") == (84.3, 0.0022, 0.0072, 0.9836, 0.7129)
-    assert study.printed("mnist", "mlp:hidden=50,50,50", "robust") is None
+    assert paper_row("mnist", "mlp:hidden=100,100,100", "robust") == (98.1, 0.0692, 0.1678, 0.9957, 0.9155)
+    assert paper_row("svhn", "mlp:hidden=1024,1024,1024", "vanilla") == (84.3, 0.0022, 0.0072, 0.9836, 0.7129)
+    assert paper_row("mnist", "mlp:hidden=50,50,50", "robust") is None
 
 
 def test_wrong_settings():
     with pytest.raises(UserError, match="two images"):
-        non_uniform(n_examples=1)
+        NonUniformStudy(n_examples=1).run()

@@ -8,7 +8,7 @@ import torch
 
 from attacks.losses import cross_entropy, margin, reflected
 from bench.core.errors import UserError
-from bench.studies.reflected_grid import TOP, losses, planes, reflected_grid, search
+from bench.studies.reflected_grid import TOP, ReflectedGridStudy, losses, planes, search_grid
 
 
 def point_by_point(size):
@@ -33,15 +33,15 @@ def point_by_point(size):
 @pytest.mark.parametrize("size", [7, 20])
 def test_the_search_is_brute_force_in_less_memory(size):
     points = list(point_by_point(size))
-    found = search(size)
+    found = search_grid(size)
     assert found.points == len(points)
     assert found.flips == sum(flips for flips, _ in points)
-    for name, top in found.tops.items():
+    for name, top in found.highest.items():
         best = torch.tensor(sorted((each[name] for _, each in points), reverse=True)[: TOP[-1]])
         assert torch.allclose(top.loss, best.double(), atol=1e-6)
 
 
-def test_the_losses_are_those_that_attacks_climb():
+def test_the_losses_are_those_of_the_attacks():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).double()
     y = torch.zeros(50, dtype=torch.int64)
     found = losses(logits)
@@ -53,14 +53,14 @@ def test_the_losses_are_those_that_attacks_climb():
 
 def test_flips_go_with_their_points():
     """The smallest grid with label flips: those of the two points nearest to (-0.5, 0.5, 0)."""
-    found = search(52)
+    found = search_grid(52)
     assert found.flips == 2
     near = 0.51 / 52
     flipped = losses(torch.tensor([[3 - 51 * near], [2 + 51 * near], [1 - near]], dtype=torch.float64))
-    for name, top in found.tops.items():
+    for name, top in found.highest.items():
         there = torch.isclose(top.loss, flipped[name], atol=1e-12, rtol=0)
         assert there.any() == top.flips[there].any() == (name != "reflected: logits")
-    assert found.tops["reflected: margin"].flips[:2].all()
+    assert found.highest["reflected: margin"].flips[:2].all()
 
 
 def test_no_more_than_a_plane_is_in_memory():
@@ -71,7 +71,7 @@ def test_no_more_than_a_plane_is_in_memory():
 
 def test_the_report_and_the_figure(tmp_path):
     pytest.importorskip("matplotlib")
-    report = reflected_grid(size=20, figure=str(tmp_path / "grid.svg"))
+    report = ReflectedGridStudy(size=20, figure=str(tmp_path / "grid.svg")).run()
     assert "20^3 points" in report
     rows = re.findall(r"\| (reflected: \w+|cross entropy) +\|(.*)\|", report)
     assert [name.split()[-1] for name, _ in rows] == ["entropy", "margin", "greedy", "logits"]
@@ -84,9 +84,9 @@ def test_without_a_figure_it_needs_no_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    assert "figure" not in reflected_grid(size=5, figure=None).replace("(figure 2", "")
+    assert "figure" not in ReflectedGridStudy(size=5, figure=None).run().replace("(figure 2", "")
     with pytest.raises(UserError, match=r"robust-bracket\[plots\]"):
-        reflected_grid(size=5)
+        ReflectedGridStudy(size=5).run()
 
 
 @pytest.mark.parametrize(("options", "hint"), [
@@ -96,4 +96,4 @@ def test_without_a_figure_it_needs_no_matplotlib(monkeypatch):
 ])  # fmt: skip
 def test_wrong_use_is_said_before_anything_is_computed(options, hint):
     with pytest.raises(UserError, match=hint):
-        reflected_grid(**options)
+        ReflectedGridStudy(**options).run()

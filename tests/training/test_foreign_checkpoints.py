@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bench.core.errors import UserError
-from bench.runs.plan import build_model
+from bench.models.build import build_model
 from bench.training.checkpoints import BuildSpec, read_spec, read_state, save_weights
 from bench.training.foreign_checkpoints import load_foreign
 

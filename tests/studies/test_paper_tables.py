@@ -4,14 +4,13 @@ import sys
 import msgspec
 import pytest
 
-from bench.studies import references
-from bench.studies.references import Block, Note, Reference
+from bench.studies.paper_tables import Block, Note, PaperTable, paper_table_names, read_paper_table
 
 
 def cell(table, dataset, model, norm, row, column):
-    reference = references.read(f"thesis-{table}")
-    (block,) = [b for b in reference.blocks if (b.dataset, b.model, b.norm) == (dataset, model, norm)]
-    return next(cell for cell in reference.cells(block, row) if cell.column == column)
+    table = read_paper_table(f"thesis-{table}")
+    (block,) = [b for b in table.blocks if (b.dataset, b.model, b.norm) == (dataset, model, norm)]
+    return next(cell for cell in table.cells(block, row) if cell.column == column)
 
 
 @pytest.mark.parametrize(
@@ -34,35 +33,35 @@ def test_cells_are_as_printed(where, printed):
 
 
 def test_all_blocks_and_rows_are_there():
-    sizes = {name: [len(block.rows) for block in references.read(name).blocks] for name in references.names()}
+    sizes = {name: [len(block.rows) for block in read_paper_table(name).blocks] for name in paper_table_names()}
     assert sizes == {
         "non-uniform": [2] * 5,
         "thesis-3.6": [11] * 3, "thesis-3.7": [11] * 3, "thesis-3.8": [8] * 4, "thesis-3.9": [7] * 6,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", references.names())
+@pytest.mark.parametrize("name", paper_table_names())
 def test_every_row_is_whole_and_every_note_covers_something(name):
-    reference = references.read(name)
+    table = read_paper_table(name)
     covered = []
-    for block in reference.blocks:
+    for block in table.blocks:
         for row in block.rows:
-            cells = list(reference.cells(block, row))  # as many as columns, or it raises
+            cells = list(table.cells(block, row))  # as many as columns, or it raises
             assert all(cell.tolerance > 0 or cell.column == "T_Lin" for cell in cells)
             covered += [note for cell in cells for note in cell.notes]
-    for note in reference.notes:
+    for note in table.notes:
         assert note in covered
-        known = {row for block in reference.blocks for row in block.rows}
+        known = {row for block in table.blocks for row in block.rows}
         assert {*note.rows, *note.right} <= known
-        assert set(note.columns) <= set(reference.columns)
+        assert set(note.columns) <= set(table.columns)
 
 
 def test_the_one_shot_bounds_of_a_row_are_eps_times_its_certified_share_but_where_a_note_says_otherwise():
     for name in ("thesis-3.6", "thesis-3.7", "thesis-3.8"):
-        reference = references.read(name)
-        for block in reference.blocks:
+        table = read_paper_table(name)
+        for block in table.blocks:
             for row in block.rows:
-                cells = {cell.column: cell for cell in reference.cells(block, row)}
+                cells = {cell.column: cell for cell in table.cells(block, row)}
                 for short in ("Lin", "CRO", "IBP"):
                     if f"CRE {short}" not in cells:
                         continue
@@ -113,13 +112,13 @@ def test_a_note_covers_what_its_filters_leave():
     note = Note(kind="misprint", reason="", columns=("x",), norm="Linf", right={"a": 3.0})
     assert [note.covers(block, row, column) for row in "ab" for column in "xy"] == [True, False, False, False]
     assert not note.covers(msgspec.structs.replace(block, norm="L2"), "a", "x")
-    reference = Reference(title="", source="", columns=("x", "y"), tolerance={"x": 0.1}, blocks=(block,), notes=(note,))
-    assert [(c.printed, c.right, c.tolerance) for c in reference.cells(block, "a")] == [
+    table = PaperTable(title="", source="", columns=("x", "y"), tolerance={"x": 0.1}, blocks=(block,), notes=(note,))
+    assert [(c.printed, c.right, c.tolerance) for c in table.cells(block, "a")] == [
         (1.0, 3.0, 0.1),
         (2.0, None, 0.0),
     ]
 
 
 def test_reading_them_needs_no_torch():
-    code = "import sys; import bench.studies.references as r; r.read('thesis-3.6'); assert 'torch' not in sys.modules"
+    code = "import sys, bench.studies.paper_tables as p; p.read_paper_table('thesis-3.6'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,9 +13,9 @@ from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.models.fc1 import fc1
-from bench.studies import references
-from bench.studies.beside_paper import Line, for_people
-from bench.studies.reproduce import _certifiers, measured, pgd_points, reproduce
+from bench.studies.paper_comparison import Comparison, Figure
+from bench.studies.paper_tables import read_paper_table
+from bench.studies.reproduce_thesis import ReproduceStudy, _certifiers, measure, pgd_points
 from tests.certifying import Exact, calls
 from tests.linear import exact_margin, linear_model, near_the_boundary
 from tests.studies.distances import at_some_distance
@@ -42,8 +42,8 @@ def test_the_attack_is_the_authors():
     threat = ThreatModel("Linf", 0.1)
     found = pgd_points(model, batch, threat, torch.Generator().manual_seed(0))
     weight = model[1].weight.detach()
-    downhill = (weight[1 - batch.y] - weight[batch.y]).sign().view_as(batch.x)
-    torch.testing.assert_close(found, batch.x + 0.1 * downhill)  # 20 steps of eps / 10 reach the corner from anywhere
+    descent = (weight[1 - batch.y] - weight[batch.y]).sign().view_as(batch.x)
+    torch.testing.assert_close(found, batch.x + 0.1 * descent)  # 20 steps of eps / 10 reach the corner from anywhere
     assert threat.contains(found, batch.x).all()
 
 
@@ -53,13 +53,13 @@ def test_what_is_measured_of_a_linear_model(norm):
     batch, far = at_some_distance(model, SHAPE, norm)
     y = batch.y.clone()
     y[:4] = (y[:4] + 1) % 3  # clean errors
-    reference = references.read("thesis-3.7" if norm == "L2" else "thesis-3.6")
+    reference = read_paper_table("thesis-3.7" if norm == "L2" else "thesis-3.6")
     far[:4] = 0
     eps = float(far.sort().values[10:12].mean())
     threat = ThreatModel(norm, eps)
     safe = (exact_margin(model, batch, threat) > 0) & (batch.y == y)
     assert safe.sum() == 9
-    found = measured(
+    found = measure(
         model, Split.of_tensors(batch.x, y), threat, _certifiers(reference, None),
         generator=torch.Generator().manual_seed(0), title="linear",
     )  # fmt: skip
@@ -76,7 +76,7 @@ def test_pec_sees_only_what_fast_lin_leaves():
     batch, far = at_some_distance(model, SHAPE, "Linf")
     threat = ThreatModel("Linf", float(far.sort().values[10:12].mean()))
     calls.clear()
-    measured(
+    measure(
         model, Split.of_tensors(batch.x, batch.y), threat, {"fast-lin": Exact(), "pec": Exact()},
         generator=torch.Generator().manual_seed(0), title="linear",
     )  # fmt: skip
@@ -88,65 +88,66 @@ def test_the_complete_certifier_comes_where_it_is_asked_for():
     model = linear_model(SHAPE, 3)
     batch, far = at_some_distance(model, SHAPE, "Linf")
     eps = float(far.sort().values[10:12].mean())
-    certifiers = _certifiers(references.read("thesis-3.6"), 5.0)
+    certifiers = _certifiers(read_paper_table("thesis-3.6"), 5.0)
     active = nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 3))  # the same, with a ReLU
     for layer, weight, bias in ((active[1], model[1].weight, 20.0), (active[3], torch.eye(3), -20.0)):
         layer.weight.data, layer.bias.data = weight.detach(), torch.full((3,), bias)
-    found = measured(
+    found = measure(
         active, Split.of_tensors(batch.x, batch.y), ThreatModel("Linf", eps), certifiers,
         generator=torch.Generator().manual_seed(0), title="linear",
     )  # fmt: skip
     assert (found["CRE", "exact"], found["open", "exact"]) == (pytest.approx(55), 0)
-    assert list(_certifiers(references.read("thesis-3.7"), 5.0)) == ["ibp", "fast-lin", "pec"]  # the table has no MIP
+    assert list(_certifiers(read_paper_table("thesis-3.7"), 5.0)) == ["ibp", "fast-lin", "pec"]  # the table has no MIP
     tight = "crown:relaxation=tight"
-    assert list(_certifiers(references.read("thesis-3.8"), None)) == ["ibp", "fast-lin", "pec", "crown", tight]
+    assert list(_certifiers(read_paper_table("thesis-3.8"), None)) == ["ibp", "fast-lin", "pec", "crown", tight]
 
 
 def test_a_table_for_programs(folder):
-    told = json.loads(reproduce(**folder, form="json"))
-    figures = {each["figure"]: each for each in told["figures"]}
+    output = json.loads(ReproduceStudy(**folder, form="json").run())
+    figures = {each["figure"]: each for each in output["figures"]}
     assert list(figures) == ["CTE", "PGD", "CRE Lin", "CRE IBP", "ACB Lin", "ACB IBP", "ACB PEC"]  # no MIP unasked
-    assert {(each["dataset"], each["model"], each["norm"], each["row"]) for each in told["figures"]} == {
+    assert {(each["dataset"], each["model"], each["norm"], each["row"]) for each in output["figures"]} == {
         ("mnist", "fc1", "Linf", "KW")
     }
     assert (figures["CRE Lin"]["paper"], figures["CRE Lin"]["by"]) == (12.91, "fast-lin")
     assert figures["CTE"]["verdict"] == "DIFFERS"
     assert figures["CTE"]["ours"] * N / 100 == pytest.approx(round(figures["CTE"]["ours"] * N / 100))
-    assert len(told["not_available"]) == 32
-    rows = list(csv.DictReader(io.StringIO(reproduce(**folder, form="csv"))))
-    assert [float(row["ours"]) for row in rows] == [each["ours"] for each in told["figures"]]  # same seed, same PGD
-    assert not list(csv.DictReader(io.StringIO(reproduce(**folder, table="3.8", form="csv"))))
+    assert len(output["not_available"]) == 32
+    rows = list(csv.DictReader(io.StringIO(ReproduceStudy(**folder, form="csv").run())))
+    assert [float(row["ours"]) for row in rows] == [each["ours"] for each in output["figures"]]  # same seed, same PGD
+    assert not list(csv.DictReader(io.StringIO(ReproduceStudy(**folder, table="3.8", form="csv").run())))
 
 
 def test_under_l2_both_shares_have_their_names(folder):
-    told = json.loads(reproduce(**folder, table="3.7", form="json"))["figures"]
-    by = {(each["figure"], each["by"]): each for each in told}
+    output = json.loads(ReproduceStudy(**folder, table="3.7", form="json").run())["figures"]
+    by = {(each["figure"], each["by"]): each for each in output}
     assert by["CRE Lin", "pec"]["paper"] == 5.35
     assert by["CRE", "fast-lin"]["paper"] is None
     assert by["CRE Lin", "pec"]["ours"] <= by["CRE", "fast-lin"]["ours"]
     assert "reading: under L2" in by["CRE Lin", "pec"]["notes"]
 
 
-def test_a_tablefor_people(folder):
-    report = reproduce(**folder)
+def test_a_table_for_people(folder):
+    report = ReproduceStudy(**folder).run()
     assert "| KW    | CRE Lin  | fast-lin |" in report
     assert "not available (no checkpoint): mnist, fc1, Linf 0.1: plain, AT, IBP, CROWN-IBP, MMR" in report
     assert "KW, IBP, CROWN-IBP" in report.split("mnist, cnn, Linf 0.1: ")[1]  # where kw's is missing too
-    other = reproduce(**folder, only="c-per")
+    other = ReproduceStudy(**folder, only="c-per").run()
     assert "| KW" not in other  # not measured, but there
     assert "mnist, fc1, Linf 0.1: plain, AT, IBP" in other
-    few = reproduce(**folder, n_examples=5)
-    assert "nothing is called equal" in few
+    few = ReproduceStudy(**folder, n_examples=5).run()
+    assert "no verdicts" in few
     assert "DIFFERS" in report
     assert "DIFFERS" not in few
 
 
-def test_marks_and_their_reasons():
-    reference = references.read("thesis-3.6")
+def test_notes_are_numbered_and_explained():
+    reference = read_paper_table("thesis-3.6")
     block = reference.blocks[0]
     cells = {cell.column: cell for cell in reference.cells(block, "I-PER+at")}
-    lines = [Line(block, "I-PER+at", name, "", ours, cells[name]) for name, ours in (("CTE", 1.54), ("CRE Lin", 13.19))]
-    report = for_people(reference, lines, [], whole=True)
+    ours = {"CTE": 1.54, "CRE Lin": 13.19}
+    figures = [Figure(block, "I-PER+at", name, "", value, cells[name]) for name, value in ours.items()]
+    report = Comparison(reference, figures, [], complete=True).as_text("markdown")
     assert "equal [1]" in report
     assert "[1] leaked: the authors' training loop" in report
     assert "-0.77 | misprint (right: 13.19) [2]" in report
@@ -156,7 +157,7 @@ def test_marks_and_their_reasons():
 def test_table_39_and_its_figure(folder, tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "optima.svg"
-    report = reproduce(**folder, table="3.9", n_examples=4, figure=str(figure))
+    report = ReproduceStudy(**folder, table="3.9", n_examples=4, figure=str(figure)).run()
     assert re.search(r"\| T_Lin +\| +\| +12\.00 \| +12\.00 \| +\+0\.00 \|", report)
     assert figure.read_text().count('<g id="axes_') == 2
     assert f"figure: {figure}" in report
@@ -166,7 +167,7 @@ def test_table_39_and_its_figure(folder, tmp_path):
     ("wrong", "words"),
     [
         ({"table": "3.5"}, "table '3.5' is not one of 3.6, 3.7, 3.8, 3.9"),
-        ({"checkpoints": "nowhere"}, "there is no folder nowhere"),
+        ({"checkpoints": "nowhere"}, "folder nowhere does not exist"),
         ({"n_examples": 0}, "n_examples is 0; mnist has 1 to 12"),
         ({"figure": "a.png"}, "table 3.6 has no figure"),
         ({"device": "tpu"}, "device 'tpu'"),
@@ -174,15 +175,15 @@ def test_table_39_and_its_figure(folder, tmp_path):
 )
 def test_wrong_use_is_one_line(folder, wrong, words):
     with pytest.raises(UserError, match=words) as error:
-        reproduce(**(folder | wrong))
+        ReproduceStudy(**(folder | wrong)).run()
     assert "\n" not in str(error.value)
 
 
 def test_the_command(folder, capsys):
     options = ["--checkpoints", folder["checkpoints"], "--data-dir", folder["data_dir"], "--n-examples", "2"]
     main(["study", "reproduce", "--table", "3.9", *options, "--set", "form=json", "--set", "threads=1"])
-    told = json.loads(capsys.readouterr().out)["figures"]
-    assert [each["row"] for each in told] == ["KW"] * 3 + ["L-PER"] * 3
+    output = json.loads(capsys.readouterr().out)["figures"]
+    assert [each["row"] for each in output] == ["KW"] * 3 + ["L-PER"] * 3
     for wrong, words in [
         (["--table", "3.6", "--set", "table=3.7"], "given twice"),
         (["--model", "fc1"], "study 'reproduce' has no parameter 'model'"),

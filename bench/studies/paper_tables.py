@@ -1,4 +1,4 @@
-"""Reference values (leaderboard/expected): what a paper reports, cell by cell, and what is wrong with it."""
+"""Tables as papers print them (leaderboard/expected), cell by cell, and known errors in them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Kind = Literal["misprint", "unsound", "leaked", "checkpoint", "reading", "open"]
 
 
 class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is known of some cells: those of `columns`, in all rows and blocks that are not ruled out.
+    """A remark on some cells: those in `columns`, in every row and block that matches the other fields.
 
-    kind: `misprint`; `unsound` (claims more than is proven); `leaked` (test labels were in the training); `checkpoint`
-    (the published model is not the table's); `reading` (the column is not quite what its name says); `open` (does not
-    reproduce, and nobody knows why). right: by row, what it should say. certifier: what the cells were measured with.
+    kind: `misprint`; `unsound` (claims more than is proven); `leaked` (trained on test labels); `checkpoint` (the
+    published weights are not those of the table); `reading` (the column measures something else than its name says);
+    `open` (not reproduced, for an unknown reason). right: the correct value, by row. certifier: what the authors used.
     """
 
     kind: Kind
@@ -25,20 +25,20 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     dataset: str | None = None
     model: str | None = None
     norm: str | None = None
-    rows: tuple[str, ...] = ()  # all, where there are none, but where there is `right`, its own
+    rows: tuple[str, ...] = ()  # default: those of `right`, or all rows if that is empty
     right: dict[str, float] = {}
     certifier: str | None = None
 
     def covers(self, block: Block, row: str, column: str) -> bool:
-        where = {"dataset": self.dataset, "model": self.model, "norm": self.norm}
-        if any(value not in (None, getattr(block, name)) for name, value in where.items()):
+        filters = {"dataset": self.dataset, "model": self.model, "norm": self.norm}
+        if any(value not in (None, getattr(block, name)) for name, value in filters.items()):
             return False
         rows = self.rows or tuple(self.right)
         return column in self.columns and (not rows or row in rows)
 
 
 class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The rows of one data set, model (a spec) and threat model. high: where searches for the best eps begin."""
+    """The rows of one data set, model (a spec) and threat model. high: upper end of the search for the largest eps."""
 
     dataset: str
     model: str
@@ -53,7 +53,7 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One printed figure."""
+    """One printed number, with the notes on it."""
 
     column: str
     printed: float
@@ -66,10 +66,10 @@ class Cell(msgspec.Struct, frozen=True):
         return next((note.certifier for note in self.notes if note.certifier), None)
 
     def verdict(self, ours: float) -> str:
-        """`equal` to what is printed, else the kind of the note that explains the difference, else `DIFFERS`."""
+        """`equal` if ours is as printed, else the kind of the note that explains the difference, else `DIFFERS`."""
         if self._within(ours, self.printed):
             return "equal"
-        # a leak is in the checkpoint, and a column's other meaning is what was measured: neither explains anything
+        # a leak affects our number too, and we measure with the note's certifier: neither explains a difference
         kind = next((note.kind for note in self.notes if note.kind != "leaked" and note.certifier is None), None)
         explained = kind is not None and (self.right is None or self._within(ours, self.right))
         return str(kind) if explained else "DIFFERS"
@@ -78,11 +78,8 @@ class Cell(msgspec.Struct, frozen=True):
         return abs(ours - wanted) <= self.tolerance + 1e-9
 
 
-class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One table of a paper as it is printed: shares in percent.
-
-    tolerance: by column, or by its first word.
-    """
+class PaperTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One table of a paper as printed, shares in percent. tolerance: by column, or by a column's first word."""
 
     title: str
     source: str
@@ -99,13 +96,13 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             yield Cell(column, printed, tolerance, notes, right)
 
 
-def names() -> list[str]:
-    """All references, such as `thesis-3.6`."""
+def paper_table_names() -> list[str]:
+    """All tables, such as `thesis-3.6`."""
     folder = files("leaderboard").joinpath("expected")
     return sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
 
 
-def read(name: str) -> Reference:
-    """The reference of that name (one of `names()`); msgspec.ValidationError where its file is malformed."""
+def read_paper_table(name: str) -> PaperTable:
+    """The table of that name; msgspec.ValidationError if its file is malformed."""
     text = files("leaderboard").joinpath("expected", f"{name}.toml").read_text(encoding="utf-8")
-    return msgspec.toml.decode(text, type=Reference)
+    return msgspec.toml.decode(text, type=PaperTable)

@@ -1,0 +1,1 @@
+"""Requests, plans, runs and sweeps."""

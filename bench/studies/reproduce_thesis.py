@@ -1,0 +1,257 @@
+"""`bench study reproduce`: tables 3.6 to 3.9 of the thesis, measured again on its published checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+import bench
+from attacks.pgd import ascend
+from bench.core import registry, seeds
+from bench.core.contracts import Batch, Certifier, frozen
+from bench.core.devices import choose_device, choose_threads
+from bench.core.errors import UserError
+from bench.core.progress import Progress
+from bench.core.specs import parse_spec
+from bench.core.threat import ThreatModel, parse_norm
+from bench.datasets.arrays import Arrays
+from bench.datasets.load import load_arrays
+from bench.datasets.split import Split
+from bench.models.build import build_model
+from bench.studies.checkpoint_names import CheckpointKey, find_checkpoints, method_of
+from bench.studies.eps_search import BATCH, draw_distribution, search_largest_eps
+from bench.studies.figures import new_figure
+from bench.studies.paper_comparison import Comparison, Figure, Form
+from bench.studies.paper_tables import Block, Cell, PaperTable, paper_table_names, read_paper_table
+from bench.studies.study import Study
+from bench.training.foreign_checkpoints import load_foreign
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+PRECISION = 1e-4  # of the searches of table 3.9
+CERTIFIERS = {"IBP": "ibp", "Lin": "fast-lin", "PEC": "pec", "CRO": "crown", "MIP": "exact"}  # by column name
+
+Flags = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.float64]
+Key = tuple[str, str]  # a kind of figure and the certifier: ("CRE", "fast-lin")
+
+
+@registry.study("reproduce")
+@dataclass(frozen=True, kw_only=True)
+class ReproduceStudy(Study):
+    """Tables 3.6 to 3.9 of the thesis on its checkpoints: our figures, the paper's, the differences and their reasons.
+
+    table: 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid and tanh) or 3.9 (the search for the largest eps; `figure`
+    names a file for figure 3.9). checkpoints: their folder (default: shared/checkpoints beside this checkout), with
+    file names as in bench/studies/checkpoint_names.py; named: FILE=NAME,... for files with other names; only: measure
+    the checkpoints whose path contains this. Rows without a checkpoint are listed. n_examples: the first N of the test
+    set; no verdicts are given unless it is all of them. exact: compute CRE MIP too, at most `seconds` per example.
+    form: markdown, csv or json.
+
+    CTE, PGD and CRE are errors in percent: clean; under PGD (20 steps of eps / 10, started from Gaussian noise scaled
+    by the step, last iterate); and the share that is not certified. ACB is eps times the certified share, ACB PEC the
+    mean radius. Under L2 the column CRE Lin is PEC's share; the extra row by fast-lin is that of the linear bounds.
+    """
+
+    table: str = "3.6"
+    checkpoints: str | None = None
+    named: tuple[str, ...] = ()
+    only: str = ""
+    n_examples: int | None = None
+    exact: bool = False
+    seconds: float = 120.0
+    figure: str | None = None
+    form: Form = "markdown"
+    data_dir: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+
+    def run(self) -> str:
+        paper = _paper_table(self.table)
+        canvas = self._new_figure()
+        default = Path(bench.__file__).parents[2] / "shared" / "checkpoints"
+        files = find_checkpoints(default if self.checkpoints is None else Path(self.checkpoints), self.named)
+        device = choose_device(self.device)
+        load = cache(lambda dataset: load_arrays(dataset, None if self.data_dir is None else Path(self.data_dir)))
+        figures: list[Figure] = []
+        missing: list[tuple[str, str]] = []
+        optima: dict[str, tuple[float, dict[str, Values]]] = {}  # block title -> eps, largest certified eps by row
+        complete = True
+        for block, row, key in _rows(paper):
+            if key not in files:
+                missing.append((block.title, row))
+                continue
+            if self.only not in str(files[key]):
+                continue
+            arrays = load(block.dataset)
+            test = self._test_split(arrays, device)
+            complete &= len(test) == len(arrays.y_test)
+            model = _load_model(files[key], block, arrays).to(device).eval()
+            torch.set_num_threads(self.threads or choose_threads(model, test.image_shape))
+            threat = ThreatModel(parse_norm(block.norm), block.eps)
+            if block.high is None:
+                certifiers = _certifiers(paper, self.seconds if self.exact else None)
+                draw = seeds.generator(device, self.seed, "reproduce", *vars(key).values())
+                ours = measure(model, test, threat, certifiers, generator=draw, title=files[key].stem)
+            else:
+                search = search_largest_eps(model, test, threat, high=block.high, precision=PRECISION)
+                ours = _counts(search.mean_bounds, math.ceil(math.log2(block.high / PRECISION)))
+                optima.setdefault(block.title, (block.eps, {}))[1][row] = search.optimum
+            figures += _figures(block, row, ours, paper)
+        text = Comparison(paper, figures, missing, complete).as_text(self.form)
+        if canvas is None or not optima or self.form != "markdown":
+            return text
+        draw_optima(canvas, optima)
+        canvas.savefig(str(self.figure))
+        return f"{text}\n\nfigure: {self.figure}"
+
+    def _new_figure(self) -> Canvas | None:
+        if self.figure is None:
+            return None
+        if self.table != "3.9":
+            raise UserError(
+                f"table {self.table} has no figure; 3.9 has one, and `bench study eps-search` draws figure 3.6"
+            )
+        return new_figure(self.figure, 11, 4.5)
+
+    def _test_split(self, arrays: Arrays, device: torch.device) -> Split:
+        n, total = self.n_examples, len(arrays.y_test)
+        if n is not None and not 1 <= n <= total:
+            raise UserError(f"n_examples is {n}; {arrays.name} has 1 to {total} test examples")
+        return Split.test(arrays, device, n)
+
+
+def _paper_table(table: str) -> PaperTable:
+    tables = [name.removeprefix("thesis-") for name in paper_table_names() if name.startswith("thesis-")]
+    if table not in tables:
+        raise UserError(f"table '{table}' is not one of {', '.join(tables)}; choose one with --table")
+    return read_paper_table(f"thesis-{table}")
+
+
+def _rows(paper: PaperTable) -> Iterator[tuple[Block, str, CheckpointKey]]:
+    for block in paper.blocks:
+        for row in block.rows:
+            yield block, row, CheckpointKey(block.dataset, block.model, block.norm, method_of(row))
+
+
+def _load_model(path: Path, block: Block, arrays: Arrays) -> nn.Module:
+    model = build_model(block.model, arrays.shape, arrays.classes)
+    load_foreign(model, path)
+    return model
+
+
+def _certifiers(paper: PaperTable, seconds: float | None) -> dict[str, Certifier]:
+    """The certifiers of a table's columns, by spec, in the order in which they run; exact only if given `seconds`."""
+    columns = [column.split()[1] for column in paper.columns if column.startswith(("CRE", "ACB"))]
+    wanted = {"fast-lin", *(CERTIFIERS[name] for name in columns), *(note.certifier for note in paper.notes)}
+    order = [*CERTIFIERS.values(), *sorted(spec for spec in wanted if spec and spec not in CERTIFIERS.values())]
+    certifiers = {spec: parse_spec(spec, registry.certifier).make() for spec in order if spec in wanted - {"exact"}}
+    if seconds is not None and "exact" in wanted:
+        certifiers["exact"] = registry.certifier.get("exact")(seconds=seconds)
+    return certifiers
+
+
+def measure(
+    model: nn.Module,
+    test: Split,
+    threat: ThreatModel,
+    certifiers: Mapping[str, Certifier],
+    *,
+    generator: torch.Generator,
+    title: str,
+) -> dict[Key, float]:
+    """Errors in percent and mean radii in the scale of eps, over all examples of a split.
+
+    pec and exact skip the examples that fast-lin certified (pec uses its bounds); exact skips those that PGD broke too.
+    """
+    assert isinstance(threat.eps, float)
+    clean, pgd = (torch.zeros_like(test.y, dtype=torch.bool) for _ in range(2))
+    points = torch.empty((len(test), *test.image_shape), device=test.y.device)
+    certified: dict[str, Tensor] = {}
+    with Progress(title, len(test) * (1 + len(certifiers)), "example") as progress:
+        for batch in test.in_order(BATCH):
+            points[batch.index] = pgd_points(model, batch, threat, generator)
+            with torch.no_grad():
+                clean[batch.index] = model(batch.x).argmax(dim=1) == batch.y
+                pgd[batch.index] = model(points[batch.index]).argmax(dim=1) == batch.y
+            progress.advance(len(batch), "pgd")
+        figures = {("CTE", ""): _error(clean), ("PGD", ""): _error(pgd)}
+        for spec, certifier in certifiers.items():
+            known = certified["fast-lin"] if spec in ("pec", "exact") else torch.zeros_like(clean)
+            rest = clean & ~known & pgd if spec == "exact" else clean & ~known
+            progress.advance(len(test) - int(rest.sum()), spec)
+            certified[spec], radius, undecided = known.clone(), known * threat.eps, torch.zeros_like(clean)
+            for rows in rest.nonzero().squeeze(1).split(BATCH):
+                batch = replace(test.take(rows), worst_points=points[rows])
+                result = certifier(model, batch, threat, generator=generator)
+                certified[spec][rows], radius[rows] = result.certified, result.radius.to(radius.dtype)
+                broken = torch.zeros_like(result.certified) if result.broken is None else result.broken
+                undecided[rows] = ~(result.certified | broken)
+                progress.advance(len(rows), spec)
+            if spec == "exact":
+                figures |= {("CRE", spec): _error(certified[spec]), ("open", spec): 100 - _error(undecided)}
+                continue
+            if spec == "pec":
+                figures["radius", spec] = float(radius.double().mean())
+            if spec != "pec" or threat.norm == "L2":  # under Linf its share is fast-lin's
+                share = float(certified[spec].double().mean())
+                figures |= {("CRE", spec): _error(certified[spec]), ("ACB", spec): threat.eps * share}
+    return figures
+
+
+def _error(correct: Tensor) -> float:
+    """The share that is not correct, in percent."""
+    return 100 * float((~correct).double().mean())
+
+
+def pgd_points(model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+    """The authors' attack: 20 steps of eps / 10, started from Gaussian noise scaled by the step; the last iterate."""
+    assert isinstance(threat.eps, float)
+    alpha = threat.eps / 10
+    noise = torch.randn(batch.x.shape, generator=generator, device=batch.x.device)
+    start = threat.project(batch.x + alpha * noise, batch.x)
+    with frozen(model):
+        return ascend(model, batch.x, batch.y, threat=threat, steps=20, alpha=alpha, start=start)[0]
+
+
+def _counts(pec: float, bisection: int) -> dict[Key, float]:
+    """The columns of table 3.9. Plain bisection needs the same number of bounds for every example."""
+    return {("T_Lin", ""): bisection, ("T_PEC", ""): pec, ("T_PEC / T_Lin", ""): pec / bisection}
+
+
+def _figures(block: Block, row: str, ours: Mapping[Key, float], paper: PaperTable) -> Iterator[Figure]:
+    """The table's columns in their order, then all other measured figures."""
+    rest = dict(ours)
+    for cell in paper.cells(block, row):
+        key = _key_of(cell)
+        if key in rest:
+            yield Figure(block, row, cell.column, key[1], rest.pop(key), cell)
+    for (name, by), value in rest.items():
+        yield Figure(block, row, name, by, value, None)
+
+
+def _key_of(cell: Cell) -> Key:
+    kind, _, short = cell.column.partition(" ")
+    if kind not in ("CRE", "ACB"):
+        return cell.column, ""
+    by = cell.certifier or CERTIFIERS[short]
+    return ("radius", by) if short == "PEC" else (kind, by)
+
+
+def draw_optima(canvas: Canvas, optima: Mapping[str, tuple[float, Mapping[str, Values]]]) -> None:
+    """Figure 3.9: a panel for each block, with its eps and the largest certified eps by row."""
+    panels = canvas.subplots(1, len(optima), squeeze=False)[0]
+    for axes, (title, (eps, by_row)) in zip(panels, optima.items(), strict=True):
+        draw_distribution(axes, by_row, eps)
+        axes.set_title(title)
