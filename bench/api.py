@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry
-from bench.core.attack_specs import make_attacks
+from bench.core.attack_specs import PlannedAttack, make_attacks
 from bench.core.config import TrainingConfig
 from bench.core.contracts import (
     Attack,
@@ -27,6 +27,7 @@ from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.evaluate.bracket import plan_bracket
 from bench.evaluate.certified import check_certifier, make_certifiers
+from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import Evaluation, evaluate_split
 from bench.training.perturbation_bank import carried_start, carry, start_bank
 
@@ -71,10 +72,10 @@ def evaluate(
 ) -> Evaluation:
     """Attack, and certify, `model` on images x (N,C,H,W) in [0, 1] with labels y (N,) int64, all on one device.
 
-    attacks and certifiers are specs; bracket: for so many seconds, attacks and certifiers in turn decide what is open.
-    batch_size decides which examples share a batch, and with `seed` all that is random. The table of the result
-    (bench/core/example_table.py) says of each example whether it is right, what it survives and what is proven. UserError for
-    anything else than such images and labels; CheckError where the result contradicts itself.
+    attacks and certifiers are specs. bracket: seconds in which attacks and certifiers decide the remaining examples.
+    batch_size determines which examples share a batch and, with `seed`, all randomness. The table of the result
+    (bench/core/example_table.py) has the outcome of each example. UserError for other inputs; CheckError if the
+    result contradicts itself.
     """
     if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or len(x) == 0:
         raise UserError("evaluate takes images as a tensor (N,C,H,W) of floating point, N at least 1")
@@ -89,16 +90,15 @@ def evaluate(
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UserError("evaluate takes a model that returns logits (N,K)")
     if y.min() < 0 or y.max() >= logits.shape[1]:
-        raise UserError(f"labels must be 0 to {logits.shape[1] - 1}, for the model has {logits.shape[1]} logits")
+        raise UserError(f"labels must be 0 to {logits.shape[1] - 1}, because the model has {logits.shape[1]} logits")
     shape, classes = tuple(x.shape[1:]), logits.shape[1]
-    made, proofs = make_attacks(attacks, threat), make_certifiers(certifiers)
-    for attack in made.values():
-        attack.check_fits(shape, classes)
+    planned, proofs = make_attacks(attacks, threat), make_certifiers(certifiers)
+    for attack in planned.values():
+        attack.attack.check_fits(attack.threat, shape, classes)
     for certifier in proofs.values():
         check_certifier(certifier, model, shape, threat)
-    known: list[Attack | Certifier] = [*made.values(), *proofs.values()]
-    narrowing = None if bracket is None else plan_bracket(model, shape, classes, threat, budget=bracket, known=known)
-    return evaluate_split(
-        model, Split.of_tensors(x.float(), y), threat, made, certifiers=proofs, bracket=narrowing,
-        batch_size=batch_size, seed=seed, show=False,
-    )  # fmt: skip
+    known: list[PlannedAttack | Certifier] = [*planned.values(), *proofs.values()]
+    plan = None if bracket is None else plan_bracket(model, shape, classes, threat, budget=bracket, known=known)
+    split = Split.of_tensors(x.float(), y)
+    context = EvalContext(model=model, test=split, threat=threat, batch_size=batch_size, seed=seed)
+    return evaluate_split(context, planned, certifiers=proofs, bracket=plan)

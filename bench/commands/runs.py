@@ -121,7 +121,7 @@ def _request(args: argparse.Namespace) -> Request:
 
 def act_verify(args: argparse.Namespace) -> None:
     from bench.core.record_files import find_records
-    from bench.verify.report import as_table
+    from bench.verify.report import findings_table
     from bench.verify.run import settings, verify
 
     folders = find_records(args.runs)
@@ -137,7 +137,7 @@ def act_verify(args: argparse.Namespace) -> None:
         plain = [{"run": run, **how, "findings": to_builtins(report)} for run, report in found.items()]
         print(json.dumps(plain, indent=1))
     else:
-        print("\n\n".join(f"{run}\n{as_table(report)}" for run, report in found.items()))
+        print("\n\n".join(f"{run}\n{findings_table(report)}" for run, report in found.items()))
     failed = [run for run, report in found.items() if any(each.outcome == "failed" for each in report)]
     if failed:
         raise CheckError(f"{len(failed)} of {len(found)} runs failed, the first is {failed[0]}")

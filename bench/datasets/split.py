@@ -1,4 +1,4 @@
-"""One split of a data set on the device: uint8 images, each with its index, cut into batches."""
+"""One split of a data set on the device: uint8 images and labels, as batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.datasets.augment import CropFlip
 
 
 class Split:
-    """images uint8 (N,C,H,W), labels (N,). With `crop`, the images stand on a canvas padded by so many zeros."""
+    """x uint8 (N,H,W,C), y int64 (N,). For random crops, the images are stored on a canvas padded by `crop` zeros."""
 
     def __init__(
         self, x: np.ndarray, y: np.ndarray, device: torch.device, *, crop: int = 0, flip: bool = False
@@ -61,7 +61,7 @@ class Split:
         return Batch(_in_unit_range(x), self.y[index], index)
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """One epoch in random order, augmented. A last batch of one is dropped, for batch norm cannot use it."""
+        """One epoch in random order, augmented. A last batch of one example is dropped: batch norm cannot use it."""
         order = torch.randperm(len(self), generator=generator, device=generator.device)
         for start in range(0, len(self), batch_size):
             index = order[start : start + batch_size]
@@ -70,12 +70,12 @@ class Split:
             yield self.augmented(index, generator)
 
     def count_batches(self, batch_size: int) -> int:
-        """How many batches `shuffled` gives."""
+        """The number of batches that `shuffled` yields."""
         full, rest = divmod(len(self), batch_size)
         return max(1, full + (rest > 1))
 
     def augmented(self, index: Tensor, generator: torch.Generator) -> Batch:
-        """The examples `index` through a random crop and flip, where the split has them."""
+        """The examples `index`, randomly cropped and flipped if the split is set to."""
         if not (self.crop or self.flip):
             return self.take(index)
         view = CropFlip.draw(len(index), self.size, self.crop, self.flip, generator)
@@ -87,7 +87,7 @@ def _in_unit_range(x: Tensor) -> Tensor:
 
 
 def hold_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows kept for training and rows held out for validation, both sorted; a draw of its own seed."""
+    """A random partition of n rows into rows for training and a `share` of rows for validation, both sorted."""
     order = np.random.default_rng(seed).permutation(n)
-    held = min(max(1, round(n * share)), n - 1) if share > 0 else 0
-    return np.sort(order[held:]), np.sort(order[:held])
+    count = min(max(1, round(n * share)), n - 1) if share > 0 else 0
+    return np.sort(order[count:]), np.sort(order[:count])

@@ -1,37 +1,37 @@
-"""The bracket: [certified, attacked], narrowed by attacks and certifiers in turn until all is decided or time is up."""
+"""The bracket [certified, attacked]: attacks and certifiers in turn, until every example is decided or time is up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
 from bench.core import registry
+from bench.core.attack_specs import PlannedAttack
 from bench.core.contracts import Attack, Certifier
 from bench.core.errors import UserError
 from bench.core.example_table import BRACKET, Flags, Table, accuracy, broken_by, certificates, own_specs
 from bench.core.records import Bracket, BracketStage
 from bench.core.staged_attack import Stage, StagedAttack
 from bench.core.threat import ThreatModel
-from bench.datasets.split import Split
-from bench.evaluate.batch_results import Part, broken_in, passes_in, seconds_in, warnings_in
-from bench.evaluate.cascade import run_cascade
-from bench.evaluate.certificate_audit import STRONG
+from bench.evaluate.batch_results import BatchResult, broken_in, seconds_in, warnings_in
+from bench.evaluate.cascade import Report, run_cascade
+from bench.evaluate.certificate_audit import STRONG_ATTACK
 from bench.evaluate.certified import check_certifier
-from bench.evaluate.witnesses import Evidence
+from bench.evaluate.context import EvalContext
+from bench.evaluate.witnesses import Measurement
 
-ORDER = ("fgsm", "ibp", "fast-lin", "crown", STRONG, "alpha-crown", "exact")
-BATCHES = {"alpha-crown": 32, "exact": 1}  # small, that a slow stage may stop when the budget is spent
-ROUNDS = (2.0, 10.0, 60.0)  # seconds an example: what is easy for a slow certifier does not wait for what is hard
+ORDER = ("fgsm", "ibp", "fast-lin", "crown", STRONG_ATTACK, "alpha-crown", "exact")
+BATCHES = {"alpha-crown": 32, "exact": 1}  # small, so that a slow stage can stop when the budget is spent
+ROUNDS = (2.0, 10.0, 60.0)  # seconds per example: easy examples need not wait for hard ones
 
 
 @dataclass(frozen=True)
 class BracketPlan:
-    """What a bracket will run, what it cannot and why, and for how many seconds."""
+    """The stages of a bracket, the skipped ones with the reason, and the budget in seconds."""
 
     stages: Sequence[Stage[Attack | Certifier]]
     skipped: dict[str, str]
@@ -39,7 +39,7 @@ class BracketPlan:
 
 
 @dataclass(frozen=True)
-class Bracketed(Evidence):
+class BracketMeasurement(Measurement):
     """columns: `status`, `decided_by`."""
 
     result: Bracket
@@ -52,130 +52,111 @@ def plan_bracket(
     threat: ThreatModel,
     *,
     budget: float,
-    known: Sequence[Attack | Certifier] = (),
+    known: Sequence[PlannedAttack | Certifier] = (),
 ) -> BracketPlan:
-    """The stages of a bracket of this model, on images of `shape` (C,H,W).
+    """The stages of a bracket for this model, on images of `shape` (C,H,W).
 
-    known: what the run measures by itself, which need not be done again. UserError where there is no certifier.
+    known: what the run measures anyway; it is no stage again. UserError if no certifier supports the model.
     """
     stages: list[Stage[Attack | Certifier]] = []
     skipped: dict[str, str] = {}
     for name in ORDER:
         try:
-            stages += _stages_of(name, model, shape, classes, threat, known)
+            if name in registry.attack:
+                attack: Attack = registry.attack.get(name)()
+                attack.check_fits(threat, shape, classes)
+                if PlannedAttack(attack, threat) not in known:
+                    stages += (
+                        attack.stages(threat, classes) if isinstance(attack, StagedAttack) else [Stage(name, attack)]
+                    )
+            else:
+                certifier: Certifier = registry.certifier.get(name)()
+                check_certifier(certifier, model, shape, threat)
+                if certifier not in known:
+                    stages += [Stage(name, each, batch=BATCHES.get(name)) for each in _in_rounds(certifier)]
         except UserError as error:
             skipped[name] = str(error)
-    proofs = [method for method in (*known, *(stage.method for stage in stages)) if isinstance(method, Certifier)]
-    if all(certifier.kind == "probabilistic" for certifier in proofs):
+    certifiers = [method for method in (*known, *(stage.method for stage in stages)) if isinstance(method, Certifier)]
+    if all(certifier.kind == "probabilistic" for certifier in certifiers):
         reasons = dict.fromkeys(reason for name, reason in skipped.items() if name in registry.certifier)
         raise UserError(f"no certifier can bound this model, so there is no bracket ({'; '.join(reasons)})")
     return BracketPlan(stages, skipped, budget)
 
 
-def _stages_of(
-    name: str,
-    model: nn.Module,
-    shape: tuple[int, ...],
-    classes: int,
-    threat: ThreatModel,
-    known: Sequence[Attack | Certifier],
-) -> Sequence[Stage[Attack | Certifier]]:
-    if name in registry.attack:
-        attack: Attack = registry.attack.get(name)(threat=threat)
-        attack.check_fits(shape, classes)
-        if attack in known:
-            return []
-        return attack.stages(classes) if isinstance(attack, StagedAttack) else [Stage(name, attack)]
-    certifier: Certifier = registry.certifier.get(name)()
-    check_certifier(certifier, model, shape, threat)
-    if certifier in known:
-        return []
-    return [Stage(name, timed, batch=BATCHES.get(name)) for timed in _in_rounds(certifier)]
-
-
 def _in_rounds(certifier: Certifier) -> list[Certifier]:
-    """A certifier with a limit of time per example (an option `seconds`), with shorter ones first; any other alone."""
+    """A certifier with a time limit per example (an option `seconds`), with shorter limits first; any other alone."""
     limit = getattr(certifier, "seconds", None)
     shorter = [] if limit is None else [seconds for seconds in ROUNDS if seconds < limit]
     return [*(replace(certifier, seconds=seconds) for seconds in shorter), certifier]  # type: ignore[call-arg]
 
 
 def measure_bracket(
-    model: nn.Module,
-    test: Split,
-    plan: BracketPlan,
-    table: Table,
-    *,
-    threat: ThreatModel,
-    batch_size: int,
-    seed: int,
-    parts: Path | None = None,
-    report: Callable[[int, str], None] | None = None,
-) -> Bracketed:
-    """Run the stages on what the clean images, and the attacks and certifiers of the table, have not decided.
+    context: EvalContext, plan: BracketPlan, table: Table, report: Report | None = None
+) -> BracketMeasurement:
+    """Run the stages on the examples that the clean images and the columns of the table do not decide.
 
-    With a folder `parts`, what is done is kept there, and found again by the next call: the seconds that it took too.
-    report(examples, stage) is told of how many a batch has decided.
+    The budget counts the seconds of stored partial results too. report(examples, stage) is called with the number of
+    decided examples.
     """
-    tally = Tally(len(table["index"]))
-    for name, fell, proven in _known(table):
-        tally.decide(name, fell, proven)
+    decisions = Decisions(len(table["index"]))
+    for name, broken, certified in _known(table):
+        decisions.decide(name, broken, certified)
     if report is not None:
-        report(int((tally.status != "open").sum()), "known before")
-    done: list[Part] = []
-    for stage, part in run_cascade(
-        model, test, plan.stages, name=BRACKET, threat=threat, right=tally.status == "open", batch_size=batch_size,
-        seed=seed, parts=parts, budget=plan.budget, hints=True,
-    ):  # fmt: skip
-        tally.add(stage.name, part)
-        done.append(part)
+        report(int((decisions.status != "open").sum()), "known before")
+    results: list[BatchResult] = []
+    for stage, result in run_cascade(
+        context, plan.stages, name=BRACKET, examples=decisions.status == "open", budget=plan.budget, worst_points=True
+    ):
+        decisions.add(stage.name, result)
+        results.append(result)
         if report is not None:
-            report(int((part["broken"] | part["certified"]).sum()), stage.name)
-    low, high = accuracy(tally.status == "certified"), accuracy(tally.status != "broken")
-    result = Bracket(
+            report(int((result.broken | result.certified).sum()), stage.name)
+    low, high = accuracy(decisions.status == "certified"), accuracy(decisions.status != "broken")
+    bracket = Bracket(
         certified_acc=low.acc, certified_ci95=low.ci95, robust_acc=high.acc, robust_ci95=high.ci95,
-        open=int((tally.status == "open").sum()), budget_seconds=plan.budget, seconds=seconds_in(done),
-        stages=tally.stages, skipped=dict(plan.skipped), warnings=warnings_in(done),
+        open=int((decisions.status == "open").sum()), budget_seconds=plan.budget, seconds=seconds_in(results),
+        stages=decisions.stages, skipped=dict(plan.skipped), warnings=warnings_in(results),
     )  # fmt: skip
-    columns: Table = {"status": tally.status, "decided_by": np.array(tally.decided_by, dtype=np.str_)}
-    return Bracketed(threat, columns, *broken_in(done), result)
+    columns: Table = {"status": decisions.status, "decided_by": np.array(decisions.decided_by, dtype=np.str_)}
+    return BracketMeasurement(context.threat, columns, *broken_in(results), bracket)
 
 
 def _known(table: Table) -> Iterator[tuple[str, Flags, Flags]]:
     """(stage, broken, certified) of everything that is known before the bracket's own stages."""
     none = np.zeros_like(table["clean"])
     yield "clean", ~table["clean"], none
-    fell, proven = broken_by(table), certificates(table)
-    for spec in dict.fromkeys([*own_specs(table), *proven]):
-        yield spec, fell.get(spec, none), proven.get(spec, none)
+    broken, certified = broken_by(table), certificates(table)
+    for spec in dict.fromkeys([*own_specs(table), *certified]):
+        yield spec, broken.get(spec, none), certified.get(spec, none)
 
 
-class Tally:
-    """Who is decided, by which stage; an example that is decided stays so."""
+class Decisions:
+    """The status of each example and the stage that decided it. A decision is final."""
 
     def __init__(self, n: int) -> None:
         self.status: npt.NDArray[np.str_] = np.full(n, "open", dtype="U9")
         self.decided_by = [""] * n
         self.stages: dict[str, BracketStage] = {}
 
-    def decide(self, stage: str, fell: Flags, proven: Flags, index: npt.NDArray[np.int64] | None = None) -> None:
-        """A stage saw the examples `index`; of those, what it says of the ones that are open is so from now on."""
+    def decide(self, stage: str, broken: Flags, certified: Flags, index: npt.NDArray[np.int64] | None = None) -> None:
+        """Enter what a stage decided of the examples `index` (all by default); decided ones keep their status."""
         index = np.arange(len(self.status)) if index is None else index
-        still = self.status[index] == "open"
-        fell, proven = fell & still, proven & ~fell & still
-        self.status[index[fell]], self.status[index[proven]] = "broken", "certified"
-        for row in index[fell | proven]:
+        is_open = self.status[index] == "open"
+        broken, certified = broken & is_open, certified & ~broken & is_open
+        self.status[index[broken]], self.status[index[certified]] = "broken", "certified"
+        for row in index[broken | certified]:
             self.decided_by[row] = stage
         before = self.stages.get(stage, BracketStage(0, 0, 0, 0, 0, 0.0))
         self.stages[stage] = BracketStage(
-            before.tried + int(still.sum()), before.certified + int(proven.sum()), before.broken + int(fell.sum()),
-            before.forwards, before.backwards, before.seconds,
+            before.tried + int(is_open.sum()), before.certified + int(certified.sum()),
+            before.broken + int(broken.sum()), before.forwards, before.backwards, before.seconds,
         )  # fmt: skip
 
-    def add(self, stage: str, part: Part) -> None:
-        self.decide(stage, part["broken"], part["certified"], part["index"])
-        found, (forwards, backwards) = self.stages[stage], passes_in([part])
+    def add(self, stage: str, result: BatchResult) -> None:
+        """Enter the result of a batch, with its cost."""
+        self.decide(stage, result.broken, result.certified, result.index)
+        total = self.stages[stage]
         self.stages[stage] = BracketStage(
-            found.tried, found.certified, found.broken, found.forwards + forwards, found.backwards + backwards,
-            round(found.seconds + float(part["seconds"]), 3),
+            total.tried, total.certified, total.broken, total.forwards + result.forwards,
+            total.backwards + result.backwards, round(total.seconds + result.seconds, 3),
         )  # fmt: skip

@@ -14,7 +14,7 @@ from bench.datasets.split import Split
 
 
 def predict(model: nn.Module, x: Tensor) -> Tensor:
-    """The class of each image, (B,) int64. CheckError where a logit is not a number."""
+    """The class of each image, (B,) int64. CheckError if a logit is not finite."""
     return _logits(model, x).argmax(dim=1)
 
 
@@ -29,16 +29,16 @@ def predict_with_margin(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor,
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     logits: Tensor = model(x)
     if not logits.isfinite().all():
-        raise CheckError("the model returns logits that are not finite, so nothing can be measured; check its weights")
+        raise CheckError("the model returns logits that are not finite; check its weights")
     return logits
 
 
 def measure_clean(model: nn.Module, test: Split, batch_size: int) -> Table:
     """The table's first columns: index, label, prediction, clean."""
     with frozen(model):
-        found = torch.cat([predict(model, batch.x) for batch in test.in_order(batch_size)])
+        predictions = torch.cat([predict(model, batch.x) for batch in test.in_order(batch_size)])
     label: npt.NDArray[np.int64] = test.y.cpu().numpy()
-    prediction: npt.NDArray[np.int64] = found.cpu().numpy()
+    prediction: npt.NDArray[np.int64] = predictions.cpu().numpy()
     return {
         "index": np.arange(len(test), dtype=np.int64),
         "label": label,

@@ -13,10 +13,10 @@ from bench.datasets.split import Split
 
 @dataclass(frozen=True, kw_only=True)
 class EvalContext:
-    """The model, the test split, the record's threat model, and how they are measured.
+    """The model, the test split, the threat model of the record, and how they are measured.
 
-    batch_size: examples in a batch; it decides which examples are attacked together, and with `seed` all randomness.
-    partial_results: a folder in which finished batches are kept, and read by a later call; None keeps nothing.
+    batch_size: examples in a batch. It decides which examples share a batch and, with `seed`, all randomness.
+    partial_results: a folder where finished batches are stored and read by a later call; None stores nothing.
     """
 
     model: nn.Module

@@ -1,36 +1,34 @@
-"""A whole evaluation: clean, attacks, certifiers, the bracket, the evidence, and the checks that it must pass."""
+"""A whole evaluation: clean accuracy, attacks, certifiers, the bracket, witnesses, verdict and consistency checks."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-from torch import nn
 
-from bench.core.contracts import Attack, Certifier
+from bench.core.attack_specs import PlannedAttack
+from bench.core.contracts import Certifier
 from bench.core.example_table import BRACKET, Table
 from bench.core.progress import Progress
 from bench.core.records import AttackResult, Bracket, CertifierResult, Sanity
-from bench.core.threat import ThreatModel
-from bench.datasets.split import Split
-from bench.evaluate.attacked import measure_attack
-from bench.evaluate.bracket import BracketPlan, measure_bracket
-from bench.evaluate.certificate_audit import audit
-from bench.evaluate.certified import measure_certifier
+from bench.evaluate.attacked import AttackMeasurement, measure_attack
+from bench.evaluate.bracket import BracketMeasurement, BracketPlan, measure_bracket
+from bench.evaluate.certificate_audit import audit_certificates
+from bench.evaluate.certified import CertifierMeasurement, measure_certifier
 from bench.evaluate.clean import measure_clean
+from bench.evaluate.context import EvalContext
 from bench.evaluate.invariants import check_certificates, check_evaluation
-from bench.evaluate.witnesses import Evidence, witnesses_of
-from bench.sanity.verdict import judge
+from bench.evaluate.witnesses import Measurement, collect_witnesses
+from bench.sanity.verdict import form_verdict
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The per-example table, what each attack, certifier and the bracket found at what cost, an adversarial example of
-    each example that fell, the verdict. audited: certified examples that were attacked all the same.
+    """The per-example table, the result of each attack and certifier and of the bracket, an adversarial example of
+    each broken example, and the verdict. audited: how many certified examples were attacked.
     """
 
     table: Table
@@ -43,61 +41,52 @@ class Evaluation:
 
 
 def evaluate_split(
-    model: nn.Module,
-    test: Split,
-    threat: ThreatModel,
-    attacks: Mapping[str, Attack],
+    context: EvalContext,
+    attacks: Mapping[str, PlannedAttack],
     *,
     certifiers: Mapping[str, Certifier] | None = None,
     bracket: BracketPlan | None = None,
-    batch_size: int,
-    seed: int,
-    parts: Path | None = None,
-    show: bool = True,
 ) -> Evaluation:
-    """Measure a model on a split. CheckError where the result contradicts itself.
+    """Measure a model on a split. CheckError if the result contradicts itself."""
+    table = measure_clean(context.model, context.test, context.batch_size)
+    n_correct, show = int(table["clean"].sum()), context.show_progress
+    measured: dict[str, Measurement] = {}
 
-    With a folder `parts`, what is done is kept there, and a later call goes on from it.
-    """
-    table = measure_clean(model, test, batch_size)
-    evidence: dict[str, Evidence] = {}
-    attacked: dict[str, AttackResult] = {}
-    certified: dict[str, CertifierResult] = {}
-    narrowed: Bracket | None = None
-    right = int(table["clean"].sum())
-    how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "parts": parts}
+    def add(source: str, measurement: Measurement, warnings: Sequence[str]) -> None:
+        measured[source] = measurement
+        table.update(measurement.columns)
+        for warning in warnings if show else ():
+            print(f"warning ({source}): {warning}", file=sys.stderr)
+
     for spec, attack in attacks.items():
-        with Progress(f"attack {spec}", right, "example", show=show) as progress:
-            fell = measure_attack(model, test, attack, spec, clean=table["clean"], report=progress.advance, **how)
-        evidence[spec], attacked[spec] = fell, fell.result
-        table |= fell.columns
-        _warn(spec, fell.result.warnings, show)
+        with Progress(f"attack {spec}", n_correct, "example", show=show) as progress:
+            attacked = measure_attack(context, spec, attack, table["clean"], progress.advance)
+        add(spec, attacked, attacked.result.warnings)
     for spec, certifier in (certifiers or {}).items():
-        total = len(test) if certifier.kind == "probabilistic" else right
+        total = len(context.test) if certifier.kind == "probabilistic" else n_correct
         with Progress(f"certifier {spec}", total, "example", show=show) as progress:
-            proven = measure_certifier(
-                model, test, certifier, spec, threat=threat, clean=table["clean"], report=progress.advance, **how
-            )
-        evidence[spec], certified[spec] = proven, proven.result
-        table |= proven.columns
-        _warn(spec, proven.result.warnings, show)
+            certified = measure_certifier(context, spec, certifier, table["clean"], progress.advance)
+        add(spec, certified, certified.result.warnings)
     check_certificates(table)
     if bracket is not None:
-        with Progress(BRACKET, len(test), "example", show=show) as progress:
-            both = measure_bracket(model, test, bracket, table, threat=threat, report=progress.advance, **how)
-        evidence[BRACKET], narrowed = both, both.result
-        table |= both.columns
-        _warn(BRACKET, both.result.warnings, show)
-    audited = audit(model, test, threat, table, **how)
-    witnesses = witnesses_of(evidence)
-    sanity = judge(model, test, threat, table, seed=seed, batch_size=batch_size)
-    random = any(check.name == "stochastic" and check.outcome != "passed" for check in sanity.checks)
-    makers = {maker: found.threat for maker, found in evidence.items()}
-    check_evaluation(model, test, threat, makers, table, witnesses, batch_size, deterministic=not random)
-    return Evaluation(table, attacked, witnesses, sanity, certified, narrowed, audited)
-
-
-def _warn(spec: str, warnings: Sequence[str], show: bool) -> None:
-    if show:
-        for warning in warnings:
-            print(f"warning ({spec}): {warning}", file=sys.stderr)
+        with Progress(BRACKET, len(context.test), "example", show=show) as progress:
+            narrowed = measure_bracket(context, bracket, table, progress.advance)
+        add(BRACKET, narrowed, narrowed.result.warnings)
+    audited = audit_certificates(context, table)
+    witnesses = collect_witnesses(measured)
+    sanity = form_verdict(
+        context.model, context.test, context.threat, table, seed=context.seed, batch_size=context.batch_size
+    )
+    threats = {source: measurement.threat for source, measurement in measured.items()}
+    stochastic = any(check.name == "stochastic" and check.outcome != "passed" for check in sanity.checks)
+    check_evaluation(context, table, witnesses, threats, deterministic=not stochastic)
+    results = measured.values()
+    return Evaluation(
+        table=table,
+        attacks={spec: m.result for spec, m in measured.items() if isinstance(m, AttackMeasurement)},
+        witnesses=witnesses,
+        sanity=sanity,
+        certifiers={spec: m.result for spec, m in measured.items() if isinstance(m, CertifierMeasurement)},
+        bracket=next((m.result for m in results if isinstance(m, BracketMeasurement)), None),
+        audited=audited,
+    )

@@ -1,4 +1,4 @@
-"""The evidence of an evaluation: for each example that fell, a point that breaks it."""
+"""What an attack, a certifier or the bracket measured on a split, and the witnesses of all broken examples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bench.core.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What one attack, certifier or bracket did to a test split.
+class Measurement:
+    """The result of one attack, certifier or bracket on a test split.
 
-    columns: of the table. broken: indices of the examples that it broke under `threat`, and the adversarial example of
-    each.
+    columns: of the per-example table. broken (M,): indices of the examples that it broke under `threat`;
+    witnesses (M,C,H,W): the adversarial example of each.
     """
 
     threat: ThreatModel
@@ -27,25 +27,22 @@ class Evidence:
     witnesses: npt.NDArray[np.float32]
 
 
-def witnesses_of(evidence: Mapping[str, Evidence]) -> dict[str, npt.NDArray[Any]]:
-    """One adversarial example for each example and threat model that fell, from the first that found one.
+def collect_witnesses(measurements: Mapping[str, Measurement]) -> dict[str, npt.NDArray[Any]]:
+    """One adversarial example for each broken example and threat model, from the first measurement that has one.
 
-    index (M,), x_adv (M,C,H,W) float32, attack (M,) what made it (a spec, or "bracket"); sorted by index.
+    index (M,), x_adv (M,C,H,W) float32, attack (M,) its source (a spec, or "bracket"); sorted by index.
     """
-    rows = sorted(_first_to_break(evidence), key=lambda row: row[0])
+    rows = sorted(_first_to_break(measurements), key=lambda row: row[0])
     if not rows:
         return {"index": np.zeros(0, np.int64), "x_adv": np.zeros(0, np.float32), "attack": np.zeros(0, "U1")}
-    return {
-        "index": np.array([index for index, _, _ in rows]),
-        "x_adv": np.stack([x_adv for _, x_adv, _ in rows]),
-        "attack": np.array([maker for _, _, maker in rows]),
-    }
+    index, x_adv, source = zip(*rows, strict=True)
+    return {"index": np.array(index), "x_adv": np.stack(x_adv), "attack": np.array(source)}
 
 
-def _first_to_break(evidence: Mapping[str, Evidence]) -> Iterator[tuple[int, npt.NDArray[np.float32], str]]:
-    seen: set[tuple[int, ThreatModel]] = set()
-    for maker, found in evidence.items():
-        for index, x_adv in zip(found.broken.tolist(), found.witnesses, strict=True):
-            if (index, found.threat) not in seen:
-                seen.add((index, found.threat))
-                yield index, x_adv, maker
+def _first_to_break(measurements: Mapping[str, Measurement]) -> Iterator[tuple[int, npt.NDArray[np.float32], str]]:
+    broken: set[tuple[int, ThreatModel]] = set()
+    for source, measurement in measurements.items():
+        for index, x_adv in zip(measurement.broken.tolist(), measurement.witnesses, strict=True):
+            if (index, measurement.threat) not in broken:
+                broken.add((index, measurement.threat))
+                yield index, x_adv, source

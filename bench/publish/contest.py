@@ -12,7 +12,6 @@ import numpy as np
 from tabulate import tabulate
 
 from bench.core import files
-from bench.core.config import get_suite
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Flags
 from bench.core.records import Artifact
@@ -27,11 +26,11 @@ from bench.publish.static_checks import (
     check_witnesses,
     read_submitted_contest,
 )
-from bench.publish.submit import check_code, check_size, pull_request, threat_model
+from bench.publish.submit import check_code, check_size, pull_request
 from bench.publish.untrusted_files import one_plain_line, plain
-from bench.verify.run import Settings, load_data, load_model
-from bench.verify.witnesses import judge
-from leaderboard.store import Contest, Run, add_contest, check_name, read_run
+from bench.verify.run import Settings, load_data, load_model, make_context
+from bench.verify.witnesses import check_points
+from leaderboard.published_results import Contest, EvaluatedRun, add_contest, check_name, read_evaluated_run
 
 HOLDS = "robust by the record, and fall"
 
@@ -116,17 +115,17 @@ def _alarm(entry: str, found: Contested) -> None:
         raise CheckError(f"CERTIFICATE REFUTED: {entry} certified {_few(found.refuted)}, which fall; see the contest")
 
 
-def _published(results: Path, entry: str) -> tuple[str, str, int, Run]:
+def _published(results: Path, entry: str) -> tuple[str, str, int, EvaluatedRun]:
     match entry.split("/"):
         case [suite, name, seed] if seed.isascii() and seed.isdecimal() and len(seed) < 11:
             folder = results / check_name(suite, "suite") / check_name(name, "entry") / str(int(seed))
             if not folder.is_dir():
                 raise UserError(f"{entry} is not in {results}; `bench leaderboard` shows what is")
-            return suite, name, int(seed), read_run(folder)
+            return suite, name, int(seed), read_evaluated_run(folder)
     raise UserError(f"{plain(entry)!a} names no published run; write SUITE/ENTRY/SEED, as digits/pgd-at/0")
 
 
-def _judge_contest(run: Run, witnesses: Path, weights: Path, settings: Settings) -> Contested:
+def _judge_contest(run: EvaluatedRun, witnesses: Path, weights: Path, settings: Settings) -> Contested:
     record = run.record
     check_code(record, settings)
     with one_plain_line(witnesses.name):
@@ -149,15 +148,15 @@ def _judge_contest(run: Run, witnesses: Path, weights: Path, settings: Settings)
             raise UserError(f"the run is of test examples 0 to {len(run.robust) - 1}; there are witnesses of others")
         check_size(weights, record.model, data)
         model = load_model(weights, record, data, settings)
-        test = Split(data.x_test, data.y_test, settings.device)
-        judged = judge(model, test, threat_model(record), index, x_adv, get_suite(record.suite or "").eval_batch)
+        context = make_context(model, Split.test(data, settings.device), record, settings)
+        checked = check_points(context, index, x_adv)
     stands = run.robust[index]
     outcomes: dict[str, Flags] = {
-        HOLDS: stands & judged.breaks,
+        HOLDS: stands & checked.adversarial,
         "fallen already, or wrong without any attack": ~stands,
-        "beyond eps": stands & judged.far,
-        "outside [0, 1]": stands & judged.out_of_box & ~judged.far,
-        "classified right": stands & (judged.right | judged.tie) & ~judged.far & ~judged.out_of_box,
+        "beyond eps": stands & checked.too_far,
+        "outside [0, 1]": stands & checked.out_of_box & ~checked.too_far,
+        "classified right": stands & (checked.correct | checked.near_tie) & ~checked.too_far & ~checked.out_of_box,
     }
     broken = index[outcomes[HOLDS]]
     return Contested(

@@ -23,7 +23,7 @@ from bench.core.config import get_suite
 from bench.core.errors import CheckError, UserError
 from bench.core.record_files import find_records, write_record
 from bench.core.records import Record
-from bench.core.threat import ThreatModel, checked_norm
+from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.models.build import build_model
@@ -39,11 +39,11 @@ from bench.publish.static_checks import (
     read_submitted_about,
 )
 from bench.publish.untrusted_files import one_plain_line, plain
-from bench.sanity.verdict import judge
-from bench.verify.checks import LEAK_CHECKS, Finding
-from bench.verify.report import as_table, check, load, need
+from bench.sanity.verdict import form_verdict
+from bench.verify.leakage import LEAK_CHECKS
+from bench.verify.report import Finding, add_findings, findings_table, read_or_report, require
 from bench.verify.run import Settings, load_data, load_model, verify
-from leaderboard.store import ABOUT, About, add_run, check_seeds
+from leaderboard.published_results import ABOUT, About, add_run, check_seeds
 
 
 def submit(
@@ -81,7 +81,7 @@ def submit(
             with one_plain_line(str(folder)):
                 check_size(whole / WEIGHTS, record.model, load_data(record, None, settings))
             report = [*verify(whole, settings), *_of_the_board(whole, record, settings)]
-        print(f"{plain(str(folder))}\n{as_table([_plain(finding) for finding in report])}\n")
+        print(f"{plain(str(folder))}\n{findings_table([_plain(finding) for finding in report])}\n")
         against += _against(report, record)
     if against:
         more = f"; and {len(against) - 3} more" if len(against) > 3 else ""
@@ -164,12 +164,12 @@ def _of_the_board(folder: Path, record: Record, settings: Settings) -> list[Find
     """What a board asks of an entry beyond sound evidence: enough examples, and a verdict that comes out again."""
     report: list[Finding] = []
     lost: list[Finding] = []  # `verify` has reported these
-    data = load(lost, "data", lambda: load_data(record, None, settings))
-    model = load(lost, "model", lambda: load_model(folder / WEIGHTS, record, need(data, "data"), settings))
-    check(report, ["examples"], lambda: [_check_examples(record, need(data, "data"))])
-    check(report, ["parameters"], lambda: [_check_parameters(record, need(model, "model"))])
+    data = read_or_report(lost, "data", lambda: load_data(record, None, settings))
+    model = read_or_report(lost, "model", lambda: load_model(folder / WEIGHTS, record, require(data, "data"), settings))
+    add_findings(report, ["examples"], lambda: [_check_examples(record, require(data, "data"))])
+    add_findings(report, ["parameters"], lambda: [_check_parameters(record, require(model, "model"))])
     again = partial(_judge_again, folder, record, settings=settings)
-    check(report, ["sanity"], lambda: [again(need(model, "model"), need(data, "data"))])
+    add_findings(report, ["sanity"], lambda: [again(require(model, "model"), require(data, "data"))])
     return report
 
 
@@ -190,18 +190,15 @@ def _check_parameters(record: Record, model: nn.Module) -> Finding:
 def _judge_again(folder: Path, record: Record, model: nn.Module, data: Arrays, settings: Settings) -> Finding:
     """The sanity verdict of a fresh look: no better than the record's?"""
     n, claimed = record.n_examples, record.sanity.verdict
-    test = Split(data.x_test[:n], data.y_test[:n], settings.device)
+    test = Split.test(data, settings.device, n)
     table = files.read_arrays(folder / ARTIFACTS["examples"])
     size = get_suite(record.suite or "").eval_batch
-    found = judge(model.eval(), test, threat_model(record), table, seed=settings.seed, batch_size=size)
+    threat = ThreatModel.from_record(record.threat)
+    found = form_verdict(model.eval(), test, threat, table, seed=settings.seed, batch_size=size)
     evidence = f"seed {settings.seed}: {'; '.join([found.verdict, *found.reasons])}"
     if found.verdict == "unreliable":
         return Finding("sanity", "failed", f"{evidence}: its accuracy is no bound")
     return Finding("sanity", "warning" if found.verdict != claimed else "passed", f"{evidence}; the record: {claimed}")
-
-
-def threat_model(record: Record) -> ThreatModel:
-    return ThreatModel(checked_norm(record.threat.norm), record.threat.eps)
 
 
 def _against(report: Sequence[Finding], record: Record) -> list[str]:

@@ -1,4 +1,4 @@
-"""The sanity checks: each looks for one sign that attacks were misled, and says on how many examples it was seen."""
+"""The sanity checks: each looks for one sign that attacks were misled, and counts the examples that show it."""
 
 from __future__ import annotations
 
@@ -7,40 +7,47 @@ from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from bench.core import registry, seeds
 from bench.core.attack_specs import make_attacks
 from bench.core.errors import UserError
+from bench.core.example_table import Flags
 from bench.core.threat import TINY
 from bench.sanity.attacks import cross_entropy
-from bench.sanity.probe import PASSES, REPEAT_NOISE, REPEATS, STEPS, Column, Probe
+from bench.sanity.model_under_test import (
+    PASSES,
+    REPEAT_NOISE,
+    REPEATS,
+    STEPS,
+    AttackColumn,
+    ModelUnderTest,
+)
 
 SIGNIFICANCE = 1e-3  # of each check: with a dozen of them, about one sound record in a hundred at the tolerated share
-TOLERATED = 0.05  # share of the examples that may show a sign; 50 sound models: 0.03, and 0.09 for what Square finds
-NEGLIGIBLE = 0.01  # share of the examples by which a weaker attack may win; random starts gave 0.015 of 200 examples
+TOLERATED = 0.05  # share of examples that may show a sign; 50 sound models: 0.03, and 0.09 for queries-better
+NEGLIGIBLE = 0.01  # share of examples by which a weaker attack may win; random starts gave 0.015 of 200 examples
 BATCH_NOISE = 1e-2  # of the logits' spread; float32 gives 2e-5, TF32's rounding 4e-4, batch statistics 0.1 and more
-SUM_NOISE = 1e-3  # of probabilities around 1
-SLACK = 0.1  # of the clean margin, by which one step may do more harm than many: rounding of the cross entropy does
-ALONE = 8  # images that are shown alone
+SUM_NOISE = 1e-3  # of a sum of probabilities
+SLACK = 0.1  # of the clean margin, by which one step may beat many because of rounding in the cross entropy
+ALONE = 8  # images that are evaluated alone
 QUERIES = ("random-noise", "square:queries=100")  # attacks without gradients that the checks run
 BLACK_BOX = ("random-noise", "square")
-NOT_BY_GRADIENT = (*BLACK_BOX, "transfer", "autoattack")  # autoattack's columns hold Square's finds, too
+NOT_BY_GRADIENT = (*BLACK_BOX, "transfer", "autoattack")  # autoattack includes Square
 ONE_STEP = ("fgsm", "single-step")
 RANK = {"skipped": 0, "passed": 1, "suspect": 2, "unreliable": 3}
 
-REMEDIES: dict[str, Callable[[Probe], Tensor]] = {
-    "rescaled logits": lambda probe: probe.after_rescaled,
-    "a smoothed gradient": lambda probe: probe.after_smoothed,
-    f"the mean gradient of {PASSES} passes": lambda probe: probe.after_averaged,
+REMEDIES: dict[str, Callable[[ModelUnderTest], Tensor]] = {
+    "rescaled logits": lambda tested: tested.correct_after_rescaled,
+    "a smoothed gradient": lambda tested: tested.correct_after_smoothed,
+    f"the mean gradient of {PASSES} passes": lambda tested: tested.correct_after_averaged,
 }
 RESCALED, SMOOTHED, AVERAGED = REMEDIES
 
 
-class Finding(NamedTuple):
-    """A SanityCheck but for its name."""
+class CheckResult(NamedTuple):
+    """The fields of a SanityCheck, without its name."""
 
     outcome: str
     value: float | None
@@ -48,196 +55,207 @@ class Finding(NamedTuple):
     evidence: str
 
 
-def skipped(why: str) -> Finding:
-    return Finding("skipped", None, None, why)
+def skipped(reason: str) -> CheckResult:
+    return CheckResult("skipped", None, None, reason)
 
 
-def worst(findings: Iterable[Finding]) -> Finding:
-    return max(findings, key=lambda finding: (RANK[finding.outcome], finding.value or 0))
+def worst(results: Iterable[CheckResult]) -> CheckResult:
+    return max(results, key=lambda result: (RANK[result.outcome], result.value or 0))
 
 
 def by_chance(n: int, rate: float = TOLERATED) -> int:
-    """The most of n examples that show a sign of this rate, save with probability SIGNIFICANCE."""
-    from scipy.special import betainc  # here, for it costs a tenth of a second
+    """The largest number of n examples that show a sign of this rate, except with probability SIGNIFICANCE."""
+    from scipy.special import betainc  # here, because the import takes a tenth of a second
 
     more = np.arange(1, n + 1)
     return int((betainc(more, n - more + 1.0, rate) > SIGNIFICANCE).sum())  # P(at least `more` of n)
 
 
 def symptom(
-    probe: Probe,
-    hits: Tensor | npt.NDArray[np.bool_],
+    tested: ModelUnderTest,
+    hits: Tensor | Flags,
     among: int,
-    what: str,
+    sign: str,
     remedies: Sequence[str] = (),
     alarm: str = "suspect",
-) -> Finding:
-    """An alarm where more examples show a sign, `hits` (n,) bool, than the tolerated share of `among` by chance.
+) -> CheckResult:
+    """An alarm if more examples show a sign, `hits` (n,) bool, than the tolerated share of `among` by chance.
 
-    Says then what was tried, and is `unreliable` where that shows that the record counts too many as robust.
+    Then attacks with remedies are run. The outcome is `unreliable` if they show that the record counts too many
+    examples as robust.
     """
     n, k, limit = len(hits), int(hits.sum()), by_chance(among)
-    evidence = f"{what}: {k} of {n} examples"
+    evidence = f"{sign}: {k} of {n} examples"
     if limit >= n:
-        return skipped(f"{evidence}, too few to tell ({limit} of {among} right ones may by chance)")
+        return skipped(f"{evidence}, too few to decide (chance gives up to {limit} of {among} correct examples)")
     if k <= limit:
-        return Finding("passed", k / n, limit / n, evidence)
-    text, overstated = tried(probe, remedies)
-    return Finding("unreliable" if overstated else alarm, k / n, limit / n, evidence + text)
+        return CheckResult("passed", k / n, limit / n, evidence)
+    text, overstated = attack_with_remedies(tested, remedies)
+    return CheckResult("unreliable" if overstated else alarm, k / n, limit / n, evidence + text)
 
 
-def tried(probe: Probe, remedies: Sequence[str] = ()) -> tuple[str, bool]:
-    """What PGD leaves of the standing examples, without and with remedies; whether the record counts too many."""
-    remedies = remedies or (RESCALED, SMOOTHED, *([AVERAGED] if probe.stochastic else []))
-    n = len(probe.standing)
+def attack_with_remedies(tested: ModelUnderTest, remedies: Sequence[str] = ()) -> tuple[str, bool]:
+    """What PGD leaves of the robust examples, without and with remedies; whether the record counts too many."""
+    remedies = remedies or (RESCALED, SMOOTHED, *([AVERAGED] if tested.stochastic else []))
+    n = len(tested.robust)
     if n == 0:
         return "", False
-    left = {"": probe.after_plain} | {f" with {how}": REMEDIES[how](probe) for how in remedies}
-    fell = int((torch.stack(list(left.values())).amin(dim=0) < 0.5).sum())
-    shares = ", ".join(f"{float(right.mean()):.0%}{how}" for how, right in left.items())
-    return f"; of {n} that the record counts as robust PGD-{STEPS} leaves {shares}", fell > by_chance(probe.among)
-
-
-# The model's answers -----------------------------------------------------------------------------------------------
-
-
-def stochastic(probe: Probe) -> Finding:
-    """Passes over the same images differ. Unreliable, unless the record has an attack that averages its gradient."""
-    n, moved = len(probe.shown), probe.unrest
-    what = f"{REPEATS} passes over the same {n} images differ by {moved:.1e} of the logits' spread"
-    if not probe.stochastic:
-        return Finding("passed", moved, REPEAT_NOISE, what)
-    text, overstated = tried(probe, [AVERAGED])
-    averages = any(c.own and ("eot" in c.options or c.options.get("version") == "rand") for c in probe.columns)
-    return Finding("suspect" if averages and not overstated else "unreliable", moved, REPEAT_NOISE, what + text)
-
-
-def batch_dependent(probe: Probe) -> Finding:
-    """An image's logits depend on its company, or on its place in the batch."""
-    if probe.stochastic:
-        return skipped("the model answers differently each time, so batches cannot be compared")
-    x, half, few = probe.shown.x, len(probe.shown) // 2, min(ALONE, len(probe.shown))
-    try:
-        alone = torch.cat([probe.answers(x[i : i + 1]) for i in range(few)])
-    except (RuntimeError, ValueError) as error:  # batch norm in train mode refuses one image
-        return Finding("unreliable", None, None, f"an image alone fails ({registry.one_line(error)})")
-    others = {
-        "alone": (alone, probe.logits[:few]),
-        "in reverse order": (probe.answers(x.flip(0)).flip(0), probe.logits),
-        "in half a batch": (probe.answers(x[half:]), probe.logits[half:]),
-    }
-    moved = {how: probe.moved(*pair) for how, pair in others.items()}
-    changed = sum(int((a.argmax(dim=1) != b.argmax(dim=1)).sum()) for a, b in others.values())
-    how = max(moved, key=lambda how: moved[how])
-    what = (
-        f"logits of {len(x)} images, {few} alone, all reversed, half in half a batch, move by up to "
-        f"{moved[how]:.1e} of their spread (most {how}), and {changed} predictions change"
+    correct = {"": tested.correct_after_pgd} | {f" with {name}": REMEDIES[name](tested) for name in remedies}
+    broken = int((torch.stack(list(correct.values())).amin(dim=0) < 0.5).sum())
+    shares = ", ".join(f"{float(share.mean()):.0%}{remedy}" for remedy, share in correct.items())
+    return f"; of {n} that the record counts as robust PGD-{STEPS} leaves {shares}", broken > by_chance(
+        tested.n_correct
     )
-    return Finding("unreliable" if moved[how] > BATCH_NOISE else "passed", moved[how], BATCH_NOISE, what)
 
 
-def not_logits(probe: Probe) -> Finding:
-    """The model returns probabilities, or log probabilities without saying so."""
-    z = probe.logits.double()
+# Answers of the model ----------------------------------------------------------------------------------------------
+
+
+def stochastic(tested: ModelUnderTest) -> CheckResult:
+    """Repeated passes differ. Unreliable, unless the record has an attack that averages gradients."""
+    n, value = len(tested.first), tested.repeat_difference
+    evidence = f"{REPEATS} passes over the same {n} images differ by {value:.1e} of the logits' spread"
+    if not tested.stochastic:
+        return CheckResult("passed", value, REPEAT_NOISE, evidence)
+    text, overstated = attack_with_remedies(tested, [AVERAGED])
+    averages = any(c.own_threat and ("eot" in c.options or c.options.get("version") == "rand") for c in tested.columns)
+    outcome = "suspect" if averages and not overstated else "unreliable"
+    return CheckResult(outcome, value, REPEAT_NOISE, evidence + text)
+
+
+def batch_dependent(tested: ModelUnderTest) -> CheckResult:
+    """The logits of an image depend on the other images of its batch, or on its position."""
+    if tested.stochastic:
+        return skipped("the model is stochastic, so batches cannot be compared")
+    x, half, few = tested.first.x, len(tested.first) // 2, min(ALONE, len(tested.first))
+    try:
+        alone = torch.cat([tested.logits(x[i : i + 1]) for i in range(few)])
+    except (RuntimeError, ValueError) as error:  # batch norm in train mode refuses one image
+        return CheckResult("unreliable", None, None, f"a batch of one image fails ({registry.one_line(error)})")
+    reference = tested.first_logits
+    pairs = {
+        "alone": (alone, reference[:few]),
+        "in reverse order": (tested.logits(x.flip(0)).flip(0), reference),
+        "in half a batch": (tested.logits(x[half:]), reference[half:]),
+    }
+    differences = {batch: tested.difference(*pair) for batch, pair in pairs.items()}
+    changed = sum(int((a.argmax(dim=1) != b.argmax(dim=1)).sum()) for a, b in pairs.values())
+    most = max(differences, key=lambda batch: differences[batch])
+    evidence = (
+        f"logits of {len(x)} images, {few} alone, all reversed, half in half a batch, differ by up to "
+        f"{differences[most]:.1e} of their spread (most {most}), and {changed} predictions change"
+    )
+    outcome = "unreliable" if differences[most] > BATCH_NOISE else "passed"
+    return CheckResult(outcome, differences[most], BATCH_NOISE, evidence)
+
+
+def not_logits(tested: ModelUnderTest) -> CheckResult:
+    """The model returns probabilities, or log probabilities without declaring it."""
+    z = tested.first_logits.double()
     softmax = (z >= 0).all(dim=1) & ((z.sum(dim=1) - 1).abs() < SUM_NOISE)
     logs = z.logsumexp(dim=1).abs() < SUM_NOISE
-    if getattr(probe.model, "returns_log_probabilities", False):
+    if getattr(tested.model, "returns_log_probabilities", False):
         logs = torch.zeros_like(logs)
-    kind = "log probabilities (returns_log_probabilities = True says so)" if logs.any() else "probabilities"
-    return symptom(probe, softmax | logs, len(z), f"the outputs are {kind}", [RESCALED])
+    kind = "log probabilities (declare with returns_log_probabilities = True)" if logs.any() else "probabilities"
+    return symptom(tested, softmax | logs, len(z), f"the outputs are {kind}", [RESCALED])
 
 
-# The attacks, on examples that the record counts as robust ---------------------------------------------------------
+# Attacks on examples that the record counts as robust --------------------------------------------------------------
 
 
-def zero_gradient(probe: Probe) -> Finding:
-    """The margin itself has no gradient: a layer that is constant almost everywhere, or cut off."""
-    zero = (probe.margin_slopes == 0).all(dim=1)
-    return symptom(probe, zero, probe.among, "the margin has no gradient", [SMOOTHED], alarm="unreliable")
+def zero_gradient(tested: ModelUnderTest) -> CheckResult:
+    """The margin itself has no gradient: a layer that is constant almost everywhere, or detached."""
+    zero = (tested.margin_gradients == 0).all(dim=1)
+    return symptom(tested, zero, tested.n_correct, "the margin has no gradient", [SMOOTHED], alarm="unreliable")
 
 
-def vanishing_gradient(probe: Probe) -> Finding:
-    """The margin has a gradient, but the cross entropy's is lost in float32: saturated logits."""
-    alive = (probe.margin_slopes != 0).any(dim=1)
-    gone = probe.slopes(cross_entropy).abs().amax(dim=1) <= TINY
-    return symptom(probe, alive & gone, probe.among, "the cross entropy's gradient vanishes", [RESCALED])
+def vanishing_gradient(tested: ModelUnderTest) -> CheckResult:
+    """The margin has a gradient, but that of the cross entropy underflows in float32: saturated logits."""
+    nonzero = (tested.margin_gradients != 0).any(dim=1)
+    vanished = tested.gradients(cross_entropy).abs().amax(dim=1) <= TINY
+    sign = "the cross entropy's gradient vanishes"
+    return symptom(tested, nonzero & vanished, tested.n_correct, sign, [RESCALED])
 
 
-def loss_not_raised(probe: Probe) -> Finding:
-    stuck = probe.margins(probe.plain) >= probe.margins(probe.standing.x)
-    return symptom(probe, stuck, probe.among, f"PGD-{STEPS} does not raise the loss")
+def loss_not_raised(tested: ModelUnderTest) -> CheckResult:
+    stuck = tested.margins(tested.pgd) >= tested.margins(tested.robust.x)
+    return symptom(tested, stuck, tested.n_correct, f"PGD-{STEPS} does not raise the loss")
 
 
-def one_step_better(probe: Probe) -> Finding:
-    one, many = probe.margins(probe.climb(cross_entropy, steps=1)), probe.margins(probe.plain)
-    worse = many > one + SLACK * probe.margins(probe.standing.x)
-    return symptom(probe, worse, probe.among, f"one step does more harm than {STEPS}")
+def one_step_better(tested: ModelUnderTest) -> CheckResult:
+    one, many = tested.margins(tested.ascend(cross_entropy, steps=1)), tested.margins(tested.pgd)
+    worse = many > one + SLACK * tested.margins(tested.robust.x)
+    return symptom(tested, worse, tested.n_correct, f"one step does more harm than {STEPS}")
 
 
-def twice_eps_no_better(probe: Probe) -> Finding:
-    if 2 * probe.eps > probe.whole_box:
+def twice_eps_no_better(tested: ModelUnderTest) -> CheckResult:
+    if 2 * tested.eps > tested.largest_eps:
         return skipped("twice eps is more than the box")
-    wide = probe.margins(probe.climb(cross_entropy, eps=2 * probe.eps))
-    return symptom(probe, wide >= probe.margins(probe.plain), probe.among, "twice eps does no more harm")
+    wide = tested.margins(tested.ascend(cross_entropy, eps=2 * tested.eps))
+    return symptom(tested, wide >= tested.margins(tested.pgd), tested.n_correct, "twice eps does no more harm")
 
 
-def huge_eps_survived(probe: Probe) -> Finding:
-    right = probe.right(probe.climb(cross_entropy, eps=probe.whole_box)) >= 0.5
-    return symptom(probe, right, probe.among, f"PGD-{STEPS} in the whole box does not break")
+def huge_eps_survived(tested: ModelUnderTest) -> CheckResult:
+    correct = tested.share_correct(tested.ascend(cross_entropy, eps=tested.largest_eps)) >= 0.5
+    return symptom(tested, correct, tested.n_correct, f"PGD-{STEPS} in the whole box does not break")
 
 
-def queries_better(probe: Probe) -> Finding:
-    """Attacks that see no gradient break what PGD leaves."""
-    stands = probe.after_plain >= 0.5
-    fell, ran = torch.zeros_like(stands), []
+def queries_better(tested: ModelUnderTest) -> CheckResult:
+    """Attacks that use no gradient break what PGD leaves."""
+    survived = tested.correct_after_pgd >= 0.5
+    broken, specs = torch.zeros_like(survived), []
     for spec in QUERIES:
         try:
-            (attack,) = make_attacks([spec], probe.threat).values()
-            attack.check_fits(probe.test.image_shape, probe.logits.shape[1])
-        except UserError:  # there is none of this name, norm or shape
+            (planned,) = make_attacks([spec], tested.threat).values()
+            planned.attack.check_fits(tested.threat, tested.test.image_shape, tested.first_logits.shape[1])
+        except UserError:  # not registered, or not for this norm or shape
             continue
-        generator = seeds.generator(stands.device, probe.seed, "sanity", spec)
-        fell |= probe.right(probe.attacked(attack, generator)) < 0.5
-        ran.append(spec)
-    if not ran:
-        return skipped(f"none of {', '.join(QUERIES)} fits this threat model and these images")
-    return symptom(probe, fell[stands], probe.among, f"{' and '.join(ran)} break what PGD-{STEPS} leaves")
+        generator = seeds.generator(survived.device, tested.seed, "sanity", spec)
+        broken |= tested.share_correct(tested.attacked(planned.attack, generator)) < 0.5
+        specs.append(spec)
+    if not specs:
+        return skipped(f"none of {', '.join(QUERIES)} supports this threat model and these images")
+    sign = f"{' and '.join(specs)} break what PGD-{STEPS} leaves"
+    return symptom(tested, broken[survived], tested.n_correct, sign)
 
 
-# The table's columns -----------------------------------------------------------------------------------------------
+# Columns of the table ----------------------------------------------------------------------------------------------
 
 
-def weaker_wins(probe: Probe, pairs: Iterable[tuple[Column, Column]]) -> Finding:
-    """The worst of pairs (weaker, stronger): an exact sign test of the examples that only one of the two breaks."""
-    found = [skipped("the table has no two such attacks")]
-    n = int(probe.table["clean"].sum())
+def weaker_wins(tested: ModelUnderTest, pairs: Iterable[tuple[AttackColumn, AttackColumn]]) -> CheckResult:
+    """The worst of pairs (weaker, stronger): an exact sign test on the examples that only one of the two breaks."""
+    results = [skipped("the table has no two such attacks")]
+    n = int(tested.table["clean"].sum())
     for weak, strong in pairs:
         only_weak, only_strong = int((strong.robust & ~weak.robust).sum()), int((weak.robust & ~strong.robust).sum())
         either, lead = only_weak + only_strong, only_weak - only_strong
         limit = max(2 * by_chance(either, 0.5) - either, NEGLIGIBLE * n)
-        evidence = f"of {n} examples {only_weak} fall to {weak.spec} alone, {only_strong} to {strong.spec} alone"
+        evidence = f"of {n} examples only {weak.spec} breaks {only_weak}, only {strong.spec} breaks {only_strong}"
         outcome = "passed"
         if lead > limit:
-            text, overstated = tried(probe)
+            text, overstated = attack_with_remedies(tested)
             outcome, evidence = "unreliable" if overstated else "suspect", evidence + text
-        found.append(Finding(outcome, lead / n, limit / n, evidence))
-    return worst(found)
+        results.append(CheckResult(outcome, lead / n, limit / n, evidence))
+    return worst(results)
 
 
-def fewer_steps_better(probe: Probe) -> Finding:
-    pairs = _pairs(probe.columns, "steps", lambda column: float(column.options.get("steps", "nan")))
-    fgsm, pgd = ([c for c in probe.columns if c.own and c.name == name] for name in ("fgsm", "pgd"))
-    return weaker_wins(probe, [*pairs, *product(fgsm, pgd)])
+def fewer_steps_better(tested: ModelUnderTest) -> CheckResult:
+    pairs = _pairs(tested.columns, "steps", lambda column: float(column.options.get("steps", "nan")))
+    fgsm, pgd = ([c for c in tested.columns if c.own_threat and c.name == name] for name in ("fgsm", "pgd"))
+    return weaker_wins(tested, [*pairs, *product(fgsm, pgd)])
 
 
-def smaller_eps_better(probe: Probe) -> Finding:
-    return weaker_wins(probe, _pairs(probe.columns, "eps", lambda column: float(column.options.get("eps", probe.eps))))
+def smaller_eps_better(tested: ModelUnderTest) -> CheckResult:
+    eps = tested.eps
+    return weaker_wins(tested, _pairs(tested.columns, "eps", lambda column: float(column.options.get("eps", eps))))
 
 
-def _pairs(columns: Sequence[Column], option: str, value: Callable[[Column], float]) -> Iterable[tuple[Column, Column]]:
-    """Columns of one attack that differ in one option only, the one with less of it first."""
+def _pairs(
+    columns: Sequence[AttackColumn], option: str, value: Callable[[AttackColumn], float]
+) -> Iterable[tuple[AttackColumn, AttackColumn]]:
+    """Columns of one attack that differ in one option only, the one with the smaller value first."""
 
-    def rest(column: Column) -> tuple[str, dict[str, str]]:
+    def rest(column: AttackColumn) -> tuple[str, dict[str, str]]:
         return column.name, {key: text for key, text in column.options.items() if key != option}
 
     for a, b in combinations(columns, 2):
@@ -245,36 +263,38 @@ def _pairs(columns: Sequence[Column], option: str, value: Callable[[Column], flo
             yield (a, b) if value(a) < value(b) else (b, a)
 
 
-def black_box_better(probe: Probe) -> Finding:
-    return against_white_box(probe, [c for c in probe.columns if c.own and c.name.startswith(BLACK_BOX)])
+def black_box_better(tested: ModelUnderTest) -> CheckResult:
+    return against_white_box(tested, BLACK_BOX)
 
 
-def transfer_better(probe: Probe) -> Finding:
-    return against_white_box(probe, [c for c in probe.columns if c.own and c.name.startswith("transfer")])
+def transfer_better(tested: ModelUnderTest) -> CheckResult:
+    return against_white_box(tested, ("transfer",))
 
 
-def against_white_box(probe: Probe, others: Sequence[Column]) -> Finding:
-    """An alarm where other attacks break what all white-box ones leave, one of them at least of several steps."""
-    white = [c for c in probe.columns if c.own and not c.name.startswith(NOT_BY_GRADIENT)]
-    if not others or all(c.name.startswith(ONE_STEP) for c in white):
+def against_white_box(tested: ModelUnderTest, names: tuple[str, ...]) -> CheckResult:
+    """An alarm if attacks of these names break what all white-box ones leave, one of which has several steps."""
+    own = [column for column in tested.columns if column.own_threat]
+    others = [column for column in own if column.name.startswith(names)]
+    white = [column for column in own if not column.name.startswith(NOT_BY_GRADIENT)]
+    if not others or all(column.name.startswith(ONE_STEP) for column in white):
         return skipped("the table has no two such attacks")
-    stands = np.logical_and.reduce([c.robust for c in white])
-    fell = ~np.logical_and.reduce([c.robust for c in others])
-    names = ["+".join(c.spec for c in some) for some in (others, white)]
-    what = f"{names[0]} breaks what {names[1]} leaves"
-    return symptom(probe, fell[stands], int(probe.table["clean"].sum()), what)
+    survived = np.logical_and.reduce([column.robust for column in white])
+    broken = ~np.logical_and.reduce([column.robust for column in others])
+    first, second = ("+".join(column.spec for column in columns) for columns in (others, white))
+    n_correct = int(tested.table["clean"].sum())
+    return symptom(tested, broken[survived], n_correct, f"{first} breaks what {second} leaves")
 
 
-Check = Callable[[Probe], Finding]
-OF_THE_MODEL: dict[str, Check] = {
+Check = Callable[[ModelUnderTest], CheckResult]
+MODEL_CHECKS: dict[str, Check] = {
     "stochastic": stochastic, "batch-dependent": batch_dependent, "not-logits": not_logits,
 }  # fmt: skip
-OF_THE_ATTACKS: dict[str, Check] = {
+ATTACK_CHECKS: dict[str, Check] = {
     "zero-gradient": zero_gradient, "vanishing-gradient": vanishing_gradient, "loss-not-raised": loss_not_raised,
     "one-step-better": one_step_better, "twice-eps-no-better": twice_eps_no_better,
     "huge-eps-survived": huge_eps_survived, "queries-better": queries_better,
 }  # fmt: skip
-OF_THE_TABLE: dict[str, Check] = {
+TABLE_CHECKS: dict[str, Check] = {
     "fewer-steps-better": fewer_steps_better, "smaller-eps-better": smaller_eps_better,
     "black-box-better": black_box_better, "transfer-better": transfer_better,
 }  # fmt: skip

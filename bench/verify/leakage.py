@@ -1,29 +1,62 @@
-"""Does a model know its test set? Error rates by position in the test batch, and in the test order.
+"""Signs that a model was trained on its test set: error rates by position in the test batch and in the test order.
 
-A training loop that goes through the test set between two epochs, and lets something of it reach the weights, touches
-the same positions of each test batch every time. The model then errs there less than elsewhere. That is how the
-PER+at checkpoints of a published paper were caught: 0.06 % wrong at one half of the positions, 1.28 % at the other.
+A training loop that runs over the test set between two epochs, and lets it influence the weights, sees the same
+positions of each test batch every time. The model then has a lower error rate at these positions. This is how the
+PER+at checkpoints of a published paper were detected: 0.06 % errors at one half of the positions, 1.28 % at the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-SIZES = (*(2**k for k in range(1, 11)), 50, 100, 200, 250, 500, 1000)  # the batch sizes that people use
+from bench.core.example_table import Flags, Table
+from bench.verify.report import Finding, Outcome
+
+SIZES = (*(2**k for k in range(1, 11)), 50, 100, 200, 250, 500, 1000)  # common batch sizes
 BLOCKS = 64  # of the test order
-BATCHES = 8  # at least so many, so that a slow trend along the test order cancels within a position
+BATCHES = 8  # at least, so that a slow trend along the test order cancels within a position
+SUSPICIOUS, STRONG = 0.01, 1e-4  # p-values
+LEAK_CHECKS = ("error by position in the batch", "error by position in the test order")
+
+
+def check_leakage(table: Table, batch_size: int) -> list[Finding]:
+    """Compare error rates by position.
+
+    A difference between positions in the batch has no honest cause, so strong evidence is a failure. Along the test
+    order it may have one (a data set that is not shuffled), so it is a warning at most.
+    """
+    errors, label = ~table["clean"], table["label"]
+    by_batch, by_order = by_batch_position(errors, label, (*SIZES, batch_size)), by_test_order(errors, label)
+    note = "; compare other models of this data set, which may be ordered"
+    levels: dict[Outcome, float] = {"failed": STRONG, "warning": SUSPICIOUS}
+    return [
+        _finding(LEAK_CHECKS[0], by_batch, "positions {} to {} of each {}", levels),
+        _finding(LEAK_CHECKS[1], by_order, "parts {} to {} of {}", {"warning": STRONG}, note),
+    ]
+
+
+def _finding(name: str, scan: Scan | None, place: str, levels: Mapping[Outcome, float], note: str = "") -> Finding:
+    """levels: the outcome for a p-value below each level, the worst first."""
+    if scan is None:
+        return Finding(name, "not checkable", "too few examples")
+    where = place.format(scan.first, scan.last - 1, scan.size)
+    evidence = f"{scan.inside:.2%} errors at {where}, {scan.outside:.2%} elsewhere, p = {scan.p:.2g}"
+    for outcome, level in levels.items():
+        if scan.p < level:
+            return Finding(name, outcome, evidence + note)
+    return Finding(name, "passed", evidence)
 
 
 @dataclass(frozen=True)
 class Scan:
     """The run of positions [first, last) out of `size` whose error rate differs most from that of all others.
 
-    inside, outside: the two rates. p: of a difference that large by chance, corrected for all that was looked at.
+    inside, outside: the two rates. p: the p-value of this difference, corrected for the number of runs.
     """
 
     size: int
@@ -34,90 +67,84 @@ class Scan:
     p: float
 
 
-def by_batch_position(
-    wrong: npt.NDArray[np.bool_], label: npt.NDArray[np.int64], sizes: Iterable[int] = SIZES
-) -> Scan | None:
-    """The clearest difference between positions of a batch, over candidate batch sizes; None for too few examples.
+def by_batch_position(errors: Flags, label: npt.NDArray[np.int64], sizes: Iterable[int] = SIZES) -> Scan | None:
+    """The most significant difference between positions of a batch, over batch sizes; None for too few examples.
 
-    wrong, label (N,): the examples in test order. Only full batches count.
+    errors, label (N,): the examples in test order. Only full batches count.
     """
     scans = []
     for size in sorted(set(sizes)):
-        full = len(wrong) // size * size
+        full = len(errors) // size * size
         if size >= 2 and full >= BATCHES * size:
-            scans.append(scan(wrong[:full], label[:full], np.arange(full) % size, size))
-    return _clearest(scans)
-
-
-def by_test_order(wrong: npt.NDArray[np.bool_], label: npt.NDArray[np.int64]) -> Scan | None:
-    """The stretch of the test order that differs most from the rest; None for too few examples.
-
-    A small p alone proves nothing, for a data set may be harder at one end: MNIST's two halves are of two sources.
-    """
-    size = min(BLOCKS, len(wrong) // BATCHES)
-    position = np.arange(len(wrong)) * size // len(wrong)
-    return scan(wrong, label, position, size) if size >= 2 else None
-
-
-def _clearest(scans: list[Scan]) -> Scan | None:
+            scans.append(scan_positions(errors[:full], label[:full], np.arange(full) % size, size))
     if not scans:
         return None
-    best = min(scans, key=lambda each: each.p)
-    return Scan(best.size, best.first, best.last, best.inside, best.outside, min(1.0, best.p * len(scans)))
+    best = min(scans, key=lambda scan: scan.p)
+    return replace(best, p=min(1.0, best.p * len(scans)))
 
 
-def scan(
-    wrong: npt.NDArray[np.bool_], label: npt.NDArray[np.int64], position: npt.NDArray[np.int64], size: int
-) -> Scan:
-    """The run of positions that stands out most by Kulldorff's likelihood ratio, with its exact p (Bonferroni).
+def by_test_order(errors: Flags, label: npt.NDArray[np.int64]) -> Scan | None:
+    """The stretch of the test order that differs most from the rest; None for too few examples.
 
-    position (N,): 0 .. size - 1, each of them used. What is expected of a position follows from the classes that are
-    there, for classes differ in difficulty and some data sets go through them in turn.
+    A small p alone proves nothing: a data set may be harder at one end (the two halves of MNIST have two sources).
+    """
+    size = min(BLOCKS, len(errors) // BATCHES)
+    position = np.arange(len(errors)) * size // len(errors)
+    return scan_positions(errors, label, position, size) if size >= 2 else None
+
+
+def scan_positions(errors: Flags, label: npt.NDArray[np.int64], position: npt.NDArray[np.int64], size: int) -> Scan:
+    """The run of positions with the largest likelihood ratio (Kulldorff 1997), with its exact p-value (Bonferroni).
+
+    position (N,): 0 .. size - 1, each of them used. The expected number of errors at a position follows from its
+    classes, because classes differ in difficulty and some data sets are ordered by class.
     """
     label = np.unique(label, return_inverse=True)[1]
-    rate = np.bincount(label, wrong) / np.bincount(label)
-    seen = _from_zero(np.bincount(position, wrong, size))
-    expected = _from_zero(np.bincount(position, rate[label], size))
+    rate = np.bincount(label, errors) / np.bincount(label)
+    observed = _cumulative(np.bincount(position, errors, size))
+    expected = _cumulative(np.bincount(position, rate[label], size))
     first, last = np.triu_indices(size + 1, k=1)
     whole = (first == 0) & (last == size)
     first, last = first[~whole], last[~whole]
-    at = int(np.argmax(_likelihood_ratio(seen[last] - seen[first], expected[last] - expected[first], seen[-1])))
+    ratio = _likelihood_ratio(observed[last] - observed[first], expected[last] - expected[first], observed[-1])
+    at = int(np.argmax(ratio))
     inside = (position >= first[at]) & (position < last[at])
     return Scan(
         size=size,
         first=int(first[at]),
         last=int(last[at]),
-        inside=float(wrong[inside].mean()),
-        outside=float(wrong[~inside].mean()),
-        p=min(1.0, len(first) * exact_p(wrong, label, inside)),
+        inside=float(errors[inside].mean()),
+        outside=float(errors[~inside].mean()),
+        p=min(1.0, len(first) * exact_p(errors, label, inside)),
     )
 
 
-def _from_zero(counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Cumulative sums, with the empty one first."""
+def _cumulative(counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Cumulative sums, starting with zero."""
     return np.concatenate([[0.0], np.cumsum(counts)])
 
 
 def _likelihood_ratio(
-    seen: npt.NDArray[np.float64], expected: npt.NDArray[np.float64], total: float
+    observed: npt.NDArray[np.float64], expected: npt.NDArray[np.float64], total: float
 ) -> npt.NDArray[np.float64]:
-    """Log likelihood ratio of `seen` errors where `expected` were, of `total` (Kulldorff 1997, Poisson)."""
+    """Log likelihood ratio of `observed` errors out of `total` against `expected` ones (Kulldorff 1997, Poisson)."""
     from scipy.special import rel_entr
 
-    return rel_entr(seen, expected) + rel_entr((total - seen).clip(0), (total - expected).clip(0))
+    return rel_entr(observed, expected) + rel_entr((total - observed).clip(0), (total - expected).clip(0))
 
 
-def exact_p(wrong: npt.NDArray[np.bool_], label: npt.NDArray[np.int64], inside: npt.NDArray[np.bool_]) -> float:
-    """Two-sided p of the errors inside a set, where each class's errors fall on its examples at random.
+def exact_p(errors: Flags, label: npt.NDArray[np.int64], inside: Flags) -> float:
+    """Two-sided p-value of the errors inside a set, if the errors of each class are on random examples of it.
 
     Fisher's exact test, stratified by class: a sum of hypergeometric numbers, by convolution.
     """
     from scipy.stats import hypergeom
 
-    chance = np.ones(1)  # of 0, 1, 2 ... errors inside
-    for one in np.unique(label[wrong]):
-        of = label == one
-        k = int((wrong & of).sum())
-        chance = np.convolve(chance, hypergeom.pmf(np.arange(k + 1), of.sum(), k, (inside & of).sum()))
-    seen = int((wrong & inside).sum())
-    return float(min(1.0, 2 * min(chance[: seen + 1].sum(), chance[seen:].sum())))
+    probability = np.ones(1)  # of 0, 1, 2 ... errors inside
+    for one in np.unique(label[errors]):
+        of_class = label == one
+        k = int((errors & of_class).sum())
+        pmf = hypergeom.pmf(np.arange(k + 1), of_class.sum(), k, (inside & of_class).sum())
+        probability = np.convolve(probability, pmf)
+    observed = int((errors & inside).sum())
+    return float(min(1.0, 2 * min(probability[: observed + 1].sum(), probability[observed:].sum())))

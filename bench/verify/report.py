@@ -1,50 +1,73 @@
-"""A report of findings: how it is put together where a check may fail, and shown."""
+"""The findings of a verification: how they are collected when a check may fail, and how they are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 from tabulate import tabulate
 
 from bench.core import registry
 from bench.core.errors import CheckError, UserError
-from bench.verify.checks import Finding, Outcome
 
 T = TypeVar("T")
+Outcome = Literal["passed", "failed", "warning", "not checkable"]
 
 
-def as_table(report: Sequence[Finding]) -> str:
-    """One line for each finding."""
-    return tabulate(
-        [(each.outcome, each.name, each.evidence) for each in report], tablefmt="plain", disable_numparse=True
-    )
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check, with one line of evidence.
+
+    warning: nothing contradicts the record, but a person should look. not checkable: something that the check needs
+    is missing.
+    """
+
+    name: str
+    outcome: Outcome
+    evidence: str
 
 
-def need(thing: T | None, what: str) -> T:
-    if thing is None:
+def findings_table(report: Sequence[Finding]) -> str:
+    """One line per finding."""
+    rows = [(finding.outcome, finding.name, finding.evidence) for finding in report]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
+def finding_of(examples: list[int], name: str, problem: str, evidence: str) -> Finding:
+    """Failed if there are examples with the problem; else passed, with the evidence."""
+    if examples:
+        return Finding(name, "failed", f"{len(examples)} {problem}, the first at test example {min(examples)}")
+    return Finding(name, "passed", evidence)
+
+
+def require(value: T | None, what: str) -> T:
+    """The value; UserError if it could not be read."""
+    if value is None:
         raise UserError(f"without the {what}")
-    return thing
+    return value
 
 
-def load(report: list[Finding], what: str, read: Callable[[], T], otherwise: Outcome = "not checkable") -> T | None:
-    """What `read` returns; None, and a finding, where it fails."""
+def read_or_report(
+    report: list[Finding], what: str, read: Callable[[], T], otherwise: Outcome = "not checkable"
+) -> T | None:
+    """What `read` returns; None, and a finding, if it fails."""
     try:
         return read()
     except UserError as error:
         report.append(Finding(what, otherwise, str(error)))
-    except Exception as error:  # a file, a plugin and a model may be anybody's
+    except Exception as error:  # the file, plugin or model may come from anywhere
         report.append(Finding(what, "failed", _line(error)))
     return None
 
 
-def check(report: list[Finding], names: Sequence[str], find: Callable[[], list[Finding]]) -> None:
-    """The findings of a check; where it cannot be made, one for each of its names that says so."""
+def add_findings(report: list[Finding], names: Sequence[str], check: Callable[[], list[Finding]]) -> None:
+    """Add the findings of a check; if it raises, one finding for each of its names."""
     try:
-        report += find()
+        report += check()
     except UserError as error:
         report += [Finding(name, "not checkable", str(error)) for name in names]
-    except Exception as error:  # a file, a plugin and a model may be anybody's
+    except Exception as error:  # the file, plugin or model may come from anywhere
         report += [Finding(name, "failed", _line(error)) for name in names]
 
 

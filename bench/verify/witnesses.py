@@ -1,30 +1,27 @@
-"""Do a run's witnesses break what its record says? Every check is a finding of its own (bench/verify/checks.py)."""
+"""Checks that the witnesses of a run are adversarial, and agree with its table and its certificates."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
-from bench.core.example_table import Flags, Table, broken_by, threat_of
+from bench.core.errors import CheckError
+from bench.core.example_table import Flags, Table, Threat, broken_by, certified, threat_of
 from bench.core.records import Record
-from bench.core.threat import ThreatModel, checked_norm
+from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.verify.checks import (
-    NEAR_TIE,
-    Finding,
-    Witnesses,
-    all_but,
-    batches,
-    broken_by_threat,
-    lag_of,
-    logits_of,
-)
+from bench.evaluate.context import EvalContext
+from bench.evaluate.invariants import certified_radius, check_certificates
+from bench.verify.report import Finding, finding_of
+from bench.verify.table_checks import NEAR_TIE, logits_of, relative_gap
+
+Witnesses = dict[str, npt.NDArray[Any]]
 
 WITNESS_CHECKS = (
     "a witness for each broken",
@@ -32,120 +29,139 @@ WITNESS_CHECKS = (
     "witnesses in the box",
     "witnesses misclassified",
 )
+CERTIFICATES = "certificates and witnesses"
+CHUNK = 1024  # witnesses at a time
 
 
-def check_witnesses(
-    model: nn.Module, test: Split, table: Table, record: Record, witnesses: Witnesses, batch_size: int
-) -> list[Finding]:
-    """Is there one adversarial example for each example that fell, allowed, and wrong by a fresh forward pass?
+def check_witnesses(context: EvalContext, table: Table, record: Record, witnesses: Witnesses) -> list[Finding]:
+    """There is one witness for each broken example, within the threat model, and a fresh forward pass misclassifies it.
 
-    Distances are in float64; the tolerance is the threat model's.
+    Distances are in float64, with the tolerance of the threat model.
     """
-    problem = _malformed(witnesses, table, test.image_shape)
+    problem = _malformed(witnesses, table, context.test.image_shape)
     if problem:
         return [Finding(name, "failed", problem) for name in WITNESS_CHECKS]
     complete = _check_completeness(record, table, witnesses)
-    if not len(witnesses["index"]):
-        return [complete, *(Finding(name, "passed", "there are none") for name in WITNESS_CHECKS[1:])]
     index, points = witnesses["index"], witnesses["x_adv"]
-    claims = _by_threat(record, witnesses)
-    judged = [judge(model, test, threat, index[of], points[of], batch_size) for threat, of in claims]
-    far = [i for each in judged for i in each.index[each.far].tolist()]
-    out_of_box = [i for each in judged for i in each.index[each.out_of_box].tolist()]
-    right = [i for each in judged for i in each.index[each.right].tolist()]
-    ties = sum(int(each.tie.sum()) for each in judged)
-    farthest = max(float(each.distance.max()) for each in judged)
+    if not len(index):
+        return [complete, *(Finding(name, "passed", "there are none") for name in WITNESS_CHECKS[1:])]
+    checked = [
+        check_points(replace(context, threat=threat), index[rows], points[rows])
+        for threat, rows in _by_threat(record, witnesses)
+    ]
+    too_far, out_of_box, correct = (
+        [i for each in checked for i in each.index[getattr(each, problem)].tolist()]
+        for problem in ("too_far", "out_of_box", "correct")
+    )
+    ties = sum(int(each.near_tie.sum()) for each in checked)
+    farthest = max(float(each.distance.max()) for each in checked)
+    within_box = f"pixels from {points.min():g} to {points.max():g}"
     return [
         complete,
-        all_but(far, WITNESS_CHECKS[1], "lie outside", f"the farthest is at {farthest:.7f} eps"),
-        all_but(out_of_box, WITNESS_CHECKS[2], "leave [0, 1]", f"pixels from {points.min():g} to {points.max():g}"),
-        Finding(WITNESS_CHECKS[3], "warning", f"{ties} are near ties that the model now gets right")
-        if ties and not right
-        else all_but(right, WITNESS_CHECKS[3], "are classified right", f"all {len(index)} are"),
+        finding_of(too_far, WITNESS_CHECKS[1], "are outside", f"the farthest is at {farthest:.7f} eps"),
+        finding_of(out_of_box, WITNESS_CHECKS[2], "leave [0, 1]", within_box),
+        Finding(WITNESS_CHECKS[3], "warning", f"{ties} are near ties that the model now classifies correctly")
+        if ties and not correct
+        else finding_of(correct, WITNESS_CHECKS[3], "are classified correctly", f"all {len(index)} are"),
     ]
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Of each of some points (m,): its test example, its distance in units of eps, and why it breaks nothing."""
+class PointChecks:
+    """For each of some points (m,): its test example, its distance in units of eps, and why it is not adversarial."""
 
     index: npt.NDArray[np.int64]
     distance: npt.NDArray[np.float64]
-    far: Flags  # beyond eps
+    too_far: Flags
     out_of_box: Flags
-    right: Flags  # classified right, or not at all
-    tie: Flags  # classified right, by so little that another machine may not
+    correct: Flags  # classified correctly, or not at all
+    near_tie: Flags  # classified correctly, by so little that another machine may differ
 
     @property
-    def breaks(self) -> Flags:
-        """Which points are adversarial examples without any doubt."""
-        return ~(self.far | self.out_of_box | self.right | self.tie)
+    def adversarial(self) -> Flags:
+        """Which points are adversarial examples on any machine."""
+        return ~(self.too_far | self.out_of_box | self.correct | self.near_tie)
 
 
-def judge(
-    model: nn.Module,
-    test: Split,
-    threat: ThreatModel,
-    index: npt.NDArray[np.int64],
-    x_adv: npt.NDArray[np.float32],
-    batch_size: int,
-) -> Judgement:
-    """Is each of at least one x_adv (m,C,H,W) within `threat` of test example `index` (m,), and wrong when shown?"""
-    where = test.y.device
-    parts = []
-    for rows in batches(len(index), batch_size):
-        batch, points = test.take(torch.from_numpy(index[rows]).to(where)), torch.from_numpy(x_adv[rows]).to(where)
-        logits = logits_of(model, points)
+def check_points(context: EvalContext, index: npt.NDArray[np.int64], x_adv: npt.NDArray[np.float32]) -> PointChecks:
+    """Check x_adv (m,C,H,W), m >= 1, against the threat model around test examples `index` (m,), and the model."""
+    device, threat = context.test.y.device, context.threat
+    chunks = []
+    for start in range(0, len(index), context.batch_size):
+        rows = slice(start, start + context.batch_size)
+        batch = context.test.take(torch.from_numpy(index[rows]).to(device))
+        points = torch.from_numpy(x_adv[rows]).to(device)
+        logits = logits_of(context.model, points)
         correct = (logits.argmax(dim=1) == batch.y) | ~logits.isfinite().all(dim=1)
         other = logits.scatter(1, batch.y[:, None], -torch.inf).argmax(dim=1)
-        tie = correct & (lag_of(logits, other) <= NEAR_TIE)
-        far = ~replace(threat, box=None).contains(points, batch.x)
+        near_tie = correct & (relative_gap(logits, other) <= NEAR_TIE)
+        too_far = ~replace(threat, box=None).contains(points, batch.x)
         out_of_box = ~((points >= 0) & (points <= 1)).flatten(1).all(dim=1)
-        columns = (threat.distance(points, batch.x) / threat.eps, far, out_of_box, correct & ~tie, tie)
-        parts.append([column.cpu().numpy() for column in columns])
-    return Judgement(index, *(np.concatenate(column) for column in zip(*parts, strict=True)))
+        columns = (threat.distance(points, batch.x) / threat.eps, too_far, out_of_box, correct & ~near_tie, near_tie)
+        chunks.append([column.cpu().numpy() for column in columns])
+    return PointChecks(index, *(np.concatenate(column) for column in zip(*chunks, strict=True)))
+
+
+def check_contradictions(test: Split, table: Table, witnesses: Witnesses, record: Record) -> Finding:
+    """No certified example is broken, and no witness is within a certified radius."""
+    try:
+        check_certificates(table)
+    except CheckError as error:
+        return Finding(CERTIFICATES, "failed", str(error))
+    threat = ThreatModel.from_record(record.threat)
+    radius = torch.from_numpy(certified_radius(table, threat)).to(test.y.device)
+    index = torch.from_numpy(witnesses["index"]).to(test.y.device)
+    for start in range(0, len(index), CHUNK):
+        rows = slice(start, start + CHUNK)
+        points = torch.from_numpy(witnesses["x_adv"][rows]).to(test.y.device)
+        inside = threat.distance(points, test.take(index[rows]).x) <= radius[index[rows]]
+        if inside.any():
+            example = int(index[rows][inside][0])
+            return Finding(CERTIFICATES, "failed", f"test example {example} has a witness inside its certified radius")
+    return Finding(CERTIFICATES, "passed", f"{int(certified(table).sum())} certified, none of them broken")
 
 
 def _malformed(witnesses: Witnesses, table: Table, shape: tuple[int, int, int]) -> str | None:
-    """What keeps the arrays from being witnesses of this table; None where nothing does."""
+    """Why the arrays are not witnesses of this table; None if they are."""
     missing = {"index", "x_adv", "attack"} - set(witnesses)
     if missing:
         return f"the file of witnesses has no array '{min(missing)}'"
     index, x_adv, attack = witnesses["index"], witnesses["x_adv"], witnesses["attack"]
     n = index.size
     if index.dtype != np.int64 or x_adv.dtype != np.float32 or attack.dtype.kind != "U":
-        return f"index, x_adv and attack are {index.dtype}, {x_adv.dtype}, {attack.dtype}; not int64, float32 and text"
+        return f"index, x_adv, attack are {index.dtype}, {x_adv.dtype}, {attack.dtype}; not int64, float32, strings"
     if index.shape != (n,) or attack.shape != (n,) or (n and x_adv.shape != (n, *shape)):
         return f"index {index.shape}, x_adv {x_adv.shape} and attack {attack.shape} do not fit images {shape}"
-    strange = set(attack.tolist()) - set(broken_by(table))
-    if strange:
-        return f"there are witnesses of '{min(strange)}', which is no attack of the table"
+    unknown = set(attack.tolist()) - set(broken_by(table))
+    if unknown:
+        return f"there are witnesses of '{min(unknown)}', which is not an attack of the table"
     if n and not (index.min() >= 0 and index.max() < len(table["index"])):
         return "there are witnesses of examples that the table does not have"
     return None
 
 
 def _by_threat(record: Record, witnesses: Witnesses) -> Iterator[tuple[ThreatModel, Flags]]:
-    """Each threat model that witnesses are of, and which are."""
+    """Each threat model of the witnesses, and which witnesses are under it."""
     claims = [threat_of(spec, record.threat) for spec in witnesses["attack"].tolist()]
     for claim in dict.fromkeys(claims):
-        yield ThreatModel(checked_norm(claim.norm), claim.eps), np.array([other == claim for other in claims])
+        yield ThreatModel.from_record(claim), np.array([other == claim for other in claims])
 
 
 def _check_completeness(record: Record, table: Table, witnesses: Witnesses) -> Finding:
-    """One witness for each (example, threat model) that the table calls broken, of an attack that broke it."""
-    name = WITNESS_CHECKS[0]
-    wanted = {(i, threat) for threat, index in broken_by_threat(record, table).items() for i in index.tolist()}
+    """One witness for each (example, threat model) that the table calls broken, from an attack that broke it."""
+    name, broken = WITNESS_CHECKS[0], broken_by(table)
+    needed: set[tuple[int, Threat]] = set()
+    for source, column in broken.items():
+        needed |= {(i, threat_of(source, record.threat)) for i in np.flatnonzero(column).tolist()}
     pairs = list(zip(witnesses["index"].tolist(), witnesses["attack"].tolist(), strict=True))
-    found = [(i, threat_of(spec, record.threat)) for i, spec in pairs]
-    fell = broken_by(table)
-    survived = {i for i, maker in pairs if table["clean"][i] and not fell[maker][i]}
-    for examples, what in (
-        ({i for i, _ in wanted - set(found)}, "fell without a witness"),
-        ({i for i, _ in set(found) - wanted}, "have a witness but are robust, or wrong already"),
-        ({i for (i, _), times in Counter(found).items() if times > 1}, "have several witnesses"),
-        (survived, "have a witness of an attack that they survived"),
+    given = [(i, threat_of(source, record.threat)) for i, source in pairs]
+    survived = {i for i, source in pairs if table["clean"][i] and not broken[source][i]}
+    for examples, problem in (
+        ({i for i, _ in needed - set(given)}, "are broken without a witness"),
+        ({i for i, _ in set(given) - needed}, "have a witness but are robust, or clean errors"),
+        ({i for (i, _), times in Counter(given).items() if times > 1}, "have several witnesses"),
+        (survived, "survived the attack of their witness"),
     ):
         if examples:
-            return Finding(name, "failed", f"{len(examples)} examples {what}, the first is {min(examples)}")
-    return Finding(name, "passed", f"{len(found)} broken, {len(found)} witnesses")
+            return Finding(name, "failed", f"{len(examples)} examples {problem}, the first is {min(examples)}")
+    return Finding(name, "passed", f"{len(given)} broken, {len(given)} witnesses")

@@ -24,7 +24,7 @@ from bench.publish.static_checks import check_submission
 from bench.publish.submit import submit
 from bench.publish.untrusted_files import MIB
 from bench.verify.run import settings
-from leaderboard.store import add_run, read_entries
+from leaderboard.published_results import add_run, read_entries
 from tests.publish.forging import (
     ABOUT,
     change_arrays,
@@ -517,7 +517,7 @@ def test_a_verdict_that_comes_out_unreliable_now_is_refused(world, monkeypatch):
     def judge(*args, **options):
         return Sanity("unreliable", ["no gradient"])
 
-    monkeypatch.setattr("bench.publish.submit.judge", judge)
+    monkeypatch.setattr("bench.publish.submit.form_verdict", judge)
     assert "no gradient" in refused(world)
 
 

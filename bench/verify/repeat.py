@@ -1,0 +1,114 @@
+"""Attack, and certify, a random sample of the examples of a finished evaluation again."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench.core import seeds
+from bench.core.clopper_pearson import upper_bound
+from bench.core.contracts import Attack, Certifier, frozen
+from bench.core.example_table import BRACKET, Flags, Table, accuracy, certificates, certified, own_specs, survivors
+from bench.evaluate.cascade import limit_seconds
+from bench.evaluate.clean import predict
+from bench.evaluate.context import EvalContext
+from bench.verify.report import Finding, Outcome
+
+TOLERATED = 0.05  # share of the examples claimed robust that a stronger attack may break
+RADIUS_ROUNDING = 0.01  # share of a radius: on another machine, rounding may shorten the search for it
+TIME_LIMITED_SAMPLE = 4  # examples for a certifier with a time limit per example
+TIME_LIMIT = 30.0  # seconds for each of them
+
+
+def attack_again(context: EvalContext, table: Table, attack: Attack, sample: int) -> Finding:
+    """Attack a random sample of the examples that are claimed robust, under the record's threat model.
+
+    Examples that a stronger attack breaks are a warning. It is a failure if the 95 % Clopper-Pearson interval of their
+    share lies above TOLERATED, because the claim was no honest bound, or if one of them was certified.
+    """
+    name = "attacked again"
+    certified_rows = certified(table)
+    attacked = bool(own_specs(table)) or "status" in table
+    if not attacked and not certified_rows.any():
+        return Finding(name, "not checkable", "no attack ran under the record's threat model, so nothing is claimed")
+    claimed = np.flatnonzero(survivors(table) if attacked else certified_rows)
+    if not len(claimed):
+        return Finding(name, "passed", "no example is claimed robust")
+    chosen = _sample(claimed, sample, context.seed)
+    n, results = len(chosen), []
+    for number, rows in enumerate(torch.from_numpy(chosen).to(context.test.y.device).split(context.batch_size)):
+        batch = context.test.take(rows)
+        generator = seeds.generator(batch.x.device, context.seed, "verify", number)
+        x_adv = attack(context.model, batch, context.threat, generator=generator)
+        with frozen(context.model):
+            misclassified = predict(context.model, x_adv) != batch.y
+        results.append((misclassified & context.threat.contains(x_adv, batch.x)).cpu().numpy())
+    broken = np.concatenate(results)
+    refuted = chosen[broken & certified_rows[chosen]]
+    if len(refuted):
+        evidence = f"{len(refuted)} certified examples are broken, the first is test example {refuted[0]}"
+        return Finding(name, "failed", evidence)
+    share = f"{float(upper_bound(broken.sum(), n, 0.05)):.1%}"
+    evidence = f"{broken.sum()} of {n} broken, so at most {share} (95 %) of all {len(claimed)} claimed robust"
+    low = accuracy(broken).ci95[0]
+    outcome: Outcome = "failed" if low > TOLERATED else "warning" if broken.any() else "passed"
+    return Finding(name, outcome, f"{evidence}; the first is {chosen[broken][0]}" if broken.any() else evidence)
+
+
+def certified_by(table: Table, eps: float) -> dict[str, tuple[Flags, npt.NDArray[np.float32]]]:
+    """Spec of each certifier of the model itself -> the examples that it certified, and the radius that it claims."""
+    claims = {
+        spec: (column, table[f"radius/{spec}"]) for spec, column in certificates(table).items() if spec != BRACKET
+    }
+    if "status" in table:
+        by_bracket = table["status"] == "certified"
+        for stage in dict.fromkeys(table["decided_by"][by_bracket].tolist()):
+            column = (table["decided_by"] == stage) & by_bracket
+            claims.setdefault(stage, (column, np.float32(eps) * column))
+    return claims
+
+
+def certify_again(context: EvalContext, table: Table, spec: str, certifier: Certifier, sample: int) -> Finding:
+    """Certify a random sample of the examples that this certifier certified, by the record.
+
+    It is a failure if one is not certified again, or with a smaller radius. It is a warning if its margin is positive
+    but within the rounding error that a certificate must exceed, or if the certifier has a time limit.
+    """
+    name = f"certified again by {spec}"
+    column, radius = certified_by(table, float(context.threat.eps))[spec]
+    claimed = np.flatnonzero(column | (radius > 0))
+    if not len(claimed):
+        return Finding(name, "passed", "it certified nothing")
+    has_limit = hasattr(certifier, "seconds")
+    chosen = _sample(claimed, min(sample, TIME_LIMITED_SAMPLE) if has_limit else sample, context.seed)
+    certifier = limit_seconds(certifier, TIME_LIMIT)
+    lost: list[int] = []
+    uncertain: list[int] = []
+    for number, rows in enumerate(torch.from_numpy(chosen).to(context.test.y.device).split(context.batch_size)):
+        batch = context.test.take(rows)
+        generator = seeds.generator(batch.x.device, context.seed, "verify", number)
+        again = certifier(context.model, batch, context.threat, generator=generator)
+        index = rows.cpu().numpy()
+        short = again.radius.double().cpu() < torch.from_numpy(radius[index]).double() * (1 - RADIUS_ROUNDING)
+        gone = torch.from_numpy(column[index]) & ~again.certified.cpu()
+        positive = torch.zeros_like(gone) if again.margins is None else (again.margins.amin(dim=1) > 0).cpu()
+        excused = gone & positive | has_limit
+        if again.broken is not None:
+            excused &= ~again.broken.cpu()
+        lost += index[((gone | short) & ~excused).numpy()].tolist()
+        uncertain += index[((gone | short) & excused).numpy()].tolist()
+    of_sample = f"of {len(chosen)}"
+    if lost:
+        evidence = f"seed {context.seed}: {len(lost)} {of_sample} are not, the first is test example {lost[0]}"
+        return Finding(name, "failed", evidence)
+    if uncertain:
+        reason = "ran out of time" if has_limit else "are within the rounding error"
+        evidence = f"seed {context.seed}: {len(uncertain)} {of_sample} {reason}, the first is {uncertain[0]}"
+        return Finding(name, "warning", evidence)
+    return Finding(name, "passed", f"seed {context.seed}: all {len(chosen)} of the sample, of {len(claimed)}")
+
+
+def _sample(claimed: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:
+    """At most `size` of the examples, drawn by the seed, in ascending order."""
+    return np.sort(np.random.default_rng(seed).choice(claimed, min(size, len(claimed)), replace=False))
