@@ -11,7 +11,7 @@ from bench.commands.options import add_machine
 from bench.core.errors import UserError
 
 if TYPE_CHECKING:
-    from leaderboard.store import About
+    from leaderboard.published_results import About
 
 
 def add(commands: Any) -> None:
@@ -50,10 +50,10 @@ def act_submit(args: argparse.Namespace) -> None:
         raise UserError("a contest is checked from its addresses; give both --check and --fetch, or none of them")
     if args.contest is not None and not args.check and (args.weights is None or args.by is None):
         raise UserError("a contest needs --weights FILE, those of the entry, and --by NAME")
-    from bench.publish.contest import contest, recheck_contest
-    from bench.publish.submit import submit
+    from bench.publish.contest import contest_run, recheck_contest
+    from bench.publish.submit import Submission, submit_runs
     from bench.verify.run import settings
-    from leaderboard.store import results_folder
+    from leaderboard.published_results import results_folder
 
     results = args.results or results_folder()
     chosen = settings(
@@ -61,16 +61,16 @@ def act_submit(args: argparse.Namespace) -> None:
         data_dir=args.data_dir, plugins=args.trust_code,
     )  # fmt: skip
     if args.contest is None:
-        submit(
-            args.run, entry=args.entry, about=about, results=results, settings=chosen, check_only=args.check,
-            fetch=args.fetch, artifacts=args.artifacts,
-        )  # fmt: skip
+        submission = Submission(
+            run=args.run, entry=args.entry, results=results, about=about, artifacts_url=args.artifacts
+        )
+        submit_runs(submission, chosen, check_only=args.check, fetch=args.fetch)
     elif args.check:
         recheck_contest(results, args.contest, args.run, settings=chosen)
     else:
-        contest(
+        contest_run(
             results, args.contest, args.run, weights=args.weights, by=args.by, settings=chosen, url=args.artifacts
-        )  # fmt: skip
+        )
 
 
 def _about(args: argparse.Namespace) -> About | None:
@@ -80,7 +80,7 @@ def _about(args: argparse.Namespace) -> About | None:
     for option in ("title", "paper", "licence"):
         if getattr(args, option) is None:
             raise UserError(f"an entry names its title, paper and licence; --{option} is missing")
-    from leaderboard.store import About
+    from leaderboard.published_results import About
 
     return About(
         title=args.title, paper=args.paper, licence=args.licence, authors=args.authors, url=args.url,

@@ -1,4 +1,9 @@
-"""`bench submit --contest`: adversarial examples lower a published accuracy, where they hold up."""
+"""`bench submit --contest`: adversarial examples lower a published accuracy if they pass every check.
+
+Not trusted: the witnesses, the weights, and the file of a contest that somebody else wrote. They are checked as in
+bench/publish/submit.py; the weights must have the hash of the published record. Trusted: the published record and its
+table, this package and its data sets.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from tabulate import tabulate
 
 from bench.core import files
 from bench.core.errors import CheckError, UserError
@@ -20,146 +24,140 @@ from bench.publish.fetch_artifacts import OpenUrl, download, open_https
 from bench.publish.static_checks import (
     ARTIFACTS,
     WEIGHTS,
-    check_by,
+    check_author,
     check_url,
-    check_weights,
-    check_witnesses,
+    check_weights_file,
+    check_witness_file,
     read_submitted_contest,
 )
 from bench.publish.submit import check_code, check_size, pull_request
-from bench.publish.untrusted_files import one_plain_line, plain
+from bench.publish.untrusted_files import errors_as_one_line, printable
 from bench.verify.run import Settings, load_data, load_model, make_context
 from bench.verify.witnesses import check_points
 from leaderboard.published_results import Contest, EvaluatedRun, add_contest, check_name, read_evaluated_run
+from leaderboard.render import render
 
-HOLDS = "robust by the record, and fall"
+BROKEN = "robust in the record, now broken"
 
 
 @dataclass(frozen=True)
-class Contested:
-    """What became of a contest's witnesses: their examples by outcome, and the certified among those that fell."""
+class ContestResult:
+    """The test examples of a contest's witnesses by outcome, and those newly broken that the record certified."""
 
     outcomes: dict[str, list[int]]
     refuted: list[int]
 
     @property
     def broken(self) -> list[int]:
-        return self.outcomes[HOLDS]
+        return self.outcomes[BROKEN]
 
     def __str__(self) -> str:
-        rows = [(len(found), what, _few(found)) for what, found in self.outcomes.items() if found]
-        return tabulate(rows, tablefmt="plain", disable_numparse=True)
+        rows = [(len(rows), what, _first_few(rows)) for what, rows in self.outcomes.items() if rows]
+        return render([], rows, "plain")
 
 
-def _few(examples: Sequence[int]) -> str:
+def _first_few(examples: Sequence[int]) -> str:
     return f"test examples {', '.join(map(str, examples[:8]))}{', ...' if len(examples) > 8 else ''}"
 
 
-def contest(
-    results: Path,
-    entry: str,
-    witnesses: Path,
-    *,
-    weights: Path,
-    by: str,
-    settings: Settings,
-    url: str | None = None,
+def contest_run(
+    results: Path, run: str, witnesses: Path, *, weights: Path, by: str, settings: Settings, url: str | None = None
 ) -> None:
     """Lower a published run, SUITE/ENTRY/SEED, by adversarial examples that its own evaluation did not find.
 
     witnesses: an .npz with `index` (m,) int64, the test examples, and `x_adv` (m,C,H,W) float32 in [0, 1]. weights: the
-    file that the record names. url: the https address where the witnesses will lie for everybody. What holds is
-    recorded; CheckError where nothing does, and where a certified example fell, which refutes its certificate.
+    file whose hash the record names. url: the https address at which the witnesses will be public. Newly broken
+    examples are recorded. CheckError if there are none, or if one of them was certified: its certificate is refuted.
     """
-    suite, name, seed, run = _published(results, entry)
-    check_by(by)
+    suite, entry, seed, published = _read_published(results, run)
+    check_author(by)
     if url is not None:
         check_url(url)
-    found = _judge_contest(run, witnesses, weights, settings)
-    print(f"{found}\n")
-    if not found.broken:
-        raise CheckError(f"refused: of {witnesses.name} no witness breaks an example that {entry} counts as robust")
+    result = _check_contest(published, witnesses, weights, settings)
+    print(f"{result}\n")
+    if not result.broken:
+        raise CheckError(f"refused: no witness in {witnesses.name} breaks an example that {run} counts as robust")
     file = Artifact(sha256=files.sha256(witnesses), bytes=witnesses.stat().st_size, url=url)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    path = add_contest(results, suite, name, seed, Contest(by=by, broken=found.broken, witnesses=file, finished=now))
-    before = float(run.robust.mean())
-    after = before - len(found.broken) / len(run.robust)
-    print(f"{entry}: {before:.2%} robust before, {after:.2%} now, by {path}\n\n{pull_request(path.parents[2])}")
+    contest = Contest(by=by, broken=result.broken, witnesses=file, finished=now)
+    path = add_contest(results, suite, entry, seed, contest)
+    before = float(published.robust.mean())
+    after = before - len(result.broken) / len(published.robust)
+    print(f"{run}: {before:.2%} robust before, {after:.2%} now, by {path}\n\n{pull_request(path.parents[2])}")
     if url is None:
-        print("\nNobody else can check it: publish the witnesses, and say where with --artifacts.")
-    _alarm(entry, found)
+        print("\nNobody else can check it: publish the witnesses, and name their address with --artifacts.")
+    _raise_if_refuted(run, result)
 
 
-def recheck_contest(
-    results: Path, entry: str, file: Path, *, settings: Settings, open_url: OpenUrl = open_https
-) -> None:
-    """Judge a contest that somebody else wrote, from the addresses of its witnesses and of the run's weights.
+def recheck_contest(results: Path, run: str, file: Path, *, settings: Settings, open_url: OpenUrl = open_https) -> None:
+    """Check a contest that somebody else wrote, from the addresses of its witnesses and of the run's weights.
 
-    CheckError where its witnesses do not break exactly the examples that it says.
+    CheckError if its witnesses do not break exactly the examples that it lists.
     """
-    *_, run = _published(results, entry)
+    *_, published = _read_published(results, run)
     claimed = read_submitted_contest(file)
     with TemporaryDirectory(prefix="bench-contest-") as name:
         weights, witnesses = Path(name) / WEIGHTS, Path(name) / ARTIFACTS["witnesses"]
-        download(run.record.artifacts["weights"], weights, open_url)
+        download(published.record.artifacts["weights"], weights, open_url)
         download(claimed.witnesses, witnesses, open_url)
-        found = _judge_contest(run, witnesses, weights, settings)
-    print(f"{found}\n")
-    if found.broken != claimed.broken:
-        raise CheckError(f"refused: {file.name} counts {len(claimed.broken)} broken, its witnesses {len(found.broken)}")
-    _alarm(entry, found)
+        result = _check_contest(published, witnesses, weights, settings)
+    print(f"{result}\n")
+    if result.broken != claimed.broken:
+        counts = f"{len(claimed.broken)} broken examples, its witnesses break {len(result.broken)}"
+        raise CheckError(f"refused: {file.name} lists {counts}")
+    _raise_if_refuted(run, result)
 
 
-def _alarm(entry: str, found: Contested) -> None:
-    if found.refuted:
-        raise CheckError(f"CERTIFICATE REFUTED: {entry} certified {_few(found.refuted)}, which fall; see the contest")
+def _raise_if_refuted(run: str, result: ContestResult) -> None:
+    if result.refuted:
+        raise CheckError(f"CERTIFICATE REFUTED: {run} certified {_first_few(result.refuted)}; see the contest")
 
 
-def _published(results: Path, entry: str) -> tuple[str, str, int, EvaluatedRun]:
-    match entry.split("/"):
-        case [suite, name, seed] if seed.isascii() and seed.isdecimal() and len(seed) < 11:
-            folder = results / check_name(suite, "suite") / check_name(name, "entry") / str(int(seed))
+def _read_published(results: Path, run: str) -> tuple[str, str, int, EvaluatedRun]:
+    match run.split("/"):
+        case [suite, entry, seed] if seed.isascii() and seed.isdecimal() and len(seed) < 11:
+            folder = results / check_name(suite, "suite") / check_name(entry, "entry") / str(int(seed))
             if not folder.is_dir():
-                raise UserError(f"{entry} is not in {results}; `bench leaderboard` shows what is")
-            return suite, name, int(seed), read_evaluated_run(folder)
-    raise UserError(f"{plain(entry)!a} names no published run; write SUITE/ENTRY/SEED, as digits/pgd-at/0")
+                raise UserError(f"{run} is not in {results}; `bench leaderboard` lists the entries")
+            return suite, entry, int(seed), read_evaluated_run(folder)
+    raise UserError(f"{printable(run)!a} is not a published run; write SUITE/ENTRY/SEED, as in digits/pgd-at/0")
 
 
-def _judge_contest(run: EvaluatedRun, witnesses: Path, weights: Path, settings: Settings) -> Contested:
+def _check_contest(run: EvaluatedRun, witnesses: Path, weights: Path, settings: Settings) -> ContestResult:
     record = run.record
     check_code(record, settings)
-    with one_plain_line(witnesses.name):
-        check_weights(weights)
-        check_witnesses(witnesses)
+    with errors_as_one_line(witnesses.name):
+        check_weights_file(weights)
+        check_witness_file(witnesses)
         if files.sha256(weights) != record.artifacts["weights"].sha256:
             raise UserError(f"{weights} are not the weights of the record, {record.artifacts['weights'].sha256[:12]}")
         data = load_data(record, None, settings)
         if data.hash != record.config.get("data_hash"):
-            raise UserError(f"{data.name} here is not the data set of the record; name its folder with --data-dir")
+            raise UserError(f"{data.name} has another hash than in the record; give its folder with --data-dir")
         arrays = files.read_arrays(witnesses)
         index, x_adv = arrays["index"], arrays["x_adv"]
         if index.dtype != np.int64 or x_adv.dtype != np.float32 or index.ndim != 1 or not index.size:
             raise UserError(
-                f"'index' is {index.dtype} {index.shape}, 'x_adv' {x_adv.dtype}; not int64 (m,) and float32"
+                f"'index' is {index.dtype} {index.shape}, 'x_adv' {x_adv.dtype}; they must be int64 (m,) and float32"
             )
-        if x_adv.shape != (len(index), *data.shape):
-            raise UserError(f"'x_adv' is of {x_adv.shape}; for {len(index)} images it is {(len(index), *data.shape)}")
+        if x_adv.shape != (shape := (len(index), *data.shape)):
+            raise UserError(f"'x_adv' has the shape {x_adv.shape}; it must be {shape}")
         if index.min() < 0 or index.max() >= len(run.robust):
-            raise UserError(f"the run is of test examples 0 to {len(run.robust) - 1}; there are witnesses of others")
+            raise UserError(f"'index' has other test examples than 0 to {len(run.robust) - 1}, those of the run")
         check_size(weights, record.model, data)
         model = load_model(weights, record, data, settings)
         context = make_context(model, Split.test(data, settings.device), record, settings)
         checked = check_points(context, index, x_adv)
-    stands = run.robust[index]
+    robust = run.robust[index]
     outcomes: dict[str, Flags] = {
-        HOLDS: stands & checked.adversarial,
-        "fallen already, or wrong without any attack": ~stands,
-        "beyond eps": stands & checked.too_far,
-        "outside [0, 1]": stands & checked.out_of_box & ~checked.too_far,
-        "classified right": stands & (checked.correct | checked.near_tie) & ~checked.too_far & ~checked.out_of_box,
+        BROKEN: robust & checked.adversarial,
+        "broken already, or misclassified without an attack": ~robust,
+        "beyond eps": robust & checked.too_far,
+        "outside [0, 1]": robust & checked.out_of_box & ~checked.too_far,
+        "classified correctly": robust & (checked.correct | checked.near_tie) & ~checked.too_far & ~checked.out_of_box,
     }
-    broken = index[outcomes[HOLDS]]
-    return Contested(
-        {what: np.unique(index[of]).tolist() for what, of in outcomes.items()},
+    broken = index[outcomes[BROKEN]]
+    return ContestResult(
+        {what: np.unique(index[rows]).tolist() for what, rows in outcomes.items()},
         np.unique(broken[run.certified[broken]]).tolist(),
     )

@@ -1,4 +1,8 @@
-"""Files from the https addresses that a record names: no more bytes than it says, and with the hash that it says."""
+"""Downloads of the files that a record names by an https address.
+
+Not trusted: the address, the server and the content. Only https is opened, redirects included; a download stops after
+the number of bytes in the record, and its hash must be the record's. The file is written, never executed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from bench.core import registry
 from bench.core.errors import CheckError, UserError
 from bench.core.records import Artifact
 from bench.publish.static_checks import check_url
-from bench.publish.untrusted_files import plain
+from bench.publish.untrusted_files import printable
 
 TIMEOUT = 60.0  # seconds without a byte
 CHUNK = 2**20
@@ -21,7 +25,7 @@ OpenUrl = Callable[[str], IO[bytes]]
 
 
 def open_https(url: str) -> IO[bytes]:
-    """What an https address holds; it may redirect to https only, and nothing reads a file or another protocol."""
+    """Open an https address. Redirects may only lead to https; file:, http: and all other schemes are refused."""
     opener = request.OpenerDirector()
     for handler in (
         request.HTTPSHandler(), request.HTTPRedirectHandler(), request.HTTPErrorProcessor(),
@@ -29,12 +33,12 @@ def open_https(url: str) -> IO[bytes]:
         request.ProxyHandler({kind: proxy for kind, proxy in request.getproxies().items() if kind == "https"}),
     ):  # fmt: skip
         opener.add_handler(handler)
-    found: IO[bytes] = opener.open(url, timeout=TIMEOUT)
-    return found
+    response: IO[bytes] = opener.open(url, timeout=TIMEOUT)
+    return response
 
 
 def download(file: Artifact, path: Path, open_url: OpenUrl = open_https) -> None:
-    """Write what lies at a file's address; CheckError where it is not the file, and never more bytes than it has."""
+    """Download an artifact. CheckError if its content is not the record's; UserError if it cannot be fetched."""
     digest, left = hashlib.sha256(), file.bytes
     url = check_url(file.url or "")
     try:
@@ -44,6 +48,6 @@ def download(file: Artifact, path: Path, open_url: OpenUrl = open_https) -> None
                 digest.update(chunk)
                 out.write(chunk)
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(plain(f"{url} cannot be fetched ({registry.one_line(error)})")) from error
+        raise UserError(printable(f"{url} cannot be fetched ({registry.one_line(error)})")) from error
     if digest.hexdigest() != file.sha256:
-        raise CheckError(f"refused: what lies at {url} is not the {path.name} of the record")
+        raise CheckError(f"refused: the content of {url} is not the {path.name} of the record")

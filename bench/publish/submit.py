@@ -1,7 +1,8 @@
-"""`bench submit`: a finished run becomes a published entry, after every check.
+"""`bench submit`: a finished run becomes a published entry if it passes every check.
 
-Code of a submission is imported only where the user named its file; all else that a run names is ours. The weights
-are safetensors, the arrays hold no objects.
+Not trusted: the run's files and all that its record claims. They are checked statically first, then verified with
+model and data set; claimed-robust examples are attacked again with a random seed. Trusted: this package, its data
+sets, and code that the user names with --trust-code after reading it. No other code of a submission is imported.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,11 +36,11 @@ from bench.publish.static_checks import (
     check_about,
     check_submission,
     check_url,
-    check_weights,
-    check_witnesses,
+    check_weights_file,
+    check_witness_file,
     read_submitted_about,
 )
-from bench.publish.untrusted_files import one_plain_line, plain
+from bench.publish.untrusted_files import errors_as_one_line, printable
 from bench.sanity.verdict import form_verdict
 from bench.verify.leakage import LEAK_CHECKS
 from bench.verify.report import Finding, add_findings, findings_table, read_or_report, require
@@ -46,129 +48,140 @@ from bench.verify.run import Settings, load_data, load_model, verify
 from leaderboard.published_results import ABOUT, About, add_run, check_seeds
 
 
-def submit(
-    run: Path,
-    *,
-    entry: str,
-    about: About | None,
-    results: Path,
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A run, or a folder with all seeds of a recipe, for results/SUITE/ENTRY.
+
+    about: None reads the about.toml beside the run. artifacts_url: an https folder that will serve the files of seed S
+    under S/; None if they will not be public.
+    """
+
+    run: Path
+    entry: str
+    results: Path
+    about: About | None = None
+    artifacts_url: str | None = None
+
+
+def submit_runs(
+    submission: Submission,
     settings: Settings,
+    *,
     check_only: bool = False,
     fetch: bool = False,
-    artifacts: str | None = None,
     open_url: OpenUrl = open_https,
 ) -> None:
-    """Verify a run, or all seeds of a recipe below a folder, and publish them as results/SUITE/ENTRY: all or none.
+    """Verify the runs of a submission and publish all of them, or none.
 
-    about: what the entry says of itself; None for the about.toml of a folder that is laid out as a published entry.
-    fetch: download what a record names by an address. artifacts: the https folder where the files of seed S will lie
-    below S/. CheckError where it is refused: what the report says against it. UserError before any model is built:
-    what cannot be a submission at all.
+    fetch: download the files that a record names by an address. UserError if it is not a valid submission, before any
+    model is built; CheckError, with the findings against it, if it is refused.
     """
-    folders = find_records([run])
-    if artifacts is not None:
-        check_url(artifacts)
+    entry, results = submission.entry, submission.results
+    folders = find_records([submission.run])
+    if submission.artifacts_url is not None:
+        check_url(submission.artifacts_url)
     if not settings.sample:
         raise UserError("a submission is attacked again; give --sample at least 1")
-    about = _about(folders, about, check_only)
+    about = _about_of(submission, folders[0], required=not check_only)
     records = [check_submission(folder, results, entry) for folder in folders]
     check_seeds(records, results, entry, about)
-    _check_layout(folders, records, entry)
-    against = []
+    _check_location(folders, records, entry)
+    objections = []
     for folder, record in zip(folders, records, strict=True):
         check_code(record, settings)
-        with _complete(folder, record, fetch, open_url) as whole:
-            with one_plain_line(str(folder)):
-                check_size(whole / WEIGHTS, record.model, load_data(record, None, settings))
-            report = [*verify(whole, settings), *_of_the_board(whole, record, settings)]
-        print(f"{plain(str(folder))}\n{findings_table([_plain(finding) for finding in report])}\n")
-        against += _against(report, record)
-    if against:
-        more = f"; and {len(against) - 3} more" if len(against) > 3 else ""
-        raise CheckError(plain(f"refused: {'; '.join(against[:3])}{more}"))
+        with _complete(folder, record, fetch, open_url) as complete:
+            with errors_as_one_line(str(folder)):
+                check_size(complete / WEIGHTS, record.model, load_data(record, None, settings))
+            report = [*verify(complete, settings), *_board_findings(complete, record, settings)]
+        print(f"{printable(str(folder))}\n{findings_table([_printable_finding(finding) for finding in report])}\n")
+        objections += _objections(report, record)
+    if objections:
+        more = f"; and {len(objections) - 3} more" if len(objections) > 3 else ""
+        raise CheckError(printable(f"refused: {'; '.join(objections[:3])}{more}"))
     seeds = f"{len(folders)} seed{'s' if len(folders) > 1 else ''}"
     if check_only or about is None:
         print(f"{entry}: {seeds} would be accepted")
         return
-    _publish(results, entry, about, folders, artifacts)
+    _publish(submission, about, folders)
     print(f"{entry}: {seeds} added\n\n{pull_request(results / str(records[0].suite) / entry)}")
-    if artifacts is None and any(record.artifacts["weights"].url is None for record in records):
+    if submission.artifacts_url is None and any(record.artifacts["weights"].url is None for record in records):
         print("\nNobody else can check it: publish weights and witnesses, and name their folder with --artifacts.")
 
 
-def _about(folders: Sequence[Path], about: About | None, check_only: bool) -> About | None:
-    if about is not None:
-        check_about(about)
-        return about
-    beside = folders[0].parent / ABOUT
-    if beside.exists():
-        return read_submitted_about(beside)
-    if not check_only:
-        raise UserError("an entry says what it is: give --title, --paper and --licence")
+def _about_of(submission: Submission, folder: Path, required: bool) -> About | None:
+    if submission.about is not None:
+        check_about(submission.about)
+        return submission.about
+    path = folder.parent / ABOUT
+    if path.exists():
+        return read_submitted_about(path)
+    if required:
+        raise UserError("an entry needs a title, a paper and a licence; give --title, --paper and --licence")
     return None
 
 
-def _check_layout(folders: Sequence[Path], records: Sequence[Record], entry: str) -> None:
-    """UserError where a published run does not lie where it says that it belongs."""
+def _check_location(folders: Sequence[Path], records: Sequence[Record], entry: str) -> None:
+    """UserError if a published run is not in the folder SUITE/ENTRY/SEED of its record."""
     for folder, record in zip(folders, records, strict=True):
         place = [str(record.suite), entry, str(record.seed)]
         if record.artifacts["weights"].path is None and list(folder.resolve().parts[-3:]) != place:
-            raise UserError(f"{folder} is published as {'/'.join(place)}; it must lie in a folder of that name")
+            raise UserError(f"{folder} is published as {'/'.join(place)}; it must be in a folder of that name")
 
 
 def check_code(record: Record, settings: Settings) -> None:
-    """UserError where a run used code that the user has not named."""
+    """UserError if a run used code that the user has not named with --trust-code."""
     hashes = set(map(str, record.config.get("code") or ())) - set(settings.trusted.values())
     heads = {spec.partition(":")[0] for spec in (record.model, *record.attacks, *record.certifiers)}
     paths = {head for head in heads if head.endswith(".py") and Path(head).resolve() not in settings.trusted}
     if hashes or paths:
         missing = min(paths) if paths else f"the file with the hash {min(hashes)[:12]}"
-        raise UserError(plain(f"the run used code: {missing}; read it, then name it with --trust-code FILE"))
+        raise UserError(printable(f"the run used code: {missing}; read it, then name it with --trust-code FILE"))
 
 
 @contextmanager
 def _complete(folder: Path, record: Record, fetch: bool, open_url: OpenUrl) -> Iterator[Path]:
-    """The run's folder, or a temporary copy of it with the files that its record names by an address."""
-    elsewhere = {name: file for name, file in record.artifacts.items() if file.path is None}
-    if not elsewhere:
+    """The run's folder, or a temporary copy to which the files with an address are downloaded."""
+    remote = {name: file for name, file in record.artifacts.items() if file.path is None}
+    if not remote:
         yield folder
         return
-    for name, file in elsewhere.items():
+    for name, file in remote.items():
         if file.url is None:
-            raise UserError(f"nobody can have the {name} of {folder}: the record names neither file nor address")
+            raise UserError(f"the {name} of {folder} are missing: the record names neither a file nor an address")
     if not fetch:
-        raise UserError(f"the {' and '.join(elsewhere)} of {folder} lie elsewhere; give --fetch to download them")
+        raise UserError(f"the {' and '.join(remote)} of {folder} are not in it; give --fetch to download them")
     with TemporaryDirectory(prefix="bench-submit-") as temporary:
         copy = shutil.copytree(folder, Path(temporary) / "run")
-        for name, file in elsewhere.items():
+        for name, file in remote.items():
             download(file, copy / ARTIFACTS[name], open_url)
-        here = {name: msgspec.structs.replace(file, path=ARTIFACTS[name]) for name, file in record.artifacts.items()}
-        write_record(copy, msgspec.structs.replace(record, artifacts=here))
-        with one_plain_line(str(folder)):
-            check_weights(copy / WEIGHTS)
-            check_witnesses(copy / ARTIFACTS["witnesses"])
+        local = {name: msgspec.structs.replace(file, path=ARTIFACTS[name]) for name, file in record.artifacts.items()}
+        write_record(copy, msgspec.structs.replace(record, artifacts=local))
+        with errors_as_one_line(str(folder)):
+            check_weights_file(copy / WEIGHTS)
+            check_witness_file(copy / ARTIFACTS["witnesses"])
         yield copy
 
 
 def check_size(weights: Path, model: str, data: Arrays) -> None:
-    """UserError where the architecture has more numbers than the file has bytes: building it may fill the memory."""
-    if ".py" in model:  # code that the user trusts
+    """UserError if the architecture has more numbers than the file has bytes: building it might exhaust the memory."""
+    if ".py" in model:  # trusted code
         return
-    with torch.device("meta"):  # no memory
+    with torch.device("meta"):  # allocates no memory
         numbers = sum(tensor.numel() for tensor in build_model(model, data.shape, data.classes).state_dict().values())
     if numbers > weights.stat().st_size:
         raise UserError(f"{weights.name} is too small to hold the {numbers} numbers of {model}")
 
 
-def _of_the_board(folder: Path, record: Record, settings: Settings) -> list[Finding]:
-    """What a board asks of an entry beyond sound evidence: enough examples, and a verdict that comes out again."""
+def _board_findings(folder: Path, record: Record, settings: Settings) -> list[Finding]:
+    """What a board requires beyond `bench verify`: enough examples, the right size, a repeatable verdict."""
     report: list[Finding] = []
-    lost: list[Finding] = []  # `verify` has reported these
-    data = read_or_report(lost, "data", lambda: load_data(record, None, settings))
-    model = read_or_report(lost, "model", lambda: load_model(folder / WEIGHTS, record, require(data, "data"), settings))
+    reported: list[Finding] = []  # by `verify`, too
+    data = read_or_report(reported, "data", lambda: load_data(record, None, settings))
+    path = folder / WEIGHTS
+    model = read_or_report(reported, "model", lambda: load_model(path, record, require(data, "data"), settings))
     add_findings(report, ["examples"], lambda: [_check_examples(record, require(data, "data"))])
     add_findings(report, ["parameters"], lambda: [_check_parameters(record, require(model, "model"))])
-    again = partial(_judge_again, folder, record, settings=settings)
+    again = partial(_repeat_verdict, folder, record, settings=settings)
     add_findings(report, ["sanity"], lambda: [again(require(model, "model"), require(data, "data"))])
     return report
 
@@ -187,44 +200,44 @@ def _check_parameters(record: Record, model: nn.Module) -> Finding:
     return Finding("parameters", "passed", f"{counted}")
 
 
-def _judge_again(folder: Path, record: Record, model: nn.Module, data: Arrays, settings: Settings) -> Finding:
-    """The sanity verdict of a fresh look: no better than the record's?"""
-    n, claimed = record.n_examples, record.sanity.verdict
-    test = Split.test(data, settings.device, n)
+def _repeat_verdict(folder: Path, record: Record, model: nn.Module, data: Arrays, settings: Settings) -> Finding:
+    """The sanity verdict, formed again with the seed of the settings."""
+    test = Split.test(data, settings.device, record.n_examples)
     table = files.read_arrays(folder / ARTIFACTS["examples"])
     size = get_suite(record.suite or "").eval_batch
-    threat = ThreatModel.from_record(record.threat)
-    found = form_verdict(model.eval(), test, threat, table, seed=settings.seed, batch_size=size)
-    evidence = f"seed {settings.seed}: {'; '.join([found.verdict, *found.reasons])}"
-    if found.verdict == "unreliable":
-        return Finding("sanity", "failed", f"{evidence}: its accuracy is no bound")
-    return Finding("sanity", "warning" if found.verdict != claimed else "passed", f"{evidence}; the record: {claimed}")
+    threat, claimed = ThreatModel.from_record(record.threat), record.sanity.verdict
+    sanity = form_verdict(model.eval(), test, threat, table, seed=settings.seed, batch_size=size)
+    evidence = f"seed {settings.seed}: {'; '.join([sanity.verdict, *sanity.reasons])}"
+    if sanity.verdict == "unreliable":
+        return Finding("sanity", "failed", f"{evidence}: its accuracy is not a bound")
+    return Finding("sanity", "warning" if sanity.verdict != claimed else "passed", f"{evidence}; the record: {claimed}")
 
 
-def _against(report: Sequence[Finding], record: Record) -> list[str]:
-    """What speaks against an entry: what failed, and what cannot be checked although it must be.
+def _objections(report: Sequence[Finding], record: Record) -> list[str]:
+    """Findings that refuse a submission: failed checks, and required checks that could not be made.
 
-    A leak needs many examples to show, and a certificate of random draws need not come out again.
+    Not required: the leakage checks, which need many examples, and repeating a probabilistic certificate.
     """
-    drawn = [spec for spec, proof in record.certifiers.items() if proof.kind == "probabilistic"]
-    excused = {*LEAK_CHECKS, *(f"certified again by {spec}" for spec in drawn)}
+    probabilistic = [spec for spec, result in record.certifiers.items() if result.kind == "probabilistic"]
+    optional = {*LEAK_CHECKS, *(f"certified again by {spec}" for spec in probabilistic)}
     return [
         f"{each.name}: {each.evidence}" if each.outcome == "failed" else f"{each.name} not checkable: {each.evidence}"
         for each in report
-        if each.outcome == "failed" or (each.outcome == "not checkable" and each.name not in excused)
+        if each.outcome == "failed" or (each.outcome == "not checkable" and each.name not in optional)
     ]
 
 
-def _plain(finding: Finding) -> Finding:
-    return Finding(plain(finding.name), finding.outcome, plain(finding.evidence))
+def _printable_finding(finding: Finding) -> Finding:
+    return Finding(printable(finding.name), finding.outcome, printable(finding.evidence))
 
 
-def _publish(results: Path, entry: str, about: About, folders: Sequence[Path], url: str | None) -> None:
-    """Add all folders, or leave nothing of them behind."""
+def _publish(submission: Submission, about: About, folders: Sequence[Path]) -> None:
+    """Add all folders; if one fails, remove those already added."""
     added: list[Path] = []
     try:
         for folder in folders:
-            added.append(add_run(results, entry, about, folder, url=url))  # noqa: PERF401 (kept, should the next fail)
+            path = add_run(submission.results, submission.entry, about, folder, url=submission.artifacts_url)
+            added.append(path)
     except BaseException:
         for folder in added:
             shutil.rmtree(folder)
@@ -232,7 +245,7 @@ def _publish(results: Path, entry: str, about: About, folders: Sequence[Path], u
 
 
 def pull_request(home: Path) -> str:
-    """What to type for a pull request with what is new below `home`."""
+    """The git commands for a pull request with the new files of an entry's folder."""
     branch = f"results-{home.parent.name}-{home.name}"
     return "\n".join([
         "For a pull request:",

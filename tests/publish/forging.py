@@ -8,7 +8,7 @@ from bench.cli import main
 from bench.core.example_table import accuracy, worst_case
 from bench.core.files import read_arrays, write_arrays
 from bench.core.record_files import artifact
-from leaderboard.store import About
+from leaderboard.published_results import About
 
 ABOUT = About(title="Standard training", paper="Nobody (2026)", licence="MIT")
 FILES = {"weights": "weights.safetensors", "examples": "examples.npz", "witnesses": "witnesses.npz"}

@@ -4,8 +4,18 @@ import numpy as np
 
 from bench.core import files, record_checks, record_files
 from bench.core.example_table import Threat, accuracy, mean_radius, robustness
-from bench.core.records import SCHEMA, AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Training
-from leaderboard.store import About, add_run
+from bench.core.records import (
+    SCHEMA,
+    Artifact,
+    AttackResult,
+    Bracket,
+    BracketStage,
+    CertifierResult,
+    Record,
+    Sanity,
+    Training,
+)
+from leaderboard.published_results import About, add_run
 
 ABOUT = About(title="An entry", paper="Somebody (2026)", licence="MIT")
 CHECK = Sanity("clean", [])

@@ -11,9 +11,9 @@ from bench.core.errors import CheckError, UserError
 from bench.core.files import read_arrays, sha256, write_arrays
 from bench.core.record_files import artifact
 from bench.datasets.digits import digits
-from bench.publish.contest import contest, recheck_contest
+from bench.publish.contest import BROKEN, contest_run, recheck_contest
 from bench.verify.run import settings
-from leaderboard.store import add_run, read_run
+from leaderboard.published_results import add_run, read_evaluated_run
 from tests.publish.forging import ABOUT, change_arrays, change_record, evaluated, run_of, trained, tree
 
 SETTINGS = {"seed": 0, "threads": 1, "attack": "pgd-10"}
@@ -41,7 +41,7 @@ def world(tmp_path, weak, strong):
 
 
 def attempt(world, *, entry="digits/weak/0", by="Somebody", weights="weights.safetensors", **options):
-    contest(
+    contest_run(
         world / "results", entry, world / "witnesses.npz", weights=world / weights, by=by,
         settings=settings(**SETTINGS), **options,
     )  # fmt: skip
@@ -59,25 +59,25 @@ def refused(world, kind=(UserError, CheckError), **options):
 
 
 def robust(world):
-    return read_run(world / "results/digits/weak/0").robust
+    return read_evaluated_run(world / "results/digits/weak/0").robust
 
 
 def test_witnesses_that_hold_lower_the_entry(world, weak, strong, capsys):
     record = sha256(world / "results/digits/weak/0/record.json")
     before = robust(world)
-    stands = before & read_arrays(strong / "examples.npz")["robust/bracket-attack"]
-    assert stands.sum() < before.sum()
+    still_robust = before & read_arrays(strong / "examples.npz")["robust/bracket-attack"]
+    assert still_robust.sum() < before.sum()
     attempt(world, url="https://example.org/witnesses.npz")
-    assert np.array_equal(robust(world), stands)
+    assert np.array_equal(robust(world), still_robust)
     assert sha256(world / "results/digits/weak/0/record.json") == record
-    (found,) = read_run(world / "results/digits/weak/0").contests
-    assert found.by == "Somebody"
-    assert found.broken == np.flatnonzero(before & ~stands).tolist()
-    assert found.witnesses.sha256 == sha256(world / "witnesses.npz")
+    (contest,) = read_evaluated_run(world / "results/digits/weak/0").contests
+    assert contest.by == "Somebody"
+    assert contest.broken == np.flatnonzero(before & ~still_robust).tolist()
+    assert contest.witnesses.sha256 == sha256(world / "witnesses.npz")
     out = capsys.readouterr().out
-    assert f"{len(found.broken)}  robust by the record, and fall" in out
+    assert f"{len(contest.broken)}  {BROKEN}" in out
     assert "git add" in out
-    assert "no witness breaks" in refused(world, CheckError)  # for they are fallen already
+    assert "no witness breaks" in refused(world, CheckError)  # they are broken already
 
 
 def change(world, harm):
@@ -94,7 +94,7 @@ def clean_images(arrays):
 HARMLESS = {
     "beyond eps": lambda a: a["x_adv"].__isub__(np.where(a["x_adv"] > 0.5, 0.5, -0.5).astype(np.float32)),
     "outside [0, 1]": lambda a: clean_images(a) or a["x_adv"].__isub__(0.001),
-    "classified right": clean_images,
+    "classified correctly": clean_images,
 }
 
 
@@ -104,7 +104,7 @@ def test_witnesses_that_do_not_hold_are_counted_and_change_nothing(why, world, c
     assert "no witness breaks an example" in refused(world, CheckError)
     outcomes = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert why in outcomes
-    assert "robust by the record, and fall" not in outcomes
+    assert BROKEN not in outcomes
 
 
 def test_a_point_that_fools_the_model_from_outside_the_box_breaks_nothing(world, capsys):
@@ -119,7 +119,7 @@ def test_a_point_that_fools_the_model_from_outside_the_box_breaks_nothing(world,
 
 def test_a_contest_over_other_data_than_the_records_is_refused(world):
     change_record(world / "results/digits/weak/0", lambda record: record["config"].update(data_hash="0" * 64))
-    assert "is not the data set of the record" in refused(world, UserError)
+    assert "has another hash than in the record" in refused(world, UserError)
 
 
 def test_one_witness_that_holds_among_many_that_do_not_is_what_counts(world):
@@ -132,13 +132,13 @@ def test_one_witness_that_holds_among_many_that_do_not_is_what_counts(world):
 
 
 MALFORMED = {
-    "index of no example": (lambda a: a.update(index=a["index"] + 400), "test examples 0 to 359"),
-    "negative index": (lambda a: a.update(index=-1 - a["index"]), "test examples 0 to 359"),
-    "index of fractions": (lambda a: a.update(index=a["index"].astype(float)), "not int64"),
-    "images of another size": (lambda a: a.update(x_adv=a["x_adv"][:, :, 1:]), "it is"),
+    "index of no example": (lambda a: a.update(index=a["index"] + 400), "0 to 359"),
+    "negative index": (lambda a: a.update(index=-1 - a["index"]), "0 to 359"),
+    "index of fractions": (lambda a: a.update(index=a["index"].astype(float)), "must be int64"),
+    "images of another size": (lambda a: a.update(x_adv=a["x_adv"][:, :, 1:]), "'x_adv' has the shape"),
     "points in double precision": (lambda a: a.update(x_adv=a["x_adv"].astype(float)), "float64"),
-    "none": (lambda a: a.update(index=a["index"][:0], x_adv=a["x_adv"][:0]), "not int64"),
-    "one index": (lambda a: a.update(index=a["index"][0]), "not int64"),
+    "none": (lambda a: a.update(index=a["index"][:0], x_adv=a["x_adv"][:0]), "must be int64"),
+    "one index": (lambda a: a.update(index=a["index"][0]), "must be int64"),
     "no points": (lambda a: a.pop("x_adv"), "no array 'x_adv'"),
 }
 
@@ -157,14 +157,14 @@ def test_witnesses_with_objects_are_never_read(world):
 
 @pytest.mark.parametrize(("options", "says"), [
     ({"entry": "digits/none/0"}, "is not in"),
-    ({"entry": "digits/../../0"}, "names no published run"),
-    ({"entry": "digits/../0"}, "is no name"),
-    ({"entry": "digits/weak/-1"}, "names no published run"),
-    ({"entry": "digits/weak/\u0661"}, "names no published run"),
-    ({"by": ""}, "names who brings it"),
+    ({"entry": "digits/../../0"}, "SUITE/ENTRY/SEED"),
+    ({"entry": "digits/../0"}, "is not valid"),
+    ({"entry": "digits/weak/-1"}, "SUITE/ENTRY/SEED"),
+    ({"entry": "digits/weak/\u0661"}, "SUITE/ENTRY/SEED"),
+    ({"by": ""}, "--by"),
     ({"by": "\u202eydobemoS"}, "U+202E"),
     ({"url": "http://example.org/w.npz"}, "https"),
-    ({"weights": "witnesses.npz"}, "no .safetensors file"),
+    ({"weights": "witnesses.npz"}, "not a .safetensors file"),
 ])  # fmt: skip
 def test_wrong_use_is_one_line(options, says, world):
     assert says in refused(world, UserError, **options)
@@ -189,9 +189,9 @@ def test_a_certificate_that_a_witness_refutes_is_recorded_and_called_out(tmp_pat
     folder = add_run(world / "results", "weak", ABOUT, run)
     shutil.copy(weak / "record.json", tmp_path / "record.json")
     change_record(folder, lambda r: r["artifacts"]["weights"].update(sha256=sha256(world / "weights.safetensors")))
-    with pytest.raises(CheckError, match="CERTIFICATE REFUTED: digits/weak/1 certified test examples"):
+    with pytest.raises(CheckError, match="CERTIFICATE REFUTED: digits/weak/1"):
         attempt(world, entry="digits/weak/1")
-    assert read_run(folder).contests
+    assert read_evaluated_run(folder).contests
 
 
 # a contest in a pull request, judged again from its addresses

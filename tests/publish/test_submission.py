@@ -21,7 +21,7 @@ from bench.core.record_files import read_record
 from bench.core.records import Sanity
 from bench.publish.fetch_artifacts import open_https
 from bench.publish.static_checks import check_submission
-from bench.publish.submit import submit
+from bench.publish.submit import Submission, submit_runs
 from bench.publish.untrusted_files import MIB
 from bench.verify.run import settings
 from leaderboard.published_results import add_run, read_entries
@@ -85,9 +85,12 @@ def world(tmp_path, finished, monkeypatch):
     return tmp_path
 
 
-def attempt(world, *, entry="mine", run=None, about=ABOUT, plugins=(), **options):
+def attempt(world, *, entry="mine", run=None, about=ABOUT, plugins=(), artifacts_url=None, **options):
     chosen = settings(seed=0, threads=1, attack="pgd-10", plugins=plugins)
-    submit(run or world / "run", entry=entry, about=about, results=world / "results", settings=chosen, **options)
+    submission = Submission(
+        run=run or world / "run", entry=entry, about=about, results=world / "results", artifacts_url=artifacts_url
+    )
+    submit_runs(submission, chosen, **options)
 
 
 def refused(world, **options):
@@ -189,8 +192,8 @@ def other_weights(run):
     rehash(run, "weights")
 
 
-def stand(table):
-    """All that fell is said to be robust."""
+def claim_robust(table):
+    """Claim that all broken examples are robust."""
     table["robust/bracket-attack"][:] = table["clean"]
 
 
@@ -236,31 +239,31 @@ def linked(run, name):
 # what is done to an honest run -> what the one line says
 HOSTILE = {
     # names
-    "script in the defense's name": (lambda r: into(r, defense="<script>alert(1)</script>"), "is no name"),
-    "quotes in the defense's name": (lambda r: into(r, defense="a' onload='x"), "is no name"),
+    "script in the defense's name": (lambda r: into(r, defense="<script>alert(1)</script>"), "is not a valid name"),
+    "quotes in the defense's name": (lambda r: into(r, defense="a' onload='x"), "is not a valid name"),
     "text that runs backwards": (lambda r: into(r, defense="pgd\u202eta"), "U+202E"),
     "a letter that looks like ours": (lambda r: into(r, defense="\u0440gd-at"), "U+0440"),
     "control characters in the model": (lambda r: into(r, model="cnn\x1b[2J\nok"), "U+001B"),
     "half a character": (lambda r: replace_in_record(r, '"small-cnn"', '"\\ud800"'), "U+D800"),
     "markup in a spec": (
         lambda r: change_record(r, lambda p: p["attacks"].update({"<img src=x>": p["attacks"]["bracket-attack"]})),
-        "is no spec",
+        "is not a valid spec",
     ),
-    "suite that climbs": (lambda r: into(r, suite="../digits"), "suite '../digits' is no name"),
+    "suite with a parent folder": (lambda r: into(r, suite="../digits"), "suite '../digits'"),
     "suite that there is not": (lambda r: into(r, suite="digitz"), "unknown suite"),
-    "no suite": (lambda r: into(r, suite=None), "of no suite"),
+    "no suite": (lambda r: into(r, suite=None), "does not belong to a suite"),
     "command for a shell": (
         lambda r: change_record(r, lambda p: p["provenance"].update(command="bench run --out x; rm -rf ~")),
-        "none of `bench run`",
+        "not a plain `bench run`",
     ),
     # files
-    "link to a file": (lambda r: linked(r, "weights.safetensors"), "not a plain file"),
-    "link to the record": (lambda r: linked(r, "record.json"), "not a plain file"),
+    "link to a file": (lambda r: linked(r, "weights.safetensors"), "not a regular file"),
+    "link to the record": (lambda r: linked(r, "record.json"), "not a regular file"),
     "link to a device": (lambda r: (r / "log.jsonl").unlink() or (r / "log.jsonl").symlink_to("/dev/zero"), "links"),
-    "pipe": (lambda r: (r / "training.json").unlink() or os.mkfifo(r / "training.json"), "not a plain file"),
-    "folder inside": (lambda r: (r / "contests").mkdir(), "no file of a run"),
-    "code beside the record": (lambda r: (r / "conftest.py").write_text("import os"), "no file of a run"),
-    "file name of two lines": (lambda r: (r / "a\nb\x1b").write_text(""), "no file of a run"),
+    "pipe": (lambda r: (r / "training.json").unlink() or os.mkfifo(r / "training.json"), "not a regular file"),
+    "folder inside": (lambda r: (r / "contests").mkdir(), "does not belong to a run"),
+    "code beside the record": (lambda r: (r / "conftest.py").write_text("import os"), "does not belong to a run"),
+    "file name of two lines": (lambda r: (r / "a\nb\x1b").write_text(""), "does not belong to a run"),
     "huge record": (lambda r: sparse(r / "record.json", 2 * MIB), "at most 1048576"),
     "huge configuration": (lambda r: sparse(r / "config.json", 2**40), "at most 1048576"),
     "huge weights": (lambda r: sparse(r / "weights.safetensors", 2**40), "at most"),
@@ -285,11 +288,11 @@ HOSTILE = {
     "interval upside down": (lambda r: change_record(r, lambda p: p["clean"]["ci95"].reverse()), "its table gives"),
     "negative cost": (lambda r: change_record(r, lambda p: p["training"].update(seconds=-1.0)), "not negative"),
     "negative seed": (lambda r: into(r, seed=-1), "seed is -1"),
-    "seed that no file system takes": (lambda r: into(r, seed=2**40), "seeds are"),
+    "seed that no file system takes": (lambda r: into(r, seed=2**40), "the seed is 1099511627776"),
     "eps in grey levels": (lambda r: change_record(r, lambda p: p["threat"].update(eps=51.0)), "eps 51.0"),
     "another norm": (lambda r: change_record(r, lambda p: p["threat"].update(norm="L2")), "norm L2"),
     "another data set": (lambda r: into(r, dataset="mnist"), "data set mnist"),
-    "data set that is a file": (lambda r: into(r, dataset="/etc/evil.npz"), "is no spec"),
+    "data set that is a file": (lambda r: into(r, dataset="/etc/evil.npz"), "is not a valid spec"),
     "more parameters than there are": (lambda r: into(r, parameters=10**9), "the record says 1000000000"),
     # arrays
     "objects in the table": (lambda r: with_objects(r, "examples"), "pickles"),
@@ -298,13 +301,13 @@ HOSTILE = {
     "zip bomb": (lambda r: with_bomb(r, 128 * MIB), "unpacks to"),
     "zip bomb that belittles itself": (lambda r: with_bomb(r, 10), "Bad CRC-32"),
     "zip of 2,000 members": (lambda r: with_members(r, [f"{i}.npy" for i in range(2000)]), "more than 1000"),
-    "array that climbs": (lambda r: with_members(r, ["../../evil.npy"], npy_of(np.zeros(1))), "that the record names"),
+    "array with a parent folder": (lambda r: with_members(r, ["../../evil.npy"], npy_of(np.zeros(1))), "belongs to nothing"),
     "array larger than its bytes": (
         lambda r: with_members(r, ["a.npy"], npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000,), }")),
         "not as large as it says",
     ),
     "code in the header of an array": (
-        lambda r: with_members(r, ["a.npy"], npy("__import__('os').system('touch canary')")), "not of plain numbers",
+        lambda r: with_members(r, ["a.npy"], npy("__import__('os').system('touch canary')")), "not hold plain numbers",
     ),
     "column of no attack": (
         lambda r: change_arrays(r, "examples", lambda t: t.update({"robust/none": t["clean"]})), "nothing that the",
@@ -314,14 +317,14 @@ HOSTILE = {
     ),
     "table in another order": (lambda r: change_table(r, lambda t: t.update(index=t["index"][::-1])), "test order"),
     # weights
-    "pickle as weights": (lambda r: with_pickle(r, "weights", "weights.safetensors"), "no .safetensors file"),
+    "pickle as weights": (lambda r: with_pickle(r, "weights", "weights.safetensors"), "not a .safetensors file"),
     "tensors that overlap": (
-        lambda r: with_header(r, lambda h: first_tensor(h).update(data_offsets=[0, 4], shape=[1])), "overlap",
+        lambda r: with_header(r, lambda h: first_tensor(h).update(data_offsets=[0, 4], shape=[1])), "invalid offset",
     ),
     "tensor of another size": (
-        lambda r: with_header(r, lambda h: first_tensor(h).update(shape=[10**9, 10**9])), "not as large as it says",
+        lambda r: with_header(r, lambda h: first_tensor(h).update(shape=[10**9, 10**9])), "not a .safetensors file",
     ),
-    "header without end": (lambda r: sparse(r / "weights.safetensors", 99) or rehash(r, "weights"), "is not JSON"),
+    "header without end": (lambda r: sparse(r / "weights.safetensors", 99) or rehash(r, "weights"), "JSON"),
     "weights of another seed": (other_weights, "predictions"),
     "model too large to build": (lambda r: with_model(r, "small-cnn:width=100000000"), "too small to hold"),
     "model in a file": (lambda r: with_model(r, "evil.py:build"), "--trust-code"),
@@ -331,10 +334,10 @@ HOSTILE = {
     "another architecture": (lambda r: with_model(r, "mlp"), "refused: configuration"),
     # artifacts
     "wrong hash": (lambda r: artifact_of(r, "weights", sha256="0" * 64), "hash and size"),
-    "hash that is none": (lambda r: artifact_of(r, "weights", sha256="../../x"), "no SHA-256"),
+    "hash that is none": (lambda r: artifact_of(r, "weights", sha256="../../x"), "not a SHA-256"),
     "wrong size": (lambda r: artifact_of(r, "weights", bytes=7), "hash and size"),
-    "size beyond all": (lambda r: artifact_of(r, "weights", bytes=10**14), "are read"),
-    "path that climbs": (lambda r: artifact_of(r, "weights", path="../../../etc/passwd"), "beside the record"),
+    "size beyond all": (lambda r: artifact_of(r, "weights", bytes=10**14), "are allowed"),
+    "path with a parent folder": (lambda r: artifact_of(r, "weights", path="../../../etc/passwd"), "beside the record"),
     "absolute path": (lambda r: artifact_of(r, "witnesses", path="/etc/passwd"), "beside the record"),
     "address of a file": (lambda r: artifact_of(r, "weights", url="file:///etc/passwd"), "https"),
     "address that anybody on the way can change": (
@@ -346,14 +349,14 @@ HOSTILE = {
         lambda r: change_record(r, lambda p: p["artifacts"].update(evil=p["artifacts"]["weights"])), "nothing else",
     ),
     "evidence left out": (
-        lambda r: ((r / "witnesses.npz").unlink(), artifact_of(r, "witnesses", path=None)), "neither file nor address",
+        lambda r: ((r / "witnesses.npz").unlink(), artifact_of(r, "witnesses", path=None)), "neither a file nor",
     ),
-    "evidence lost": (lambda r: (r / "witnesses.npz").unlink(), "is not here"),
+    "evidence lost": (lambda r: (r / "witnesses.npz").unlink(), "is missing"),
     # claims
-    "edited table": (lambda r: change_arrays(r, "examples", stand), "its table gives"),
-    "edited table, record and hash": (lambda r: change_table(r, stand), "have a witness but are robust"),
+    "edited table": (lambda r: change_arrays(r, "examples", claim_robust), "its table gives"),
+    "edited table, record and hash": (lambda r: change_table(r, claim_robust), "have a witness but are robust"),
     "forged throughout": (
-        lambda r: (change_table(r, stand), change_arrays(r, "witnesses", no_witnesses)), "attacked again",
+        lambda r: (change_table(r, claim_robust), change_arrays(r, "witnesses", no_witnesses)), "attacked again",
     ),
     "labels made right": (lambda r: change_table(r, relabel), "labels"),
     "predictions made right": (lambda r: change_table(r, repredict), "predictions"),
@@ -371,9 +374,9 @@ HOSTILE = {
         lambda r: change_arrays(r, "examples", lambda t: t.update({"certified/ibp": t["clean"]})), "nothing that the",
     ),
     "unreliable by its own verdict": (
-        lambda r: change_record(r, lambda p: p["sanity"].update(verdict="unreliable")), "no bound",
+        lambda r: change_record(r, lambda p: p["sanity"].update(verdict="unreliable")), "not a bound",
     ),
-    "without a verdict": (lambda r: change_record(r, lambda p: p["sanity"].update(verdict="unchecked")), "no bound"),
+    "without a verdict": (lambda r: change_record(r, lambda p: p["sanity"].update(verdict="unchecked")), "not a bound"),
     "config of another run": (lambda r: change_record(r, lambda p: p["config"].update(training={})), "configuration"),
     "batches of its own": (lambda r: change_record(r, lambda p: p["config"].update(eval_batch=9)), "eval_batch 9"),
     "data of another hash": (
@@ -398,16 +401,16 @@ def test_a_hostile_run_is_refused(case, world):
 
 
 @pytest.mark.parametrize(("entry", "says"), {
-    "../../evil": "is no name",
-    "/etc/evil": "is no name",
-    "a..b": "is no name",
-    "": "is no name",
-    "<script>alert(1)</script>": "is no name",
-    "PGD-AT": "is no name",
-    "con/../nul": "is no name",
-    "pgd\u2010at": "is no name",
-    "\u0440gd-at": "is no name",
-    "a" * 65: "is no name",
+    "../../evil": "is not valid",
+    "/etc/evil": "is not valid",
+    "a..b": "is not valid",
+    "": "is not valid",
+    "<script>alert(1)</script>": "is not valid",
+    "PGD-AT": "is not valid",
+    "con/../nul": "is not valid",
+    "pgd\u2010at": "is not valid",
+    "\u0440gd-at": "is not valid",
+    "a" * 65: "is not valid",
     "1-per": "looks like 'l-per'",
     "l_per": "looks like 'l-per'",
 }.items())  # fmt: skip
@@ -452,7 +455,7 @@ def test_a_link_to_a_run_is_refused(world):
 
 def test_what_is_published_is_never_written_over(world):
     attempt(world, entry="mine")
-    assert "published already" in refused(world, entry="mine")
+    assert "already published" in refused(world, entry="mine")
 
 
 def test_an_entry_is_one_recipe_and_each_seed_a_training(world, finished):
@@ -477,7 +480,7 @@ def test_a_run_that_the_board_does_not_take(name, says, world, other_runs):
 
 
 def test_an_honest_run_is_published(world, capsys):
-    attempt(world, artifacts="https://example.org/mine")
+    attempt(world, artifacts_url="https://example.org/mine")
     out = capsys.readouterr().out
     assert "git add" in out
     (entry,) = [entry for entry in read_entries(world / "results", "digits") if entry.name == "mine"]
@@ -514,10 +517,10 @@ def test_a_disk_that_is_full_leaves_no_half_of_an_entry(world, finished, monkeyp
 
 
 def test_a_verdict_that_comes_out_unreliable_now_is_refused(world, monkeypatch):
-    def judge(*args, **options):
+    def form_verdict(*args, **options):
         return Sanity("unreliable", ["no gradient"])
 
-    monkeypatch.setattr("bench.publish.submit.form_verdict", judge)
+    monkeypatch.setattr("bench.publish.submit.form_verdict", form_verdict)
     assert "no gradient" in refused(world)
 
 
@@ -624,11 +627,11 @@ def test_a_fetched_pickle_is_never_read(world, published):
     with_pickle(world / "web" / "0", "weights", "weights.safetensors")
     file = world / "web" / "0" / "weights.safetensors"
     artifact_of(published, "weights", sha256=sha256(file), bytes=file.stat().st_size)
-    assert "no .safetensors file" in refused(world, **fetched(world, published))
+    assert "not a .safetensors file" in refused(world, **fetched(world, published))
 
 
 def test_a_published_run_lies_where_it_belongs(world, published):
-    assert "must lie in a folder" in refused(world, **fetched(world, published, entry="other"))
+    assert "must be in a folder" in refused(world, **fetched(world, published, entry="other"))
     assert "--fetch" in refused(world, **fetched(world, published, fetch=False))
 
 
@@ -675,7 +678,7 @@ def test_arrays_that_lie_about_themselves_are_not_read(world):
     path = world / "run" / "examples.npz"
     path.write_bytes(path.read_bytes() + b"PK\x05\x06 and more")
     rehash(world / "run", "examples")
-    assert "something behind its end" in refused(world)
+    assert "data after its end" in refused(world)
     write_arrays(path, {"index": np.arange(3)})
     rehash(world / "run", "examples")
     assert "has no column" in refused(world)
