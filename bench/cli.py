@@ -1,4 +1,4 @@
-"""The command line: `bench COMMAND`. The commands are in bench/commands."""
+"""The command line `bench COMMAND`, assembled from bench/commands."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from bench.commands import board, catalog, gate, runs, submission
 from bench.commands.arguments import Parser, fail
 from bench.core.errors import CheckError, UserError
-from bench.core.package_origins import check_one_root
+from bench.core.package_origins import check_package_origins
 
 
 def parser() -> Parser:
-    top = Parser(prog="bench", description="Robust accuracy between what is certified and what survives every attack.")
+    about = "Measure the robust accuracy of neural networks: certified bounds from below, attacks from above."
+    top = Parser(prog="bench", description=about)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for subject in (catalog, runs, board, submission, gate):
         subject.add(commands)
@@ -20,9 +21,9 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exit 0: done; 1: a check failed; 2: the user's mistake, in one line."""
+    """Run a command. Exit code 0: success; 1: a check failed; 2: an error of the user. Errors are one line."""
     try:
-        check_one_root()
+        check_package_origins()
         args = parser().parse_args(argv)
         args.act(args)
     except UserError as error:
@@ -33,10 +34,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stderr.close()
         raise SystemExit(1) from None
     except OSError as error:
-        fail(f"{error.filename or 'file'}: {error.strerror or error}; choose a place that can be read and written")
+        fail(f"{error.filename or 'file'}: {error.strerror or error}; choose a path that can be read and written")
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from here", code=130)
-
-
-if __name__ == "__main__":
-    main()
+        fail("interrupted; run the same command again to continue", code=130)

@@ -1,4 +1,4 @@
-"""`bench table`, `bench compare` and `bench leaderboard`: records side by side, ranks, and the page."""
+"""`bench table`, `bench compare` and `bench leaderboard`."""
 
 from __future__ import annotations
 
@@ -14,32 +14,30 @@ from bench.core.files import write_atomically
 if TYPE_CHECKING:
     from leaderboard.render import Format
 
-# what lies beside the page
-BESIDE: dict[Format, str] = {"markdown": "md", "csv": "csv", "latex": "tex", "json": "json"}
+SUFFIXES: dict[Format, str] = {"markdown": "md", "csv": "csv", "latex": "tex", "json": "json"}
 
 
 def add(commands: Any) -> None:
-    sub = commands.add_parser("table", help="finished runs side by side")
-    sub.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN", help="run folders, or folders of them (default: runs)"
-    )
-    sub.add_argument("--format", choices=["markdown", "csv", "latex", "json"], default="markdown")
+    sub = commands.add_parser("table", help="print a table of finished runs")
+    sub.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders, or their parents (default: runs)")
+    sub.add_argument("--format", choices=[*SUFFIXES], default="markdown", help="default: markdown")
     sub.set_defaults(act=act_table)
 
-    sub = commands.add_parser("compare", help="is one better than the other, and what would it take to tell?")
+    sub = commands.add_parser("compare", help="test whether one run, or recipe, is better than another")
     for side in ("a", "b"):
         sub.add_argument(side, type=Path, metavar=side.upper(), help="a run folder, or a folder of seeds")
-    sub.add_argument("--json", action="store_true", help="for programs, with every example that flips")
+    sub.add_argument("--json", action="store_true", help="print JSON, with every example on which they differ")
     sub.set_defaults(act=act_compare)
 
-    sub = commands.add_parser("leaderboard", help="the published results, ranked; as a page with --html")
-    sub.add_argument("--suite", metavar="NAME", help="default: all that have entries")
-    sub.add_argument("--html", type=Path, metavar="DIR", help="write a page that needs no network, and its data")
-    sub.add_argument("--format", choices=["markdown", "csv", "latex", "json"], default="markdown")
-    sub.add_argument("--results", type=Path, metavar="DIR", help="default: those that come with this package")
-    sub.add_argument("--export", metavar="SUITE/ENTRY", help="print an entry as RobustBench's model_info JSON instead")
-    sub.add_argument("--add-reported", type=Path, metavar="FILE", help="add a model_info JSON as --reported-as instead")
-    sub.add_argument("--reported-as", metavar="SUITE/ENTRY", help="where; it is shown as reported, not verified")
+    sub = commands.add_parser("leaderboard", help="rank the published results; --html writes a page")
+    option = sub.add_argument
+    option("--suite", metavar="NAME", help="default: all suites with entries")
+    option("--html", type=Path, metavar="DIR", help="write a page that works offline, and its data")
+    option("--format", choices=[*SUFFIXES], default="markdown", help="default: markdown")
+    option("--results", type=Path, metavar="DIR", help="published results (default: those of this package)")
+    option("--export", metavar="SUITE/ENTRY", help="print this entry as a model_info JSON of RobustBench")
+    option("--add-reported", type=Path, metavar="FILE", help="add a model_info JSON of RobustBench as --reported-as")
+    option("--reported-as", metavar="SUITE/ENTRY", help="the entry to add; shown as reported, not verified")
     sub.set_defaults(act=act_leaderboard)
 
 
@@ -57,8 +55,8 @@ def act_compare(args: argparse.Namespace) -> None:
     from leaderboard.pairwise_comparison import compare, comparison_table, read_side
 
     a, b = read_side(args.a), read_side(args.b)
-    found = compare(a, b)
-    print(json.dumps(to_builtins(found), indent=1) if args.json else comparison_table(a, b, found))
+    differences = compare(a, b)
+    print(json.dumps(to_builtins(differences), indent=1) if args.json else comparison_table(a, b, differences))
 
 
 def act_leaderboard(args: argparse.Namespace) -> None:
@@ -78,18 +76,18 @@ def act_leaderboard(args: argparse.Namespace) -> None:
         home, suite = _place(results, args.reported_as)
         print(import_model_info(args.add_reported, results, suite, home.name, get_suite(suite).norm))
         return
-    known = published_suites(results)
-    if not known:
-        raise UserError(f"{results} has no entries; add some with `bench submit`, or name another --results")
-    if args.suite not in (None, *known):
-        raise UserError(f"suite '{args.suite}' has no entries in {results}; those that have are {', '.join(known)}")
-    boards = [build_board(results, name) for name in ([args.suite] if args.suite else known)]
+    suites = published_suites(results)
+    if not suites:
+        raise UserError(f"{results} has no entries; add one with `bench submit`, or give another --results")
+    if args.suite not in (None, *suites):
+        raise UserError(f"suite '{args.suite}' has no entries in {results}; suites with entries: {', '.join(suites)}")
+    boards = [build_board(results, name) for name in ([args.suite] if args.suite else suites)]
     if args.html is None:
         print(render_boards(boards, args.format))
         return
     args.html.mkdir(parents=True, exist_ok=True)
     print(write_page(boards, args.html))
-    for form, suffix in BESIDE.items():
+    for form, suffix in SUFFIXES.items():
         write_atomically(args.html / f"boards.{suffix}", f"{render_boards(boards, form)}\n".encode())
 
 

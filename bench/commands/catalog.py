@@ -1,4 +1,4 @@
-"""`bench list` and `bench study`: what there is, and the experiments of the papers."""
+"""`bench list` and `bench study`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bench.commands.options import add_plugin
 from bench.core import registry
 from bench.core.config import parse_overrides, suites
 from bench.core.errors import UserError
-from bench.core.specs import parse_value
+from bench.core.specs import options_of, parse_value
 
-# what a study's parameter may be given as, without --set
+# options of studies that can be given without --set
 STUDY_OPTIONS = ("table", "checkpoints", "checkpoint", "model", "dataset", "data_dir", "n_examples", "figure")
 
 KINDS: dict[str, registry.Registry] = {
@@ -27,15 +27,17 @@ KINDS: dict[str, registry.Registry] = {
 
 
 def add(commands: Any) -> None:
-    sub = commands.add_parser("list", help="what there is: defenses, attacks, data sets, models, suites ...")
-    sub.add_argument("kind", nargs="?", choices=[*KINDS, "suites"])
-    sub.add_argument("--json", action="store_true", help="for programs")
+    sub = commands.add_parser("list", help="list defenses, attacks, certifiers, data sets, models, studies, suites")
+    sub.add_argument("kind", nargs="?", choices=[*KINDS, "suites"], help="default: all")
+    sub.add_argument("--json", action="store_true", help="print JSON")
     add_plugin(sub)
     sub.set_defaults(act=act_list)
 
-    sub = commands.add_parser("study", help="an experiment that is neither a defense nor an attack")
-    sub.add_argument("name", metavar="NAME", help="see `bench list studies`")
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the study")
+    sub = commands.add_parser("study", help="run an experiment of a paper that is neither a defense nor an attack")
+    sub.add_argument("name", metavar="NAME", help="a name from `bench list studies`")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a study option; repeatable"
+    )
     for name in STUDY_OPTIONS:
         sub.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"short for --set {name}=VALUE")
     add_plugin(sub)
@@ -46,11 +48,11 @@ def act_list(args: argparse.Namespace) -> None:
     for path in args.plugin:
         registry.load_plugin(path)
     kinds = [args.kind] if args.kind else [*KINDS, "suites"]
-    found = {kind: _summaries(kind) for kind in kinds}
+    listing = {kind: _summaries(kind) for kind in kinds}
     if args.json:
-        print(json.dumps(found[args.kind] if args.kind else found, indent=1))
+        print(json.dumps(listing[args.kind] if args.kind else listing, indent=1))
         return
-    for kind, summaries in found.items():
+    for kind, summaries in listing.items():
         if not args.kind:
             print(f"{kind}:" if summaries else f"{kind}: none yet")
         width = max(map(len, summaries), default=0)
@@ -67,14 +69,12 @@ def _summaries(kind: str) -> dict[str, str]:
 def act_study(args: argparse.Namespace) -> None:
     for path in args.plugin:
         registry.load_plugin(path)
-    from bench.core.specs import options_of
-
     study = registry.study.get(args.name)
     hints = options_of(study)
     options = {}
     given = [f"{name}={value}" for name in STUDY_OPTIONS if (value := getattr(args, name)) is not None]
     for key, value in parse_overrides([*args.set, *given]).items():
         if key not in hints:
-            raise UserError(f"study '{args.name}' has no parameter '{key}'; it has {', '.join(hints)}")
+            raise UserError(f"study '{args.name}' has no option '{key}'; its options are {', '.join(hints)}")
         options[key] = parse_value(value, hints[key][0], f"study '{args.name}': {key}")
     print(study(**options).run())

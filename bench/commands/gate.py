@@ -12,12 +12,12 @@ from bench.core.files import write_atomically
 
 
 def add(commands: Any) -> None:
-    sub = commands.add_parser("check", help="the gate for CI: are new runs what the baseline says, but for chance?")
+    sub = commands.add_parser("check", help="regression gate for CI: compare new runs with a baseline")
     sub.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="new runs, or folders of them (default: runs)")
-    sub.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="folder of the runs to compare with")
-    sub.add_argument("--alpha", type=float, metavar="P", help="chance of a false alarm of the gate (default: 0.01)")
-    sub.add_argument("--junit", type=Path, metavar="FILE", help="write the findings as JUnit XML too")
-    sub.add_argument("--update", metavar="REASON", help="accept the new runs as the baseline, and say why")
+    sub.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="folder with the runs to compare with")
+    sub.add_argument("--alpha", type=float, metavar="P", help="probability of a false alarm (default: 0.01)")
+    sub.add_argument("--junit", type=Path, metavar="FILE", help="also write the findings as JUnit XML")
+    sub.add_argument("--update", metavar="REASON", help="make the new runs the baseline, for this reason")
     sub.set_defaults(act=act_check)
 
 
@@ -37,4 +37,4 @@ def act_check(args: argparse.Namespace) -> None:
     if os.environ.get("GITHUB_ACTIONS") == "true":
         print("\n".join(gate_annotations(report)))
     if report.failed:
-        raise CheckError("the new runs are not what the baseline says; where they should not be, --update REASON")
+        raise CheckError("the new runs differ from the baseline; if that is intended, accept them with --update REASON")

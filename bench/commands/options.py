@@ -3,57 +3,86 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.commands.arguments import duration, eps_list, seed_list, whole
+from bench.commands.arguments import duration, eps_list, integer, seed_list
 from bench.core.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.verify.run import Settings
 
 
 def add_plugin(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--plugin", action="append", default=[], type=Path, metavar="FILE", help="code of your own")
+    help_text = "a Python file that registers defenses, attacks, ...; repeatable"
+    sub.add_argument("--plugin", action="append", default=[], type=Path, metavar="FILE", help=help_text)
 
 
 def add_machine(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    sub.add_argument("--threads", type=whole("--threads", 1, 1024), help="CPU threads (default: by the model's size)")
-    sub.add_argument("--data-dir", type=Path, help="where NAME.npz is (or BENCH_DATA)")
+    option = sub.add_argument
+    option("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one")
+    option("--threads", type=integer("--threads", 1, 1024), metavar="N", help="CPU threads (default: by model size)")
+    option("--data-dir", type=Path, metavar="DIR", help="folder with NAME.npz (default: BENCH_DATA, else a download)")
 
 
 def add_setting(sub: argparse.ArgumentParser) -> None:
-    """The data, the threat and the seeds of one recipe."""
-    sub.add_argument("--suite", metavar="NAME", help="rules of a leaderboard (default: digits)")
-    sub.add_argument("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run each (default: 0)")
-    sub.add_argument("--dataset", metavar="NAME", help="a data set's name, or an .npz")
-    sub.add_argument("--norm", choices=["Linf", "L2", "L1"])
-    sub.add_argument(
-        "--eps",
-        type=eps_list,
-        metavar="8/255,...",
-        help="in the scale of images in [0, 1]; after the first: attack there too",
-    )
+    """The data set, the threat model and the seeds of a run."""
+    option = sub.add_argument
+    option("--suite", metavar="NAME", help="use the rules of this leaderboard (default: digits)")
+    option("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
+    option("--dataset", metavar="NAME", help="a registered data set, or an .npz file")
+    option("--norm", choices=["Linf", "L2", "L1"], help="norm of the threat model (default: the suite's)")
+    help_text = "perturbation size, for images in [0, 1]; attacks also run at each further eps"
+    option("--eps", type=eps_list, metavar="8/255,...", help=help_text)
 
 
 def add_training(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--epochs", type=whole("--epochs", 1), help="length of the training (short for --set epochs=N)")
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the defense")
+    option = sub.add_argument
+    option("--epochs", type=integer("--epochs", 1), metavar="N", help="training epochs (short for --set epochs=N)")
+    help_text = "a hyper-parameter of the defense; repeatable"
+    option("--set", action="append", default=[], metavar="KEY=VALUE", help=help_text)
 
 
 def add_evaluation(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--model", metavar="SPEC", help="as cnn:activation=tanh, or FILE.py:FUNCTION")
-    sub.add_argument("--attacks", metavar="SPEC,...", help="as pgd-50,autoattack; 'none' for clean accuracy alone")
-    sub.add_argument("--certifiers", metavar="SPEC,...", help="as ibp,alpha-crown (default: none)")
-    sub.add_argument("--bracket", action="store_true", help="attacks and certifiers in turn, until all is decided")
-    sub.add_argument("--budget", type=duration, metavar="10m", help="of the bracket, as 90s, 10m, 2h (default: 10m)")
-    sub.add_argument("--n-examples", type=whole("--n-examples", 1), metavar="N", help="the first N of the test set")
+    option = sub.add_argument
+    option("--model", metavar="SPEC", help="for example cnn:activation=tanh, or FILE.py:FUNCTION")
+    option("--attacks", metavar="SPEC,...", help="for example pgd-50,autoattack; 'none' for clean accuracy only")
+    option("--certifiers", metavar="SPEC,...", help="for example ibp,alpha-crown (default: none)")
+    option("--bracket", action="store_true", help="run attacks and certifiers until each example is decided")
+    option("--budget", type=duration, metavar="10m", help="time limit of --bracket: 90s, 10m, 2h (default: 10m)")
+    option("--n-examples", type=integer("--n-examples", 1), metavar="N", help="use the first N test examples")
     add_machine(sub)
-    sub.add_argument("--out", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
-    sub.add_argument("--json", action="store_true", help="print records instead of a table")
+    option("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of run folders (default: runs)")
+    option("--json", action="store_true", help="print records as JSON instead of a table")
     add_plugin(sub)
 
 
-def specs(words: str | None, option: str) -> list[str] | None:
-    """The specs of an option; [] for `none`, None where it is not given."""
-    found = None if words is None else [word.strip() for word in words.split(",")]
-    if found is not None and "" in found:
-        raise UserError(f"{option} '{words}' has an empty place; write specs with commas between, or none")
-    return [] if found == ["none"] else found
+def add_verification(sub: argparse.ArgumentParser, min_sample: int) -> None:
+    """How `bench verify` and `bench submit` attack claimed-robust examples again."""
+    option = sub.add_argument
+    help_text = "claimed-robust examples to attack again (default: 64)"
+    option("--sample", type=integer("--sample", min_sample), metavar="N", help=help_text)
+    option("--attack", metavar="SPEC", help="the attack on them, for example pgd-50:restarts=5")
+    help_text = "seed of the sample and the attack (default: random)"
+    option("--seed", type=integer("--seed", 0, 2**31 - 1), metavar="N", help=help_text)
+    add_machine(sub)
+
+
+def verification_settings(args: argparse.Namespace, plugins: Sequence[Path]) -> Settings:
+    from bench.verify.run import settings
+
+    return settings(
+        attack=args.attack, sample=args.sample, seed=args.seed, device=args.device, threads=args.threads,
+        data_dir=args.data_dir, plugins=plugins,
+    )  # fmt: skip
+
+
+def split_specs(text: str | None, option: str) -> list[str] | None:
+    """The specs of an option; [] for `none`, None if it is not given."""
+    if text is None:
+        return None
+    specs = [spec.strip() for spec in text.split(",")]
+    if "" in specs:
+        raise UserError(f"{option} '{text}' has an empty spec; separate specs by single commas, or write none")
+    return [] if specs == ["none"] else specs

@@ -1,4 +1,4 @@
-"""`bench run`, `bench eval`, `bench sweep` and `bench verify`: what makes records, and what checks them again."""
+"""`bench run`, `bench eval`, `bench sweep` and `bench verify`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.commands.arguments import seed_list, whole
-from bench.commands.options import add_evaluation, add_machine, add_plugin, add_setting, add_training, specs
+from bench.commands.arguments import integer, seed_list
+from bench.commands.options import (
+    add_evaluation,
+    add_plugin,
+    add_setting,
+    add_training,
+    add_verification,
+    split_specs,
+    verification_settings,
+)
 from bench.core import registry
 from bench.core.config import get_suite, parse_overrides
 from bench.core.errors import CheckError, UserError
@@ -18,39 +26,37 @@ if TYPE_CHECKING:
     from bench.core.records import Record
     from bench.runs.request import Request
 
-BUDGET = 600.0  # seconds of a bracket
+BUDGET = 600.0  # default of --budget, in seconds
 
 
 def add(commands: Any) -> None:
-    sub = commands.add_parser("run", help="train a defense (or resume), attack and certify it, tabulate it")
-    sub.add_argument("--defense", required=True, metavar="NAME", help="see `bench list defenses`")
+    sub = commands.add_parser("run", help="train and evaluate a defense; continues an interrupted run")
+    sub.add_argument("--defense", required=True, metavar="NAME", help="a name from `bench list defenses`")
     add_training(sub)
     add_setting(sub)
     add_evaluation(sub)
     sub.set_defaults(act=act_run, checkpoint=None)
 
-    sub = commands.add_parser("eval", help="attack and certify weights that are there already")
+    sub = commands.add_parser("eval", help="evaluate existing weights")
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors, or a state dict")
     add_setting(sub)
     add_evaluation(sub)
     sub.set_defaults(act=act_run, defense=None, epochs=None, set=[])
 
-    sub = commands.add_parser("sweep", help="every defense of a suite with every seed, in parallel; resumes")
-    sub.add_argument("--suite", required=True, metavar="NAME", help="see `bench list suites`")
-    sub.add_argument("--defenses", metavar="NAME,...", help="default: all that the suite can have")
-    sub.add_argument("--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2", help="default: 0,1,2")
-    sub.add_argument("--jobs", type=whole("--jobs", 1, 1024), metavar="N", help="at a time (default: a core each)")
+    sub = commands.add_parser("sweep", help="run every defense of a suite with several seeds, in parallel")
+    option = sub.add_argument
+    option("--suite", required=True, metavar="NAME", help="a name from `bench list suites`")
+    option("--defenses", metavar="NAME,...", help="default: all that support the suite")
+    option("--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2", help="default: 0,1,2")
+    option("--jobs", type=integer("--jobs", 1, 1024), metavar="N", help="parallel runs (default: one per core)")
     add_training(sub)
     add_evaluation(sub)
     sub.set_defaults(act=act_sweep, checkpoint=None, defense=None, dataset=None, norm=None, eps=None)
 
-    sub = commands.add_parser("verify", help="check a run's evidence again: labels, witnesses, certificates, leaks")
+    sub = commands.add_parser("verify", help="check the evidence of runs again: files, labels, witnesses, certificates")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of them")
-    sub.add_argument("--sample", type=whole("--sample", 0), metavar="N", help="claimed-robust examples to attack again")
-    sub.add_argument("--attack", metavar="SPEC", help="what attacks them, as pgd-50:restarts=5")
-    sub.add_argument("--seed", type=whole("--seed", 0, 2**31 - 1), help="of the sample and the attack (default: drawn)")
-    add_machine(sub)
-    sub.add_argument("--json", action="store_true", help="for programs")
+    add_verification(sub, min_sample=0)
+    sub.add_argument("--json", action="store_true", help="print findings as JSON")
     add_plugin(sub)
     sub.set_defaults(act=act_verify)
 
@@ -75,7 +81,7 @@ def act_run(args: argparse.Namespace) -> None:
 
 
 def act_sweep(args: argparse.Namespace) -> None:
-    get_suite(args.suite)  # fails with the nearest name, before torch is loaded
+    get_suite(args.suite)  # unknown names fail before torch is loaded
     request = _request(args)
     from bench.runs.sweep import sweep
 
@@ -104,15 +110,15 @@ def _request(args: argparse.Namespace) -> Request:
             raise UserError("--epochs and --set epochs=... are both given; keep one")
         overrides["epochs"] = str(args.epochs)
     if args.defense is not None and args.defense not in registry.defense and not args.plugin:
-        registry.defense.get(args.defense)  # fails with the nearest name, before torch is loaded
+        registry.defense.get(args.defense)  # unknown names fail before torch is loaded
     from bench.runs.request import Request
 
     if args.budget is not None and not args.bracket:
-        raise UserError("--budget is the bracket's; give --bracket too")
+        raise UserError("--budget is for --bracket; give --bracket too")
     return Request(
         defense=args.defense, checkpoint=args.checkpoint, suite=args.suite, dataset=args.dataset, model=args.model,
-        norm=args.norm, eps=args.eps, attacks=specs(args.attacks, "--attacks"),
-        certifiers=specs(args.certifiers, "--certifiers") or (),
+        norm=args.norm, eps=args.eps, attacks=split_specs(args.attacks, "--attacks"),
+        certifiers=split_specs(args.certifiers, "--certifiers") or (),
         bracket=(args.budget or BUDGET) if args.bracket else None, n_examples=args.n_examples,
         overrides=overrides, device=args.device, threads=args.threads, plugins=args.plugin, data_dir=args.data_dir,
         out=args.out,
@@ -122,22 +128,19 @@ def _request(args: argparse.Namespace) -> Request:
 def act_verify(args: argparse.Namespace) -> None:
     from bench.core.record_files import find_records
     from bench.verify.report import findings_table
-    from bench.verify.run import settings, verify
+    from bench.verify.run import verify
 
     folders = find_records(args.runs)
-    chosen = settings(
-        attack=args.attack, sample=args.sample, seed=args.seed, device=args.device, threads=args.threads,
-        data_dir=args.data_dir, plugins=args.plugin,
-    )  # fmt: skip
-    found = {str(folder): verify(folder, chosen) for folder in folders}
+    settings = verification_settings(args, args.plugin)
+    reports = {str(folder): verify(folder, settings) for folder in folders}
     if args.json:
         from msgspec import to_builtins
 
-        how = {"attack": chosen.attack, "sample": chosen.sample, "seed": chosen.seed}
-        plain = [{"run": run, **how, "findings": to_builtins(report)} for run, report in found.items()]
-        print(json.dumps(plain, indent=1))
+        used = {"attack": settings.attack, "sample": settings.sample, "seed": settings.seed}
+        objects = [{"run": run, **used, "findings": to_builtins(report)} for run, report in reports.items()]
+        print(json.dumps(objects, indent=1))
     else:
-        print("\n\n".join(f"{run}\n{findings_table(report)}" for run, report in found.items()))
-    failed = [run for run, report in found.items() if any(each.outcome == "failed" for each in report)]
+        print("\n\n".join(f"{run}\n{findings_table(report)}" for run, report in reports.items()))
+    failed = [run for run, report in reports.items() if any(finding.outcome == "failed" for finding in report)]
     if failed:
-        raise CheckError(f"{len(failed)} of {len(found)} runs failed, the first is {failed[0]}")
+        raise CheckError(f"{len(failed)} of {len(reports)} runs failed, the first is {failed[0]}")

@@ -1,4 +1,4 @@
-"""The command as a user runs it: in a process of its own, in a folder of its own."""
+"""Run the command in a process and a folder of its own, as a user does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCH = [sys.executable, "-m", "bench.cli"]
+BENCH = [sys.executable, "-m", "bench"]
 
 
 def bench(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -18,5 +18,5 @@ def bench(folder: Path, *words: str, **variables: str) -> subprocess.CompletedPr
 
 
 def environment() -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key != "BENCH_DATA"}
-    return kept | {"OMP_NUM_THREADS": "1"}
+    others = {key: value for key, value in os.environ.items() if key != "BENCH_DATA"}
+    return others | {"OMP_NUM_THREADS": "1"}
