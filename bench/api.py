@@ -10,16 +10,7 @@ from torch import Tensor, nn
 from bench.core import registry
 from bench.core.attack_specs import PlannedAttack, make_attacks
 from bench.core.config import TrainingConfig
-from bench.core.contracts import (
-    Attack,
-    Batch,
-    Certificate,
-    Certifier,
-    Defense,
-    Trainer,
-    frozen,
-    mode_of,
-)
+from bench.core.contracts import Attack, Batch, Certificate, Certifier, Defense, Trainer, frozen, mode_of
 from bench.core.errors import CheckError, UserError
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel

@@ -66,7 +66,7 @@ class CertifierBatch(BatchResult):
     finds_counterexamples: bool
 
 
-def attack_batch(
+def run_attack(
     context: EvalContext, attack: Attack, batch: Batch, generator: torch.Generator, *, store_points: bool
 ) -> AttackBatch:
     """One attack on one batch. A fresh forward pass decides which examples are broken."""
@@ -104,7 +104,7 @@ def attack_batch(
     )
 
 
-def certify_batch(
+def run_certifier(
     context: EvalContext, certifier: Certifier, batch: Batch, generator: torch.Generator
 ) -> CertifierBatch:
     """One certifier on one batch."""

@@ -65,10 +65,10 @@ def plan_bracket(
             if name in registry.attack:
                 attack: Attack = registry.attack.get(name)()
                 attack.check_fits(threat, shape, classes)
-                if PlannedAttack(attack, threat) not in known:
-                    stages += (
-                        attack.stages(threat, classes) if isinstance(attack, StagedAttack) else [Stage(name, attack)]
-                    )
+                of_attack = (
+                    attack.stages(threat, classes) if isinstance(attack, StagedAttack) else [Stage(name, attack)]
+                )
+                stages += of_attack if PlannedAttack(attack, threat) not in known else []
             else:
                 certifier: Certifier = registry.certifier.get(name)()
                 check_certifier(certifier, model, shape, threat)
@@ -107,7 +107,7 @@ def measure_bracket(
     for stage, result in run_cascade(
         context, plan.stages, name=BRACKET, examples=decisions.status == "open", budget=plan.budget, worst_points=True
     ):
-        decisions.add(stage.name, result)
+        decisions.decide(stage.name, result.broken, result.certified, result)
         results.append(result)
         if report is not None:
             report(int((result.broken | result.certified).sum()), stage.name)
@@ -138,25 +138,17 @@ class Decisions:
         self.decided_by = [""] * n
         self.stages: dict[str, BracketStage] = {}
 
-    def decide(self, stage: str, broken: Flags, certified: Flags, index: npt.NDArray[np.int64] | None = None) -> None:
-        """Enter what a stage decided of the examples `index` (all by default); decided ones keep their status."""
-        index = np.arange(len(self.status)) if index is None else index
+    def decide(self, stage: str, broken: Flags, certified: Flags, result: BatchResult | None = None) -> None:
+        """Enter what a stage decided of all examples, or of those of a batch, with its cost; decided ones stay so."""
+        index = np.arange(len(self.status)) if result is None else result.index
         is_open = self.status[index] == "open"
         broken, certified = broken & is_open, certified & ~broken & is_open
         self.status[index[broken]], self.status[index[certified]] = "broken", "certified"
         for row in index[broken | certified]:
             self.decided_by[row] = stage
-        before = self.stages.get(stage, BracketStage(0, 0, 0, 0, 0, 0.0))
+        total = self.stages.get(stage, BracketStage(0, 0, 0, 0, 0, 0.0))
+        cost = (0, 0, 0.0) if result is None else (result.forwards, result.backwards, result.seconds)
         self.stages[stage] = BracketStage(
-            before.tried + int(is_open.sum()), before.certified + int(certified.sum()),
-            before.broken + int(broken.sum()), before.forwards, before.backwards, before.seconds,
-        )  # fmt: skip
-
-    def add(self, stage: str, result: BatchResult) -> None:
-        """Enter the result of a batch, with its cost."""
-        self.decide(stage, result.broken, result.certified, result.index)
-        total = self.stages[stage]
-        self.stages[stage] = BracketStage(
-            total.tried, total.certified, total.broken, total.forwards + result.forwards,
-            total.backwards + result.backwards, round(total.seconds + result.seconds, 3),
+            total.tried + int(is_open.sum()), total.certified + int(certified.sum()), total.broken + int(broken.sum()),
+            total.forwards + cost[0], total.backwards + cost[1], round(total.seconds + cost[2], 3),
         )  # fmt: skip

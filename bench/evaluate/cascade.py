@@ -16,14 +16,7 @@ from bench.core.contracts import Attack, Certifier
 from bench.core.example_table import Flags
 from bench.core.staged_attack import Stage, was_effective
 from bench.datasets.split import Split
-from bench.evaluate.batch_results import (
-    AttackBatch,
-    BatchResult,
-    attack_batch,
-    certify_batch,
-    read_result,
-    write_result,
-)
+from bench.evaluate.batch_results import AttackBatch, BatchResult, read_result, run_attack, run_certifier, write_result
 from bench.evaluate.context import EvalContext
 
 Report = Callable[[int, str], None]  # called after each batch with its number of examples and the name of its stage
@@ -81,10 +74,10 @@ def _run_batch(
         generator = seeds.generator(device, context.seed, key)
         points = remaining.points
         if isinstance(method, Attack):
-            result = attack_batch(context, method, batch, generator, store_points=points is not None)
+            result = run_attack(context, method, batch, generator, store_points=points is not None)
         else:
             batch = replace(batch, worst_points=None if points is None else points[rows].to(device))
-            result = certify_batch(context, limit_seconds(method, seconds), batch, generator)
+            result = run_certifier(context, limit_seconds(method, seconds), batch, generator)
         write_result(context.partial_results, key, result)
     return result
 
@@ -106,15 +99,15 @@ class OpenExamples:
     index: Tensor
     margin: Tensor
     points: Tensor | None
-    broken: Tensor
-    certified: Tensor
+
+    def __post_init__(self) -> None:
+        self.broken, self.certified = torch.zeros((2, len(self.index)), dtype=torch.bool)
 
     @classmethod
     def of(cls, test: Split, examples: Flags, *, store_points: bool) -> OpenExamples:
         index = torch.from_numpy(np.flatnonzero(examples))
-        none = torch.zeros(len(index), dtype=torch.bool)
         images = test.take(index.to(test.y.device)).x.cpu() if store_points else None
-        return cls(index, torch.full((len(index),), torch.inf), images, none, none.clone())
+        return cls(index, torch.full((len(index),), torch.inf), images)
 
     def update(self, rows: Tensor, result: BatchResult) -> None:
         """Add the result of the present stage for some of the rows."""
@@ -130,6 +123,4 @@ class OpenExamples:
     def undecided(self) -> OpenExamples:
         """The examples that the present stage has not decided."""
         stay = ~(self.broken | self.certified)
-        none = torch.zeros(int(stay.sum()), dtype=torch.bool)
-        points = None if self.points is None else self.points[stay]
-        return OpenExamples(self.index[stay], self.margin[stay], points, none, none.clone())
+        return OpenExamples(self.index[stay], self.margin[stay], None if self.points is None else self.points[stay])

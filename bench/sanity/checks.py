@@ -16,14 +16,7 @@ from bench.core.errors import UserError
 from bench.core.example_table import Flags
 from bench.core.threat import TINY
 from bench.sanity.attacks import cross_entropy
-from bench.sanity.model_under_test import (
-    PASSES,
-    REPEAT_NOISE,
-    REPEATS,
-    STEPS,
-    AttackColumn,
-    ModelUnderTest,
-)
+from bench.sanity.model_under_test import PASSES, REPEAT_NOISE, REPEATS, STEPS, AttackColumn, ModelUnderTest
 
 SIGNIFICANCE = 1e-3  # of each check: with a dozen of them, about one sound record in a hundred at the tolerated share
 TOLERATED = 0.05  # share of examples that may show a sign; 50 sound models: 0.03, and 0.09 for queries-better
@@ -72,14 +65,9 @@ def by_chance(n: int, rate: float = TOLERATED) -> int:
 
 
 def symptom(
-    tested: ModelUnderTest,
-    hits: Tensor | Flags,
-    among: int,
-    sign: str,
-    remedies: Sequence[str] = (),
-    alarm: str = "suspect",
+    tested: ModelUnderTest, hits: Tensor | Flags, among: int, sign: str, remedies: Sequence[str] = ()
 ) -> CheckResult:
-    """An alarm if more examples show a sign, `hits` (n,) bool, than the tolerated share of `among` by chance.
+    """`suspect` if more examples show a sign, `hits` (n,) bool, than the tolerated share of `among` by chance.
 
     Then attacks with remedies are run. The outcome is `unreliable` if they show that the record counts too many
     examples as robust.
@@ -91,7 +79,7 @@ def symptom(
     if k <= limit:
         return CheckResult("passed", k / n, limit / n, evidence)
     text, overstated = attack_with_remedies(tested, remedies)
-    return CheckResult("unreliable" if overstated else alarm, k / n, limit / n, evidence + text)
+    return CheckResult("unreliable" if overstated else "suspect", k / n, limit / n, evidence + text)
 
 
 def attack_with_remedies(tested: ModelUnderTest, remedies: Sequence[str] = ()) -> tuple[str, bool]:
@@ -106,9 +94,6 @@ def attack_with_remedies(tested: ModelUnderTest, remedies: Sequence[str] = ()) -
     return f"; of {n} that the record counts as robust PGD-{STEPS} leaves {shares}", broken > by_chance(
         tested.n_correct
     )
-
-
-# Answers of the model ----------------------------------------------------------------------------------------------
 
 
 def stochastic(tested: ModelUnderTest) -> CheckResult:
@@ -160,13 +145,11 @@ def not_logits(tested: ModelUnderTest) -> CheckResult:
     return symptom(tested, softmax | logs, len(z), f"the outputs are {kind}", [RESCALED])
 
 
-# Attacks on examples that the record counts as robust --------------------------------------------------------------
-
-
 def zero_gradient(tested: ModelUnderTest) -> CheckResult:
     """The margin itself has no gradient: a layer that is constant almost everywhere, or detached."""
     zero = (tested.margin_gradients == 0).all(dim=1)
-    return symptom(tested, zero, tested.n_correct, "the margin has no gradient", [SMOOTHED], alarm="unreliable")
+    result = symptom(tested, zero, tested.n_correct, "the margin has no gradient", [SMOOTHED])
+    return result._replace(outcome="unreliable") if result.outcome == "suspect" else result
 
 
 def vanishing_gradient(tested: ModelUnderTest) -> CheckResult:
@@ -217,9 +200,6 @@ def queries_better(tested: ModelUnderTest) -> CheckResult:
         return skipped(f"none of {', '.join(QUERIES)} supports this threat model and these images")
     sign = f"{' and '.join(specs)} break what PGD-{STEPS} leaves"
     return symptom(tested, broken[survived], tested.n_correct, sign)
-
-
-# Columns of the table ----------------------------------------------------------------------------------------------
 
 
 def weaker_wins(tested: ModelUnderTest, pairs: Iterable[tuple[AttackColumn, AttackColumn]]) -> CheckResult:

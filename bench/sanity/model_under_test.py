@@ -86,8 +86,6 @@ class ModelUnderTest:
     def columns(self) -> list[AttackColumn]:
         return [AttackColumn.of(spec, self.table[f"robust/{spec}"]) for spec in attack_specs(self.table)]
 
-    # Examples -----------------------------------------------------------------------------------------------------
-
     @cached_property
     def first(self) -> Batch:
         """The first examples of the split."""
@@ -115,8 +113,6 @@ class ModelUnderTest:
         rows = self._robust_rows
         last = rows[EXAMPLES - 1] if len(rows) >= EXAMPLES else len(self.table["clean"]) - 1
         return int(self.table["clean"][: last + 1].sum())
-
-    # Answers of the model -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -158,8 +154,6 @@ class ModelUnderTest:
 
     def _mean(self, measure: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return torch.stack([measure(self.logits(x)) for _ in range(PASSES if self.stochastic else 1)]).mean(dim=0)
-
-    # Attacks on the robust examples -------------------------------------------------------------------------------
 
     def ascend(self, gradient: Gradient, *, eps: float | None = None, steps: int = STEPS) -> Tensor:
         eps = eps or self.eps

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from bench.core import seeds
 from bench.core.clopper_pearson import upper_bound
-from bench.core.contracts import Attack, Certifier, frozen
+from bench.core.contracts import Attack, Batch, Certifier, frozen
 from bench.core.example_table import BRACKET, Flags, Table, accuracy, certificates, certified, own_specs, survivors
 from bench.evaluate.cascade import limit_seconds
 from bench.evaluate.clean import predict
@@ -37,9 +39,7 @@ def attack_again(context: EvalContext, table: Table, attack: Attack, sample: int
         return Finding(name, "passed", "no example is claimed robust")
     chosen = _sample(claimed, sample, context.seed)
     n, results = len(chosen), []
-    for number, rows in enumerate(torch.from_numpy(chosen).to(context.test.y.device).split(context.batch_size)):
-        batch = context.test.take(rows)
-        generator = seeds.generator(batch.x.device, context.seed, "verify", number)
+    for batch, generator in _batches(context, chosen):
         x_adv = attack(context.model, batch, context.threat, generator=generator)
         with frozen(context.model):
             misclassified = predict(context.model, x_adv) != batch.y
@@ -85,11 +85,9 @@ def certify_again(context: EvalContext, table: Table, spec: str, certifier: Cert
     certifier = limit_seconds(certifier, TIME_LIMIT)
     lost: list[int] = []
     uncertain: list[int] = []
-    for number, rows in enumerate(torch.from_numpy(chosen).to(context.test.y.device).split(context.batch_size)):
-        batch = context.test.take(rows)
-        generator = seeds.generator(batch.x.device, context.seed, "verify", number)
+    for batch, generator in _batches(context, chosen):
         again = certifier(context.model, batch, context.threat, generator=generator)
-        index = rows.cpu().numpy()
+        index = batch.index.cpu().numpy()
         short = again.radius.double().cpu() < torch.from_numpy(radius[index]).double() * (1 - RADIUS_ROUNDING)
         gone = torch.from_numpy(column[index]) & ~again.certified.cpu()
         positive = torch.zeros_like(gone) if again.margins is None else (again.margins.amin(dim=1) > 0).cpu()
@@ -98,15 +96,18 @@ def certify_again(context: EvalContext, table: Table, spec: str, certifier: Cert
             excused &= ~again.broken.cpu()
         lost += index[((gone | short) & ~excused).numpy()].tolist()
         uncertain += index[((gone | short) & excused).numpy()].tolist()
-    of_sample = f"of {len(chosen)}"
+    seed, n = f"seed {context.seed}", len(chosen)
     if lost:
-        evidence = f"seed {context.seed}: {len(lost)} {of_sample} are not, the first is test example {lost[0]}"
-        return Finding(name, "failed", evidence)
+        return Finding(name, "failed", f"{seed}: {len(lost)} of {n} are not, the first is test example {lost[0]}")
     if uncertain:
         reason = "ran out of time" if has_limit else "are within the rounding error"
-        evidence = f"seed {context.seed}: {len(uncertain)} {of_sample} {reason}, the first is {uncertain[0]}"
-        return Finding(name, "warning", evidence)
-    return Finding(name, "passed", f"seed {context.seed}: all {len(chosen)} of the sample, of {len(claimed)}")
+        return Finding(name, "warning", f"{seed}: {len(uncertain)} of {n} {reason}, the first is {uncertain[0]}")
+    return Finding(name, "passed", f"{seed}: all {n} of the sample, of {len(claimed)}")
+
+
+def _batches(context: EvalContext, chosen: npt.NDArray[np.int64]) -> Iterator[tuple[Batch, torch.Generator]]:
+    for number, index in enumerate(torch.from_numpy(chosen).to(context.test.y.device).split(context.batch_size)):
+        yield context.test.take(index), seeds.generator(index.device, context.seed, "verify", number)
 
 
 def _sample(claimed: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:

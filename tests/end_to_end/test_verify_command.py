@@ -99,7 +99,7 @@ def test_the_report_for_people_names_the_run_the_attack_and_the_seed(finished, c
     assert lines[0] == str(finished)
     (again,) = [line for line in lines if "attacked again" in line]
     assert "pgd-3, seed 7: " in again
-    assert " of 3 fell" in again
+    assert " of 3 broken" in again
 
 
 def test_without_a_seed_each_verification_draws_another_and_says_which(finished, capsys):

@@ -1,6 +1,5 @@
-"""The scheduler: who is attacked by which stage, in which batches, and what is remembered."""
+"""The scheduler: which examples a stage attacks, in which batches, and what is stored."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,117 +7,121 @@ import pytest
 import torch
 from torch import nn
 
+from bench.core.attack_specs import PlannedAttack
 from bench.core.contracts import Attack
-from bench.core.staged_attack import Stage, StagedAttack, has_paid
+from bench.core.files import read_arrays, write_arrays
+from bench.core.staged_attack import Stage, StagedAttack, was_effective
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.attacked import measure_attack
 from bench.evaluate.cascade import run_cascade
+from bench.evaluate.context import EvalContext
 
 THREAT = ThreatModel("Linf", 0.5)
 
 
-class Height(nn.Module):
-    """Two classes of one pixel: 0 below 0.8, with a margin that shrinks on the way there."""
+class Threshold(nn.Module):
+    """Two classes of one pixel: 0 below 0.8, with a margin that shrinks towards it."""
 
     def forward(self, x):
-        height = x.flatten(1) - 0.8
-        return torch.cat([-height, height], dim=1)
+        logit = x.flatten(1) - 0.8
+        return torch.cat([-logit, logit], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Raise(Attack):
-    """Lifts each pixel by so much."""
+    """Adds a constant to each pixel."""
 
     by: float
 
-    def perturb(self, model, batch, *, generator):
-        seen.append(batch.index.tolist())
+    def perturb(self, model, batch, threat, *, generator):
+        attacked.append(batch.index.tolist())
         return batch.x + self.by
 
 
-seen: list[list[int]] = []
+attacked: list[list[int]] = []
 
 
 @pytest.fixture(autouse=True)
 def _forget():
-    seen.clear()
+    attacked.clear()
 
 
 @pytest.fixture
-def test_split():
+def split():
     """Ten examples of class 0 at 0.00, 0.05 ... 0.45; the third is labelled wrong."""
     y = torch.zeros(10, dtype=torch.int64)
     y[2] = 1
     return Split.of_tensors(torch.arange(10).reshape(10, 1, 1, 1) / 20, y)
 
 
-def run(split, stages, batch_size=4, **options):
-    right = np.arange(10) != 2
-    options = {"name": "x", "threat": THREAT, "right": right, "batch_size": batch_size, "seed": 0} | options
-    return list(run_cascade(Height(), split, stages, **options))
+def context(split, batch_size=4, **options):
+    return EvalContext(model=Threshold(), test=split, threat=THREAT, batch_size=batch_size, seed=0, **options)
 
 
-def test_a_stage_attacks_what_the_earlier_ones_left_in_full_batches(test_split):
-    stages = [Stage("low", Raise(threat=THREAT, by=0.42)), Stage("high", Raise(threat=THREAT, by=0.48))]
-    done = run(test_split, stages)
+def run(split, stages, **options):
+    return list(run_cascade(context(split, **options), stages, name="x", examples=np.arange(10) != 2))
+
+
+def test_a_stage_attacks_what_the_earlier_ones_left_open_in_full_batches(split):
+    stages = [Stage("low", Raise(by=0.42)), Stage("high", Raise(by=0.48))]
+    done = run(split, stages)
     # 0.8 is passed from 0.40 on, then from 0.35 on
-    assert seen == [[0, 1, 3, 4], [5, 6, 7, 8], [9], [0, 1, 3, 4], [5, 6, 7]]
-    assert [part["index"][part["broken"]].tolist() for _, part in done] == [[], [8], [9], [], [7]]
+    assert attacked == [[0, 1, 3, 4], [5, 6, 7, 8], [9], [0, 1, 3, 4], [5, 6, 7]]
+    assert [result.index[result.broken].tolist() for _, result in done] == [[], [8], [9], [], [7]]
 
 
-def test_a_share_takes_those_with_the_smallest_margin(test_split):
-    stages = [Stage("all", Raise(threat=THREAT, by=0.1)), Stage("near", Raise(threat=THREAT, by=0.2), share=0.3)]
-    run(test_split, stages)
-    assert seen[3:] == [[7, 8, 9]]  # three of nine
+def test_a_share_takes_those_with_the_smallest_margin(split):
+    stages = [Stage("all", Raise(by=0.1)), Stage("near", Raise(by=0.2), share=0.3)]
+    run(split, stages)
+    assert attacked[3:] == [[7, 8, 9]]  # three of nine
 
 
 @pytest.mark.parametrize(("by", "runs"), [(0.48, True), (0.42, False)])  # three hits, two hits
-def test_a_conditional_stage_runs_only_where_the_other_paid(by, runs, test_split):
-    stages = [Stage("first", Raise(threat=THREAT, by=by)), Stage("second", Raise(threat=THREAT, by=0.0), when="first")]
-    done = run(test_split, stages)
+def test_a_conditional_stage_runs_only_where_the_other_paid(by, runs, split):
+    stages = [Stage("first", Raise(by=by)), Stage("second", Raise(by=0.0), when="first")]
+    done = run(split, stages)
     assert ("second" in [stage.name for stage, _ in done]) == runs
 
 
 def test_lucky_hits_do_not_pay():
-    assert [has_paid(hits, 20) for hits in (0, 2, 3)] == [False, False, True]
-    assert [has_paid(hits, 1000) for hits in (3, 20, 21)] == [False, False, True]
+    assert [was_effective(hits, 20) for hits in (0, 2, 3)] == [False, False, True]
+    assert [was_effective(hits, 1000) for hits in (3, 20, 21)] == [False, False, True]
 
 
-def test_what_is_done_is_found_again(test_split, tmp_path):
-    stages = [Stage("low", Raise(threat=THREAT, by=0.42)), Stage("high", Raise(threat=THREAT, by=0.48))]
-    whole = run(test_split, stages, parts=tmp_path)
-    seen.clear()
+def test_a_stored_batch_is_not_computed_again(split, tmp_path):
+    stages = [Stage("low", Raise(by=0.42)), Stage("high", Raise(by=0.48))]
+    whole = run(split, stages, partial_results=tmp_path)
+    attacked.clear()
     sorted(tmp_path.iterdir())[0].unlink()
-    again = run(test_split, stages, parts=tmp_path)
-    assert len(seen) == 1
+    again = run(split, stages, partial_results=tmp_path)
+    assert len(attacked) == 1
     for (_, a), (_, b) in zip(whole, again, strict=True):
-        assert all(np.array_equal(a[key], b[key]) for key in a if key != "seconds")
+        assert type(a) is type(b)
+        assert all(np.array_equal(value, vars(b)[name]) for name, value in vars(a).items() if name != "seconds")
 
 
-def test_what_was_done_to_other_examples_is_not_taken(test_split, tmp_path):
-    run(test_split, [Stage("low", Raise(threat=THREAT, by=0.42))], parts=tmp_path, batch_size=4)
-    seen.clear()
-    run(test_split, [Stage("low", Raise(threat=THREAT, by=0.42))], parts=tmp_path, batch_size=5)
-    assert len(seen) == 2
+def test_a_stored_batch_of_other_examples_is_ignored(split, tmp_path):
+    run(split, [Stage("low", Raise(by=0.42))], partial_results=tmp_path, batch_size=4)
+    attacked.clear()
+    run(split, [Stage("low", Raise(by=0.42))], partial_results=tmp_path, batch_size=5)
+    assert len(attacked) == 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwoSteps(StagedAttack):
     """Low, then high."""
 
-    def stages(self, classes: int) -> Sequence[Stage]:
+    def stages(self, threat, classes):
         assert classes == 2
-        return [Stage("low", Raise(threat=self.threat, by=0.42)), Stage("high", Raise(threat=self.threat, by=0.48))]
+        return [Stage("low", Raise(by=0.42)), Stage("high", Raise(by=0.48))]
 
-    def perturb(self, model, batch, *, generator):
+    def perturb(self, model, batch, threat, *, generator):
         raise AssertionError("the scheduler runs the stages itself")
 
 
-def test_a_staged_attack_says_who_fell_to_what_at_what_cost(test_split):
-    found = measure_attack(
-        Height(), test_split, TwoSteps(threat=THREAT), "two", clean=np.arange(10) != 2, batch_size=4, seed=0
-    )
+def test_a_staged_attack_reports_which_stage_broke_which_example_at_what_cost(split):
+    found = measure_attack(context(split), "two", PlannedAttack(TwoSteps(), THREAT), np.arange(10) != 2)
     assert found.columns["robust/two"].tolist() == [i not in (2, 7, 8, 9) for i in range(10)]
     assert found.columns["decided_by/two"].tolist() == [""] * 7 + ["high", "low", "low"]
     assert found.columns["passes/two"].tolist() == [2, 2, 0, 2, 2, 2, 2, 2, 1, 1]
@@ -128,10 +131,28 @@ def test_a_staged_attack_says_who_fell_to_what_at_what_cost(test_split):
     assert found.broken.tolist() == [8, 9, 7]
 
 
-def test_nothing_to_attack(test_split):
-    found = measure_attack(
-        Height(), test_split, TwoSteps(threat=THREAT), "two", clean=np.zeros(10, bool), batch_size=4, seed=0
-    )
+def test_nothing_to_attack(split):
+    found = measure_attack(context(split), "two", PlannedAttack(TwoSteps(), THREAT), np.zeros(10, bool))
     assert found.result.robust_acc == 0
     assert found.result.forwards == 0
     assert len(found.broken) == 0
+
+
+@pytest.mark.parametrize("damage", ["missing field", "other field", "no zip file"])
+def test_a_stored_file_that_does_not_fit_is_ignored(damage, split, tmp_path):
+    stages = [Stage("low", Raise(by=0.42))]
+    whole = run(split, stages, batch_size=9, partial_results=tmp_path)
+    (path,) = tmp_path.iterdir()
+    arrays = read_arrays(path)
+    if damage == "missing field":
+        del arrays["margin"]
+    write_arrays(path, arrays | ({"radius": arrays["margin"]} if damage == "other field" else {}))
+    if damage == "no zip file":
+        path.write_bytes(b"PK")
+    attacked.clear()
+    again = run(split, stages, batch_size=9, partial_results=tmp_path)
+    assert len(attacked) == 1
+    assert np.array_equal(again[0][1].broken, whole[0][1].broken)
+    attacked.clear()
+    run(split, stages, batch_size=9, partial_results=tmp_path)
+    assert attacked == []

@@ -13,6 +13,7 @@ from bench.core.errors import CheckError, UserError
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.certified import make_certifiers, measure_certifier
+from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
 from bench.evaluate.invariants import check_certificates, check_evaluation
 from tests.certifying import Complete, Exact, Liar, Smooth, calls
@@ -37,15 +38,18 @@ def linear():
     return model, batch, Split.of_tensors(batch.x, batch.y), margin
 
 
-def measured(linear, certifier, **options):
-    options = {"threat": THREAT, "clean": np.arange(40) >= 5, "batch_size": 16, "seed": 0} | options
-    return measure_certifier(linear[0], linear[2], certifier, "it", **options)
+def context_of(linear, threat=THREAT, **options):
+    options = {"batch_size": 16, "seed": 0} | options
+    return EvalContext(model=linear[0], test=linear[2], threat=threat, **options)
 
 
-def evaluated(linear, certifiers, attacks=(), **options):
-    made = make_attacks(attacks, THREAT)
-    options = {"batch_size": 16, "seed": 0, "show": False} | options
-    return evaluate_split(linear[0], linear[2], THREAT, made, certifiers=certifiers, **options)
+def measured(linear, certifier, clean=None, **options):
+    clean = np.arange(40) >= 5 if clean is None else clean
+    return measure_certifier(context_of(linear, **options), "it", certifier, clean)
+
+
+def evaluated(linear, certifiers, attacks=()):
+    return evaluate_split(context_of(linear), make_attacks(attacks, THREAT), certifiers=certifiers)
 
 
 def test_the_columns_say_what_is_exactly_known(linear):
@@ -60,17 +64,17 @@ def test_the_columns_say_what_is_exactly_known(linear):
     assert (found.result.tolerance, found.result.kind, found.result.broken) == (1e-6, "deterministic", None)
 
 
-def test_what_is_wrong_already_is_not_certified_and_not_asked(linear):
+def test_clean_errors_are_not_given_to_the_certifier(linear):
     measured(linear, Exact())
     assert [len(index) for _, index, _ in calls] == [16, 16, 3]
     assert not {0, 1, 2, 3, 4} & {i for _, index, _ in calls for i in index}
 
 
 def test_a_finished_batch_is_not_certified_again(linear, tmp_path):
-    whole = measured(linear, Exact(), parts=tmp_path)
+    whole = measured(linear, Exact(), partial_results=tmp_path)
     sorted(tmp_path.iterdir())[1].unlink()
     calls.clear()
-    again = measured(linear, Exact(), parts=tmp_path)
+    again = measured(linear, Exact(), partial_results=tmp_path)
     assert len(calls) == 1
     assert all(np.array_equal(whole.columns[key], again.columns[key]) for key in whole.columns)
 
@@ -98,7 +102,7 @@ def test_a_certifier_that_finds_counterexamples_gives_their_witnesses(linear):
 
 
 def test_a_false_certificate_fails_the_run_where_an_attack_breaks_it(linear):
-    with pytest.raises(CheckError, match=r"liar certifies test example \d+, and pgd-10 breaks it"):
+    with pytest.raises(CheckError, match=r"liar certifies test example \d+, but pgd-10 breaks it"):
         evaluated(linear, {"liar": Liar()}, ["pgd-10"])
 
 
@@ -108,55 +112,54 @@ def test_a_false_certificate_fails_the_run_where_a_certifier_breaks_it(linear):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_a_false_certificate_falls_to_the_attack_on_a_sample(seed, linear):
+def test_a_false_certificate_fails_the_audit(seed, linear):
     """Of 35 certificates one is tried: at an eps at which nearly all are false, any will do."""
     far = ThreatModel("Linf", 0.25)
-    with pytest.raises(CheckError, match=r"liar certified test example \d+, and bracket-attack breaks it"):
-        evaluate_split(linear[0], linear[2], far, {}, certifiers={"liar": Liar()}, batch_size=16, seed=seed, show=False)
+    with pytest.raises(CheckError, match=r"liar certified test example \d+, but bracket-attack breaks it"):
+        evaluate_split(context_of(linear, far, seed=seed), {}, certifiers={"liar": Liar()})
 
 
-def test_true_certificates_stand_the_attack_on_a_sample(linear):
+def test_true_certificates_pass_the_audit(linear):
     assert evaluated(linear, {"exact": Exact()}).audited == 1
 
 
 def test_a_finished_table_that_contradicts_itself_names_the_example(linear):
-    model, _, test, _ = linear
     found = evaluated(linear, {"complete": Complete()})
     row = int(np.flatnonzero(found.table["broken/complete"])[0])
     proven = np.arange(40) == row
     table = found.table | {"certified/x": proven, "radius/x": (0.03 * proven).astype(np.float32)}
-    with pytest.raises(CheckError, match=f"x certifies test example {row}, and complete breaks it"):
-        check_evaluation(model, test, THREAT, {"complete": THREAT}, table, found.witnesses, 16)
+    with pytest.raises(CheckError, match=f"x certifies test example {row}, but complete breaks it"):
+        check_evaluation(context_of(linear), table, found.witnesses, {"complete": THREAT})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Far(Exact):
     """Claims a radius that is twice eps where eps itself is safe."""
 
-    def certify(self, model, batch, threat, *, generator, hint=None):
-        found = super().certify(model, batch, threat, generator=generator, hint=hint)
+    def certify(self, model, batch, threat, *, generator):
+        found = super().certify(model, batch, threat, generator=generator)
         return type(found)(found.radius * 2, found.certified)
 
 
 def test_a_radius_that_holds_another_attacks_witness_fails_the_run(linear):
     """The attack is under a larger eps, so that it contradicts the radius and not the threat model."""
     evaluated(linear, {"exact": Exact()}, ["pgd-10:eps=0.055"])
-    with pytest.raises(CheckError, match="lies where its certificate says that nothing does"):
+    with pytest.raises(CheckError, match="within the radius certified for it"):
         evaluated(linear, {"far": Far()}, ["pgd-10:eps=0.055"])
 
 
 class Inside(Liar):
     """Claims that what is wrong is certified."""
 
-    def certify(self, model, batch, threat, *, generator, hint=None):
-        found = super().certify(model, batch, threat, generator=generator, hint=hint)
+    def certify(self, model, batch, threat, *, generator):
+        found = super().certify(model, batch, threat, generator=generator)
         return type(found)(found.radius, torch.ones_like(found.certified))
 
 
 def test_what_is_wrong_cannot_be_certified(linear):
     columns = measured(linear, Inside(), clean=np.ones(40, bool)).columns
     clean = np.arange(40) != 3
-    with pytest.raises(CheckError, match="test example 3, and the clean image breaks it"):
+    with pytest.raises(CheckError, match="test example 3, but the clean image breaks it"):
         check_certificates({"index": np.arange(40), "clean": clean, **columns})
 
 
@@ -193,5 +196,5 @@ def test_a_certifier_with_a_threat_model_of_its_own_is_refused():
     assert issubclass(Own, Certifier)
     with pytest.raises(UserError, match="must not have an option eps"):
         make_certifiers(["own"])
-    with pytest.raises(UserError, match="no subclass"):
+    with pytest.raises(UserError, match="not a subclass"):
         make_certifiers(["no-class"])

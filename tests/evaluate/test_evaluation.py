@@ -5,15 +5,17 @@ from torch import nn
 
 from bench.api import evaluate
 from bench.core import seeds
-from bench.core.attack_specs import make_attacks, measure_attack
+from bench.core.attack_specs import PlannedAttack, make_attacks
 from bench.core.contracts import Attack
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import union, worst_case
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
+from bench.evaluate.attacked import measure_attack
+from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
 from bench.evaluate.invariants import check_evaluation
-from bench.evaluate.witnesses import witnesses_of
+from bench.evaluate.witnesses import collect_witnesses
 from bench.testing.contracts import tiny_batch, tiny_model
 from tests.linear import exact_margin, interior_batch, linear_model
 
@@ -60,23 +62,26 @@ def test_every_witness_is_inside_the_threat_model_and_misclassified(linear):
     assert (model(x_adv).argmax(dim=1) != batch.y[index]).all()
 
 
-def measured(model, test, spec, threat=THREAT, **options):
+def context_of(model, test, threat=THREAT, **options):
+    return EvalContext(model=model, test=test, threat=threat, **{"seed": 0, "batch_size": 16} | options)
+
+
+def measured(model, test, spec, threat=THREAT, clean=None, **options):
     (attack,) = make_attacks([spec], threat).values()
-    clean = np.arange(len(test)) >= 5
-    options = {"clean": clean, "seed": 0, "batch_size": 16} | options
-    return measure_attack(model, test, attack, spec, **options)
+    clean = np.arange(len(test)) >= 5 if clean is None else clean
+    return measure_attack(context_of(model, test, threat, **options), spec, attack, clean)
 
 
 def test_a_finished_batch_is_not_attacked_again_and_gives_the_same(linear, tmp_path):
     model, _, test = linear
     whole = measured(model, test, "pgd-10")
-    measured(model, test, "pgd-10", parts=tmp_path)
+    measured(model, test, "pgd-10", partial_results=tmp_path)
     parts = sorted(tmp_path.iterdir())
     assert len(parts) == 3
     parts[1].unlink()
     calls = []
     model.register_forward_hook(lambda *call: calls.append(call))
-    again = measured(model, test, "pgd-10", parts=tmp_path)
+    again = measured(model, test, "pgd-10", partial_results=tmp_path)
     assert 2 <= len(calls) <= 11  # one batch: ten steps at most, and the evaluator's own question
     for key, column in whole.columns.items():
         assert np.array_equal(column, again.columns[key])
@@ -106,7 +111,7 @@ def test_an_example_that_fell_is_counted_until_it_fell(linear):
 def test_the_first_attack_that_breaks_an_example_gives_its_witness(linear):
     model, _, test = linear
     found = {spec: measured(model, test, spec) for spec in ("fgsm", "pgd-10")}
-    witnesses = witnesses_of(found)
+    witnesses = collect_witnesses(found)
     by_fgsm = set(found["fgsm"].broken.tolist())
     assert by_fgsm
     for index, spec in zip(witnesses["index"], witnesses["attack"], strict=True):
@@ -116,7 +121,7 @@ def test_the_first_attack_that_breaks_an_example_gives_its_witness(linear):
 class Liar(Attack):
     """Claims nothing, returns the clean image."""
 
-    def perturb(self, model, batch, *, generator):
+    def perturb(self, model, batch, threat, *, generator):
         return batch.x
 
 
@@ -124,7 +129,7 @@ def test_success_is_what_a_fresh_forward_pass_says(linear):
     model, _, test = linear
     clean = np.ones(40, bool)
     clean[:5] = False
-    found = measure_attack(model, test, Liar(threat=THREAT), "liar", clean=clean, seed=0, batch_size=16)
+    found = measure_attack(context_of(model, test), "liar", PlannedAttack(Liar(), THREAT), clean)
     assert np.array_equal(found.columns["robust/liar"], clean)
 
 
@@ -133,7 +138,7 @@ class Nearest(Attack):
 
     minimum_norm = True
 
-    def perturb(self, model, batch, *, generator):
+    def perturb(self, model, batch, threat, *, generator):
         weight = model[1].weight
         gap = weight[batch.y] - weight[1 - batch.y]
         margin = (gap * batch.x.flatten(1)).sum(dim=1)
@@ -145,9 +150,8 @@ def test_a_minimum_norm_attack_keeps_its_distances_and_counts_inside_eps_only():
     model = linear_model(SHAPE, 2, seed=1)
     batch = interior_batch(model, SHAPE, 20)
     test, threat = Split.of_tensors(batch.x, batch.y), ThreatModel("Linf", 0.05)
-    found = measure_attack(
-        model, test, Nearest(threat=threat), "nearest", clean=np.ones(20, bool), seed=0, batch_size=16
-    )  # fmt: skip
+    attack = PlannedAttack(Nearest(), threat)
+    found = measure_attack(context_of(model, test, threat), "nearest", attack, np.ones(20, bool))
     exact = exact_margin(model, batch, threat).numpy()
     assert 0 < (exact < 0).sum() < 20
     assert np.array_equal(found.columns["robust/nearest"], found.columns["distance/nearest"] > 0.05)
@@ -246,7 +250,7 @@ def test_an_evaluation_does_not_depend_on_the_global_seed(linear):
     for seed in (1, 2):
         torch.manual_seed(seed)
         attacks = make_attacks(["pgd-5"], THREAT)
-        found.append(evaluate_split(model, test, THREAT, attacks, batch_size=16, seed=3, show=False))
+        found.append(evaluate_split(context_of(model, test, seed=3), attacks))
     assert np.array_equal(found[0].witnesses["x_adv"], found[1].witnesses["x_adv"])
     assert seeds.derive(3, "pgd-5", 0) != seeds.derive(3, "pgd-5", 1)
 
@@ -268,10 +272,10 @@ def test_randomness_depends_on_the_runs_seed_and_on_the_batch(linear):
 def test_a_witness_that_proves_nothing_fails_the_run(change, hint, linear):
     model, batch, test = linear
     found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=["pgd-10"])
-    makers = {"pgd-10": THREAT}
-    check_evaluation(model, test, THREAT, makers, found.table, found.witnesses, 16)
+    context, threats = context_of(model, test), {"pgd-10": THREAT}
+    check_evaluation(context, found.table, found.witnesses, threats)
     with pytest.raises(CheckError, match=hint):
-        check_evaluation(model, test, THREAT, makers, found.table, change(found.witnesses), 16)
+        check_evaluation(context, found.table, change(found.witnesses), threats)
 
 
 def test_an_attack_may_have_a_threat_model_of_its_own(linear):

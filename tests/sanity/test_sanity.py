@@ -11,28 +11,30 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from bench.core import registry
-from bench.core.attack_specs import make_attacks, measure_attack
+from bench.core.attack_specs import make_attacks
 from bench.core.contracts import frozen
 from bench.core.passes import count_passes
 from bench.core.records import Sanity
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
+from bench.evaluate.attacked import measure_attack
 from bench.evaluate.clean import measure_clean
+from bench.evaluate.context import EvalContext
 from bench.sanity import checks as sanity_checks
 from bench.sanity.attacks import (
     averaged,
-    climb,
     cross_entropy,
-    direction,
-    falling_margin,
     gradient_of,
     margin,
+    negative_margin,
+    projected_ascent,
     rescaled,
     smoothed,
+    unit_step,
 )
-from bench.sanity.checks import OF_THE_TABLE, by_chance, symptom
-from bench.sanity.probe import Probe
-from bench.sanity.verdict import judge
+from bench.sanity.checks import TABLE_CHECKS, by_chance, symptom
+from bench.sanity.model_under_test import ModelUnderTest
+from bench.sanity.verdict import form_verdict
 from bench.testing.contracts import fingerprint, same
 from tests.linear import exact_margin, interior_batch, linear_model
 from tests.sanity.broken_defenses import QuantisedInput, RandomNoise, SaturatedLogits
@@ -62,7 +64,7 @@ def trained(digits, eps, classes=10, batchnorm=False):
                 if eps:
                     threat = ThreatModel("Linf", eps)
                     with frozen(model):
-                        point = climb(model, point, label, threat, cross_entropy, steps=2, alpha=0.7 * eps)
+                        point = projected_ascent(model, point, label, threat, cross_entropy, steps=2, alpha=0.7 * eps)
                 optimizer.zero_grad()
                 functional.cross_entropy(model(point), label).backward()
                 optimizer.step()
@@ -87,15 +89,15 @@ def normed(digits):
 
 @pytest.fixture(scope="module")
 def test(digits):
-    return Split(digits.x_test[:150], digits.y_test[:150], CPU)
+    return Split.test(digits, CPU, 150)
 
 
 def tabled(model, test, threat, specs):
     """The table of an evaluation, without the checks that fail a run whose model is not deterministic."""
+    context = EvalContext(model=model, test=test, threat=threat, batch_size=256, seed=0)
     table = measure_clean(model, test, 256)
     for spec, attack in make_attacks(specs, threat).items():
-        found = measure_attack(model, test, attack, spec, clean=table["clean"], batch_size=256, seed=0)
-        table |= found.columns
+        table |= measure_attack(context, spec, attack, table["clean"]).columns
     return table
 
 
@@ -103,7 +105,7 @@ def judged(model, test, norm="Linf", specs=None, threat=None, batch_size=256, ta
     threat = threat or THREATS[norm]
     if table is None:
         table = tabled(model, test, threat, ATTACKS[threat.norm] if specs is None else specs)
-    found = judge(model, test, threat, table, seed=seed, batch_size=batch_size)
+    found = form_verdict(model, test, threat, table, seed=seed, batch_size=batch_size)
     return found, {check.name: check for check in found.checks}
 
 
@@ -174,54 +176,61 @@ class LogEnsemble(nn.Module):
 
 
 @pytest.mark.parametrize("norm", THREATS)
-def test_a_robust_model_is_clean(robust, test, norm):
+def test_a_robust_model_has_no_warnings(robust, test, norm):
     found, checks = judged(robust, test, norm)
-    assert (found.verdict, found.reasons) == ("clean", [])
+    assert (found.verdict, found.reasons) == ("no-warnings", [])
     assert {check.outcome for check in checks.values()} <= {"passed", "skipped"}
     assert len(checks) == 14
     assert checks["zero-gradient"].outcome == checks["twice-eps-no-better"].outcome == "passed"
 
 
 @pytest.mark.parametrize("eps", [0.01, 0.05, 0.2, 0.5])
-def test_a_standard_model_is_clean_at_any_eps(standard, test, eps):
+def test_a_standard_model_has_no_warnings_at_any_eps(standard, test, eps):
     found, checks = judged(standard, test, threat=ThreatModel("Linf", eps))
-    assert found.verdict == "clean"
+    assert found.verdict == "no-warnings"
     assert all(check.evidence for check in checks.values())
 
 
-def test_a_record_without_attacks_is_judged_by_its_right_examples(robust, standard, test):
+def test_without_attacks_the_verdict_is_not_attacked_unless_a_check_alarms(robust, standard, test):
     for model in (robust, standard):
         found, checks = judged(model, test, specs=[])
-        assert found.verdict == "clean"
+        assert (found.verdict, found.reasons) == ("not-attacked", [])
         assert checks["loss-not-raised"].outcome == "passed"
     assert judged(SaturatedLogits(robust, 1e4), test, specs=[])[0].verdict == "unreliable"
 
 
-def test_batch_norm_an_ensemble_and_two_classes_are_clean(digits, robust, standard, normed, test):
-    assert judged(normed, test)[0].verdict == "clean"
-    assert judged(LogEnsemble(robust, standard), test)[0].verdict == "clean"
+def test_an_attack_under_another_threat_model_and_a_bracket_count_as_attacked(robust, test):
+    table = measure_clean(robust, test, 256)
+    status = np.where(table["clean"], "open", "broken")
+    for columns in ({"robust/fgsm:norm=L2:eps=1.0": table["clean"]}, {"status": status}):
+        assert judged(robust, test, table=table | columns)[0].verdict == "no-warnings"
+
+
+def test_batch_norm_an_ensemble_and_two_classes_have_no_warnings(digits, robust, standard, normed, test):
+    assert judged(normed, test)[0].verdict == "no-warnings"
+    assert judged(LogEnsemble(robust, standard), test)[0].verdict == "no-warnings"
     two = digits.y_test < 2
     found, checks = judged(trained(digits, 0.2, classes=2), Split(digits.x_test[two], digits.y_test[two], CPU))
-    assert found.verdict == "clean"
+    assert found.verdict == "no-warnings"
     assert checks["loss-not-raised"].outcome == "passed"
 
 
 @pytest.mark.parametrize("norm", THREATS)
-def test_a_linear_model_is_clean_for_one_step_is_then_as_good_as_many(norm):
+def test_a_linear_model_has_no_warnings_because_one_step_is_as_good_as_many(norm):
     model = linear_model((1, 5, 5), 4)
     batch = interior_batch(model, (1, 5, 5), 80)
     threat = ThreatModel(norm, {"Linf": 0.01, "L2": 0.04, "L1": 0.1}[norm])
     found, checks = judged(model, Split.of_tensors(batch.x, batch.y), threat=threat, specs=[])
-    assert found.verdict == "clean"
+    assert found.verdict == "not-attacked"
     assert checks["one-step-better"].value == 0
 
 
-def test_where_nothing_stands_the_attacks_are_not_judged(standard, test):
+def test_attack_checks_are_skipped_if_no_example_is_robust(standard, test):
     table = measure_clean(standard, test, 256)
     table["robust/pgd-10"] = np.zeros(len(test), bool)
     for model in (standard, SaturatedLogits(standard, 1e4)):
         found, checks = judged(model, test, table=table)
-        assert found.verdict == "clean"
+        assert found.verdict == "no-warnings"
         assert checks["zero-gradient"].outcome == "skipped"
         assert "no example" in checks["zero-gradient"].evidence
 
@@ -260,7 +269,7 @@ class Shifted(nn.Module):
 
 
 def test_logits_that_sum_to_one_are_logits(robust, test):
-    assert judged(Shifted(robust), test)[0].verdict == "clean"
+    assert judged(Shifted(robust), test)[0].verdict == "no-warnings"
 
 
 class OfItsBatch(nn.Module):
@@ -294,7 +303,7 @@ def test_batch_norm_that_keeps_to_batch_statistics_is_unreliable(normed, test):
             module.track_running_stats = False
     found, checks = judged(model, test)
     assert found.verdict == checks["batch-dependent"].outcome == "unreliable"
-    assert "alone fails" in checks["batch-dependent"].evidence
+    assert "one image fails" in checks["batch-dependent"].evidence
 
 
 def test_a_stochastic_model_under_an_averaging_attack_is_suspect_only(robust, test):
@@ -329,7 +338,7 @@ def test_small_steps_caught_in_a_trough_that_one_step_leaps():
     _, checks = judged(wavy, grey(), threat=ThreatModel("Linf", 0.1), specs=[])
     assert "one-step-better" in alarms(checks)
     straight = FromMean(lambda mean: mean - 0.35)
-    assert judged(straight, grey(), threat=ThreatModel("Linf", 0.1), specs=[])[0].verdict == "clean"
+    assert judged(straight, grey(), threat=ThreatModel("Linf", 0.1), specs=[])[0].verdict == "not-attacked"
     far_away = FromMean(lambda mean: 0.9 + wavy.margin_of(mean))  # where a tenth of the margin is more than a trough
     assert judged(far_away, grey(), threat=ThreatModel("Linf", 0.1), specs=[])[1]["one-step-better"].outcome == "passed"
 
@@ -423,8 +432,8 @@ def findings(columns):
     test, threat = Split.of_tensors(batch.x, batch.y), ThreatModel("Linf", 0.001)
     table = measure_clean(model, test, 256)
     table |= {f"robust/{spec}": rows < n if isinstance(n, int) else n for spec, n in columns.items()}
-    probe = Probe(model, test, threat, table, seed=0, batch_size=256)
-    return {name: check(probe) for name, check in OF_THE_TABLE.items()}
+    tested = ModelUnderTest(model, test, threat, table, seed=0, batch_size=256)
+    return {name: check(tested) for name, check in TABLE_CHECKS.items()}
 
 
 def of_columns(columns):
@@ -471,20 +480,20 @@ def test_a_weaker_attack_may_win_by_a_hundredth_even_where_that_is_no_accident()
     batch, rows = interior_batch(model, (1, 5, 5), 2000), np.arange(2000)
     table = measure_clean(model, Split.of_tensors(batch.x, batch.y), 256)
     table |= {"robust/fgsm": rows >= 15, "robust/pgd-10": rows >= 0}
-    probe = Probe(model, Split.of_tensors(batch.x, batch.y), ThreatModel("Linf", 0.001), table, 0, 256)
-    assert OF_THE_TABLE["fewer-steps-better"](probe).outcome == "passed"
+    tested = ModelUnderTest(model, Split.of_tensors(batch.x, batch.y), ThreatModel("Linf", 0.001), table, 0, 256)
+    assert TABLE_CHECKS["fewer-steps-better"](tested).outcome == "passed"
 
 
 def test_columns_of_another_threat_model_promise_nothing_about_this_one(robust, test):
     table = tabled(robust, test, THREATS["Linf"], ["pgd-20"])
     nothing = np.zeros(len(test), bool)
 
-    def standing(more):
-        return Probe(robust, test, THREATS["Linf"], table | more, 0, 256).standing.index.tolist()
+    def robust_rows(more):
+        return ModelUnderTest(robust, test, THREATS["Linf"], table | more, 0, 256).robust.index.tolist()
 
-    assert len(standing({})) == 64
-    assert standing({"robust/pgd-20:eps=0.9": nothing, "robust/fgsm:norm=L2:eps=1": nothing}) == standing({})
-    assert standing({"robust/fgsm": nothing}) == []
+    assert len(robust_rows({})) == 64
+    assert robust_rows({"robust/pgd-20:eps=0.9": nothing, "robust/fgsm:norm=L2:eps=1": nothing}) == robust_rows({})
+    assert robust_rows({"robust/fgsm": nothing}) == []
 
 
 def test_what_stands_is_counted_among_the_right_examples_up_to_the_last(robust, test):
@@ -493,9 +502,9 @@ def test_what_stands_is_counted_among_the_right_examples_up_to_the_last(robust, 
     for every, n, among in ((1, 64, 64), (2, 64, 127), (10, math.ceil(len(right) / 10), len(right))):
         robust_rows = np.zeros(len(test), bool)
         robust_rows[right[::every]] = True
-        probe = Probe(robust, test, THREATS["Linf"], table | {"robust/x": robust_rows}, 0, 256)
-        assert (len(probe.standing), probe.among) == (n, among)
-        assert probe.standing.index.tolist() == right[::every][:64].tolist()
+        tested = ModelUnderTest(robust, test, THREATS["Linf"], table | {"robust/x": robust_rows}, 0, 256)
+        assert (len(tested.robust), tested.n_correct) == (n, among)
+        assert tested.robust.index.tolist() == right[::every][:64].tolist()
 
 
 # The machinery -----------------------------------------------------------------------------------------------------
@@ -515,15 +524,15 @@ def test_so_few_examples_that_all_may_show_a_sign_by_chance_are_too_few():
     assert symptom(None, np.arange(17) < 16, 145, "sign").outcome == "passed"
 
 
-@pytest.mark.parametrize("slope", [
-    cross_entropy, falling_margin, rescaled(3.0), averaged(cross_entropy, 2),
+@pytest.mark.parametrize("gradient", [
+    cross_entropy, negative_margin, rescaled(3.0), averaged(cross_entropy, 2),
     smoothed(0.05, 400, torch.Generator().manual_seed(0)),
 ])  # fmt: skip
 @pytest.mark.parametrize("norm", THREATS)
-def test_each_climb_reaches_the_exact_optimum_of_a_linear_model(norm, slope):
+def test_each_ascent_reaches_the_exact_optimum_of_a_linear_model(norm, gradient):
     model = linear_model((1, 4, 4), 2)
     batch, threat = interior_batch(model, (1, 4, 4), 6), ThreatModel(norm, 0.05)
-    x_adv = climb(model, batch.x, batch.y, threat, slope, steps=20, alpha=0.02)
+    x_adv = projected_ascent(model, batch.x, batch.y, threat, gradient, steps=20, alpha=0.02)
     assert threat.contains(x_adv, batch.x).all()
     with torch.no_grad():
         reached, clean = margin(model(x_adv), batch.y), margin(model(batch.x), batch.y)
@@ -531,14 +540,14 @@ def test_each_climb_reaches_the_exact_optimum_of_a_linear_model(norm, slope):
     assert (fall > 0.97).all()
 
 
-def test_an_averaged_slope_is_the_mean_over_passes():
+def test_an_averaged_gradient_is_the_mean_over_passes():
     drawn = iter([1.0, 2.0, 6.0])
 
-    def slope(model, x, y):
+    def gradient(model, x, y):
         value = next(drawn)
         return torch.full((2, 3), value), torch.full_like(x, 10 * value)
 
-    logits, uphill = averaged(slope, 3)(nn.Identity(), torch.zeros(2, 1, 1, 1), torch.zeros(2))
+    logits, uphill = averaged(gradient, 3)(nn.Identity(), torch.zeros(2, 1, 1, 1), torch.zeros(2))
     assert (logits == 3).all()
     assert (uphill == 30).all()
 
@@ -548,15 +557,15 @@ def test_a_sparse_step_is_not_spent_on_pixels_at_the_end_of_the_box():
     x = torch.full((1, 1, 4, 4), 0.5)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
-    wide = climb(model, x, y, ThreatModel("L1", 16.0), cross_entropy, steps=20, alpha=2.0)
-    corner = torch.where(falling_margin(model, x, y)[1] > 0, 1.0, 0.0)
+    wide = projected_ascent(model, x, y, ThreatModel("L1", 16.0), cross_entropy, steps=20, alpha=2.0)
+    corner = torch.where(negative_margin(model, x, y)[1] > 0, 1.0, 0.0)
     assert torch.equal(wide, corner)
 
 
-def test_a_climb_keeps_the_best_point_and_not_the_last():
+def test_an_ascent_returns_the_best_point_and_not_the_last():
     model, split = FromMean(lambda mean: (mean - 0.47) ** 2 + 0.1), grey(4)
     x, y = split.take(torch.arange(4)).x, torch.zeros(4, dtype=torch.int64)
-    found = climb(model, x, y, ThreatModel("Linf", 0.1), falling_margin, steps=3, alpha=0.05)
+    found = projected_ascent(model, x, y, ThreatModel("Linf", 0.1), negative_margin, steps=3, alpha=0.05)
     assert found.mean().item() == pytest.approx(0.45)  # 0.5 -> 0.45 -> 0.5 -> 0.45
 
 
@@ -565,15 +574,15 @@ def test_a_step_has_length_one_at_any_size_of_the_gradient(norm):
     gradient = torch.randn((3, 1, 5, 5), generator=torch.Generator().manual_seed(0))
     order = {"Linf": math.inf, "L2": 2, "L1": 1}[norm]
     for size in (1e-15, 1, 1e15):
-        steps = direction(size * gradient, norm).flatten(1)
+        steps = unit_step(size * gradient, ThreatModel(norm, 0.1)).flatten(1)
         assert torch.linalg.vector_norm(steps, ord=order, dim=1) == pytest.approx([1, 1, 1])
-    assert not direction(0 * gradient, norm).any()
+    assert not unit_step(0 * gradient, ThreatModel(norm, 0.1)).any()
 
 
 def test_the_gradient_is_of_each_examples_own_loss_and_of_no_weight(robust, test):
     batch = test.take(torch.arange(4))
     together = gradient_of(lambda logits, y: -margin(logits, y))(robust, batch.x, batch.y)[1]
-    alone = falling_margin(robust, batch.x[2:3], batch.y[2:3])[1]
+    alone = negative_margin(robust, batch.x[2:3], batch.y[2:3])[1]
     assert torch.allclose(together[2:3], alone, atol=1e-5)
     assert all(parameter.grad is None for parameter in robust.parameters())
 
@@ -611,7 +620,7 @@ class Noise(nn.Module):
 def test_weights_that_are_drawn_anew_in_each_pass_are_seen(robust, test):
     model = copy.deepcopy(robust)
     parametrize.register_parametrization(model.fc1, "weight", Noise())
-    assert Probe(model, test, THREATS["Linf"], {}, 0, 256).stochastic
+    assert ModelUnderTest(model, test, THREATS["Linf"], {}, 0, 256).stochastic
 
 
 def test_the_batch_size_is_the_memory_and_not_the_verdict(robust, test):

@@ -9,16 +9,12 @@ from bench.core.example_table import Threat, accuracy, attack_specs
 from bench.core.records import SCHEMA, AttackResult, Record, Sanity
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
+from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
-from bench.verify.certificates import certified_by, certify_again, check_contradictions
-from bench.verify.checks import (
-    attack_again,
-    check_distances,
-    check_labels,
-    check_leakage,
-    check_predictions,
-)
-from bench.verify.witnesses import WITNESS_CHECKS, check_witnesses
+from bench.verify.leakage import check_leakage
+from bench.verify.repeat import attack_again, certified_by, certify_again
+from bench.verify.table_checks import check_distances, check_labels, check_predictions
+from bench.verify.witnesses import WITNESS_CHECKS, check_contradictions, check_witnesses
 from tests.certifying import Exact, Slow
 from tests.linear import exact_margin, interior_batch, linear_model
 
@@ -37,6 +33,10 @@ def record_of(table, threat=THREAT):
     )  # fmt: skip
 
 
+def context_of(model, test, batch_size=16, threat=THREAT, seed=0):
+    return EvalContext(model=model, test=test, threat=threat, batch_size=batch_size, seed=seed)
+
+
 @pytest.fixture
 def run():
     """model, test split, table, record, witnesses of a finished evaluation in which some examples fell."""
@@ -45,7 +45,7 @@ def run():
     batch.y[:5] = (batch.y[:5] + 1) % 4
     test = Split.of_tensors(batch.x, batch.y)
     attacks = make_attacks(["random-noise", "pgd-10"], THREAT)
-    found = evaluate_split(model, test, THREAT, attacks, batch_size=16, seed=0, show=False)
+    found = evaluate_split(context_of(model, test), attacks)
     assert 5 < len(found.witnesses["index"]) < 35
     return model, test, found.table, record_of(found.table), found.witnesses
 
@@ -56,7 +56,8 @@ def outcomes(findings):
 
 def witnesses_judged(run, **changed):
     model, test, table, record, witnesses = run
-    return outcomes(check_witnesses(model, test, changed.pop("table", table), record, witnesses | changed, 16))
+    context = context_of(model, test)
+    return outcomes(check_witnesses(context, changed.pop("table", table), record, witnesses | changed))
 
 
 def failing(judged):
@@ -67,7 +68,7 @@ def test_an_honest_evaluation_passes_everything(run):
     model, test, table, _, _ = run
     assert set(witnesses_judged(run).values()) == {"passed"}
     assert check_labels(table, test.y.numpy()).outcome == "passed"
-    assert check_predictions(model, test, table, 7).outcome == "passed"
+    assert check_predictions(context_of(model, test, 7), table).outcome == "passed"
     assert "failed" not in outcomes(check_leakage(table, 16)).values()
 
 
@@ -132,8 +133,8 @@ def test_witnesses_are_judged_by_the_threat_model_of_their_attack(run):
     """A second threat model, of twice the eps, has witnesses of its own, farther away."""
     model, test, table, record, witnesses = run
     spec = "pgd-10:eps=0.06"
-    far = evaluate_split(model, test, ThreatModel("Linf", 0.06), make_attacks(["pgd-10"], ThreatModel("Linf", 0.06)),
-                         batch_size=16, seed=0, show=False)  # fmt: skip
+    threat = ThreatModel("Linf", 0.06)
+    far = evaluate_split(context_of(model, test, threat=threat), make_attacks(["pgd-10"], threat))
     table = table | {f"robust/{spec}": far.table["robust/pgd-10"]}
     n = len(far.witnesses["index"])
     both = {
@@ -141,9 +142,10 @@ def test_witnesses_are_judged_by_the_threat_model_of_their_attack(run):
         "x_adv": np.concatenate([witnesses["x_adv"], far.witnesses["x_adv"]]),
         "attack": np.concatenate([witnesses["attack"], np.full(n, spec)]),
     }
-    assert set(outcomes(check_witnesses(model, test, table, record, both, 16)).values()) == {"passed"}
+    assert set(outcomes(check_witnesses(context_of(model, test), table, record, both)).values()) == {"passed"}
     under_the_smaller = both | {"attack": np.concatenate([witnesses["attack"], np.full(n, "pgd-10")])}
-    assert {COMPLETE, WITHIN} <= failing(outcomes(check_witnesses(model, test, table, record, under_the_smaller, 16)))
+    found = outcomes(check_witnesses(context_of(model, test), table, record, under_the_smaller))
+    assert {COMPLETE, WITHIN} <= failing(found)
 
 
 @pytest.mark.parametrize(("change", "outcome"), [(0, "passed"), (1, "failed")])
@@ -151,7 +153,7 @@ def test_predictions_are_the_models(change, outcome, run):
     model, test, table, _, _ = run
     prediction = table["prediction"].copy()
     prediction[20] = (prediction[20] + change) % 4
-    assert check_predictions(model, test, table | {"prediction": prediction}, 16).outcome == outcome
+    assert check_predictions(context_of(model, test), table | {"prediction": prediction}).outcome == outcome
 
 
 class TwoLogits(nn.Module):
@@ -172,16 +174,17 @@ def test_a_near_tie_may_come_out_differently_and_warns(gap, outcome):
         "index": np.arange(6), "label": np.zeros(6, np.int64), "prediction": np.zeros(6, np.int64),
         "clean": np.ones(6, np.bool_), "robust/random-noise": np.zeros(6, np.bool_),
     }  # fmt: skip
-    assert check_predictions(TwoLogits(gap), test, table, 4).outcome == outcome
+    assert check_predictions(context_of(TwoLogits(gap), test, 4), table).outcome == outcome
     witnesses = {"index": np.arange(6), "x_adv": test.canvas.numpy(), "attack": np.full(6, "random-noise")}
-    found = check_witnesses(TwoLogits(-gap), test, table, record_of(table), witnesses, 4)
+    found = check_witnesses(context_of(TwoLogits(-gap), test, 4), table, record_of(table), witnesses)
     assert outcomes(found)[WRONG] == outcome
 
 
 @pytest.mark.parametrize(("gap", "claimed"), [(1.0, 2), (-1.0, -1)])
 def test_a_class_that_there_is_not_is_no_near_tie(gap, claimed):
     test = Split.of_tensors(torch.rand(6, *SHAPE), torch.zeros(6, dtype=torch.int64))
-    assert check_predictions(TwoLogits(gap), test, {"prediction": np.full(6, claimed)}, 4).outcome == "failed"
+    context = context_of(TwoLogits(gap), test, 4)
+    assert check_predictions(context, {"prediction": np.full(6, claimed)}).outcome == "failed"
 
 
 def test_a_label_that_is_not_the_data_sets_fails(run):
@@ -210,11 +213,11 @@ class Optimal(Attack):
 
     most = 1000
 
-    def perturb(self, model, batch, *, generator):
+    def perturb(self, model, batch, threat, *, generator):
         weight = model[1].weight
         logits = model(batch.x)
         other = logits.scatter(1, batch.y[:, None], -torch.inf).argmax(dim=1)
-        step = self.threat.eps * (weight[other] - weight[batch.y]).sign().reshape(batch.x.shape)
+        step = threat.eps * (weight[other] - weight[batch.y]).sign().reshape(batch.x.shape)
         step[self.most :] = 0
         return batch.x + step
 
@@ -223,10 +226,8 @@ class OptimalOnOne(Optimal):
     most = 1
 
 
-def again(run, table, attack=Optimal, **options):
-    model, test = run[:2]
-    options = {"sample": 64, "seed": 0, "batch_size": 64} | options
-    return attack_again(model, test, table, attack(threat=THREAT), **options)
+def again(run, table, attack=Optimal, sample=64, seed=0):
+    return attack_again(context_of(*run[:2], batch_size=64, seed=seed), table, attack(), sample)
 
 
 def test_examples_that_are_truly_robust_stand_the_second_attack(run):
@@ -259,7 +260,7 @@ def test_the_sample_follows_from_the_seed_and_has_its_size(run):
     texts = [again(run, table, sample=6, seed=seed).evidence for seed in (0, 0, 1, 2, 3)]
     assert texts[0] == texts[1]
     assert len(set(texts)) > 1
-    assert all(" of 6 fell" in text for text in texts)
+    assert all(" of 6 broken" in text for text in texts)
 
 
 def test_where_nothing_is_claimed_there_is_nothing_to_attack(run):
@@ -295,17 +296,17 @@ def certified_run(run, **claims):
     return model, test, table | columns, record
 
 
-def asked_again(run, certifier, spec="exact", **options):
-    options = {"sample": 64, "seed": 0, "batch_size": 16} | options
-    return certify_again(*run, spec, certifier, **options)
+def asked_again(run, certifier, spec="exact", sample=64):
+    model, test, table, _ = run
+    return certify_again(context_of(model, test), table, spec, certifier, sample)
 
 
 def test_certificates_that_hold_are_given_again(run):
     honest = certified_run(run)
     n = int(honest[2]["certified/exact"].sum())
     found = asked_again(honest, Exact())
-    assert (found.outcome, found.evidence) == ("passed", f"seed 0: all {n} that were tried, of {n}")
-    assert asked_again(honest, Exact(), sample=2).evidence == f"seed 0: all 2 that were tried, of {n}"
+    assert (found.outcome, found.evidence) == ("passed", f"seed 0: all {n} of the sample, of {n}")
+    assert asked_again(honest, Exact(), sample=2).evidence == f"seed 0: all 2 of the sample, of {n}"
 
 
 def test_where_nothing_was_certified_nothing_is_asked(run):
@@ -329,7 +330,7 @@ def test_a_certificate_on_the_edge_only_warns(run):
     """Asked again it has a positive margin that is not above what rounding may have done."""
     found = asked_again(certified_run(run), Exact(least=1e9))
     assert found.outcome == "warning"
-    assert "within rounding" in found.evidence
+    assert "within the rounding error" in found.evidence
 
 
 def test_a_certifier_that_runs_out_of_time_only_warns_and_is_asked_little(run):
@@ -344,9 +345,9 @@ def test_what_the_bracket_certified_is_asked_of_the_stage_that_did(run):
     status = np.where(~table["clean"], "broken", np.where(margin > 0, "certified", "open"))
     decided = np.where(~table["clean"], "clean", np.where(margin > 0.1, "coarse", np.where(margin > 0, "exact", "")))
     narrowed = table | {"status": status, "decided_by": decided}
-    assert list(certified_by(record, narrowed)) == list(dict.fromkeys(decided[status == "certified"]))
+    assert list(certified_by(narrowed, EPS)) == list(dict.fromkeys(decided[status == "certified"]))
     for name, rows in (("coarse", margin > 0.1), ("exact", (margin > 0) & (margin <= 0.1))):
-        proven, radius = certified_by(record, narrowed)[name]
+        proven, radius = certified_by(narrowed, EPS)[name]
         assert np.array_equal(proven, rows & table["clean"])
         assert np.array_equal(radius > 0, proven)
         assert asked_again((model, test, narrowed, record), Exact(), name).outcome == "passed"
@@ -359,7 +360,9 @@ def test_a_certified_example_that_falls_when_attacked_again_fails_however_rare_t
     assert again(run, table).outcome == "warning"
     proven = np.arange(40) == fell
     found = again(run, table | {"certified/liar": proven, "radius/liar": (EPS * proven).astype(np.float32)})
-    assert (found.outcome, found.evidence) == ("failed", f"1 certified examples fell, the first is test example {fell}")
+    assert found.outcome == "failed"
+    assert found.evidence.startswith("1 certified examples are broken")
+    assert found.evidence.endswith(f"test example {fell}")
 
 
 def test_where_only_certificates_are_claimed_they_are_attacked(run):
@@ -367,7 +370,7 @@ def test_where_only_certificates_are_claimed_they_are_attacked(run):
     table = bare | {key: column for key, column in certified_run(run)[2].items() if key.endswith("/exact")}
     found = again(run, table)
     assert found.outcome == "passed"
-    assert f"0 of {table['certified/exact'].sum()} fell" in found.evidence
+    assert f"0 of {table['certified/exact'].sum()} broken" in found.evidence
 
 
 def test_certificates_and_witnesses_must_not_contradict_one_another(run):
