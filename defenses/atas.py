@@ -20,13 +20,13 @@ PAPER_EPS, PAPER_BATCH = 8 / 255, 128  # at which the published c was set
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
-    beta: float = 0.5  # momentum of the gradients' squared norm
+    beta: float = 0.5  # momentum of the moving average v of squared gradient norms
     c: float = 0.01  # at eps 8/255, for gradients of the mean over a batch of 128
     smallest: float = 0.5  # step sizes are clamped to [smallest, largest], in units of eps
     largest: float = 1.75
     step_size: Literal["released", "eq-5.16"] = "released"
-    warm_up: float = 5 / 30  # share of the training with the constant step eps
-    resets: tuple[float, ...] = (10 / 30, 20 / 30)  # when the perturbations are drawn anew
+    warm_up: float = 5 / 30  # fraction of the training with the constant step size eps
+    resets: tuple[float, ...] = (10 / 30, 20 / 30)  # fractions after which the perturbations are drawn anew
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,35 +41,33 @@ class Config(TrainingConfig):
 
 @registry.defense("atas")
 class ATAS(Defense[Config]):
-    """ATAS: one-step training whose step is shorter where an example's past gradients were large.
+    """ATAS: one-step adversarial training with a smaller step for examples whose past gradients were large.
 
-    Thesis, Algorithm 5.3. Perturbations are kept from epoch to epoch on the padded canvas and follow the crop and
-    flip. Deviations: the default is what produced the published numbers, a_i = 2 eps / (1 + sqrt(v_i) / c) clamped to
-    [eps/2, 1.75 eps], after a warm-up with a_i = eps that leaves v alone; `step_size=eq-5.16` is the text's
-    a_i = a / sqrt(v_i + c) with a / c = 2 eps, not clamped. c is published for eps 8/255 and the gradient of a batch
-    mean; it is scaled with eps, and the gradient of the example's own loss is scaled to a batch of 128, so that the
-    batch size does not matter. The banks of perturbations are kept in float16.
+    Thesis, Algorithm 5.3. Perturbations are kept from epoch to epoch, in float16, and follow the crop and flip of
+    their image.
 
-    Evidence: digits suite, seeds 0 to 2, one thread of an AMD EPYC:
-    clean 98.1 +- 0.3, PGD-50 71.4 +- 0.5, AutoAttack 64.1 +- 1.0.
-    The paper's own numbers are not yet reproduced.
+    Deviations: the default step size is that of the released code, a_i = 2 eps / (1 + sqrt(v_i) / c) clamped to
+    [eps/2, 1.75 eps], after a warm-up with a_i = eps that does not update v. `step_size=eq-5.16` is the text's
+    a_i = a / sqrt(v_i + c) with a / c = 2 eps, not clamped. The published c is for eps 8/255 and gradients of a batch
+    mean. Here it is scaled with eps, and gradients of the example's own loss are divided by 128, so that the batch size
+    does not matter.
+
+    Evidence: not yet reproduced.
     """
 
     config_class = Config
     norms = ("Linf",)
 
     def prepare(self, trainer: Trainer) -> None:
-        # line 2: x_i^(0) = x_i + U(-eps, eps); line 1: v_i = 0
-        trainer.bank["v"] = torch.zeros(trainer.examples, device=trainer.generator.device)
-        start_bank(trainer)
+        trainer.bank["v"] = torch.zeros(trainer.examples, device=trainer.generator.device)  # line 1: v_i = 0
+        start_bank(trainer)  # line 2: x_i^(0) = x_i + U(-eps, eps)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         warm = trainer.epoch < round(self.config.warm_up * trainer.epochs)
         v_before = batch.read(trainer.bank["v"])
 
         def step_sizes(gradient: Tensor) -> Tensor:
-            # lines 5 and 6; ||g||^2 is of the batch mean at the published batch size
-            square = (gradient.flatten(1) / PAPER_BATCH).square().sum(dim=1)
+            square = (gradient.flatten(1) / PAPER_BATCH).square().sum(dim=1)  # lines 5 and 6
             v = self.config.beta * v_before + (1 - self.config.beta) * square
             batch.write(trainer.bank["v"], v)
             return self.alpha(v, trainer.eps)
@@ -86,7 +84,7 @@ class ATAS(Defense[Config]):
             start_bank(trainer)
 
     def alpha(self, v: Tensor, eps: float) -> Tensor:
-        """Step sizes (B,) from the moving averages v (B,) of squared gradient norms (Eq. 5.16)."""
+        """Step sizes (B,) for moving averages v (B,) of squared gradient norms (Eq. 5.16)."""
         config = self.config
         c = config.c * eps / PAPER_EPS
         if config.step_size == "eq-5.16":

@@ -16,7 +16,7 @@ from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.errors import UserError
 from bench.core.specs import Length, OfEps, in_units
-from bench.training.perturbation_bank import carried_start, carry, start_bank
+from bench.training.perturbation_bank import BankConfig, carried_start, carry, reset_bank, start_bank
 from bench.training.subnet import adaptive_budgets, linear_layers, mask_layers, masks
 
 
@@ -27,8 +27,8 @@ class Config(TrainingConfig):
     schedule: Schedule = "cosine"
     validation: float = 0.02
     select: Literal["last", "best"] = "best"
-    r: float = 0.99  # share of the weights that is pruned
-    gamma: float = 0.1  # 1: the same share of each layer is kept, 0: the same number
+    r: float = 0.99  # share of the weights that are pruned
+    gamma: float = 0.1  # 1: each layer keeps the same share of its weights, 0: the same number
     score_range: float = 0.01  # scores start as U[-a, a]
     rank: Literal["score", "magnitude"] = "score"  # magnitude: the released code's order
     steps: int = 10
@@ -45,20 +45,14 @@ class Config(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastConfig(Config):
+class FastConfig(Config, BankConfig):
     epochs: int = 100
     steps: int = 1
     alpha: Length = OfEps(0.5)
-    start_std: float = 0.001
-    reset_every: int = 10  # epochs after which the perturbations are drawn anew
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(start_std=(self.start_std >= 0, "not negative"), reset_every=(self.reset_every >= 1, "at least 1"))
 
 
 def binarise(model: nn.Module, output: nn.Linear) -> nn.Module:
-    """Weights +1 and -1, no bias, batch norm without affine parameters, and a last batch norm over the logits."""
+    """Weights +1 and -1, no bias, batch norm without affine parameters, and a batch norm over the logits."""
     for layer in linear_layers(model):
         layer.bias = None
         layer.weight.data = torch.where(layer.weight >= 0, 1.0, -1.0)
@@ -69,16 +63,14 @@ def binarise(model: nn.Module, output: nn.Linear) -> nn.Module:
 
 @registry.defense("binary-subnet")
 class BinarySubnet(Defense[Config]):
-    """A robust subnetwork of a random binary network: only the choice of the weights is trained, never a weight.
+    """A robust subnetwork of a random binary network: training selects weights and changes none.
 
-    Thesis, Algorithm 5.1 (edge pop-up under PGD), adaptive pruning (Eq. 5.11), binary initialisation and last batch
-    norm (5.1.3). Biases, which the text keeps at zero, are removed. The weights are the signs of the architecture's
-    default initialisation, in all linear and convolutional layers; scores rank by their value (`rank=magnitude`: the
-    released code's absolute value).
+    Thesis, Algorithm 5.1 (edge pop-up with PGD), adaptive pruning (Eq. 5.11), binary initialisation and last batch norm
+    (5.1.3). The weights of all linear and convolutional layers are the signs of the architecture's default
+    initialisation. Biases, which are zero in the text, are removed. Weights are ranked by their score, as in the text;
+    the released code ranks by its absolute value (`rank=magnitude`).
 
-    Evidence: digits suite, seeds 0 to 2, one thread of an AMD EPYC:
-    clean 97.8 +- 0.3, PGD-50 55.5 +- 0.9, AutoAttack 44.0 +- 2.2.
-    The paper's own numbers are not yet reproduced.
+    Evidence: not yet reproduced.
     """
 
     config_class = Config
@@ -87,7 +79,7 @@ class BinarySubnet(Defense[Config]):
         layers = linear_layers(model)
         last = layers[-1]
         if not isinstance(last, nn.Linear):
-            raise UserError("binary-subnet needs a model whose last layer is linear, for a batch norm over the logits")
+            raise UserError("binary-subnet needs a model whose last layer is linear; use another --model")
         budgets = adaptive_budgets([layer.weight.numel() for layer in layers], 1 - self.config.r, self.config.gamma)
         model = binarise(model, last)
         mask_layers(model, budgets, self.config.score_range, self.config.rank)
@@ -102,44 +94,41 @@ class BinarySubnet(Defense[Config]):
             trainer.model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
             alpha=in_units(config.alpha, trainer.eps), start=self.start(batch, trainer), mode=config.attack_mode,
         )  # fmt: skip
-        self.keep(batch, trainer, x_adv)
+        self.store(batch, trainer, x_adv)
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
 
     def start(self, batch: Batch, trainer: Trainer) -> Tensor:
-        """Where the attack starts: anywhere in the ball."""
+        """The starting points of the attack, (B,C,H,W): uniform in the ball."""
         return trainer.threat.random_start(batch.x, trainer.generator)
 
-    def keep(self, batch: Batch, trainer: Trainer, x_adv: Tensor) -> None:
-        """What of the attack is kept for the next epoch: nothing."""
+    def store(self, batch: Batch, trainer: Trainer, x_adv: Tensor) -> None:
+        """Called after the attack; keeps nothing."""
 
 
 @registry.defense("binary-subnet-fast")
 class BinarySubnetFast(BinarySubnet):
-    """binary-subnet with one-step attacks that go on from epoch to epoch (ATTA) in place of PGD.
+    """binary-subnet with ATTA instead of PGD: one-step attacks that start from the last epoch's perturbation.
 
-    Thesis, 5.1.5.
+    Thesis, section 5.1.5.
 
-    Evidence: digits suite, seeds 0 to 2, one thread of an AMD EPYC:
-    clean 98.5 +- 0.4, PGD-50 52.3 +- 3.5, AutoAttack 38.6 +- 1.3.
-    The paper's own numbers are not yet reproduced.
+    Evidence: not yet reproduced.
     """
 
     config_class = FastConfig
 
     def prepare(self, trainer: Trainer) -> None:
-        start_bank(trainer, self.fast.start_std)
+        start_bank(trainer, self.bank_config.start_std)
 
     def start(self, batch: Batch, trainer: Trainer) -> Tensor:
         return carried_start(trainer, batch)
 
-    def keep(self, batch: Batch, trainer: Trainer, x_adv: Tensor) -> None:
+    def store(self, batch: Batch, trainer: Trainer, x_adv: Tensor) -> None:
         carry(trainer, batch, x_adv)
 
     def end_epoch(self, trainer: Trainer) -> None:
-        if (trainer.epoch + 1) % self.fast.reset_every == 0:
-            start_bank(trainer, self.fast.start_std)
+        reset_bank(trainer, self.bank_config)
 
     @property
-    def fast(self) -> FastConfig:
-        assert isinstance(self.config, FastConfig)
+    def bank_config(self) -> BankConfig:
+        assert isinstance(self.config, BankConfig)
         return self.config

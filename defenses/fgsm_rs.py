@@ -19,19 +19,17 @@ class Config(TrainingConfig):
     lr: float = 0.2
     schedule: Schedule = "triangular"
     alpha: Length = OfEps(1.25)
-    attack_mode: Literal["eval", "train"] = "train"  # the model's batch norm during the attack
+    attack_mode: Literal["eval", "train"] = "train"  # of batch norm during the attack
 
 
 @registry.defense("fgsm-rs")
 class FGSMRS(Defense[Config]):
-    """FGSM-RS: one step of 1.25 eps from a uniform start, back into the ball.
+    """FGSM-RS: adversarial training with one step of 1.25 eps from a uniform start, projected onto the ball.
 
     Wong et al. (2020), Algorithm 3. Batch norm is in train mode during the attack, as in the authors' code
-    (`attack_mode=eval` otherwise); the thesis also gives alpha = 1.75 eps.
+    (`attack_mode=eval` changes it). The thesis also gives alpha = 1.75 eps.
 
-    Evidence: digits suite, seeds 0 to 2, one thread of an AMD EPYC:
-    clean 98.6 +- 0.3, PGD-50 63.9 +- 0.7, AutoAttack 58.3 +- 0.7.
-    The paper's own numbers are not yet reproduced.
+    Evidence: not yet reproduced.
     """
 
     config_class = Config

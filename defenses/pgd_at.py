@@ -18,18 +18,16 @@ from bench.core.specs import Length, OfEps, in_units
 class Config(TrainingConfig):
     steps: int = 10
     alpha: Length = OfEps(0.25)  # 2/255 at eps 8/255
-    attack_mode: Literal["eval", "train"] = "eval"  # the model's batch norm during the attack
+    attack_mode: Literal["eval", "train"] = "eval"  # of batch norm during the attack
 
 
 @registry.defense("pgd-at")
 class PGDAT(Defense[Config]):
-    """PGD adversarial training: each step minimises the loss at the end of a PGD attack from a uniform start.
+    """PGD adversarial training: each step minimises the loss at the result of PGD from a uniform start.
 
-    Madry et al. (2018). Under L2 the steps follow the normalised gradient.
+    Madry et al. (2018). Under L2 the attack follows the normalised gradient.
 
-    Evidence: digits suite, seeds 0 to 2, one thread of an AMD EPYC:
-    clean 98.1 +- 0.4, PGD-50 71.9 +- 0.6, AutoAttack 68.1 +- 0.7.
-    The paper's own numbers are not yet reproduced.
+    Evidence: not yet reproduced.
     """
 
     config_class = Config

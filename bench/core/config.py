@@ -78,6 +78,18 @@ class TrainingConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {allowed}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class BoundsConfig(TrainingConfig):
+    """The defaults of training through bounds on the network's output; the papers' for MNIST."""
+
+    epochs: int = 100
+    batch_size: int = 100
+    optimizer: Literal["sgd", "adam"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    amp: Literal["auto", "off"] = "off"  # bounds in bfloat16 would not be sound
+
+
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 

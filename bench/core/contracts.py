@@ -19,7 +19,7 @@ from bench.core.threat import ThreatModel
 
 
 class View(Protocol):
-    """How a batch was cut from its padded images: invertible, pixel by pixel."""
+    """How a batch was cropped and flipped from its padded images (the canvas); invertible pixel by pixel."""
 
     def read(self, canvas: Tensor, index: Tensor) -> Tensor: ...
     def write(self, canvas: Tensor, index: Tensor, value: Tensor) -> None: ...
@@ -27,7 +27,7 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """x (B,C,H,W) float32 in [0,1], y (B,) int64, index (B,) the examples' rows in their split."""
+    """x (B,C,H,W) float32 in [0,1], y (B,) int64, index (B,) int64: the rows of the examples in their split."""
 
     x: Tensor
     y: Tensor
@@ -39,13 +39,13 @@ class Batch:
         return len(self.y)
 
     def read(self, bank: Tensor) -> Tensor:
-        """This batch's rows of a per-example bank as float32: (N,) -> (B,); a canvas of images -> like x."""
+        """The batch's rows of a per-example bank, as float32: (N,) -> (B,); padded (N,C,H+2p,W+2p) -> like x."""
         if bank.dim() < 4 or self.view is None:
             return bank[self.index].float()
         return self.view.read(bank, self.index).float()
 
     def write(self, bank: Tensor, value: Tensor) -> None:
-        """Put `value` where read found it. What it does not cover (cropped away) stays."""
+        """Write `value` to the places that `read` reads; the rest, which was cropped away, keeps its values."""
         value = value.detach().to(bank.dtype)
         if bank.dim() < 4 or self.view is None:
             bank[self.index] = value
@@ -55,9 +55,9 @@ class Batch:
 
 @contextmanager
 def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
-    """The model in train or eval mode; afterwards every module is as it was.
+    """Put the model into train or eval mode inside the block, and restore the mode of every module afterwards.
 
-    Parametrized weights (a masked or binarised layer) are computed once inside, for they cannot change there.
+    Parametrized weights (of a masked or binarised layer) are computed only once inside, because they do not change.
     """
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
@@ -71,7 +71,7 @@ def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, with no gradient for any weight; afterwards every flag is as it was."""
+    """Put the model into eval mode without weight gradients inside the block, and restore all flags afterwards."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _ in flags:
         parameter.requires_grad_(False)
@@ -122,13 +122,14 @@ class Attack(ABC):
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a certifier proved of a batch.
+    """What a certifier proved for a batch.
 
-    radius (B,): the label is proven to be the answer at every point of the box that is this near; 0 where nothing is
-    proven. certified (B,) bool: it is proven for the whole threat model. margins (B,K): lower bounds of z_y - z_j over
-    the threat model, +inf at j = y, from certifiers that bound logits. tolerance: what rounding may have done to a
-    margin, a number or (B,); a margin has to be above it. broken (B,) bool: `witness` (B,C,H,W) is a counterexample.
-    prediction (B,): the answer of the classifier that is certified, where it is not the model itself (smoothing).
+    radius (B,): every point of the box within this distance is proven to have the label; 0 if nothing is proven.
+    certified (B,) bool: this is proven for the whole threat model.
+    margins (B,K): lower bounds of z_y - z_j over the threat model, +inf at j = y; None if logits are not bounded.
+    tolerance: a bound on the rounding error of a margin, a number or (B,); a proven margin exceeds it.
+    broken (B,) bool: `witness` (B,C,H,W) is a counterexample; None if the certifier does not search for any.
+    prediction (B,): of the certified classifier, if it is not the model itself (smoothing).
     """
 
     radius: Tensor
@@ -142,15 +143,15 @@ class Certificate:
     @property
     def status(self) -> list[Literal["certified", "open", "broken"]]:
         broken = torch.zeros_like(self.certified) if self.broken is None else self.broken
-        pairs = zip(self.certified.tolist(), broken.tolist(), strict=True)
-        return ["certified" if safe else "broken" if fell else "open" for safe, fell in pairs]
+        flags = zip(self.certified.tolist(), broken.tolist(), strict=True)
+        return ["certified" if is_certified else "broken" if is_broken else "open" for is_certified, is_broken in flags]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certifier(ABC):
     """Proves that no point of the threat model changes the prediction. Its fields are its options.
 
-    A file of certifiers/ writes `certify`; calling the certifier checks what it claims, as far as one can.
+    A subclass implements `certify`; calling the certifier also checks the claims that are cheap to check.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
@@ -172,25 +173,23 @@ class Certifier(ABC):
     def __call__(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
-        """certify, and CheckError where what it claims is plainly untrue.
+        """certify; CheckError if a radius is not a finite number >= 0 or a counterexample is not one.
 
-        That what is certified is classified right as well is not asked of the model again: who evaluates knows it.
+        The evaluator checks that certified examples are classified correctly.
         """
+        check_norm(self, threat)
         with frozen(model), torch.no_grad():
-            check_norm(self, threat)
-            found = self.certify(model, batch, threat, generator=generator)
-            untrue = ~found.radius.isfinite() | (found.radius < 0)
-            if found.prediction is not None:
-                untrue |= found.certified & (found.prediction != batch.y)
-            if found.broken is not None and found.witness is not None:
-                there = found.witness
-                wrong = (model(there).argmax(dim=1) != batch.y) & threat.contains(there, batch.x)
-                untrue |= found.broken & (~wrong | found.certified)
-        if untrue.any():
-            raise CheckError(
-                f"{type(self).__name__} claims what is not so of test example {int(batch.index[untrue][0])}"
-            )
-        return found
+            certificate = self.certify(model, batch, threat, generator=generator)
+            false = ~certificate.radius.isfinite() | (certificate.radius < 0)
+            if certificate.prediction is not None:
+                false |= certificate.certified & (certificate.prediction != batch.y)
+            if certificate.broken is not None and (witness := certificate.witness) is not None:
+                valid = (model(witness).argmax(dim=1) != batch.y) & threat.contains(witness, batch.x)
+                false |= certificate.broken & (~valid | certificate.certified)
+        if false.any():
+            example = int(batch.index[false][0])
+            raise CheckError(f"{type(self).__name__} made a false claim about test example {example}")
+        return certificate
 
 
 def check_norm(method: Attack | Certifier, threat: ThreatModel) -> None:
@@ -200,38 +199,59 @@ def check_norm(method: Attack | Certifier, threat: ThreatModel) -> None:
 
 
 class Trainer(Protocol):
-    """What a defense sees of the training loop (bench/training/loop.py)."""
+    """The training loop (bench/training/loop.py) as a defense sees it."""
 
-    model: nn.Module
-    generator: torch.Generator
-    bank: dict[str, Tensor]
-    epoch: int
-    epochs: int
+    model: nn.Module  # images (B,C,H,W) in [0,1] -> logits (B,K); in train mode during train_step
+    generator: torch.Generator  # on the device; the only source of randomness
+    bank: dict[str, Tensor]  # per-example state, (N,) or (N,C,H+2p,W+2p), saved in the checkpoint
+    epoch: int  # epochs finished so far
+    epochs: int  # epochs in all
 
     @property
-    def averaged(self) -> nn.Module | None: ...
+    def averaged(self) -> nn.Module | None:
+        """The weight average; None if the config keeps none (ema = 0)."""
+
     @property
-    def eps(self) -> float: ...
+    def eps(self) -> float:
+        """The eps of the threat model, in the scale of images in [0, 1]."""
+
     @property
-    def lr(self) -> float: ...
+    def lr(self) -> float:
+        """The learning rate of this step."""
+
     @property
-    def threat(self) -> ThreatModel: ...
+    def threat(self) -> ThreatModel:
+        """The threat model to train for."""
+
     @property
-    def examples(self) -> int: ...
+    def examples(self) -> int:
+        """N, the number of training examples."""
+
     @property
-    def canvas(self) -> tuple[int, ...]: ...
-    def shuffled(self) -> Iterator[Batch]: ...
-    def backward(self, loss: Tensor) -> None: ...
-    def step(self) -> None: ...
-    def update(self, loss: Tensor) -> None: ...
-    def starts(self, *fractions: float) -> bool: ...
+    def canvas(self) -> tuple[int, ...]:
+        """(N,C,H+2p,W+2p), the shape of a bank that holds one value per pixel of the images padded by p = crop."""
+
+    def shuffled(self) -> Iterator[Batch]:
+        """The batches of one epoch: the training split in random order, augmented."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a scalar loss to the weights' gradients."""
+
+    def step(self) -> None:
+        """Update the weights with the gradients so far, then set these to zero."""
+
+    def update(self, loss: Tensor) -> None:
+        """backward, then step."""
+
+    def starts(self, *fractions: float) -> bool:
+        """Whether the next epoch is the first one after one of these fractions of the training."""
 
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
 class Defense(ABC, Generic[ConfigT]):
-    """A way to train a robust model. It holds its config and nothing else: all state is the trainer's."""
+    """A way to train a robust model. It holds its config only; all state is in the trainer."""
 
     config_class: ClassVar[type[TrainingConfig]]
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
@@ -240,15 +260,15 @@ class Defense(ABC, Generic[ConfigT]):
         self.config = config
 
     def build(self, model: nn.Module) -> nn.Module:
-        """The model that is trained: a function of the config alone (masks, binarising, another last layer)."""
+        """The model to train, made from an architecture (masks, binary weights, another last layer) by the config."""
         return model
 
     def parameters(self, model: nn.Module) -> Iterable[nn.Parameter]:
-        """What the optimizer changes."""
+        """The parameters that the optimizer updates."""
         return model.parameters()
 
     def prepare(self, trainer: Trainer) -> None:
-        """Make the per-example banks, before the first epoch."""
+        """Create the per-example banks, before the first epoch."""
 
     def batches(self, trainer: Trainer) -> Iterator[Batch]:
         """The batches of one epoch."""
@@ -256,14 +276,14 @@ class Defense(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        """One step: trainer.update(loss), or trainer.backward(loss) as often as needed and trainer.step()."""
+        """Train on one batch: trainer.update(loss), or trainer.backward(loss) several times and trainer.step()."""
 
     def after_step(self, trainer: Trainer) -> None:
-        """Projections and masks, after the optimizer's step."""
+        """Called after each step of the optimizer: projections, masks."""
 
     def end_epoch(self, trainer: Trainer) -> None:
-        """Resets and snapshots, after an epoch."""
+        """Called after each epoch: resets, snapshots."""
 
     def predictor(self, trainer: Trainer) -> nn.Module:
-        """The model that is evaluated: the weight average where one is kept, else the model."""
+        """The model to evaluate: the weight average if there is one, else the model."""
         return trainer.averaged if trainer.averaged is not None else trainer.model

@@ -1,4 +1,4 @@
-"""A data set as arrays in memory, read from an .npz that is trusted with nothing."""
+"""A data set as arrays in memory, and reading it from an .npz whose contents are all checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 @dataclass(frozen=True)
 class Arrays:
-    """Images uint8 (N,H,W,C), labels int64 (N,), in the original order; labels are 0 .. classes - 1."""
+    """Images uint8 (N,H,W,C) and labels int64 (N,) from 0 to classes - 1, in the original order."""
 
     name: str
     x_train: np.ndarray
@@ -40,7 +40,7 @@ class Arrays:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over shapes and bytes of all four arrays."""
+        """SHA-256 of the shapes and bytes of all four arrays."""
         digest = hashlib.sha256()
         for key in KEYS:
             array = np.ascontiguousarray(getattr(self, key))
@@ -50,56 +50,54 @@ class Arrays:
 
 
 def check_arrays(name: str, arrays: dict[str, Any]) -> Arrays:
-    """Arrays from a dict with KEYS, every property of it checked; UserError in one line."""
-    missing = [key for key in KEYS if key not in arrays]
-    if missing:
+    """The data set called `name` in a dict with KEYS; UserError if anything about it is wrong."""
+    if missing := [key for key in KEYS if key not in arrays]:
         raise UserError(f"{name}: {', '.join(missing)} missing; it must hold {', '.join(KEYS)}")
-    found = {}
-    for split in ("train", "test"):
-        found[f"x_{split}"] = _checked_images(f"{name}: x_{split}", arrays[f"x_{split}"])
-        found[f"y_{split}"] = _checked_labels(f"{name}: y_{split}", arrays[f"y_{split}"], len(found[f"x_{split}"]))
-    train, test = found["x_train"].shape[1:], found["x_test"].shape[1:]
+    x_train, x_test = (_check_images(f"{name}: {key}", arrays[key]) for key in ("x_train", "x_test"))
+    y_train = _check_labels(f"{name}: y_train", arrays["y_train"], len(x_train))
+    y_test = _check_labels(f"{name}: y_test", arrays["y_test"], len(x_test))
+    train, test = x_train.shape[1:], x_test.shape[1:]
     if train != test:
         raise UserError(f"{name}: training images are {train}, test images {test}; both must be of one size")
-    present = np.unique(found["y_train"])
+    present = np.unique(y_train)
     if len(present) < 2 or present[-1] != len(present) - 1:
         gap = next((k for k, label in enumerate(present) if k != label), len(present))
         raise UserError(f"{name}: y_train must use each label 0 .. K-1 with K at least 2; label {gap} does not occur")
-    if found["y_test"].max() > present[-1]:
-        raise UserError(f"{name}: y_test has the label {found['y_test'].max()}; y_train has 0 to {present[-1]} only")
-    return Arrays(name, **found)
+    if y_test.max() > present[-1]:
+        raise UserError(f"{name}: y_test has the label {y_test.max()}; y_train has 0 to {present[-1]} only")
+    return Arrays(name, x_train, y_train, x_test, y_test)
 
 
-def _checked_images(what: str, x: np.ndarray) -> np.ndarray:
+def _check_images(name: str, x: np.ndarray) -> np.ndarray:
     if x.dtype != np.uint8:
-        raise UserError(f"{what} is {x.dtype}; images must be uint8, 0 to 255")
+        raise UserError(f"{name} is {x.dtype}; images must be uint8, 0 to 255")
     if x.shape[:1] == (0,):
-        raise UserError(f"{what} holds no images; it must hold at least one")
+        raise UserError(f"{name} holds no images; it must hold at least one")
     if x.ndim == 3:
         x = x[..., None]
     if x.ndim != 4 or not 1 <= x.shape[-1] <= 4 or 0 in x.shape:
-        raise UserError(f"{what} has the shape {x.shape}; it must be (N,H,W) or (N,H,W,C) with 1 to 4 channels last")
+        raise UserError(f"{name} has the shape {x.shape}; it must be (N,H,W) or (N,H,W,C) with 1 to 4 channels last")
     return x
 
 
-def _checked_labels(what: str, y: np.ndarray, n: int) -> np.ndarray:
+def _check_labels(name: str, y: np.ndarray, n: int) -> np.ndarray:
     if y.dtype.kind not in "iu":
-        raise UserError(f"{what} is {y.dtype}; labels must be whole numbers")
+        raise UserError(f"{name} is {y.dtype}; labels must be whole numbers")
     if y.shape != (n,):
-        raise UserError(f"{what} has the shape {y.shape}; there are {n} images, so it must be ({n},)")
+        raise UserError(f"{name} has the shape {y.shape}; there are {n} images, so it must be ({n},)")
     if y.min() < 0 or y.max() >= 2**31:
-        raise UserError(f"{what} has labels from {y.min()} to {y.max()}; they must be 0 .. K-1")
+        raise UserError(f"{name} has labels from {y.min()} to {y.max()}; they must be 0 .. K-1")
     return y.astype(np.int64)
 
 
 def read_npz(path: Path) -> Arrays:
-    """A data set from a file of one's own."""
+    """A data set from a user's file."""
     if not path.is_file():
         raise UserError(f"data set {path} does not exist; give a path to an .npz with {', '.join(KEYS)}")
     return check_arrays(str(path), read_arrays(path))
 
 
-def find(
+def find_arrays(
     name: str,
     data_dir: Path | None,
     download: Callable[[Path], dict[str, Any]],
@@ -107,29 +105,31 @@ def find(
     shape: tuple[int, int, int],
     classes: int,
 ) -> Arrays:
-    """A known data set: DATA_DIR/NAME.npz where it is there, else `download(folder)` through torchvision."""
+    """A known data set: DATA_DIR/NAME.npz if it exists, else `download(folder)`; UserError unless it fits."""
     folder = data_folder(data_dir)
     path = folder / f"{name}.npz"
     if path.is_file():
-        found = check_arrays(str(path), read_arrays(path))
+        arrays = read_npz(path)
     else:
         try:
-            found = check_arrays(name, download(folder))
+            arrays = check_arrays(name, download(folder))
         except (OSError, RuntimeError, ValueError, ImportError) as error:
             raise UserError(
-                f"{name}: {path} is not there and the download fails ({type(error).__name__}); "
+                f"{name}: {path} does not exist and the download fails ({type(error).__name__}); "
                 f"put {name}.npz into a folder and name it with --data-dir or BENCH_DATA"
             ) from error
-    if found.shape != shape or found.classes != classes:
-        raise UserError(f"{path}: images {found.shape} with {found.classes} classes; {name} has {shape} with {classes}")
-    return Arrays(name, found.x_train, found.y_train, found.x_test, found.y_test)
+    if (arrays.shape, arrays.classes) != (shape, classes):
+        raise UserError(
+            f"{path}: images {arrays.shape} with {arrays.classes} classes; {name} has {shape} with {classes}"
+        )
+    return Arrays(name, arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test)
 
 
 def data_folder(data_dir: Path | None) -> Path:
-    """--data-dir, else BENCH_DATA, else the user's cache. A folder that was named must exist."""
+    """--data-dir, else BENCH_DATA, else the user's cache. The first two must exist."""
     named = data_dir or (Path(os.environ["BENCH_DATA"]) if os.environ.get("BENCH_DATA") else None)
     if named is None:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robust-bracket"
     if not named.is_dir():
-        raise UserError(f"data folder {named} does not exist; make it, or name another with --data-dir")
+        raise UserError(f"data folder {named} does not exist; create it, or name another with --data-dir")
     return named

@@ -1,4 +1,4 @@
-"""Random crop and flip of a whole batch, on the device, as one gather that can be undone pixel by pixel."""
+"""Random crop and flip of a batch, on the device, as one gather that can be inverted pixel by pixel."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Row and column of the padded canvas (H+2p, W+2p) that each pixel of a batch was taken from.
+    """The row and column of the padded canvas (H+2p, W+2p) that each pixel of a batch comes from.
 
-    rows (B,H), columns (B,W), int64; a flip is columns that run backwards. No two pixels come from one place, so
-    writing back what was read changes nothing, and reading what was written gives it again, bit for bit.
+    rows (B,H), columns (B,W), int64; a flipped image has descending columns. No two pixels of an image come from one
+    place, so `write` and `read` are exact inverses.
     """
 
     rows: Tensor
@@ -21,7 +21,7 @@ class CropFlip:
 
     @classmethod
     def draw(cls, n: int, size: tuple[int, int], pad: int, flip: bool, generator: torch.Generator) -> CropFlip:
-        """n random crops of `size` out of the canvas padded by `pad`, half of them mirrored where `flip`."""
+        """n random crops of `size` from a canvas padded by `pad`, each flipped with probability 1/2 if `flip`."""
         device = generator.device
         tops, lefts = torch.randint(2 * pad + 1, (2, n, 1), generator=generator, device=device)
         columns = torch.arange(size[1], device=device).expand(n, -1)
@@ -35,7 +35,7 @@ class CropFlip:
         return canvas[self._place(canvas, index)]
 
     def write(self, canvas: Tensor, index: Tensor, value: Tensor) -> None:
-        """Put value (B,C,H,W) where read found it."""
+        """The inverse of read, for value (B,C,H,W)."""
         canvas[self._place(canvas, index)] = value
 
     def _place(self, canvas: Tensor, index: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Made-up images, for tests and for measuring speed."""
+"""Synthetic images, for tests and for measuring speed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ def fake(
     test: int = 128,
     seed: int = 0,
 ) -> Arrays:
-    """Noise with one blurred prototype a class: `fake:shape=3+32+32:classes=10:train=512:test=128`."""
+    """The mean of noise and a prototype per class: `fake:shape=3+32+32:classes=10:train=512:test=128`."""
     if len(shape) != 3 or min(*shape, train, test) < 1 or max(*shape, classes) > 4096 or classes < 2 or seed < 0:
-        raise UserError("data set 'fake' takes shape=C+H+W up to 4096, at least 2 classes, 1 example, seed 0")
+        raise UserError(
+            "data set 'fake' takes shape=C+H+W, each 1 to 4096, 2 to 4096 classes, train and test >= 1, seed >= 0"
+        )
     channels, height, width = shape
     rng = np.random.default_rng(seed)
     prototypes = rng.integers(0, 256, (classes, height, width, channels))

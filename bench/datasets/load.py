@@ -1,4 +1,4 @@
-"""A data set by name, by spec, or by the path of an .npz."""
+"""Data sets by spec or by path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.datasets.arrays import Arrays, check_arrays, read_npz
 
 
 def load_arrays(dataset: str, data_dir: Path | None) -> Arrays:
-    """A data set by name, by spec, or by the path of an .npz; checked, wherever it comes from."""
+    """A data set by spec, or by the path of an .npz. All of its arrays are checked."""
     if dataset.endswith(".npz"):
         return read_npz(Path(dataset))
     spec = parse_spec(dataset, registry.dataset)

@@ -1,4 +1,4 @@
-"""A model by spec."""
+"""Models by spec."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from bench.core.specs import parse_spec
 
 
 def build_model(text: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """An architecture by spec, for images of `shape` (C,H,W)."""
-    spec = parse_spec(text, registry.model)
-    model = spec.build(shape, classes)
+    """The architecture of a spec, for images of `shape` (C,H,W); UserError if it cannot be built."""
+    model = parse_spec(text, registry.model).build(shape, classes)
     if not isinstance(model, nn.Module):
         raise UserError(f"model '{text}' returned a {type(model).__name__}; it must return a torch.nn.Module")
     return model

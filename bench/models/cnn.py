@@ -6,17 +6,15 @@ from torch import nn
 
 from bench.core import registry
 from bench.core.errors import UserError
-from bench.models.building_blocks import ACTIVATIONS, Activation, assemble
+from bench.models.building_blocks import ACTIVATIONS, Activation, Shape, assemble
 
 
 @registry.model("cnn")
-def cnn(
-    shape: tuple[int, int, int], classes: int, *, width: int = 16, activation: Activation = "relu"
-) -> nn.Sequential:
+def cnn(shape: Shape, classes: int, *, width: int = 16, activation: Activation = "relu") -> nn.Sequential:
     """The thesis' CNN: conv 16 4x4/2, conv 32 4x4/2, fc 100, fc classes."""
     channels, height, size = shape
     if min(height, size) < 4:
-        raise UserError(f"model 'cnn' halves an image twice and needs at least 4x4 pixels, not {height}x{size}")
+        raise UserError(f"model 'cnn' halves the image size twice: it needs at least 4x4 pixels, not {height}x{size}")
     act = ACTIVATIONS[activation]
     features = 2 * width * (height // 2 // 2) * (size // 2 // 2)
     return assemble(

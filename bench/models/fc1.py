@@ -1,4 +1,4 @@
-"""One hidden layer."""
+"""A fully connected network with one hidden layer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import math
 from torch import nn
 
 from bench.core import registry
-from bench.models.building_blocks import ACTIVATIONS, Activation, assemble
+from bench.models.building_blocks import ACTIVATIONS, Activation, Shape, assemble
 
 
 @registry.model("fc1")
-def fc1(
-    shape: tuple[int, int, int], classes: int, *, width: int = 1024, activation: Activation = "relu"
-) -> nn.Sequential:
+def fc1(shape: Shape, classes: int, *, width: int = 1024, activation: Activation = "relu") -> nn.Sequential:
     """The thesis' FC1: inputs - 1024 - classes."""
     return assemble(
         [

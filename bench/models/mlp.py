@@ -9,23 +9,17 @@ from torch import nn
 
 from bench.core import registry
 from bench.core.errors import UserError
-from bench.models.building_blocks import ACTIVATIONS, Activation, assemble
+from bench.models.building_blocks import ACTIVATIONS, Activation, NamedLayers, Shape, assemble
 
 
 @registry.model("mlp")
 def mlp(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    hidden: tuple[int, ...] = (100, 100, 100),
-    activation: Activation = "relu",
+    shape: Shape, classes: int, *, hidden: tuple[int, ...] = (100, 100, 100), activation: Activation = "relu"
 ) -> nn.Sequential:
     """inputs - 100 - 100 - 100 - classes: the networks of the thesis' table 3.2."""
     if not hidden or min(hidden) < 1:
-        raise UserError(
-            f"model 'mlp' needs one or more hidden layers of at least one unit, as hidden=100,100, not {hidden}"
-        )
-    layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
+        raise UserError(f"model 'mlp' needs hidden layers of at least one unit, as hidden=100,100, not {hidden}")
+    layers: NamedLayers = [("flatten", nn.Flatten())]
     for number, (before, after) in enumerate(pairwise((math.prod(shape), *hidden)), start=1):
         layers += [("stem" if number == 1 else f"fc{number}", nn.Linear(before, after))]
         layers += [(f"act{number}", ACTIVATIONS[activation]())]

@@ -1,4 +1,4 @@
-"""Residual networks with pre-activation (He et al., 2016b), and their wide form (Zagoruyko and Komodakis, 2016)."""
+"""Residual networks with pre-activation (He et al., 2016b) and wide ones (Zagoruyko and Komodakis, 2016)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import nn
 
 from bench.core import registry
 from bench.core.layers import Residual
-from bench.models.building_blocks import assemble, conv1x1, conv3x3
+from bench.models.building_blocks import PerChannel, Shape, assemble, classifier, conv1x1, conv3x3, residual_stages
 
 
 def preact_block(channels_in: int, channels_out: int, stride: int) -> nn.Module:
-    """bn-relu-conv-bn-relu-conv plus the shortcut; where the shape changes, the shortcut starts after bn-relu."""
+    """bn-relu-conv-bn-relu-conv plus the shortcut, which starts after the first bn-relu if the shape changes."""
     activate = [nn.BatchNorm2d(channels_in), nn.ReLU()]
     body = [
         conv3x3(channels_in, channels_out, stride),
@@ -24,40 +24,18 @@ def preact_block(channels_in: int, channels_out: int, stride: int) -> nn.Module:
 
 
 def preact_resnet(
-    shape: tuple[int, int, int],
-    classes: int,
-    stem: int,
-    stages: list[tuple[int, int]],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    shape: Shape, classes: int, stem: int, stages: list[tuple[int, int]], mean: PerChannel, std: PerChannel
 ) -> nn.Sequential:
-    """A 3x3 stem, then `stages` of (blocks, channels), each after the first halving the size."""
-    layers: list[tuple[str, nn.Module]] = [("stem", conv3x3(shape[0], stem))]
-    channels = stem
-    for stage, (depth, width) in enumerate(stages):
-        blocks = []
-        for block in range(depth):
-            blocks.append(preact_block(channels, width, 2 if stage > 0 and block == 0 else 1))
-            channels = width
-        layers.append((f"stage{stage + 1}", nn.Sequential(*blocks)))
-    layers += [
-        ("bn", nn.BatchNorm2d(channels)),
-        ("act", nn.ReLU()),
-        ("pool", nn.AdaptiveAvgPool2d(1)),
-        ("flatten", nn.Flatten()),
-        ("output", nn.Linear(channels, classes)),
-    ]
-    return assemble(layers, mean, std)
+    """A 3x3 stem of `stem` channels, `stages` of (blocks, channels), bn-relu and the classifier."""
+    first, channels = ("stem", conv3x3(shape[0], stem)), stages[-1][1]
+    blocks = residual_stages(preact_block, stem, stages)
+    last = [("bn", nn.BatchNorm2d(channels)), ("act", nn.ReLU()), *classifier(channels, classes)]
+    return assemble([first, *blocks, *last], mean, std)
 
 
 @registry.model("preact-resnet18")
 def preact_resnet18(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    width: int = 64,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
+    shape: Shape, classes: int, *, width: int = 64, mean: PerChannel = (), std: PerChannel = ()
 ) -> nn.Sequential:
     """PreActResNet-18 in its CIFAR form."""
     return preact_resnet(shape, classes, width, [(2, width * 2**k) for k in range(4)], mean, std)
@@ -65,12 +43,7 @@ def preact_resnet18(
 
 @registry.model("wrn-28-10")
 def wrn_28_10(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    widen: int = 10,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
+    shape: Shape, classes: int, *, widen: int = 10, mean: PerChannel = (), std: PerChannel = ()
 ) -> nn.Sequential:
     """WideResNet-28-10."""
     return preact_resnet(shape, classes, 16, [(4, 16 * widen * 2**k) for k in range(3)], mean, std)
@@ -78,12 +51,7 @@ def wrn_28_10(
 
 @registry.model("wrn-34-10")
 def wrn_34_10(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    widen: int = 10,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
+    shape: Shape, classes: int, *, widen: int = 10, mean: PerChannel = (), std: PerChannel = ()
 ) -> nn.Sequential:
     """WideResNet-34-10."""
     return preact_resnet(shape, classes, 16, [(5, 16 * widen * 2**k) for k in range(3)], mean, std)

@@ -1,4 +1,4 @@
-"""ResNets for 32x32 images (He et al., 2016): a 3x3 stem, no first pooling."""
+"""ResNets for 32x32 images (He et al., 2016): a 3x3 stem, no pooling after it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 from bench.core import registry
 from bench.core.layers import Residual
-from bench.models.building_blocks import assemble, conv1x1, conv3x3
+from bench.models.building_blocks import PerChannel, Shape, assemble, classifier, conv1x1, conv3x3, residual_stages
 
 
 def basic_block(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
@@ -25,39 +25,17 @@ def basic_block(channels_in: int, channels_out: int, stride: int) -> nn.Sequenti
 
 
 def resnet(
-    shape: tuple[int, int, int],
-    classes: int,
-    depths: tuple[int, ...],
-    width: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    shape: Shape, classes: int, depths: tuple[int, ...], width: int, mean: PerChannel, std: PerChannel
 ) -> nn.Sequential:
-    """Four stages of `depths` basic blocks; the width doubles and the size halves from one to the next."""
-    layers: list[tuple[str, nn.Module]] = [
-        ("stem", conv3x3(shape[0], width)),
-        ("bn", nn.BatchNorm2d(width)),
-        ("act", nn.ReLU()),
-    ]
-    channels = width
-    for stage, depth in enumerate(depths):
-        blocks = []
-        for block in range(depth):
-            stride = 2 if stage > 0 and block == 0 else 1
-            blocks.append(basic_block(channels, width * 2**stage, stride))
-            channels = width * 2**stage
-        layers.append((f"stage{stage + 1}", nn.Sequential(*blocks)))
-    layers += [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("output", nn.Linear(channels, classes))]
-    return assemble(layers, mean, std)
+    """Stages of `depths` basic blocks; from one to the next the width doubles and the size halves."""
+    stem = [("stem", conv3x3(shape[0], width)), ("bn", nn.BatchNorm2d(width)), ("act", nn.ReLU())]
+    stages = residual_stages(basic_block, width, [(depth, width * 2**k) for k, depth in enumerate(depths)])
+    return assemble([*stem, *stages, *classifier(width * 2 ** (len(depths) - 1), classes)], mean, std)
 
 
 @registry.model("resnet18")
 def resnet18(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    width: int = 64,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
+    shape: Shape, classes: int, *, width: int = 64, mean: PerChannel = (), std: PerChannel = ()
 ) -> nn.Sequential:
     """ResNet-18 in its CIFAR form."""
     return resnet(shape, classes, (2, 2, 2, 2), width, mean, std)
@@ -65,12 +43,7 @@ def resnet18(
 
 @registry.model("resnet34")
 def resnet34(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    width: int = 64,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
+    shape: Shape, classes: int, *, width: int = 64, mean: PerChannel = (), std: PerChannel = ()
 ) -> nn.Sequential:
     """ResNet-34 in its CIFAR form."""
     return resnet(shape, classes, (3, 4, 6, 3), width, mean, std)

@@ -1,16 +1,16 @@
-"""Two 3x3 convolutions and two linear layers, for images of 8x8 pixels or so."""
+"""Two 3x3 convolutions and two linear layers, for small images (8x8 pixels)."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from bench.core import registry
-from bench.models.building_blocks import ACTIVATIONS, Activation, assemble
+from bench.models.building_blocks import ACTIVATIONS, Activation, NamedLayers, Shape, assemble
 
 
 @registry.model("small-cnn")
 def small_cnn(
-    shape: tuple[int, int, int],
+    shape: Shape,
     classes: int,
     *,
     width: int = 16,
@@ -26,7 +26,7 @@ def small_cnn(
         (nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.BatchNorm2d(2 * width)),
         (nn.Linear(features, hidden), nn.BatchNorm1d(hidden)),
     ]
-    layers: list[tuple[str, nn.Module]] = []
+    layers: NamedLayers = []
     for name, (layer, norm) in zip(("stem", "conv2", "fc1"), blocks, strict=True):
         if name == "fc1":
             layers.append(("flatten", nn.Flatten()))

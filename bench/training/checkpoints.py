@@ -1,4 +1,4 @@
-"""Files of tensors: the training loop's checkpoint, finished weights, and reading weights that nobody vouches for."""
+"""Files of tensors: the checkpoint of the training loop, finished weights, and safe reading of foreign weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +26,29 @@ State = dict[str, Tensor]
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """A training loop's state, in one go."""
+    """Write the state of a training loop atomically."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(folder / CHECKPOINT, buffer.getvalue())
 
 
 def read_checkpoint(folder: Path, device: torch.device, keys: set[str]) -> dict[str, Any] | None:
-    """The last state that was saved; None where there is none, or a broken one, which is warned of."""
+    """The last state that was saved; None if there is none, or, with a warning, if it is broken."""
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    try:
-        with _readable(path):
-            state = torch.load(path, map_location=device, weights_only=True)
-            if isinstance(state, dict) and set(state) == keys:
-                return state
-    except UserError:
-        pass
+    with suppress(UserError), _readable(path):
+        state = torch.load(path, map_location=device, weights_only=True)
+        if isinstance(state, dict) and set(state) == keys:
+            return state
     print(f"warning: {path} is broken; the training starts again", file=sys.stderr)
     return None
 
 
 class BuildSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How to build the model that weights belong to: the architecture for images (C,H,W), and the defense's changes.
+    """How to build the model of some weights: the architecture, the shape (C,H,W) of its images, and the defense.
 
-    training: the whole config of the defense that trained it; empty where there was none.
+    training: the whole config of the defense; empty if there was none.
     """
 
     model: str
@@ -62,13 +59,13 @@ class BuildSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def save_weights(path: Path, model: nn.Module, spec: BuildSpec) -> None:
-    """The state dict as safetensors, with `spec` in the file's own header."""
+    """Write the state dict as safetensors, with `spec` in the file's header."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     write_atomically(path, save(state, metadata={HEADER: msgspec.json.encode(spec, order="deterministic").decode()}))
 
 
 def read_spec(path: Path) -> BuildSpec | None:
-    """How to build the model of our own weights; None for a file of another origin. UserError where it is missing."""
+    """How to build the model of our own weights; None for a file of another origin. UserError if it does not exist."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give a .safetensors, .pt or .ckpt file of weights")
     if path.suffix != ".safetensors":
@@ -81,7 +78,7 @@ def read_spec(path: Path) -> BuildSpec | None:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turns whatever a broken file raises into one line."""
+    """Turn any error that reading `path` raises into a UserError."""
     try:
         yield
     except Exception as error:  # a broken pickle may raise anything
@@ -92,18 +89,18 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a .safetensors file or of a plain state dict (.pt, .pth, .ckpt); never runs a pickle's code."""
+    """The tensors of a .safetensors file or of a plain state dict (.pt, .pth, .ckpt). No code of a pickle is run."""
     with _readable(path):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        with warnings.catch_warnings(action="ignore"):  # of an odd pickle; it is read safely or refused
+        with warnings.catch_warnings(action="ignore"):  # about unusual pickles, which are read safely or refused
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     return _state_inside(path, loaded)
 
 
 def _state_inside(path: Path, loaded: Any) -> State:
-    """The one dict of tensors in what a file held: itself, or under a key such as `state_dict`."""
+    """The one dict of tensors in the contents of a file: these themselves, or under a key such as `state_dict`."""
     if _is_state(loaded):
         return dict(loaded)
     inner = [value for value in loaded.values() if _is_state(value)] if isinstance(loaded, Mapping) else []

@@ -1,4 +1,4 @@
-"""The one training loop. A defense says what a step is; the loop does everything else."""
+"""The training loop. A defense defines a step; the loop does everything else."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from bench.core.records import Training
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.training import checkpoints
-from bench.training.overfitting import catastrophic
+from bench.training.overfitting import has_collapsed
 from bench.training.schedules import learning_rate
 
 Probe = Callable[[nn.Module], dict[str, float]]  # a model -> {"fgsm": accuracy, "pgd": accuracy}
+Progress = Callable[[int, str], None]  # steps since the last call, a note
 PLAIN_STATE = ("bank", "best", "epoch", "steps_done", "seconds", "log", "warnings")  # saved as they are
-Progress = Callable[[int, str], None]  # steps done since the last call, what to say of it
 
 
 class Loop:
-    """Trains one model. It is the `trainer` of the contract: what a defense may read and call stands first.
+    """Trains one model. It implements contracts.Trainer, whose members are documented there.
 
-    All that it will need again is in the checkpoint of the last whole epoch, so that a run that is killed and
-    started again ends as if nothing had happened.
+    The checkpoint of the last finished epoch holds the whole state: a run that was killed and is started again gives
+    the same weights, bit for bit.
     """
 
     def __init__(
@@ -48,8 +48,7 @@ class Loop:
         seed: int,
         probe: Probe | None = None,
     ) -> None:
-        self.config, self.defense, self.split = defense.config, defense, split
-        self.full_threat, self.probe = threat, probe
+        self.config, self.defense, self.split, self.threat, self.probe = defense.config, defense, split, threat, probe
         self.device = split.y.device
         self.fast = self.config.amp == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.model = model.to(self.device)
@@ -70,47 +69,35 @@ class Loop:
         self._loss = torch.zeros((), device=self.device)
         self.defense.prepare(self)
 
-    # What a defense sees ------------------------------------------------------------------------------------------
-
-    @property
-    def progress(self) -> float:
-        """The share of all steps that is done, in [0, 1)."""
-        return self.steps_done / (self.epochs * self.steps_per_epoch)
-
     @property
     def lr(self) -> float:
-        return learning_rate(self.config, self.progress)
+        return learning_rate(self.config, self.steps_done / (self.epochs * self.steps_per_epoch))
 
     @property
     def eps(self) -> float:
-        assert isinstance(self.full_threat.eps, float)
-        return self.full_threat.eps
-
-    @property
-    def threat(self) -> ThreatModel:
-        """The threat model that this step trains against."""
-        return self.full_threat
+        assert isinstance(self.threat.eps, float)
+        return self.threat.eps
 
     @property
     def examples(self) -> int:
-        """Examples in the training split."""
         return len(self.split)
 
     @property
     def canvas(self) -> tuple[int, ...]:
-        """The shape (N,C,H+2p,W+2p) of a bank that keeps one image an example."""
         return tuple(self.split.canvas.shape)
 
     @property
     def averaged(self) -> nn.Module | None:
         return None if self.averaged_model is None else self.averaged_model.module
 
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.split.count_batches(self.config.batch_size)
+
     def starts(self, *fractions: float) -> bool:
-        """Whether the epoch after this one is the first after one of these shares of the training."""
         return self.epoch + 1 in {round(fraction * self.epochs) for fraction in fractions}
 
     def shuffled(self) -> Iterator[Batch]:
-        """One epoch of the training split in random order, augmented."""
         for batch in self.split.shuffled(self.config.batch_size, self.generator):
             x = batch.x.contiguous(memory_format=torch.channels_last) if self.fast else batch.x
             yield Batch(x, batch.y, batch.index, batch.view)
@@ -120,7 +107,6 @@ class Loop:
         self._loss += loss.detach()
 
     def step(self) -> None:
-        """The optimizer's step with the gradients so far."""
         if self.config.clip_grad:
             params = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(params, self.config.clip_grad)
@@ -133,36 +119,22 @@ class Loop:
             self.averaged_model.update_parameters(self.model)
 
     def update(self, loss: Tensor) -> None:
-        """backward and step."""
         self.backward(loss)
         self.step()
 
-    # The loop -----------------------------------------------------------------------------------------------------
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.split.count_batches(self.config.batch_size)
-
     def run(self, folder: Path | None = None, report: Progress | None = None) -> tuple[nn.Module, Training]:
-        """Train to the end, from the checkpoint in `folder` where there is one; the predictor and what it cost.
+        """Train to the end, from the checkpoint in `folder` if there is one. Returns the predictor and the cost.
 
         With a folder, each epoch ends with a checkpoint and a line of log.jsonl.
         """
-        saved = None if folder is None else checkpoints.read_checkpoint(folder, self.device, set(self._state()))
-        if saved is not None:
-            if saved["device"] != self.device.type:
-                raise UserError(
-                    f"{folder} was begun on {saved['device']}, whose random numbers differ from {self.device.type}'s; "
-                    f"use --device {saved['device']}, or another --out"
-                )
-            self._load_state(saved)
-            if report is not None:
-                report(self.steps_done, f"resumed after epoch {self.epoch}")
+        if folder is not None:
+            self._resume(folder, report)
         while self.epoch < self.epochs:
             self.run_epoch(report)
             if folder is not None:
                 checkpoints.save_checkpoint(folder, self._state())
-                self._write_log(folder)
+                lines = "".join(json.dumps(line) + "\n" for line in self.log)
+                write_atomically(folder / "log.jsonl", lines.encode())
         if self.best["state"] is not None:
             self.model.load_state_dict(self.best["state"], strict=True)
             predictor = self.model
@@ -176,8 +148,8 @@ class Loop:
         return predictor, cost
 
     def run_epoch(self, report: Progress | None = None) -> None:
-        """One epoch: its steps, the defense's own end of it, the probe, a line of the log."""
-        lr, spent = self.lr, self.seconds
+        """The steps of one epoch, the defense's `end_epoch`, the probe, and an entry of the log."""
+        lr, seconds = self.lr, self.seconds
         with self._counted(self.model):
             steps = self._run_steps(report)
             self.defense.end_epoch(self)
@@ -188,7 +160,7 @@ class Loop:
                 f"try a lower one (--set lr={self.config.lr / 10:g}) or --set clip_grad=1"
             )
         line = {"epoch": self.epoch + 1, "lr": lr, "loss": round(loss, 6)} | self._probe()
-        self.log.append(line | {"seconds": round(self.seconds - spent, 3)})
+        self.log.append(line | {"seconds": round(self.seconds - seconds, 3)})
         self.epoch += 1
 
     def _run_steps(self, report: Progress | None) -> int:
@@ -204,18 +176,10 @@ class Loop:
                 report(1, f"epoch {self.epoch + 1}/{self.epochs}")
         return steps
 
-    @contextmanager
-    def _counted(self, model: nn.Module) -> Iterator[None]:
-        """What is done inside is part of the training's cost."""
-        began = time.perf_counter()
-        with count_passes(model, self.passes):
-            yield
-        self.seconds += time.perf_counter() - began
-
     def _probe(self) -> dict[str, float]:
-        """FGSM and PGD accuracy on a few examples, for the log, for the warning and for the selection.
+        """FGSM and PGD accuracy on a few examples, for the log, the overfitting warning and the selection.
 
-        Only the selection makes it a part of the training's cost.
+        They count as a cost of training only if they select the weights.
         """
         due = self.config.probe_every and (self.epoch + 1) % self.config.probe_every == 0
         if self.probe is None or not (due or self.epoch + 1 == self.epochs):
@@ -223,17 +187,25 @@ class Loop:
         predictor = self.defense.predictor(self)
         selects = self.config.select == "best"
         with mode_of(predictor, training=False), self._counted(predictor) if selects else nullcontext():
-            found = self.probe(predictor)
-        if selects and found["pgd"] > self.best["pgd"]:
+            accuracies = self.probe(predictor)
+        if selects and accuracies["pgd"] > self.best["pgd"]:
             state = {key: value.clone() for key, value in predictor.state_dict().items()}
-            self.best = {"pgd": found["pgd"], "state": state}
-        history = [(e["fgsm"], e["pgd"]) for e in self.log if "pgd" in e] + [(found["fgsm"], found["pgd"])]
-        if catastrophic(history):
+            self.best = {"pgd": accuracies["pgd"], "state": state}
+        history = [(line["fgsm"], line["pgd"]) for line in [*self.log, accuracies] if "pgd" in line]
+        if has_collapsed(history):
             self.warnings.append(
-                f"catastrophic overfitting in epoch {self.epoch + 1}: PGD accuracy {found['pgd']:.1%}, "
-                f"one-step accuracy {found['fgsm']:.1%}"
+                f"catastrophic overfitting in epoch {self.epoch + 1}: PGD accuracy {accuracies['pgd']:.1%}, "
+                f"one-step accuracy {accuracies['fgsm']:.1%}"
             )
-        return {key: round(value, 6) for key, value in found.items()}
+        return {key: round(value, 6) for key, value in accuracies.items()}
+
+    @contextmanager
+    def _counted(self, model: nn.Module) -> Iterator[None]:
+        """Add the time and the passes of the block to the cost of training."""
+        start = time.perf_counter()
+        with count_passes(model, self.passes):
+            yield
+        self.seconds += time.perf_counter() - start
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.fast else nullcontext()
@@ -249,7 +221,16 @@ class Loop:
             "passes": [self.passes.forwards, self.passes.backwards],
         } | {name: getattr(self, name) for name in PLAIN_STATE}
 
-    def _load_state(self, state: dict[str, Any]) -> None:
+    def _resume(self, folder: Path, report: Progress | None) -> None:
+        """Continue from the checkpoint in `folder`, if there is one; UserError if it is of another device."""
+        state = checkpoints.read_checkpoint(folder, self.device, set(self._state()))
+        if state is None:
+            return
+        if state["device"] != self.device.type:
+            raise UserError(
+                f"{folder} was begun on {state['device']}, whose random numbers differ from those on "
+                f"{self.device.type}; use --device {state['device']}, or another --out"
+            )
         self.model.load_state_dict(state["model"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged_model is not None:
@@ -258,17 +239,15 @@ class Loop:
         self.passes = Passes(*state["passes"])
         for name in PLAIN_STATE:
             setattr(self, name, state[name])
-
-    def _write_log(self, folder: Path) -> None:
-        lines = "".join(json.dumps(line) + "\n" for line in self.log)
-        write_atomically(folder / "log.jsonl", lines.encode())
+        if report is not None:
+            report(self.steps_done, f"resumed after epoch {self.epoch}")
 
 
 def _optimizer(defense: Defense[Any], model: nn.Module) -> torch.optim.Optimizer:
     config = defense.config
     params = list(defense.parameters(model))
     if not params:
-        raise UserError(f"{type(defense).__name__} has nothing to train in this model")
+        raise UserError(f"{type(defense).__name__} has nothing to train in this model; use another --model")
     if config.optimizer == "adam":
         return torch.optim.Adam(params, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)

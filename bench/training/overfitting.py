@@ -1,21 +1,21 @@
-"""Catastrophic overfitting: one-step training that suddenly defends against one step only."""
+"""Catastrophic overfitting: one-step training whose model suddenly resists one-step attacks only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-COLLAPSE = 0.5  # of the best multi-step accuracy so far
-FIRM = 0.2  # a best below this is no robustness that could collapse
+COLLAPSE = 0.5  # as a fraction of the best PGD accuracy so far
+LEAST_BEST = 0.2  # a model whose best PGD accuracy is lower was never robust
 
 
-def catastrophic(history: Sequence[tuple[float, float]]) -> bool:
-    """Whether the last of (one-step accuracy, PGD accuracy) pairs shows the collapse.
+def has_collapsed(history: Sequence[tuple[float, float]]) -> bool:
+    """Whether the last of (one-step accuracy, PGD accuracy) pairs, one per probe, shows catastrophic overfitting.
 
-    It does where PGD accuracy fell below half of its best while one-step accuracy is no lower than it was then
-    (Wong et al., 2020, describe the sign).
+    It does if the PGD accuracy is below half of its best, and the one-step accuracy no lower than it was then
+    (the sign that Wong et al., 2020, describe).
     """
     if len(history) < 2:
         return False
     best_one_step, best_pgd = max(history[:-1], key=lambda pair: pair[1])
     one_step, pgd = history[-1]
-    return best_pgd >= FIRM and pgd < COLLAPSE * best_pgd and one_step >= best_one_step
+    return best_pgd >= LEAST_BEST and pgd < COLLAPSE * best_pgd and one_step >= best_one_step

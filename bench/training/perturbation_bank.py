@@ -1,15 +1,30 @@
-"""Perturbations that are carried from one epoch to the next: one an example, on its padded canvas, in float16."""
+"""Perturbations that are kept from one epoch to the next: one per example, on its padded canvas, in float16."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Trainer
 
 
+@dataclass(frozen=True, kw_only=True)
+class BankConfig(TrainingConfig):
+    """The settings of a defense whose perturbations start as Gaussian noise and are drawn anew from time to time."""
+
+    start_std: float = 0.001
+    reset_every: int = 10  # epochs after which the perturbations are drawn anew
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(start_std=(self.start_std >= 0, "not negative"), reset_every=(self.reset_every >= 1, "at least 1"))
+
+
 def start_bank(trainer: Trainer, std: float | None = None) -> None:
-    """Draw all perturbations anew: Gaussian with `std`, or uniform in [-eps, eps] where it is None."""
+    """Draw all perturbations anew: Gaussian with `std`, or uniform in [-eps, eps] if it is None."""
     device = trainer.generator.device
     if std is None:
         draw = torch.rand(trainer.canvas, generator=trainer.generator, device=device).mul_(2).sub_(1).mul_(trainer.eps)
@@ -18,11 +33,17 @@ def start_bank(trainer: Trainer, std: float | None = None) -> None:
     trainer.bank["delta"] = draw.half()
 
 
+def reset_bank(trainer: Trainer, config: BankConfig) -> None:
+    """At the end of an epoch: draw all perturbations anew if `reset_every` epochs have passed."""
+    if (trainer.epoch + 1) % config.reset_every == 0:
+        start_bank(trainer, config.start_std)
+
+
 def carried_start(trainer: Trainer, batch: Batch) -> Tensor:
-    """The batch's images with their perturbations on, (B,C,H,W), inside the threat model."""
+    """The batch's images plus their perturbations, (B,C,H,W), projected onto the threat model."""
     return trainer.threat.project(batch.x + batch.read(trainer.bank["delta"]), batch.x)
 
 
 def carry(trainer: Trainer, batch: Batch, x_adv: Tensor) -> None:
-    """Keep x_adv - x for the next epoch."""
+    """Store x_adv - x for the next epoch."""
     batch.write(trainer.bank["delta"], x_adv - batch.x)

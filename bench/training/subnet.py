@@ -1,4 +1,4 @@
-"""A subnetwork inside a network that is never trained: masks by score, and how many weights each layer keeps."""
+"""Subnetworks of networks with fixed weights: masks by score, and how many weights each layer keeps."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Rank = Literal["score", "magnitude"]
 
 
 class TopMask(torch.autograd.Function):
-    """1 at the `keep` highest ranks, else 0; backwards the identity (straight-through)."""
+    """1 at the `keep` highest ranks, else 0. The gradient is the identity (straight-through)."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, keep: int, rank: Rank) -> Tensor:
-        height = scores.abs() if rank == "magnitude" else scores
-        kept = height.flatten().topk(keep, sorted=False).indices
-        return torch.zeros_like(scores).flatten().index_fill_(0, kept, 1.0).reshape(scores.shape)
+        values = scores.abs() if rank == "magnitude" else scores
+        highest = values.flatten().topk(keep, sorted=False).indices
+        return torch.zeros_like(scores).flatten().index_fill_(0, highest, 1.0).reshape(scores.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -47,7 +47,7 @@ def linear_layers(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
 
 
 def mask_layers(model: nn.Module, budgets: Sequence[int], score_range: float, rank: Rank) -> None:
-    """Fix each linear and convolutional weight and put a mask of trainable scores U[-a, a] over it."""
+    """Fix the weight of each linear and convolutional layer, and multiply it by a mask of trainable scores U[-a, a]."""
     for layer, keep in zip(linear_layers(model), budgets, strict=True):
         layer.weight.requires_grad_(False)
         scores = torch.empty_like(layer.weight).uniform_(-score_range, score_range)
@@ -61,11 +61,11 @@ def masks(model: nn.Module) -> Iterator[Masked]:
 
 
 def adaptive_budgets(sizes: Sequence[int], keep_share: float, gamma: float) -> list[int]:
-    """How many of each layer's `sizes` weights to keep: thesis Eq. 5.11, exact to the parameter.
+    """How many weights to keep of each layer, given the layers' `sizes` (thesis Eq. 5.11, made exact).
 
-    The m_i add up to round(keep_share * sum of sizes) and are proportional to n_i^gamma, save that no layer keeps more
-    than it has: the smallest layers are settled first, and what they cannot take goes to the others. gamma = 1 keeps
-    the same share of each layer, gamma = 0 the same number. Every layer keeps at least one weight.
+    The budgets add up to round(keep_share * sum(sizes)) and are proportional to size^gamma: gamma = 1 keeps the same
+    share of each layer, gamma = 0 the same number. No layer keeps more than it has (its excess goes to the larger
+    layers) or less than one weight.
     """
     total = round(keep_share * sum(sizes))
     if not len(sizes) <= total <= sum(sizes):
@@ -78,7 +78,7 @@ def adaptive_budgets(sizes: Sequence[int], keep_share: float, gamma: float) -> l
         wanted[i] = min(float(sizes[i]), left * powers[i] / rest)
         left -= wanted[i]
     budgets = [max(1, math.floor(wanted[i])) for i in range(len(sizes))]
-    # to whole numbers, one weight at a time: where most is missing, or too much
+    # correct the rounding, one weight at a time, in the layer whose budget is furthest off
     while sum(budgets) < total:
         budgets[max(wanted, key=lambda i: wanted[i] - budgets[i])] += 1
     while sum(budgets) > total:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bench.core.errors import UserError
-from bench.datasets.arrays import KEYS, Arrays, check_arrays, data_folder, find, read_npz
+from bench.datasets.arrays import KEYS, Arrays, check_arrays, data_folder, find_arrays, read_npz
 from bench.datasets.fake import fake
 
 SHAPE, CLASSES = (3, 4, 5), 3
@@ -137,11 +137,11 @@ def test_hash_is_of_the_content_alone():
 
 
 def known(folder, download, shape=SHAPE, classes=CLASSES):
-    return find("mine", folder, download, shape=shape, classes=classes)
+    return find_arrays("mine", folder, download, shape=shape, classes=classes)
 
 
 def never(folder):
-    raise AssertionError("no download where the file is there")
+    raise AssertionError("downloaded although the file exists")
 
 
 def test_find_takes_the_file_first(npz, tmp_path):

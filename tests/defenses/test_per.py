@@ -54,13 +54,13 @@ def penalty_of(distances, alpha=0.2, nearest=4, **options):
 @pytest.mark.parametrize("intermediate", ["linear", "ibp"])
 @pytest.mark.parametrize("moved", [False, True])
 def test_gradient_is_that_of_finite_differences(norm, intermediate, moved):
-    model, (around, y) = network(), images()
+    model, (centers, y) = network(), images()
     threat = ThreatModel(norm, 0.05 if norm == "Linf" else 0.1)
-    shift = 0.02 * torch.randn(around.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    x = (around + shift * moved).clamp(0, 1)
+    shift = 0.02 * torch.randn(centers.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    x = (centers + shift * moved).clamp(0, 1)
 
     def penalty():
-        return regulariser(model, around, y, threat, x=x, alpha=0.3, nearest=4, intermediate=intermediate).sum()
+        return regulariser(model, centers, y, threat, x=x, alpha=0.3, nearest=4, intermediate=intermediate).sum()
 
     weights = list(model.parameters())
     gradients = torch.autograd.grad(penalty(), weights)
@@ -147,9 +147,9 @@ def steps_of(name, monkeypatch, steps=1, epoch=0, **settings):
     loop = DefenseContract().loop(name, **settings)
     calls, seen = [], []
 
-    def recorded(model, around, y, threat, **rest):
-        calls.append({"around": around, "y": y, "threat": threat} | rest)
-        return regulariser(model, around, y, threat, **rest)
+    def recorded(model, centers, y, threat, **rest):
+        calls.append({"centers": centers, "y": y, "threat": threat} | rest)
+        return regulariser(model, centers, y, threat, **rest)
 
     monkeypatch.setattr(defenses.per, "regulariser", recorded)
     loop.model.register_forward_hook(lambda module, args, _: seen.append(args[0]) if module.training else None)
@@ -164,7 +164,7 @@ def steps_of(name, monkeypatch, steps=1, epoch=0, **settings):
 def test_the_subsample_is_the_first_of_the_batch(name, monkeypatch):
     _, batch, (call,), _ = steps_of(name, monkeypatch, subsample="5")
     assert torch.equal(call["y"], batch.y[:5])
-    assert len(call["around"]) == len(call["x"]) == 5
+    assert len(call["centers"]) == len(call["x"]) == 5
     _, batch, (call,), _ = steps_of(name, monkeypatch)
     assert torch.equal(call["y"], batch.y)
     assert call["intermediate"] == ("linear" if name.startswith("l") else "ibp")
@@ -173,7 +173,7 @@ def test_the_subsample_is_the_first_of_the_batch(name, monkeypatch):
 @pytest.mark.parametrize("name", ["l-per", "i-per"])
 def test_plain_per_is_of_clean_images(name, monkeypatch):
     _, batch, (call,), seen = steps_of(name, monkeypatch)
-    assert torch.equal(call["around"], batch.x)
+    assert torch.equal(call["centers"], batch.x)
     assert torch.equal(call["x"], batch.x)
     assert len(seen) == 1
     assert torch.equal(seen[0], batch.x)
@@ -186,7 +186,7 @@ def test_as_released_half_of_the_images_are_attacked(name, monkeypatch):
     moved = (seen != batch.x).flatten(1).any(dim=1)
     assert moved[1::2].all()
     assert loop.threat.contains(seen, batch.x).all()
-    assert torch.equal(call["around"], seen[:6])
+    assert torch.equal(call["centers"], seen[:6])
     assert torch.equal(call["x"], seen[:6])
 
 
@@ -197,7 +197,7 @@ def test_as_written_the_envelopes_are_around_the_clean_images(name, monkeypatch)
     assert torch.equal(clean, batch.x)
     assert (attacked != batch.x).flatten(1).any(dim=1).all()
     assert loop.threat.contains(attacked, batch.x).all()
-    assert torch.equal(call["around"], batch.x)
+    assert torch.equal(call["centers"], batch.x)
     assert torch.equal(call["x"], attacked)
 
 

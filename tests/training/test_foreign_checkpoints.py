@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_refused_in_one_line(case, tmp_path):
 
 def test_layers_that_look_alike_are_refused_where_there_is_no_order(tmp_path):
     save_file(renamed(twins().state_dict()), tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="same shapes"):
+    with pytest.raises(UserError, match="equal shapes"):
         load_foreign(twins(), tmp_path / "a.safetensors")
     torch.save(renamed(twins().state_dict()), tmp_path / "a.pt")  # in a state dict the order tells them apart
     load_foreign(twins(), tmp_path / "a.pt")

@@ -11,7 +11,7 @@ from bench.core.threat import ThreatModel
 from bench.testing.contracts import CPU, EPS, DefenseContract, tiny_batch, tiny_model, tiny_split
 from bench.training.checkpoints import save_checkpoint
 from bench.training.loop import Loop
-from bench.training.overfitting import catastrophic
+from bench.training.overfitting import has_collapsed
 from bench.training.schedules import learning_rate
 from defenses.standard import Standard
 
@@ -93,7 +93,7 @@ def test_a_collapse_is_warned_of():
     ([], False),
 ])  # fmt: skip
 def test_what_counts_as_catastrophic_overfitting(history, wanted):
-    assert catastrophic(history) == wanted
+    assert has_collapsed(history) == wanted
 
 
 def test_the_weight_average_is_the_exponential_one():

@@ -1,0 +1,66 @@
+"""The data sets that torchvision downloads: MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.core import registry
+from bench.datasets.arrays import Arrays, find_arrays
+
+
+def download(class_name: str, folder: Path) -> dict[str, Any]:
+    """The arrays of a torchvision class with a `train` flag, `data` and `targets`."""
+    from torchvision import datasets  # here, because the import takes seconds
+
+    arrays = {}
+    for split in ("train", "test"):
+        part = getattr(datasets, class_name)(str(folder), train=split == "train", download=True)
+        arrays[f"x_{split}"] = np.asarray(part.data)
+        arrays[f"y_{split}"] = np.asarray(part.targets)
+    return arrays
+
+
+def download_svhn(folder: Path) -> dict[str, Any]:
+    """SVHN, whose splits have names and whose images are (N,C,H,W)."""
+    from torchvision.datasets import SVHN
+
+    arrays = {}
+    for split in ("train", "test"):
+        part = SVHN(str(folder), split=split, download=True)
+        arrays[f"x_{split}"] = np.ascontiguousarray(part.data.transpose(0, 2, 3, 1))
+        arrays[f"y_{split}"] = np.asarray(part.labels)
+    return arrays
+
+
+@registry.dataset("mnist")
+def mnist(data_dir: Path | None = None) -> Arrays:
+    """60,000 + 10,000 handwritten digits, 28x28 grey."""
+    return find_arrays("mnist", data_dir, partial(download, "MNIST"), shape=(1, 28, 28), classes=10)
+
+
+@registry.dataset("fashion-mnist")
+def fashion_mnist(data_dir: Path | None = None) -> Arrays:
+    """60,000 + 10,000 pictures of clothing, 28x28 grey."""
+    return find_arrays("fashion-mnist", data_dir, partial(download, "FashionMNIST"), shape=(1, 28, 28), classes=10)
+
+
+@registry.dataset("cifar10")
+def cifar10(data_dir: Path | None = None) -> Arrays:
+    """50,000 + 10,000 photographs of 10 classes, 32x32 colour."""
+    return find_arrays("cifar10", data_dir, partial(download, "CIFAR10"), shape=(3, 32, 32), classes=10)
+
+
+@registry.dataset("cifar100")
+def cifar100(data_dir: Path | None = None) -> Arrays:
+    """50,000 + 10,000 photographs of 100 classes, 32x32 colour."""
+    return find_arrays("cifar100", data_dir, partial(download, "CIFAR100"), shape=(3, 32, 32), classes=100)
+
+
+@registry.dataset("svhn")
+def svhn(data_dir: Path | None = None) -> Arrays:
+    """73,257 + 26,032 house numbers, 32x32 colour."""
+    return find_arrays("svhn", data_dir, download_svhn, shape=(3, 32, 32), classes=10)
