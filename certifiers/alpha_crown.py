@@ -1,4 +1,4 @@
-"""Linear bounds with optimised slopes."""
+"""alpha-CROWN: linear bounds with optimised slopes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor
 
 from bench.core import registry
 from bench.core.threat import ThreatModel
-from certifiers.backward import Pulled, pull
+from certifiers.backward import BackwardBound, propagate_backward
 from certifiers.input_regions import Region, region_of
-from certifiers.linear import Bounder, intersection
-from certifiers.linear_forms import Dense, differences
-from certifiers.margin_certifier import MarginCertifier, whole
+from certifiers.linear_bounds import BoundedNetwork, intersection
+from certifiers.linear_forms import DenseForms, margin_specification
+from certifiers.margin_certifier import MarginCertifier, insert_label
 from certifiers.network import Network
-from certifiers.relaxations import Lines
+from certifiers.relaxations import LinearRelaxation
 
 
 @registry.certifier("alpha-crown")
 @dataclass(frozen=True, kw_only=True)
 class AlphaCrown(MarginCertifier):
-    """The lower slope of each ReLU is optimised, for every margin that fast-lin and crown leave open.
+    """The lower slope of each ReLU is optimised, for every margin that fast-lin and crown do not prove positive.
 
     Xu et al., "Fast and Complete: Enabling Complete Verification with Rapid and Massively Parallel Incomplete
     Verifiers" (2021). It starts from the slopes of the better of the two and keeps the best bound seen, so it is never
-    below either. steps: of Adam, with the learning rate lr. Deviations: what enters the activations has the bounds of
-    fast-lin and crown, whichever is tighter, and is not optimised; sigmoid and tanh have no slopes to optimise.
+    below either. steps: of Adam, with the learning rate lr. Deviations: the pre-activation bounds are the tighter of
+    those of fast-lin and crown, and are not optimised; sigmoid and tanh have no slopes to optimise.
     """
 
     steps: int = 20
@@ -35,49 +35,52 @@ class AlphaCrown(MarginCertifier):
 
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         region = region_of(x, threat)
-        bounders = [Bounder(network, "parallel"), Bounder(network, "adaptive")]
+        bounded = [BoundedNetwork(network, "parallel"), BoundedNetwork(network, "adaptive")]
         if any(network.activation(k).name != "relu" for k in network.activations):
-            bounders.append(Bounder(network, "tight"))
-        others, rows = differences(y, network.classes, network.image)
-        size, part = bounders[0].chunk(region, y)
-        found = []
-        for some in torch.arange(len(y), device=y.device).split(size):
-            here = region.of(some)
-            limits = [each.limits(here, part=part) for each in bounders]
-            bounds = [
-                each.margins(here, y[some], own, each.lines(own)) for each, own in zip(bounders, limits, strict=True)
-            ]
-            margin = torch.stack([each.margin for each in bounds]).amax(dim=0)
+            bounded.append(BoundedNetwork(network, "tight"))
+        others, forms = margin_specification(y, network.classes, network.image)
+        size, channels = bounded[0].chunk_sizes(region, y)
+        margins = []
+        for rows in torch.arange(len(y), device=y.device).split(size):
+            chunk = region.of(rows)
+            preactivation = [each.preactivation_bounds(chunk, channels=channels) for each in bounded]
+            margin = torch.stack([
+                each.margin_bounds(chunk, y[rows], own, each.relax(own)).margin
+                for each, own in zip(bounded, preactivation, strict=True)
+            ]).amax(dim=0)  # fmt: skip
             example, target = (margin <= 0).nonzero(as_tuple=True)
             if len(example):
-                wanted = Dense(rows.coefficients[some][example, target][:, None])
-                between = {k: (low[example], high[example]) for k, (low, high) in intersection(limits).items()}
-                starts = [each.lines(between) for each in bounders]
-                better = self._optimised(network, here.of(example), wanted, starts)
-                margin[example, target] = torch.maximum(margin[example, target], better)
-            found.append(margin)
-        return whole(torch.cat(found), others)
+                unproven = DenseForms(forms.coefficients[rows][example, target][:, None])
+                tightest = {k: (low[example], high[example]) for k, (low, high) in intersection(preactivation).items()}
+                starts = [each.relax(tightest) for each in bounded]
+                optimised = self._optimised(network, chunk.of(example), unproven, starts)
+                margin[example, target] = torch.maximum(margin[example, target], optimised)
+            margins.append(margin)
+        return insert_label(torch.cat(margins), others)
 
-    def _optimised(self, network: Network, region: Region, wanted: Dense, starts: list[dict[int, Lines]]) -> Tensor:
-        """The best bounds of N margins (one row of `wanted` each), (N,)."""
+    def _optimised(
+        self, network: Network, region: Region, forms: DenseForms, starts: list[dict[int, LinearRelaxation]]
+    ) -> Tensor:
+        """The best lower bounds of N margins (one form per example), (N,)."""
 
-        def bound(lines: Mapping[int, Lines]) -> Tensor:
-            pulled = pull(network, Pulled({network.output: wanted}, up=None), lines)
-            return pulled.reach({0: region})[0].squeeze(1)
+        def lower_bound(relaxations: Mapping[int, LinearRelaxation]) -> Tensor:
+            bound = propagate_backward(network, BackwardBound({network.output: forms}, upper=None), relaxations)
+            return bound.concretize({0: region})[0].squeeze(1)
 
-        best, which = torch.stack([bound(lines) for lines in starts]).max(dim=0)
+        best, which = torch.stack([lower_bound(relaxations) for relaxations in starts]).max(dim=0)
         fixed = starts[-1]
         slopes = {
-            k: _chosen([lines[k].low_slope for lines in starts], which).requires_grad_()
+            k: _select([relaxations[k].lower_slope for relaxations in starts], which).requires_grad_()
             for k in network.activations
-            if fixed[k].low_shift is None
+            if fixed[k].lower_bias is None
         }
         if not slopes:
             return best
         optimizer = torch.optim.Adam(slopes.values(), lr=self.lr, maximize=True)
         for _ in range(self.steps):
             with torch.enable_grad():
-                value = bound(fixed | {k: replace(fixed[k], low_slope=slope) for k, slope in slopes.items()})
+                relaxations = fixed | {k: replace(fixed[k], lower_slope=slope) for k, slope in slopes.items()}
+                value = lower_bound(relaxations)
                 gradients = torch.autograd.grad(value.sum(), list(slopes.values()))
             best = torch.maximum(best, value.detach())
             for slope, gradient in zip(slopes.values(), gradients, strict=True):
@@ -88,6 +91,6 @@ class AlphaCrown(MarginCertifier):
         return best
 
 
-def _chosen(slopes: list[Tensor], which: Tensor) -> Tensor:
+def _select(slopes: list[Tensor], which: Tensor) -> Tensor:
     """Row n of slopes[which[n]], for each n."""
     return torch.stack(slopes)[which, torch.arange(len(which), device=which.device)]

@@ -1,4 +1,4 @@
-"""Pulling rows back through a network: linear functions of one layer's output as linear functions of the image."""
+"""Backward bound propagation: linear bounds of a layer's output become linear bounds in the image."""
 
 from __future__ import annotations
 
@@ -9,79 +9,88 @@ from torch import Tensor
 
 from certifiers.input_regions import Region
 from certifiers.layers import Activation, Affine
-from certifiers.linear_forms import Rows
+from certifiers.linear_forms import LinearForms
 from certifiers.network import Network
-from certifiers.relaxations import Lines
+from certifiers.relaxations import LinearRelaxation
 
 
 @dataclass(frozen=True)
-class Pulled:
-    """A bound that is linear in the outputs of some nodes: the rows at each, and a constant (B|1,T).
+class BackwardBound:
+    """T bounds that are linear in the outputs of some nodes, with constants (B|1,T).
 
-    The sum of rows and `low` is a lower bound; with `up` instead of `low` it is an upper one. `up` is None where the
-    lines were not parallel, for then the two have different rows. size: the magnitudes that `low` is the sum of. peak:
-    the most coefficients held at once, since the first activation on the way (until then they are the same for all
-    examples).
+    forms: the linear forms of each node's output. Their sum plus `lower` is a lower bound and, plus `upper`, an upper
+    bound. `upper` is None if a relaxation on the way was not parallel: an upper bound then has other coefficients.
+    magnitude: the sum of the absolute values that were added up to `lower`. peak: the largest number of coefficients
+    held at once since the first activation on the way (before it they are the same for all examples).
     """
 
-    rows: dict[int, Rows]
-    low: Tensor | float = 0.0
-    up: Tensor | float | None = 0.0
-    size: Tensor | float = 0.0
+    forms: dict[int, LinearForms]
+    lower: Tensor | float = 0.0
+    upper: Tensor | float | None = 0.0
+    magnitude: Tensor | float = 0.0
     peak: int = 0
 
-    def reach(self, regions: Mapping[int, Region]) -> tuple[Tensor, Tensor | None]:
-        """The least and (where there is `up`) the greatest value, (B,T) each, with each node's output in its region."""
-        low, up = self.low, self.up
-        for k, rows in self.rows.items():
-            center, radius = regions[k].reach(rows)
-            low = low + (center - radius)
-            up = None if up is None else up + (center + radius)
-        assert isinstance(low, Tensor)
-        assert up is None or isinstance(up, Tensor)
-        return low, up
+    def concretize(self, regions: Mapping[int, Region]) -> tuple[Tensor, Tensor | None]:
+        """The least and (if `upper` is given) the greatest value, (B,T) each, with each node's output in its region."""
+        lower, upper = self.lower, self.upper
+        for k, forms in self.forms.items():
+            center, radius = regions[k].concretize(forms)
+            lower = lower + (center - radius)
+            upper = None if upper is None else upper + (center + radius)
+        assert isinstance(lower, Tensor)
+        assert upper is None or isinstance(upper, Tensor)
+        return lower, upper
 
 
-def pull(network: Network, start: Pulled, lines: Mapping[int, Lines], until: Collection[int] = (0,)) -> Pulled:
-    """Replace every node by its inputs, the last first, until only the nodes of `until` (and the image) are left.
+def propagate_backward(
+    network: Network,
+    start: BackwardBound,
+    relaxations: Mapping[int, LinearRelaxation],
+    until: Collection[int] = (0,),
+) -> BackwardBound:
+    """Replace each node by its inputs, the last node first, until only the nodes of `until` (and the image) are left.
 
-    lines: of the activations on the way (Eq. 3.7: a linear function in place of each).
+    relaxations: one for each activation on the way (Eq. 3.7).
     """
-    waiting = dict(start.rows)
-    arrived: dict[int, Rows] = {}
-    low, up, size, peak = start.low, start.up, start.size, start.peak
-    passed = peak > 0
-    for k in range(max(waiting), -1, -1):
-        rows = waiting.pop(k, None)
-        if rows is None:
+    pending = dict(start.forms)
+    arrived: dict[int, LinearForms] = {}
+    lower, upper, magnitude, peak = start.lower, start.upper, start.magnitude, start.peak
+    passed_activation = peak > 0
+    for k in range(max(pending), -1, -1):
+        forms = pending.pop(k, None)
+        if forms is None:
             continue
         node = network.nodes[k]
         if k == 0 or k in until:
-            arrived[k] = rows
+            arrived[k] = forms
             continue
         if isinstance(node.layer, Affine):
-            rows, constant = node.layer.back(rows, network.nodes[node.inputs[0]].shape)
-            low, up = low + constant, None if up is None else up + constant
-            size = size + (constant.abs() if isinstance(constant, Tensor) else abs(constant))
+            forms, constant = node.layer.backward(forms, network.nodes[node.inputs[0]].shape)
+            lower, upper = lower + constant, None if upper is None else upper + constant
+            magnitude = magnitude + (constant.abs() if isinstance(constant, Tensor) else abs(constant))
         elif isinstance(node.layer, Activation):
-            rows, below, above = _relaxed(rows, lines[k], both=up is not None)
-            low, up = low + below, None if up is None or above is None else up + above
-            size = size + below.abs()
-            passed = True
-        peak = max(peak, rows.coefficients.numel()) if passed else 0
-        for each in node.inputs:
-            waiting[each] = waiting[each].plus(rows) if each in waiting else rows
-    return Pulled(arrived, low, up, size, peak)
+            forms, below, above = _relaxed(forms, relaxations[k], both=upper is not None)
+            lower, upper = lower + below, None if upper is None or above is None else upper + above
+            magnitude = magnitude + below.abs()
+            passed_activation = True
+        peak = max(peak, forms.coefficients.numel()) if passed_activation else 0
+        for i in node.inputs:
+            pending[i] = pending[i].plus(forms) if i in pending else forms
+    return BackwardBound(arrived, lower, upper, magnitude, peak)
 
 
-def _relaxed(rows: Rows, lines: Lines, *, both: bool) -> tuple[Rows, Tensor, Tensor | None]:
-    """Rows of an activation's output as rows of its input, and the constants of a lower (and an upper) bound.
+def _relaxed(
+    forms: LinearForms, relaxation: LinearRelaxation, *, both: bool
+) -> tuple[LinearForms, Tensor, Tensor | None]:
+    """Linear forms of an activation's output as forms of its input, and the constants of the lower (and upper) bound.
 
-    For a lower bound a positive coefficient takes the lower line and a negative one the upper line.
+    For a lower bound, a positive coefficient takes the lower line and a negative one the upper line.
     """
-    negative = rows.negative()
-    spread = negative.dot(lines.gap)
-    below = spread if lines.low_shift is None else spread + rows.dot(lines.low_shift)
-    if lines.parallel:
-        return rows.times(lines.low_slope), below, rows.dot(lines.up_shift) - spread if both else None
-    return rows.times(lines.low_slope).plus(negative.times(lines.up_slope - lines.low_slope)), below, None
+    negative = forms.negative_part()
+    spread = negative.dot(relaxation.gap)
+    below = spread if relaxation.lower_bias is None else spread + forms.dot(relaxation.lower_bias)
+    if relaxation.parallel:
+        above = forms.dot(relaxation.upper_bias) - spread if both else None
+        return forms.scaled(relaxation.lower_slope), below, above
+    slope_gap = relaxation.upper_slope - relaxation.lower_slope
+    return forms.scaled(relaxation.lower_slope).plus(negative.scaled(slope_gap)), below, None

@@ -1,10 +1,10 @@
-"""Certificates by linear bounds: Fast-Lin, CROWN and CROWN-IBP."""
+"""Certifiers by linear bounds: Fast-Lin, CROWN and CROWN-IBP."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,22 +12,26 @@ from torch import Tensor
 from bench.core import registry
 from bench.core.threat import ThreatModel
 from certifiers.input_regions import region_of
-from certifiers.linear import Bounder
-from certifiers.margin_certifier import MarginCertifier, whole
+from certifiers.linear_bounds import BoundedNetwork, Intermediate
+from certifiers.margin_certifier import MarginCertifier, insert_label
 from certifiers.network import Network
+from certifiers.relaxations import RelaxationKind
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearCertifier(MarginCertifier):
-    """Certified where the linear bounds of all margins are positive."""
+    """Certifies if the linear bounds of all margins are positive."""
 
+    intermediate: ClassVar[Intermediate] = "linear"
+
+    @property
     @abstractmethod
-    def bounder(self, network: Network) -> Bounder:
-        """How the network is bounded."""
+    def kind_of_relaxation(self) -> RelaxationKind: ...
 
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-        chunks = self.bounder(network).in_chunks(region_of(x, threat), y)
-        return torch.cat([whole(bounds.margin, bounds.others) for _, bounds in chunks])
+        bounded = BoundedNetwork(network, self.kind_of_relaxation, self.intermediate)
+        chunks = bounded.in_chunks(region_of(x, threat), y)
+        return torch.cat([insert_label(bounds.margin, bounds.others) for _, bounds in chunks])
 
 
 @registry.certifier("fast-lin")
@@ -39,14 +43,13 @@ class FastLin(LinearCertifier):
     thesis, Algorithm 3.1 with Eq. 3.4 and 3.5.
     """
 
-    def bounder(self, network: Network) -> Bounder:
-        return Bounder(network, "parallel")
+    kind_of_relaxation = "parallel"
 
 
 @registry.certifier("crown")
 @dataclass(frozen=True, kw_only=True)
 class Crown(LinearCertifier):
-    """Linear bounds whose lower line of a ReLU adapts to the interval.
+    """Linear bounds in which a ReLU's lower line adapts to the interval.
 
     Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions" (2018).
     relaxation: of sigmoid and tanh, `eq35` two parallel tangents (thesis, Eq. 3.5), `tight` the chord wherever it is a
@@ -55,17 +58,17 @@ class Crown(LinearCertifier):
 
     relaxation: Literal["eq35", "tight"] = "eq35"
 
-    def bounder(self, network: Network) -> Bounder:
-        return Bounder(network, "tight" if self.relaxation == "tight" else "adaptive")
+    @property
+    def kind_of_relaxation(self) -> RelaxationKind:
+        return "tight" if self.relaxation == "tight" else "adaptive"
 
 
 @registry.certifier("crown-ibp")
 @dataclass(frozen=True, kw_only=True)
 class CrownIBP(Crown):
-    """CROWN for the margins, with interval bounds of what enters the activations.
+    """CROWN for the margins, with pre-activation bounds by interval bound propagation.
 
     Zhang et al., "Towards Stable and Efficient Training of Verifiably Robust Neural Networks" (2020), with beta = 1.
     """
 
-    def bounder(self, network: Network) -> Bounder:
-        return Bounder(network, "tight" if self.relaxation == "tight" else "adaptive", "ibp")
+    intermediate: ClassVar[Intermediate] = "ibp"

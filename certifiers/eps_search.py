@@ -18,13 +18,13 @@ from certifiers.margin_certifier import MarginCertifier
 from certifiers.network import NetworkCertifier, in_float64
 from certifiers.pec import PEC
 
-ENOUGH = 1e-6  # the authors', too: with all but so little of eps proven, the upper end stays where it is
+ENOUGH = 1e-6  # as in the authors' code: if all of eps but this is certified, the upper end of the search stays
 METHODS: dict[str, type[MarginCertifier]] = {"pec": PEC, "bisection": FastLin}
 
 
 @dataclass(frozen=True)
-class Search:
-    """Where each search ended: proven up to `low`, not proven at `high`, after so many `bounds`, (B,) each."""
+class SearchInterval:
+    """The final interval of each search, (B,) each: certified at `low`, not at `high`, after so many `bounds`."""
 
     low: Tensor
     high: Tensor
@@ -36,9 +36,9 @@ class Search:
 class EpsSearch(NetworkCertifier):
     """The largest eps that can be certified, by bisection.
 
-    Thesis, Algorithm 3.5. method: `pec` raises the lower end to whatever the envelope proves; `bisection` is the plain
-    search of Fast-Lin and CROWN. It starts from [0, high] and ends when the interval is no longer than `precision`.
-    Only examples that are classified right are searched. eps itself is tried as well where the search ends around it.
+    Thesis, Algorithm 3.5. method: `pec` raises the lower end to the radius that the envelope proves; `bisection` is the
+    plain search of Fast-Lin and CROWN. It starts from [0, high] and ends when the interval is no longer than
+    `precision`. Only correctly classified examples are searched. eps itself is tried too if the search ends around it.
     """
 
     norms = ("Linf", "L2")
@@ -59,29 +59,30 @@ class EpsSearch(NetworkCertifier):
         low = self.search(model, batch.x, batch.y, threat).low
         near = ((low > 0) & (low < eps) & (low + self.precision >= eps)).nonzero().squeeze(1)
         if len(near):
-            low[near] = torch.maximum(low[near], self._proven(model, batch.x[near], batch.y[near], threat, eps[near]))
+            radius = self._certified(model, batch.x[near], batch.y[near], threat, eps[near])
+            low[near] = torch.maximum(low[near], radius)
         return Certificate(low.to(batch.x.dtype), low >= eps)
 
-    def search(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Search:
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> SearchInterval:
         """Algorithm 3.5 for each image x (B,C,H,W) with label y (B,); threat.eps is only the unit of `high`.
 
-        In float64: near the largest eps, what rounding takes off a radius would cost one more bound.
+        In float64: near the largest eps, the rounding error of a float32 radius would cost one more bound.
         """
-        right = model(x).argmax(dim=1) == y
+        correct = model(x).argmax(dim=1) == y
         model, x = in_float64(model), x.double()
         low = torch.zeros_like(x[:, 0, 0, 0])
         high = low + in_units(self.high, threat.eps_like(x).flatten())
         bounds = torch.zeros_like(y)
-        while len(rows := (right & (high - low > self.precision)).nonzero().squeeze(1)):
+        while len(rows := (correct & (high - low > self.precision)).nonzero().squeeze(1)):
             eps = (low[rows] + high[rows]) / 2
-            proven = self._proven(model, x[rows], y[rows], threat, eps)
+            radius = self._certified(model, x[rows], y[rows], threat, eps)
             bounds[rows] += 1
-            low[rows] = torch.maximum(low[rows], proven)
-            high[rows] = torch.where(eps - ENOUGH > proven, eps, high[rows])
-        return Search(low, high, bounds)
+            low[rows] = torch.maximum(low[rows], radius)
+            high[rows] = torch.where(eps - ENOUGH > radius, eps, high[rows])
+        return SearchInterval(low, high, bounds)
 
-    def _proven(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: Tensor) -> Tensor:
-        """The radius that is certified with bounds over an eps of each image's own, (b,)."""
+    def _certified(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: Tensor) -> Tensor:
+        """The radius that is certified by bounds over an eps (b,) of each image's own, (b,)."""
         threat = ThreatModel(threat.norm, eps, threat.box)
-        margins, radius, error = METHODS[self.method]().checked(model, x, y, threat)
+        margins, radius, error = METHODS[self.method]().bounds_with_error(model, x, y, threat)
         return torch.where(margins.amin(dim=1) > error, eps, radius)

@@ -1,4 +1,4 @@
-"""The complete certifier: every example is certified or broken, where it is given the time."""
+"""The complete certifier: given enough time, every example is certified or broken."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
 from certifiers.alpha_crown import AlphaCrown
 from certifiers.input_regions import region_of
-from certifiers.intervals import interval_limits
-from certifiers.linear import Bounder, intersection
-from certifiers.milp import Encoding, Program, affine_maps
+from certifiers.interval_bounds import interval_preactivation_bounds
+from certifiers.linear_bounds import BoundedNetwork, intersection
+from certifiers.milp_encoding import Encoding, affine_maps
+from certifiers.milp_solvers import find_solver
 from certifiers.network import Network, NetworkCertifier, in_float64
-from certifiers.solvers import solver_called
 
-SLACK = 1e-6  # of the range of each variable; ten times the tolerance at which solvers call a linear program infeasible
-CLEAR = 1e-5  # of the largest logit: a witness is wrong by so much, that it is wrong in any batch and on any machine
-STEPS = 20  # of a climb towards one class
-SHRINK = 0.75  # of the step size, from step to step
+SLACK = 1e-6  # of the range of each variable: ten times the feasibility tolerance of the solvers' linear programs
+CLEAR = 1e-5  # of the largest logit: a witness's negative margin, so that it is misclassified on any machine
+STEPS = 20  # of gradient ascent towards one class
+SHRINK = 0.75  # the step size's factor from step to step
 
 
 @registry.certifier("exact")
@@ -34,20 +34,19 @@ class Exact(NetworkCertifier):
     """Mixed-integer programs decide each example: certified, broken with a witness, or open at the time limit.
 
     Tjeng, Xiao and Tedrake, "Evaluating Robustness of Neural Networks with Mixed Integer Programming" (2019), for
-    networks of ReLU and leaky ReLU with at most some hundreds of unstable units, under Linf. What alpha-crown does not
-    prove is attacked, with a few gradient steps towards each class that it leaves, from the image and from the hint.
-    Then there is one program for each of these classes, that of the least margin first, until one has a solution or
-    none has. seconds: the limit for the programs of one example. solver: `auto` is SCIP where pyscipopt is installed,
-    else HiGHS, which takes several times as long.
+    networks of ReLU and leaky ReLU with at most some hundreds of unstable neurons, under Linf. An example that
+    alpha-crown does not certify is attacked, with a few gradient steps towards each class that is not excluded, from
+    the image and from `batch.worst_points`. Then each of these classes gets a program, the least margin first, until
+    one has a solution or none has. seconds: the time limit for the programs of one example. solver: `auto` is SCIP if
+    pyscipopt is installed, else HiGHS, which takes several times as long.
 
-    A solution is a witness once the model's own forward pass confirms it, there or a few gradient steps further; else
-    the example stays open. Rounding: a class counts as proven where no point has a margin below a slack above zero, of
-    1e-6 for the range of each variable (at most 5e-4 in all for the thesis' FC1), in float64; solvers call a linear
-    program infeasible with a tolerance of 1e-7. As with linear bounds, what is certified is the network as a function
-    of real numbers.
+    A solution is a witness if the model's own forward pass confirms it, there or a few gradient steps further; else the
+    example stays open. Rounding: a class is excluded if no point has a margin below a slack above zero, of 1e-6 of the
+    range of each variable (at most 5e-4 in total for the thesis' FC1), in float64; the solvers' feasibility tolerance
+    is 1e-7. As with linear bounds, the certificate holds for the network as a function of real numbers.
 
-    Deviations: units that can only raise the margin need no integers (certifiers/milp.py), limits come from linear
-    bounds instead of programs of their own, and any counterexample will do, not only the nearest.
+    Deviations: neurons that can only raise the margin need no integers (certifiers/milp_encoding.py), pre-activation
+    bounds come from linear bounds instead of programs, and any counterexample is accepted, not only the nearest.
     """
 
     norms = ("Linf",)
@@ -59,79 +58,76 @@ class Exact(NetworkCertifier):
         super().__post_init__()
         if self.seconds <= 0:
             raise UserError(f"exact: seconds is {self.seconds}; it must be positive")
-        solver_called(self.solver)
+        find_solver(self.solver)
 
     def check_network(self, network: Network) -> None:
         for k in network.activations:
             if network.activation(k).name != "relu":
                 raise UserError(
-                    f"layer '{network.nodes[k].name}' ({network.activation(k).name}) cannot be bounded exactly; "
-                    "exact is for ReLU and LeakyReLU, alpha-crown for others"
+                    f"layer '{network.nodes[k].name}' ({network.activation(k).name}) is not supported by exact, only "
+                    "ReLU and LeakyReLU are; use alpha-crown"
                 )
 
     def certify(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
         self.check_network(Network(model, batch.x[:1]))
-        search = Search(model, batch, threat)
+        search = CounterexampleSearch(model, batch, threat)
         starts = [batch.x] if batch.worst_points is None else [batch.x, batch.worst_points]
         for start in starts:
-            rows = search.standing()
-            search.look(start[rows], rows)
-        margins, proven = linear_margins(model, batch, threat, search.standing())
+            rows = search.unbroken()
+            search.check(start[rows], rows)
+        margins, proven = linear_margins(model, batch, threat, search.unbroken())
         for start in starts:
             for other in range(proven.shape[1]):
-                rows = search.standing()
+                rows = search.unbroken()
                 rows = rows[~proven[rows, other]]
-                search.climb(start[rows], rows, other, step=1.0)
-        open_ = [i for i in search.standing().tolist() if not proven[i].all()]
-        if open_:
-            programs = Programs(model, batch, threat)
-            for i in open_:
-                self._decide(i, programs, margins[i], proven[i], search)
+                search.ascend(start[rows], rows, other, step=1.0)
+        undecided = [i for i in search.unbroken().tolist() if not proven[i].all()]
+        if undecided:
+            encoder = Encoder(model, batch, threat)
+            for i in undecided:
+                self._decide(i, encoder, margins[i], proven[i], search)
         contradicted = search.broken & proven.gather(1, search.answer[:, None])[:, 0]
         if contradicted.any():
-            raise CheckError(f"exact: test example {int(batch.index[contradicted][0])} is proven and broken")
+            raise CheckError(f"exact: test example {int(batch.index[contradicted][0])} is both proven and broken")
         certified = proven.all(dim=1) & ~search.broken
         eps = threat.eps_like(batch.x).flatten().to(batch.x.dtype)
         return Certificate(torch.where(certified, eps, 0.0), certified, broken=search.broken, witness=search.witness)
 
-    def _decide(self, i: int, programs: Programs, margins: Tensor, proven: Tensor, search: Search) -> None:
-        """Whether example i can be taken for any class that is not `proven` (K,) yet; least of its `margins` first."""
+    def _decide(self, i: int, encoder: Encoder, margins: Tensor, proven: Tensor, search: CounterexampleSearch) -> None:
+        """Solve a program for each class that is not `proven` (K,) for example i, in the order of `margins` (K,)."""
         end = time.monotonic() + self.seconds
-        solve, encoding = solver_called(self.solver), programs.around(i)
+        solve, encoding = find_solver(self.solver), encoder.encoding(i)
         for other in margins.argsort().tolist():
-            left = end - time.monotonic()
-            if proven[other] or left <= 0:
+            seconds = end - time.monotonic()
+            if proven[other] or seconds <= 0:
                 continue
             program = encoding.program(int(search.batch.y[i]), other)
-            answer = solve(program, slack(program), left)
+            answer = solve(program, SLACK * float((program.high - program.low).sum()), seconds)
             if isinstance(answer, str):
                 proven[other] = answer == "none"
                 continue
             x = search.batch.x[i : i + 1]
             point = torch.from_numpy(answer[: x.numel()]).to(x).reshape(x.shape)
-            search.climb(point, torch.tensor([i], device=x.device), other, step=0.1)
+            search.ascend(point, torch.tensor([i], device=x.device), other, step=0.1)
             if search.broken[i]:
                 return
 
 
 def linear_margins(model: nn.Module, batch: Batch, threat: ThreatModel, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The margins of alpha-crown and which of them are a proof, (B,K) each; of some rows (b,) of the batch."""
+    """The margins of alpha-crown and whether they are proven positive, (B,K) each; only `rows` (b,) are computed."""
     margins = torch.full((len(batch), model(batch.x[:1]).shape[1]), -torch.inf, device=batch.x.device)
     proven = torch.zeros_like(margins, dtype=torch.bool)
     if len(rows):
-        margins[rows], _, error = AlphaCrown().checked(model, batch.x[rows], batch.y[rows], threat.of(rows))
+        x, y = batch.x[rows], batch.y[rows]
+        margins[rows], _, error = AlphaCrown().bounds_with_error(model, x, y, threat.of(rows))
         proven[rows] = margins[rows] > error[:, None]
     return margins, proven
 
 
-def slack(program: Program) -> float:
-    return SLACK * float((program.high - program.low).sum())
-
-
-class Programs:
-    """The programs of a batch's examples, in float64 on the CPU."""
+class Encoder:
+    """Encodes the examples of a batch as mixed-integer programs, in float64 on the CPU."""
 
     def __init__(self, model: nn.Module, batch: Batch, threat: ThreatModel) -> None:
         x = batch.x.cpu().double()
@@ -140,36 +136,39 @@ class Programs:
         eps = threat.eps.cpu() if isinstance(threat.eps, Tensor) else threat.eps
         self.region = region_of(x, ThreatModel(threat.norm, eps, threat.box))
 
-    def around(self, i: int) -> Encoding:
-        here = self.region.of(torch.tensor([i]))
-        center, radius = here.interval()
-        limits = [Bounder(self.network, "parallel").limits(here), Bounder(self.network, "adaptive").limits(here)]
-        between = intersection([*limits, interval_limits(self.network, here)])
-        return Encoding(self.network, self.maps, (center - radius)[0], (center + radius)[0], between)
+    def encoding(self, i: int) -> Encoding:
+        region = self.region.of(torch.tensor([i]))
+        center, radius = region.interval()
+        parallel, adaptive = BoundedNetwork(self.network, "parallel"), BoundedNetwork(self.network, "adaptive")
+        bounds = intersection([
+            parallel.preactivation_bounds(region), adaptive.preactivation_bounds(region),
+            interval_preactivation_bounds(self.network, region),
+        ])  # fmt: skip
+        return Encoding(self.network, self.maps, (center - radius)[0], (center + radius)[0], bounds)
 
 
-class Search:
-    """What was found of a batch: `broken` (B,), where `witness` (B,C,H,W) is given the class `answer` (B,)."""
+class CounterexampleSearch:
+    """The examples of a batch that are `broken` (B,): `witness` (B,C,H,W) is classified as `answer` (B,)."""
 
     def __init__(self, model: nn.Module, batch: Batch, threat: ThreatModel) -> None:
         self.model, self.batch, self.threat = model, batch, threat
         self.broken = torch.zeros_like(batch.y, dtype=torch.bool)
         self.witness, self.answer = batch.x.clone(), batch.y.clone()
 
-    def standing(self) -> Tensor:
-        """The examples (b,) that are not broken."""
+    def unbroken(self) -> Tensor:
+        """The rows (b,) that are not broken."""
         return (~self.broken).nonzero().squeeze(1)
 
-    def look(self, points: Tensor, rows: Tensor) -> None:
-        """At points (b,C,H,W) for some rows (b,) of the batch."""
+    def check(self, points: Tensor, rows: Tensor) -> None:
+        """Evaluate points (b,C,H,W) for some rows (b,) of the batch."""
         if len(rows) == 0:
             return
         points = self.threat.of(rows).project(points, self.batch.x[rows])
         with on_rows(rows):
-            self._see(points, self.model(points), rows)
+            self._record(points, self.model(points), rows)
 
-    def climb(self, points: Tensor, rows: Tensor, other: int, *, step: float) -> None:
-        """Signed gradient steps towards one class, of length `step` eps at first; what is broken stops."""
+    def ascend(self, points: Tensor, rows: Tensor, other: int, *, step: float) -> None:
+        """Steepest ascent towards one class, with steps of `step` eps at first; broken examples stop."""
         points = self.threat.of(rows).project(points, self.batch.x[rows])
         for k in range(STEPS):
             if len(rows) == 0:
@@ -181,17 +180,17 @@ class Search:
                 lead = logits[:, other] - logits.gather(1, y[:, None])[:, 0]
                 (gradient,) = torch.autograd.grad(lead.sum(), points)
             points = points.detach()
-            self._see(points, logits.detach(), rows)
+            self._record(points, logits.detach(), rows)
             length = (step * SHRINK**k * threat.eps_like(x)).to(x.dtype)
-            points = threat.project(points + length * gradient.sign(), x)
-            stay = ~self.broken[rows]
-            points, rows = points[stay], rows[stay]
-        self.look(points, rows)
+            points = threat.project(points + length * threat.steepest(gradient), x)
+            unbroken = ~self.broken[rows]
+            points, rows = points[unbroken], rows[unbroken]
+        self.check(points, rows)
 
-    def _see(self, points: Tensor, logits: Tensor, rows: Tensor) -> None:
-        """Keep the points that are clearly wrong."""
-        behind = logits.amax(dim=1) - logits.gather(1, self.batch.y[rows][:, None])[:, 0]
-        wrong = behind > CLEAR * logits.abs().amax(dim=1)
-        self.broken[rows[wrong]] = True
-        self.witness[rows[wrong]] = points[wrong]
-        self.answer[rows[wrong]] = logits.argmax(dim=1)[wrong]
+    def _record(self, points: Tensor, logits: Tensor, rows: Tensor) -> None:
+        """Store the points that are clearly misclassified."""
+        lead = logits.amax(dim=1) - logits.gather(1, self.batch.y[rows][:, None])[:, 0]
+        misclassified = lead > CLEAR * logits.abs().amax(dim=1)
+        self.broken[rows[misclassified]] = True
+        self.witness[rows[misclassified]] = points[misclassified]
+        self.answer[rows[misclassified]] = logits.argmax(dim=1)[misclassified]

@@ -1,4 +1,4 @@
-"""The set of images that a bound has to hold for: what it does to linear functions of the image."""
+"""Input regions: the sets of images over which bounds hold, and the range of linear forms over them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.core.threat import TOLERANCE, ThreatModel
+from bench.core.threat import DUAL_ORDER, TOLERANCE, ThreatModel
 from certifiers.layers import Interval
-from certifiers.linear_forms import Rows
-
-DUAL = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}
+from certifiers.linear_forms import LinearForms
 
 
 class Region(ABC):
@@ -20,20 +18,20 @@ class Region(ABC):
 
     @abstractmethod
     def interval(self) -> Interval:
-        """The smallest box around it: centre and radius, (B,C,H,W) each."""
+        """The smallest box that contains the region: centre and radius, (B,C,H,W) each."""
 
     @abstractmethod
-    def reach(self, rows: Rows) -> Interval:
-        """The values that rows of the image take in it, as centre and radius, (B,T) each."""
+    def concretize(self, forms: LinearForms) -> Interval:
+        """The range of linear forms of the image over the region: centre and radius, (B,T) each."""
 
     @abstractmethod
     def of(self, rows: Tensor) -> Region:
-        """The region of some of the examples."""
+        """The regions of some of the examples."""
 
 
 @dataclass(frozen=True)
 class Box(Region):
-    """Every pixel in an interval of its own: the Linf ball, cut by the box of images."""
+    """One interval per pixel: the Linf ball, intersected with the range of pixels."""
 
     center: Tensor
     radius: Tensor
@@ -43,15 +41,21 @@ class Box(Region):
         return cls((low + high) / 2, (high - low) / 2)
 
     @classmethod
+    def around(cls, x: Tensor, threat: ThreatModel) -> Box:
+        """All pixels within eps of those of x (B,C,H,W), clamped to the range of pixels."""
+        eps = threat.eps_like(x).to(x.dtype)
+        return cls.between(threat.clamp(x - eps), threat.clamp(x + eps))
+
+    @classmethod
     def whole(cls, image: Tensor, box: tuple[float, float]) -> Box:
-        """All images of the box, in the shape of one image (1,C,H,W)."""
+        """All images with pixels in `box`, in the shape of one image (1,C,H,W)."""
         return cls.between(torch.full_like(image, box[0]), torch.full_like(image, box[1]))
 
     def interval(self) -> Interval:
         return self.center, self.radius
 
-    def reach(self, rows: Rows) -> Interval:
-        return rows.dot(self.center), rows.magnitude().dot(self.radius)
+    def concretize(self, forms: LinearForms) -> Interval:
+        return forms.dot(self.center), forms.absolute().dot(self.radius)
 
     def of(self, rows: Tensor) -> Box:
         return Box(self.center[rows], self.radius[rows])
@@ -59,27 +63,20 @@ class Box(Region):
 
 @dataclass(frozen=True)
 class Ball(Region):
-    """The L2 or L1 ball around x; where images have a box, each bound is the better of the ball's and the box's."""
+    """The L2 or L1 ball around x. If pixels have a range, a bound is the better of the ball's and the whole range's."""
 
     x: Tensor
     threat: ThreatModel
 
-    @property
-    def eps(self) -> Tensor:
-        return self.threat.eps_like(self.x).to(self.x.dtype)
-
     def interval(self) -> Interval:
-        low, high = self.x - self.eps, self.x + self.eps
-        if self.threat.box is not None:
-            low, high = low.clamp(*self.threat.box), high.clamp(*self.threat.box)
-        return (low + high) / 2, (high - low) / 2
+        return Box.around(self.x, self.threat).interval()
 
-    def reach(self, rows: Rows) -> Interval:
-        center, radius = rows.dot(self.x), self.eps.flatten()[:, None] * rows.norm(DUAL[self.threat.norm])
+    def concretize(self, forms: LinearForms) -> Interval:
+        eps = self.threat.eps_like(self.x).to(self.x.dtype)
+        center, radius = forms.dot(self.x), eps.flatten()[:, None] * forms.norm(DUAL_ORDER[self.threat.norm])
         if self.threat.box is None:
             return center, radius
-        whole = torch.full_like(self.x[:1], (self.threat.box[0] + self.threat.box[1]) / 2)
-        middle, half = rows.dot(whole), rows.magnitude().dot(whole - self.threat.box[0])
+        middle, half = Box.whole(self.x[:1], self.threat.box).concretize(forms)
         low, high = torch.maximum(center - radius, middle - half), torch.minimum(center + radius, middle + half)
         return (low + high) / 2, (high - low) / 2
 
@@ -88,12 +85,6 @@ class Ball(Region):
 
 
 def region_of(x: Tensor, threat: ThreatModel) -> Region:
-    """All points that the threat model around the images x (B,C,H,W) contains, its tolerance included."""
+    """The region around images x (B,C,H,W) that contains every point that threat.contains accepts."""
     threat = ThreatModel(threat.norm, threat.eps * (1 + TOLERANCE), threat.box)
-    if threat.norm != "Linf":
-        return Ball(x, threat)
-    eps = threat.eps_like(x).to(x.dtype)
-    low, high = x - eps, x + eps
-    if threat.box is not None:
-        low, high = low.clamp(*threat.box), high.clamp(*threat.box)
-    return Box.between(low, high)
+    return Box.around(x, threat) if threat.norm == "Linf" else Ball(x, threat)

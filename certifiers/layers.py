@@ -1,4 +1,4 @@
-"""What a layer does to intervals that come in, and to rows that are pulled back through it.
+"""The layers that can be bounded: how each propagates intervals forward and linear forms backward.
 
 An interval is a centre and a radius, (B|1,*shape) each: every value lies within the radius of the centre.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import UserError
 from bench.core.layers import Normalize
-from certifiers.linear_forms import Pair, Rows, Window
+from certifiers.linear_forms import Kernel, LinearForms, Pair
 
 Interval = tuple[Tensor, Tensor]
 
@@ -27,19 +27,19 @@ class Affine(ABC):
 
     @abstractmethod
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        """Of W z + b for the z in an interval (Eq. 3.8)."""
+        """The interval of W z + b for z in an interval (Eq. 3.8)."""
 
     @abstractmethod
-    def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
-        """Rows of the output as rows of the input, which has `shape`, and the constants (B|1,T) that b adds."""
+    def backward(self, forms: LinearForms, shape: tuple[int, ...]) -> tuple[LinearForms, Tensor | float]:
+        """Forms of the output as forms of the input, which has `shape`, and the constants (B|1,T) that b adds."""
 
     @abstractmethod
     def magnitude(self, size: Tensor) -> Tensor:
-        """The greatest that |W z + b| can be, where |z| is at most `size`, (B|1,*shape) each."""
+        """The largest possible |W z + b| if |z| is at most `size`, (B|1,*shape) each."""
 
     @abstractmethod
     def variance(self, variance: Tensor) -> Tensor:
-        """Of W z, where the z are independent and have this variance, (B|1,*shape) each."""
+        """The variance of W z for independent z of this variance, (B|1,*shape) each."""
 
     @property
     @abstractmethod
@@ -47,66 +47,61 @@ class Affine(ABC):
         """How many products are summed for one output."""
 
 
-class Linear(Affine):
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias = weight, bias
+class Weighted(Affine):
+    """A layer with a weight tensor."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @abstractmethod
+    def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The layer with another weight and bias."""
 
     @cached_property
     @torch.enable_grad()
     def absolute(self) -> Tensor:
-        # kept for later uses, which may need a gradient where the first did not
+        # enable_grad: it is cached, and a later use may need a gradient
         return self.weight.abs()
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        return F.linear(center, self.weight, self.bias), F.linear(radius, self.absolute)
-
-    def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
-        constant = 0.0 if self.bias is None else rows.dot(self.bias[None])
-        return rows.dense().through_linear(self.weight), constant
+        return self.apply(center, self.weight, self.bias), self.apply(radius, self.absolute)
 
     def magnitude(self, size: Tensor) -> Tensor:
-        return F.linear(size, self.absolute, None if self.bias is None else self.bias.abs())
+        return self.apply(size, self.absolute, None if self.bias is None else self.bias.abs())
 
     def variance(self, variance: Tensor) -> Tensor:
-        return F.linear(variance, self.weight.square())
+        return self.apply(variance, self.weight.square())
 
     @property
     def terms(self) -> int:
-        return self.weight.shape[1] + 1
+        return math.prod(self.weight.shape[1:]) + 1
 
 
-class Conv(Affine):
+class Linear(Weighted):
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(z, weight, bias)
+
+    def backward(self, forms: LinearForms, shape: tuple[int, ...]) -> tuple[LinearForms, Tensor | float]:
+        constant = 0.0 if self.bias is None else forms.dot(self.bias[None])
+        return forms.dense().linear_backward(self.weight), constant
+
+
+class Conv(Weighted):
     """A convolution, or average pooling, which is one."""
 
-    def __init__(self, window: Window, bias: Tensor | None) -> None:
-        self.window, self.bias = window, bias
+    def __init__(self, kernel: Kernel, bias: Tensor | None) -> None:
+        self.kernel, self.weight, self.bias = kernel, kernel.weight, bias
 
-    @cached_property
-    @torch.enable_grad()
-    def absolute(self) -> Tensor:
-        # kept for later uses, which may need a gradient where the first did not
-        return self.window.weight.abs()
+    def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        kernel = self.kernel
+        return F.conv2d(z, weight, bias, kernel.stride, kernel.padding, kernel.dilation, kernel.groups)
 
-    def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        return self._convolve(center, self.window.weight, self.bias), self._convolve(radius, self.absolute, None)
-
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        window = self.window
-        return F.conv2d(x, weight, bias, window.stride, window.padding, window.dilation, window.groups)
-
-    def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
-        constant = 0.0 if self.bias is None else rows.dot(self.bias[None, :, None, None].expand(1, *rows.shape))
-        return rows.through_conv(self.window, shape), constant
-
-    def magnitude(self, size: Tensor) -> Tensor:
-        return self._convolve(size, self.absolute, None if self.bias is None else self.bias.abs())
-
-    def variance(self, variance: Tensor) -> Tensor:
-        return self._convolve(variance, self.window.weight.square(), None)
-
-    @property
-    def terms(self) -> int:
-        return math.prod(self.window.weight.shape[1:]) + 1
+    def backward(self, forms: LinearForms, shape: tuple[int, ...]) -> tuple[LinearForms, Tensor | float]:
+        constant = 0.0 if self.bias is None else forms.dot(self.bias[None, :, None, None].expand(1, *forms.shape))
+        return forms.conv_backward(self.kernel, shape), constant
 
 
 class Scale(Affine):
@@ -118,8 +113,8 @@ class Scale(Affine):
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
         return center * self.factor + self.shift, radius * self.factor.abs()
 
-    def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
-        return rows.times(self.factor.expand(1, *shape)), rows.dot(self.shift.expand(1, *shape))
+    def backward(self, forms: LinearForms, shape: tuple[int, ...]) -> tuple[LinearForms, Tensor | float]:
+        return forms.scaled(self.factor.expand(1, *shape)), forms.dot(self.shift.expand(1, *shape))
 
     def magnitude(self, size: Tensor) -> Tensor:
         return size * self.factor.abs() + self.shift.abs()
@@ -139,16 +134,16 @@ class Reshape(Affine):
         self.shape = shape
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        return center.reshape(-1, *self.shape), radius.reshape(-1, *self.shape)
+        return self.magnitude(center), self.magnitude(radius)
 
-    def back(self, rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, Tensor | float]:
-        return rows.dense().reshaped(shape), 0.0
+    def backward(self, forms: LinearForms, shape: tuple[int, ...]) -> tuple[LinearForms, Tensor | float]:
+        return forms.dense().reshaped(shape), 0.0
 
     def magnitude(self, size: Tensor) -> Tensor:
         return size.reshape(-1, *self.shape)
 
     def variance(self, variance: Tensor) -> Tensor:
-        return variance.reshape(-1, *self.shape)
+        return self.magnitude(variance)
 
     @property
     def terms(self) -> int:
@@ -161,7 +156,7 @@ class Add:
 
 @dataclass(frozen=True)
 class Activation:
-    """A function of each unit that never falls. slope: the least and the greatest of its derivative."""
+    """A non-decreasing elementwise function. slope: the least and the greatest value of its derivative."""
 
     name: str
     function: Callable[[Tensor], Tensor]
@@ -169,7 +164,7 @@ class Activation:
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
         low, high = center - radius, center + radius
-        if self.function is F.relu:  # in place: intervals are as dear as the memory that they touch
+        if self.function is F.relu:  # in place, because memory traffic dominates the time of interval bounds
             low, high = low.relu_(), high.relu_()
         else:
             low, high = self.function(low), self.function(high)
@@ -188,40 +183,42 @@ def linear(module: nn.Linear, like: Tensor) -> Linear:
 
 def conv(module: nn.Conv2d) -> Conv:
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        raise UserError(f"its padding is {module.padding_mode}, {module.padding}; it must be zeros, in numbers")
-    window = Window(module.weight, _pair(module.stride), _pair(module.padding), _pair(module.dilation), module.groups)
-    return Conv(window, module.bias)
+        raise UserError(f"its padding is {module.padding_mode}, {module.padding}; use zeros and a padding in numbers")
+    kernel = Kernel(module.weight, _pair(module.stride), _pair(module.padding), _pair(module.dilation), module.groups)
+    return Conv(kernel, module.bias)
 
 
 def average_pool(module: nn.AvgPool2d, like: Tensor) -> Conv:
-    kernel, stride, padding = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
+    size, stride, padding = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
     if module.ceil_mode or module.divisor_override or (padding != (0, 0) and not module.count_include_pad):
-        raise UserError("only average pooling with plain means is bounded; leave its options at their defaults")
-    return _mean_over(kernel, stride, padding, like)
+        raise UserError(
+            "average pooling is supported without ceil_mode and divisor_override and with count_include_pad only"
+        )
+    return _average(size, stride, padding, like)
 
 
 def global_pool(module: nn.AdaptiveAvgPool2d, like: Tensor) -> Conv:
     if _pair(module.output_size) != (1, 1):
-        raise UserError(f"its output size is {module.output_size}; only 1 is bounded")
-    whole = (like.shape[1], like.shape[2])
-    return _mean_over(whole, whole, (0, 0), like)
+        raise UserError(f"its output size is {module.output_size}; only 1 is supported")
+    size = (like.shape[1], like.shape[2])
+    return _average(size, size, (0, 0), like)
 
 
-def _mean_over(kernel: Pair, stride: Pair, padding: Pair, like: Tensor) -> Conv:
-    weight = like.new_full((len(like), 1, *kernel), 1 / math.prod(kernel))
-    return Conv(Window(weight, stride, padding, (1, 1), len(like)), None)
+def _average(size: Pair, stride: Pair, padding: Pair, like: Tensor) -> Conv:
+    weight = like.new_full((len(like), 1, *size), 1 / math.prod(size))
+    return Conv(Kernel(weight, stride, padding, (1, 1), len(like)), None)
 
 
 def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, like: Tensor) -> Scale:
     """With the running statistics, as in eval mode."""
     if module.running_mean is None or module.running_var is None:
-        raise UserError("it keeps no running statistics")
+        raise UserError("it has no running statistics; set track_running_stats=True")
     factor = (module.running_var + module.eps).rsqrt()
     factor = factor if module.weight is None else factor * module.weight
     shift = -module.running_mean * factor
     shift = shift if module.bias is None else shift + module.bias
-    along = (-1, *[1] * (like.dim() - 1))
-    return Scale(factor.reshape(along), shift.reshape(along))
+    shape = (-1, *[1] * (like.dim() - 1))
+    return Scale(factor.reshape(shape), shift.reshape(shape))
 
 
 def normalize(module: Normalize) -> Scale:
@@ -244,7 +241,7 @@ def tanh() -> Activation:
 
 
 def _pair(value: int | tuple[int | None, ...] | None) -> Pair:
-    high, wide = (value, value) if isinstance(value, int) or value is None else value
-    if high is None or wide is None:
-        raise UserError("a size of None is not bounded; give numbers")
-    return high, wide
+    height, width = (value, value) if isinstance(value, int) or value is None else value
+    if height is None or width is None:
+        raise UserError("a size of None is not supported; use numbers")
+    return height, width

@@ -1,7 +1,7 @@
-"""Linear functions of a layer's output: the rows that are pulled back through a network, layer by layer.
+"""Linear forms of a layer's output, which are propagated backward through a network layer by layer.
 
-`Dense` has a coefficient for every unit. `Patches` belongs to the units of a convolution's output: each looks at a
-window of the layer only, so its coefficients are that window's (the receptive field), never a whole image's.
+`DenseForms` have a coefficient for every unit. `PatchForms` are those of a convolution's output units: each depends on
+a window of the layer only, so that its coefficients are the window's (the receptive field), never a whole image's.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Pair = tuple[int, int]
-FEW = 4  # channels of a convolution's input, below which torch's transposed convolution is slow on a CPU
+FEW = 4  # up to so many input channels torch's transposed convolution is slow on a CPU
 
 
 @dataclass(frozen=True)
-class Window:
-    """How a convolution looks at its input: weight (O,C/groups,kh,kw) and its geometry. Zeros are around the image."""
+class Kernel:
+    """A convolution with zero padding: weight (O,C/groups,kh,kw) and its geometry."""
 
     weight: Tensor
     stride: Pair
@@ -30,19 +30,16 @@ class Window:
     dilation: Pair
     groups: int
 
-    def reach(self, axis: int) -> int:
-        return self.dilation[axis] * (self.weight.shape[2 + axis] - 1) + 1
-
-    def widened(self, axis: int, size: int, stride: int, padding: int) -> tuple[int, int, int]:
-        """A window of (size, stride, padding) on this one's output, as a window on its input."""
-        step = self.stride[axis]
-        return (size - 1) * step + self.reach(axis), stride * step, padding * step + self.padding[axis]
+    def window(self, axis: int, size: int, stride: int, padding: int) -> tuple[int, int, int]:
+        """A window (size, stride, padding) of the output as one of the input."""
+        step, extent = self.stride[axis], self.dilation[axis] * (self.weight.shape[2 + axis] - 1) + 1
+        return (size - 1) * step + extent, stride * step, padding * step + self.padding[axis]
 
 
-class Rows(ABC):
-    """T linear functions for each of B examples, of a layer whose output has `shape` (C,H,W) or (F,).
+class LinearForms(ABC):
+    """T linear forms for each of B examples, of a layer whose output has `shape` (C,H,W) or (F,).
 
-    Where the coefficients are the same for all examples (or windows), their axis has length 1.
+    If the coefficients are the same for all examples (or windows), that axis has length 1.
     """
 
     shape: tuple[int, ...]
@@ -50,46 +47,47 @@ class Rows(ABC):
 
     @abstractmethod
     def dot(self, values: Tensor) -> Tensor:
-        """The functions at `values` (B|1,*shape): (B|1,T)."""
+        """The forms at `values` (B|1,*shape): (B|1,T)."""
 
     @abstractmethod
-    def mapped(self, coefficients: Tensor) -> Rows:
-        """The same rows with other coefficients, of this or a broadcastable size."""
+    def with_coefficients(self, coefficients: Tensor) -> LinearForms:
+        """The same forms with other coefficients, of the same or a broadcastable size."""
 
     @abstractmethod
-    def like(self, values: Tensor) -> Tensor:
-        """`values` (B|1,*shape), one for each unit, in a size that multiplies the coefficients."""
+    def align(self, values: Tensor) -> Tensor:
+        """`values` (B|1,*shape), one per unit, in a size that multiplies the coefficients."""
 
     @abstractmethod
     def norm(self, order: float) -> Tensor:
-        """The norm of each row's coefficients, (B|1,T)."""
+        """The norm of each form's coefficients, (B|1,T)."""
 
     @abstractmethod
-    def dense(self) -> Dense: ...
+    def dense(self) -> DenseForms: ...
 
     @abstractmethod
-    def through_conv(self, window: Window, shape: tuple[int, ...]) -> Rows:
-        """Pulled back through a convolution (without its bias), whose input has `shape`."""
+    def conv_backward(self, kernel: Kernel, shape: tuple[int, ...]) -> LinearForms:
+        """Propagated backward through a convolution (without its bias) whose input has `shape`."""
 
-    def times(self, values: Tensor) -> Rows:
-        return self.mapped(self.coefficients * self.like(values))
+    def scaled(self, values: Tensor) -> LinearForms:
+        """The forms of units that are multiplied by `values` (B|1,*shape)."""
+        return self.with_coefficients(self.coefficients * self.align(values))
 
-    def flipped(self) -> Rows:
-        return self.mapped(-self.coefficients)
+    def negated(self) -> LinearForms:
+        return self.with_coefficients(-self.coefficients)
 
-    def negative(self) -> Rows:
-        return self.mapped(self.coefficients.clamp(max=0))
+    def negative_part(self) -> LinearForms:
+        return self.with_coefficients(self.coefficients.clamp(max=0))
 
-    def magnitude(self) -> Rows:
-        return self.mapped(self.coefficients.abs())
+    def absolute(self) -> LinearForms:
+        return self.with_coefficients(self.coefficients.abs())
 
-    def plus(self, other: Rows) -> Rows:
-        """The sum of two sets of rows of one layer."""
-        mine, yours = self.dense(), other.dense()
-        return mine.mapped(mine.coefficients + yours.coefficients)
+    def plus(self, other: LinearForms) -> LinearForms:
+        """The sum with other forms of the same layer."""
+        a, b = self.dense(), other.dense()
+        return a.with_coefficients(a.coefficients + b.coefficients)
 
 
-class Dense(Rows):
+class DenseForms(LinearForms):
     """coefficients (B|1,T,*shape)."""
 
     def __init__(self, coefficients: Tensor) -> None:
@@ -106,47 +104,48 @@ class Dense(Rows):
             return flat @ self.flat[0].T
         return (self.flat @ flat[:, :, None]).squeeze(2)
 
-    def mapped(self, coefficients: Tensor) -> Dense:
-        return Dense(coefficients)
+    def with_coefficients(self, coefficients: Tensor) -> DenseForms:
+        return DenseForms(coefficients)
 
-    def like(self, values: Tensor) -> Tensor:
+    def align(self, values: Tensor) -> Tensor:
         return values if values.dim() == self.coefficients.dim() else values.unsqueeze(1)
 
     def norm(self, order: float) -> Tensor:
         return torch.linalg.vector_norm(self.flat, ord=order, dim=2)
 
-    def dense(self) -> Dense:
+    def dense(self) -> DenseForms:
         return self
 
-    def reshaped(self, shape: tuple[int, ...]) -> Dense:
-        return Dense(self.coefficients.reshape(*self.coefficients.shape[:2], *shape))
+    def reshaped(self, shape: tuple[int, ...]) -> DenseForms:
+        return DenseForms(self.coefficients.reshape(*self.coefficients.shape[:2], *shape))
 
-    def through_linear(self, weight: Tensor) -> Dense:
-        return Dense(_Product.apply(self.coefficients.flatten(0, 1), weight).unflatten(0, self.coefficients.shape[:2]))
+    def linear_backward(self, weight: Tensor) -> DenseForms:
+        """Propagated backward through a linear layer (without its bias)."""
+        product: Tensor = _Product.apply(self.coefficients.flatten(0, 1), weight)
+        return DenseForms(product.unflatten(0, self.coefficients.shape[:2]))
 
-    def through_conv(self, window: Window, shape: tuple[int, ...]) -> Dense:
-        lead = self.coefficients.shape[:2]
+    def conv_backward(self, kernel: Kernel, shape: tuple[int, ...]) -> DenseForms:
         images = self.coefficients.flatten(0, 1)
-        pulled = _conv_back(images, window, window.padding, shape[1:])
-        return Dense(pulled.reshape(*lead, *shape))
+        inputs = _transposed_conv(images, kernel, kernel.padding, shape[1:])
+        return DenseForms(inputs.reshape(*self.coefficients.shape[:2], *shape))
 
 
-class Units(Dense):
-    """Some of the units of a flat layer themselves."""
+class UnitForms(DenseForms):
+    """Some units of a flat layer."""
 
-    def __init__(self, size: int, some: range, like: Tensor) -> None:
-        super().__init__(torch.eye(size, dtype=like.dtype, device=like.device)[None, some.start : some.stop])
-        self.some = some
+    def __init__(self, size: int, units: range, like: Tensor) -> None:
+        super().__init__(torch.eye(size, dtype=like.dtype, device=like.device)[None, units.start : units.stop])
+        self.units = units
 
-    def through_linear(self, weight: Tensor) -> Dense:
-        return Dense(weight[None, self.some.start : self.some.stop])
+    def linear_backward(self, weight: Tensor) -> DenseForms:
+        return DenseForms(weight[None, self.units.start : self.units.stop])
 
 
-class Patches(Rows):
-    """The units of a (O,*grid) output, each with the window of the layer that it sees.
+class PatchForms(LinearForms):
+    """The units of an output (O,*grid), each with coefficients for the window of the layer that it depends on.
 
-    coefficients (B|1,P|1,O,C,kh,kw), P = the grid's positions. T = O x P, in the order of the output's flattening.
-    outside: the coefficients of what lies beyond the image's border may differ from zero (they stand for nothing).
+    coefficients (B|1,P|1,O,C,kh,kw), P = number of positions of the grid. T = O x P, in the order of the flattened
+    output. outside: coefficients beyond the image's border may differ from zero; they must be ignored.
     """
 
     def __init__(
@@ -156,8 +155,8 @@ class Patches(Rows):
         self.stride, self.padding, self.outside = stride, padding, outside
 
     @classmethod
-    def identity(cls, shape: tuple[int, ...], channels: range, like: Tensor) -> Patches:
-        """The units of a layer themselves, of some of its channels."""
+    def identity(cls, shape: tuple[int, ...], channels: range, like: Tensor) -> PatchForms:
+        """The units of some of a layer's channels."""
         eye = torch.eye(shape[0], dtype=like.dtype, device=like.device)[channels.start : channels.stop]
         return cls(eye[None, None, :, :, None, None], shape, (shape[1], shape[2]), (1, 1), (0, 0), outside=False)
 
@@ -171,128 +170,128 @@ class Patches(Rows):
 
     @cached_property
     def inside(self) -> Tensor:
-        """1 where a window is within the image, else 0: (1,P,C,kh,kw)."""
+        """1 if an entry of a window is within the image, else 0: (1,P,C,kh,kw)."""
         like = self.coefficients
-        return self._cut(torch.ones((1, *self.shape), dtype=like.dtype, device=like.device))
+        return self._windows(torch.ones((1, *self.shape), dtype=like.dtype, device=like.device))
 
-    def masked(self) -> Patches:
+    def masked(self) -> PatchForms:
         """With zeros beyond the border."""
         if not self.outside or self.padding == (0, 0):
             return self
         return self._with(self.coefficients * self.inside.unsqueeze(2), outside=False)
 
     def dot(self, values: Tensor) -> Tensor:
-        windows = self._cut(values).flatten(2)  # zeros beyond the border: those coefficients count for nothing
+        windows = self._windows(values).flatten(2)  # zero beyond the border, so that those coefficients do not count
         flat = self.coefficients.flatten(3)
         shared = flat.shape[:2] == (1, 1)
-        found = windows @ flat[0, 0].T if shared else (flat @ windows[..., None]).squeeze(3)
-        return found.transpose(1, 2).flatten(1)
+        products = windows @ flat[0, 0].T if shared else (flat @ windows[..., None]).squeeze(3)
+        return products.transpose(1, 2).flatten(1)
 
-    def mapped(self, coefficients: Tensor) -> Patches:
+    def with_coefficients(self, coefficients: Tensor) -> PatchForms:
         return self._with(coefficients, outside=self.outside)
 
-    def like(self, values: Tensor) -> Tensor:
-        return self._cut(values).unsqueeze(2)
+    def align(self, values: Tensor) -> Tensor:
+        return self._windows(values).unsqueeze(2)
 
-    def times(self, values: Tensor) -> Patches:
-        return self._with(self.coefficients * self.like(values), outside=False)
+    def scaled(self, values: Tensor) -> PatchForms:
+        return self._with(self.coefficients * self.align(values), outside=False)
 
     def norm(self, order: float) -> Tensor:
         flat = self.masked().coefficients.flatten(3)
         norms = torch.linalg.vector_norm(flat, ord=order, dim=3)
         return norms.expand(-1, self.positions, -1).transpose(1, 2).flatten(1)
 
-    def dense(self) -> Dense:
-        (channels, height, width), (up, side), (high, wide) = self.shape, self.padding, self.size
-        whole = self.masked().coefficients.expand(-1, self.positions, -1, -1, -1, -1).transpose(1, 2)
-        rows = whole.reshape(len(whole), whole.shape[1] * self.positions, -1)
-        canvas = rows.new_zeros(*rows.shape[:2], channels * (height + 2 * up) * (width + 2 * side))
-        each = partial(torch.arange, device=rows.device)
-        line = width + 2 * side
-        corner = (each(self.grid[0]) * self.stride[0] * line)[:, None] + each(self.grid[1]) * self.stride[1]
-        offset = (each(channels) * (height + 2 * up) * line)[:, None, None] + (each(high) * line)[:, None] + each(wide)
-        place = corner.flatten().repeat(whole.shape[1])[:, None] + offset.flatten()
-        canvas = canvas.scatter(2, place.expand(len(rows), -1, -1), rows)
-        canvas = canvas.unflatten(2, (channels, height + 2 * up, line))
-        return Dense(canvas[..., up : up + height, side : side + width])
+    def dense(self) -> DenseForms:
+        (channels, height, width), (top, left), (high, wide) = self.shape, self.padding, self.size
+        patches = self.masked().coefficients.expand(-1, self.positions, -1, -1, -1, -1).transpose(1, 2)
+        forms = patches.reshape(len(patches), patches.shape[1] * self.positions, -1)
+        padded_height, padded_width = height + 2 * top, width + 2 * left
+        canvas = forms.new_zeros(*forms.shape[:2], channels * padded_height * padded_width)
+        arange = partial(torch.arange, device=forms.device)
+        # in the padded image, flattened: a window's first entry, and the others relative to it
+        corner = (arange(self.grid[0]) * self.stride[0] * padded_width)[:, None] + arange(self.grid[1]) * self.stride[1]
+        offset = (arange(channels) * padded_height * padded_width)[:, None, None]
+        offset = offset + (arange(high) * padded_width)[:, None] + arange(wide)
+        index = corner.flatten().repeat(patches.shape[1])[:, None] + offset.flatten()
+        canvas = canvas.scatter(2, index.expand(len(forms), -1, -1), forms)
+        canvas = canvas.unflatten(2, (channels, padded_height, padded_width))
+        return DenseForms(canvas[..., top : top + height, left : left + width])
 
-    def through_conv(self, window: Window, shape: tuple[int, ...]) -> Rows:
-        geometry = [window.widened(axis, self.size[axis], self.stride[axis], self.padding[axis]) for axis in (0, 1)]
-        (high, down, top), (wide, across, left) = geometry
+    def conv_backward(self, kernel: Kernel, shape: tuple[int, ...]) -> LinearForms:
+        windows = [kernel.window(axis, self.size[axis], self.stride[axis], self.padding[axis]) for axis in (0, 1)]
+        (high, down, top), (wide, across, left) = windows
         if high * wide >= shape[1] * shape[2]:
-            return self.dense().through_conv(window, shape)
-        # on one window the transposed convolution is a small matrix, and thousands of windows go through it at once:
-        # ten times faster than as thousands of images of a few pixels
-        whole = self.masked().coefficients
-        unit = torch.eye(math.prod(whole.shape[3:]), dtype=whole.dtype, device=whole.device)
-        matrix = _conv_back(unit.view(-1, *whole.shape[3:]), window, (0, 0), (high, wide))
-        pulled = whole.flatten(3) @ matrix.flatten(1)
-        pulled = pulled.view(*whole.shape[:3], *matrix.shape[1:])
-        return Patches(pulled, shape, self.grid, (down, across), (top, left), outside=True)
+            return self.dense().conv_backward(kernel, shape)
+        # on one window the transposed convolution is a small matrix, through which all windows go at once: ten times
+        # faster than as thousands of images of a few pixels
+        patches = self.masked().coefficients
+        identity = torch.eye(math.prod(patches.shape[3:]), dtype=patches.dtype, device=patches.device)
+        matrix = _transposed_conv(identity.view(-1, *patches.shape[3:]), kernel, (0, 0), (high, wide))
+        inputs = (patches.flatten(3) @ matrix.flatten(1)).view(*patches.shape[:3], *matrix.shape[1:])
+        return PatchForms(inputs, shape, self.grid, (down, across), (top, left), outside=True)
 
-    def plus(self, other: Rows) -> Rows:
-        if not isinstance(other, Patches) or self.stride != other.stride:
+    def plus(self, other: LinearForms) -> LinearForms:
+        if not isinstance(other, PatchForms) or self.stride != other.stride:
             return super().plus(other)
-        mine, yours = self.masked(), other.masked()
-        around = [max(p, q) for p, q in zip(self.padding, other.padding, strict=True)]
-        ends = [
-            max(k - p, m - q) for k, p, m, q in zip(self.size, self.padding, other.size, other.padding, strict=True)
-        ]
-        both = mine._grown(around, ends) + yours._grown(around, ends)
-        return Patches(both, self.shape, self.grid, self.stride, (around[0], around[1]), outside=False)
+        a, b = self.masked(), other.masked()
+        top, left = (max(p, q) for p, q in zip(a.padding, b.padding, strict=True))
+        low, right = (max(k - p, m - q) for k, p, m, q in zip(a.size, a.padding, b.size, b.padding, strict=True))
+        total = a._padded(top, left, low, right) + b._padded(top, left, low, right)
+        return PatchForms(total, self.shape, self.grid, self.stride, (top, left), outside=False)
 
-    def _grown(self, around: list[int], ends: list[int]) -> Tensor:
-        """The coefficients in a larger window, from `around` before each position's origin to `ends` after it."""
-        (top, left), (high, wide) = self.padding, self.size
-        pads = (around[1] - left, ends[1] + left - wide, around[0] - top, ends[0] + top - high)
-        return F.pad(self.coefficients, pads)
+    def _padded(self, top: int, left: int, low: int, right: int) -> Tensor:
+        """The coefficients in a window that extends by so much around each position's origin."""
+        return F.pad(self.coefficients, (
+            left - self.padding[1], right + self.padding[1] - self.size[1],
+            top - self.padding[0], low + self.padding[0] - self.size[0],
+        ))  # fmt: skip
 
-    def _with(self, coefficients: Tensor, *, outside: bool) -> Patches:
-        return Patches(coefficients, self.shape, self.grid, self.stride, self.padding, outside=outside)
+    def _with(self, coefficients: Tensor, *, outside: bool) -> PatchForms:
+        return PatchForms(coefficients, self.shape, self.grid, self.stride, self.padding, outside=outside)
 
-    def _cut(self, values: Tensor) -> Tensor:
+    def _windows(self, values: Tensor) -> Tensor:
         """The windows of (N,*shape), with zeros beyond the border: (N,P,C,kh,kw)."""
         high, wide = self.size
-        cut = F.unfold(values, (high, wide), padding=self.padding, stride=self.stride)
-        return cut.transpose(1, 2).contiguous().view(len(values), -1, self.shape[0], high, wide)
+        windows = F.unfold(values, (high, wide), padding=self.padding, stride=self.stride)
+        return windows.transpose(1, 2).contiguous().view(len(values), -1, self.shape[0], high, wide)
 
 
 class _Product(torch.autograd.Function):
-    """rows (R,F) @ weight. Its backward leaves out the rows without a gradient: a hinge needs few of those it sees."""
+    """forms (R,F) @ weight. Its backward skips the forms without a gradient: a hinge loss needs few of them."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        return rows @ weight
+    def forward(ctx: Any, forms: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(forms, weight)
+        return forms @ weight
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        rows, weight = ctx.saved_tensors
+        forms, weight = ctx.saved_tensors
         used = gradient.any(dim=1).nonzero().squeeze(1)
         gradient = gradient[used]
-        return torch.zeros_like(rows).index_copy(0, used, gradient @ weight.T), rows[used].T @ gradient
+        return torch.zeros_like(forms).index_copy(0, used, gradient @ weight.T), forms[used].T @ gradient
 
 
-def _conv_back(images: Tensor, window: Window, padding: Pair, to: tuple[int, ...]) -> Tensor:
-    """The transposed convolution of (N,O,H,W), to images of the size `to`: (N,C,*to)."""
-    kernel = (window.weight.shape[2], window.weight.shape[3])
-    if window.groups == 1 and window.weight.shape[1] <= FEW:
-        columns = window.weight.flatten(1).T @ images.flatten(2)
-        return F.fold(columns, to, kernel, window.dilation, padding, window.stride)
-    pulled = F.conv_transpose2d(images, window.weight, None, window.stride, 0, 0, window.groups, window.dilation)
-    # cut (or fill up with zeros: what the convolution never looks at) to what lies within the padding
-    (top, left), (high, wide) = padding, pulled.shape[2:]
-    return F.pad(pulled, (-left, to[1] + left - wide, -top, to[0] + top - high))
+def _transposed_conv(images: Tensor, kernel: Kernel, padding: Pair, size: tuple[int, ...]) -> Tensor:
+    """The transposed convolution of (N,O,H,W), as images of `size`: (N,C,*size)."""
+    window = (kernel.weight.shape[2], kernel.weight.shape[3])
+    if kernel.groups == 1 and kernel.weight.shape[1] <= FEW:
+        columns = kernel.weight.flatten(1).T @ images.flatten(2)
+        return F.fold(columns, size, window, kernel.dilation, padding, kernel.stride)
+    inputs = F.conv_transpose2d(images, kernel.weight, None, kernel.stride, 0, 0, kernel.groups, kernel.dilation)
+    # crop to `size`, or fill with zeros the pixels that the convolution does not read
+    (top, left), (high, wide) = padding, inputs.shape[2:]
+    return F.pad(inputs, (-left, size[1] + left - wide, -top, size[0] + top - high))
 
 
-def units(shape: tuple[int, ...], some: range, like: Tensor) -> Rows:
-    """The units of a layer with an output of `shape` themselves: some of its channels (C,H,W), or of its units (F,)."""
-    return Patches.identity(shape, some, like) if len(shape) == 3 else Units(shape[0], some, like)
+def identity_forms(shape: tuple[int, ...], channels: range, like: Tensor) -> LinearForms:
+    """The units of some channels of a layer with an output of shape (C,H,W), or some units of one of shape (F,)."""
+    return PatchForms.identity(shape, channels, like) if len(shape) == 3 else UnitForms(shape[0], channels, like)
 
 
-def differences(y: Tensor, classes: int, like: Tensor) -> tuple[Tensor, Dense]:
-    """The classes j other than the labels y (B,), in order, (B,K-1); and the rows z_y - z_j of the logits."""
+def margin_specification(y: Tensor, classes: int, like: Tensor) -> tuple[Tensor, DenseForms]:
+    """The classes j other than the labels y (B,), in order, (B,K-1); the margins z_y - z_j as forms of the logits."""
     others = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
     others = others + (others >= y[:, None])
     logits = torch.eye(classes, dtype=like.dtype, device=y.device)
-    return others, Dense(logits[y][:, None] - logits[others])
+    return others, DenseForms(logits[y][:, None] - logits[others])

@@ -1,4 +1,4 @@
-"""The product bound: a network's Lipschitz constant in L2 is at most its layers' multiplied (Szegedy et al., 2014)."""
+"""The product bound: a network's L2 Lipschitz constant is at most the product of its layers' (Szegedy et al., 2014)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bench.core import registry
 from bench.core.contracts import Batch, Certificate
 from bench.core.errors import UserError
 from bench.core.threat import TINY, ThreatModel
-from certifiers.intervals import tolerance
 from certifiers.layers import Activation, Add, Conv, Layer, Linear, Reshape, Scale
-from certifiers.linear_forms import Window
+from certifiers.linear_forms import Kernel
 from certifiers.network import Network, NetworkCertifier
+from certifiers.rounding import margin_tolerance
 
 ROUNDING = 1 + 1e-9  # far above the error of singular values in float64
 
@@ -25,14 +25,15 @@ ROUNDING = 1 + 1e-9  # far above the error of singular values in float64
 class Lipschitz(NetworkCertifier):
     """A global Lipschitz constant as a product of spectral norms (Szegedy et al., 2014; Tsuzuku et al., 2018), L2.
 
-    z_y - z_j changes by no more than L_yj per unit of L2 distance, so the label stands within the least
-    (z_y - z_j) / L_yj of an image. L_yj = ||W_y - W_j|| L, W the last layer and L the constant of what is below it
-    (where the network does not end in a linear layer: sqrt(2) L, of all of it). Constants multiply from layer to layer
-    and add up where a sum joins two paths. A linear layer's is its largest singular value and a convolution's the
-    largest of the same convolution on a torus, never below its own; an activation's is its greatest slope.
+    z_y - z_j changes by at most L_yj per unit of L2 distance, so the label does not change within the least
+    (z_y - z_j) / L_yj of an image. L_yj = ||W_y - W_j|| L, with the last layer W and the constant L of the layers below
+    it (sqrt(2) times that of the whole network if it does not end in a linear layer). Constants multiply from layer to
+    layer and add up if a sum joins two paths. That of a linear layer is its largest singular value, that of a
+    convolution the largest of the same convolution on a torus, never below its own, that of an activation its largest
+    slope.
 
-    radius: the certified distance, at most eps; of each lead z_y - z_j what rounding may have done to it is taken off.
-    The ball is not cut to the threat's box.
+    radius: the certified distance, at most eps; the rounding error is subtracted from each margin z_y - z_j. The ball
+    is not clamped to the range of pixels.
     """
 
     norms = ("L2",)
@@ -41,15 +42,15 @@ class Lipschitz(NetworkCertifier):
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
         network, label, eps = Network(model, batch.x[:1]), batch.y[:, None], threat.eps_like(batch.y)[:, None]
-        slopes = margin_constants(network)[batch.y]
+        constants = margin_constants(network)[batch.y]
         logits = model(batch.x).double()
         gaps = logits.gather(1, label) - logits
-        margins = (gaps - eps * slopes).scatter(1, label, torch.inf)
+        margins = (gaps - eps * constants).scatter(1, label, torch.inf)
         least = margins.amin(dim=1).to(batch.x.dtype)
-        doubt = tolerance(network, batch.x, threat, least)
-        reach = (gaps - doubt[:, None]).clamp(min=0) / slopes.clamp(min=TINY)
-        radius = reach.scatter(1, label, torch.inf).amin(dim=1).minimum(eps.squeeze(1))
-        return Certificate(radius, radius >= eps.squeeze(1), margins, doubt)
+        error = margin_tolerance(network, batch.x, threat, least)
+        distances = (gaps - error[:, None]).clamp(min=0) / constants.clamp(min=TINY)
+        radius = distances.scatter(1, label, torch.inf).amin(dim=1).minimum(eps.squeeze(1))
+        return Certificate(radius, radius >= eps.squeeze(1), margins, error)
 
 
 def margin_constants(network: Network) -> Tensor:
@@ -57,10 +58,10 @@ def margin_constants(network: Network) -> Tensor:
     last = network.nodes[-1]
     constants = layer_constants(network)
     if isinstance(last.layer, Linear):
-        rows, below = last.layer.weight.double(), constants[last.inputs[0]]
+        weight, below = last.layer.weight.double(), constants[last.inputs[0]]
     else:
-        rows, below = torch.eye(network.classes, dtype=torch.float64, device=constants[-1].device), constants[-1]
-    return below * torch.linalg.vector_norm(rows[:, None] - rows, dim=2)
+        weight, below = torch.eye(network.classes, dtype=torch.float64, device=constants[-1].device), constants[-1]
+    return below * torch.linalg.vector_norm(weight[:, None] - weight, dim=2)
 
 
 def layer_constants(network: Network) -> list[Tensor]:
@@ -78,35 +79,35 @@ def layer_constants(network: Network) -> list[Tensor]:
 
 
 def operator_norm(layer: Layer, shape: tuple[int, ...], name: str) -> Tensor | float:
-    """How much a layer of one input, which has `shape`, stretches L2 distances at most."""
+    """The Lipschitz constant of a layer whose one input has `shape`."""
     match layer:
         case Linear():
             return torch.linalg.matrix_norm(layer.weight.double(), ord=2) * ROUNDING
         case Conv():
-            return conv_norm(layer.window, (shape[1], shape[2]))
+            return conv_norm(layer.kernel, (shape[1], shape[2]))
         case Scale():
             return layer.factor.double().abs().max()
         case Activation():
             return max(map(abs, layer.slope))
         case Reshape():
             return 1.0
-    raise UserError(f"layer '{name}' ({type(layer).__name__}) has no Lipschitz constant that lipschitz knows")
+    raise UserError(f"layer '{name}' ({type(layer).__name__}) is not supported by lipschitz")
 
 
-def conv_norm(window: Window, size: tuple[int, int]) -> Tensor:
-    """An upper bound of a convolution's spectral norm on images of `size`, near it; a scalar in float64.
+def conv_norm(kernel: Kernel, size: tuple[int, int]) -> Tensor:
+    """An upper bound of a convolution's spectral norm on images of `size`, close to it; a scalar in float64.
 
-    With its zeros around it the image is put on a torus, where nothing that is read lies across the seam: the
-    convolution is then a restriction of the torus's, whose norm is exact, by the Fourier transform (Sedghi, Gupta and
-    Long, 2019): the largest singular value of the (O, C) matrices, one for each frequency. A stride keeps every s-th
-    output, so the s frequencies that look alike there are columns of one matrix, divided by sqrt(s).
+    The zero-padded image is put on a torus, in which no window that is read crosses the seam: the convolution is then a
+    restriction of the torus's, whose norm is exact by the Fourier transform (Sedghi, Gupta and Long, 2019): the largest
+    singular value of the (O, C) matrices, one per frequency. A stride keeps every s-th output, so that the s
+    frequencies that coincide there are columns of one matrix, divided by sqrt(s).
     """
-    weight, groups = window.weight.double(), window.groups
-    (down, across), stride = window.dilation, window.stride
-    rows, columns = (s * math.ceil((n + 2 * p) / s) for n, p, s in zip(size, window.padding, stride, strict=True))
-    kernel = weight.new_zeros(*weight.shape[:2], rows, columns)
-    kernel[:, :, : down * weight.shape[2] : down, : across * weight.shape[3] : across] = weight
-    symbol = torch.fft.fft2(kernel).unflatten(0, (groups, -1))
+    weight, groups = kernel.weight.double(), kernel.groups
+    (down, across), stride = kernel.dilation, kernel.stride
+    rows, columns = (s * math.ceil((n + 2 * p) / s) for n, p, s in zip(size, kernel.padding, stride, strict=True))
+    torus = weight.new_zeros(*weight.shape[:2], rows, columns)
+    torus[:, :, : down * weight.shape[2] : down, : across * weight.shape[3] : across] = weight
+    symbol = torch.fft.fft2(torus).unflatten(0, (groups, -1))
     folded = symbol.unflatten(4, (stride[1], -1)).unflatten(3, (stride[0], -1)).permute(4, 6, 0, 1, 2, 3, 5)
-    half = folded[:, : columns // stride[1] // 2 + 1]  # of a real kernel the other frequencies are conjugates
+    half = folded[:, : columns // stride[1] // 2 + 1]  # the other frequencies of a real kernel are conjugates
     return torch.linalg.matrix_norm(half.flatten(4), ord=2).max() / math.sqrt(math.prod(stride)) * ROUNDING

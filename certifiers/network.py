@@ -1,4 +1,4 @@
-"""A network as a graph of layers that bounds can be sent through, forwards and backwards."""
+"""A model traced into a graph of the layers through which bounds can be propagated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from certifiers.layers import Activation, Add, Layer
 SUPPORTED = "Linear, Conv2d, BatchNorm, AvgPool2d, Flatten, additions, ReLU, LeakyReLU, Sigmoid and Tanh"
 Shape = tuple[int, ...]
 
-# how a module becomes a layer, given one of its inputs; None where it does nothing in eval mode
+# how a module becomes a layer, given one of its inputs; None if it does nothing in eval mode
 MODULES: dict[type[nn.Module], Callable[[Any, Tensor], Layer | None]] = {
     nn.Linear: layers.linear,
     nn.Conv2d: lambda module, _: layers.conv(module),
@@ -50,14 +50,14 @@ SUM = (operator.add, operator.iadd, torch.add, "add")
 
 
 def in_float64(model: nn.Module) -> nn.Module:
-    """A copy in float64, the weights of parametrized layers (a mask, say) computed once and plain from then on.
+    """A copy in float64, in which parametrized weights (masked ones, for example) are plain parameters.
 
-    Left parametrized, a copy gets the weights of the original from torch's cache wherever that is on (mode_of).
+    A parametrized copy would get the weights of the original from torch's cache if that is on (mode_of).
     """
     twin = copy.deepcopy(model).double()
     for module in [module for module in twin.modules() if parametrize.is_parametrized(module)]:
-        lists: Any = module.parametrizations
-        weights = {name: lists[name]().detach() for name in lists}
+        parametrizations: Any = module.parametrizations
+        weights = {name: parametrizations[name]().detach() for name in parametrizations}
         module.__class__ = type(module).__bases__[0]
         del module.parametrizations
         for name, weight in weights.items():
@@ -67,7 +67,7 @@ def in_float64(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Node:
-    """One layer of a network, the nodes whose outputs it is applied to, and the shape of what comes out.
+    """One layer, the nodes whose outputs it is applied to, and the shape of its output.
 
     The first node is the image; it has no layer.
     """
@@ -79,7 +79,7 @@ class Node:
 
 
 class Network:
-    """The layers of a model, each after its inputs; the last node's output are the logits."""
+    """The layers of a model, each after its inputs; the output of the last node is the logits."""
 
     def __init__(self, model: nn.Module, image: Tensor) -> None:
         """Trace a model in eval mode with one image (1,C,H,W). UserError names a layer that cannot be bounded."""
@@ -90,25 +90,24 @@ class Network:
                 shapes.run(image[:1].expand(2, *image.shape[1:]))
         except (fx.proxy.TraceError, TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
             raise UserError(
-                f"{type(model).__name__} cannot be bounded: its forward is not a fixed order of layers; "
+                f"{type(model).__name__} cannot be bounded: its forward is not a fixed sequence of layers; "
                 f"build it from {SUPPORTED}"
             ) from error
-        self.image = image[:1]  # whose type and device the bounds have
+        self.image = image[:1]  # its dtype and device are those of the bounds
         self.nodes: list[Node] = []
-        place: dict[fx.Node, int] = {}
+        index: dict[fx.Node, int] = {}
         for node in graph.nodes:
             if node.op == "output":
-                self._end_at(place.get(node.args[0]))
-            elif node in shapes.found:
-                inputs = tuple(place[each] for each in node.all_input_nodes if each in place)
+                self._end_at(index.get(node.args[0]))
+            elif node in shapes.of:
+                inputs = tuple(index[each] for each in node.all_input_nodes if each in index)
                 first = node.op == "placeholder"
-                shape = shapes.found[node][1:]
-                layer = None if first else self._layer(model, node, inputs, shapes.found[node])
+                layer = None if first else self._layer(model, node, inputs, shapes.of[node])
                 if layer is None and not first:
-                    place[node] = inputs[0]
+                    index[node] = inputs[0]
                 else:
-                    place[node] = len(self.nodes)
-                    self.nodes.append(Node(str(node.target), layer, inputs, shape))
+                    index[node] = len(self.nodes)
+                    self.nodes.append(Node(str(node.target), layer, inputs, shapes.of[node][1:]))
         self._check(model)
 
     @property
@@ -135,47 +134,47 @@ class Network:
         return not isinstance(node.layer, Activation) and all(self.is_linear(each) for each in node.inputs)
 
     def _check(self, model: nn.Module) -> None:
-        """UserError where the layers, one after the other, do not do what the model does (a hook, say)."""
+        """UserError if the layers in sequence do not compute what the model does (because of a hook, for example)."""
         generator = torch.Generator().manual_seed(0)
         image = torch.rand(self.image.shape, generator=generator).to(self.image)
-        found = [image]
+        outputs = [image]
         with mode_of(model, training=False), torch.no_grad():
-            wanted = model(image)
+            logits = model(image)
             for node in self.nodes[1:]:
-                before = [found[k] for k in node.inputs]
+                inputs = [outputs[k] for k in node.inputs]
                 if isinstance(node.layer, Add):
-                    found.append(before[0] + before[1])
+                    outputs.append(inputs[0] + inputs[1])
                 else:
                     assert node.layer is not None
-                    found.append(node.layer.interval(before[0], torch.zeros_like(before[0]))[0])
-        if not wanted.isfinite().all():
+                    outputs.append(node.layer.interval(inputs[0], torch.zeros_like(inputs[0]))[0])
+        if not logits.isfinite().all():
             raise UserError(f"{type(model).__name__} cannot be bounded: its logits are not finite; check its weights")
-        if not torch.allclose(found[-1], wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
+        if not torch.allclose(outputs[-1], logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
             raise UserError(
-                f"{type(model).__name__} cannot be bounded: it does something else than its layers in a row; "
+                f"{type(model).__name__} cannot be bounded: it does not compute what its layers do in sequence; "
                 f"build it from plain {SUPPORTED}, without hooks and in-place operations"
             )
 
     def _end_at(self, last: int | None) -> None:
         if last is None or len(self.nodes[last].shape) != 1:
-            raise UserError("a model cannot be bounded that does not return one row of logits for each image")
+            raise UserError("the model cannot be bounded: it must return logits (B,K)")
         del self.nodes[last + 1 :]
 
-    def _layer(self, model: nn.Module, node: fx.Node, inputs: tuple[int, ...], after: Shape) -> Layer | None:
-        """UserError where there is none for it. after: the shape of what comes out for two images."""
+    def _layer(self, model: nn.Module, node: fx.Node, inputs: tuple[int, ...], output: Shape) -> Layer | None:
+        """The layer of a node; None if it does nothing. output: the shape of the output for two images."""
         before = [self.nodes[k].shape for k in inputs]
-        name, what, reason = getattr(node.target, "__name__", node.target), node.op, f"what can is {SUPPORTED}"
-        shape = after[1:]
+        name, kind, reason = getattr(node.target, "__name__", node.target), node.op, f"supported are {SUPPORTED}"
+        shape = output[1:]
         try:
-            if after[0] != 2 or len(shape) not in (1, 3):
-                raise UserError(f"two images become {after}; that must be (2,F) or (2,C,H,W)")
+            if output[0] != 2 or len(shape) not in (1, 3):
+                raise UserError(f"its output for two images has shape {output}; it must be (2,F) or (2,C,H,W)")
             if node.op == "call_module" and len(before) == 1:
                 module = model.get_submodule(str(node.target))
-                what = type(module).__name__
+                kind = type(module).__name__
                 if isinstance(module, nn.Flatten):
                     return layers.Reshape(shape)
-                for kind, make in MODULES.items():
-                    if isinstance(module, kind):
+                for module_type, make in MODULES.items():
+                    if isinstance(module, module_type):
                         return make(module, self.image.new_empty(before[0]))
             elif node.target in SUM and len(before) == 2 and before[0] == before[1] == shape:
                 return Add()
@@ -185,15 +184,15 @@ class Network:
                 return ACTIVATIONS[node.target]()
         except UserError as error:
             reason = str(error)
-        raise UserError(f"layer '{name}' ({what}) cannot be bounded: {reason}")
+        raise UserError(f"layer '{name}' ({kind}) cannot be bounded: {reason}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkCertifier(Certifier):
-    """A certifier that walks through the model's layers."""
+    """A certifier that traces the model into its layers."""
 
     def check_network(self, network: Network) -> None:
-        """UserError where it cannot bound a layer that others can."""
+        """UserError if this certifier does not support one of the layers."""
 
     def check_fits(self, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
         super().check_fits(model, shape, threat)
@@ -207,14 +206,14 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs the graph, and keeps the shape of each output that is a tensor."""
+    """Runs the graph and records the shape of each node that returns a tensor."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(fx.GraphModule(model, graph))
-        self.found: dict[fx.Node, Shape] = {}
+        self.of: dict[fx.Node, Shape] = {}
 
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
         if isinstance(value, Tensor):
-            self.found[node] = tuple(value.shape)
+            self.of[node] = tuple(value.shape)
         return value

@@ -1,4 +1,4 @@
-"""The certified box of the largest volume."""
+"""The certified box of the largest volume: one eps per pixel."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from certifiers.eps_search import EpsSearch
 from certifiers.input_regions import Box
-from certifiers.intervals import rounding
-from certifiers.linear import Bounder
+from certifiers.linear_bounds import BoundedNetwork
 from certifiers.network import Network, NetworkCertifier
+from certifiers.rounding import rounding_error
 
-LARGEST = 1.0  # eps of a uniform box, with which the search begins
-SMALLEST = 1e-3  # of the eps it began with: a box that has shrunk to it is given up
+LARGEST = 1.0  # eps of a uniform box at which the search begins
+SMALLEST = 1e-3  # of its initial eps: a box that has shrunk to this is discarded
 AT_ONCE = 64  # examples
 
 
 @registry.certifier("non-uniform")
 @dataclass(frozen=True, kw_only=True)
 class NonUniform(NetworkCertifier):
-    """The certified box around an image that has the largest volume: an eps of its own for each pixel.
+    """The certified box around an image that has the largest volume: one eps per pixel.
 
     Liu, Tomioka, Cevher, "On Certifying Non-uniform Bounds against Adversarial Attacks" (2019); thesis, Algorithm 3.3,
-    with the bounds of Algorithm 3.1. The radius is the largest that is proven for all pixels alike. The range of images
-    is ignored, as there: beyond it a pixel's eps would grow for ever.
+    with the bounds of Algorithm 3.1. The radius is the largest that is certified for all pixels alike. As in the paper
+    the range of pixels is ignored: beyond it a pixel's eps would grow without limit.
 
-    steps: of the outer loop, each with `inner` of Adam (learning rate `lr`, the gradient's norm at most `clip`) and
-    one of the multipliers; rho grows by `growth` from each to the next. margin: delta, what every margin must keep.
-    shrink: eta, by which the eps are shrunk at the end until they do. Deviation: the mean of log eps stands for the
-    sum, which only changes the unit of the multipliers.
+    steps: of the outer loop, each with `inner` steps of Adam (learning rate `lr`, the gradient's norm at most `clip`)
+    and one of the multipliers; rho grows by `growth` from each to the next. margin: delta, a lower limit of every
+    margin. shrink: eta, by which the eps are shrunk at the end until the margins reach delta. Deviation: the mean of
+    log eps instead of the sum, which only changes the unit of the multipliers.
     """
 
     norms = ("Linf",)
@@ -68,28 +68,28 @@ class NonUniform(NetworkCertifier):
     def boxes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The eps of each pixel (B,C,H,W), and the one eps that the same bounds certify for all pixels (B,).
 
-        Both are 0 for an image that the model gets wrong, or that cannot be certified at all.
+        Both are 0 for an image that is misclassified or cannot be certified at all.
         """
         threat = ThreatModel("Linf", LARGEST, box=None)
         uniform = EpsSearch(method="bisection", high=LARGEST).search(model, x, y, threat).low.to(x.dtype)
-        found = torch.zeros_like(x)
+        boxes = torch.zeros_like(x)
         network = Network(model, x[:1])
         for rows in (uniform > 0).nonzero().squeeze(1).split(AT_ONCE):
-            bounds = Bounds(network, x[rows], y[rows])
-            start = uniform[rows].reshape(-1, 1, 1, 1).expand_as(bounds.x)
-            found[rows] = larger(self.shrunk(bounds, self.largest(bounds, start)), start)
-        return found, uniform
+            margins = BoxMargins(network, x[rows], y[rows])
+            start = uniform[rows].reshape(-1, 1, 1, 1).expand_as(margins.x)
+            boxes[rows] = larger(self.shrunk(margins, self.largest(margins, start)), start)
+        return boxes, uniform
 
-    def largest(self, bounds: Bounds, start: Tensor) -> Tensor:
+    def largest(self, margins: BoxMargins, start: Tensor) -> Tensor:
         """The loop of Algorithm 3.3, from the eps `start` (B,C,H,W); its result may be a little too large."""
         zeta = start.sqrt().requires_grad_()  # line 2; eps = zeta^2
         optimizer = torch.optim.Adam([zeta], lr=self.lr)
-        rho, multipliers = self.rho, torch.zeros_like(bounds.over(start))
+        rho, multipliers = self.rho, torch.zeros_like(margins.over(start))
         for _ in range(self.steps):  # line 3
-            for _ in range(self.inner):  # line 5, with line 4's slack in it
+            for _ in range(self.inner):  # line 5, with line 4's slack
                 with torch.enable_grad():
                     eps = zeta.square()
-                    spare = bounds.over(eps) - self.margin  # d
+                    spare = margins.over(eps) - self.margin  # d
                     slack = (spare + multipliers / rho).clamp(min=0)  # c
                     volume = eps.log().flatten(1).mean(dim=1)
                     gap = spare - slack
@@ -99,38 +99,37 @@ class NonUniform(NetworkCertifier):
                 zeta.grad = gradient * (self.clip / norm.clamp(min=self.clip))
                 optimizer.step()
                 zeta.abs_().clamp_(min=1e-4)
-            spare = bounds.over(zeta.detach().square()) - self.margin
+            spare = margins.over(zeta.detach().square()) - self.margin
             multipliers = multipliers + rho * (spare - (spare + multipliers / rho).clamp(min=0))  # line 6
             rho *= self.growth
         return zeta.detach().square()
 
-    def shrunk(self, bounds: Bounds, eps: Tensor) -> Tensor:
-        """Lines 8 to 10: eps, shrunk until every margin is kept, and is more than rounding; 0 where none will do."""
+    def shrunk(self, margins: BoxMargins, eps: Tensor) -> Tensor:
+        """Lines 8 to 10: eps, shrunk until every margin is at least delta and the rounding error; 0 if none is."""
         least = eps * SMALLEST
-        while len(rows := bounds.short(eps, self.margin).nonzero().squeeze(1)):
+        while len(rows := margins.too_small(eps, self.margin).nonzero().squeeze(1)):
             shrunk = self.shrink * eps[rows]
             eps = eps.index_put((rows,), torch.where(shrunk > least[rows], shrunk, 0.0))
         return eps
 
 
-class Bounds:
-    """The margins of images x (B,C,H,W) with labels y (B,), over boxes around them."""
+class BoxMargins:
+    """The margins of images x (B,C,H,W) with labels y (B,) over boxes around them."""
 
     def __init__(self, network: Network, x: Tensor, y: Tensor) -> None:
-        self.network, self.x, self.y = network, x, y
-        self._bounder = Bounder(network, "parallel")
+        self.bounded, self.x, self.y = BoundedNetwork(network, "parallel"), x, y
 
     def over(self, eps: Tensor) -> Tensor:
         """Lower bounds of the margins with an eps for each pixel (B,C,H,W): (B,K-1). Differentiable."""
-        return self._bounder.bound(Box(self.x, eps), self.y).margin
+        return self.bounded.bound(Box(self.x, eps), self.y).margin
 
-    def short(self, eps: Tensor, margin: float) -> Tensor:
-        """Which examples have a box that is not empty, and a margin over it below `margin` or rounding, (B,) bool."""
-        error = rounding(self.network, Box(self.x, eps)).clamp(min=margin)
+    def too_small(self, eps: Tensor, margin: float) -> Tensor:
+        """Whether a box is not empty and a margin over it is below `margin` or its rounding error, (B,) bool."""
+        error = rounding_error(self.bounded.network, Box(self.x, eps)).clamp(min=margin)
         return (self.over(eps).amin(dim=1) < error) & (eps > 0).flatten(1).any(dim=1)
 
 
 def larger(a: Tensor, b: Tensor) -> Tensor:
     """For each example the eps (B,C,H,W) of the larger volume."""
-    more = a.log().flatten(1).sum(dim=1) > b.log().flatten(1).sum(dim=1)
-    return torch.where(more.reshape(-1, 1, 1, 1), a, b)
+    a_is_larger = a.log().flatten(1).sum(dim=1) > b.log().flatten(1).sum(dim=1)
+    return torch.where(a_is_larger.reshape(-1, 1, 1, 1), a, b)

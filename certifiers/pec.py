@@ -9,26 +9,26 @@ import torch
 from torch import Tensor
 
 from bench.core import registry
-from bench.core.threat import TINY, ThreatModel
-from certifiers.distance import distance
-from certifiers.input_regions import DUAL, Box, region_of
-from certifiers.intervals import DEVIATIONS, rounding, wandering
-from certifiers.linear import Bounder, LinearBounds
-from certifiers.linear_forms import Dense
-from certifiers.margin_certifier import MarginCertifier, whole
+from bench.core.threat import DUAL_ORDER, TINY, ThreatModel
+from certifiers.hyperplane_distance import distance
+from certifiers.input_regions import Box, region_of
+from certifiers.linear_bounds import BoundedNetwork, LinearBounds
+from certifiers.linear_forms import DenseForms
+from certifiers.margin_certifier import MarginCertifier, insert_label
 from certifiers.network import Network
+from certifiers.rounding import linear_bounds_error, rounding_error
 
 
 @registry.certifier("pec")
 @dataclass(frozen=True, kw_only=True)
 class PEC(MarginCertifier):
-    """fast-lin, and where that fails the distance to the envelope that its linear bounds draw around the image.
+    """fast-lin and, if that fails, the distance to the polyhedral envelope that its linear bounds define.
 
     Liu, Salzmann, Suesstrunk, "Training Provably Robust Models by Polyhedral Envelope Regularization" (2021); thesis,
-    section 3.3.1 and Algorithm 3.4. No adversarial example is nearer than the nearest of its hyperplanes, so the radius
-    is min(eps, d_y) even where eps is not certified. Under L2 the distance is measured inside the box, which the linear
-    bounds ignore: there it certifies more than fast-lin. relaxation: `eq35` is fast-lin's (Eq. 3.4 and 3.5); `tight` is
-    crown's, with an adaptive slope for ReLU.
+    section 3.3.1 and Algorithm 3.4. No adversarial example is nearer than the nearest hyperplane of the envelope, so
+    the radius is min(eps, d_y) even if eps is not certified. Under L2 the distance is measured inside the box, which
+    the linear bounds ignore, so that it certifies more than fast-lin. relaxation: `eq35` is fast-lin's (Eq. 3.4 and
+    3.5); `tight` is crown's, with an adaptive slope for ReLU.
     """
 
     norms = ("Linf", "L2")
@@ -40,41 +40,39 @@ class PEC(MarginCertifier):
 
     def bounds(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
         region = region_of(x, threat)
-        most = torch.inf if threat.box is None else rounding(network, Box.whole(network.image, threat.box))
-        unit = torch.finfo(x.dtype).eps / 2
+        largest_error = (
+            torch.inf if threat.box is None else rounding_error(network, Box.whole(network.image, threat.box))
+        )
+        bounded = BoundedNetwork(network, "tight" if self.relaxation == "tight" else "parallel")
         margins, radius = [], torch.zeros_like(x[:, 0, 0, 0])
-        for rows, bounds in Bounder(network, "tight" if self.relaxation == "tight" else "parallel").in_chunks(
-            region, y
-        ):
-            margins.append(whole(bounds.margin, bounds.others))
-            left = (bounds.margin.amin(dim=1) <= most).nonzero().squeeze(1)
-            if len(left):
-                if len(left) < len(rows):
-                    bounds, rows = bounds.of(left), rows[left]
-                here = region.of(rows)
-                center, reach = here.interval()
-                common = DEVIATIONS * unit * bounds.summed(center.abs() + reach)
-                slack = wandering(network, here, bounds.limits)[:, None] + common
-                radius[rows] = envelope(bounds, x[rows], threat.of(rows), slack)
+        for rows, bounds in bounded.in_chunks(region, y):
+            margins.append(insert_label(bounds.margin, bounds.others))
+            uncertified = (bounds.margin.amin(dim=1) <= largest_error).nonzero().squeeze(1)
+            if len(uncertified):
+                if len(uncertified) < len(rows):
+                    bounds, rows = bounds.of(uncertified), rows[uncertified]
+                error = linear_bounds_error(network, region.of(rows), bounds)
+                radius[rows] = envelope(bounds, x[rows], threat.of(rows), error)
         return torch.cat(margins), radius
 
 
-def envelope(bounds: LinearBounds, x: Tensor, threat: ThreatModel, slack: Tensor) -> Tensor:
-    """The certified radius min(eps, d_y) of the images x (B,C,H,W), (B,); 0 where every margin is positive over eps.
+def envelope(bounds: LinearBounds, x: Tensor, threat: ThreatModel, error: Tensor) -> Tensor:
+    """The certified radius min(eps, d_y) of the images x (B,C,H,W), (B,); 0 if every margin is positive over eps.
 
-    slack (B,K-1): what rounding may have done to the bounds; it is taken off them. Without a box the distance is known
-    at once (Lemma 3.1), and inside it is larger: so the hyperplane that is nearest without a box comes first, and of
-    the others only those that might be nearer.
+    error (B,K-1): the rounding error of the bounds, which is subtracted from them. Without a box the distance has a
+    closed form (Lemma 3.1), and the box only increases it. So the hyperplane that is nearest without a box comes first,
+    and of the others only those that might be nearer.
     """
-    short = bounds.margin <= slack
-    value = bounds.at(x) - slack
-    least = torch.where(short, value / Dense(bounds.A).norm(DUAL[threat.norm]).clamp(min=TINY), torch.inf)
+    short = bounds.margin <= error
+    value = bounds.at(x) - error
+    without_box = value / DenseForms(bounds.A).norm(DUAL_ORDER[threat.norm]).clamp(min=TINY)
+    without_box = torch.where(short, without_box, torch.inf)
     eps = threat.eps_like(x).flatten().to(x.dtype)
-    found = torch.where(short.any(dim=1), eps.expand(len(x)), 0.0)
-    first = torch.zeros_like(short).scatter(1, least.argmin(dim=1, keepdim=True), True)
-    for chosen in (first, ~first):
-        example, target = (chosen & short & (least < found[:, None])).nonzero(as_tuple=True)
+    radius = torch.where(short.any(dim=1), eps.expand(len(x)), 0.0)
+    nearest = torch.zeros_like(short).scatter(1, without_box.argmin(dim=1, keepdim=True), True)
+    for chosen in (nearest, ~nearest):
+        example, target = (chosen & short & (without_box < radius[:, None])).nonzero(as_tuple=True)
         planes = bounds.A[example, target, None], value[example, target, None]
-        away = distance(*planes, x[example], threat.norm, threat.box).squeeze(1)
-        found = found.scatter_reduce(0, example, away, "amin")
-    return found
+        distances = distance(*planes, x[example], threat.norm, threat.box).squeeze(1)
+        radius = radius.scatter_reduce(0, example, distances, "amin")
+    return radius

@@ -1,4 +1,4 @@
-"""Randomised smoothing (Cohen, Rosenfeld and Kolter, 2019): a certificate for the model behind Gaussian noise."""
+"""Randomised smoothing (Cohen, Rosenfeld and Kolter, 2019): a certificate for the model under Gaussian noise."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ ABSTAIN = -1
 @registry.certifier("smoothing")
 @dataclass(frozen=True, kw_only=True)
 class Smoothing(Certifier):
-    """Randomised smoothing: the class most likely under Gaussian noise, certified in an L2 ball, probabilistically.
+    """Randomised smoothing: the most likely class under Gaussian noise, certified in an L2 ball, probabilistically.
 
     Cohen, Rosenfeld and Kolter (2019), "Certified Adversarial Robustness via Randomized Smoothing", Algorithm 2
-    (CERTIFY). It certifies the smoothed classifier g(x) = argmax_c P(model(x + sigma N(0, I)) = c) and not the model:
-    `prediction` is g's answer, -1 where it abstains. radius = sigma Phi^-1(p_A) with the Clopper-Pearson lower bound
-    p_A, whatever eps is; 0 where g errs or abstains. Each example's certificate is wrong with a probability of at most
+    (CERTIFY). It certifies the smoothed classifier g(x) = argmax_c P(model(x + sigma N(0, I)) = c), not the model:
+    `prediction` is g's answer, -1 if it abstains. radius = sigma Phi^-1(p_A) with the Clopper-Pearson lower bound p_A,
+    independent of eps; 0 if g errs or abstains. Each example's certificate is wrong with a probability of at most
     alpha, over the generator's draws.
 
-    sigma: the noise's standard deviation, in the unit of a pixel. n0: samples for the guess of the class; n: samples
-    for its bound (the paper: 100,000). batch: noisy images per forward pass. The noise leaves [0, 1], as in the paper,
-    and the ball is not cut to the threat's box. Gaussian noise is taken to be exact, though it is drawn in float32.
+    sigma: the noise's standard deviation, in the scale of pixels. n0: samples to guess the class; n: samples to bound
+    its probability (the paper: 100,000). batch: noisy images per forward pass. As in the paper the noise is not clamped
+    to [0, 1]; the ball is not clamped to the range of pixels either. The noise is treated as exactly Gaussian, though
+    it is drawn in float32.
     """
 
     norms = ("L2",)
@@ -64,7 +65,7 @@ class Smoothing(Certifier):
     def sample_under_noise(
         self, model: nn.Module, x: Tensor, n: int, classes: int, generator: torch.Generator
     ) -> Tensor:
-        """How often the model gives each answer to images x (B,C,H,W) under n draws of noise each: (B,K) int64."""
+        """How often each class is predicted for images x (B,C,H,W) under n draws of noise each: (B,K) int64."""
         counts = torch.zeros((len(x), classes), dtype=torch.int64, device=x.device)
         for start in range(0, len(x) * n, self.batch):
             rows = torch.arange(start, min(start + self.batch, len(x) * n), device=x.device) // n

@@ -6,7 +6,7 @@ from bench.core.contracts import Batch
 from bench.core.threat import ThreatModel
 from certifiers.alpha_crown import AlphaCrown
 from certifiers.crown import Crown, FastLin
-from certifiers.linear import intersection
+from certifiers.linear_bounds import intersection
 
 G = torch.Generator()
 

@@ -21,7 +21,7 @@ def test_it_finds_the_distance_of_a_linear_model(norm, method):
     exact = distances(model, batch, norm)
     eps = float(exact.quantile(0.8)) / 4
     found = EpsSearch(method=method, precision=1e-5)(model, batch, ThreatModel(norm, eps), generator=G)
-    assert (found.radius <= exact + 1e-7).all()
+    assert (found.radius <= exact + 1e-6).all()
     below = exact < 4 * eps
     torch.testing.assert_close(found.radius[below], exact[below], rtol=0, atol=1.1e-5)
     assert (found.radius[~below] > 4 * eps - 1.1e-5).all()

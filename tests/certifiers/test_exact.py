@@ -16,9 +16,9 @@ from bench.core.contracts import Batch
 from bench.core.errors import CheckError, UserError
 from bench.core.layers import Normalize, Residual
 from bench.core.threat import ThreatModel
-from certifiers import exact, solvers
+from certifiers import exact, milp_solvers
 from certifiers.alpha_crown import AlphaCrown
-from certifiers.exact import Exact, Search
+from certifiers.exact import CounterexampleSearch, Exact
 
 SOLVERS = ["highs", pytest.param("scip", marks=pytest.mark.skipif(
     importlib.util.find_spec("pyscipopt") is None, reason="pyscipopt is not installed"))]  # fmt: skip
@@ -79,7 +79,7 @@ def least_margin(model, x, y, eps=THREAT.eps):
 
 def without_help(monkeypatch):
     """Leave all to the programs: no bound of alpha-crown, and no attack but from what a solver found."""
-    climb = Search.climb
+    ascend = CounterexampleSearch.ascend
 
     def nothing(model, batch, threat, rows):
         margins = torch.zeros((len(batch), model(batch.x[:1]).shape[1]))
@@ -87,10 +87,10 @@ def without_help(monkeypatch):
 
     def only_repair(self, points, rows, other, *, step):
         if step < 1:
-            climb(self, points, rows, other, step=step)
+            ascend(self, points, rows, other, step=step)
 
     monkeypatch.setattr(exact, "linear_margins", nothing)
-    monkeypatch.setattr(Search, "climb", only_repair)
+    monkeypatch.setattr(CounterexampleSearch, "ascend", only_repair)
 
 
 @functools.cache
@@ -155,8 +155,8 @@ def test_programs_find_what_the_gradient_does_not():
     ):
         value.copy_(torch.tensor(given))
     batch = Batch(torch.full((1, 1, 1, 2), 0.5), torch.zeros(1, dtype=torch.int64), torch.arange(1))
-    search = Search(model, batch, THREAT)
-    search.climb(batch.x, torch.arange(1), 1, step=1.0)
+    search = CounterexampleSearch(model, batch, THREAT)
+    search.ascend(batch.x, torch.arange(1), 1, step=1.0)
     assert not search.broken
     found = run(Exact(), model, batch)
     assert found.status == ["broken"]
@@ -166,13 +166,15 @@ def test_programs_find_what_the_gradient_does_not():
 
 
 def test_what_is_wrong_already_needs_no_program(monkeypatch):
-    monkeypatch.setattr(exact, "Programs", None)  # cannot be made
+    monkeypatch.setattr(exact, "Encoder", None)  # cannot be made
     model, batch, margins = least_margins(0, 0.3)
     fallen = [i for i, margin in enumerate(margins) if margin < 0]
     witness = run(Exact(), model, batch).witness  # the gradient's
     few = Batch(batch.x[fallen], batch.y[fallen], batch.index[fallen])
-    monkeypatch.setattr(Search, "climb", lambda *_, **__: None)
-    assert set(run(Exact(), model, replace(few, worst_points=few.x + 3 * (witness[fallen] - few.x))).status) == {"broken"}  # projected
+    monkeypatch.setattr(CounterexampleSearch, "ascend", lambda *_, **__: None)
+    assert set(run(Exact(), model, replace(few, worst_points=few.x + 3 * (witness[fallen] - few.x))).status) == {
+        "broken"
+    }  # projected
     hinted = run(Exact(), model, replace(few, worst_points=witness[fallen]))
     assert set(hinted.status) == {"broken"}
     assert torch.equal(hinted.witness, witness[fallen])
@@ -192,7 +194,7 @@ def test_no_time_leaves_it_open(monkeypatch):
 
 def test_what_no_solver_decides_is_open(monkeypatch):
     without_help(monkeypatch)
-    monkeypatch.setattr(exact, "solver_called", lambda _: lambda *_: "unknown")
+    monkeypatch.setattr(exact, "find_solver", lambda _: lambda *_: "unknown")
     model, batch, _ = least_margins(0, 0.3)
     assert set(run(Exact(), model, batch).status) == {"open"}
 
@@ -201,8 +203,8 @@ def test_what_no_solver_decides_is_open(monkeypatch):
 def test_solvers_say_when_their_time_is_over(solver):
     model = mlp(0, widths=(8, 40, 20, 2))
     batch = batch_for(model, (1, 2, 4), n=1)
-    program = exact.Programs(model, batch, THREAT).around(0).program(int(batch.y[0]), 1 - int(batch.y[0]))
-    solve = solvers.solver_called(solver)
+    program = exact.Encoder(model, batch, THREAT).encoding(0).program(int(batch.y[0]), 1 - int(batch.y[0]))
+    solve = milp_solvers.find_solver(solver)
     assert isinstance(solve(program, 1e9, 60.0), np.ndarray)
     assert solve(program, -1e9, 60.0) == "none"
     assert solve(program, 0.0, 1e-6) == "unknown"
@@ -210,7 +212,7 @@ def test_solvers_say_when_their_time_is_over(solver):
 
 def test_a_solution_that_the_model_does_not_confirm_is_no_witness(monkeypatch):
     without_help(monkeypatch)
-    monkeypatch.setattr(exact, "solver_called", lambda _: lambda program, *_: program.low)
+    monkeypatch.setattr(exact, "find_solver", lambda _: lambda program, *_: program.low)
     model, batch, margins = least_margins(0, 0.3)
     found = run(Exact(), model, batch)
     assert found.status[0] == "open"
@@ -223,7 +225,7 @@ def test_a_proof_and_a_witness_at_once_is_an_error(monkeypatch):
     monkeypatch.setattr(
         exact, "linear_margins", lambda *_: (torch.ones(len(batch), 3), torch.ones(len(batch), 3, dtype=torch.bool))
     )
-    with pytest.raises(CheckError, match="proven and broken"):
+    with pytest.raises(CheckError, match="both proven and broken"):
         run(Exact(), model, Batch(batch.x, (batch.y + 1) % 3, batch.index))
 
 
@@ -236,7 +238,7 @@ def test_refuses_what_it_cannot_do(monkeypatch):
         run(Exact(), mlp(0), batch, ThreatModel("L2", 0.1))
     with pytest.raises(UserError, match="seconds"):
         Exact(seconds=0)
-    monkeypatch.setattr(solvers.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(milp_solvers.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'robust-bracket\[exact\]'"):
         Exact(solver="scip")
-    assert solvers.solver_called("auto") is solvers.highs
+    assert milp_solvers.find_solver("auto") is milp_solvers.highs

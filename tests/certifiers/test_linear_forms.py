@@ -1,4 +1,4 @@
-"""Rows pulled back through layers against the Jacobians that torch finds for the same layers."""
+"""Linear forms propagated backward through layers against the Jacobians that torch computes for the same layers."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bench.core.layers import Normalize, Residual
-from certifiers.backward import Pulled, pull
-from certifiers.linear_forms import Dense, Patches, differences, units
+from certifiers.backward import BackwardBound, propagate_backward
+from certifiers.linear_forms import DenseForms, PatchForms, identity_forms, margin_specification
 from certifiers.network import Network
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
@@ -33,33 +33,33 @@ def jacobian(module, shape, seed=0):
     return matrix.flatten(1), module(zero).flatten().detach()
 
 
-def pulled_to_image(module, shape, some=None):
-    """The units of a module's output (or some of its channels) as rows of its input."""
+def as_forms_of_image(module, shape, channels=None):
+    """The units of a module's output (or some of its channels) as linear forms of its input."""
     network = Network(nn.Sequential(module, nn.Flatten()), torch.zeros((1, *shape), dtype=torch.float64))
     k = network.output - 1
-    rows = units(network.nodes[k].shape, some or range(network.nodes[k].shape[0]), DOUBLE)
-    found = pull(network, Pulled({k: rows}), {})
-    return found.rows[0], found.low
+    forms = identity_forms(network.nodes[k].shape, channels or range(network.nodes[k].shape[0]), DOUBLE)
+    bound = propagate_backward(network, BackwardBound({k: forms}), {})
+    return bound.forms[0], bound.lower
 
 
 def agrees(module, shape):
-    """All that rows can tell, against the Jacobian: with Patches and with Dense."""
+    """Every method of linear forms against the Jacobian: with PatchForms and with DenseForms."""
     with torch.no_grad():
-        rows, constant = pulled_to_image(module, shape)
+        forms, constant = as_forms_of_image(module, shape)
     matrix, at_zero = jacobian(module, shape)
     draw = torch.Generator().manual_seed(1)
     values = torch.randn((3, *shape), generator=draw, dtype=torch.float64)
     flat = values.flatten(1)
-    for each in (rows, rows.dense()):
+    for each in (forms, forms.dense()):
         torch.testing.assert_close(each.dense().coefficients.flatten(2)[0], matrix)
         torch.testing.assert_close(each.dot(values), flat @ matrix.T)
-        torch.testing.assert_close(each.negative().dot(values), flat @ matrix.clamp(max=0).T)
-        torch.testing.assert_close(each.magnitude().dot(values), flat @ matrix.abs().T)
-        torch.testing.assert_close(each.flipped().dot(values), -flat @ matrix.T)
+        torch.testing.assert_close(each.negative_part().dot(values), flat @ matrix.clamp(max=0).T)
+        torch.testing.assert_close(each.absolute().dot(values), flat @ matrix.abs().T)
+        torch.testing.assert_close(each.negated().dot(values), -flat @ matrix.T)
         for order in (1.0, 2.0, torch.inf):
             norm = torch.linalg.vector_norm(matrix, ord=order, dim=1)
             torch.testing.assert_close(each.norm(order).expand(1, -1)[0], norm)
-        scaled = each.times(values)
+        scaled = each.scaled(values)
         torch.testing.assert_close(scaled.dot(values), flat.square() @ matrix.T)
         torch.testing.assert_close(scaled.norm(1.0), (matrix.abs() * flat.abs()[:, None]).sum(dim=2))
         torch.testing.assert_close(scaled.dense().coefficients.flatten(2), matrix * flat[:, None])
@@ -68,7 +68,7 @@ def agrees(module, shape):
     if isinstance(constant, float):
         constant = torch.zeros(1, len(at_zero), dtype=torch.float64)
     torch.testing.assert_close(constant[0], at_zero)
-    return rows
+    return forms
 
 
 @st.composite
@@ -103,7 +103,7 @@ def convolutions(draw):
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(convolutions())
-def test_pulling_through_convolutions(case):
+def test_backward_through_convolutions(case):
     agrees(*case)
 
 
@@ -119,23 +119,23 @@ TRANSPOSED = [
 
 @pytest.mark.parametrize(("channels", "groups", "size", "geometry"), TRANSPOSED)
 def test_both_transposed_convolutions(channels, groups, size, geometry):
-    """With few channels of input and with many; with rows that no window reaches, behind padding and without."""
+    """With few channels of input and with many; with pixels that no window reaches, behind padding and without."""
     conv = randomized(nn.Conv2d(channels * groups, 2 * groups, *geometry, groups=groups), 0)
     shape = (channels * groups, *size)
     agrees(conv, shape)
     network = Network(nn.Sequential(conv, nn.Flatten()), torch.zeros((1, *shape), dtype=torch.float64))
     matrix, _ = jacobian(conv, shape)
     eye = torch.eye(len(matrix), dtype=torch.float64).unflatten(1, network.nodes[1].shape)
-    rows, _ = network.nodes[1].layer.back(Dense(eye[None]), shape)
-    torch.testing.assert_close(rows.dense().coefficients.flatten(2)[0], matrix)
+    forms, _ = network.nodes[1].layer.backward(DenseForms(eye[None]), shape)
+    torch.testing.assert_close(forms.dense().coefficients.flatten(2)[0], matrix)
 
 
 def test_a_window_stays_a_window():
-    """Else the cost of a convolution's bounds is another."""
+    """Otherwise the bounds of a convolution would cost far more."""
     net = randomized(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, stride=2)), 0)
-    rows = agrees(net, (1, 12, 12))
-    assert isinstance(rows, Patches)
-    assert rows.size == (5, 5)
+    forms = agrees(net, (1, 12, 12))
+    assert isinstance(forms, PatchForms)
+    assert forms.size == (5, 5)
 
 
 BRANCHES = {
@@ -165,7 +165,7 @@ SIZES = {"other strides": (6, 6), "other strides, large": (9, 9), "left over": (
 
 
 @pytest.mark.parametrize("name", BRANCHES)
-def test_pulling_through_sums(name):
+def test_backward_through_sums(name):
     size = SIZES.get(name, (7, 10))
     agrees(randomized(Residual(*BRANCHES[name]), 3), (2, *size))
 
@@ -193,7 +193,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_pulling_through_layers(name):
+def test_backward_through_layers(name):
     module, shape = LAYERS[name]
     agrees(randomized(module, 5), shape)
 
@@ -211,25 +211,26 @@ def test_intervals_through_layers(name):
     center, radius = (torch.rand((2, *shape), generator=draw, dtype=torch.float64) for _ in range(2))
     matrix, at_zero = jacobian(module, shape)
     with torch.no_grad():
-        middle, reach = network.nodes[1].layer.interval(center, radius)
+        middle, spread = network.nodes[1].layer.interval(center, radius)
     torch.testing.assert_close(middle.flatten(1), center.flatten(1) @ matrix.T + at_zero)
-    torch.testing.assert_close(reach.flatten(1), radius.flatten(1) @ matrix.abs().T)
+    torch.testing.assert_close(spread.flatten(1), radius.flatten(1) @ matrix.abs().T)
 
 
-@pytest.mark.parametrize("some", [range(1), range(1, 3), range(2, 3)])
-def test_some_of_the_channels(some):
+@pytest.mark.parametrize("channels", [range(1), range(1, 3), range(2, 3)])
+def test_some_of_the_channels(channels):
     net = randomized(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 3, 3, stride=2)), 0)
     with torch.no_grad():
-        rows, constant = pulled_to_image(net, (2, 6, 7), some)
+        forms, constant = as_forms_of_image(net, (2, 6, 7), channels)
     matrix, at_zero = jacobian(net, (2, 6, 7))
     matrix, at_zero = matrix.unflatten(0, (3, -1)), at_zero.unflatten(0, (3, -1))
-    torch.testing.assert_close(rows.dense().coefficients.flatten(2)[0], matrix[some.start : some.stop].flatten(0, 1))
-    torch.testing.assert_close(constant[0], at_zero[some.start : some.stop].flatten())
+    expected = matrix[channels.start : channels.stop].flatten(0, 1)
+    torch.testing.assert_close(forms.dense().coefficients.flatten(2)[0], expected)
+    torch.testing.assert_close(constant[0], at_zero[channels.start : channels.stop].flatten())
 
 
 def test_margins_are_differences_to_the_label():
     y = torch.tensor([0, 2, 3, 2])
-    others, rows = differences(y, 4, DOUBLE)
+    others, forms = margin_specification(y, 4, DOUBLE)
     assert others.tolist() == [[1, 2, 3], [0, 1, 3], [0, 1, 2], [0, 1, 3]]
     logits = torch.randn((4, 4), dtype=torch.float64)
-    torch.testing.assert_close(rows.dot(logits), logits.gather(1, y[:, None]) - logits.gather(1, others))
+    torch.testing.assert_close(forms.dot(logits), logits.gather(1, y[:, None]) - logits.gather(1, others))

@@ -11,7 +11,7 @@ from torch import nn
 from bench.core.contracts import Batch
 from bench.core.layers import Normalize, Residual
 from bench.core.threat import ThreatModel
-from certifiers.linear_forms import Window
+from certifiers.linear_forms import Kernel
 from certifiers.lipschitz import Lipschitz, conv_norm, layer_constants, margin_constants
 from certifiers.network import Network
 from tests.linear import exact_margin, interior_batch, linear_model
@@ -19,26 +19,26 @@ from tests.linear import exact_margin, interior_batch, linear_model
 GENERATOR = torch.Generator()
 
 
-def unrolled_norm(window, size):
+def unrolled_norm(kernel, size):
     """The largest singular value of the convolution as a matrix."""
-    channels = window.weight.shape[1] * window.groups
+    channels = kernel.weight.shape[1] * kernel.groups
     pixels = torch.eye(channels * math.prod(size), dtype=torch.float64).reshape(-1, channels, *size)
-    weight, geometry = window.weight.double(), (window.stride, window.padding, window.dilation, window.groups)
+    weight, geometry = kernel.weight.double(), (kernel.stride, kernel.padding, kernel.dilation, kernel.groups)
     return torch.linalg.matrix_norm(F.conv2d(pixels, weight, None, *geometry).flatten(1), ord=2)
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_convolution_stretches_no_more_than_its_bound(seed):
     draw = random.Random(seed)
-    kernel, stride, padding, dilation = ((draw.randint(1, m), draw.randint(1, m)) for m in (4, 3, 2, 2))
+    side, stride, padding, dilation = ((draw.randint(1, m), draw.randint(1, m)) for m in (4, 3, 2, 2))
     groups = draw.choice([1, 1, 2])
-    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    reach = [d * (k - 1) + 1 for k, d in zip(side, dilation, strict=True)]
     size = tuple(draw.randint(max(1, r - 2 * p), 9) for r, p in zip(reach, padding, strict=True))
-    shape = (groups * draw.randint(1, 3), draw.randint(1, 3), *kernel)
+    shape = (groups * draw.randint(1, 3), draw.randint(1, 3), *side)
     weight = torch.randn(shape, generator=GENERATOR.manual_seed(seed))
     weight = weight.abs() if draw.random() < 0.5 else weight
-    window = Window(weight, stride, padding, dilation, groups)
-    assert conv_norm(window, size) >= unrolled_norm(window, size)
+    kernel = Kernel(weight, stride, padding, dilation, groups)
+    assert conv_norm(kernel, size) >= unrolled_norm(kernel, size)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_a_convolution_stretches_no_more_than_its_bound(seed):
 )
 def test_the_bound_of_a_convolution_is_near(shape, stride, padding, size):
     weight = torch.randn(shape, generator=GENERATOR.manual_seed(0))
-    window = Window(weight, (stride, stride), (padding, padding), (1, 1), 1)
-    assert conv_norm(window, size) <= 1.03 * unrolled_norm(window, size)
+    kernel = Kernel(weight, (stride, stride), (padding, padding), (1, 1), 1)
+    assert conv_norm(kernel, size) <= 1.03 * unrolled_norm(kernel, size)
 
 
 def scaled(factor, features):

@@ -18,8 +18,8 @@ from bench.core.threat import TOLERANCE, ThreatModel
 from certifiers.crown import Crown, CrownIBP, FastLin
 from certifiers.ibp import IBP
 from certifiers.input_regions import region_of
-from certifiers.intervals import rounding
 from certifiers.network import Network
+from certifiers.rounding import rounding_error
 from tests.linear import exact_margin, interior_batch, linear_model
 from tests.networks import drawn_weights, images
 
@@ -39,7 +39,7 @@ def rounded(name, model, x, y, threat):
         network = Network(model, x[:1])
         single = certifier.margins(network, x, y, threat)
         double = certifier.margins(Network(exact, x[:1].double()), x.double(), y, threat)
-        stated = rounding(network, region_of(x, threat))
+        stated = rounding_error(network, region_of(x, threat))
     return (single.double() - double).masked_fill(double == torch.inf, 0).amax(dim=1), stated
 
 

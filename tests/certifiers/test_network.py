@@ -18,7 +18,7 @@ from bench.training.subnet import mask_layers
 from certifiers import layers
 from certifiers.crown import Crown, CrownIBP, FastLin
 from certifiers.ibp import IBP
-from certifiers.linear import linear_bounds
+from certifiers.linear_bounds import linear_bounds
 from certifiers.network import Network, in_float64
 from tests.networks import drawn_weights, images, margins_at, points
 

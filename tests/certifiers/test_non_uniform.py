@@ -6,7 +6,7 @@ from bench.core.contracts import Batch
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from certifiers.network import Network
-from certifiers.non_uniform import Bounds, NonUniform
+from certifiers.non_uniform import BoxMargins, NonUniform
 
 G = torch.Generator()
 
@@ -47,7 +47,7 @@ def test_the_box_is_certified_and_larger_than_the_uniform_one():
     y = model(x).argmax(dim=1)
     there = uniform > 0
     assert there.sum() > 10
-    margin = Bounds(Network(model, x[:1]), x[there], y[there]).over(eps[there])
+    margin = BoxMargins(Network(model, x[:1]), x[there], y[there]).over(eps[there])
     assert (margin > 0).all()
     assert (margin.amin(dim=1) >= 1e-3).float().mean() > 0.8
     volume = eps[there].log().flatten(1).mean(dim=1).exp()

@@ -14,12 +14,12 @@ G = torch.Generator()
 
 
 def distances(model, batch, norm):
-    """Exact distances to the boundary of a linear model, where the box is out of reach."""
-    weight = model[1].weight.detach()
-    logits = batch.x.flatten(1) @ weight.T
+    """Exact distances to the boundary of a linear model if no ball meets the box, computed in float64."""
+    weight = model[1].weight.detach().double()
+    logits = batch.x.double().flatten(1) @ weight.T
     gap = logits.gather(1, batch.y[:, None]) - logits
     slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord={"Linf": 1, "L2": 2}[norm], dim=2)
-    return (gap / slope).nan_to_num(math.inf).amin(dim=1)
+    return (gap / slope).nan_to_num(math.inf).amin(dim=1).float()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -9,8 +9,8 @@ import torch
 from bench.core import registry
 from bench.core.contracts import Batch
 from bench.core.threat import ThreatModel
-from bench.models.fc1 import fc1
 from bench.datasets.load import load_arrays
+from bench.models.fc1 import fc1
 from bench.training.foreign_checkpoints import load_foreign
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"

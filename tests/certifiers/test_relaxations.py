@@ -1,4 +1,4 @@
-"""The lines of every activation, checked again in numpy's long doubles, over intervals of every kind."""
+"""The linear relaxation of every activation, checked in numpy's long doubles over intervals of every kind."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def exact(tensor):
     return tensor.detach().double().numpy().astype(np.longdouble)
 
 
-def heights(lines, curve, low, high):
+def clearances(lines, curve, low, high):
     """How far the upper line is above the curve and the lower one below it, at points all over each interval."""
     low, high = exact(low)[:, None], exact(high)[:, None]
     # evenly, and closer and closer to both ends and to zero, where lines and curve meet
@@ -43,9 +43,9 @@ def heights(lines, curve, low, high):
     around = np.concatenate([[0], 10.0 ** -np.arange(12), -(10.0 ** -np.arange(12))])
     x = np.concatenate([low + (high - low) * steps, np.clip(around[None], low, high)], axis=1)
     x = np.clip(x, low, high)
-    shift = np.zeros_like(low) if lines.low_shift is None else exact(lines.low_shift)[:, None]
-    above = exact(lines.up_slope)[:, None] * x + exact(lines.up_shift)[:, None] - curve(x)
-    return above, curve(x) - exact(lines.low_slope)[:, None] * x - shift
+    shift = np.zeros_like(low) if lines.lower_bias is None else exact(lines.lower_bias)[:, None]
+    above = exact(lines.upper_slope)[:, None] * x + exact(lines.upper_bias)[:, None] - curve(x)
+    return above, curve(x) - exact(lines.lower_slope)[:, None] * x - shift
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -53,10 +53,10 @@ def heights(lines, curve, low, high):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_curve_is_between_its_lines(name, relaxation, dtype):
     """S-curves: without any tolerance. ReLU: the chord's end may be off by the rounding of its slope, 2 units in the
-    last place of the interval's larger end (which `Activation.rounding` counts)."""
+    last place of the interval's larger end."""
     activation, curve = ACTIVATIONS[name]
     low, high = intervals(dtype)
-    above, below = heights(relax(activation, low, high, relaxation), curve, low, high)
+    above, below = clearances(relax(activation, low, high, relaxation), curve, low, high)
     unit = torch.finfo(dtype).eps
     allowed = 2 * unit * exact(torch.maximum(low.abs(), high.abs())) if activation.name == "relu" else 0 * exact(low)
     for side in (above, below):
@@ -73,7 +73,7 @@ def test_the_lines_are_no_further_away_than_they_need_be(name, relaxation):
     kept = (high - low > 1e-2) & (high - low < 50)
     low, high = low[kept], high[kept]
     lines = relax(activation, low, high, relaxation)
-    above, below = heights(lines, curve, low, high)
+    above, below = clearances(lines, curve, low, high)
     if activation.name == "relu":
         crossing = ((low <= 0) & (high >= 0)).numpy()
         assert above.min(axis=1).max() < 1e-12
@@ -81,7 +81,7 @@ def test_the_lines_are_no_further_away_than_they_need_be(name, relaxation):
         assert below[(high < 0).numpy()].max() < 1e-12  # both lines are the piece itself
         assert below[(low > 0).numpy()].max() < 1e-12
     else:
-        bent = lines.low_slope.numpy() > 0
+        bent = lines.lower_slope.numpy() > 0
         assert bent.sum() > 500
         across = ACTIVATIONS[name][0].function(high) - ACTIVATIONS[name][0].function(low)
         assert (np.abs(exact(lines.gap) - exact(across)) < 1e-14)[~bent].all()
@@ -97,17 +97,19 @@ def test_relu_has_the_published_lines():
     low, high = torch.tensor([-3.0, -1.0, -2.0, 0.5]), torch.tensor([1.0, 3.0, -1.0, 2.0])
     lines = relax(layers.relu(), low, high, "parallel")
     assert lines.parallel
-    assert lines.low_shift is None
-    torch.testing.assert_close(lines.up_slope, torch.tensor([0.25, 0.75, 0.0, 1.0]))
-    torch.testing.assert_close(lines.up_shift, torch.tensor([0.75, 0.75, 0.0, 0.0]))
+    assert lines.lower_bias is None
+    torch.testing.assert_close(lines.upper_slope, torch.tensor([0.25, 0.75, 0.0, 1.0]))
+    torch.testing.assert_close(lines.upper_bias, torch.tensor([0.75, 0.75, 0.0, 0.0]))
     adaptive = relax(layers.relu(), low, high, "adaptive")
-    assert adaptive.low_slope.tolist() == [0.0, 1.0, 0.0, 1.0]
-    torch.testing.assert_close(adaptive.up_slope, lines.up_slope)
-    torch.testing.assert_close(adaptive.up_shift, lines.up_shift)
+    assert adaptive.lower_slope.tolist() == [0.0, 1.0, 0.0, 1.0]
+    torch.testing.assert_close(adaptive.upper_slope, lines.upper_slope)
+    torch.testing.assert_close(adaptive.upper_bias, lines.upper_bias)
     leaky = relax(layers.relu(0.2), low, high, "parallel")
-    torch.testing.assert_close(leaky.up_slope, torch.tensor([0.4, 0.8, 0.2, 1.0]))
-    torch.testing.assert_close(leaky.up_shift, torch.tensor([0.6, 0.6, 0.0, 0.0]))
-    torch.testing.assert_close(relax(layers.relu(0.2), low, high, "adaptive").low_slope, torch.tensor([0.2, 1, 0.2, 1]))
+    torch.testing.assert_close(leaky.upper_slope, torch.tensor([0.4, 0.8, 0.2, 1.0]))
+    torch.testing.assert_close(leaky.upper_bias, torch.tensor([0.6, 0.6, 0.0, 0.0]))
+    torch.testing.assert_close(
+        relax(layers.relu(0.2), low, high, "adaptive").lower_slope, torch.tensor([0.2, 1, 0.2, 1])
+    )
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "tanh"])
@@ -121,7 +123,7 @@ def test_s_curves_have_the_published_lines(name):
     d = (curve(high.numpy()) - curve(low.numpy())) / (high - low).numpy()
     flat = d < 0.01
     assert flat.tolist() == [False] * 4 + [True] * 2 + [False, name == "tanh", False]
-    np.testing.assert_allclose(lines.up_slope, np.where(flat, 0, d), rtol=1e-12)
+    np.testing.assert_allclose(lines.upper_slope, np.where(flat, 0, d), rtol=1e-12)
     if name == "sigmoid":
         t = -np.log((-(2 * d - 1) - np.sqrt(1 - 4 * d)) / (2 * d))
     else:
@@ -129,8 +131,8 @@ def test_s_curves_have_the_published_lines(name):
     chord = curve(low.numpy()) - d * low.numpy()
     up = np.where((high <= 0).numpy(), chord, curve(t) - d * t)
     down = np.where((low >= 0).numpy(), chord, curve(-t) + d * t)
-    np.testing.assert_allclose(lines.up_shift, np.where(flat, curve(high.numpy()), up), atol=1e-12)
-    np.testing.assert_allclose(lines.low_shift, np.where(flat, curve(low.numpy()), down), atol=1e-12)
+    np.testing.assert_allclose(lines.upper_bias, np.where(flat, curve(high.numpy()), up), atol=1e-12)
+    np.testing.assert_allclose(lines.lower_bias, np.where(flat, curve(low.numpy()), down), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "tanh"])
@@ -140,10 +142,10 @@ def test_tight_is_the_chord_wherever_that_is_a_bound(name):
     wide, tight = relax(activation, low, high, "adaptive"), relax(activation, low, high, "tight")
     at_low, at_high = activation.function(low), activation.function(high)
     assert (tight.gap <= wide.gap + 1e-15).all()
-    np.testing.assert_allclose((tight.up_slope * high + tight.up_shift)[0], at_high[0], atol=1e-14)
-    np.testing.assert_allclose((tight.low_slope * low + tight.low_shift)[1], at_low[1], atol=1e-14)
-    torch.testing.assert_close(tight.up_shift[1:], wide.up_shift[1:])
-    torch.testing.assert_close(tight.low_shift[[0, 2]], wide.low_shift[[0, 2]])
+    np.testing.assert_allclose((tight.upper_slope * high + tight.upper_bias)[0], at_high[0], atol=1e-14)
+    np.testing.assert_allclose((tight.lower_slope * low + tight.lower_bias)[1], at_low[1], atol=1e-14)
+    torch.testing.assert_close(tight.upper_bias[1:], wide.upper_bias[1:])
+    torch.testing.assert_close(tight.lower_bias[[0, 2]], wide.lower_bias[[0, 2]])
     assert (tight.gap < wide.gap - 1e-2).tolist() == [True, True, False]
 
 
@@ -153,9 +155,9 @@ def test_every_gradient_is_a_number(name, relaxation):
     low, high = intervals(torch.float32)
     low, high = low.requires_grad_(), high.requires_grad_()
     lines = relax(ACTIVATIONS[name][0], low, high, relaxation)
-    total = lines.low_slope.sum() + lines.up_slope.sum() + lines.gap.sum()
-    if lines.low_shift is not None:
-        total = total + lines.low_shift.sum()
+    total = lines.lower_slope.sum() + lines.upper_slope.sum() + lines.gap.sum()
+    if lines.lower_bias is not None:
+        total = total + lines.lower_bias.sum()
     for gradient in torch.autograd.grad(total, [low, high]):
         assert gradient.isfinite().all()
 

@@ -19,8 +19,8 @@ from bench.core.threat import NORMS, TOLERANCE, ThreatModel
 from certifiers.crown import Crown, CrownIBP, FastLin
 from certifiers.ibp import IBP
 from certifiers.input_regions import region_of
-from certifiers.intervals import interval_limits
-from certifiers.linear import Bounder, linear_bounds
+from certifiers.interval_bounds import interval_preactivation_bounds
+from certifiers.linear_bounds import BoundedNetwork, linear_bounds
 from certifiers.network import Network
 from tests.linear import exact_margin, interior_batch, linear_model
 from tests.networks import CURVED, drawn_weights, images, margins_at, networks, points, threats
@@ -78,12 +78,12 @@ def test_no_point_violates_a_bound(case, threat, seed):
     inputs = entering(model, found)
     for relaxation, intermediate in KINDS:
         network, region = Network(model, x[:1]), region_of(x, threat)
-        bounder = Bounder(network, relaxation, intermediate)
-        bounds = bounder.bound(region, y)
+        bounded = BoundedNetwork(network, relaxation, intermediate)
+        bounds = bounded.bound(region, y)
         there = reached.gather(2, bounds.others.expand(len(found), -1, -1))
         for values, at in zip(there[:: len(there) // 100 + 1], found[:: len(there) // 100 + 1], strict=True):
             assert (bounds.at(at) <= values + slack).all(), (relaxation, intermediate)
-        limits = bounder.limits(region)
+        limits = bounded.preactivation_bounds(region)
         assert len(limits) == len(inputs)
         for (low, high), values in zip(limits.values(), inputs, strict=True):
             room = DOUBLES * (1 + values.abs().max())
@@ -199,7 +199,7 @@ def test_ibp_is_interval_arithmetic(box):
     wanted = wanted + model[-1].bias[y][:, None] - model[-1].bias
     wanted = wanted.scatter(1, y[:, None], math.inf)
     torch.testing.assert_close(margins("ibp", model, x, y, ThreatModel("Linf", eps, box)), wanted)
-    limits = interval_limits(Network(model, x[:1]), region_of(x, ThreatModel("Linf", eps, box)))
+    limits = interval_preactivation_bounds(Network(model, x[:1]), region_of(x, ThreatModel("Linf", eps, box)))
     assert len(limits) == 3
 
 
@@ -286,10 +286,10 @@ def test_chunks_change_nothing(relaxation, intermediate, norm):
     model = drawn_weights(RESIDUAL.eval(), 3, 1.0)
     x, y = images((1, 6, 6), 7, 0), torch.arange(7) % 3
     region = region_of(x, ThreatModel(norm, torch.linspace(0.01, 0.3, 7)))
-    bounder = Bounder(Network(model, x[:1]), relaxation, intermediate)
-    whole = bounder.bound(region, y)
+    bounded = BoundedNetwork(Network(model, x[:1]), relaxation, intermediate)
+    whole = bounded.bound(region, y)
     for budget in (1, 3000, 20000, 10**9):
-        parts = list(Bounder(Network(model, x[:1]), relaxation, intermediate).in_chunks(region, y, budget))
+        parts = list(BoundedNetwork(Network(model, x[:1]), relaxation, intermediate).in_chunks(region, y, budget))
         assert len(parts) == (1 if budget == 10**9 else 7 if budget < 3000 else len(parts))
         assert torch.cat([rows for rows, _ in parts]).tolist() == list(range(7))
         for field in ("others", "A", "b", "margin"):
@@ -300,8 +300,8 @@ def test_a_small_budget_holds_few_coefficients():
     model = drawn_weights(RESIDUAL.eval(), 3, 1.0)
     x, y = images((1, 6, 6), 7, 0), torch.arange(7) % 3
     region = region_of(x, ThreatModel("Linf", 0.1))
-    bounder = Bounder(Network(model, x[:1]), "parallel")
-    sizes = [bounder.chunk(region.of(torch.tensor([0])), y[:1], budget) for budget in (1, 10_000, 10**6)]
+    bounded = BoundedNetwork(Network(model, x[:1]), "parallel")
+    sizes = [bounded.chunk_sizes(region.of(torch.tensor([0])), y[:1], budget) for budget in (1, 10_000, 10**6)]
     assert sizes[0][0] == 1
     assert set(sizes[0][1].values()) == {1}
     assert sizes[2][0] > sizes[1][0] >= 1

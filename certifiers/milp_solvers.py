@@ -1,4 +1,4 @@
-"""Mixed-integer programs decided: by SCIP, or by HiGHS."""
+"""Solvers of mixed-integer programs: SCIP and HiGHS."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Literal
 import numpy as np
 
 from bench.core.errors import UserError
-from certifiers.milp import Array, Program
+from certifiers.milp_encoding import Array, Program
 
-Answer = Array | Literal["none", "unknown"]  # a solution, the proof that there is none, or neither in time
+Answer = Array | Literal["none", "unknown"]  # a solution; proven that none exists; not decided in time
 Solver = Callable[[Program, float, float], Answer]
 
 
-def solver_called(name: Literal["auto", "scip", "highs"]) -> Solver:
-    """solve(program, slack, seconds). auto: SCIP where it is installed, else HiGHS."""
+def find_solver(name: Literal["auto", "scip", "highs"]) -> Solver:
+    """The function solve(program, slack, seconds). auto: SCIP if it is installed, else HiGHS."""
     installed = importlib.util.find_spec("pyscipopt") is not None
     if name == "scip" and not installed:
         raise UserError(
             "solver=scip needs pyscipopt, which is not installed; pip install 'robust-bracket[exact]', "
-            "or take solver=highs, which comes with scipy"
+            "or use solver=highs, which comes with scipy"
         )
     return scip if installed and name != "highs" else highs
 
 
 def scip(program: Program, slack: float, seconds: float) -> Answer:
-    """Without an objective: any solution will do, and a branch is dropped as soon as its linear program has none."""
+    """Without an objective: any solution is accepted, and a branch is pruned if its linear program is infeasible."""
     from pyscipopt import Model, quicksum
 
     model = Model()
@@ -37,11 +37,11 @@ def scip(program: Program, slack: float, seconds: float) -> Answer:
             "limits/time": seconds,
             "limits/solutions": 1,
             "misc/catchctrlc": False,
-            "presolving/dualsparsify/maxrounds": 0,  # on dense rows it takes longer than all the rest
+            "presolving/dualsparsify/maxrounds": 0,  # on dense rows it would take most of the time
         }
     )
     sides = zip(program.low.tolist(), program.high.tolist(), program.integer.tolist(), strict=True)
-    variables = [model.addVar(lb=low, ub=high, vtype="B" if whole else "C") for low, high, whole in sides]
+    variables = [model.addVar(lb=low, ub=high, vtype="B" if integer else "C") for low, high, integer in sides]
     matrix = program.matrix
     rows = [slice(start, end) for start, end in zip(matrix.indptr, matrix.indptr[1:], strict=False)]
     terms = [(matrix.indices[row], matrix.data[row]) for row in rows]
@@ -59,18 +59,18 @@ def scip(program: Program, slack: float, seconds: float) -> Answer:
 
 
 def highs(program: Program, slack: float, seconds: float) -> Answer:
-    """The margin is minimised, which shows the way, but the first solution is taken: any gap is small enough."""
+    """The margin is the objective, to guide the search, but the first solution is accepted: any gap is allowed."""
     import scipy.sparse as sp
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     matrix = sp.vstack([program.matrix, sp.csr_matrix(program.cost)])
-    found = milp(
+    result = milp(
         program.cost,
         constraints=LinearConstraint(matrix, ub=np.append(program.limit, slack - program.constant)),
         bounds=Bounds(program.low, program.high),
         integrality=program.integer,
         options={"time_limit": seconds, "mip_rel_gap": 1e9},
     )
-    if found.status == 2:
+    if result.status == 2:
         return "none"
-    return "unknown" if found.x is None else found.x
+    return "unknown" if result.x is None else result.x

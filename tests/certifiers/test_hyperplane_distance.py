@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import linprog, minimize
 
 from bench.core.errors import UserError
-from certifiers.distance import distance, signed_distance
+from certifiers.hyperplane_distance import distance, signed_distance
 
 BOX = (0.0, 1.0)
 

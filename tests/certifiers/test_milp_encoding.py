@@ -1,4 +1,4 @@
-"""The program of a margin, where its pixels are fixed, has the network's own margin as its minimum."""
+"""With fixed pixels, the minimum of a margin's program is the network's own margin."""
 
 import copy
 
@@ -11,7 +11,7 @@ from torch import nn
 from bench.core.contracts import Batch
 from bench.core.layers import Normalize, Residual
 from bench.core.threat import ThreatModel
-from certifiers.exact import Programs
+from certifiers.exact import Encoder
 
 
 def networks():
@@ -46,13 +46,13 @@ def solve(program, pixels):
 @pytest.mark.parametrize("model", networks())
 def test_at_fixed_pixels_the_minimum_is_the_margin(model):
     x = torch.rand((3, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    encodings = Programs(model, Batch(x, torch.arange(3), torch.arange(3)), ThreatModel("Linf", 0.2))
+    encoder = Encoder(model, Batch(x, torch.arange(3), torch.arange(3)), ThreatModel("Linf", 0.2))
     noise = torch.rand((3, 1, 8, 8), generator=torch.Generator().manual_seed(1))
     points = (x + 0.4 * noise - 0.2).clamp(0, 1)
     with torch.no_grad():
         logits = copy.deepcopy(model).double()(points.double())
     for label, point in enumerate(points):
-        encoding = encodings.around(label)
+        encoding = encoder.encoding(label)
         for other in {0, 1, 2} - {label}:
             program = encoding.program(label, other)
             wanted = float(logits[label, label] - logits[label, other])
@@ -63,9 +63,9 @@ def test_integers_only_where_a_unit_must_not_be_too_large():
     """One hidden layer: those with a negative weight in the margin, of the unstable ones."""
     model = networks()[1]
     x = torch.full((1, 1, 8, 8), 0.5)
-    encoding = Programs(
+    encoding = Encoder(
         model, Batch(x, torch.zeros(1, dtype=torch.int64), torch.arange(1)), ThreatModel("Linf", 0.1)
-    ).around(0)
+    ).encoding(0)
     weight, bias = (value.double() for value in model[1].parameters())
     enters, spread = weight.sum(dim=1) / 2 + bias, weight.abs().sum(dim=1) / 10
     unstable = enters.abs() < spread

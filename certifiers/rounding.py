@@ -1,0 +1,86 @@
+"""Rounding analysis: how much floating-point rounding may have changed a computed bound."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.core.threat import ThreatModel
+from certifiers.input_regions import Box, Region, region_of
+from certifiers.interval_bounds import PreActivationBounds, interval_preactivation_bounds
+from certifiers.layers import Activation, Add, Affine
+from certifiers.linear_bounds import LinearBounds
+from certifiers.network import Network
+
+DEVIATIONS = 8.0  # stated standard deviations, far above any error seen (tests/certifiers/test_margin_certifier.py)
+
+
+def margin_tolerance(network: Network, x: Tensor, threat: ThreatModel, margin: Tensor) -> Tensor:
+    """How much rounding may have changed the least margin (B,) of each image x (B,C,H,W), (B,).
+
+    The error over all images of the box serves for most. It is computed per example only if the margin is within it.
+    """
+    error = torch.full_like(margin, torch.inf)
+    if threat.box is not None:
+        error[:] = rounding_error(network, Box.whole(network.image, threat.box))
+    doubtful = (margin.abs() <= error).nonzero().squeeze(1)
+    if len(doubtful):
+        error[doubtful] = rounding_error(network, region_of(x[doubtful], threat.of(doubtful)))
+    return error
+
+
+def rounding_error(network: Network, region: Region) -> Tensor:
+    """How much rounding may change a margin over the region, (B,).
+
+    The sum of the error accumulated from layer to layer and of that in a product of all weights: DEVIATIONS units in
+    the last place of the sum of all products through the whole network.
+    """
+    center, radius = region.interval()
+    magnitude = [center.abs() + radius]
+    for node in network.nodes[1:]:
+        size = magnitude[node.inputs[0]]
+        if isinstance(node.layer, Add):
+            size = size + magnitude[node.inputs[1]]
+        elif isinstance(node.layer, Affine):
+            size = node.layer.magnitude(size)
+        elif isinstance(node.layer, Activation):
+            size = torch.maximum(node.layer.function(size).abs(), node.layer.function(-size).abs())
+        magnitude.append(size)
+    unit = torch.finfo(magnitude[-1].dtype).eps / 2
+    return accumulated_rounding_error(network, region) + DEVIATIONS * unit * 2 * magnitude[-1].amax(dim=1)
+
+
+def accumulated_rounding_error(network: Network, region: Region, bounds: PreActivationBounds | None = None) -> Tensor:
+    """How much rounding in one layer after another may change a margin, (B,): DEVIATIONS standard deviations.
+
+    Each of the n additions of a sum has an independent error of at most one unit of the partial sum. The squares of the
+    partial sums are taken to be, on average, at most the sum of the squares of all n products. Each layer propagates
+    the errors of those before. bounds: pre-activation bounds, if they are known already.
+    """
+    unit = torch.finfo(network.image.dtype).eps / 2
+    bounds = interval_preactivation_bounds(network, region) if bounds is None else bounds
+    center, radius = region.interval()
+    magnitude = [center.abs() + radius]
+    variance = [(unit * magnitude[0]).square()]
+    for k, node in enumerate(network.nodes[1:], start=1):
+        layer, i = node.layer, node.inputs[0]
+        if isinstance(layer, Add):
+            magnitude.append(magnitude[i] + magnitude[node.inputs[1]])
+            variance.append(variance[i] + variance[node.inputs[1]] + (unit * magnitude[k]).square())
+        elif isinstance(layer, Affine):
+            magnitude.append(layer.magnitude(magnitude[i]))
+            variance.append(layer.variance(variance[i] + layer.terms * (unit * magnitude[i]).square()))
+        else:
+            assert isinstance(layer, Activation)
+            low, high = (layer.function(end) for end in bounds[k])
+            magnitude.append(torch.maximum(low.abs(), high.abs()))
+            variance.append(variance[i] * layer.slope[1] ** 2 + (unit * magnitude[k]).square())
+    return DEVIATIONS * (2 * variance[-1].amax(dim=1)).sqrt()
+
+
+def linear_bounds_error(network: Network, region: Region, bounds: LinearBounds) -> Tensor:
+    """How much rounding may change the linear bounds of the margins at an image of the region, (B,K-1)."""
+    center, radius = region.interval()
+    unit = torch.finfo(center.dtype).eps / 2
+    common = DEVIATIONS * unit * bounds.magnitude_at(center.abs() + radius)
+    return accumulated_rounding_error(network, region, bounds.preactivation)[:, None] + common
