@@ -8,8 +8,9 @@ from typing import Any
 
 from bench.commands.options import add_plugin
 from bench.core import registry
-from bench.core.config import parse_overrides, suites
+from bench.core.config import suites
 from bench.core.errors import UserError
+from bench.core.spec_text import split_options
 from bench.core.specs import options_of, parse_value
 
 # options of studies that can be given without --set
@@ -35,9 +36,7 @@ def add(commands: Any) -> None:
 
     sub = commands.add_parser("study", help="run an experiment of a paper that is neither a defense nor an attack")
     sub.add_argument("name", metavar="NAME", help="a name from `bench list studies`")
-    sub.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a study option; repeatable"
-    )
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a study option; repeatable")
     for name in STUDY_OPTIONS:
         sub.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"short for --set {name}=VALUE")
     add_plugin(sub)
@@ -73,7 +72,7 @@ def act_study(args: argparse.Namespace) -> None:
     hints = options_of(study)
     options = {}
     given = [f"{name}={value}" for name in STUDY_OPTIONS if (value := getattr(args, name)) is not None]
-    for key, value in parse_overrides([*args.set, *given]).items():
+    for key, value in split_options([*args.set, *given], "--set").items():
         if key not in hints:
             raise UserError(f"study '{args.name}' has no option '{key}'; its options are {', '.join(hints)}")
         options[key] = parse_value(value, hints[key][0], f"study '{args.name}': {key}")

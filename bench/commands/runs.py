@@ -8,19 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.commands import options
 from bench.commands.arguments import integer, seed_list
-from bench.commands.options import (
-    add_evaluation,
-    add_plugin,
-    add_setting,
-    add_training,
-    add_verification,
-    split_specs,
-    verification_settings,
-)
 from bench.core import registry
-from bench.core.config import get_suite, parse_overrides
+from bench.core.config import get_suite
 from bench.core.errors import CheckError, UserError
+from bench.core.spec_text import split_options
 
 if TYPE_CHECKING:
     from bench.core.records import Record
@@ -32,15 +25,15 @@ BUDGET = 600.0  # default of --budget, in seconds
 def add(commands: Any) -> None:
     sub = commands.add_parser("run", help="train and evaluate a defense; continues an interrupted run")
     sub.add_argument("--defense", required=True, metavar="NAME", help="a name from `bench list defenses`")
-    add_training(sub)
-    add_setting(sub)
-    add_evaluation(sub)
+    options.add_training(sub)
+    options.add_setting(sub)
+    options.add_evaluation(sub)
     sub.set_defaults(act=act_run, checkpoint=None)
 
     sub = commands.add_parser("eval", help="evaluate existing weights")
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors, or a state dict")
-    add_setting(sub)
-    add_evaluation(sub)
+    options.add_setting(sub)
+    options.add_evaluation(sub)
     sub.set_defaults(act=act_run, defense=None, epochs=None, set=[])
 
     sub = commands.add_parser("sweep", help="run every defense of a suite with several seeds, in parallel")
@@ -49,15 +42,15 @@ def add(commands: Any) -> None:
     option("--defenses", metavar="NAME,...", help="default: all that support the suite")
     option("--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2", help="default: 0,1,2")
     option("--jobs", type=integer("--jobs", 1, 1024), metavar="N", help="parallel runs (default: one per core)")
-    add_training(sub)
-    add_evaluation(sub)
+    options.add_training(sub)
+    options.add_evaluation(sub)
     sub.set_defaults(act=act_sweep, checkpoint=None, defense=None, dataset=None, norm=None, eps=None)
 
     sub = commands.add_parser("verify", help="check the evidence of runs again: files, labels, witnesses, certificates")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of them")
-    add_verification(sub, min_sample=0)
+    options.add_verification(sub, min_sample=0)
     sub.add_argument("--json", action="store_true", help="print findings as JSON")
-    add_plugin(sub)
+    options.add_plugin(sub)
     sub.set_defaults(act=act_verify)
 
 
@@ -104,7 +97,7 @@ def _print(records: list[Record], as_json: bool) -> None:
 
 
 def _request(args: argparse.Namespace) -> Request:
-    overrides = parse_overrides(args.set)
+    overrides = split_options(args.set, "--set")
     if args.epochs is not None:
         if "epochs" in overrides:
             raise UserError("--epochs and --set epochs=... are both given; keep one")
@@ -117,8 +110,8 @@ def _request(args: argparse.Namespace) -> Request:
         raise UserError("--budget is for --bracket; give --bracket too")
     return Request(
         defense=args.defense, checkpoint=args.checkpoint, suite=args.suite, dataset=args.dataset, model=args.model,
-        norm=args.norm, eps=args.eps, attacks=split_specs(args.attacks, "--attacks"),
-        certifiers=split_specs(args.certifiers, "--certifiers") or (),
+        norm=args.norm, eps=args.eps, attacks=options.split_specs(args.attacks, "--attacks"),
+        certifiers=options.split_specs(args.certifiers, "--certifiers") or (),
         bracket=(args.budget or BUDGET) if args.bracket else None, n_examples=args.n_examples,
         overrides=overrides, device=args.device, threads=args.threads, plugins=args.plugin, data_dir=args.data_dir,
         out=args.out,
@@ -131,7 +124,7 @@ def act_verify(args: argparse.Namespace) -> None:
     from bench.verify.run import verify
 
     folders = find_records(args.runs)
-    settings = verification_settings(args, args.plugin)
+    settings = options.verification_settings(args, args.plugin)
     reports = {str(folder): verify(folder, settings) for folder in folders}
     if args.json:
         from msgspec import to_builtins

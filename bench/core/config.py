@@ -1,4 +1,4 @@
-"""What a run is: frozen, typed, hashed. Suites (the rules of a leaderboard) are TOML files that fill it in."""
+"""Typed, frozen configs of trainings, suites and runs. A suite is a TOML file with the rules of one leaderboard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -21,9 +21,9 @@ Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What every defense's config has. The defaults are the field's for CIFAR-10; a suite replaces some of them.
+    """The settings that all defenses share. The defaults are usual for CIFAR-10; a suite replaces some of them.
 
-    Points in time (milestones, peak) are fractions of the training, so that they follow `epochs`.
+    Times (milestones, peak) are fractions of the training.
     """
 
     epochs: int = 30
@@ -35,17 +35,17 @@ class TrainingConfig:
     schedule: Schedule = "piecewise"
     milestones: tuple[float, ...] = (24 / 30, 28 / 30)  # piecewise: lr is multiplied by `decay` at each
     decay: float = 0.1
-    peak: float = 0.5  # triangular: lr rises to here from 0, then falls to 0
-    crop: int = 4  # random crop out of so many pixels of zero padding; 0 for none
+    peak: float = 0.5  # triangular: lr rises from 0 until here, then falls to 0
+    crop: int = 4  # pixels of zero padding for random crops; 0 for none
     flip: bool = True  # random horizontal flip
-    validation: float = 0.0  # share of the training set kept aside for selection
+    validation: float = 0.0  # fraction of the training set that is held out for selection
     validation_seed: int = 0
     select: Literal["last", "best"] = "last"  # best: the epoch with the highest PGD accuracy on the validation split
     ema: float = 0.0  # decay of the weight average, 0 for none
     clip_grad: float = 0.0  # largest norm of the weights' gradient, 0 for none
     probe_every: int = 1  # epochs between two probes (FGSM and PGD accuracy, for the log), 0 for none
     probe_examples: int = 128
-    amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 and channels_last where the device gains by them
+    amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 and channels_last on GPUs that support bfloat16
 
     def __post_init__(self) -> None:
         self.check(
@@ -66,13 +66,13 @@ class TrainingConfig:
             probe_examples=(self.probe_examples >= 1, "at least 1"),
             select=(
                 self.select == "last" or (self.validation > 0 and self.probe_every > 0),
-                "last, unless there is a validation split (validation=0.02, say) and probe_every is at least 1",
+                "last, unless there is a validation split (as validation=0.02) and probe_every is at least 1",
             ),
         )
         check_counts_and_lengths(self)
 
     def check(self, **rules: tuple[bool, str]) -> None:
-        """UserError where a setting breaks its rule: name = (whether it holds, what is allowed)."""
+        """UserError for the first setting that breaks its rule, given as name=(whether it holds, what is allowed)."""
         for name, (holds, allowed) in rules.items():
             if not holds:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {allowed}")
@@ -94,7 +94,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
 def make_config(config_class: type[ConfigT], name: str, *layers: Mapping[str, Any]) -> ConfigT:
-    """A config from layers of key -> value, the later ones stronger. An unknown key or a bad value is a UserError."""
+    """A config from layers of key -> value, of which later ones take precedence; UserError if one is not valid."""
     hints = get_type_hints(config_class)
     values = {}
     for key, value in (pair for layer in layers for pair in layer.items()):
@@ -109,22 +109,9 @@ def _unknown_key(key: str, name: str, allowed: Mapping[str, Any]) -> UserError:
     return UserError(f"'{name}' has no setting '{key}': {hint}its settings are {', '.join(allowed)}")
 
 
-def parse_overrides(items: Sequence[str]) -> dict[str, str]:
-    """`key=value` words of --set as a dict."""
-    found: dict[str, str] = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {item}: write key=value, as in --set lr=0.05")
-        if key in found:
-            raise UserError(f"--set {key} is given twice; keep one")
-        found[key] = value
-    return found
-
-
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """The rules of one leaderboard: data, threat, evaluation, and the training that all entries share."""
+    """The rules of one leaderboard: data, threat model, evaluation, and the settings of training."""
 
     name: str
     summary: str
@@ -134,21 +121,18 @@ class Suite:
     eps: float
     attacks: tuple[str, ...]
     eval_batch: int = 256
-    board_examples: int | None = None  # an entry of its leaderboard is measured on so many at least; None: on all
-    board_attacks: tuple[str, ...] = ("autoattack", "bracket-attack")  # and by one of these, or by a bracket
+    board_examples: int | None = None  # the fewest test examples of an entry of its leaderboard; None for all
+    board_attacks: tuple[str, ...] = ("autoattack", "bracket-attack")  # an entry needs one of these, or a bracket
     training: Mapping[str, Any] = field(default_factory=dict)
-    defenses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what one defense needs differently
+    defenses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by defense, over `training`
 
 
 @cache
 def suites() -> dict[str, Suite]:
     """All suites by name. A malformed one is a UserError that names its file."""
-    found = {}
-    for path in sorted(files("bench").joinpath("suites").iterdir(), key=lambda p: p.name):
-        if path.name.endswith(".toml"):
-            name = path.name.removesuffix(".toml")
-            found[name] = _read_suite(name, path.read_text(encoding="utf-8"))
-    return found
+    paths = sorted(files("bench").joinpath("suites").iterdir(), key=lambda path: path.name)
+    texts = {p.name.removesuffix(".toml"): p.read_text(encoding="utf-8") for p in paths if p.name.endswith(".toml")}
+    return {name: _read_suite(name, text) for name, text in texts.items()}
 
 
 def _read_suite(name: str, text: str) -> Suite:
@@ -176,7 +160,7 @@ def get_suite(name: str) -> Suite:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All that decides the result of a run, seed aside. Its hash names the run folder.
+    """Everything except the seed that determines the result of a run. Its hash names the run folder.
 
     Exactly one of `defense` (trained here) and `checkpoint` (the SHA-256 of weights trained elsewhere) is set.
     """
@@ -193,34 +177,29 @@ class RunConfig:
     n_examples: int
     eval_batch: int
     training: Mapping[str, Any] = field(default_factory=dict)  # the defense's whole config, defaults included
-    code: tuple[str, ...] = ()  # SHA-256 of each plugin, and of a model file of the user's own
+    code: tuple[str, ...] = ()  # SHA-256 of each plugin and of the user's model file
     certifiers: tuple[str, ...] = ()
-    bracket: float | None = None  # its budget in seconds; None for no bracket
+    bracket: float | None = None  # the budget in seconds; None for no bracket
 
     def as_json(self) -> dict[str, Any]:
-        """Without what was not asked for and came later than the first runs, which are to keep their hashes."""
-        plain = as_json(self)
-        for later in ("certifiers", "bracket"):
-            if not plain[later]:
-                del plain[later]
-        return plain
+        """The fields as JSON values. `certifiers` and `bracket` are left out if empty, which keeps published hashes."""
+        return {key: value for key, value in as_json(self).items() if value or key not in ("certifiers", "bracket")}
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of the canonical JSON, its first 12 digits."""
+        """The first 12 digits of the SHA-256 of the canonical JSON."""
         text = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def as_json(config: TrainingConfig | RunConfig) -> dict[str, Any]:
-    """A config as JSON values; make_config reads those of a defense's config back to an equal one."""
+    """A config as JSON values, from which make_config makes an equal config of a defense."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    plain = json.loads(json.dumps(fields, default=_plain))
-    assert isinstance(plain, dict)
+    plain: dict[str, Any] = json.loads(json.dumps(fields, default=_length_as_json))
     return plain
 
 
-def _plain(value: Any) -> Any:
+def _length_as_json(value: Any) -> str:
     if isinstance(value, OfEps):
         return str(value)
     raise TypeError(f"{value!r} has no JSON form")

@@ -10,8 +10,8 @@ from torch import nn
 from bench.core.contracts import frozen
 from bench.core.errors import UserError
 
-# Multiply-adds of one example from which a second thread pays. Below it the threads mostly wait for one
-# another, and on a busy machine that has made a small network up to 50 times slower.
+# Multiply-adds per example above which several threads are faster. Below it they mostly wait for one another, which on
+# a busy machine has made a small network up to 50 times slower.
 WORTH_A_THREAD = 10_000_000
 DEVICES = ("auto", "cpu", "cuda")
 

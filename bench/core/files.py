@@ -1,4 +1,4 @@
-"""Files of plain arrays, written whole or not at all, and their hashes. Imports no torch."""
+"""Atomic writing of files, files of plain arrays, and hashes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from bench.core.registry import one_line
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """A compressed .npz, written in one go."""
+    """Write a compressed .npz atomically."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
     write_atomically(path, buffer.getvalue())
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """All arrays of an .npz, never a pickle; UserError where it is broken."""
+    """All arrays of an .npz, without pickles; UserError if it is missing or broken."""
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            found = {key: archive[key] for key in archive.files}
+            arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except Exception as error:  # numpy, zipfile, zlib and tokenize raise a dozen kinds over a broken file
+    except Exception as error:  # numpy, zipfile, zlib and tokenize raise a dozen kinds
         raise UserError(f"{path} is not a readable .npz of plain arrays ({one_line(error)})") from error
-    for key, value in found.items():
+    for key, value in arrays.items():
         if not isinstance(value, np.ndarray):
-            raise UserError(f"{path} is not a readable .npz of plain arrays ('{key}' is none)")
-    return found
+            raise UserError(f"{path} is not a readable .npz of plain arrays ('{key}' is not one)")
+    return arrays
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, then rename: a reader sees all of it or nothing."""
+    """Write another file, then rename it: a reader never sees a part of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_bytes(data)
     part.replace(path)

@@ -1,4 +1,4 @@
-"""Attacks that this project did not write: a plugin's function, another library's attack."""
+"""Attacks from outside this project: a function of a plugin, an attack of another library."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from bench.core.registry import one_line
 from bench.core.specs import check_counts_and_lengths
 from bench.core.threat import NORMS, ThreatModel
 
-ROUNDING = 1e-4  # of eps: what float32 arithmetic takes a point out of its ball
+ROUNDING = 1e-4  # of eps: points this far outside, from float32 arithmetic, are projected without a warning
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignAttack(Attack):
-    """An attack in code that knows none of our rules.
+    """An attack in code that does not follow our conventions.
 
-    It gets copies of the images, draws from the global generators (seeded by ours, and put back afterwards), prints to
-    standard error, and may fail: UserError, in one line that says where. Points outside the threat model, and points
-    that are not finite, are put right with a warning.
+    It gets copies of the images, draws from the global generators (seeded by ours inside the call, then restored), and
+    prints to standard error. If it fails, it is a UserError that says where. Points outside the threat model, or not
+    finite, are replaced with a warning.
     """
 
     @abstractmethod
@@ -62,7 +62,7 @@ class ForeignAttack(Attack):
         x_adv = torch.where(finite.reshape(-1, *[1] * (x.dim() - 1)), x_adv, x)
         if not finite.all():
             warnings.warn(
-                f"{int((~finite).sum())} of {len(x)} points were not finite; the images stand in", stacklevel=2
+                f"{int((~finite).sum())} of {len(x)} points were not finite; the images replace them", stacklevel=2
             )
         outside = threat.distance(x_adv, x) > threat.eps_like(x).flatten() * (1 + ROUNDING)
         if threat.box is not None:
@@ -80,9 +80,9 @@ class ForeignAttack(Attack):
 class CallableAttack(ForeignAttack):
     """A function as an attack: function(model, x, y, *, its own options) -> x_adv.
 
-    x (B,C,H,W) float32 in [0,1], y (B,) int64; the model is in eval mode and gives logits. A function that asks for
-    `threat` or `generator`, keyword-only and without a default, is given the threat model, or the generator that all of
-    its randomness should come from.
+    x (B,C,H,W) float32 in [0,1], y (B,) int64; the model is in eval mode and returns logits. If the function has
+    keyword-only parameters `threat` or `generator` without defaults, it gets the threat model, or the generator from
+    which it should draw all random numbers.
     """
 
     norms = NORMS
@@ -117,7 +117,7 @@ class CallableAttack(ForeignAttack):
 
 @contextmanager
 def seeded_global_generators(generator: torch.Generator) -> Iterator[None]:
-    """torch's and numpy's global generators, seeded from ours inside the block and as they were afterwards."""
+    """Seed the global generators of torch and numpy from ours inside the block, and restore them afterwards."""
     seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
     state = np.random.get_state()
     with torch.random.fork_rng([generator.device] if generator.device.type == "cuda" else []):
@@ -130,6 +130,6 @@ def seeded_global_generators(generator: torch.Generator) -> Iterator[None]:
 
 
 def _place(error: Exception) -> str:
-    """The file and line that raised it."""
+    """The file and line that raised the error."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{Path(last.filename).name}:{last.lineno}"

@@ -1,4 +1,4 @@
-"""The few layers of ours. Every model is built from them and torch's, so that a certifier can walk through it."""
+"""The layers of our own. Models are built from them and torch's, so that certifiers can bound every layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel: the first layer of a model, never part of the data. x is (B,C,H,W) in [0,1]."""
+    """(x - mean) / std per channel, for x (B,C,H,W) in [0,1]: the first layer of a model, never part of the data."""
 
     mean: Tensor
     std: Tensor

@@ -1,4 +1,4 @@
-"""Progress bars on standard error, with what an attack says of itself behind them."""
+"""Progress bars on standard error, followed by the last message of the running attack."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LOGGER = logging.getLogger("bench.progress")
 
 
 class Progress(logging.Handler):
-    """One bar. Messages to the logger `bench.progress` show behind it while it is open."""
+    """One bar. While it is open, messages to the logger `bench.progress` appear behind it."""
 
     def __init__(self, what: str, total: int, unit: str, *, show: bool = True) -> None:
         super().__init__(logging.INFO)
-        pause = 0.5 if sys.stderr.isatty() else 5.0  # seconds between two updates: a log file wants few
+        pause = 0.5 if sys.stderr.isatty() else 5.0  # seconds between two updates; few in a log file
         self.bar = tqdm(
             total=total, desc=what, unit=unit, mininterval=pause, maxinterval=pause, dynamic_ncols=True,
             disable=not show,

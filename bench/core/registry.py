@@ -1,8 +1,8 @@
 """Names of defenses, attacks, certifiers, data sets, models and studies, and the classes behind them.
 
-A built-in is found by reading its package's files, not by importing them: `bench list` never loads torch. An entry
-is a class or a function under `@registry.KIND("name")`; the first line of its docstring is its summary. Outsiders
-register the same way, from a file (`--plugin FILE`) or an entry point of the group `robust_bracket.KINDs`.
+An entry is a class or a function decorated by `@registry.KIND("name")`; the first line of its docstring is its summary.
+Built-ins are found by parsing the files of their package, without importing them: `bench list` never loads torch.
+Plugins register in the same way, from a file (`--plugin FILE`) or an entry point of the group `robust_bracket.KINDs`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLURAL = {"study": "studies", "library": "libraries"}  # all others take an s
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a name comes from, and how to get what it stands for."""
+    """Where a name comes from, and how to load its class or function."""
 
     name: str
     summary: str
@@ -38,7 +38,7 @@ class Entry:
 
 
 class Registry:
-    """One kind of thing. Calling it with a name gives the decorator that registers under this name."""
+    """The entries of one kind. Calling it with a name gives the decorator that registers under this name."""
 
     def __init__(self, kind: str, package: str) -> None:
         self.kind = kind
@@ -49,7 +49,7 @@ class Registry:
     def __call__(self, name: str) -> Callable[[T], T]:
         def register(thing: T) -> T:
             module = str(thing.__module__)
-            if not module.startswith(f"{self.package}."):  # a built-in is already known from its file
+            if not module.startswith(f"{self.package}."):  # built-ins are known from their files
                 self._add_plugin(name, thing, module)
             return thing
 
@@ -57,12 +57,12 @@ class Registry:
 
     def entries(self) -> dict[str, Entry]:
         """All entries by name, in alphabetical order."""
-        found = self._read_package() | self._plugins
+        entries = self._read_package() | self._plugins
         for point in entry_points(group=f"robust_bracket.{PLURAL.get(self.kind, self.kind + 's')}"):
-            if point.name in found and found[point.name].source != point.value:
-                raise UserError(_duplicate(self.kind, point.name, found[point.name].source, point.value))
-            found[point.name] = Entry(point.name, "", point.value, _loader(self.kind, point))
-        return dict(sorted(found.items()))
+            if point.name in entries and entries[point.name].source != point.value:
+                raise UserError(_duplicate(self.kind, point.name, entries[point.name].source, point.value))
+            entries[point.name] = Entry(point.name, "", point.value, _loader(self.kind, point))
+        return dict(sorted(entries.items()))
 
     def names(self) -> list[str]:
         return list(self.entries())
@@ -71,11 +71,11 @@ class Registry:
         return name in self.entries()
 
     def get(self, name: str) -> Any:
-        """The class or function called `name`; UserError with the nearest name where there is none."""
-        found = self.entries()
-        if name not in found:
-            raise unknown(self.kind, name, found)
-        return found[name].load()
+        """The class or function called `name`; UserError with the most similar names if there is none."""
+        entries = self.entries()
+        if name not in entries:
+            raise unknown(self.kind, name, entries)
+        return entries[name].load()
 
     def _add_plugin(self, name: str, thing: Any, source: str) -> None:
         known = self._read_package() | self._plugins
@@ -97,7 +97,7 @@ class Registry:
         return self._built_in
 
     def _declared(self, path: Path) -> Iterator[tuple[str, str, str]]:
-        """(name, attribute, summary) of each definition under `@registry.KIND("name")`."""
+        """(name, attribute, summary) of each definition decorated by `@registry.KIND("name")`."""
         source = path.read_text(encoding="utf-8")
         if f"registry.{self.kind}(" not in source:
             return
@@ -114,24 +114,24 @@ class Registry:
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> UserError:
-    """The error for a name that nothing has, with the nearest that something has."""
+    """The error for an unknown name, with the most similar known ones."""
     near = difflib.get_close_matches(name.rstrip("-0123456789") or name, list(names), n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return UserError(f"unknown {kind} '{name}': {hint}`bench list {PLURAL.get(kind, kind + 's')}` shows all")
 
 
 def load_plugin(path: Path) -> str:
-    """Import a file that registers something; returns its SHA-256. UserError where it cannot be imported."""
+    """Import a file that registers something, and return its SHA-256; UserError if that fails."""
     if not path.is_file():
-        raise UserError(f"plugin {path}: there is no such file; --plugin takes a Python file that registers something")
+        raise UserError(f"plugin {path} does not exist; --plugin takes a Python file that registers something")
     module = import_file(path, what="plugin").__name__
     if not any(entry.source == module for kind in KINDS for entry in kind._plugins.values()):
-        raise UserError(f"plugin {path} registers nothing; put @registry.defense(NAME), say, above a class of it")
+        raise UserError(f"plugin {path} registers nothing; decorate a class of it, as with @registry.defense(NAME)")
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def import_file(path: Path, *, what: str) -> Any:
-    """Import a Python file, once for each content; UserError in one line where that fails."""
+    """Import a Python file, once per content; UserError if that fails."""
     name = f"bench_plugin_{path.stem}_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -154,7 +154,7 @@ def import_file(path: Path, *, what: str) -> Any:
 
 
 def _forget(module: str) -> None:
-    """A module that failed to import, and what it had registered until then."""
+    """Remove a module that failed to import, and what it had registered until then."""
     del sys.modules[module]
     for kind in KINDS:
         kind._plugins = {name: entry for name, entry in kind._plugins.items() if entry.source != module}
@@ -197,5 +197,5 @@ defense = Registry("defense", "defenses")
 dataset = Registry("dataset", "bench.datasets")
 model = Registry("model", "bench.models")
 study = Registry("study", "bench.studies")
-library = Registry("library", "attacks")  # functions: the name of another library's attack -> how to make it ours
+library = Registry("library", "attacks")  # functions: name of another library's attack -> its adapter
 KINDS = (attack, certifier, defense, dataset, model, study, library)

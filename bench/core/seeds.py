@@ -1,4 +1,4 @@
-"""Where randomness comes from, and what machine and software a number was made with."""
+"""Random generators derived from a run's seed, and the fingerprint of the machine and its software."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PACKAGES = ("robust-bracket", "torch", "torchvision", "numpy", "pyautoattack", "
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A seed for one purpose: a function of the run's seed and the purpose's name, in [0, 2^31)."""
+    """A seed in [0, 2^31) for one purpose: a function of the run's seed and the names of the purpose."""
     text = ":".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 def generator(device: torch.device, seed: int, *names: str | int) -> torch.Generator:
-    """A generator on `device` for one purpose."""
+    """A generator on `device`, seeded for one purpose."""
     return torch.Generator(device).manual_seed(derive(seed, *names))
 
 
 def fingerprint(device: torch.device, threads: int) -> dict[str, Any]:
-    """Versions, hardware, threads and git commit, as they go into a record's provenance."""
+    """Versions, hardware, threads and git commit, for the provenance of a record."""
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
@@ -46,7 +46,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of our own source tree, with `-dirty` where it differs; None for an installed package."""
+    """The commit of our source tree, with `-dirty` if it has changes; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bench.core.errors import UserError
@@ -24,15 +24,20 @@ def split_spec(text: str) -> SpecText:
     name, *parts = text.split(":")
     if name.endswith(".py") and parts:
         name = f"{name}:{parts.pop(0)}"
+    return SpecText(name, split_options(parts, f"'{text}'"))
+
+
+def split_options(parts: Sequence[str], source: str) -> dict[str, str]:
+    """`option=value` words as a dict; UserError, which names their source, if one is malformed or given twice."""
     options: dict[str, str] = {}
     for part in parts:
         option, equals, value = part.partition("=")
         if not equals or not option:
-            raise UserError(f"'{text}': '{part}' should be option=value, as in pgd:steps=40")
+            raise UserError(f"{source}: '{part}' should be option=value, as in steps=40")
         if option in options:
-            raise UserError(f"'{text}' sets '{option}' twice; keep one")
+            raise UserError(f"{source}: '{option}' is given twice; keep one")
         options[option] = value
-    return SpecText(name, options)
+    return options
 
 
 def join_spec(name: str, options: Mapping[str, str]) -> str:

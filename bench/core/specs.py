@@ -1,4 +1,4 @@
-"""Specs: a name and its options in one word, as in `pgd:steps=40:restarts=5`, and typed values from text."""
+"""Specs such as `pgd:steps=40:restarts=5`: a registered name and its options; and typed values from text."""
 
 from __future__ import annotations
 
@@ -29,27 +29,29 @@ class OfEps:
 
 
 Length = float | OfEps  # the type of an option that is a step size or another distance
+TYPE_NAMES: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", OfEps: "a multiple as 0.1eps",
+    type(None): "none",
+}  # fmt: skip
 
 
 def check_counts_and_lengths(thing: Any) -> None:
-    """UserError where a field called steps, restarts, samples, queries or targets is below 1, or alpha not positive."""
+    """UserError if a field called steps, restarts, samples, queries or targets is below 1, or alpha not positive."""
     for name, value in vars(thing).items():
-        if value is None:
-            continue
-        if name in ("steps", "restarts", "samples", "queries", "targets") and value < 1:
+        if name in ("steps", "restarts", "samples", "queries", "targets") and value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
-        if name == "alpha" and in_units(value, 1.0) <= 0:
+        if name == "alpha" and value is not None and in_units(value, 1.0) <= 0:
             raise UserError(f"alpha is {value}; it must be positive")
 
 
 def in_units(length: Length, eps: Any) -> Any:
-    """A Length as a number (or a tensor, where eps is one)."""
+    """A Length as a number, or as a tensor if eps is one."""
     return length.factor * eps if isinstance(length, OfEps) else length
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A registered thing and the options that differ from its defaults."""
+    """A registered class or function, and its options."""
 
     text: str  # canonical: the name, then the non-default options in the order of definition
     target: Callable[..., Any]
@@ -57,7 +59,7 @@ class Spec:
     kind: str = "entry"
 
     def build(self, *args: Any) -> Any:
-        """make, with any exception as a UserError: it comes from a user's code, or from options that do not fit."""
+        """make, with any exception as a UserError: it comes from a user's code, or from options that do not work."""
         try:
             return self.make(*args)
         except UserError:
@@ -77,9 +79,9 @@ class Spec:
 
 
 def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, Any]] | None = None) -> Spec:
-    """`name[:option=value]...` -> Spec. `name-10` is short for `name:steps=10`; `file.py:function` is a file's own.
+    """`name[:option=value]...` -> Spec. `name-10` is short for `name:steps=10`; `FILE.py:FUNCTION` is the user's code.
 
-    common: options that every entry takes beside its own, name -> (type, default).
+    common: options that all entries have, name -> (type, default).
     """
     name, texts = split_spec(text)
     path, colon, function = name.partition(":")
@@ -96,7 +98,7 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
         if key not in hints:
             raise UserError(f"{registry.kind} '{name}' has no option '{key}' ({_allowed(hints)})")
         if key in given:
-            raise UserError(f"{registry.kind} '{text}' sets '{key}' twice; keep one")
+            raise UserError(f"{registry.kind} '{text}': '{key}' is given twice; keep one")
         options[key] = parse_value(value, hints[key][0], f"{registry.kind} '{name}': option '{key}'")
     shown = {k: _show(options[k]) for k in hints if k in options and k not in given and options[k] != hints[k][1]}
     return Spec(join_spec(name, shown), target, options, registry.kind)
@@ -106,33 +108,32 @@ def options_of(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """The keyword-only parameters with a default of a class or function: name -> (type, default)."""
     typed = target if dataclasses.is_dataclass(target) or not inspect.isclass(target) else target.__init__
     hints = get_type_hints(typed)
-    found = inspect.signature(target).parameters.values()
     return {
         _option_name(p.name): (hints.get(p.name, str), p.default)
-        for p in found
+        for p in inspect.signature(target).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     }
 
 
 def _option_name(parameter: str) -> str:
-    """`from` for the parameter `from_`, which Python does not let be called `from`."""
+    """`from` for the parameter `from_`, because `from` is a keyword of Python."""
     bare = parameter.removesuffix("_")
     return bare if keyword.iskeyword(bare) else parameter
 
 
-def parse_value(value: Any, hint: Any, what: str) -> Any:
+def parse_value(value: Any, hint: Any, name: str) -> Any:
     """Text (or a TOML value) as the type `hint`: int, float (`8/255` too), bool, str, Length, tuples, None.
 
-    UserError, begun with `what`, where it is not one.
+    UserError, with the name of the value first, if it is of another type.
     """
     if get_origin(hint) in (Union, types.UnionType):
-        return _parse_union(value, get_args(hint), what)
+        return _parse_union(value, get_args(hint), name)
     if get_origin(hint) is Literal:
-        return _one_of(value, get_args(hint), what)
+        return _one_of(value, get_args(hint), name)
     if get_origin(hint) is tuple:
         items = re.split(r",|(?<!\d[eE])\+", value) if isinstance(value, str) else value
         if isinstance(items, list | tuple):
-            return tuple(parse_value(item, get_args(hint)[0], what) for item in items if item != "")
+            return tuple(parse_value(item, get_args(hint)[0], name) for item in items if item != "")
     if hint is bool:
         if isinstance(value, bool):
             return value
@@ -154,23 +155,23 @@ def parse_value(value: Any, hint: Any, what: str) -> Any:
         return value
     elif hint is type(None) and value in (None, "none", "None"):
         return None
-    raise UserError(f"{what} takes {_type_name(hint)}, not '{value}'")
+    raise UserError(f"{name} takes {_type_name(hint)}, not '{value}'")
 
 
-def _parse_union(value: Any, hints: tuple[Any, ...], what: str) -> Any:
-    for hint in sorted(hints, key=lambda h: h is str):  # text fits a string always, so try that last
+def _parse_union(value: Any, hints: tuple[Any, ...], name: str) -> Any:
+    for hint in sorted(hints, key=lambda h: h is str):  # any text is a str, so try that last
         try:
-            return parse_value(value, hint, what)
+            return parse_value(value, hint, name)
         except UserError:
             continue
-    raise UserError(f"{what} takes {' or '.join(_type_name(h) for h in hints)}, not '{value}'")
+    raise UserError(f"{name} takes {' or '.join(_type_name(h) for h in hints)}, not '{value}'")
 
 
-def _one_of(value: Any, allowed: tuple[Any, ...], what: str) -> Any:
+def _one_of(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
     for choice in allowed:
         if value == choice or str(value) == str(choice):
             return choice
-    raise UserError(f"{what} takes {', '.join(map(str, allowed))}, not '{value}'")
+    raise UserError(f"{name} takes {', '.join(map(str, allowed))}, not '{value}'")
 
 
 def _number(value: Any) -> float | None:
@@ -187,7 +188,7 @@ def _number(value: Any) -> float | None:
 
 
 def _look_up(head: str, registry: Registry) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """A name whole first; then `name-10` as `name:steps=10`."""
+    """The entry of a name and the options that the name implies: `name-10` is `name:steps=10` unless it is an entry."""
     names = registry.entries()
     short, steps = split_steps(head)
     if head not in names and steps is not None and short in names:
@@ -204,7 +205,7 @@ def _look_up(head: str, registry: Registry) -> tuple[Callable[..., Any], dict[st
 
 def _from_file(path: Path, function: str, kind: str) -> Callable[..., Any]:
     if not path.is_file():
-        raise UserError(f"{kind} file {path} does not exist; a {kind} of your own is FILE.py:FUNCTION")
+        raise UserError(f"{kind} file {path} does not exist; write {kind}s of your own as FILE.py:FUNCTION")
     module = import_file(path, what=f"{kind} file")
     target = getattr(module, function, None)
     if not callable(target):
@@ -219,14 +220,7 @@ def _allowed(hints: Mapping[str, Any]) -> str:
 def _type_name(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"several of {_type_name(get_args(hint)[0])}, joined by '+'"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        OfEps: "a multiple as 0.1eps",
-    }
-    return "none" if hint is type(None) else names.get(hint, str(hint))
+    return TYPE_NAMES.get(hint, str(hint))
 
 
 def _show(value: Any) -> str:

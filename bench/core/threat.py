@@ -1,4 +1,4 @@
-"""The threat model: a norm ball around each image, intersected with the range of pixels."""
+"""The threat model: a norm ball around each image, intersected with the range of pixel values."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class ThreatModel:
         return eps.reshape(-1, *[1] * (x.dim() - 1))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """The nearest allowed point to x_adv (Linf, L1), or the ball's, then clamped to the box (L2)."""
+        """The nearest allowed point to x_adv. Under L2: the nearest point of the ball, then clamped to the box."""
         if self.norm == "Linf":
             return torch.clamp(x_adv, *self._interval(x))
         onto_ball = self._onto_l2_ball if self.norm == "L2" else self._onto_l1_ball_in_box
         return self.clamp(_add_towards(x, onto_ball(x_adv.double() - x.double(), x)))
 
     def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """project for the inside of a loop: one x, many x_adv. Under L2 and L1 within the rounding of x's own type."""
+        """project as a function of x_adv, for loops with one x. Under L2 and L1 in x's own precision."""
         if self.norm == "Linf":
             low, high = self._interval(x)
             return lambda x_adv: torch.clamp(x_adv, low, high)
@@ -126,7 +126,7 @@ class ThreatModel:
         return allowed
 
     def of(self, rows: Tensor | slice) -> ThreatModel:
-        """The threat for some rows of a batch."""
+        """The threat model of some rows of a batch."""
         if not isinstance(self.eps, Tensor):
             return self
         return ThreatModel(self.norm, self.eps[rows], self.box)
@@ -145,8 +145,8 @@ class ThreatModel:
     def _onto_l1_ball_in_box(self, delta: Tensor, x: Tensor) -> Tensor:
         """The exact Euclidean projection onto {||d||_1 <= eps, x + d in the box}.
 
-        Its solution is sign(d) min(max(|d| - t, 0), room) for the t >= 0 that spends eps exactly. What is spent is
-        piecewise linear in t, with a kink where a coordinate leaves its room and one where it reaches zero.
+        It is sign(d) min(max(|d| - t, 0), room) for the t >= 0 at which its L1 norm is eps. This norm, `spent`, is
+        piecewise linear in t, with kinks where a coordinate becomes smaller than its room and where it reaches zero.
         """
         size = delta.abs().flatten(1)
         eps = self.eps_like(x).to(delta.dtype).reshape(-1, 1).expand(len(x), 1)
@@ -156,7 +156,7 @@ class ThreatModel:
             low, high = self.box
             exact = x.to(delta.dtype)
             room = torch.where(delta > 0, high - exact, exact - low).flatten(1).clamp(min=0)
-        leaves = (size - room).clamp(min=0)  # above this t the coordinate shrinks with slope -1, until t = size
+        leaves = (size - room).clamp(min=0)  # from this t on the coordinate shrinks with slope -1, until t = size
         kinks, order = torch.cat([leaves, size], dim=1).sort(dim=1)
         change = torch.cat([-torch.ones_like(size), torch.ones_like(size)], dim=1).gather(1, order)
         slope = change.cumsum(dim=1)
@@ -168,14 +168,14 @@ class ThreatModel:
         at, rate = spent.gather(1, segment), slope.gather(1, segment)
         t = kinks.gather(1, segment) + (at - eps) / (-rate).clamp(min=1)
         t = torch.where(spent_at_zero <= eps, torch.zeros_like(t), t)
-        kept = torch.minimum((size - t).clamp(min=0), room)
-        # rounding of the sums may leave a hair too much
-        kept = kept * (eps / kept.sum(dim=1, keepdim=True).clamp(min=TINY)).clamp(max=1)
-        return delta.sign() * kept.reshape(delta.shape)
+        projected = torch.minimum((size - t).clamp(min=0), room)
+        # the rounding of the sums may leave slightly more than eps
+        projected = projected * (eps / projected.sum(dim=1, keepdim=True).clamp(min=TINY)).clamp(max=1)
+        return delta.sign() * projected.reshape(delta.shape)
 
 
 def parse_norm(name: str) -> Norm:
-    """The norm called `name`; UserError where there is none."""
+    """The norm called `name`; UserError if there is none."""
     for norm in NORMS:
         if norm == name:
             return norm
@@ -184,7 +184,7 @@ def parse_norm(name: str) -> Norm:
 
 def unit_l2(delta: Tensor) -> Tensor:
     """Each example (B, ...) divided by its L2 norm; zero where it is zero."""
-    # divided by its largest entry first: the squares of a confident model's gradient underflow in float32
+    # divided by the largest entry first, because the squares of a confident model's gradient underflow in float32
     delta = delta / _flat_norm(delta, math.inf).clamp(min=TINY)
     return delta / _flat_norm(delta, 2).clamp(min=TINY)
 
@@ -196,7 +196,7 @@ def _flat_norm(delta: Tensor, order: float) -> Tensor:
 
 
 def _add_towards(x: Tensor, delta: Tensor) -> Tensor:
-    """x + delta in float32, rounded towards x, so that no rounding takes a point out of its ball."""
+    """x + delta in float32, rounded towards x, so that rounding never moves a point out of its ball."""
     point = (x.double() + delta).to(x.dtype)
     too_far = (point.double() - x.double()).abs() > delta.abs()
     return torch.where(too_far, torch.nextafter(point, x), point)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.core import config, registry
-from bench.core.config import RunConfig, TrainingConfig, as_json, get_suite, make_config, parse_overrides, suites
+from bench.core.config import RunConfig, TrainingConfig, as_json, get_suite, make_config, suites
 from bench.core.errors import UserError
 from bench.core.specs import OfEps, parse_spec
 from bench.core.threat import ThreatModel
@@ -46,16 +46,6 @@ def test_select_best_needs_a_validation_split():
     with pytest.raises(UserError, match=r"\Aselect is best.*validation split.*\Z"):
         make_config(TrainingConfig, "it", {"select": "best"})
     assert make_config(TrainingConfig, "it", {"select": "best", "validation": 0.1}).validation == 0.1
-
-
-def test_parse_overrides():
-    assert parse_overrides(["lr=0.05", "name=a=b", "empty="]) == {"lr": "0.05", "name": "a=b", "empty": ""}
-
-
-@pytest.mark.parametrize("items", [["lr"], ["=3"], [""], ["lr=1", "lr=2"]])
-def test_bad_overrides_are_user_errors(items):
-    with pytest.raises(UserError, match=r"\A--set .*\Z"):
-        parse_overrides(items)
 
 
 @pytest.mark.parametrize("name", registry.defense.names())

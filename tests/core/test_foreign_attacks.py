@@ -139,7 +139,7 @@ def test_points_that_are_not_finite_are_replaced_with_a_warning():
         x[3, 0, 0, 0] = float("nan")
         return x
 
-    with pytest.warns(UserWarning, match=r"\A1 of 6 points were not finite; the images stand in\Z"):
+    with pytest.warns(UserWarning, match=r"\A1 of 6 points were not finite; the images replace them\Z"):
         assert torch.equal(run(broken), tiny_batch().x)
 
 

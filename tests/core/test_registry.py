@@ -141,7 +141,7 @@ def test_failing_plugin_is_one_line_and_leaves_nothing(plugin, text, said):
     assert registry.attack.names() == names
 
 
-@pytest.mark.parametrize(("name", "said"), [("missing.py", "no such file"), ("notes.txt", "must end in .py")])
+@pytest.mark.parametrize(("name", "said"), [("missing.py", "does not exist"), ("notes.txt", "must end in .py")])
 def test_what_is_no_python_file_is_a_user_error(plugin, tmp_path, name, said):
     plugin("x = 1", "notes.txt")
     with pytest.raises(UserError, match=rf"\A.*{name}.*{said}.*\Z"):

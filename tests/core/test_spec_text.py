@@ -1,7 +1,7 @@
 import pytest
 
 from bench.core.errors import UserError
-from bench.core.spec_text import SpecText, join_spec, split_spec, split_steps
+from bench.core.spec_text import SpecText, join_spec, split_options, split_spec, split_steps
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,9 @@ def test_bad_text_is_a_user_error_that_quotes_it(text):
 )
 def test_split_steps(name, short, steps):
     assert split_steps(name) == (short, steps)
+
+
+@pytest.mark.parametrize("words", [["lr"], ["=3"], [""], ["lr=1", "lr=2"]])
+def test_bad_options_are_user_errors_that_name_their_source(words):
+    with pytest.raises(UserError, match=r"\A--set.*\Z"):
+        split_options(words, "--set")
