@@ -1,6 +1,7 @@
 """The structure of the source (DESIGN.md): which room imports which, sizes of files and signatures."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -37,10 +38,16 @@ def modules():
             yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
 
 
+@cache
+def nodes(path):
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def imports(path):
     """Every module of ours that a file imports, at its top or inside a function."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -122,7 +129,7 @@ def test_every_file_has_fewer_than_300_lines():
 
 def test_no_function_has_more_than_8_parameters():
     for module, path in modules():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef):
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 n = len([each for each in arguments if each.arg not in ("self", "cls")])
@@ -131,8 +138,7 @@ def test_no_function_has_more_than_8_parameters():
 
 def test_nothing_that_the_conventions_forbid():
     for module, path in modules():
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
+        for node in nodes(path):
             if isinstance(node, ast.ImportFrom):
                 assert "*" not in [alias.name for alias in node.names], module
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -10,6 +10,7 @@ from attacks.fgsm import FGSM
 from bench.core.attack_specs import PlannedAttack, make_attacks
 from bench.core.contracts import Attack, Certificate
 from bench.core.errors import CheckError, UserError
+from bench.core.records import Sanity
 from bench.core.staged_attack import Stage
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
@@ -29,6 +30,18 @@ THREAT = ThreatModel("Linf", 0.03)
 def _forget():
     calls.clear()
     limits.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_verdict(monkeypatch):
+    """The sanity checks have tests of their own."""
+    monkeypatch.setattr("bench.evaluate.evaluation.form_verdict", lambda *_, **options: Sanity("unchecked", []))
+
+
+@pytest.fixture(autouse=True)
+def _no_audit(request, monkeypatch):
+    if "audit" not in request.node.name:
+        monkeypatch.setattr("bench.evaluate.evaluation.audit_certificates", lambda *_: 0)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from bench.core import registry
 from bench.core.attack_specs import make_attacks
 from bench.core.contracts import Certifier
 from bench.core.errors import CheckError, UserError
+from bench.core.records import Sanity
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.certified import make_certifiers, measure_certifier
@@ -26,6 +27,12 @@ THREAT = ThreatModel("Linf", 0.03)
 @pytest.fixture(autouse=True)
 def _forget():
     calls.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_verdict(monkeypatch):
+    """The sanity checks have tests of their own."""
+    monkeypatch.setattr("bench.evaluate.evaluation.form_verdict", lambda *_, **options: Sanity("unchecked", []))
 
 
 @pytest.fixture
