@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,21 +38,23 @@ class Passes:
     forwards: int = 0
     backwards: int = 0
 
+    def forward(self, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        """Count a call of the model, and its backward pass when it happens."""
+        self.forwards += len(logits)
+        if logits.requires_grad:
+            logits.register_hook(self.backward)
+
+    def backward(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+
+PassesT = TypeVar("PassesT", bound=Passes)
+
 
 @contextmanager
-def count_passes(model: nn.Module, passes: Passes | None = None) -> Iterator[Passes]:
-    """Count, inside the block, every call of the model and every gradient taken through its output."""
-    passes = passes if passes is not None else Passes()
-
-    def after_forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        passes.forwards += len(output)
-        if output.requires_grad:
-            output.register_hook(after_backward)
-
-    def after_backward(gradient: Tensor) -> None:
-        passes.backwards += len(gradient)
-
-    handle = model.register_forward_hook(after_forward)
+def count_passes(model: nn.Module, passes: PassesT) -> Iterator[PassesT]:
+    """Add to `passes`, inside the block, every call of the model and every gradient taken through its output."""
+    handle = model.register_forward_hook(lambda _, inputs, output: passes.forward(inputs, output))
     try:
         yield passes
     finally:
@@ -61,7 +62,7 @@ def count_passes(model: nn.Module, passes: Passes | None = None) -> Iterator[Pas
 
 
 class AttackPasses(Passes):
-    """The passes of an attack on one batch, per example.
+    """The passes of an attack on one batch of images x (B,C,H,W) with labels y (B,), per example.
 
     passes_until_broken (B,) int64: the forward and backward passes of an example up to the first point of the threat
     model that was misclassified; 0 if there was none. Calls on part of the batch without `on_rows` (the code of other
@@ -74,23 +75,19 @@ class AttackPasses(Passes):
         self.passes_until_broken = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         self._per_example = torch.zeros(len(y), dtype=torch.float64, device=y.device)
 
-    def forward(self, x: Tensor, logits: Tensor) -> None:
+    def forward(self, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        super().forward(inputs, logits)
         rows = self._rows(len(logits))
-        self.forwards += len(logits)
         self._add(rows, len(logits))
         if logits.requires_grad:
-            logits.register_hook(partial(self.backward, rows))
+            logits.register_hook(lambda gradient: self._add(rows, len(gradient)))
         if rows is not None:
             misclassified = (logits.detach().argmax(dim=1) != self.y[rows]) & (self.passes_until_broken[rows] == 0)
             if misclassified.any():
                 candidates = rows[misclassified]
-                allowed = self.threat.of(candidates).contains(x.detach()[misclassified], self.x[candidates])
-                broken = candidates[allowed]
+                points = inputs[0].detach()[misclassified]
+                broken = candidates[self.threat.of(candidates).contains(points, self.x[candidates])]
                 self.passes_until_broken[broken] = self.total()[broken]
-
-    def backward(self, rows: Tensor | None, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
-        self._add(rows, len(gradient))
 
     def total(self) -> Tensor:
         """The passes of each example so far, (B,) int64, rounded up."""
@@ -107,14 +104,3 @@ class AttackPasses(Passes):
             self._per_example += inputs / len(self.y)
         else:
             self._per_example.index_add_(0, rows, torch.ones(inputs, dtype=torch.float64, device=rows.device))
-
-
-@contextmanager
-def count_attack_passes(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Iterator[AttackPasses]:
-    """AttackPasses of an attack on images x (B,C,H,W) with labels y (B,), inside the block."""
-    passes = AttackPasses(x, y, threat)
-    handle = model.register_forward_hook(lambda _, inputs, output: passes.forward(inputs[0], output))
-    try:
-        yield passes
-    finally:
-        handle.remove()

@@ -19,7 +19,7 @@ from bench.core.contracts import Attack, Batch, Certifier, frozen
 from bench.core.errors import UserError
 from bench.core.example_table import Flags
 from bench.core.files import read_arrays, write_arrays
-from bench.core.passes import count_attack_passes, count_passes
+from bench.core.passes import AttackPasses, Passes, count_passes
 from bench.evaluate.clean import predict_with_margin
 from bench.evaluate.context import EvalContext
 
@@ -74,7 +74,7 @@ def run_attack(
     model, threat = context.model, context.threat
     with (
         warnings.catch_warnings(record=True, action="always") as caught,
-        count_attack_passes(model, batch.x, batch.y, threat) as passes,
+        count_passes(model, AttackPasses(batch.x, batch.y, threat)) as passes,
     ):
         x_adv = attack(model, batch, threat, generator=generator)
         with frozen(model):
@@ -109,7 +109,10 @@ def run_certifier(
 ) -> CertifierBatch:
     """One certifier on one batch."""
     start = time.perf_counter()
-    with warnings.catch_warnings(record=True, action="always") as caught, count_passes(context.model) as passes:
+    with (
+        warnings.catch_warnings(record=True, action="always") as caught,
+        count_passes(context.model, Passes()) as passes,
+    ):
         certificate = certifier(context.model, batch, context.threat, generator=generator)
     broken, witness = torch.zeros_like(certificate.certified), batch.x[:0]
     finds_counterexamples = certificate.broken is not None and certificate.witness is not None

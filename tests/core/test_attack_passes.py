@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from bench.core.passes import count_attack_passes, on_rows
+from bench.core.passes import AttackPasses, count_passes, on_rows
 from bench.core.threat import ThreatModel
 
 LINF = ThreatModel("Linf", 0.1)
@@ -24,7 +24,7 @@ def images(*pixels):
 def test_forwards_and_backwards_of_each_example():
     x, y = images(0.1, 0.2, 0.3), torch.zeros(3, dtype=torch.int64)
     model = Sign()
-    with count_attack_passes(model, x, y, LINF) as passes:
+    with count_passes(model, AttackPasses(x, y, LINF)) as passes:
         model(x)
         with on_rows(torch.tensor([1, 2, 2])):
             point = x[[1, 2, 2]].requires_grad_()
@@ -38,7 +38,7 @@ def test_forwards_and_backwards_of_each_example():
 def test_passes_of_undeclared_rows_are_shared_by_all_examples():
     x, y = images(0.1, 0.2, 0.3), torch.zeros(3, dtype=torch.int64)
     model = Sign()
-    with count_attack_passes(model, x, y, LINF) as passes:
+    with count_passes(model, AttackPasses(x, y, LINF)) as passes:
         model(x[:2])
     assert passes.total().tolist() == [1, 1, 1]  # two thirds each, rounded up
     assert passes.forwards == 2
@@ -47,7 +47,7 @@ def test_passes_of_undeclared_rows_are_shared_by_all_examples():
 def test_an_example_is_broken_by_the_first_misclassified_point_that_is_allowed():
     x, y = images(0.45, 0.45, 0.45), torch.zeros(3, dtype=torch.int64)
     model = Sign()
-    with count_attack_passes(model, x, y, LINF) as passes:
+    with count_passes(model, AttackPasses(x, y, LINF)) as passes:
         model(x)
         model(images(0.52, 0.7, 0.4))  # misclassified, misclassified but too far away, correct
         model(images(0.54, 0.53, 0.4))
@@ -57,7 +57,7 @@ def test_an_example_is_broken_by_the_first_misclassified_point_that_is_allowed()
 def test_outside_the_block_nothing_is_counted():
     x, y = images(0.1), torch.zeros(1, dtype=torch.int64)
     model = Sign()
-    with count_attack_passes(model, x, y, LINF) as passes:
+    with count_passes(model, AttackPasses(x, y, LINF)) as passes:
         pass
     model(x)
     assert passes.total().tolist() == [0]
@@ -66,7 +66,7 @@ def test_outside_the_block_nothing_is_counted():
 def test_rows_are_forgotten_after_their_block():
     x, y = images(0.1, 0.2), torch.zeros(2, dtype=torch.int64)
     model = Sign()
-    with count_attack_passes(model, x, y, LINF) as passes:
+    with count_passes(model, AttackPasses(x, y, LINF)) as passes:
         with on_rows(torch.tensor([0])):
             model(x[:1])
         model(x)

@@ -34,7 +34,7 @@ def test_residual_uses_its_shortcut():
 def test_passes_count_examples():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     x = torch.rand(5, 3, requires_grad=True)
-    with count_passes(model) as passes:
+    with count_passes(model, Passes()) as passes:
         model(x)
         with torch.no_grad():
             model(x[:2])
@@ -47,7 +47,7 @@ def test_passes_end_with_the_block_even_after_an_error():
     model = nn.Linear(3, 2)
 
     def fail():
-        with count_passes(model) as passes:
+        with count_passes(model, Passes()) as passes:
             found.append(passes)
             model(torch.rand(2, 3))
             raise RuntimeError
@@ -71,6 +71,6 @@ def test_passes_go_on_from_a_given_count():
 def test_counting_changes_no_result():
     model, x = nn.Linear(3, 2), torch.rand(4, 3, requires_grad=True)
     (plain,) = torch.autograd.grad(model(x).square().sum(), x)
-    with count_passes(model):
+    with count_passes(model, Passes()):
         (counted,) = torch.autograd.grad(model(x).square().sum(), x)
     assert torch.equal(plain, counted)

@@ -9,7 +9,7 @@ from bench.core import registry
 from bench.core.errors import UserError
 from bench.core.specs import OfEps, Spec, check_counts_and_lengths, in_units, options_of, parse_spec, parse_value
 
-quick = settings(deadline=None, derandomize=True, max_examples=100)
+quick = settings(deadline=None, derandomize=True, max_examples=40)
 BUILD = """
 def build(shape, classes, *, width: int = 4, scale: tuple[float, ...] = (0.5, 0.5), bias: bool = True,
           activation: str | None = None):

@@ -67,15 +67,15 @@ def test_gradient_is_that_of_finite_differences(norm, intermediate, moved):
     assert sum(g.abs().sum() for g in gradients) > 1
     generator = torch.Generator().manual_seed(3)
     for weight, gradient in zip(weights, gradients, strict=True):
-        for _ in range(3):
-            direction = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-            direction /= direction.norm()
-            ends = []
-            with torch.no_grad():
-                for step in (1, -2, 1):
-                    weight += step * 1e-6 * direction
-                    ends.append(penalty())
-            assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]).item() / 2e-6, abs=1e-5)
+        direction = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        direction /= direction.norm()
+        ends = []
+        with torch.no_grad():
+            for step in (1, -2):
+                weight += step * 1e-6 * direction
+                ends.append(penalty())
+            weight += 1e-6 * direction
+        assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]).item() / 2e-6, abs=1e-5)
 
 
 def test_the_hinge_begins_at_alpha_and_goes_on_below_zero():
@@ -246,7 +246,7 @@ def test_the_attack_leaves_no_gradient():
 
 
 def test_it_pushes_the_hyperplanes_away():
-    loop = DefenseContract().loop("l-per", epochs="30", beta="1", crop="0", lr="0.01")
+    loop = DefenseContract().loop("l-per", epochs="10", beta="1", crop="0", lr="0.01")
     batch = loop.split.take(torch.arange(40))
 
     def penalty():

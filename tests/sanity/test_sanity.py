@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from bench.core import registry
 from bench.core.attack_specs import make_attacks
 from bench.core.contracts import frozen
-from bench.core.passes import count_passes
+from bench.core.passes import Passes, count_passes
 from bench.core.records import Sanity
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
@@ -636,7 +636,7 @@ def test_the_batch_size_is_the_memory_and_not_the_verdict(robust, test):
 
 def test_the_cost_is_bounded(robust, test):
     table = tabled(robust, test, THREATS["Linf"], ["pgd-20"])
-    with count_passes(robust) as passes:
+    with count_passes(robust, Passes()) as passes:
         judged(robust, test, table=table)
     assert passes.forwards <= 200 * 64
     assert passes.backwards <= 70 * 64
