@@ -68,9 +68,9 @@ class AlphaCrown(MarginCertifier):
             return bound.concretize({0: region})[0].squeeze(1)
 
         best, which = torch.stack([lower_bound(relaxations) for relaxations in starts]).max(dim=0)
-        fixed = starts[-1]
+        fixed, rows = starts[-1], torch.arange(len(which), device=which.device)
         slopes = {
-            k: _select([relaxations[k].lower_slope for relaxations in starts], which).requires_grad_()
+            k: torch.stack([relaxations[k].lower_slope for relaxations in starts])[which, rows].requires_grad_()
             for k in network.activations
             if fixed[k].lower_bias is None
         }
@@ -89,8 +89,3 @@ class AlphaCrown(MarginCertifier):
             for k, slope in slopes.items():
                 slope.clamp_(*network.activation(k).slope)
         return best
-
-
-def _select(slopes: list[Tensor], which: Tensor) -> Tensor:
-    """Row n of slopes[which[n]], for each n."""
-    return torch.stack(slopes)[which, torch.arange(len(which), device=which.device)]

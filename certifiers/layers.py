@@ -1,7 +1,4 @@
-"""The layers that can be bounded: how each propagates intervals forward and linear forms backward.
-
-An interval is a centre and a radius, (B|1,*shape) each: every value lies within the radius of the centre.
-"""
+"""The layers that can be bounded: how each propagates intervals forward and linear forms backward."""
 
 from __future__ import annotations
 
@@ -19,43 +16,23 @@ from bench.core.errors import UserError
 from bench.core.layers import Normalize
 from certifiers.linear_forms import Kernel, LinearForms, Pair
 
-Interval = tuple[Tensor, Tensor]
+Interval = tuple[Tensor, Tensor]  # centre and radius, (B|1,*shape) each: all values within the radius of the centre
 
 
 class Affine(ABC):
-    """A layer W z + b of one input."""
+    """A layer W z + b of one input. terms: how many products are summed for one output."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self.terms = math.prod(weight.shape[1:]) + 1
 
     @abstractmethod
-    def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        """The interval of W z + b for z in an interval (Eq. 3.8)."""
+    def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The layer with another weight and bias, at z (B|1,*shape)."""
 
     @abstractmethod
     def backward(self, forms: LinearForms, shape: tuple[int, ...]) -> tuple[LinearForms, Tensor | float]:
         """Forms of the output as forms of the input, which has `shape`, and the constants (B|1,T) that b adds."""
-
-    @abstractmethod
-    def magnitude(self, size: Tensor) -> Tensor:
-        """The largest possible |W z + b| if |z| is at most `size`, (B|1,*shape) each."""
-
-    @abstractmethod
-    def variance(self, variance: Tensor) -> Tensor:
-        """The variance of W z for independent z of this variance, (B|1,*shape) each."""
-
-    @property
-    @abstractmethod
-    def terms(self) -> int:
-        """How many products are summed for one output."""
-
-
-class Weighted(Affine):
-    """A layer with a weight tensor."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    @abstractmethod
-    def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The layer with another weight and bias."""
 
     @cached_property
     @torch.enable_grad()
@@ -64,23 +41,19 @@ class Weighted(Affine):
         return self.weight.abs()
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
+        """The interval of W z + b for z in an interval (Eq. 3.8)."""
         return self.apply(center, self.weight, self.bias), self.apply(radius, self.absolute)
 
     def magnitude(self, size: Tensor) -> Tensor:
+        """The largest possible |W z + b| if |z| is at most `size`, (B|1,*shape) each."""
         return self.apply(size, self.absolute, None if self.bias is None else self.bias.abs())
 
     def variance(self, variance: Tensor) -> Tensor:
+        """The variance of W z for independent z of this variance, (B|1,*shape) each."""
         return self.apply(variance, self.weight.square())
 
-    @property
-    def terms(self) -> int:
-        return math.prod(self.weight.shape[1:]) + 1
 
-
-class Linear(Weighted):
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias = weight, bias
-
+class Linear(Affine):
     def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(z, weight, bias)
 
@@ -89,11 +62,12 @@ class Linear(Weighted):
         return forms.dense().linear_backward(self.weight), constant
 
 
-class Conv(Weighted):
+class Conv(Affine):
     """A convolution, or average pooling, which is one."""
 
     def __init__(self, kernel: Kernel, bias: Tensor | None) -> None:
-        self.kernel, self.weight, self.bias = kernel, kernel.weight, bias
+        super().__init__(kernel.weight, bias)
+        self.kernel = kernel
 
     def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         kernel = self.kernel
@@ -105,49 +79,29 @@ class Conv(Weighted):
 
 
 class Scale(Affine):
-    """factor z + shift for each channel: a normalisation."""
+    """weight z + bias for each channel: a normalisation."""
 
-    def __init__(self, factor: Tensor, shift: Tensor) -> None:
-        self.factor, self.shift = factor, shift
+    bias: Tensor
 
-    def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        return center * self.factor + self.shift, radius * self.factor.abs()
+    def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return z * weight if bias is None else z * weight + bias
 
     def backward(self, forms: LinearForms, shape: tuple[int, ...]) -> tuple[LinearForms, Tensor | float]:
-        return forms.scaled(self.factor.expand(1, *shape)), forms.dot(self.shift.expand(1, *shape))
-
-    def magnitude(self, size: Tensor) -> Tensor:
-        return size * self.factor.abs() + self.shift.abs()
-
-    def variance(self, variance: Tensor) -> Tensor:
-        return variance * self.factor.square()
-
-    @property
-    def terms(self) -> int:
-        return 2
+        return forms.scaled(self.weight.expand(1, *shape)), forms.dot(self.bias.expand(1, *shape))
 
 
 class Reshape(Affine):
     """The same values in another shape."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
+        super().__init__(torch.ones(()), None)
+        self.shape, self.terms = shape, 0
 
-    def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        return self.magnitude(center), self.magnitude(radius)
+    def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return z.reshape(-1, *self.shape)
 
     def backward(self, forms: LinearForms, shape: tuple[int, ...]) -> tuple[LinearForms, Tensor | float]:
         return forms.dense().reshaped(shape), 0.0
-
-    def magnitude(self, size: Tensor) -> Tensor:
-        return size.reshape(-1, *self.shape)
-
-    def variance(self, variance: Tensor) -> Tensor:
-        return self.magnitude(variance)
-
-    @property
-    def terms(self) -> int:
-        return 0
 
 
 class Add:
@@ -173,6 +127,8 @@ class Activation:
 
 
 Layer = Affine | Add | Activation
+SIGMOID = Activation("sigmoid", torch.sigmoid, (0.0, 0.25))
+TANH = Activation("tanh", torch.tanh, (0.0, 1.0))
 
 
 def linear(module: nn.Linear, like: Tensor) -> Linear:
@@ -230,14 +186,6 @@ def relu(slope: float = 0.0) -> Activation:
         raise UserError(f"its negative slope is {slope}; it must be in [0, 1]")
     function = F.relu if slope == 0 else lambda x: F.leaky_relu(x, slope)
     return Activation("relu", function, (slope, 1.0))
-
-
-def sigmoid() -> Activation:
-    return Activation("sigmoid", torch.sigmoid, (0.0, 0.25))
-
-
-def tanh() -> Activation:
-    return Activation("tanh", torch.tanh, (0.0, 1.0))
 
 
 def _pair(value: int | tuple[int | None, ...] | None) -> Pair:

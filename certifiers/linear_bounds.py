@@ -1,8 +1,4 @@
-"""Linear bounds of a network's margins (Algorithm 3.1, CROWN), batched over examples and differentiable.
-
-Pre-activation bounds come first, layer by layer. Then a linear relaxation replaces each activation, and the margins
-z_y - z_j are propagated backward to the image.
-"""
+"""Linear bounds of a network's margins (Algorithm 3.1, CROWN), batched over examples and differentiable."""
 
 from __future__ import annotations
 
@@ -75,7 +71,11 @@ def linear_bounds(
 
 
 class BoundedNetwork:
-    """A network with the kind of relaxation that bounds it."""
+    """A network and how to bound it.
+
+    Pre-activation bounds are computed first, layer by layer. Then each activation is replaced by its linear relaxation,
+    and the margins z_y - z_j are propagated backward to the image.
+    """
 
     def __init__(self, network: Network, relaxation: RelaxationKind, intermediate: Intermediate = "linear") -> None:
         self.network, self.relaxation, self.intermediate = network, relaxation, intermediate

@@ -1,8 +1,4 @@
-"""Linear forms of a layer's output, which are propagated backward through a network layer by layer.
-
-`DenseForms` have a coefficient for every unit. `PatchForms` are those of a convolution's output units: each depends on
-a window of the layer only, so that its coefficients are the window's (the receptive field), never a whole image's.
-"""
+"""Linear forms of a layer's output, which are propagated backward through a network layer by layer."""
 
 from __future__ import annotations
 
@@ -88,7 +84,7 @@ class LinearForms(ABC):
 
 
 class DenseForms(LinearForms):
-    """coefficients (B|1,T,*shape)."""
+    """Forms with a coefficient for every unit: coefficients (B|1,T,*shape)."""
 
     def __init__(self, coefficients: Tensor) -> None:
         self.coefficients = coefficients
@@ -142,7 +138,7 @@ class UnitForms(DenseForms):
 
 
 class PatchForms(LinearForms):
-    """The units of an output (O,*grid), each with coefficients for the window of the layer that it depends on.
+    """The units of a convolution's output (O,*grid), each with coefficients for its receptive field in the layer only.
 
     coefficients (B|1,P|1,O,C,kh,kw), P = number of positions of the grid. T = O x P, in the order of the flattened
     output. outside: coefficients beyond the image's border may differ from zero; they must be ignored.
@@ -153,12 +149,6 @@ class PatchForms(LinearForms):
     ) -> None:
         self.coefficients, self.shape, self.grid = coefficients, shape, grid
         self.stride, self.padding, self.outside = stride, padding, outside
-
-    @classmethod
-    def identity(cls, shape: tuple[int, ...], channels: range, like: Tensor) -> PatchForms:
-        """The units of some of a layer's channels."""
-        eye = torch.eye(shape[0], dtype=like.dtype, device=like.device)[channels.start : channels.stop]
-        return cls(eye[None, None, :, :, None, None], shape, (shape[1], shape[2]), (1, 1), (0, 0), outside=False)
 
     @property
     def positions(self) -> int:
@@ -178,7 +168,7 @@ class PatchForms(LinearForms):
         """With zeros beyond the border."""
         if not self.outside or self.padding == (0, 0):
             return self
-        return self._with(self.coefficients * self.inside.unsqueeze(2), outside=False)
+        return self.with_coefficients(self.coefficients * self.inside.unsqueeze(2), outside=False)
 
     def dot(self, values: Tensor) -> Tensor:
         windows = self._windows(values).flatten(2)  # zero beyond the border, so that those coefficients do not count
@@ -187,14 +177,15 @@ class PatchForms(LinearForms):
         products = windows @ flat[0, 0].T if shared else (flat @ windows[..., None]).squeeze(3)
         return products.transpose(1, 2).flatten(1)
 
-    def with_coefficients(self, coefficients: Tensor) -> PatchForms:
-        return self._with(coefficients, outside=self.outside)
+    def with_coefficients(self, coefficients: Tensor, *, outside: bool | None = None) -> PatchForms:
+        outside = self.outside if outside is None else outside
+        return PatchForms(coefficients, self.shape, self.grid, self.stride, self.padding, outside=outside)
 
     def align(self, values: Tensor) -> Tensor:
         return self._windows(values).unsqueeze(2)
 
     def scaled(self, values: Tensor) -> PatchForms:
-        return self._with(self.coefficients * self.align(values), outside=False)
+        return self.with_coefficients(self.coefficients * self.align(values), outside=False)
 
     def norm(self, order: float) -> Tensor:
         flat = self.masked().coefficients.flatten(3)
@@ -246,9 +237,6 @@ class PatchForms(LinearForms):
             top - self.padding[0], low + self.padding[0] - self.size[0],
         ))  # fmt: skip
 
-    def _with(self, coefficients: Tensor, *, outside: bool) -> PatchForms:
-        return PatchForms(coefficients, self.shape, self.grid, self.stride, self.padding, outside=outside)
-
     def _windows(self, values: Tensor) -> Tensor:
         """The windows of (N,*shape), with zeros beyond the border: (N,P,C,kh,kw)."""
         high, wide = self.size
@@ -286,7 +274,10 @@ def _transposed_conv(images: Tensor, kernel: Kernel, padding: Pair, size: tuple[
 
 def identity_forms(shape: tuple[int, ...], channels: range, like: Tensor) -> LinearForms:
     """The units of some channels of a layer with an output of shape (C,H,W), or some units of one of shape (F,)."""
-    return PatchForms.identity(shape, channels, like) if len(shape) == 3 else UnitForms(shape[0], channels, like)
+    if len(shape) == 1:
+        return UnitForms(shape[0], channels, like)
+    eye = torch.eye(shape[0], dtype=like.dtype, device=like.device)[channels.start : channels.stop]
+    return PatchForms(eye[None, None, :, :, None, None], shape, (shape[1], shape[2]), (1, 1), (0, 0), outside=False)
 
 
 def margin_specification(y: Tensor, classes: int, like: Tensor) -> tuple[Tensor, DenseForms]:

@@ -86,7 +86,7 @@ def operator_norm(layer: Layer, shape: tuple[int, ...], name: str) -> Tensor | f
         case Conv():
             return conv_norm(layer.kernel, (shape[1], shape[2]))
         case Scale():
-            return layer.factor.double().abs().max()
+            return layer.weight.double().abs().max()
         case Activation():
             return max(map(abs, layer.slope))
         case Reshape():

@@ -69,19 +69,17 @@ class Map:
 
 def affine_maps(network: Network) -> dict[int, Map]:
     """The affine nodes of a network, each as a function of its input."""
-    return {k: _map(network, k) for k, node in enumerate(network.nodes) if isinstance(node.layer, Affine)}
-
-
-def _map(network: Network, k: int) -> Map:
-    node = network.nodes[k]
-    assert isinstance(node.layer, Affine)
-    shape = network.nodes[node.inputs[0]].shape
-    coefficients, constants = [], []
-    for units in torch.eye(int(np.prod(node.shape)), dtype=network.image.dtype).split(CHUNK):
-        forms, constant = node.layer.backward(DenseForms(units.reshape(1, -1, *node.shape)), shape)
-        coefficients.append(sp.csr_matrix(forms.dense().flat[0].numpy()))
-        constants.append((constant + units.new_zeros(1, len(units)))[0].numpy())
-    return Map(sp.vstack(coefficients, format="csr"), np.concatenate(constants))
+    maps = {}
+    for k, node in enumerate(network.nodes):
+        if isinstance(node.layer, Affine):
+            coefficients, constants = [], []
+            for units in torch.eye(int(np.prod(node.shape)), dtype=network.image.dtype).split(CHUNK):
+                start = DenseForms(units.reshape(1, -1, *node.shape))
+                forms, constant = node.layer.backward(start, network.nodes[node.inputs[0]].shape)
+                coefficients.append(sp.csr_matrix(forms.dense().flat[0].numpy()))
+                constants.append((constant + units.new_zeros(1, len(units)))[0].numpy())
+            maps[k] = Map(sp.vstack(coefficients, format="csr"), np.concatenate(constants))
+    return maps
 
 
 @dataclass(frozen=True)

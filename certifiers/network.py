@@ -34,16 +34,16 @@ MODULES: dict[type[nn.Module], Callable[[Any, Tensor], Layer | None]] = {
     Normalize: lambda module, _: layers.normalize(module),
     nn.ReLU: lambda *_: layers.relu(),
     nn.LeakyReLU: lambda module, _: layers.relu(module.negative_slope),
-    nn.Sigmoid: lambda *_: layers.sigmoid(),
-    nn.Tanh: lambda *_: layers.tanh(),
+    nn.Sigmoid: lambda *_: layers.SIGMOID,
+    nn.Tanh: lambda *_: layers.TANH,
     nn.Identity: lambda *_: None,
     nn.Dropout: lambda *_: None,
     nn.Dropout2d: lambda *_: None,
 }
-ACTIVATIONS: dict[Any, Callable[[], Layer]] = {
-    **dict.fromkeys((F.relu, torch.relu, "relu"), layers.relu),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), layers.sigmoid),
-    **dict.fromkeys((torch.tanh, F.tanh, "tanh"), layers.tanh),
+ACTIVATIONS: dict[Any, Layer] = {
+    **dict.fromkeys((F.relu, torch.relu, "relu"), layers.relu()),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), layers.SIGMOID),
+    **dict.fromkeys((torch.tanh, F.tanh, "tanh"), layers.TANH),
 }
 RESHAPE = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
 SUM = (operator.add, operator.iadd, torch.add, "add")
@@ -181,7 +181,7 @@ class Network:
             elif node.target in RESHAPE and len(before) == 1:
                 return layers.Reshape(shape)
             elif node.target in ACTIVATIONS and len(before) == 1:
-                return ACTIVATIONS[node.target]()
+                return ACTIVATIONS[node.target]
         except UserError as error:
             reason = str(error)
         raise UserError(f"layer '{name}' ({kind}) cannot be bounded: {reason}")

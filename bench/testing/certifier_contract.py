@@ -1,4 +1,4 @@
-"""The tests that every registered certifier must pass: as bench/testing/contracts.py, a class that a plugin inherits."""
+"""The contract of certifiers: the tests that a registered certifier must pass, as a class that a plugin inherits."""
 
 from __future__ import annotations
 
@@ -18,28 +18,26 @@ from bench.core.specs import parse_spec
 from bench.core.threat import NORMS, Norm, ThreatModel, parse_norm
 from bench.testing.contracts import CPU, fingerprint, registry_target, same
 
-GREY, GREY_CLASSES = (1, 4, 4), 3  # small enough for a complete certifier
+SHAPE, CLASSES = (1, 4, 4), 3  # small enough for a complete certifier
 
 
 class CertifierContract:
-    """What a certifier claims is so, whatever is tried on it; and it leaves the model alone.
+    """No point that is tried contradicts a certificate, and the certifier leaves the model unchanged.
 
-    A probabilistic certifier may speak of another classifier (Certificate.prediction), which nothing here attacks.
+    A probabilistic certifier may certify another classifier (Certificate.prediction), which is not attacked here.
     """
 
-    def make(self, name: str) -> Certifier:
+    def each_norm(self, name: str, *, deterministic: bool = False) -> Iterator[tuple[Certifier, Norm]]:
+        """The certifier and each norm that it supports; none if only deterministic ones are wanted and it is not."""
         certifier: Certifier = parse_spec(name, registry.certifier).make()
-        return certifier
-
-    def each_norm(self, name: str) -> Iterator[tuple[Certifier, Norm]]:
-        certifier = self.make(name)
         assert certifier.norms
-        for norm in certifier.norms:
-            yield certifier, parse_norm(norm)
+        if certifier.kind == "deterministic" or not deterministic:
+            for norm in certifier.norms:
+                yield certifier, parse_norm(norm)
 
-    def test_leaves_the_model_as_it_was(self, name: str) -> None:
+    def test_leaves_the_model_unchanged(self, name: str) -> None:
         for certifier, norm in self.each_norm(name):
-            model, batch = conv_net(), grey_batch(conv_net())
+            model, batch = conv_net(), batch_of(conv_net())
             model(batch.x).sum().backward()
             model.train()
             next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
@@ -50,92 +48,87 @@ class CertifierContract:
 
     def test_depends_on_its_seed_only(self, name: str) -> None:
         for certifier, norm in self.each_norm(name):
-            runs: list[Certificate] = []
+            certificates: list[Certificate] = []
             for noise in (1, 2):
                 torch.manual_seed(noise)  # the global generator must not matter
-                runs.append(certify(certifier, dense_net(), grey_batch(dense_net()), ThreatModel(norm, 0.01)))
-            assert torch.equal(runs[0].radius, runs[1].radius)
-            assert torch.equal(runs[0].certified, runs[1].certified)
+                certificates.append(certify(certifier, dense_net(), batch_of(dense_net()), ThreatModel(norm, 0.01)))
+            assert torch.equal(certificates[0].radius, certificates[1].radius)
+            assert torch.equal(certificates[0].certified, certificates[1].certified)
 
     def test_does_not_depend_on_the_rest_of_the_batch(self, name: str) -> None:
-        for certifier, norm in self.each_norm(name):
-            if certifier.kind == "probabilistic":
-                continue
-            model, batch, threat = conv_net(), grey_batch(conv_net()), ThreatModel(norm, 0.05)
+        for certifier, norm in self.each_norm(name, deterministic=True):
+            model, batch, threat = conv_net(), batch_of(conv_net()), ThreatModel(norm, 0.05)
             whole = certify(certifier, model, batch, threat)
             for k in range(len(batch)):
                 alone = certify(certifier, model, Batch(batch.x[[k]], batch.y[[k]], batch.index[[k]]), threat)
                 assert torch.equal(alone.certified, whole.certified[[k]])
                 assert torch.allclose(alone.radius, whole.radius[[k]], rtol=1e-4, atol=1e-6)
 
-    def test_no_point_that_is_tried_breaks_a_certificate(self, name: str) -> None:
-        for certifier, norm in self.each_norm(name):
-            if certifier.kind == "probabilistic":
-                continue
+    def test_no_point_that_is_tried_contradicts_a_certificate(self, name: str) -> None:
+        for certifier, norm in self.each_norm(name, deterministic=True):
             for model in (dense_net(), conv_net()):
-                batch = grey_batch(model)
+                batch = batch_of(model)
                 shares = []
                 for eps in (0.002, 0.05, 0.3):
-                    found = certify(certifier, model, batch, ThreatModel(norm, eps))
-                    shares.append(found.certified.float().mean().item())
-                    assert_consistent(found, eps)
-                    assert_survives(found, model, batch, ThreatModel(norm, eps))
+                    certificate = certify(certifier, model, batch, ThreatModel(norm, eps))
+                    shares.append(certificate.certified.float().mean().item())
+                    assert_consistent(certificate, eps)
+                    assert_not_contradicted(certificate, model, batch, ThreatModel(norm, eps))
                 assert shares[0] > 0
                 assert shares == sorted(shares, reverse=True)
 
     def test_takes_a_batch_of_one(self, name: str) -> None:
         for certifier, norm in self.each_norm(name):
-            found = certify(certifier, conv_net(), grey_batch(conv_net(), 1), ThreatModel(norm, 0.01))
-            assert found.radius.shape == found.certified.shape == (1,)
-            assert len(found.status) == 1
+            certificate = certify(certifier, conv_net(), batch_of(conv_net(), 1), ThreatModel(norm, 0.01))
+            assert certificate.radius.shape == certificate.certified.shape == (1,)
+            assert len(certificate.status) == 1
 
     def test_certifies_no_more_than_the_distance_of_a_linear_model(self, name: str) -> None:
         for certifier, norm in self.each_norm(name):
             model, batch, distance = linear_case(norm)
             for eps in (distance.median().item(), distance.max().item(), 2 * distance.max().item()):
-                found = certify(certifier, model, batch, ThreatModel(norm, eps))
-                assert_consistent(found, eps)
-                assert (found.radius <= distance * (1 + 1e-5)).all()
+                certificate = certify(certifier, model, batch, ThreatModel(norm, eps))
+                assert_consistent(certificate, eps)
+                assert (certificate.radius <= distance * (1 + 1e-5)).all()
 
     def test_certifies_a_linear_model_well_within_its_distance(self, name: str) -> None:
         for certifier, norm in self.each_norm(name):
             model, batch, distance = linear_case(norm)
             for eps in (distance.min().item() / 10, distance / 10):
-                found = certify(certifier, model, batch, ThreatModel(norm, eps))
-                assert_consistent(found, eps)
-                assert found.certified.all()
+                certificate = certify(certifier, model, batch, ThreatModel(norm, eps))
+                assert_consistent(certificate, eps)
+                assert certificate.certified.all()
 
-    def test_never_certifies_a_wrong_answer(self, name: str) -> None:
+    def test_never_certifies_a_misclassified_example(self, name: str) -> None:
         for certifier, norm in self.each_norm(name):
             model, batch, distance = linear_case(norm)
-            wrong = Batch(batch.x, 1 - batch.y, batch.index)
-            found = certify(certifier, model, wrong, ThreatModel(norm, distance.min().item() / 10))
-            assert not found.certified.any()
-            assert (found.radius == 0).all()
+            misclassified = Batch(batch.x, 1 - batch.y, batch.index)
+            certificate = certify(certifier, model, misclassified, ThreatModel(norm, distance.min().item() / 10))
+            assert not certificate.certified.any()
+            assert (certificate.radius == 0).all()
 
-    def test_a_hint_is_not_believed(self, name: str) -> None:
+    def test_does_not_trust_the_worst_points(self, name: str) -> None:
         for certifier, norm in self.each_norm(name):
             model, batch, distance = linear_case(norm)
-            threat = ThreatModel(norm, distance.median().item() / 2)
-            misled = replace(batch, worst_points=batch.x.flip(0))
-            found = certify(certifier, model, misled, threat)
-            assert torch.equal(found.certified, certify(certifier, model, batch, threat).certified)
+            threat, misled = (
+                ThreatModel(norm, distance.median().item() / 2),
+                replace(batch, worst_points=batch.x.flip(0)),
+            )
+            certified = certify(certifier, model, batch, threat).certified
+            assert torch.equal(certify(certifier, model, misled, threat).certified, certified)
 
-    def test_refuses_a_norm_that_it_does_not_have(self, name: str) -> None:
-        certifier = self.make(name)
-        for norm in NORMS:
-            if norm not in certifier.norms:
-                assert norm in refusal(certifier, dense_net(), ThreatModel(norm, 0.1))
+    def test_refuses_a_norm_that_it_does_not_support(self, name: str) -> None:
+        certifier: Certifier = parse_spec(name, registry.certifier).make()
+        for norm in set(NORMS) - set(certifier.norms):
+            assert norm in refusal(certifier, dense_net(), ThreatModel(norm, 0.1))
 
     def test_names_a_layer_that_it_cannot_bound(self, name: str) -> None:
-        for certifier, norm in self.each_norm(name):
-            if certifier.kind == "probabilistic":  # which asks the model for answers only
-                continue
+        for certifier, norm in self.each_norm(name, deterministic=True):  # probabilistic: any model will do
             model = dense_net()
-            model.insert(2, nn.Hardshrink())  # jumps
+            model.insert(2, nn.Hardshrink())  # discontinuous
             assert "Hardshrink" in refusal(certifier, model, ThreatModel(norm, 0.1))
 
-    def test_says_what_it_is(self, name: str) -> None:
+    def test_has_a_docstring(self, name: str) -> None:
         assert registry_target(registry.certifier, name).__doc__
 
 
@@ -143,35 +136,35 @@ def certify(certifier: Certifier, model: nn.Module, batch: Batch, threat: Threat
     return certifier(model, batch, threat, generator=seeds.generator(CPU, 0))
 
 
-def assert_consistent(found: Certificate, eps: float | Tensor) -> None:
-    """Certified is what has a radius of eps, give or take the rounding of float32."""
-    assert found.certified.dtype == torch.bool
-    assert found.radius.isfinite().all()
-    assert (found.radius >= 0).all()
-    assert (found.radius >= eps * (1 - 1e-6))[found.certified].all()
-    assert found.certified[found.radius >= eps * (1 + 1e-6)].all()
+def assert_consistent(certificate: Certificate, eps: float | Tensor) -> None:
+    """An example is certified if and only if its radius is eps, up to the rounding of float32."""
+    assert certificate.certified.dtype == torch.bool
+    assert certificate.radius.isfinite().all()
+    assert (certificate.radius >= 0).all()
+    assert (certificate.radius >= eps * (1 - 1e-6))[certificate.certified].all()
+    assert certificate.certified[certificate.radius >= eps * (1 + 1e-6)].all()
 
 
-def assert_survives(found: Certificate, model: nn.Module, batch: Batch, threat: ThreatModel) -> None:
-    """No point that is tried within a radius is wrong, and none within the threat model has a lower margin."""
-    held = (found.radius > 0).nonzero().squeeze(1)
-    inner = Batch(batch.x[held], batch.y[held], held)
-    for x_adv in tried(model, inner, ThreatModel(threat.norm, found.radius[held].double())):
+def assert_not_contradicted(certificate: Certificate, model: nn.Module, batch: Batch, threat: ThreatModel) -> None:
+    """No point that is tried within a radius is misclassified, and none within the threat model has a lower margin."""
+    rows = (certificate.radius > 0).nonzero().squeeze(1)
+    inner = Batch(batch.x[rows], batch.y[rows], rows)
+    for x_adv in points(model, inner, ThreatModel(threat.norm, certificate.radius[rows].double())):
         assert torch.equal(model(x_adv).argmax(dim=1), inner.y)
-    if found.margins is not None:
-        others = batch.y[:, None] != torch.arange(found.margins.shape[1])
-        for x_adv in tried(model, batch, threat):
+    if certificate.margins is not None:
+        others = batch.y[:, None] != torch.arange(certificate.margins.shape[1])
+        for x_adv in points(model, batch, threat):
             logits = model(x_adv).detach()
-            gaps = logits.gather(1, batch.y[:, None]) - logits
-            assert (gaps >= found.margins - 1e-5)[others].all()
+            margins = logits.gather(1, batch.y[:, None]) - logits
+            assert (margins >= certificate.margins - 1e-5)[others].all()
 
 
-def tried(model: nn.Module, batch: Batch, threat: ThreatModel) -> Iterator[Tensor]:
-    """Points of a threat model: random ones, and where steps up one class's lead over the label end."""
+def points(model: nn.Module, batch: Batch, threat: ThreatModel) -> Iterator[Tensor]:
+    """Points of a threat model: random ones, and the ends of a few gradient steps towards each class."""
     generator = seeds.generator(CPU, 0)
     for _ in range(4):
         yield threat.random_start(batch.x, generator)
-    for j in range(GREY_CLASSES):
+    for j in range(CLASSES):
         alpha = threat.eps_like(batch.x).flatten() / 2
         loss = partial(lead, j)
         yield ascend(model, batch.x, batch.y, threat=threat, steps=4, alpha=alpha, start=batch.x, loss=loss)[0]
@@ -183,19 +176,19 @@ def lead(j: int, logits: Tensor, y: Tensor) -> Tensor:
 
 def dense_net() -> nn.Sequential:
     """Two hidden layers, with random weights."""
-    layers = [nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, GREY_CLASSES)]
-    return lively(nn.Sequential(nn.Flatten(), *layers))
+    layers = [nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, CLASSES)]
+    return randomized(nn.Sequential(nn.Flatten(), *layers))
 
 
 def conv_net() -> nn.Sequential:
     """A convolution, batch norm, a residual block, average pooling and a linear layer, with random weights."""
     block = Residual(nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1)))
     layers = [nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), block, nn.ReLU(), nn.AvgPool2d(2)]
-    return lively(nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, GREY_CLASSES)))
+    return randomized(nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, CLASSES)))
 
 
-def lively(model: nn.Sequential) -> nn.Sequential:
-    """The model in eval mode, with random weights so large that its answer depends on the image; undecided at grey."""
+def randomized(model: nn.Sequential) -> nn.Sequential:
+    """The model in eval mode, with weights so large that its prediction depends on the image; all logits 0 at grey."""
     generator = torch.Generator().manual_seed(0)
     for value in (*model.parameters(), *model.buffers()):
         if value.dim() > 1:
@@ -204,20 +197,20 @@ def lively(model: nn.Sequential) -> nn.Sequential:
             nn.init.uniform_(value, 0.1, 0.5, generator=generator)
     *_, bias = model.parameters()
     with torch.no_grad():
-        bias.sub_(model.eval()(torch.full((1, *GREY), 0.5))[0])
+        bias.sub_(model.eval()(torch.full((1, *SHAPE), 0.5))[0])
     return model
 
 
-def grey_batch(model: nn.Module, n: int = 4) -> Batch:
-    """Images of GREY's shape, two of them corners of the box, with the labels that the model gives them."""
-    x = torch.rand((n, *GREY), generator=torch.Generator().manual_seed(1))
+def batch_of(model: nn.Module, n: int = 4) -> Batch:
+    """Images, the first two of them corners of the box, with the labels that the model predicts."""
+    x = torch.rand((n, *SHAPE), generator=torch.Generator().manual_seed(1))
     x[:1], x[1:2] = 0.0, 1.0
     with torch.no_grad():
         return Batch(x, model(x).argmax(dim=1), torch.arange(n))
 
 
 def linear_case(norm: Norm) -> tuple[nn.Sequential, Batch, Tensor]:
-    """A linear model of two classes, images that it is right about, and how far in `norm` its boundary is from each.
+    """A linear model of two classes, correctly classified images, and their distances in `norm` from its boundary.
 
     The nearest point of the boundary is inside the box.
     """
@@ -225,27 +218,26 @@ def linear_case(norm: Norm) -> tuple[nn.Sequential, Batch, Tensor]:
     last = nn.Linear(16, 2)
     with torch.no_grad():
         weight = last.weight.copy_(torch.randn((2, 16), generator=generator))
-        last.bias.copy_(-0.5 * weight.sum(dim=1))  # undecided about grey
-        slope = weight[0] - weight[1]
-    steepest = slope.sign() * (slope.abs() == slope.abs().max())
-    straight = {"Linf": slope.sign(), "L2": slope / slope.norm(), "L1": steepest}
-    along = torch.tensor([0.1, -0.15, 0.2, -0.25])
-    sideways = 0.1 * torch.randn((4, 16), generator=generator)
-    sideways -= (sideways @ slope)[:, None] * slope / slope.square().sum()
-    x = (0.5 + along[:, None] * straight[norm] + sideways).reshape(4, *GREY)
-    return nn.Sequential(nn.Flatten(), last), Batch(x, (along < 0).long(), torch.arange(4)), along.abs()
+        last.bias.copy_(-0.5 * weight.sum(dim=1))  # all logits 0 at grey
+        gradient = weight[0] - weight[1]
+    distance = torch.tensor([0.1, -0.15, 0.2, -0.25])
+    parallel = 0.1 * torch.randn((4, 16), generator=generator)  # to the boundary
+    parallel -= (parallel @ gradient)[:, None] * gradient / gradient.square().sum()
+    x = 0.5 + distance[:, None] * ThreatModel(norm, 1.0).steepest(gradient[None]) + parallel
+    batch = Batch(x.reshape(4, *SHAPE), (distance < 0).long(), torch.arange(4))
+    return nn.Sequential(nn.Flatten(), last), batch, distance.abs()
 
 
 def refusal(certifier: Certifier, model: nn.Module, threat: ThreatModel) -> str:
-    """What the UserError says that certifying must end in, and that a run is told before it starts."""
-    said = []
-    for ask in (
-        lambda: certifier.check_fits(model, GREY, threat),
-        lambda: certify(certifier, model, grey_batch(model), threat),
+    """The messages of the UserErrors that check_fits, which runs before the training, and certify must raise."""
+    messages = []
+    for refuse in (
+        lambda: certifier.check_fits(model, SHAPE, threat),
+        lambda: certify(certifier, model, batch_of(model), threat),
     ):
         try:
-            ask()
+            refuse()
         except UserError as error:
-            said.append(str(error))
-    assert len(said) == 2, "there was no UserError"
-    return " ".join(set(said))
+            messages.append(str(error))
+    assert len(messages) == 2, "there was no UserError"
+    return " ".join(set(messages))

@@ -10,8 +10,8 @@ from certifiers.relaxations import relax
 ACTIVATIONS = {
     "relu": (layers.relu(), lambda x: np.maximum(x, 0)),
     "leaky": (layers.relu(0.1), lambda x: np.maximum(x, x * np.longdouble(0.1))),
-    "sigmoid": (layers.sigmoid(), lambda x: 1 / (1 + np.exp(-x))),
-    "tanh": (layers.tanh(), np.tanh),
+    "sigmoid": (layers.SIGMOID, lambda x: 1 / (1 + np.exp(-x))),
+    "tanh": (layers.TANH, np.tanh),
 }
 RELAXATIONS = ("parallel", "adaptive", "tight")
 TYPES = (torch.float32, torch.float64)
