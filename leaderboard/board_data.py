@@ -1,4 +1,4 @@
-"""A board: what every rendering (page, markdown, CSV, LaTeX, JSON) shows of the entries of one suite."""
+"""The data of a board: the entries of one suite as every output (page, markdown, CSV, LaTeX, JSON) shows them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import msgspec
 
 Kind = Literal["recipe", "weights", "reported"]
 Status = Literal["re-checkable", "not re-checkable", "reported, not verified"]
+NOT_RECHECKABLE = (
+    "Not re-checkable: the weights and adversarial examples are not published, so nobody else can check the numbers."
+)
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,17 +23,17 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of an entry's own table: an attack or a certifier, over the seeds that ran it."""
+    """The accuracy and the cost of one attack or certifier, means over the seeds that ran it."""
 
     spec: str
     accuracy: Estimate
-    forwards: float | None = None  # passes of single examples, a seed
+    forwards: float | None = None  # passes of single examples, for each seed
     backwards: float | None = None
     seconds: float
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
-    """Robust accuracy against eps: under one attack at several eps, or by a minimum-norm attack's distances."""
+    """Robust accuracy against eps: of one attack at several eps, or from the distances of a minimum-norm attack."""
 
     norm: str
     label: str
@@ -39,16 +42,16 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """What a seed costs on average. passes: of single examples through the model, forwards and backwards together."""
+    """The mean cost of a seed. passes: forward and backward passes of single examples through the model."""
 
     training_seconds: float | None = None
     training_passes: float | None = None
     evaluation_passes: float
-    hardware: str  # as `AMD EPYC, 1 thread`, or the GPU's name
+    hardware: str  # `AMD EPYC, 1 thread`, or the name of the GPU
 
 
 class Seed(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of an entry, and where its evidence is."""
+    """One run of an entry, and where its weights are."""
 
     seed: int
     config_hash: str
@@ -62,7 +65,7 @@ class Seed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry. Of a reported one only what its authors reported is there."""
+    """One entry. A reported entry has only what its authors reported."""
 
     name: str  # of its folder
     title: str
@@ -71,33 +74,33 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str
     norm: str
     eps: float
-    threat: str  # as people write it: `Linf 8/255`
+    threat: str  # `Linf 8/255`
     architecture: str  # spec of the model
     parameters: int | None
     extra_data: bool
     clean: Estimate | None
-    attacked: Estimate | None  # what survives every attack
-    certified: Estimate | None  # what is certified, by whomever
-    rank: int | None  # 1 + the number of entries that are significantly better; None where nothing can be claimed
+    attacked: Estimate | None  # accuracy under all attacks
+    certified: Estimate | None  # by any of the certifiers
+    rank: int | None  # 1 + the number of entries that are significantly better; None if no rank can be claimed
     rank_low: int  # the best and the worst rank that the tests leave open
     rank_high: int
-    group: int | None = None  # 1 for the first ranked entry and all below that it is not significantly better than ...
-    verdict: str  # the worst of its seeds': "clean", "suspect", "unreliable"; "unchecked" of a reported entry
+    group: int | None = None  # begins with the first entry that the first of the previous group is better than
+    verdict: str  # the worst of its seeds, a key of VERDICTS
     reasons: tuple[str, ...] = ()
     cost: Cost | None = None
     attacks: tuple[Measured, ...] = ()
     certifiers: tuple[Measured, ...] = ()
     curves: tuple[Curve, ...] = ()
     seeds: tuple[Seed, ...] = ()
-    command: str | None = None  # how to reproduce it
+    command: str | None = None  # reproduces the entry
     paper: str | None = None
     url: str | None = None
     licence: str | None = None
-    note: str | None = None  # contests that lowered it, what the authors say
+    note: str | None = None  # of the authors; and contests that lowered the accuracy
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
-    """The entries of one suite, best first; how ranks were claimed is `rule`."""
+    """The entries of one suite, the most robust first. rule: how ranks are claimed."""
 
     suite: str
     summary: str

@@ -1,4 +1,4 @@
-"""Runs by recipe, and a baseline of them: DIR/RECIPE/SEED/ with record and table, DIR/CHANGES.md with the reasons."""
+"""The baseline of the gate: DIR/RECIPE/SEED/ holds a record and its table, DIR/CHANGES.md the reasons for updates."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.record_checks import check_record
 from bench.core.record_files import RECORD, TABLE, find_records, read_record
 from bench.core.records import Record
-from leaderboard.run_tables import percent, threat_name
+from leaderboard.render import percent, threat_name
 
 CHANGES = "CHANGES.md"
-LEAST = 5  # seeds of a baseline, which have to say how much seeds differ
+LEAST = 5  # seeds of a baseline; their standard deviation is the reference
 
 
 class Recipe(NamedTuple):
-    """What runs have in common that are compared; they may differ in their seed and in their settings."""
+    """What runs that are compared have in common; their seeds and other settings may differ."""
 
-    board: str  # suite, or data set where there is none
+    board: str  # suite, or data set if there is no suite
     defense: str
     model: str
     threat: str
@@ -42,7 +42,7 @@ class Recipe(NamedTuple):
 
 @dataclass(frozen=True)
 class GateRun:
-    """A finished run as far as its record and its table go, and the two fit."""
+    """A finished run: its record and the table that the record was computed from."""
 
     folder: Path
     record: Record
@@ -51,7 +51,7 @@ class GateRun:
     @property
     def recipe(self) -> Recipe:
         r = self.record
-        return Recipe(r.suite or Path(r.dataset).stem, r.defense, r.model, threat_name(r))
+        return Recipe(r.suite or Path(r.dataset).stem, r.defense, r.model, threat_name(r.threat))
 
     @property
     def weights(self) -> str:
@@ -59,26 +59,25 @@ class GateRun:
 
     @cached_property
     def accuracies(self) -> dict[str, Flags]:
-        """What is measured, and for which examples it holds."""
-        found: dict[str, Flags] = {"clean": self.table["clean"]}
-        found |= {spec: self.table[f"robust/{spec}"] for spec in attack_specs(self.table)}
+        """Accuracies by name, as the examples that count for each."""
+        flags: dict[str, Flags] = {"clean": self.table["clean"]}
+        flags |= {spec: self.table[f"robust/{spec}"] for spec in attack_specs(self.table)}
         if len(own_specs(self.table)) > 1:
-            found["worst of all attacks"] = worst_case(self.table)
-        found |= {f"certified by {spec}": self.table[f"certified/{spec}"] for spec in certifier_specs(self.table)}
+            flags["worst of all attacks"] = worst_case(self.table)
+        flags |= {f"certified by {spec}": self.table[f"certified/{spec}"] for spec in certifier_specs(self.table)}
         if "status" in self.table:
-            found["bracket, certified"] = self.table["status"] == "certified"
-            found["bracket, attacked"] = self.table["status"] != "broken"
-        return found
+            flags["bracket, certified"] = self.table["status"] == "certified"
+            flags["bracket, attacked"] = self.table["status"] != "broken"
+        return flags
 
 
 Groups = dict[Recipe, list[GateRun]]
 
 
 def read_runs(paths: Sequence[Path]) -> Groups:
-    """The runs at or below `paths` by recipe, each in order of their seeds.
+    """The runs at or below `paths` by recipe, in the order of their seeds. Weights are not needed.
 
-    Weights need not be there. CheckError where a record does not fit its table; UserError where there is no record, or
-    the same seed of a recipe twice.
+    CheckError if a record does not follow from its table; UserError if there is no record, or a seed of a recipe twice.
     """
     groups: Groups = {}
     for folder in find_records(list(paths)):
@@ -87,7 +86,7 @@ def read_runs(paths: Sequence[Path]) -> Groups:
         for other in group:
             if other.record.seed == run.record.seed:
                 raise UserError(
-                    f"{other.folder} and {folder} are seed {run.record.seed} of {run.recipe}; give one of them"
+                    f"{other.folder} and {folder} are both seed {run.record.seed} of {run.recipe}; give one of them"
                 )
         group.append(run)
     return {recipe: sorted(group, key=lambda run: run.record.seed) for recipe, group in groups.items()}
@@ -98,31 +97,31 @@ def _read(folder: Path) -> GateRun:
     try:
         table = read_arrays(folder / TABLE)
         check_record(record, table)
-        for need in ("examples", "weights"):
-            if need not in record.artifacts:
-                raise UserError(f"its record does not name its {need}")
+        for name in ("examples", "weights"):
+            if name not in record.artifacts:
+                raise UserError(f"its record does not name its {name}")
         if sha256(folder / TABLE) != record.artifacts["examples"].sha256:
-            raise UserError(f"its {TABLE} is not that of the record")
+            raise UserError(f"its {TABLE} is not the one that the record names")
     except UserError as error:
         raise CheckError(f"{folder} was changed after it was finished: {error}; run it again") from error
     return GateRun(folder, record, table)
 
 
 def means(runs: Sequence[GateRun]) -> dict[str, float]:
-    """The mean over seeds of each accuracy that all of them have."""
+    """The mean over seeds of each accuracy that all seeds have."""
     common = [what for what in runs[0].accuracies if all(what in run.accuracies for run in runs)]
     return {what: float(np.mean([run.accuracies[what].mean() for run in runs])) for what in common}
 
 
 def update_baseline(baseline: Path, runs: Sequence[Path], reason: str) -> str:
-    """Put the recipes of some runs into a baseline, in place of what it has of them; what CHANGES.md says of it.
+    """Replace the runs of the baseline by new runs of the same recipes; returns the new entry of CHANGES.md.
 
-    UserError, before anything is written, where the reason is missing, a recipe that is trained has too few seeds, or
-    the baseline's folders hold more than a baseline does.
+    UserError before anything is written: without a reason, with too few seeds of a trained recipe, or if a folder of
+    the baseline holds other files than a record and its table.
     """
     reason = " ".join(reason.split())
     if not reason:
-        raise UserError("--update needs a reason, which is kept with the new numbers: --update 'PGD starts at random'")
+        raise UserError("--update needs a reason, which is stored with the numbers: --update 'PGD starts at random'")
     new = read_runs(runs)
     old = read_runs([baseline]) if any(baseline.rglob(RECORD)) else {}
     _check_update(baseline, old, new)
@@ -149,14 +148,14 @@ def _check_update(baseline: Path, old: Groups, new: Mapping[Recipe, Sequence[Gat
         for run in old.get(recipe, []):
             if more := {path.name for path in run.folder.iterdir()} - {RECORD, TABLE}:
                 raise UserError(
-                    f"{run.folder} holds {min(more)}, so it is no baseline; give --baseline a folder of its own"
+                    f"{run.folder} holds {min(more)}, so it is not a baseline; give --baseline its own folder"
                 )
     if inside := [
         run.folder for group in new.values() for run in group if baseline.resolve() in run.folder.resolve().parents
     ]:
         raise UserError(f"{inside[0]} is in the baseline already; give the new runs")
     if len({recipe.folder for recipe in old | dict(new)}) < len(old | dict(new)):
-        raise UserError("two recipes differ in signs only that no folder can have; rename one of them")
+        raise UserError("the folders of two recipes would have the same name; rename one of the recipes")
 
 
 def _remove(folder: Path) -> None:

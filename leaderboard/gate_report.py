@@ -1,4 +1,4 @@
-"""What the gate found: as a table for people, as JUnit XML, as annotations of a GitHub workflow."""
+"""The report of the gate as a table, as JUnit XML and as annotations of a GitHub workflow."""
 
 from __future__ import annotations
 
@@ -6,33 +6,30 @@ import re
 from collections import Counter
 from xml.etree import ElementTree as ET
 
-from tabulate import tabulate
-
 from leaderboard.regression_gate import GateFinding, GateReport, Outcome
-from leaderboard.run_tables import percent
+from leaderboard.render import percent, render
 
 KINDS: tuple[Outcome, ...] = ("failed", "warning", "ok")
-NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def gate_table(report: GateReport) -> str:
-    """A line a finding, under its recipe; then what it comes to."""
+    """A line for each finding under its recipe, then the number of findings by outcome."""
     rows = [
-        [f"  {each.outcome}", each.what, _old(each), _new(each), _p(each), each.message]
+        [each.outcome, each.what, _old(each), _new(each), _p(each), each.message]
         for group in report.findings.values()
         for each in group
     ]
-    headers = ["", "", "baseline", "new", "p", ""]
-    text = tabulate(rows, headers, tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
-    header, *lines = (line.rstrip() for line in text.splitlines())
-    shown, rest = [header], iter(lines)
+    table = render(["", "", "baseline", "new", "p", ""], rows, "plain")
+    header, *rest = (f"  {line}".rstrip() for line in table.splitlines())
+    lines, findings = [header], iter(rest)
     for recipe, group in report.findings.items():
-        shown += [str(recipe), *(next(rest) for _ in group)]
-    return "\n".join([*shown, "", _sum(report)])
+        lines += [str(recipe), *(next(findings) for _ in group)]
+    return "\n".join([*lines, "", _summary(report)])
 
 
 def gate_junit(report: GateReport) -> str:
-    """A test case a finding: what fails has a failure, a warning its message as output."""
+    """A test case for each finding, with a failure if it failed, and the message as output if it is a warning."""
     count = _count(report)
     numbers = {"tests": str(count.total()), "failures": str(count["failed"]), "errors": "0", "skipped": "0"}
     suites = ET.Element("testsuites", numbers)
@@ -41,37 +38,37 @@ def gate_junit(report: GateReport) -> str:
         for each in group:
             case = ET.SubElement(suite, "testcase", {"classname": _xml(str(recipe)), "name": _xml(each.what)})
             if each.outcome == "failed":
-                ET.SubElement(case, "failure", {"message": _xml(_told(each))})
+                ET.SubElement(case, "failure", {"message": _xml(_detail(each))})
             elif each.outcome == "warning":
-                ET.SubElement(case, "system-out").text = _xml(_told(each))
+                ET.SubElement(case, "system-out").text = _xml(_detail(each))
     ET.indent(suites)
     return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def gate_annotations(report: GateReport) -> list[str]:
-    """Workflow commands of GitHub, which shows few of each kind: an error a failure, one warning a recipe."""
-    found = []
+    """GitHub workflow commands: an error for each failure, one warning for each recipe (GitHub shows few of each)."""
+    commands = []
     for recipe, group in report.findings.items():
-        told = {kind: [f"{each.what}: {_told(each)}" for each in group if each.outcome == kind] for kind in KINDS}
-        found += [_command("error", str(recipe), line) for line in told["failed"]]
-        if told["warning"]:
-            found.append(_command("warning", str(recipe), "\n".join(told["warning"])))
-    return found
+        lines = {kind: [f"{each.what}: {_detail(each)}" for each in group if each.outcome == kind] for kind in KINDS}
+        commands += [_command("error", str(recipe), line) for line in lines["failed"]]
+        if lines["warning"]:
+            commands.append(_command("warning", str(recipe), "\n".join(lines["warning"])))
+    return commands
 
 
-def _sum(report: GateReport) -> str:
+def _summary(report: GateReport) -> str:
     count = _count(report)
-    told = ", ".join(f"{count[kind]} {kind}" for kind in KINDS if count[kind])
+    outcomes = ", ".join(f"{count[kind]} {kind}" for kind in KINDS if count[kind])
     tests = sum(each.p is not None for group in report.findings.values() for each in group)
-    chance = f"; {tests} tests, any false alarm among them has a chance of at most {report.alpha:g} (Holm)"
-    return f"gate: {told}{chance * bool(tests)}"
+    error = f"; {tests} tests, with a family-wise error rate of at most {report.alpha:g} (Holm)" if tests else ""
+    return f"gate: {outcomes}{error}"
 
 
 def _count(report: GateReport) -> Counter[str]:
     return Counter(each.outcome for group in report.findings.values() for each in group)
 
 
-def _told(each: GateFinding) -> str:
+def _detail(each: GateFinding) -> str:
     if each.new is None:
         return each.message
     p = "" if each.p is None else f" (p {_p(each)})"
@@ -79,9 +76,8 @@ def _told(each: GateFinding) -> str:
 
 
 def _old(each: GateFinding) -> str:
-    return (
-        "" if each.old is None else percent(each.old) + ("" if each.spread is None else f" +- {percent(each.spread)}")
-    )
+    spread = "" if each.spread is None else f" +- {percent(each.spread)}"
+    return "" if each.old is None else f"{percent(each.old)}{spread}"
 
 
 def _new(each: GateFinding) -> str:
@@ -93,8 +89,8 @@ def _p(each: GateFinding) -> str:
 
 
 def _xml(text: str) -> str:
-    """What XML can hold of a text; ElementTree escapes the rest."""
-    return NO_XML.sub("?", text)
+    """Text without the characters that XML does not allow; ElementTree escapes the others."""
+    return NOT_XML.sub("?", text)
 
 
 def _command(kind: str, title: str, message: str) -> str:

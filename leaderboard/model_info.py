@@ -1,4 +1,4 @@
-"""RobustBench's model_info: what one JSON file of its lists says of a model. Accuracies are percent, mostly text."""
+"""RobustBench's model_info: one JSON file of its lists describes a model. Accuracies are percent, mostly as text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ACCURACIES = ("clean_acc", "reported", "autoattack_acc", "external")
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One model, in the field names and the units of RobustBench; keys that are not here are not read.
+    """One model, with the field names and units of RobustBench. Other keys are ignored.
 
-    An accuracy is a percentage ("93.68", 93.68), or missing (absent, null, ""). MsgspecError where one is none.
+    An accuracy is a percentage ("93.68", 93.68) or missing (absent, null, ""); msgspec.ValidationError if it is not.
     """
 
     name: str  # the paper's title
@@ -34,53 +34,53 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     eps: str | float | None = None  # "8/255", "0.5", or a number
     reported: str | float | None = None  # by the authors
     autoattack_acc: str | float | None = None
-    external: str | float | None = None  # what somebody else broke it down to
+    external: str | float | None = None  # the lowest accuracy that a third party measured
     footnote: str | None = None  # HTML
-    unreliable: bool = False  # AutoAttack is known to promise too much here
+    unreliable: bool = False  # AutoAttack is known to overestimate its robustness
 
     def __post_init__(self) -> None:
         for key in ACCURACIES:
             _fraction(getattr(self, key), key)
         if not 0.01 < self.clean <= 1:  # one list has a clean accuracy as a fraction
-            raise ValueError(f"clean_acc {self.clean_acc!a} is no percentage of a classifier, from 1 to 100")
+            raise ValueError(f"clean_acc {self.clean_acc!a} is not an accuracy in percent, from 1 to 100")
         if self.threat_eps is not None and not 0 < self.threat_eps < 1e6:
-            raise ValueError(f"eps {self.eps!a} is no length of a perturbation")
+            raise ValueError(f"eps {self.eps!a} is not the size of a perturbation; it must be positive")
 
     @classmethod
     def read(cls, path: Path) -> ModelInfo:
-        """UserError where the file is missing, or none of RobustBench's."""
+        """UserError if the file is missing or not a model_info."""
         try:
             if path.stat().st_size > LARGEST:
-                raise UserError(f"{path} is larger than {LARGEST} bytes, so no model_info of RobustBench")
+                raise UserError(f"{path} has more than {LARGEST} bytes; a model_info of RobustBench is smaller")
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} is no model_info of RobustBench: {error}") from error
+            raise UserError(f"{path} is not a model_info of RobustBench: {error}") from error
 
     def as_json(self) -> dict[str, Any]:
-        """The file's content, without what is missing."""
+        """The content of the file, without missing values."""
         return {key: value for key, value in msgspec.to_builtins(self).items() if value is not None}
 
     @property
     def clean(self) -> float:
-        """A fraction, as all of our accuracies."""
+        """The clean accuracy as a fraction."""
         return _fraction(self.clean_acc, "clean_acc") or 0.0
 
     @property
     def attacked(self) -> float | None:
-        """The lowest that RobustBench knows of; what the authors report where it has measured nothing itself."""
+        """The lowest measured accuracy under attack; if RobustBench measured none, the one that the authors report."""
         measured = [_fraction(self.autoattack_acc, "autoattack_acc"), _fraction(self.external, "external")]
         return min((acc for acc in measured if acc is not None), default=_fraction(self.reported, "reported"))
 
     @property
     def threat_eps(self) -> float | None:
-        """eps in the scale of images in [0, 1]; None where there is none, as for corruptions."""
+        """eps in the scale of images in [0, 1]; None if the file has none (corruptions)."""
         if self.eps is None or self.eps == "":
             return None
         above, slash, below = str(self.eps).partition("/")
         try:
             return float(above) / float(below) if slash else float(above)
         except (ValueError, ZeroDivisionError) as error:
-            raise ValueError(f"eps {self.eps!a} is no number such as 8/255 or 0.5") from error
+            raise ValueError(f"eps {self.eps!a} is not a number such as 8/255 or 0.5") from error
 
     @property
     def note(self) -> str | None:
@@ -93,5 +93,5 @@ def _fraction(percentage: str | float | None, key: str) -> float | None:
     if percentage is None or percentage == "":
         return None
     if not NUMBER.fullmatch(str(percentage)) or float(percentage) > 100:
-        raise ValueError(f"{key} {percentage!a} is no percentage from 0 to 100")
-    return float(f"{percentage}e-2")  # 0.9368 of "93.68", which a division by 100 misses
+        raise ValueError(f"{key} {percentage!a} is not a percentage from 0 to 100")
+    return float(f"{percentage}e-2")  # exact: dividing 93.68 by 100 does not give 0.9368

@@ -1,9 +1,10 @@
-"""The boards as one page: an index.html that holds its style, its script and its data, and asks for nothing else."""
+"""The boards as one HTML file that holds its style, script and data, and loads nothing else."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -13,17 +14,18 @@ from string import Template
 import msgspec
 
 from bench.core.files import write_atomically
-from leaderboard.board_data import Board
+from bench.core.records import VERDICTS
+from leaderboard.board_data import NOT_RECHECKABLE, Board
 
-# A script element ends at `</script`, and changes its rules at `<!--`: in JSON neither is there without a `<`.
+# JSON without `<` cannot contain `</script` (the end of a script element) or `<!--` (which changes how it is parsed).
 UNSAFE = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
 
-# One module, in this order: what a file uses is in itself or in those before it (functions: anywhere).
+# Joined into one module in this order: top-level code may use what is above it, functions may use everything.
 SCRIPTS = ("elements.js", "row.js", "state.js", "table.js", "axes.js", "plots.js", "entry.js", "page.js")
 
 
 def write_page(boards: Sequence[Board], folder: Path) -> Path:
-    """Write FOLDER/index.html, the same bytes for the same boards; its path."""
+    """Write FOLDER/index.html, the same bytes for the same boards; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
     write_atomically(path, page_html(boards).encode())
@@ -31,8 +33,10 @@ def write_page(boards: Sequence[Board], folder: Path) -> Path:
 
 
 def page_html(boards: Sequence[Board]) -> str:
-    """The page's HTML. Of the boards it holds only JSON, a data block a suite, that the script shows as text."""
-    html, style, script = _part("page.html"), _part("page.css"), "\n".join(map(_part, SCRIPTS))
+    """The HTML of the page. It holds the boards as JSON, one block for each suite; the script shows them as text."""
+    texts = {"VERDICT_TEXTS": VERDICTS, "NOT_RECHECKABLE": NOT_RECHECKABLE}
+    constants = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in texts.items())
+    html, style, script = _part("page.html"), _part("page.css"), constants + "\n".join(map(_part, SCRIPTS))
     blocks = "\n".join(map(_data_block, boards))
     return Template(html).substitute(policy=_policy(style, script), style=style, script=script, boards=blocks)
 
@@ -42,20 +46,20 @@ def _part(name: str) -> str:
 
 
 def _data_block(board: Board) -> str:
-    data = msgspec.json.encode(board).decode().translate(UNSAFE)  # what is not finite becomes null
+    data = msgspec.json.encode(board).decode().translate(UNSAFE)  # NaN and infinity become null
     return f'<script type="application/json" data-suite="{escape(board.suite)}">{data}</script>'
 
 
 def _policy(style: str, script: str) -> str:
-    """A Content-Security-Policy by which this script and this style run, and nothing else does or is fetched."""
+    """A Content-Security-Policy that allows this script and this style, and no other script, style or request."""
     rules = {
         "default-src": "'none'",
         "script-src": _source(script),
         "style-src": _source(style),
-        "img-src": "data:",  # the icon in the head
+        "img-src": "data:",  # the icon
         "base-uri": "'none'",
         "form-action": "'none'",
-        "require-trusted-types-for": "'script'",  # text that is assigned as markup is an error
+        "require-trusted-types-for": "'script'",  # assigning text as markup is an error
     }
     return "; ".join(f"{directive} {value}" for directive, value in rules.items())
 

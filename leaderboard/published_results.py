@@ -1,6 +1,6 @@
-"""Published results: SUITE/ENTRY/about.toml, and a folder a seed with its record and its per-example table.
+"""Published results: SUITE/ENTRY/about.toml, and a folder for each seed with its record and its per-example table.
 
-A published number is never edited: a run is added once, and what lowers it later (a contest) lies beside it.
+A published number is never edited: a run is added once. A contest that lowers its accuracy later is a file beside it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}", re.ASCII)
 
 
 def results_folder() -> Path:
-    """The results that come with the package."""
+    """The folder of the results that are part of the package."""
     return Path(str(files("leaderboard"))) / "results"
 
 
 class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """What an entry says of itself, in about.toml."""
+    """The description of an entry, about.toml."""
 
     title: str
-    paper: str  # as people cite it
+    paper: str  # its citation
     licence: str  # of the weights and the code
     authors: str = ""
     url: str | None = None
@@ -45,30 +45,35 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Contest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Adversarial examples that somebody found later, and that held up."""
+    """Adversarial examples that were found after the publication and verified."""
 
     by: str
-    broken: list[int]  # test examples
+    broken: list[int]  # indices of test examples
     witnesses: Artifact
     finished: str
 
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """One seed of an entry. A row is a test example, the first of the test order on."""
+    """A finished run with its outcome on each of the first n test examples, in their order."""
 
     folder: Path
     record: Record
     clean: Flags
-    robust: Flags  # survives every attack of the record's threat model, and every contest
+    robust: Flags  # not broken by an attack under the record's threat model, nor by a contest
     certified: Flags
-    distances: dict[str, npt.NDArray[np.float32]]  # of each minimum-norm attack
+    distances: dict[str, npt.NDArray[np.float32]]  # found by each minimum-norm attack
     contests: tuple[Contest, ...] = ()
+
+    @property
+    def attacked(self) -> bool:
+        """Was it attacked under its own threat model, by an attack or a bracket?"""
+        return self.record.worst is not None or self.record.bracket is not None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A recipe with its seeds, a network with fixed weights, or what RobustBench reports of one."""
+    """A recipe with its seeds, a network with fixed weights, or a model that RobustBench lists."""
 
     suite: str
     name: str
@@ -78,22 +83,18 @@ class Entry:
 
     @property
     def recipe(self) -> bool:
-        """Is it a way of training, so that claims about it are about its seeds?"""
+        """Was it trained here, so that claims about it are claims about seeds?"""
         return bool(self.runs) and self.runs[0].record.training is not None
 
     @cached_property
     def measured(self) -> bool:
-        """Has every run attacked under its threat model, so that there is an accuracy to rank by?"""
-        return bool(self.runs) and all(attacked(run.record) for run in self.runs)
-
-
-def attacked(record: Record) -> bool:
-    return record.worst is not None or record.bracket is not None
+        """Was every run attacked under its threat model?"""
+        return bool(self.runs) and all(run.attacked for run in self.runs)
 
 
 def check_name(name: str, what: str) -> str:
     if not NAME.fullmatch(name) or ".." in name:
-        raise UserError(f"{what} {name!a} is no name; use up to 64 of a-z 0-9 . _ + -, a letter or digit first")
+        raise UserError(f"{what} {name!a} is not valid; use up to 64 of a-z 0-9 . _ + -, a letter or digit first")
     return name
 
 
@@ -103,7 +104,7 @@ def published_suites(results: Path) -> list[str]:
 
 
 def read_entries(results: Path, suite: str) -> list[Entry]:
-    """All entries of a suite, by name; UserError where a file of one of them is not what it must be."""
+    """All entries of a suite in the order of their names; UserError if a file of an entry is malformed."""
     return [read_entry(folder, suite) for folder in _folders(results / check_name(suite, "suite"))]
 
 
@@ -119,14 +120,14 @@ def read_entry(folder: Path, suite: str) -> Entry:
 
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
-    """One seed; UserError where its table is not the one that its record names."""
+    """A run without its weights; UserError if its table is not the one that its record names."""
     record = read_record(folder)
-    named = record.artifacts.get("examples")
-    if named is None or sha256(folder / TABLE) != named.sha256:
-        raise UserError(f"{folder / TABLE} is not the table that {RECORD} names; restore the two from where they came")
+    examples = record.artifacts.get("examples")
+    if examples is None or sha256(folder / TABLE) != examples.sha256:
+        raise UserError(f"{folder / TABLE} is not the table that {RECORD} names; restore both files from their source")
     table = read_arrays(folder / TABLE)
     if not np.array_equal(table["index"], np.arange(len(table["index"]))):
-        raise UserError(f"{folder / TABLE} is not of the first examples of the test order; boards compare those")
+        raise UserError(f"{folder / TABLE} does not hold the first n test examples in order; boards compare those")
     robust = survivors(table)
     contests = tuple(_read_contests(folder / CONTESTS))
     for contest in contests:
@@ -139,24 +140,24 @@ def read_about(path: Path) -> About:
     try:
         return msgspec.toml.decode(path.read_bytes(), type=About)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; an entry says there what it is") from error
+        raise UserError(f"{path} does not exist; it describes the entry (title, paper, licence)") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not an entry's {ABOUT}: {error}") from error
+        raise UserError(f"{path} is not a valid {ABOUT}: {error}") from error
 
 
 def add_run(results: Path, entry: str, about: About, run: Path, *, url: str | None = None) -> Path:
-    """Publish a finished and checked run as one seed of an entry; where it went.
+    """Publish a finished and verified run as one seed of an entry; returns the new folder.
 
-    url: the folder where its weights and witnesses lie for everybody; None where nobody else can have them.
-    UserError where the seed is there already, or the entry with another recipe or another about.toml.
+    url: the public folder of its weights and witnesses; None if they are not published. UserError if the seed is
+    published already, or if the entry has another recipe or another about.toml.
     """
     record = read_record(run)
     if record.suite is None:
-        raise UserError(f"{run} is of no suite; run it with a suite's data, norm and eps")
+        raise UserError(f"{run} has no suite; run it with the data, norm and eps of a suite")
     home = results / check_name(record.suite, "suite") / check_name(entry, "entry")
     folder = home / str(record.seed)
     if folder.exists():
-        raise UserError(f"{folder} is published already; a new recipe is a new entry, as {entry}-2")
+        raise UserError(f"{folder} is published already; add a new recipe as a new entry, such as {entry}-2")
     check_seeds([record], results, entry, about)
     folder.mkdir(parents=True)
     write_atomically(home / ABOUT, msgspec.toml.encode(about))
@@ -166,46 +167,46 @@ def add_run(results: Path, entry: str, about: About, run: Path, *, url: str | No
 
 
 def check_seeds(records: Sequence[Record], results: Path, entry: str, about: About | None) -> None:
-    """Are several runs seeds of one recipe, each a training of its own, and of that of the entry where it is there?
+    """UserError unless the runs, with those of the entry that are published, are different trainings of one recipe.
 
-    about: what the entry is to say of itself, where that is known.
+    about: the new description of the entry, if known; it must equal the published one.
     """
     home = results / str(records[0].suite) / check_name(entry, "entry")
     if (home / ABOUT).exists() and about not in (None, read_about(home / ABOUT)):
-        raise UserError(f"{home / ABOUT} says something else; leave the entry as it is, or choose another name")
+        raise UserError(f"{home / ABOUT} differs from the new description; keep it as it is, or choose another name")
     published = [read_record(path.parent) for path in sorted(home.glob(f"*/{RECORD}"))]
     records = [*published, *records]
     first = records[0]
     for at, record in enumerate(records):
         if (record.suite, record.defense, record.config_hash) != (first.suite, first.defense, first.config_hash):
             raise UserError(
-                f"seed {record.seed} is of {record.defense} {record.config_hash} on {record.suite}, not of "
+                f"seed {record.seed} is {record.defense} {record.config_hash} on {record.suite}, the others are "
                 f"{first.defense} {first.config_hash} on {first.suite}; submit one recipe at a time"
             )
         for other in records[:at]:
             if other.seed == record.seed:
-                raise UserError(f"seed {record.seed} is there twice; submit each seed once")
+                raise UserError(f"seed {record.seed} was given twice; submit each seed once")
             if other.artifacts["weights"].sha256 == record.artifacts["weights"].sha256:
-                raise UserError(f"seeds {other.seed} and {record.seed} have the same weights; each is to be a training")
+                raise UserError(f"seeds {other.seed} and {record.seed} have the same weights; train each seed")
 
 
 def _published(record: Record, url: str | None) -> dict[str, Artifact]:
-    """The artifacts of a run with the address of each that does not lie beside the record, where it has one."""
+    """The artifacts of a run. All but the table get their address below `url`, if it is given, instead of a path."""
 
     def moved(file: Artifact) -> Artifact:
         name = Path(file.path or file.url or "").name
-        where = file.url if url is None else f"{url.rstrip('/')}/{record.seed}/{name}"
-        return msgspec.structs.replace(file, path=None, url=where)
+        address = file.url if url is None else f"{url.rstrip('/')}/{record.seed}/{name}"
+        return msgspec.structs.replace(file, path=None, url=address)
 
     return {name: file if name == "examples" else moved(file) for name, file in record.artifacts.items()}
 
 
 def add_contest(results: Path, suite: str, entry: str, seed: int, contest: Contest) -> Path:
-    """Lay a contest that held up beside the run that it lowers; where it went."""
+    """Store a verified contest beside the run whose accuracy it lowers; returns the new file."""
     run = results / check_name(suite, "suite") / check_name(entry, "entry") / str(seed)
     path = run / CONTESTS / f"{contest.witnesses.sha256[:12]}.json"
     if path.exists():
-        raise UserError(f"{path} is there already; these witnesses have been counted")
+        raise UserError(f"{path} exists already; these witnesses have been counted")
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, msgspec.json.format(msgspec.json.encode(contest)) + b"\n")
     return path
@@ -216,7 +217,7 @@ def _read_contests(folder: Path) -> Iterator[Contest]:
         try:
             yield msgspec.json.decode(path.read_bytes(), type=Contest)
         except msgspec.MsgspecError as error:
-            raise UserError(f"{path} is no contest: {error}") from error
+            raise UserError(f"{path} is not a valid contest: {error}") from error
 
 
 def _folders(folder: Path) -> list[Path]:

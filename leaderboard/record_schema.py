@@ -1,4 +1,4 @@
-"""The JSON Schema of a record: `python -m leaderboard.record_schema > leaderboard/record.schema.json` publishes it anew."""
+"""The JSON Schema of a record; `python -m leaderboard.record_schema > leaderboard/record.schema.json` updates it."""
 
 from __future__ import annotations
 

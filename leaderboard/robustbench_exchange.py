@@ -1,4 +1,4 @@
-"""Entries from RobustBench, marked as reported and not verified, and ours as RobustBench's model_info."""
+"""Import of RobustBench's model_info as reported entries, and export of our entries as model_info."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from bench.core.errors import UserError
 from bench.core.files import write_atomically
 from leaderboard.model_info import ModelInfo
 from leaderboard.published_results import ABOUT, REPORTED, About, Entry, check_name
-from leaderboard.run_tables import threat_name
+from leaderboard.render import threat_name
 
-SAME_EPS = 0.02  # relative: RobustBench lists 0.031 beside 8/255
+SAME_EPS = 0.02  # relative: RobustBench lists both 0.031 and 8/255
 
 
 def export_model_info(entry: Entry) -> dict[str, Any]:
-    """The model_info of an entry: means over its seeds, percent with two decimals.
+    """The model_info of an entry: means over its seeds, in percent with two decimals.
 
-    `reported` is what survives all of our attacks and every contest; where AutoAttack's own figure is higher, it is
-    `external` too. UserError where the entry was never attacked.
+    `reported` is the accuracy under all of our attacks and contests. If it is below that of AutoAttack, it is also
+    `external`. UserError if the entry was not attacked.
     """
     if entry.reported is not None:
         return entry.reported.as_json()
     if not entry.measured:
-        raise UserError(f"{entry.name} has no accuracy under attack; RobustBench lists no other")
+        raise UserError(f"{entry.name} was not attacked; RobustBench lists accuracies under attack only")
     records, about = [run.record for run in entry.runs], entry.about
     attacked = statistics.fmean(float(run.robust.mean()) for run in entry.runs)
     autoattack = [record.attacks["autoattack"].robust_acc for record in records if "autoattack" in record.attacks]
@@ -37,7 +37,7 @@ def export_model_info(entry: Entry) -> dict[str, Any]:
     return ModelInfo(
         name=about.title, dataset=records[0].dataset, link=about.url, authors=about.authors, venue=about.paper,
         architecture=records[0].model, additional_data=about.extra_data,
-        eps=threat_name(records[0]).partition(" ")[2],
+        eps=threat_name(records[0].threat).partition(" ")[2],
         clean_acc=_percent(statistics.fmean(record.clean.acc for record in records)), reported=_percent(attacked),
         autoattack_acc=None if by_autoattack is None else _percent(by_autoattack),
         external=_percent(attacked) if lower else None,
@@ -51,21 +51,21 @@ def _percent(share: float) -> str:
 
 
 def import_model_info(path: Path, results: Path, suite: str, name: str, norm: str) -> Path:
-    """Write a file of RobustBench's into results/SUITE/NAME as a reported entry; where it went.
+    """Write a model_info file into results/SUITE/NAME as a reported entry; returns the new folder.
 
-    norm: Linf or L2, which RobustBench says by the file's folder. UserError where the file is of another data set or
-    threat model than the suite, or the entry is there already.
+    norm: Linf or L2, which RobustBench encodes in the name of the file's folder. UserError if the file has another data
+    set or threat model than the suite, or if the entry exists already.
     """
     rules, info = get_suite(suite), ModelInfo.read(path)
     if (info.dataset, norm) != (rules.dataset, rules.norm):
-        raise UserError(f"{path} is of {info.dataset} under {norm}; {suite} is of {rules.dataset} under {rules.norm}")
+        raise UserError(f"{path} is for {info.dataset}, {norm}; suite {suite} is for {rules.dataset}, {rules.norm}")
     if info.threat_eps is None or abs(info.threat_eps - rules.eps) > SAME_EPS * rules.eps:
         raise UserError(f"{path} has eps {info.eps}; suite {suite} has {rules.eps:g}")
     if info.attacked is None:
-        raise UserError(f"{path} has no accuracy under attack; there is nothing to list")
+        raise UserError(f"{path} has no accuracy under attack; only models with one can be added")
     home = results / suite / check_name(name, "entry")
     if home.exists():
-        raise UserError(f"{home} is there already; remove it, or choose another name")
+        raise UserError(f"{home} exists already; remove it, or choose another name")
     home.mkdir(parents=True)
     write_atomically(home / ABOUT, msgspec.toml.encode(_about(info)))
     write_atomically(home / REPORTED, msgspec.json.format(msgspec.json.encode(info.as_json())) + b"\n")
@@ -73,7 +73,7 @@ def import_model_info(path: Path, results: Path, suite: str, name: str, norm: st
 
 
 def _about(info: ModelInfo) -> About:
-    said = [info.note, "RobustBench calls its accuracy unreliable." if info.unreliable else None]
+    notes = [info.note, "RobustBench calls its accuracy unreliable." if info.unreliable else None]
     return About(
         title=" ".join(info.name.split()),
         paper=", ".join(part for part in (info.authors, info.venue) if part),
@@ -81,5 +81,5 @@ def _about(info: ModelInfo) -> About:
         authors=info.authors or "",
         url=info.link if (info.link or "").startswith("https://") else None,
         extra_data=info.additional_data,
-        note=" ".join(part for part in said if part) or None,
+        note=" ".join(part for part in notes if part) or None,
     )

@@ -1,9 +1,10 @@
-"""Tests and intervals of accuracies: numbers in, numbers out.
+"""Hypothesis tests and confidence intervals for accuracies.
 
-Networks are compared example by example (McNemar); ways of training, by their seeds (Student's t). Accuracies are
-multiples of `grain` = 1/n, so few seeds may agree by luck: the standard deviation over seeds is never taken to be below
-one grain. In simulations of 360 examples, near 100 % too, half a grain gave up to 1.7 times the promised 5 % of false
-alarms and 3.6 times the promised 0.03 %; one grain, 1.1 and 1.3 times.
+Networks with fixed weights are compared on paired examples (McNemar's test), recipes over their seeds (t-tests).
+Accuracies on n examples are multiples of `grain` = 1/n, so a few seeds can agree by chance. Therefore the standard
+deviation over seeds is taken to be at least one grain. In simulations with 360 examples, also near 100 % accuracy, the
+false positive rate of the t-test was then at most 1.1 times the nominal 5 % and 1.3 times the nominal 0.03 %; with half
+a grain it was up to 1.7 and 3.6 times the nominal one.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from bench.core import clopper_pearson
+
 Numbers = npt.NDArray[np.float64]
-Seeds = npt.ArrayLike | float  # the accuracy of each seed, or the one value of a network with fixed weights
-LARGEST = 10**6  # seeds that anybody might be asked for
+Seeds = npt.ArrayLike | float  # the accuracy of each seed, or of a network with fixed weights
+MOST_SEEDS = 10**6  # that seeds_needed returns
 
 
 @dataclass(frozen=True)
 class SeedsTest:
-    """Mean of a less mean of b; its interval and p-value, which are None where a side has a single seed."""
+    """mean(a) - mean(b) with its confidence interval and p-value; None if a side has a single seed."""
 
     difference: float
     low: float | None = None
@@ -32,21 +35,8 @@ class SeedsTest:
     p: float | None = None
 
 
-def clopper_pearson(hits: npt.ArrayLike, n: npt.ArrayLike, level: float = 0.95) -> tuple[Numbers, Numbers]:
-    """The exact interval of a share of n examples, elementwise (Clopper & Pearson 1934).
-
-    hits: 0 to n; need not be whole, for a mean over seeds.
-    """
-    k, n = np.broadcast_arrays(np.asarray(hits, dtype=float), np.asarray(n, dtype=float))
-    tail = (1 - level) / 2
-    inside = (k > 0), (k < n)
-    low = np.where(inside[0], special.betaincinv(np.where(inside[0], k, 1), n - k + 1, tail), 0.0)
-    high = np.where(inside[1], special.betaincinv(k + 1, np.where(inside[1], n - k, 1), 1 - tail), 1.0)
-    return low, high
-
-
 def mcnemar(b: npt.ArrayLike, c: npt.ArrayLike) -> Numbers:
-    """The exact two-sided p of b against c discordant pairs, elementwise: the smaller tail twice (McNemar 1947)."""
+    """The exact two-sided p-value of McNemar's test (1947) for b and c discordant pairs, elementwise."""
     b, c = np.asarray(b), np.asarray(c)
     p: Numbers = np.minimum(1.0, 2 * special.bdtr(np.minimum(b, c), b + c, 0.5))
     return p
@@ -55,40 +45,41 @@ def mcnemar(b: npt.ArrayLike, c: npt.ArrayLike) -> Numbers:
 def paired_difference(
     b: npt.ArrayLike, c: npt.ArrayLike, n: npt.ArrayLike, level: float = 0.95
 ) -> tuple[Numbers, Numbers, Numbers]:
-    """(b - c) / n over n paired examples and an interval that holds the true difference at least as often as `level`.
+    """(b - c) / n of n paired examples, and the ends of an interval with a coverage of at least `level`.
 
-    It is d (2q - 1), where d is the share of discordant pairs and q that of b among them. The exact interval of q takes
-    0.8 of the allowed error and that of d 0.2, so the extremes of their product err no more often than both together.
+    The difference is d (2q - 1), where d is the fraction of discordant pairs and q the fraction of b among them. The
+    interval is the range of this product over the Clopper-Pearson intervals of q, with an error of 0.8 (1 - level), and
+    of d, with an error of 0.2 (1 - level). By the union bound its error is at most 1 - level.
     """
     b, c, n = (np.asarray(value, dtype=float) for value in (b, c, n))
-    q = np.stack(clopper_pearson(b, b + c, 1 - 0.8 * (1 - level)))
-    d = np.stack(clopper_pearson(b + c, n, 1 - 0.2 * (1 - level)))
+    q = np.stack(clopper_pearson.interval(b, b + c, 0.4 * (1 - level)))
+    d = np.stack(clopper_pearson.interval(b + c, n, 0.1 * (1 - level)))
     ends = (2 * q - 1)[:, None] * d[None, :]
     return (b - c) / n, ends.min(axis=(0, 1)), ends.max(axis=(0, 1))
 
 
 def seeds_difference(a: Seeds, b: Seeds, grain: float, level: float = 0.95) -> SeedsTest:
-    """Do two ways of training differ? Welch's t (1947) over their seeds; one-sample t where a side is a float.
+    """Welch's t-test (1947) of two recipes over their seeds; the one-sample t-test if a side is a float.
 
-    Degrees of freedom are the smaller side's seeds less one, which is never liberal (Mickey & Brown 1966). Welch's own
-    degrees are: of 3 seeds against 5 with unequal variances, 2.3 times the promised 1 % are false alarms.
+    The degrees of freedom are min(seeds) - 1, which is conservative (Mickey & Brown 1966). Welch's own approximation is
+    not: with 3 and 5 seeds and unequal variances its false positive rate is 2.3 times the nominal 1 %.
     """
     (mean_a, variance_a, count_a), (mean_b, variance_b, count_b) = _summary(a), _summary(b)
     difference = mean_a - mean_b
     if min(count_a, count_b) < 2 or math.isinf(min(count_a, count_b)):
         return SeedsTest(difference)
     error, degrees = _error([variance_a, variance_b], [count_a, count_b], grain)
-    reach = float(error * special.stdtrit(degrees, (1 + level) / 2))
-    return SeedsTest(difference, difference - reach, difference + reach, float(_two_sided(difference / error, degrees)))
+    margin = float(error * special.stdtrit(degrees, (1 + level) / 2))
+    p = float(_two_sided(difference / error, degrees))
+    return SeedsTest(difference, difference - margin, difference + margin, p)
 
 
 def welch_matrix(
     means: npt.ArrayLike, variances: npt.ArrayLike, counts: npt.ArrayLike, grain: npt.ArrayLike
 ) -> Numbers:
-    """The p-values of seeds_difference, of each against each, (...,N) to (...,N,N).
+    """The p-values of seeds_difference for all pairs, (...,N) to (...,N,N); NaN if it would be None.
 
-    NaN where a side has one seed, or both are fixed. variances: over seeds, with count - 1 below the line. counts:
-    infinite for fixed weights. grain: one, or one a side.
+    variances: over seeds, unbiased. counts: of seeds, infinite for fixed weights. grain: a number or (...,N).
     """
     means, counts = np.asarray(means, dtype=float), np.asarray(counts, dtype=float)
     squares = np.maximum(np.asarray(variances, dtype=float), np.square(grain)) / counts
@@ -100,9 +91,9 @@ def welch_matrix(
 
 
 def benjamini_hochberg(p: npt.ArrayLike) -> Numbers:
-    """Adjusted p-values: those <= alpha have at most a share alpha of false discoveries (Benjamini & Hochberg 1995).
+    """Adjusted p-values: rejecting those <= alpha controls the false discovery rate at alpha.
 
-    NaN stays NaN, and is no test.
+    Benjamini & Hochberg (1995). NaN stays NaN and does not count as a test.
     """
 
     def steps(sorted_p: Numbers) -> Numbers:
@@ -113,31 +104,35 @@ def benjamini_hochberg(p: npt.ArrayLike) -> Numbers:
 
 
 def holm(p: npt.ArrayLike) -> Numbers:
-    """Adjusted p-values: one false alarm or more among those <= alpha has a chance of at most alpha (Holm 1979).
+    """Adjusted p-values: rejecting those <= alpha controls the family-wise error rate at alpha (Holm 1979).
 
-    NaN stays NaN, and is no test.
+    NaN stays NaN and does not count as a test.
     """
     return _adjusted(p, lambda sorted_p: np.maximum.accumulate(sorted_p * np.arange(len(sorted_p), 0, -1)))
 
 
 def prediction(baseline: npt.ArrayLike, m: int, level: float, grain: float) -> tuple[Numbers, Numbers]:
-    """The interval for the mean of m new seeds, given the baseline's (...,k): its mean +- t s sqrt(1/k + 1/m)."""
+    """The prediction interval for the mean of m new seeds, from k of the baseline: mean +- t s sqrt(1/k + 1/m).
+
+    baseline: (...,k).
+    """
     old = np.asarray(baseline, dtype=float)
-    reach = _prediction_error(old, m, grain) * special.stdtrit(old.shape[-1] - 1, (1 + level) / 2)
-    return old.mean(axis=-1) - reach, old.mean(axis=-1) + reach
+    margin = _prediction_error(old, m, grain) * special.stdtrit(old.shape[-1] - 1, (1 + level) / 2)
+    return old.mean(axis=-1) - margin, old.mean(axis=-1) + margin
 
 
 def prediction_p(baseline: npt.ArrayLike, new: npt.ArrayLike, grain: float) -> Numbers:
-    """The p-value of new seeds (...,m), given the baseline's (...,k): `prediction` leaves their mean out at 1 - p."""
-    old, fresh = np.asarray(baseline, dtype=float), np.asarray(new, dtype=float)
-    t = (fresh.mean(axis=-1) - old.mean(axis=-1)) / _prediction_error(old, fresh.shape[-1], grain)
+    """The p-value of the mean of new seeds, (...,m), given the baseline's, (...,k): see `prediction`."""
+    old, new = np.asarray(baseline, dtype=float), np.asarray(new, dtype=float)
+    t = (new.mean(axis=-1) - old.mean(axis=-1)) / _prediction_error(old, new.shape[-1], grain)
     return _two_sided(t, old.shape[-1] - 1)
 
 
 def examples_needed(b: int, c: int, n: int, power: float = 0.8, alpha: float = 0.05) -> int | None:
-    """Paired examples that the exact McNemar test needs, were the difference what it seems; None where there is none.
+    """The number of paired examples for which McNemar's exact test has the given power.
 
-    Connor (1987), and 2 / |difference| more, since the exact test has less power than its normal approximation.
+    The observed b, c of n are taken to be the true rates. None if b == c. Connor (1987), plus
+    2 / |difference| because the exact test has less power than its normal approximation.
     """
     if b == c:
         return None
@@ -148,26 +143,27 @@ def examples_needed(b: int, c: int, n: int, power: float = 0.8, alpha: float = 0
 
 
 def seeds_needed(a: Seeds, b: Seeds, grain: float, power: float = 0.8, alpha: float = 0.05) -> int | None:
-    """Seeds a side that seeds_difference needs, were means and variances what they seem (power by noncentral t).
+    """The number of seeds of each side for which seeds_difference has the given power (noncentral t distribution).
 
-    None where the means are equal, a side has a single seed, or a million would not do.
+    The observed means and variances are taken to be the true ones. None if the means are equal, a side has a single
+    seed, or MOST_SEEDS are too few.
     """
     (mean_a, variance_a, count_a), (mean_b, variance_b, count_b) = _summary(a), _summary(b)
     if mean_a == mean_b or min(count_a, count_b) < 2 or math.isinf(min(count_a, count_b)):
         return None
 
-    def reached(seeds: int) -> bool:
+    def suffice(seeds: int) -> bool:
         counts = [seeds if math.isfinite(count) else count for count in (count_a, count_b)]
         error, degrees = _error([variance_a, variance_b], counts, grain)
         threshold = special.stdtrit(degrees, 1 - alpha / 2)
         return bool(special.nctdtr(degrees, abs(mean_a - mean_b) / error, threshold) <= 1 - power)
 
-    least = 2 + bisect_left(range(2, LARGEST), True, key=reached)
-    return least if least < LARGEST else None
+    least = 2 + bisect_left(range(2, MOST_SEEDS), True, key=suffice)
+    return least if least < MOST_SEEDS else None
 
 
 def _summary(seeds: Seeds) -> tuple[float, float, float]:
-    """Mean, variance and count; a fixed value counts as infinitely many equal seeds."""
+    """Mean, variance and count. A fixed value counts as infinitely many equal seeds."""
     values = np.asarray(seeds, dtype=float)
     if values.ndim == 0:
         return float(values), 0.0, math.inf
@@ -191,7 +187,7 @@ def _two_sided(t: npt.ArrayLike, degrees: npt.ArrayLike) -> Numbers:
 
 
 def _adjusted(p: npt.ArrayLike, steps: Any) -> Numbers:
-    """Adjust what is not NaN, in increasing order, and put it back where it was."""
+    """Apply `steps` to the p-values that are not NaN in increasing order, and restore their order."""
     values = np.asarray(p, dtype=float)
     tested = np.flatnonzero(~np.isnan(values))
     order = tested[np.argsort(values[tested], kind="stable")]

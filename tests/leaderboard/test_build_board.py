@@ -4,11 +4,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from bench.core import clopper_pearson
 from bench.core.records import Artifact, Sanity
 from leaderboard.board_data import Cost
 from leaderboard.build_board import build_board
 from leaderboard.published_results import Contest, add_contest, add_run
-from leaderboard.statistics import clopper_pearson
 from tests.publish.published import ABOUT, bracket_of, flags, publish, table_of, write_run
 
 
@@ -27,7 +27,7 @@ def test_accuracies_are_means_over_seeds_with_the_interval_of_one(results):
     found = rows(results)
     attacked = found["mine"].attacked
     assert (attacked.acc, attacked.spread) == (pytest.approx(0.65), pytest.approx(0.1 / np.sqrt(2)))
-    assert (attacked.low, attacked.high) == pytest.approx([float(end) for end in clopper_pearson(65, 100)])
+    assert (attacked.low, attacked.high) == pytest.approx([float(end) for end in clopper_pearson.interval(65, 100)])
     assert found["mine"].certified is None  # one of its seeds was not certified
     assert found["other"].certified.acc == 0.2
     assert found["mine"].clean.acc == 1.0
@@ -72,7 +72,7 @@ def test_a_bracket_is_both_ends(results):
 
 
 def test_the_worst_verdict_of_the_seeds_counts(results, tmp_path):
-    publish(results, "mine", [table_of(flags(10, 6))], verdict="clean")
+    publish(results, "mine", [table_of(flags(10, 6))], verdict="no-warnings")
     same = {"defense": "mine", "config_hash": "mine", "seed": 1, "sanity": Sanity("suspect", ["why"])}
     add_run(results, "mine", ABOUT, write_run(tmp_path / "run", table_of(flags(10, 6)), weights="w", **same))
     assert (rows(results)["mine"].verdict, rows(results)["mine"].reasons) == ("suspect", ("why",))

@@ -72,17 +72,19 @@ def test_an_entry_is_one_recipe_with_one_description_and_its_seeds_are_trainings
     publish(results, "mine", [table_of(flags(4, 2))])
     same = {"defense": "mine", "config_hash": "mine", "seed": 7}
     other = write_run(tmp_path / "a", table_of(flags(4, 3)), weights="w", **(same | {"config_hash": "changed"}))
-    assert "seed 7 is of mine changed on digits, not of mine mine" in refused(results, other)
+    assert "seed 7 is mine changed on digits, the others are mine mine on digits" in refused(results, other)
     copied = write_run(tmp_path / "b", table_of(flags(4, 3)), weights="mine0", **same)
     assert "seeds 0 and 7 have the same weights" in refused(results, copied)
     fine = write_run(tmp_path / "c", table_of(flags(4, 3)), weights="w", **same)
-    assert "says something else" in refused(results, fine, about=msgspec.structs.replace(ABOUT, licence="GPL"))
+    assert "differs from the new description" in refused(
+        results, fine, about=msgspec.structs.replace(ABOUT, licence="GPL")
+    )
     add_run(results, "mine", ABOUT, fine)
 
 
 def test_a_run_of_no_suite_is_refused(tmp_path):
     run = write_run(tmp_path / "run", table_of(flags(4, 2)), suite=None)
-    assert "is of no suite" in refused(tmp_path, run)
+    assert "has no suite" in refused(tmp_path, run)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_a_table_that_is_not_the_records_is_refused(tmp_path):
 def test_examples_out_of_order_are_refused(tmp_path):
     table = table_of(flags(10, 6))
     publish(tmp_path / "results", "mine", [table | {"index": np.arange(10)[::-1].copy()}])
-    with pytest.raises(UserError, match="not of the first examples"):
+    with pytest.raises(UserError, match="first n test examples"):
         read_entries(tmp_path / "results", "digits")
 
 

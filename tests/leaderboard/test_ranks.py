@@ -91,7 +91,7 @@ def test_a_pair_is_compared_on_the_examples_that_both_have():
 def test_other_data_cannot_be_ranked_together():
     a = weights("a", flags(10, 5))
     b = weights("b", flags(10, 5), provenance={"data_hash": "other"})
-    with pytest.raises(UserError, match="a and b were measured on other data"):
+    with pytest.raises(UserError, match="a and b were evaluated on different data"):
         rank([a, b])
 
 

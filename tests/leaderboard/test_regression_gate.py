@@ -13,6 +13,7 @@ from bench.core.records import Sanity
 from leaderboard.gate_baseline import CHANGES, Recipe, read_runs, update_baseline
 from leaderboard.gate_report import gate_annotations, gate_junit, gate_table
 from leaderboard.regression_gate import GateFinding, GateReport, check_against_baseline, corrected
+from leaderboard.render import verdict_text
 from leaderboard.statistics import mcnemar, prediction, prediction_p
 from tests.publish.published import bracket_of, flags, table_of, write_run
 
@@ -63,20 +64,20 @@ def test_the_same_runs_pass(baseline, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lost", "won", "outcome"),
+    ("lost", "gained", "outcome"),
     [(12, 0, "failed"), (0, 12, "failed"), (5, 0, "warning"), (0, 5, "warning"), (9, 9, "warning")],
 )
-def test_same_weights_are_compared_example_by_example(tmp_path, lost, won, outcome):
+def test_same_weights_are_compared_example_by_example(tmp_path, lost, gained, outcome):
     before, after = flags(N, 240), flags(N, 240)
-    after[:lost], after[N - won :] = False, True
+    after[:lost], after[N - gained :] = False, True
     seeds(tmp_path / "old", [table_of(before)])
     seeds(tmp_path / "new", [table_of(after)])
     report = check_against_baseline(tmp_path / "old", [tmp_path / "new"])
     finding = found(report)["pgd-50, seed 0"]
     assert (finding.outcome, report.failed) == (outcome, outcome == "failed")
-    assert finding.p == float(mcnemar(lost, won))
-    assert (finding.old, finding.new) == (0.6, (240 - lost + won) / N)
-    assert finding.message == f"same weights: {lost} examples lost, {won} won"
+    assert finding.p == float(mcnemar(lost, gained))
+    assert (finding.old, finding.new) == (0.6, (240 - lost + gained) / N)
+    assert finding.message == f"same weights: {lost} examples lost, {gained} gained"
 
 
 def test_every_seed_is_a_test_under_holm(tmp_path):
@@ -97,7 +98,7 @@ def test_a_lost_certificate_fails_with_the_same_weights_only(tmp_path):
     report = check_against_baseline(tmp_path / "old", [tmp_path / "new"])
     finding = found(report)["certificates of ibp"]
     assert (finding.outcome, report.failed) == ("failed", True)
-    assert finding.message == "seed 1: 1 lost with the same weights, the first of example 7"
+    assert finding.message == "seed 1, same weights: 1 lost, the first is that of example 7"
     seeds(tmp_path / "others", [table_of(robust, certified=after)] * 3, weights="other")
     report = check_against_baseline(tmp_path / "old", [tmp_path / "others"])
     assert "certificates of ibp" not in found(report)
@@ -149,7 +150,10 @@ def test_alpha_decides(baseline, tmp_path):
     seeds(tmp_path / "runs", [252, 250, 254], first=100)
     p = found(check_against_baseline(baseline, [tmp_path / "runs"]))["pgd-50"].p
     assert 0.001 < p < 0.2
-    assert [check_against_baseline(baseline, [tmp_path / "runs"], alpha).failed for alpha in (p, p * 0.99)] == [True, False]
+    assert [check_against_baseline(baseline, [tmp_path / "runs"], alpha).failed for alpha in (p, p * 0.99)] == [
+        True,
+        False,
+    ]
     for alpha in (0, 1, math.nan):
         with pytest.raises(UserError, match="--alpha"):
             check_against_baseline(baseline, [tmp_path / "runs"], alpha)
@@ -162,7 +166,7 @@ def test_too_few_seeds_cannot_tell(tmp_path, old, new):
     report = check_against_baseline(tmp_path / "old", [tmp_path / "new"])
     assert report.failed
     assert found(report)["pgd-50"].message == (
-        f"other weights: needs 5 baseline seeds and 3 new ones at least, has {old} and {new}"
+        f"other weights: at least 5 seeds of the baseline and 3 new ones are needed; there are {old} and {new}"
     )
 
 
@@ -230,14 +234,15 @@ def test_other_examples_or_other_data_fail(baseline, tmp_path):
 @pytest.mark.parametrize(
     ("before", "after", "same", "outcome"),
     [
-        ("clean", "suspect", True, "failed"),
-        ("clean", "suspect", False, "warning"),
-        ("clean", "unreliable", False, "failed"),
+        ("clean", "suspect", True, "failed"),  # `clean` is an older name of `no-warnings`
+        ("no-warnings", "suspect", False, "warning"),
+        ("no-warnings", "unreliable", False, "failed"),
         ("suspect", "suspect", True, "ok"),
-        ("suspect", "clean", False, "ok"),
+        ("suspect", "no-warnings", False, "ok"),
         ("suspect", "unreliable", False, "failed"),
-        ("clean", "unchecked", False, "warning"),
-        ("clean", "made up", True, "failed"),
+        ("no-warnings", "not-attacked", True, "failed"),
+        ("no-warnings", "unchecked", False, "warning"),
+        ("no-warnings", "made up", True, "failed"),
     ],
 )
 def test_a_verdict_that_got_worse(tmp_path, before, after, same, outcome):
@@ -247,7 +252,7 @@ def test_a_verdict_that_got_worse(tmp_path, before, after, same, outcome):
     seeds(tmp_path / "new", [240], first=4, weights="" if same else "other", sanity=Sanity(after, ["odd: gradients"]))
     finding = found(check_against_baseline(tmp_path / "old", [tmp_path / "new"]))["verdict"]
     assert finding.outcome == outcome
-    assert outcome == "ok" or finding.message == f"seed 4 is {after}; odd: gradients"
+    assert outcome == "ok" or finding.message == f"seed 4 is {verdict_text(after)}; odd: gradients"
 
 
 def test_with_the_same_weights_the_verdict_is_compared_with_their_own(tmp_path):
@@ -279,7 +284,7 @@ def test_a_table_of_the_same_numbers_is_refused_too(baseline, tmp_path):
     table = table_of(flags(N, 240, first=7))
     seeds(tmp_path / "other", [table])
     shutil.copy(tmp_path / "other/mine/0/examples.npz", baseline / "mine/0/examples.npz")
-    with pytest.raises(CheckError, match=r"its examples.npz is not that of the record"):
+    with pytest.raises(CheckError, match=r"its examples.npz is not the one that the record names"):
         check_against_baseline(baseline, [baseline])
 
 
@@ -305,7 +310,7 @@ REPORT = GateReport(
     0.01,
     {
         RECIPE: [
-            GateFinding("verdict", "ok", "clean"),
+            GateFinding("verdict", "ok", "no warning signs"),
             GateFinding("clean", "warning", "chance\x00", 0.975, 0.98125, 0.0123, 0.4242),
             GateFinding("settings", "warning", "lr 0.1 -> 0.05"),
             GateFinding("pgd-50", "failed", "<b>50 % gone,\r\nsay & think</b>", 0.7, 0.2, 0.01, 1.234e-9),
@@ -319,19 +324,21 @@ def test_as_table():
     assert gate_table(replace_message(REPORT)).splitlines() == [
         "                     baseline     new    p",
         "pgd-at on digits, small-cnn:a=1, Linf 0.2",
-        "  ok       verdict                                clean",
+        "  ok       verdict                                no warning signs",
         "  warning  clean     97.5 +- 1.2  98.1   0.42     chance",
         "  warning  settings                               lr 0.1 -> 0.05",
         "  failed   pgd-50    70.0 +- 1.0  20.0   1.2e-09  gone",
         "atas on digits, small-cnn:a=1, Linf 0.2",
         "  failed   runs                                   no new run",
         "",
-        "gate: 2 failed, 2 warning, 1 ok; 2 tests, any false alarm among them has a chance of at most 0.01 (Holm)",
+        "gate: 2 failed, 2 warning, 1 ok; 2 tests, with a family-wise error rate of at most 0.01 (Holm)",
     ]
 
 
 def test_as_table_of_a_gate_without_a_test():
-    assert gate_table(GateReport(0.01, {RECIPE: [GateFinding("clean", "ok", "as before", 0.5, 0.5)]})).endswith("\n\ngate: 1 ok")
+    assert gate_table(GateReport(0.01, {RECIPE: [GateFinding("clean", "ok", "as before", 0.5, 0.5)]})).endswith(
+        "\n\ngate: 1 ok"
+    )
 
 
 def replace_message(report):
@@ -423,7 +430,7 @@ def test_update_refuses_before_it_writes(baseline, tmp_path):
             update_baseline(baseline, [runs], reason)
     assert files() == before
     (baseline / "mine/4/weights.safetensors").write_bytes(b"kept")
-    with pytest.raises(UserError, match=r"mine/4 holds weights.safetensors, so it is no baseline"):
+    with pytest.raises(UserError, match=r"mine/4 holds weights.safetensors, so it is not a baseline"):
         update_baseline(baseline, [enough], "a run folder by mistake")
     assert files() == before | {baseline / "mine/4/weights.safetensors": b"kept"}
 
@@ -442,7 +449,9 @@ def trained(draw, seeds, harm=0):
 
 def alarms(p):
     """Share of the gates, a row of p-values each, in which anything failed."""
-    reports = (GateReport(0.01, corrected({RECIPE: [GateFinding("", "ok", "", p=one) for one in row]}, 0.01)) for row in p)
+    reports = (
+        GateReport(0.01, corrected({RECIPE: [GateFinding("", "ok", "", p=one) for one in row]}, 0.01)) for row in p
+    )
     return np.mean([report.failed for report in reports])
 
 

@@ -91,8 +91,8 @@ def test_an_entry_of_robustbench_is_read_back_as_reported(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "suite", "norm", "says"), [
-    ({"dataset": "imagenet"}, "cifar10", "Linf", "is of imagenet"),
-    ({}, "cifar10", "L2", "under L2"),
+    ({"dataset": "imagenet"}, "cifar10", "Linf", "is for imagenet"),
+    ({}, "cifar10", "L2", "cifar10, L2"),
     ({"eps": "4/255"}, "cifar10", "Linf", "eps 4/255"),
     ({"eps": None}, "cifar10", "Linf", "eps None"),
     ({"autoattack_acc": None, "reported": None}, "cifar10", "Linf", "no accuracy under attack"),
@@ -107,7 +107,7 @@ def test_what_a_suite_does_not_list_is_refused(changes, suite, norm, says, tmp_p
 def test_an_entry_that_is_there_is_left_alone_and_its_name_is_one(tmp_path):
     path = written(tmp_path, eps="0.031")
     import_model_info(path, tmp_path / "results", "cifar10", "nobody", "Linf")
-    for name, says in (("nobody", "there already"), ("../nobody", "is no name"), ("Nobody2026", "is no name")):
+    for name, says in (("nobody", "exists already"), ("../nobody", "is not valid"), ("Nobody2026", "is not valid")):
         with pytest.raises(UserError, match=says):
             import_model_info(path, tmp_path / "results", "cifar10", name, "Linf")
 

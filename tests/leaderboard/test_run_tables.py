@@ -9,7 +9,8 @@ import pytest
 
 from bench.core.example_table import Accuracy, Robustness, Threat
 from bench.core.records import AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Training
-from leaderboard.run_tables import by_recipe, interval, percent, run_table, runs_table, threat_name
+from leaderboard.render import interval, percent, threat_name
+from leaderboard.run_tables import by_recipe, run_table, runs_table
 
 
 def make_record(seed=0, clean=0.912, pgd=0.5, worst=0.48, **changes):
@@ -21,7 +22,7 @@ def make_record(seed=0, clean=0.912, pgd=0.5, worst=0.48, **changes):
         "attacks": {"pgd-10": AttackResult(pgd, (0.45, 0.55), forwards=12345, backwards=2345, seconds=1.25)},
         "worst": None if worst is None else Robustness(worst, (0.43, 0.53)), "certifiers": {},
         "training": Training(epochs=30, seconds=61.04, forwards=1_000_000, backwards=999_000),
-        "sanity": Sanity("clean", []), "artifacts": {}, "provenance": {},
+        "sanity": Sanity("no-warnings", []), "artifacts": {}, "provenance": {},
     }  # fmt: skip
     return Record(**(values | changes))
 
@@ -60,7 +61,7 @@ def test_percent_and_interval():
     ],
 )
 def test_threat_name(norm, eps, name):
-    assert threat_name(make_record(threat=Threat(norm, eps))) == name
+    assert threat_name(Threat(norm, eps)) == name
 
 
 def test_run_table_holds_the_numbers():
@@ -76,7 +77,7 @@ def test_run_table_holds_the_numbers():
 
 
 def test_run_table_ends_with_the_verdict_and_its_reasons():
-    assert run_table(make_record()).endswith("\n\nverdict: clean")
+    assert run_table(make_record()).endswith("\n\nverdict: no warning signs")
     suspect = make_record(sanity=Sanity("suspect", ["black box beats white box: 3 of 60"]))
     assert run_table(suspect).endswith("\n\nverdict: suspect\n  black box beats white box: 3 of 60")
 
@@ -112,8 +113,8 @@ def test_comparison_in_markdown():
     ]
     clean = "91.2 [88.0, 94.0]"
     common = ["digits", "small-cnn", "Linf 0.2", "0", clean]
-    assert first == ["pgd-at", *common, "50.0 [45.0, 55.0]", "", "48.0 [43.0, 53.0]", "clean", "61.0"]
-    assert second == ["standard", *common, "", "75.0 [70.0, 80.0]", "", "clean", ""]
+    assert first == ["pgd-at", *common, "50.0 [45.0, 55.0]", "", "48.0 [43.0, 53.0]", "no warning signs", "61.0"]
+    assert second == ["standard", *common, "", "75.0 [70.0, 80.0]", "", "no warning signs", ""]
 
 
 def test_comparison_has_mean_and_deviation_over_seeds():
@@ -159,7 +160,7 @@ def test_comparison_in_json_is_fractions():
     assert first == {
         "defense": "pgd-at", "suite": "digits", "dataset": "digits", "model": "small-cnn", "norm": "Linf", "eps": 0.2,
         "seed": 2, "n_examples": 360, "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48,
-        "union_acc": None, "certified_acc": {}, "bracket": None, "verdict": "clean",
+        "union_acc": None, "certified_acc": {}, "bracket": None, "verdict": "no-warnings",
         "training_seconds": 61.04,
     }  # fmt: skip
     assert (second["worst_acc"], second["training_seconds"], second["robust_acc"]) == (None, None, {"fgsm": 0.75})
@@ -233,7 +234,7 @@ def test_csv_and_json_hold_certificates_and_brackets():
     ]
     assert (first["bracket_robust_high"], first["bracket_open"]) == ("0.55", "36")
     assert (second["certified ibp"], second["bracket_certified"], second["bracket_open"]) == ("", "", "")
-    assert (first["verdict"], second["verdict"]) == ("clean", "clean")
+    assert (first["verdict"], second["verdict"]) == ("no-warnings", "no-warnings")
     plain = json.loads(runs_table(runs, "json"))
     assert plain[0]["certified_acc"] == {"ibp": 0.3}
     assert plain[0]["bracket"] == {"certified_acc": 0.4, "robust_acc": 0.5, "open": 36}
