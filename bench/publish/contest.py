@@ -20,16 +20,9 @@ from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Flags
 from bench.core.records import Artifact
 from bench.datasets.split import Split
+from bench.publish import static_checks
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
-from bench.publish.static_checks import (
-    ARTIFACTS,
-    WEIGHTS,
-    check_author,
-    check_url,
-    check_weights_file,
-    check_witness_file,
-    read_submitted_contest,
-)
+from bench.publish.static_checks import ARTIFACTS, WEIGHTS
 from bench.publish.submit import check_code, check_size, pull_request
 from bench.publish.untrusted_files import errors_as_one_line, printable
 from bench.verify.run import Settings, load_data, load_model, make_context
@@ -70,9 +63,9 @@ def contest_run(
     examples are recorded. CheckError if there are none, or if one of them was certified: its certificate is refuted.
     """
     suite, entry, seed, published = _read_published(results, run)
-    check_author(by)
+    static_checks.check_author(by)
     if url is not None:
-        check_url(url)
+        static_checks.check_url(url)
     result = _check_contest(published, witnesses, weights, settings)
     print(f"{result}\n")
     if not result.broken:
@@ -95,7 +88,7 @@ def recheck_contest(results: Path, run: str, file: Path, *, settings: Settings, 
     CheckError if its witnesses do not break exactly the examples that it lists.
     """
     *_, published = _read_published(results, run)
-    claimed = read_submitted_contest(file)
+    claimed = static_checks.read_submitted_contest(file)
     with TemporaryDirectory(prefix="bench-contest-") as name:
         weights, witnesses = Path(name) / WEIGHTS, Path(name) / ARTIFACTS["witnesses"]
         download(published.record.artifacts["weights"], weights, open_url)
@@ -127,8 +120,8 @@ def _check_contest(run: EvaluatedRun, witnesses: Path, weights: Path, settings: 
     record = run.record
     check_code(record, settings)
     with errors_as_one_line(witnesses.name):
-        check_weights_file(weights)
-        check_witness_file(witnesses)
+        static_checks.check_weights_file(weights)
+        static_checks.check_witness_file(witnesses)
         if files.sha256(weights) != record.artifacts["weights"].sha256:
             raise UserError(f"{weights} are not the weights of the record, {record.artifacts['weights'].sha256[:12]}")
         data = load_data(record, None, settings)

@@ -29,17 +29,9 @@ from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.models.build import build_model
+from bench.publish import static_checks
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
-from bench.publish.static_checks import (
-    ARTIFACTS,
-    WEIGHTS,
-    check_about,
-    check_submission,
-    check_url,
-    check_weights_file,
-    check_witness_file,
-    read_submitted_about,
-)
+from bench.publish.static_checks import ARTIFACTS, WEIGHTS
 from bench.publish.untrusted_files import errors_as_one_line, printable
 from bench.sanity.verdict import form_verdict
 from bench.verify.leakage import LEAK_CHECKS
@@ -64,13 +56,9 @@ class Submission:
 
 
 def submit_runs(
-    submission: Submission,
-    settings: Settings,
-    *,
-    check_only: bool = False,
-    fetch: bool = False,
+    submission: Submission, settings: Settings, *, check_only: bool = False, fetch: bool = False,
     open_url: OpenUrl = open_https,
-) -> None:
+) -> None:  # fmt: skip
     """Verify the runs of a submission and publish all of them, or none.
 
     fetch: download the files that a record names by an address. UserError if it is not a valid submission, before any
@@ -79,11 +67,11 @@ def submit_runs(
     entry, results = submission.entry, submission.results
     folders = find_records([submission.run])
     if submission.artifacts_url is not None:
-        check_url(submission.artifacts_url)
+        static_checks.check_url(submission.artifacts_url)
     if not settings.sample:
         raise UserError("a submission is attacked again; give --sample at least 1")
     about = _about_of(submission, folders[0], required=not check_only)
-    records = [check_submission(folder, results, entry) for folder in folders]
+    records = [static_checks.check_submission(folder, results, entry) for folder in folders]
     check_seeds(records, results, entry, about)
     _check_location(folders, records, entry)
     objections = []
@@ -110,11 +98,11 @@ def submit_runs(
 
 def _about_of(submission: Submission, folder: Path, required: bool) -> About | None:
     if submission.about is not None:
-        check_about(submission.about)
+        static_checks.check_about(submission.about)
         return submission.about
     path = folder.parent / ABOUT
     if path.exists():
-        return read_submitted_about(path)
+        return static_checks.read_submitted_about(path)
     if required:
         raise UserError("an entry needs a title, a paper and a licence; give --title, --paper and --licence")
     return None
@@ -157,8 +145,8 @@ def _complete(folder: Path, record: Record, fetch: bool, open_url: OpenUrl) -> I
         local = {name: msgspec.structs.replace(file, path=ARTIFACTS[name]) for name, file in record.artifacts.items()}
         write_record(copy, msgspec.structs.replace(record, artifacts=local))
         with errors_as_one_line(str(folder)):
-            check_weights_file(copy / WEIGHTS)
-            check_witness_file(copy / ARTIFACTS["witnesses"])
+            static_checks.check_weights_file(copy / WEIGHTS)
+            static_checks.check_witness_file(copy / ARTIFACTS["witnesses"])
         yield copy
 
 
@@ -246,11 +234,9 @@ def _publish(submission: Submission, about: About, folders: Sequence[Path]) -> N
 
 def pull_request(home: Path) -> str:
     """The git commands for a pull request with the new files of an entry's folder."""
-    branch = f"results-{home.parent.name}-{home.name}"
-    return "\n".join([
-        "For a pull request:",
-        f"    git switch -c {branch}",
-        f"    git add {shlex.quote(str(home))}",
-        f"    git commit -m 'Results of {home.name} on {home.parent.name}'",
-        f"    git push -u origin {branch}",
-    ])  # fmt: skip
+    suite, entry = home.parts[-2:]
+    return f"""For a pull request:
+    git switch -c results-{suite}-{entry}
+    git add {shlex.quote(str(home))}
+    git commit -m 'Results of {entry} on {suite}'
+    git push -u origin results-{suite}-{entry}"""

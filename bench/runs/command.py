@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 
 from bench.runs.request import Request
 
 
 def command_line(request: Request, seed: int) -> str:
     """A shell command. Options of one machine (data folder, device, threads, --out) are left out."""
-    return shlex.join(["bench", *_words(request), "--seeds", str(seed)])
-
-
-def _words(request: Request) -> Iterator[str]:
-    if request.checkpoint is not None:
-        yield from ("eval", "--checkpoint", request.checkpoint.name)
+    if request.checkpoint is None:
+        words = ["bench", "run", "--defense", str(request.defense)]
     else:
-        yield from ("run", "--defense", str(request.defense))
-    for option, value in (("suite", request.suite), ("dataset", request.dataset), ("model", request.model)):
-        if value is not None:
-            yield from (f"--{option}", value)
-    if request.norm is not None:
-        yield from ("--norm", request.norm)
-    if request.eps is not None:
-        yield from ("--eps", ",".join(map(repr, request.eps)))
-    for key, text in request.overrides.items():
-        yield from ("--set", f"{key}={text}")
-    if request.attacks is not None:
-        yield from ("--attacks", ",".join(request.attacks) or "none")
-    if request.certifiers:
-        yield from ("--certifiers", ",".join(request.certifiers))
+        words = ["bench", "eval", "--checkpoint", request.checkpoint.name]
+    options = [
+        *((f"--{name}", getattr(request, name)) for name in ("suite", "dataset", "model", "norm")),
+        ("--eps", None if request.eps is None else ",".join(map(repr, request.eps))),
+        *(("--set", f"{key}={text}") for key, text in request.overrides.items()),
+        ("--attacks", None if request.attacks is None else ",".join(request.attacks) or "none"),
+        ("--certifiers", ",".join(request.certifiers) or None),
+    ]  # fmt: skip
+    words += [word for option, value in options if value is not None for word in (option, value)]
     if request.bracket is not None:
-        yield from ("--bracket", "--budget", f"{request.bracket:g}s")
+        words += ["--bracket", "--budget", f"{request.bracket:g}s"]
     if request.n_examples is not None:
-        yield from ("--n-examples", str(request.n_examples))
-    for path in request.plugins:
-        yield from ("--plugin", path.name)
+        words += ["--n-examples", str(request.n_examples)]
+    words += [word for path in request.plugins for word in ("--plugin", path.name)]
+    return shlex.join([*words, "--seeds", str(seed)])

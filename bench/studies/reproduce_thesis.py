@@ -163,14 +163,9 @@ def _certifiers(paper: PaperTable, seconds: float | None) -> dict[str, Certifier
 
 
 def measure(
-    model: nn.Module,
-    test: Split,
-    threat: ThreatModel,
-    certifiers: Mapping[str, Certifier],
-    *,
-    generator: torch.Generator,
-    title: str,
-) -> dict[Key, float]:
+    model: nn.Module, test: Split, threat: ThreatModel, certifiers: Mapping[str, Certifier], *,
+    generator: torch.Generator, title: str,
+) -> dict[Key, float]:  # fmt: skip
     """Errors in percent and mean radii in the scale of eps, over all examples of a split.
 
     pec and exact skip the examples that fast-lin certified (pec uses its bounds); exact skips those that PGD broke too.

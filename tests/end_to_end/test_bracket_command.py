@@ -1,18 +1,16 @@
-"""`--certifiers` and `--bracket` as a user runs them: record, table, verification, a kill, a certifier that lies."""
+"""`--certifiers` and `--bracket`: record, table, verification, an interrupted run, an unsound certifier."""
 
 import json
 import shutil
-import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
 
 from bench.cli import main
 from bench.core.files import read_arrays, write_arrays
+from bench.core.record_checks import check_record
 from bench.core.record_files import artifact, read_record
-from tests.end_to_end.command import BENCH, bench, environment
+from tests.end_to_end.command import bench, bench_killed, bench_process
 
 TRAIN = ("run", "--defense", "standard", "--epochs", "6", "--set", "probe_every=0", "--threads", "1")
 EVAL = ("--eps", "0.05", "--n-examples", "60", "--threads", "1")
@@ -58,8 +56,8 @@ def test_the_record_holds_the_interval_and_who_decided(finished):
     assert record.audited == 1
     assert record.config["bracket"] == 3
     witnesses = read_arrays(finished / "witnesses.npz")
-    fell = table["clean"] & (table["status"] == "broken")
-    assert witnesses["index"].tolist() == np.flatnonzero(fell).tolist()
+    broken = table["clean"] & (table["status"] == "broken")
+    assert witnesses["index"].tolist() == np.flatnonzero(broken).tolist()
     assert set(witnesses["attack"]) == {"bracket"}
     assert not (finished / "parts").exists()
 
@@ -93,16 +91,15 @@ def test_an_honest_run_passes_verification(finished, capsys):
     code, findings = verified(capsys, finished)
     assert code == 0
     assert {outcome for outcome, _ in findings.values()} == {"passed"}
-    assert findings["certified again by crown"][1].startswith("seed 0: all ")
-    assert "none of them broken" in findings["certificates and witnesses"][1]
+    assert "seed 0" in findings["certified again by crown"][1]
     _, sampled = verified(capsys, finished, "--sample", "3")
-    assert sampled["certified again by crown"][1].startswith("seed 0: all 3 that were tried")
+    assert " 3 " in sampled["certified again by crown"][1]
     _, none = verified(capsys, finished, "--sample", "0")
     assert "certified again by crown" not in none
 
 
 def change_table(run, change):
-    """Other columns, and the record's hash of them made right again, as a careful forger would."""
+    """Change columns, and the record's hash of them to match."""
     table = {key: value.copy() for key, value in read_arrays(run / "examples.npz").items()}
     change(table)
     write_arrays(run / "examples.npz", table)
@@ -121,23 +118,23 @@ def first(table, status):
 
 
 def reopen(table):
-    """An example that fell is open again."""
+    """A broken example is undecided again."""
     row = first(table, "broken")
     table["status"][row], table["decided_by"][row] = "open", ""
 
 
 def promote(table):
-    """An example that fell is certified."""
+    """A broken example is certified."""
     row = first(table, "broken")
     table["status"][row], table["decided_by"][row] = "certified", "crown"
 
 
 def claim(table):
-    """All that is right is certified by crown, and nothing fell."""
-    right = table["clean"]
-    table["certified/crown"][:] = right
-    table["radius/crown"][:] = np.where(right, np.float32(0.05), np.float32(0))
-    table["status"][right], table["decided_by"][right] = "certified", "crown"
+    """Every correctly classified example is certified by crown, and none is broken."""
+    correct = table["clean"]
+    table["certified/crown"][:] = correct
+    table["radius/crown"][:] = np.where(correct, np.float32(0.05), np.float32(0))
+    table["status"][correct], table["decided_by"][correct] = "certified", "crown"
 
 
 def claim_throughout(run):
@@ -212,35 +209,34 @@ from bench.api import Certificate, Certifier, registry
 @registry.certifier("liar")
 @dataclass(frozen=True, kw_only=True)
 class Liar(Certifier):
-    '''Certifies all that is right.'''
-    def certify(self, model, batch, threat, *, generator, hint=None):
-        right = model(batch.x).argmax(dim=1) == batch.y
-        return Certificate(threat.eps * right, right)
+    '''Certifies every correctly classified example.'''
+    def certify(self, model, batch, threat, *, generator):
+        correct = model(batch.x).argmax(dim=1) == batch.y
+        return Certificate(threat.eps * correct, correct)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--attacks", "none"), ("--bracket",), ("--attacks", "pgd-10")])
 def test_a_plugins_certifier_that_lies_ends_the_run_without_a_record(words, weights, tmp_path):
     (tmp_path / "liar.py").write_text(LIAR)
     far = ("--eps", "0.4", "--n-examples", "60", "--threads", "1")
-    done = bench(tmp_path, "eval", "--checkpoint", weights, *far, "--plugin", "liar.py", "--certifiers", "liar", *words)
+    options = ("--plugin", "liar.py", "--certifiers", "liar", *words)
+    done = bench_process(tmp_path, "eval", "--checkpoint", weights, *far, *options)
     assert done.returncode == 1, done.stderr
     assert "liar certifie" in done.stderr.splitlines()[-1]
     assert not list(tmp_path.rglob("record.json"))
 
 
-def test_a_killed_bracket_goes_on_and_ends_as_an_undisturbed_one(weights, finished, tmp_path):
-    words = ["eval", "--checkpoint", weights, *EVAL, *BRACKET, "--out", "killed"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([*BENCH, *words], cwd=tmp_path, env=environment(), **quiet)
-    while process.poll() is None and len(list(tmp_path.glob("killed/*/*/parts/*/*"))) < 4:
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+@pytest.mark.slow
+def test_a_killed_bracket_continues_and_ends_like_an_undisturbed_one(weights, finished, tmp_path):
+    words = ["eval", "--checkpoint", weights, *EVAL, *BRACKET]
+    bench_killed(tmp_path, *words, pattern="parts/*/*.npz", n=5)
     assert not list(tmp_path.rglob("record.json"))
-    assert bench(tmp_path, *words).returncode == 0
+    done = bench(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
     ours, theirs = read_arrays(run_of(tmp_path) / "examples.npz"), read_arrays(finished / "examples.npz")
-    early = np.isin(theirs["decided_by"], ["clean", "crown", "fgsm", "apgd-ce"])  # no question of time
+    early = np.isin(theirs["decided_by"], ["clean", "crown", "fgsm", "apgd-ce"])  # the budget cannot cut these
     assert early.sum() > 40
     for key in theirs:
         assert np.array_equal(ours[key][early], theirs[key][early])

@@ -1,4 +1,4 @@
-"""`bench sweep`: every cell is run once, in processes of its own, and gives what `bench run` gives."""
+"""`bench sweep`: every defense and seed runs once, in a process of its own, with the result of `bench run`."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import time
 import pytest
 
 from bench.core.record_files import find_records, read_run
-from tests.end_to_end.command import BENCH, bench
+from tests.end_to_end.command import BENCH, bench, bench_process
 
 OPTIONS = ["--suite", "digits", "--epochs", "1", "--attacks", "fgsm", "--n-examples", "60"]
 BROKEN = '''
@@ -32,15 +32,17 @@ def swept(tmp_path_factory):
     return folder, done
 
 
+@pytest.mark.slow
 def test_every_cell_becomes_a_record_and_a_line_of_the_table(swept):
     folder, done = swept
     assert done.returncode == 0, done.stderr
-    found = {(read_run(run).defense, read_run(run).seed) for run in find_records([folder / "runs"])}
-    assert found == {(name, seed) for name in ("standard", "fgsm-rs") for seed in (0, 1)}
+    cells = {(read_run(run).defense, read_run(run).seed) for run in find_records([folder / "runs"])}
+    assert cells == {(name, seed) for name in ("standard", "fgsm-rs") for seed in (0, 1)}
     assert done.stdout.count("| standard") == 3  # two seeds and their mean
     assert "sweep, 2 at a time" in done.stderr or "sweep, 1 at a time" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_cell_is_what_run_makes_of_it(swept):
     folder, _ = swept
     alone = bench(folder, "run", "--defense", "standard", *OPTIONS, "--seeds", "1", "--out", "alone")
@@ -55,6 +57,7 @@ def test_a_cell_is_what_run_makes_of_it(swept):
     assert run.parent.name == cell.parent.name
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(swept):
     folder, done = swept
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
@@ -63,35 +66,38 @@ def test_what_is_finished_is_not_run_again(swept):
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_one_that_fails_does_not_stop_the_others_and_fails_the_sweep(tmp_path):
     (tmp_path / "mine.py").write_text(BROKEN)
     options = ["--plugin", "mine.py", "--defenses", "broken,standard", "--seeds", "0", "--out", "runs", "--json"]
-    done = bench(tmp_path, "sweep", *OPTIONS, *options)
+    done = bench_process(tmp_path, "sweep", *OPTIONS, *options)
     assert done.returncode == 1
     assert [record["defense"] for record in json.loads(done.stdout)] == ["standard"]
-    assert "broken seed 0: RuntimeError: no such luck; see runs/logs/digits-broken-0.log" in done.stderr
-    assert done.stderr.splitlines()[-1] == "error: 1 runs of the sweep failed, the first is broken seed 0"
+    for fact in ("broken seed 0", "RuntimeError: no such luck", "runs/logs/digits-broken-0.log"):
+        assert fact in done.stderr
+    assert "broken seed 0" in done.stderr.splitlines()[-1]
     assert "Traceback" in (tmp_path / "runs/logs/digits-broken-0.log").read_text()
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "fact"),
     [
-        (["--suite", "digit"], "did you mean 'digits'"),
-        (["--suite", "digits", "--defenses", "standard,nothing"], "unknown defense 'nothing'"),
+        (["--suite", "digit"], "'digits'"),
+        (["--suite", "digits", "--defenses", "standard,nothing"], "'nothing'"),
         (["--suite", "digits", "--seeds", "0,0.5"], "--seeds"),
-        (["--suite", "digits", "--jobs", "0"], "--jobs must be"),
+        (["--suite", "digits", "--jobs", "0"], "--jobs"),
         ([], "--suite"),
     ],
 )
-def test_wrong_use_is_one_line(tmp_path, words, said):
+def test_wrong_use_is_one_line(tmp_path, words, fact):
     done = bench(tmp_path, "sweep", *words)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert said in done.stderr
+    assert fact in done.stderr
 
 
+@pytest.mark.slow
 def test_no_process_outlives_a_sweep_that_is_killed(tmp_path):
     words = ["sweep", "--suite", "digits", "--defenses", "standard", "--seeds", "0", "--epochs", "100000"]
     sweep = subprocess.Popen([*BENCH, *words, "--out", "runs"], cwd=tmp_path, stderr=subprocess.DEVNULL)
