@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,9 @@ class FastConfig(Config, BankConfig):
     alpha: Length = OfEps(0.5)
 
 
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
 def binarise(model: nn.Module, output: nn.Linear) -> nn.Module:
     """Weights +1 and -1, no bias, batch norm without affine parameters, and a batch norm over the logits."""
     for layer in linear_layers(model):
@@ -61,19 +64,8 @@ def binarise(model: nn.Module, output: nn.Linear) -> nn.Module:
     return nn.Sequential(model, nn.BatchNorm1d(output.out_features, affine=False))
 
 
-@registry.defense("binary-subnet")
-class BinarySubnet(Defense[Config]):
-    """A robust subnetwork of a random binary network: training selects weights and changes none.
-
-    Thesis, Algorithm 5.1 (edge pop-up with PGD), adaptive pruning (Eq. 5.11), binary initialisation and last batch norm
-    (5.1.3). The weights of all linear and convolutional layers are the signs of the architecture's default
-    initialisation. Biases, which are zero in the text, are removed. Weights are ranked by their score, as in the text;
-    the released code ranks by its absolute value (`rank=magnitude`).
-
-    Evidence: not yet reproduced.
-    """
-
-    config_class = Config
+class Subnet(Defense[ConfigT]):
+    """Algorithm 5.1, which the two methods share. Comments count the lines of its box."""
 
     def build(self, model: nn.Module) -> nn.Module:
         layers = linear_layers(model)
@@ -90,12 +82,12 @@ class BinarySubnet(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config = self.config
-        x_adv, _ = ascend(
+        x_adv, _ = ascend(  # lines 4 to 9
             trainer.model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
             alpha=in_units(config.alpha, trainer.eps), start=self.start(batch, trainer), mode=config.attack_mode,
         )  # fmt: skip
         self.store(batch, trainer, x_adv)
-        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
+        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))  # lines 11 and 12
 
     def start(self, batch: Batch, trainer: Trainer) -> Tensor:
         """The starting points of the attack, (B,C,H,W): uniform in the ball."""
@@ -105,8 +97,23 @@ class BinarySubnet(Defense[Config]):
         """Called after the attack; keeps nothing."""
 
 
+@registry.defense("binary-subnet")
+class BinarySubnet(Subnet[Config]):
+    """A robust subnetwork of a random binary network: training selects weights and changes none.
+
+    Thesis, Algorithm 5.1 (edge pop-up with PGD), adaptive pruning (Eq. 5.11), binary initialisation and last batch norm
+    (5.1.3). The weights of all linear and convolutional layers are the signs of the architecture's default
+    initialisation. Biases, which are zero in the text, are removed. Weights are ranked by their score, as in the text;
+    the released code ranks by its absolute value (`rank=magnitude`).
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+
+
 @registry.defense("binary-subnet-fast")
-class BinarySubnetFast(BinarySubnet):
+class BinarySubnetFast(Subnet[FastConfig]):
     """binary-subnet with ATTA instead of PGD: one-step attacks that start from the last epoch's perturbation.
 
     Thesis, section 5.1.5.
@@ -117,7 +124,7 @@ class BinarySubnetFast(BinarySubnet):
     config_class = FastConfig
 
     def prepare(self, trainer: Trainer) -> None:
-        start_bank(trainer, self.bank_config.start_std)
+        start_bank(trainer, self.config.start_std)
 
     def start(self, batch: Batch, trainer: Trainer) -> Tensor:
         return carried_start(trainer, batch)
@@ -126,9 +133,4 @@ class BinarySubnetFast(BinarySubnet):
         carry(trainer, batch, x_adv)
 
     def end_epoch(self, trainer: Trainer) -> None:
-        reset_bank(trainer, self.bank_config)
-
-    @property
-    def bank_config(self) -> BankConfig:
-        assert isinstance(self.config, BankConfig)
-        return self.config
+        reset_bank(trainer, self.config)

@@ -135,21 +135,17 @@ def parse_value(value: Any, hint: Any, name: str) -> Any:
         if isinstance(items, list | tuple):
             return tuple(parse_value(item, get_args(hint)[0], name) for item in items if item != "")
     if hint is bool:
-        if isinstance(value, bool):
-            return value
         if str(value).lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
             return str(value).lower() in ("true", "yes", "on", "1")
     elif hint is int and not isinstance(value, bool):
         if isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value)):
             return int(value)
     elif hint is float and not isinstance(value, bool):
-        number = _number(value)
-        if number is not None:
+        if (number := _number(value)) is not None:
             return number
-    elif hint is OfEps:
-        match = re.fullmatch(r"(.*?)\*?eps", value.strip()) if isinstance(value, str) else None
-        factor = _number(match[1] or "1") if match else None
-        if factor is not None:
+    elif hint is OfEps and isinstance(value, str):
+        match = re.fullmatch(r"(.*?)\*?eps", value.strip())
+        if match and (factor := _number(match[1] or "1")) is not None:
             return OfEps(factor)
     elif hint is str and isinstance(value, str):
         return value
@@ -206,8 +202,7 @@ def _look_up(head: str, registry: Registry) -> tuple[Callable[..., Any], dict[st
 def _from_file(path: Path, function: str, kind: str) -> Callable[..., Any]:
     if not path.is_file():
         raise UserError(f"{kind} file {path} does not exist; write {kind}s of your own as FILE.py:FUNCTION")
-    module = import_file(path, what=f"{kind} file")
-    target = getattr(module, function, None)
+    target = getattr(import_file(path, what=f"{kind} file"), function, None)
     if not callable(target):
         raise UserError(f"{kind} file {path} has no function '{function}'")
     return target

@@ -13,26 +13,19 @@ from bench.datasets.arrays import Arrays, find_arrays
 
 
 def download(class_name: str, folder: Path) -> dict[str, Any]:
-    """The arrays of a torchvision class with a `train` flag, `data` and `targets`."""
+    """The arrays of one of torchvision's data sets."""
     from torchvision import datasets  # here, because the import takes seconds
 
-    arrays = {}
+    load = partial(getattr(datasets, class_name), str(folder), download=True)
+    arrays: dict[str, Any] = {}
     for split in ("train", "test"):
-        part = getattr(datasets, class_name)(str(folder), train=split == "train", download=True)
-        arrays[f"x_{split}"] = np.asarray(part.data)
-        arrays[f"y_{split}"] = np.asarray(part.targets)
-    return arrays
-
-
-def download_svhn(folder: Path) -> dict[str, Any]:
-    """SVHN, whose splits have names and whose images are (N,C,H,W)."""
-    from torchvision.datasets import SVHN
-
-    arrays = {}
-    for split in ("train", "test"):
-        part = SVHN(str(folder), split=split, download=True)
-        arrays[f"x_{split}"] = np.ascontiguousarray(part.data.transpose(0, 2, 3, 1))
-        arrays[f"y_{split}"] = np.asarray(part.labels)
+        if class_name == "SVHN":  # its splits have names, and its images are (N,C,H,W)
+            part = load(split=split)
+            x, y = np.ascontiguousarray(part.data.transpose(0, 2, 3, 1)), part.labels
+        else:
+            part = load(train=split == "train")
+            x, y = part.data, part.targets
+        arrays |= {f"x_{split}": np.asarray(x), f"y_{split}": np.asarray(y)}
     return arrays
 
 
@@ -63,4 +56,4 @@ def cifar100(data_dir: Path | None = None) -> Arrays:
 @registry.dataset("svhn")
 def svhn(data_dir: Path | None = None) -> Arrays:
     """73,257 + 26,032 house numbers, 32x32 colour."""
-    return find_arrays("svhn", data_dir, download_svhn, shape=(3, 32, 32), classes=10)
+    return find_arrays("svhn", data_dir, partial(download, "SVHN"), shape=(3, 32, 32), classes=10)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -54,10 +54,8 @@ def mask_layers(model: nn.Module, budgets: Sequence[int], score_range: float, ra
         parametrize.register_parametrization(layer, "weight", Masked(scores, keep, rank))
 
 
-def masks(model: nn.Module) -> Iterator[Masked]:
-    for module in model.modules():
-        if isinstance(module, Masked):
-            yield module
+def masks(model: nn.Module) -> list[Masked]:
+    return [module for module in model.modules() if isinstance(module, Masked)]
 
 
 def adaptive_budgets(sizes: Sequence[int], keep_share: float, gamma: float) -> list[int]:

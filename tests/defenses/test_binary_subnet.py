@@ -91,7 +91,7 @@ def test_no_weight_ever_changes_and_the_budget_stays_exact(name):
 
 def test_masks_are_computed_once_an_attack_and_follow_the_scores_afterwards():
     loop = DefenseContract().loop("binary-subnet", r=0.5, gamma=1.0)
-    mask = next(masks(loop.model))
+    mask = masks(loop.model)[0]
     calls = []
     mask.register_forward_hook(lambda *call: calls.append(call))
     loop.defense.train_step(next(loop.shuffled()), loop)
