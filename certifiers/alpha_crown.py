@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +15,7 @@ from certifiers.linear_bounds import BoundedNetwork, intersection
 from certifiers.linear_forms import DenseForms, margin_specification
 from certifiers.margin_certifier import MarginCertifier, insert_label
 from certifiers.network import Network
-from certifiers.relaxations import LinearRelaxation
+from certifiers.relaxations import LinearRelaxation, Relaxations
 
 
 @registry.certifier("alpha-crown")
@@ -63,7 +62,7 @@ class AlphaCrown(MarginCertifier):
     ) -> Tensor:
         """The best lower bounds of N margins (one form per example), (N,)."""
 
-        def lower_bound(relaxations: Mapping[int, LinearRelaxation]) -> Tensor:
+        def lower_bound(relaxations: Relaxations) -> Tensor:
             bound = propagate_backward(network, BackwardBound({network.output: forms}, upper=None), relaxations)
             return bound.concretize({0: region})[0].squeeze(1)
 

@@ -11,7 +11,7 @@ from certifiers.input_regions import Region
 from certifiers.layers import Activation, Affine
 from certifiers.linear_forms import LinearForms
 from certifiers.network import Network
-from certifiers.relaxations import LinearRelaxation
+from certifiers.relaxations import LinearRelaxation, Relaxations
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,7 @@ class BackwardBound:
 
 
 def propagate_backward(
-    network: Network,
-    start: BackwardBound,
-    relaxations: Mapping[int, LinearRelaxation],
-    until: Collection[int] = (0,),
+    network: Network, start: BackwardBound, relaxations: Relaxations, until: Collection[int] = (0,)
 ) -> BackwardBound:
     """Replace each node by its inputs, the last node first, until only the nodes of `until` (and the image) are left.
 

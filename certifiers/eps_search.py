@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from bench.core import registry
 from bench.core.contracts import Batch, Certificate
@@ -50,11 +50,9 @@ class EpsSearch(NetworkCertifier):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.precision <= 0 or in_units(self.high, 1.0) <= 0:
-            raise UserError(f"precision {self.precision} and high {self.high} must be positive")
+            raise UserError(f"eps-search: precision {self.precision} and high {self.high} must be positive")
 
-    def certify(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Certificate:
+    def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         eps = threat.eps_like(batch.x).flatten().expand(len(batch))
         low = self.search(model, batch.x, batch.y, threat).low
         near = ((low > 0) & (low < eps) & (low + self.precision >= eps)).nonzero().squeeze(1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from bench.core import registry
 from bench.core.contracts import Batch, Certificate
@@ -68,9 +68,7 @@ class Exact(NetworkCertifier):
                     "ReLU and LeakyReLU are; use alpha-crown"
                 )
 
-    def certify(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Certificate:
+    def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         self.check_network(Network(model, batch.x[:1]))
         search = CounterexampleSearch(model, batch, threat)
         starts = [batch.x] if batch.worst_points is None else [batch.x, batch.worst_points]

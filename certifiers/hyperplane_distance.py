@@ -28,8 +28,7 @@ def distance(a: Tensor, b: Tensor, x: Tensor, norm: Norm, box: Box) -> Tensor:
     is no such delta. norm: Linf or L2; UserError for another.
     """
     size, room = a.flatten(2).abs(), _room(a.flatten(2), x, box)
-    t = _step_size(size, room, b, norm)
-    return _length(_moves(size, room, t, norm), t, norm)
+    return _nearest(size, room, b, norm)[2]
 
 
 def signed_distance(a: Tensor, b: Tensor, x: Tensor, norm: Norm, box: Box) -> Tensor:
@@ -44,9 +43,7 @@ def signed_distance(a: Tensor, b: Tensor, x: Tensor, norm: Norm, box: Box) -> Te
         side = torch.where(b < 0, -1.0, 1.0).to(b.dtype)
         downhill = -side[:, :, None] * a.sign()
         size, room = a.abs(), _room(-downhill, x, box)
-        t = _step_size(size, room, b.abs(), norm)
-        moves = _moves(size, room, t, norm)
-        length = _length(moves, t, norm)
+        t, moves, length = _nearest(size, room, b.abs(), norm)
         slope = (size * (room > t[:, :, None])).sum(dim=2)
         mu = 1 / slope if norm == "Linf" else t / length
         mu = torch.where(mu.isfinite(), mu, 0)
@@ -63,8 +60,17 @@ def _room(a: Tensor, x: Tensor, box: Box) -> Tensor:
     return torch.where(a > 0, low, high)
 
 
+def _nearest(size: Tensor, room: Tensor, b: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """The step size t (N,T), |delta| of each pixel (N,T,M) and the norm of delta (N,T). size: |a|."""
+    t = _step_size(size, room, b, norm)
+    if norm == "Linf":
+        return t, torch.minimum(t[:, :, None], room), t
+    moves = torch.minimum((t[:, :, None] * size).nan_to_num(0.0), room)
+    return t, moves, torch.where(t.isinf(), t, torch.linalg.vector_norm(moves, dim=2))
+
+
 def _step_size(size: Tensor, room: Tensor, b: Tensor, norm: Norm) -> Tensor:
-    """The t (N,T) with f(t) = b; 0 if b <= 0, inf if no t is large enough. size: |a|."""
+    """The t (N,T) with f(t) = b; 0 if b <= 0, inf if no t is large enough."""
     if norm not in ("Linf", "L2"):
         raise UserError(f"the distance inside the box is not available under {norm}; use Linf or L2")
     goal = b.flatten()
@@ -82,12 +88,3 @@ def _step_size(size: Tensor, room: Tensor, b: Tensor, norm: Norm) -> Tensor:
         unfinished = (increased & newton.isfinite()).nonzero().squeeze(1)
         rows, kink, rate, total = rows[unfinished], kink[unfinished], rate[unfinished], total[unfinished]
     return t.reshape(b.shape)
-
-
-def _moves(size: Tensor, room: Tensor, t: Tensor, norm: Norm) -> Tensor:
-    """|delta| of each pixel, (N,T,M)."""
-    return torch.minimum(t[:, :, None] if norm == "Linf" else (t[:, :, None] * size).nan_to_num(0.0), room)
-
-
-def _length(moves: Tensor, t: Tensor, norm: Norm) -> Tensor:
-    return t if norm == "Linf" else torch.where(t.isinf(), t, torch.linalg.vector_norm(moves, dim=2))

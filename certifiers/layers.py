@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.core.errors import UserError
-from bench.core.layers import Normalize
 from certifiers.linear_forms import Kernel, LinearForms, Pair
 
 Interval = tuple[Tensor, Tensor]  # centre and radius, (B|1,*shape) each: all values within the radius of the centre
@@ -175,10 +174,6 @@ def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, like: Tensor) -> Scale:
     shift = shift if module.bias is None else shift + module.bias
     shape = (-1, *[1] * (like.dim() - 1))
     return Scale(factor.reshape(shape), shift.reshape(shape))
-
-
-def normalize(module: Normalize) -> Scale:
-    return Scale(1 / module.std, -module.mean / module.std)
 
 
 def relu(slope: float = 0.0) -> Activation:

@@ -15,9 +15,10 @@ from certifiers.input_regions import Region, region_of
 from certifiers.interval_bounds import PreActivationBounds, interval_preactivation_bounds
 from certifiers.linear_forms import DenseForms, identity_forms, margin_specification
 from certifiers.network import Network
-from certifiers.relaxations import LinearRelaxation, RelaxationKind, relax
+from certifiers.relaxations import LinearRelaxation, RelaxationKind, Relaxations, relax
 
 Intermediate = Literal["linear", "ibp"]
+Channels = Mapping[int, int]  # by activation node: how many channels (or units) of its input to bound at a time
 # coefficients held at once; 4 MiB stay in a CPU's cache, which is five times faster
 BUDGET = {"cpu": 2**20, "cuda": 2**28}
 
@@ -81,8 +82,8 @@ class BoundedNetwork:
         self.network, self.relaxation, self.intermediate = network, relaxation, intermediate
         self._starts: dict[tuple[int, int, int], BackwardBound] = {}
 
-    def bound(self, region: Region, y: Tensor, *, channels: Mapping[int, int] | None = None) -> LinearBounds:
-        """Bounds of the margins of labels y (B,) over the region. channels: as in `preactivation_bounds`."""
+    def bound(self, region: Region, y: Tensor, *, channels: Channels | None = None) -> LinearBounds:
+        """Bounds of the margins of labels y (B,) over the region."""
         bounds = self.preactivation_bounds(region, channels=channels)
         return self.margin_bounds(region, y, bounds, self.relax(bounds))
 
@@ -95,8 +96,8 @@ class BoundedNetwork:
         for rows in torch.arange(len(y), device=y.device).split(size):
             yield rows, self.bound(region.of(rows), y[rows], channels=channels)
 
-    def preactivation_bounds(self, region: Region, *, channels: Mapping[int, int] | None = None) -> PreActivationBounds:
-        """Bounds of the input of each activation. channels: how many channels (or units) to bound at a time."""
+    def preactivation_bounds(self, region: Region, *, channels: Channels | None = None) -> PreActivationBounds:
+        """Bounds of the input of each activation, of all channels at a time if `channels` is None."""
         if self.intermediate == "ibp":
             return interval_preactivation_bounds(self.network, region)
         bounds: PreActivationBounds = {}
@@ -118,7 +119,7 @@ class BoundedNetwork:
         return {k: relax(self.network.activation(k), *interval, self.relaxation) for k, interval in bounds.items()}
 
     def margin_bounds(
-        self, region: Region, y: Tensor, bounds: PreActivationBounds, relaxations: Mapping[int, LinearRelaxation]
+        self, region: Region, y: Tensor, bounds: PreActivationBounds, relaxations: Relaxations
     ) -> LinearBounds:
         """Bounds of the margins, given pre-activation bounds and relaxations."""
         others, forms = margin_specification(y, self.network.classes, self.network.image)
@@ -128,11 +129,8 @@ class BoundedNetwork:
         slopes = bound.forms[0].dense().coefficients
         return LinearBounds(others, slopes, zero + bound.lower, margin, bounds, zero + bound.magnitude)
 
-    def chunk_sizes(self, region: Region, y: Tensor, budget: int | None = None) -> tuple[int, dict[int, int]]:
-        """How many examples to bound at a time and, of the input of each activation, how many channels (or units).
-
-        Measured on the first example, one channel at a time.
-        """
+    def chunk_sizes(self, region: Region, y: Tensor, budget: int | None = None) -> tuple[int, Channels]:
+        """How many examples, and how many channels, to bound at a time: measured on one channel of one example."""
         budget = budget or BUDGET.get(y.device.type, BUDGET["cpu"])
         region, y = region.of(torch.zeros(1, dtype=torch.int64, device=y.device)), y[:1]
         relaxations = self.relax(interval_preactivation_bounds(self.network, region))
@@ -147,9 +145,7 @@ class BoundedNetwork:
         size = max(1, budget // largest)
         return size, {k: max(1, budget // (size * max(1, each))) for k, each in peaks.items()}
 
-    def _bound_units(
-        self, region: Region, k: int, channels: range, relaxations: Mapping[int, LinearRelaxation]
-    ) -> tuple[Tensor, Tensor]:
+    def _bound_units(self, region: Region, k: int, channels: range, relaxations: Relaxations) -> tuple[Tensor, Tensor]:
         """Bounds of some channels (or units) of the input of activation k, (B,T) each."""
         start = self._start(k, channels)
         low, high = propagate_backward(self.network, start, relaxations).concretize({0: region})

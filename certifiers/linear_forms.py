@@ -149,14 +149,7 @@ class PatchForms(LinearForms):
     ) -> None:
         self.coefficients, self.shape, self.grid = coefficients, shape, grid
         self.stride, self.padding, self.outside = stride, padding, outside
-
-    @property
-    def positions(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def size(self) -> Pair:
-        return self.coefficients.shape[4], self.coefficients.shape[5]
+        self.size, self.positions = (coefficients.shape[4], coefficients.shape[5]), grid[0] * grid[1]
 
     @cached_property
     def inside(self) -> Tensor:

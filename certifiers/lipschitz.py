@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from bench.core import registry
 from bench.core.contracts import Batch, Certificate
@@ -38,9 +38,7 @@ class Lipschitz(NetworkCertifier):
 
     norms = ("L2",)
 
-    def certify(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Certificate:
+    def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         network, label, eps = Network(model, batch.x[:1]), batch.y[:, None], threat.eps_like(batch.y)[:, None]
         constants = margin_constants(network)[batch.y]
         logits = model(batch.x).double()

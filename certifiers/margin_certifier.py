@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from bench.core.contracts import Batch, Certificate
 from bench.core.threat import ThreatModel
@@ -32,9 +32,7 @@ class MarginCertifier(NetworkCertifier):
         margins = self.margins(network, x, y, threat)
         return margins, torch.zeros_like(margins[:, 0])
 
-    def certify(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Certificate:
+    def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         margins, radius, error = self.bounds_with_error(model, batch.x, batch.y, threat)
         eps = threat.eps_like(batch.x).flatten().to(margins.dtype)
         certified = (margins.amin(dim=1) > error) | (radius >= eps)

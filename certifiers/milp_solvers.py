@@ -32,14 +32,10 @@ def scip(program: Program, slack: float, seconds: float) -> Answer:
 
     model = Model()
     model.hideOutput()
-    model.setParams(
-        {
-            "limits/time": seconds,
-            "limits/solutions": 1,
-            "misc/catchctrlc": False,
-            "presolving/dualsparsify/maxrounds": 0,  # on dense rows it would take most of the time
-        }
-    )
+    model.setParam("limits/time", seconds)
+    model.setParam("limits/solutions", 1)
+    model.setParam("misc/catchctrlc", False)
+    model.setParam("presolving/dualsparsify/maxrounds", 0)  # on dense rows it would take most of the time
     sides = zip(program.low.tolist(), program.high.tolist(), program.integer.tolist(), strict=True)
     variables = [model.addVar(lb=low, ub=high, vtype="B" if integer else "C") for low, high, integer in sides]
     matrix = program.matrix

@@ -27,18 +27,15 @@ Shape = tuple[int, ...]
 MODULES: dict[type[nn.Module], Callable[[Any, Tensor], Layer | None]] = {
     nn.Linear: layers.linear,
     nn.Conv2d: lambda module, _: layers.conv(module),
-    nn.BatchNorm1d: layers.batch_norm,
-    nn.BatchNorm2d: layers.batch_norm,
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), layers.batch_norm),
     nn.AvgPool2d: layers.average_pool,
     nn.AdaptiveAvgPool2d: layers.global_pool,
-    Normalize: lambda module, _: layers.normalize(module),
+    Normalize: lambda module, _: layers.Scale(1 / module.std, -module.mean / module.std),
     nn.ReLU: lambda *_: layers.relu(),
     nn.LeakyReLU: lambda module, _: layers.relu(module.negative_slope),
     nn.Sigmoid: lambda *_: layers.SIGMOID,
     nn.Tanh: lambda *_: layers.TANH,
-    nn.Identity: lambda *_: None,
-    nn.Dropout: lambda *_: None,
-    nn.Dropout2d: lambda *_: None,
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), lambda *_: None),
 }
 ACTIVATIONS: dict[Any, Layer] = {
     **dict.fromkeys((F.relu, torch.relu, "relu"), layers.relu()),
@@ -67,10 +64,7 @@ def in_float64(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Node:
-    """One layer, the nodes whose outputs it is applied to, and the shape of its output.
-
-    The first node is the image; it has no layer.
-    """
+    """One layer (None for the image, the first node), the nodes that it is applied to, and the shape of its output."""
 
     name: str
     layer: Layer | None
@@ -108,20 +102,9 @@ class Network:
                 else:
                     index[node] = len(self.nodes)
                     self.nodes.append(Node(str(node.target), layer, inputs, shapes.of[node][1:]))
+        self.output, self.classes = len(self.nodes) - 1, self.nodes[-1].shape[0]
+        self.activations = [k for k, node in enumerate(self.nodes) if isinstance(node.layer, Activation)]
         self._check(model)
-
-    @property
-    def output(self) -> int:
-        return len(self.nodes) - 1
-
-    @property
-    def classes(self) -> int:
-        return self.nodes[-1].shape[0]
-
-    @property
-    def activations(self) -> list[int]:
-        """The nodes that are not affine."""
-        return [k for k, node in enumerate(self.nodes) if isinstance(node.layer, Activation)]
 
     def activation(self, k: int) -> Activation:
         layer = self.nodes[k].layer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from bench.core import registry
 from bench.core.contracts import Batch, Certificate
@@ -50,16 +50,13 @@ class NonUniform(NetworkCertifier):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = {"inner": self.inner, "lr": self.lr, "clip": self.clip, "rho": self.rho, "margin": self.margin}
-        for name, value in positive.items():
-            if value <= 0:
-                raise UserError(f"{name} is {value}; it must be positive")
+        for name in ("inner", "lr", "clip", "rho", "margin"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"non-uniform: {name} is {getattr(self, name)}; it must be positive")
         if not 0 < self.shrink < 1 <= self.growth:
-            raise UserError(f"shrink {self.shrink} must be in (0, 1) and growth {self.growth} at least 1")
+            raise UserError(f"non-uniform: shrink {self.shrink} must be in (0, 1) and growth {self.growth} at least 1")
 
-    def certify(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Certificate:
+    def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         eps = threat.eps_like(batch.x)
         boxes, uniform = self.boxes(model, batch.x, batch.y)
         radius = torch.maximum(boxes.flatten(1).amin(dim=1), uniform)

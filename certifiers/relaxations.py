@@ -7,6 +7,7 @@ All are differentiable in low and high, so that a network can be trained through
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,18 +42,21 @@ class LinearRelaxation:
         return self.upper_bias if self.lower_bias is None else self.upper_bias - self.lower_bias
 
 
+Relaxations = Mapping[int, LinearRelaxation]  # by activation node
+
+
 def relax(activation: Activation, low: Tensor, high: Tensor, kind: RelaxationKind) -> LinearRelaxation:
     """The linear relaxation of an activation over [low, high].
 
-    parallel: both lines have one slope (Eq. 3.4 for ReLU, Eq. 3.5 for sigmoid and tanh). adaptive: for ReLU, the lower
-    line is the piece that leaves the smaller area (CROWN); else as parallel. tight: adaptive, and for sigmoid and tanh
-    the chord wherever it is a bound.
+    parallel: both lines have one slope (Eq. 3.4 for ReLU, Eq. 3.5 for sigmoid and tanh). adaptive: the lower line of a
+    ReLU is the piece on the longer side of zero, which leaves the smaller area (CROWN); others as parallel. tight: as
+    adaptive, but for sigmoid and tanh the chord wherever it is a bound.
     """
     if activation.name == "relu":
         chord = relu(low, high, activation.slope[0])
         if kind == "parallel":
             return chord
-        slope = adaptive_slope(low, high, activation.slope[0])
+        slope = torch.where(high > -low, torch.ones_like(high), torch.full_like(high, activation.slope[0]))
         return LinearRelaxation(slope, None, chord.upper_slope, chord.upper_bias)
     return s_curve(activation, low, high, chords=kind == "tight")
 
@@ -65,11 +69,6 @@ def relu(low: Tensor, high: Tensor, leak: float = 0.0) -> LinearRelaxation:
     slope = (high - leak * low) / torch.where(positive, width, 1)
     slope = torch.where(positive, slope, leak)
     return LinearRelaxation(slope, None, slope, (1 - slope) * high)
-
-
-def adaptive_slope(low: Tensor, high: Tensor, leak: float = 0.0) -> Tensor:
-    """1 if more than half of the interval is positive, else `leak`."""
-    return torch.where(high > -low, torch.ones_like(high), torch.full_like(high, leak))
 
 
 def s_curve(activation: Activation, low: Tensor, high: Tensor, *, chords: bool) -> LinearRelaxation:

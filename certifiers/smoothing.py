@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from bench.core import registry
 from bench.core.clopper_pearson import lower_bound
@@ -50,9 +50,7 @@ class Smoothing(Certifier):
         if self.alpha >= 1:
             raise UserError(f"smoothing: alpha is {self.alpha}; it is a probability of error and must be below 1")
 
-    def certify(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Certificate:
+    def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         classes = model(batch.x[:1]).shape[1]
         guess = self.sample_under_noise(model, batch.x, self.n0, classes, generator).argmax(dim=1)
         counts = self.sample_under_noise(model, batch.x, self.n, classes, generator)
@@ -62,9 +60,7 @@ class Smoothing(Certifier):
         radius = torch.where(prediction == batch.y, self.sigma * torch.special.ndtri(p_a), 0.0)
         return Certificate(radius, radius >= threat.eps_like(radius), prediction=prediction)
 
-    def sample_under_noise(
-        self, model: nn.Module, x: Tensor, n: int, classes: int, generator: torch.Generator
-    ) -> Tensor:
+    def sample_under_noise(self, model: nn.Module, x: Tensor, n: int, classes: int, generator: Generator) -> Tensor:
         """How often each class is predicted for images x (B,C,H,W) under n draws of noise each: (B,K) int64."""
         counts = torch.zeros((len(x), classes), dtype=torch.int64, device=x.device)
         for start in range(0, len(x) * n, self.batch):
