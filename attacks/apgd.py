@@ -1,177 +1,153 @@
-"""Auto-PGD (Croce and Hein, 2020): an ascent whose step size adapts itself to each example."""
+"""Auto-PGD (Croce and Hein, 2020): gradient ascent with a step size that adapts to each example."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from attacks.apgd_l1 import ascend_sparsely
-from attacks.apgd_state import Walk
-from attacks.losses import Loss, cross_entropy, dlr, dlr_towards, others_by_logit
-from attacks.pgd import Step, direction, look, until_broken
+from attacks.apgd_l1 import SparseState
+from attacks.apgd_state import ApgdState, run_apgd
+from attacks.losses import Loss, TargetedDLR, dlr, others_by_logit
+from attacks.pgd import SequentialAttack, per_example
 from bench.core import registry
-from bench.core.contracts import Attack, Batch
+from bench.core.contracts import Batch
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 
-MOMENTUM = 0.75
-RISING = 0.75  # the share of steps that must rise between two checkpoints for the step size to stay
+MOMENTUM = 0.75  # alpha
+INCREASING_SHARE = 0.75  # rho: the share of steps that must increase the loss for the step size to stay
+L1_BALLS = ((3, 0.3), (2, 0.3), (1, 0.4))  # multiples of eps, and their shares of the steps
 
 
-@dataclass
-class _Walk(Walk):
-    height: Tensor  # the loss at the point
-    before: Tensor  # x(k-1)
-    rises: Tensor  # steps since the last checkpoint that rose
-    halved: Tensor  # whether the step size was, at the last checkpoint
-    top_then: Tensor  # the highest loss at the last checkpoint
+@dataclass(kw_only=True)
+class DenseState(ApgdState):
+    """Algorithm 1 of Croce and Hein (2020), for Linf and L2."""
+
+    checkpoints: dict[int, int] = field(init=False)
+    loss: Tensor = field(init=False)  # at the point
+    previous_point: Tensor = field(init=False)  # x(k-1)
+    increases: Tensor = field(init=False)  # the number of steps since the last checkpoint that increased the loss
+    halved: Tensor = field(init=False)  # whether the step size was halved at the last checkpoint
+    checkpoint_loss: Tensor = field(init=False)  # best_loss at the last checkpoint
+    momentum: float = 1.0  # 1 in the first step
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.step_size, self.checkpoints = 2 * self.eps, checkpoints(self.steps)
+        self.loss, self.previous_point = -self.best_loss, self.point  # infinite: the start is no increase
+        self.increases, self.checkpoint_loss = torch.zeros_like(self.best_loss), self.best_loss
+        self.halved = torch.ones_like(self.best_loss, dtype=torch.bool)
+
+    def move(self, project: Callable[[Tensor], Tensor]) -> None:
+        z = project(self.point + per_example(self.step_size, self.x) * self.threat.steepest(self.gradient))
+        z = self.point + self.momentum * (z - self.point) + (1 - self.momentum) * (self.point - self.previous_point)
+        self.point, self.previous_point = project(z) if self.momentum < 1 else z, self.point
+        self.momentum = MOMENTUM
+
+    def adapt(self, step: int, losses: Tensor) -> None:
+        self.increases += losses > self.loss
+        self.loss = losses
+        if step in self.checkpoints:
+            too_few = self.increases < INCREASING_SHARE * self.checkpoints[step]  # condition 1
+            stuck = too_few | (~self.halved & (self.best_loss <= self.checkpoint_loss))  # or condition 2
+            self.step_size = torch.where(stuck, self.step_size / 2, self.step_size)
+            self.return_to_best(stuck)
+            self.increases, self.halved = torch.zeros_like(self.increases), stuck
+            self.checkpoint_loss = self.best_loss
 
 
-def ascend_adaptively(
+def checkpoints(steps: int) -> dict[int, int]:
+    """The steps after which the step size may change, each with the number of steps since the one before."""
+    interval, step, intervals = max(int(0.22 * steps), 1), 0, dict[int, int]()
+    while (step := step + interval) <= steps:
+        intervals[step] = interval
+        interval = max(interval - int(0.03 * steps), int(0.06 * steps), 1)
+    return intervals
+
+
+def auto_pgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     *,
     threat: ThreatModel,
     steps: int,
-    loss: Callable[[Tensor], Loss],
+    loss: Loss,
     start: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Algorithm 1, Linf or L2: the point of the highest loss that was met (B,C,H,W), and that loss (B,).
+    """Auto-PGD for images x (B,C,H,W) with labels y (B,): the point of the highest loss met, and that loss (B,).
 
-    loss(rows) is the loss of some of the examples. An example stays at the first point that the model gets wrong and
-    costs no more passes; its loss is infinite.
+    An example stops at its first misclassified point and costs no more passes; its loss is infinite. Under L1 there are
+    three runs, in balls of 3, 2 and 1 eps, each from the best point of the one before, and only the last one stops at
+    misclassified points.
     """
-    kind: Step = "sign" if threat.norm == "Linf" else "l2"
-    best, best_loss = start.clone(), torch.full((len(x),), torch.inf, device=x.device)
-    low = torch.full_like(best_loss, -torch.inf)
-    length = 2 * torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(len(x))
-    walk = _Walk(
-        torch.arange(len(x), device=x.device), x, y, start, start, start, start, low, length,
-        low, start, torch.zeros_like(low), torch.ones_like(low, dtype=torch.bool), low,
-    )  # fmt: skip
-    project, momentum = threat.projector(x), 1.0
-    width = until_checkpoint = max(int(0.22 * steps), 1)
-    for step in range(steps + 1):
-        if step > 0:
-            z = project(walk.point + walk.sideways(walk.length) * direction(walk.gradient, kind))
-            z = walk.point + momentum * (z - walk.point) + (1 - momentum) * (walk.point - walk.before)
-            walk.point, walk.before = project(z) if momentum < 1 else z, walk.point
-            momentum = MOMENTUM
-        wrong, values, walk.gradient = look(model, walk.point, walk.y, loss(walk.rows), walk.rows, step < steps)
-        if wrong.any():
-            best[walk.rows[wrong]] = walk.point[wrong]
-            stay = (~wrong).nonzero().squeeze(1)
-            if len(stay) == 0:
-                return best, best_loss
-            walk, values = walk.of(stay), values[stay]
-            project = threat.of(walk.rows).projector(walk.x)
-        walk.rises += values > walk.height
-        walk.height = values
-        walk.remember(values)
-        if step == 0:
-            walk.rises.zero_()
-            continue
-        until_checkpoint -= 1
-        if until_checkpoint == 0:
-            stuck = (walk.rises < RISING * width) | (~walk.halved & (walk.top <= walk.top_then))
-            walk.length = torch.where(stuck, walk.length / 2, walk.length)
-            walk.go_back(stuck)
-            walk.rises, walk.halved, walk.top_then = torch.zeros_like(walk.rises), stuck, walk.top
-            width = until_checkpoint = max(width - int(0.03 * steps), int(0.06 * steps), 1)
-    best[walk.rows], best_loss[walk.rows] = walk.top_point, walk.top
-    return best, best_loss
+    if threat.norm != "L1":
+        return run_apgd(model, DenseState(x=x, y=y, threat=threat, steps=steps, point=start), loss)
+    for factor, share in L1_BALLS:
+        ball = ThreatModel(threat.norm, factor * threat.eps, threat.box)
+        ball_steps = max(round(share * steps), 1)
+        state = SparseState(x=x, y=y, threat=ball, steps=ball_steps, point=ball.project(start, x))
+        start, best_loss = run_apgd(model, state, loss, stop_when_misclassified=factor == 1)
+    return start, best_loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD(Attack):
-    """What the variants share: random starts, and under L1 the sparse form of the algorithm."""
+class APGD(SequentialAttack):
+    """What the attacks by Auto-PGD share: random starts."""
 
     norms = ("Linf", "L2", "L1")
-    fewest: ClassVar[int] = 2  # classes for which the loss is defined
+    min_classes: ClassVar[int] = 2  # for which the loss is defined
 
     steps: int = 100
-    restarts: int = 1
 
-    def check_fits(self, shape: tuple[int, ...], classes: int) -> None:
-        if classes < self.fewest:
-            name = type(self).__name__
-            raise UserError(f"{name} needs at least {self.fewest} classes, not {classes}, for its loss; use apgd-ce")
+    def check_fits(self, threat: ThreatModel, shape: tuple[int, ...], classes: int) -> None:
+        super().check_fits(threat, shape, classes)
+        if classes < self.min_classes:
+            name, fewest = type(self).__name__, self.min_classes
+            raise UserError(f"{name} needs at least {fewest} classes for its loss, not {classes}; use apgd-ce")
 
-    def ascend(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: ThreatModel,
-        loss: Callable[[Tensor], Loss],
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """One run from a random start: the highest points (b,C,H,W) and their losses, infinite where one is wrong."""
-        run = ascend_sparsely if threat.norm == "L1" else ascend_adaptively
-        return run(model, x, y, threat=threat, steps=self.steps, loss=loss, start=threat.random_start(x, generator))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneByOne(APGD):
-    """One run for each loss and restart, on what no earlier one has broken."""
-
-    @abstractmethod
-    def losses(self, model: nn.Module, batch: Batch) -> Iterable[Callable[[Tensor], Loss]]:
-        """The losses: rows (b,) of the batch -> the loss of these rows."""
-
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        def run(rows: Tensor, loss: Callable[[Tensor], Loss]) -> Tensor:
-            x, y, threat = batch.x[rows], batch.y[rows], self.threat.of(rows)
-            return self.ascend(model, x, y, threat, lambda some: loss(rows[some]), generator)[0]
-
-        losses = self.losses(model, batch)
-        return until_broken(model, batch, [partial(run, loss=loss) for loss in losses for _ in range(self.restarts)])
+    def run(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, loss: Loss, generator: torch.Generator
+    ) -> Tensor:
+        start = threat.random_start(batch.x, generator)
+        return auto_pgd(model, batch.x, batch.y, threat=threat, steps=self.steps, loss=loss, start=start)[0]
 
 
 @registry.attack("apgd-ce")
 @dataclass(frozen=True, kw_only=True)
-class APGDCE(OneByOne):
+class APGDCE(APGD):
     """Auto-PGD on the cross entropy, from random starts. Croce and Hein (2020); under L1 Croce and Hein (2021)."""
-
-    def losses(self, model: nn.Module, batch: Batch) -> Iterable[Callable[[Tensor], Loss]]:
-        return [lambda _: cross_entropy]
 
 
 @registry.attack("apgd-dlr")
 @dataclass(frozen=True, kw_only=True)
-class APGDDLR(OneByOne):
-    """Auto-PGD on the difference-of-logits ratio, which scaling the logits does not change. Three classes or more."""
+class APGDDLR(APGD):
+    """Auto-PGD on the difference-of-logits ratio, invariant to the scale of the logits. Three classes or more."""
 
-    fewest = 3
+    min_classes = 3
 
-    def losses(self, model: nn.Module, batch: Batch) -> Iterable[Callable[[Tensor], Loss]]:
-        return [lambda _: dlr]
+    def losses(self, model: nn.Module, batch: Batch) -> Sequence[Loss]:
+        return [dlr]
 
 
 @registry.attack("apgd-t")
 @dataclass(frozen=True, kw_only=True)
-class APGDT(OneByOne):
-    """Auto-PGD on the targeted ratio, one class after another in the order of the model's logits. Four classes or more.
+class APGDT(APGD):
+    """Auto-PGD on the targeted ratio, for one target class after another by decreasing logit. Four classes or more.
 
-    Croce and Hein (2020), the APGD-T of AutoAttack. `targets` classes at most, each on what no earlier one has broken.
+    Croce and Hein (2020), the APGD-T of AutoAttack. targets: the largest number of target classes; each run attacks the
+    examples that no earlier one has broken.
     """
 
-    fewest = 4
+    min_classes = 4
 
     targets: int = 9
 
-    def losses(self, model: nn.Module, batch: Batch) -> Iterable[Callable[[Tensor], Loss]]:
+    def losses(self, model: nn.Module, batch: Batch) -> Sequence[Loss]:
         with torch.no_grad():
             order = others_by_logit(model(batch.x), batch.y)[:, : self.targets]
-        return [_towards(target) for target in order.T]
-
-
-def _towards(target: Tensor) -> Callable[[Tensor], Loss]:
-    return lambda rows: dlr_towards(target[rows])
+        return [TargetedDLR(target) for target in order.T]

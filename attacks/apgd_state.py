@@ -1,44 +1,100 @@
-"""What Auto-PGD knows of each example, in either of its forms."""
+"""The loop of Auto-PGD (Croce and Hein, 2020) and its state, common to the dense and the sparse (L1) form."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from attacks.losses import Loss, loss_of
+from attacks.pgd import loss_and_gradient, per_example
+from bench.core.threat import ThreatModel
 
 
-@dataclass
-class Walk:
-    """The examples that are still climbed with: a row each, in the order of `rows`."""
+@dataclass(kw_only=True)
+class ApgdState(ABC):
+    """The state of Auto-PGD for the examples that are not yet broken, one row each.
 
-    rows: Tensor
+    A subclass defines the step and when the step size changes.
+    """
+
     x: Tensor
     y: Tensor
-    point: Tensor  # where it is, with its gradient
-    gradient: Tensor
-    top_point: Tensor  # the highest point so far, with its gradient and loss
-    top_gradient: Tensor
-    top: Tensor
-    length: Tensor  # the step size
+    threat: ThreatModel
+    steps: int
+    point: Tensor
+    rows: Tensor = field(init=False)  # (b,), of the batch
+    eps: Tensor = field(init=False)  # (b,)
+    step_size: Tensor = field(init=False)  # (b,)
+    gradient: Tensor = field(init=False)  # at the point
+    best_point: Tensor = field(init=False)  # of the highest loss so far
+    best_gradient: Tensor = field(init=False)
+    best_loss: Tensor = field(init=False)
 
-    def of(self, stay: Tensor) -> Self:
-        """Some of the examples."""
-        return type(self)(*(getattr(self, field.name)[stay] for field in fields(self)))
+    def __post_init__(self) -> None:
+        self.rows = torch.arange(len(self.x), device=self.x.device)
+        self.eps = torch.as_tensor(self.threat.eps, dtype=self.x.dtype, device=self.x.device).expand(len(self.x))
+        self.gradient = self.best_point = self.best_gradient = self.point
+        self.best_loss = torch.full((len(self.x),), -torch.inf, device=self.x.device)
 
-    def remember(self, values: Tensor) -> None:
-        """The losses (b,) at the points: is one the highest so far?"""
-        higher = values > self.top
-        self.top = torch.where(higher, values, self.top)
-        self.top_point = torch.where(self.sideways(higher), self.point, self.top_point)
-        self.top_gradient = torch.where(self.sideways(higher), self.gradient, self.top_gradient)
+    @abstractmethod
+    def move(self, project: Callable[[Tensor], Tensor]) -> None:
+        """Take a step from the point."""
 
-    def go_back(self, which: Tensor) -> None:
-        """To the highest point so far, for the examples `which` (b,) bool."""
-        self.point = torch.where(self.sideways(which), self.top_point, self.point)
-        self.gradient = torch.where(self.sideways(which), self.top_gradient, self.gradient)
+    @abstractmethod
+    def adapt(self, step: int, losses: Tensor) -> None:
+        """Change the step size if it is due after step number `step`, given the losses (b,) at the points."""
 
-    def sideways(self, values: Tensor) -> Tensor:
-        """One value an example, (b,), in the shape that broadcasts against images (b,C,H,W)."""
-        return values.reshape(-1, *[1] * (self.x.dim() - 1))
+    def of(self, rows: Tensor) -> Self:
+        """The state of some of the examples."""
+        part = copy(self)
+        part.threat = self.threat.of(rows)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(part, name, value[rows])
+        return part
+
+    def update_best(self, losses: Tensor) -> None:
+        """Compare the points, with their losses (b,), with the best ones."""
+        higher = losses > self.best_loss
+        self.best_loss = torch.where(higher, losses, self.best_loss)
+        self.best_point = torch.where(per_example(higher, self.x), self.point, self.best_point)
+        self.best_gradient = torch.where(per_example(higher, self.x), self.gradient, self.best_gradient)
+
+    def return_to_best(self, which: Tensor) -> None:
+        """Continue from the best point, for the examples `which` (b,) bool."""
+        self.point = torch.where(per_example(which, self.x), self.best_point, self.point)
+        self.gradient = torch.where(per_example(which, self.x), self.best_gradient, self.gradient)
+
+
+def run_apgd(
+    model: nn.Module, state: ApgdState, loss: Loss, *, stop_when_misclassified: bool = True
+) -> tuple[Tensor, Tensor]:
+    """All steps from the state's points: the point of the highest loss met (B,C,H,W), and that loss (B,).
+
+    An example stops at its first misclassified point and costs no more passes; its loss is infinite.
+    """
+    x_adv, final_loss = state.point.clone(), torch.full_like(state.best_loss, torch.inf)
+    project = state.threat.projector(state.x)
+    for step in range(state.steps + 1):
+        if step > 0:
+            state.move(project)
+        misclassified, losses, state.gradient = loss_and_gradient(
+            model, state.point, state.y, loss, state.rows, step < state.steps
+        )
+        if stop_when_misclassified and misclassified.any():
+            x_adv[state.rows[misclassified]] = state.point[misclassified]
+            remaining = (~misclassified).nonzero().squeeze(1)
+            if len(remaining) == 0:
+                return x_adv, final_loss
+            state, losses, loss = state.of(remaining), losses[remaining], loss_of(loss, remaining)
+            project = state.threat.projector(state.x)
+        state.update_best(losses)
+        state.adapt(step, losses)
+    x_adv[state.rows], final_loss[state.rows] = state.best_point, state.best_loss
+    return x_adv, final_loss

@@ -7,21 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attacks.losses import cross_entropy
 from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.specs import Length, OfEps, in_units
+from bench.core.threat import ThreatModel
 
 
 @registry.attack("bim")
 @dataclass(frozen=True, kw_only=True)
 class BIM(Attack):
-    """Steps of eps / steps from the image itself, each projected; the last iterate. Kurakin et al. (2017)."""
+    """Projected steps of size eps / steps from the image itself; returns the last iterate. Kurakin et al. (2017)."""
 
     steps: int = 10
     alpha: Length | None = None  # eps / steps
 
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        alpha = in_units(self.alpha or OfEps(1 / self.steps), self.threat.eps)
-        x_adv, _ = ascend(model, batch.x, batch.y, threat=self.threat, steps=self.steps, alpha=alpha, start=batch.x)
-        return x_adv
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """What the steps maximize."""
+        return cross_entropy(logits, y)
+
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        x, alpha = batch.x, in_units(self.alpha or OfEps(1 / self.steps), threat.eps)
+        return ascend(model, x, batch.y, threat=threat, steps=self.steps, alpha=alpha, start=x, loss=self.loss)[0]

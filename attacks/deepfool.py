@@ -8,24 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from attacks.losses import others_by_logit
-from attacks.minimum_norm import Nearest, boundary, column, dual_norm, fooled
-from attacks.pgd import Step, direction
+from attacks.minimum_norm import NearestAdversarial, clearly_misclassified, nearest_boundary, signed_distance
+from attacks.pgd import per_example
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.passes import on_rows
+from bench.core.threat import ThreatModel
 
-NUDGE = 1e-4  # by which a step goes on behind the boundary, as in the authors' code; else it ends on it
+MARGIN = 1e-4  # added to the length of each step, as in the authors' code; otherwise it ends on the boundary
 
 
 @registry.attack("deepfool")
 @dataclass(frozen=True, kw_only=True)
 class DeepFool(Attack):
-    """Steps to the nearest class boundary of the linearised model, until the prediction changes; then back to the edge.
+    """Steps to the nearest class boundary of the linearised model until the prediction changes, then a bisection.
 
-    Moosavi-Dezfooli et al. (2016), algorithm 2, and its Linf form (section 3.3). targets: the candidates are so many
-    classes, those with the highest logits at the clean image. Deviations: the class to leave is the label's. Every
-    iterate is clamped to the box. The overshoot takes the end `overshoot` too far even where the model is linear, so a
-    bisection of `halvings` steps leads back along the segment to the clean image; halvings=0 is the published attack.
+    Moosavi-Dezfooli et al. (2016), Algorithm 2, and its Linf form (section 3.3). targets: the number of classes
+    considered, those with the highest logits at the clean image. Deviations:
+    - The class to leave is the label, not the prediction.
+    - Every iterate is clamped to the box.
+    - `halvings` bisections on the segment to the clean image undo the overshoot, which makes even a linear model's
+      perturbation too large by the factor 1 + overshoot. halvings=0 is the published attack.
     """
 
     minimum_norm = True
@@ -35,10 +38,9 @@ class DeepFool(Attack):
     targets: int = 9
     halvings: int = 10
 
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        nearest = Nearest(model, batch, self.threat)
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        nearest = NearestAdversarial(model, batch, threat)
         classes = others_by_logit(nearest.logits, batch.y)[:, : self.targets]
-        step: Step = "sign" if self.threat.norm == "Linf" else "l2"
         rows = nearest.rows
         x_adv, total = batch.x[rows], torch.zeros_like(batch.x[rows])
         for _ in range(self.steps):
@@ -46,12 +48,12 @@ class DeepFool(Attack):
                 break
             x, y = batch.x[rows], batch.y[rows]
             with on_rows(rows):
-                height, slope, _ = boundary(model, x_adv, y, classes[rows], self.threat.norm)
-                distance = height.abs() / dual_norm(slope, self.threat.norm)
-                total = nearest.clamp(x + total - column(distance + NUDGE, x) * direction(slope, step)) - x
-                x_adv = nearest.clamp(x + (1 + self.overshoot) * total)
+                value, gradient, _ = nearest_boundary(model, x_adv, y, classes[rows], threat)
+                length = per_example(signed_distance(value, gradient, threat).abs() + MARGIN, x)
+                total = threat.clamp(x + total - length * threat.steepest(gradient)) - x
+                x_adv = threat.clamp(x + (1 + self.overshoot) * total)
                 with torch.no_grad():
-                    wrong = fooled(model(x_adv), y)
-            nearest.see(x_adv, wrong, rows)
-            rows, x_adv, total = rows[~wrong], x_adv[~wrong], total[~wrong]
-        return nearest.finish(model, self.halvings)
+                    adversarial = clearly_misclassified(model(x_adv), y)
+            nearest.update(x_adv, adversarial, rows)
+            rows, x_adv, total = rows[~adversarial], x_adv[~adversarial], total[~adversarial]
+        return nearest.finish(self.halvings)

@@ -11,6 +11,7 @@ from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.specs import Length, OfEps, in_units
+from bench.core.threat import ThreatModel
 
 
 @registry.attack("fgsm")
@@ -21,8 +22,7 @@ class FGSM(Attack):
     alpha: Length = OfEps(1.0)
     random_start: bool = False
 
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        start = self.threat.random_start(batch.x, generator) if self.random_start else batch.x
-        alpha = in_units(self.alpha, self.threat.eps)
-        x_adv, _ = ascend(model, batch.x, batch.y, threat=self.threat, steps=1, alpha=alpha, start=start)
-        return x_adv
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        start = threat.random_start(batch.x, generator) if self.random_start else batch.x
+        alpha = in_units(self.alpha, threat.eps)
+        return ascend(model, batch.x, batch.y, threat=threat, steps=1, alpha=alpha, start=start)[0]

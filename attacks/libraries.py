@@ -1,14 +1,13 @@
 """Attacks of other libraries, by their own names: torchattacks.PGD, foolbox.LinfPGD, adv_lib.fmn.
 
-An attack's options are its library's parameters with its library's defaults, whatever these are worth under the threat
-model at hand; the budget, the norm and the seed come from us. Our own attacks stop at a broken example, these need not.
+The options are the library's parameters, with the library's defaults, which need not suit the threat model. The budget,
+the norm and the seed come from the benchmark.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import math
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, make_dataclass
@@ -24,9 +23,7 @@ from bench.core.errors import UserError
 from bench.core.foreign_attacks import ForeignAttack
 from bench.core.registry import one_line
 from bench.core.specs import Length, in_units
-from bench.core.threat import NORMS
-
-ORDER = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
+from bench.core.threat import NORMS, ORDER, ThreatModel
 
 TORCHATTACKS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("FGSM", "BIM", "RFGSM", "PGD", "EOTPGD", "FFGSM", "TPGD", "MIFGSM", "UPGD", "DIFGSM"), ("Linf",)),
@@ -37,87 +34,89 @@ TORCHATTACKS: dict[str, tuple[str, ...]] = {
     "EADL1": ("L1",),
     "EADEN": ("L1", "L2"),
 }
-TORCHATTACKS_NEAREST = ("CW", "DeepFool", "EADL1", "EADEN")  # minimum-norm attacks, which take no eps
+TORCHATTACKS_MINIMUM_NORM = ("CW", "DeepFool", "EADL1", "EADEN")  # these take no eps
 ADV_LIB: dict[str, tuple[str, ...]] = {
     "alma": ("L2", "L1"),
-    "apgd": NORMS,
-    "apgd_targeted": NORMS,
-    "carlini_wagner_l2": ("L2",),
-    "carlini_wagner_linf": ("Linf",),
-    "ddn": ("L2",),
-    "df": ("Linf", "L2"),
-    "fab": NORMS,
-    "fmn": NORMS,
-    "pdgd": ("L2",),
-    "pdpgd": NORMS,
-    "pgd_linf": ("Linf",),
-    "sdf": ("L2",),
-    "tr": ("Linf", "L2"),
+    **dict.fromkeys(("apgd", "apgd_targeted", "fab", "fmn", "pdpgd"), NORMS),
+    **dict.fromkeys(("carlini_wagner_l2", "ddn", "pdgd", "sdf"), ("L2",)),
+    **dict.fromkeys(("carlini_wagner_linf", "pgd_linf"), ("Linf",)),
+    **dict.fromkeys(("df", "tr"), ("Linf", "L2")),
 }
-ADV_LIB_WITHIN_EPS = ("apgd", "apgd_targeted", "pgd_linf")  # all others look for the nearest adversarial point
+ADV_LIB_WITHIN_EPS = ("apgd", "apgd_targeted", "pgd_linf")  # all others are minimum-norm attacks
 ADV_LIB_BUDGET = {"apgd": "eps", "apgd_targeted": "eps", "pgd_linf": "epsilon", "fab": "epsilon"}
+
+
+def eps_in_unit_box(threat: ThreatModel, name: str) -> float:
+    """eps, for the attack `name` that supports only one eps for all examples and the box [0, 1]; else UserError."""
+    if isinstance(threat.eps, Tensor) or threat.box != (0.0, 1.0):
+        raise UserError(f"{name} supports only one eps for all examples and the box [0, 1]")
+    return threat.eps
 
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryAttack(ForeignAttack):
-    """What the attacks of the libraries share. The class of each is made when it is asked for, by its name."""
+    """What the attacks of the libraries share. A subclass for each is created from its name."""
 
-    theirs: ClassVar[Any]
-    parameters: ClassVar[Mapping[str, str]]  # our option: their parameter
+    implementation: ClassVar[Any]  # the library's class or function
+    parameters: ClassVar[Mapping[str, str]]  # option: the library's parameter
+    hidden: ClassVar[Collection[str]]  # parameters that are not options, by their ASCII names
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.threat.eps, Tensor) or self.threat.box != (0.0, 1.0):
-            raise UserError(f"{self.name} takes one eps for all examples and the box [0, 1]")
+    def check_fits(self, threat: ThreatModel, shape: tuple[int, ...], classes: int) -> None:
+        super().check_fits(threat, shape, classes)
+        eps_in_unit_box(threat, self.name)
 
-    def options(self) -> dict[str, Any]:
-        """What the user chose, by their names."""
-        return {theirs: in_units(getattr(self, ours), self.threat.eps) for ours, theirs in self.parameters.items()}
-
-    def taken(self, ours: Mapping[str, Any]) -> dict[str, Any]:
-        """Of what we could give them, by the ASCII form of their names, what they take."""
-        return {p: ours[_ascii(p)] for p in inspect.signature(self.theirs).parameters if _ascii(p) in ours}
+    def arguments(self, threat: ThreatModel, from_us: Mapping[str, Any]) -> dict[str, Any]:
+        """The options by the library's names, and those of our values that the implementation has parameters for."""
+        eps = eps_in_unit_box(threat, self.name)
+        options = {theirs: in_units(getattr(self, ours), eps) for ours, theirs in self.parameters.items()}
+        accepted = inspect.signature(self.implementation).parameters
+        return options | {name: from_us[_ascii(name)] for name in accepted if _ascii(name) in from_us}
 
 
 class Torchattacks(LibraryAttack):
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        eps, norm = self.threat.eps, self.threat.norm
-        ours = {"eps": eps, "max_epsilon": eps, "norm": norm, "seed": torch.initial_seed()}
-        if "n_classes" in inspect.signature(self.theirs).parameters:
+    hidden = ("model", "eps", "max_epsilon", "norm", "seed", "n_classes", "verbose")
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        ours = {"eps": threat.eps, "max_epsilon": threat.eps, "norm": threat.norm, "seed": torch.initial_seed()}
+        if "n_classes" in inspect.signature(self.implementation).parameters:
             with torch.no_grad():
                 ours["n_classes"] = model(x[:1]).shape[1]
-        attack = self.theirs(model, **self.options(), **self.taken(ours))
-        attack.set_device(x.device)  # it takes the first weight's, and a model may have none
+        attack = self.implementation(model, **self.arguments(threat, ours))
+        attack.set_device(x.device)  # the default is the device of the first weight, and a model may have none
         return attack(x, y)
 
 
 class Foolbox(LibraryAttack):
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        foolbox, norm = _import("foolbox"), self.threat.norm
-        ours = {"distance": foolbox.distances.LpDistance(ORDER[norm]), "constraint": norm.lower()}
-        attack = self.theirs(**self.options(), **self.taken(ours))
-        budget = {} if self.minimum_norm else {"epsilon": self.threat.eps}
+    hidden = ("distance", "constraint", "tensorboard")
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        foolbox = _import("foolbox")
+        distance = foolbox.distances.LpDistance(ORDER[threat.norm])
+        ours = {"distance": distance, "constraint": threat.norm.lower()}
+        attack = self.implementation(**self.arguments(threat, ours))
+        budget = {} if self.minimum_norm else {"epsilon": threat.eps}
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
         return attack.run(wrapped, x, foolbox.criteria.Misclassification(y), **budget)
 
 
 class AdvLib(LibraryAttack):
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        order = ORDER[self.threat.norm]
-        ours = {"norm": order, "p": order, "distance": self.threat.norm.lower()}
-        if self.theirs.__name__ in ADV_LIB_BUDGET:
-            ours[ADV_LIB_BUDGET[self.theirs.__name__]] = self.threat.eps
-        return self.theirs(model, x, y, **self.options(), **self.taken(ours))
+    hidden = ("model", "inputs", "labels", "targeted", "norm", "p", "distance", "eps", "epsilon")
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        order, name = ORDER[threat.norm], self.implementation.__name__
+        ours = {"norm": order, "p": order, "distance": threat.norm.lower()}
+        if name in ADV_LIB_BUDGET:
+            ours[ADV_LIB_BUDGET[name]] = threat.eps
+        return self.implementation(model, x, y, **self.arguments(threat, ours))
 
 
 @registry.library("torchattacks")
 @cache
 def from_torchattacks(name: str) -> type[LibraryAttack]:
     """Attacks of torchattacks (H. Kim), as torchattacks.PGD:steps=20."""
-    theirs = _find("torchattacks", _import("torchattacks"), name, TORCHATTACKS)
-    nearest = name in TORCHATTACKS_NEAREST
-    hidden = ("model", "eps", "max_epsilon", "norm", "seed", "n_classes", "verbose")
-    return _made(Torchattacks, f"torchattacks.{name}", theirs, TORCHATTACKS[name], nearest, hidden)
+    implementation = _find("torchattacks", _import("torchattacks"), name, TORCHATTACKS)
+    minimum_norm = name in TORCHATTACKS_MINIMUM_NORM
+    return _make_class(Torchattacks, f"torchattacks.{name}", implementation, TORCHATTACKS[name], minimum_norm)
 
 
 @registry.library("foolbox")
@@ -125,30 +124,27 @@ def from_torchattacks(name: str) -> type[LibraryAttack]:
 def from_foolbox(name: str) -> type[LibraryAttack]:
     """Attacks of foolbox (J. Rauber and others), as foolbox.LinfPGD:steps=20."""
     attacks = _import("foolbox").attacks
-    nearest, within_eps = attacks.base.MinimizationAttack, attacks.base.FixedEpsilonAttack
-    known = {key: each for key, each in vars(attacks).items() if inspect.isclass(each)}
-    known = {key: each for key, each in known.items() if issubclass(each, (nearest, within_eps))}
-    theirs = _find("foolbox", attacks, name, known)
-    takes = inspect.signature(theirs).parameters
-    if "distance" in takes:
+    minimization, within_eps = attacks.base.MinimizationAttack, attacks.base.FixedEpsilonAttack
+    classes = {key: value for key, value in vars(attacks).items() if inspect.isclass(value)}
+    known = [key for key, value in classes.items() if issubclass(value, (minimization, within_eps))]
+    implementation = _find("foolbox", attacks, name, known)
+    parameters = inspect.signature(implementation).parameters
+    if "distance" in parameters:
         norms: tuple[str, ...] = NORMS
-    elif "constraint" in takes:
-        norms = ("Linf", "L2")
     else:
-        norms = _norms_of(theirs)
-    hidden = ("distance", "constraint", "tensorboard")
-    return _made(Foolbox, f"foolbox.{name}", theirs, norms, issubclass(theirs, nearest), hidden)
+        norms = ("Linf", "L2") if "constraint" in parameters else _foolbox_norms(implementation)
+    return _make_class(Foolbox, f"foolbox.{name}", implementation, norms, issubclass(implementation, minimization))
 
 
-def _norms_of(theirs: Any) -> tuple[str, ...]:
-    """What one of foolbox's attacks minimises or stays within, which it says once it is made."""
+def _foolbox_norms(implementation: Any) -> tuple[str, ...]:
+    """The norm that a foolbox attack minimizes or bounds, which only an instance knows."""
     try:
-        order = theirs().distance.p
-    except Exception as error:  # it needs more than a spec can give, or a package that is not there
-        raise UserError(f"foolbox.{theirs.__name__} cannot be run from a spec ({one_line(error)})") from error
+        order = implementation().distance.p
+    except Exception as error:  # it needs more than a spec can give, or a package that is not installed
+        raise UserError(f"foolbox.{implementation.__name__} cannot be run from a spec ({one_line(error)})") from error
     norms = tuple(norm for norm in NORMS if ORDER[norm] == order)
     if not norms:
-        raise UserError(f"foolbox.{theirs.__name__} is an L{order:g} attack; there are {', '.join(NORMS)}")
+        raise UserError(f"foolbox.{implementation.__name__} is an L{order:g} attack; use one for {', '.join(NORMS)}")
     return norms
 
 
@@ -156,16 +152,14 @@ def _norms_of(theirs: Any) -> tuple[str, ...]:
 @cache
 def from_adv_lib(name: str) -> type[LibraryAttack]:
     """Attacks of adv-lib (J. Rony), as adv_lib.fmn:steps=50. Greek letters are spelt out: alpha_init."""
-    theirs = _find("adv_lib", _import("adv_lib.attacks"), name, ADV_LIB)
-    nearest = name not in ADV_LIB_WITHIN_EPS
-    hidden = ("model", "inputs", "labels", "targeted", "norm", "p", "distance", "eps", "epsilon")
-    return _made(AdvLib, f"adv_lib.{name}", theirs, ADV_LIB[name], nearest, hidden)
+    implementation = _find("adv_lib", _import("adv_lib.attacks"), name, ADV_LIB)
+    return _make_class(AdvLib, f"adv_lib.{name}", implementation, ADV_LIB[name], name not in ADV_LIB_WITHIN_EPS)
 
 
 def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
-    except Exception as error:  # other people's import may raise anything
+    except Exception as error:  # an import of other code may raise anything
         extra = module.partition(".")[0].replace("_", "-")
         raise UserError(
             f"{module} cannot be imported ({one_line(error)}); pip install 'robust-bracket[{extra}]'"
@@ -174,38 +168,38 @@ def _import(module: str) -> Any:
 
 def _find(library: str, module: Any, name: str, known: Iterable[str]) -> Any:
     if name not in known or not hasattr(module, name):
-        names = [each for each in known if hasattr(module, each)]
+        names = [key for key in known if hasattr(module, key)]
         raise UserError(f"{library} has no attack '{name}' under Linf, L2 or L1; it has {', '.join(names)}")
     return getattr(module, name)
 
 
-def _made(
-    base: type[LibraryAttack], name: str, theirs: Any, norms: tuple[str, ...], nearest: bool, hidden: Collection[str]
+def _make_class(
+    base: type[LibraryAttack], name: str, implementation: Any, norms: tuple[str, ...], minimum_norm: bool
 ) -> type[LibraryAttack]:
-    """The class of one attack, whose fields are those of their parameters that a spec can set."""
-    hints = get_type_hints(theirs.__init__ if inspect.isclass(theirs) else theirs)
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = [p for p in inspect.signature(theirs).parameters.values() if p.kind in named]
-    shown = {p.name: p for p in found if _ascii(p.name) not in hidden}
-    types = {key: _type(p, hints) for key, p in shown.items()}
+    """The class of one attack. Its fields are the parameters of the implementation that a spec can set."""
+    hints = get_type_hints(implementation.__init__ if inspect.isclass(implementation) else implementation)
+    keyword_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = [p for p in inspect.signature(implementation).parameters.values() if p.kind in keyword_kinds]
+    typed = [(p, _option_type(p, hints)) for p in parameters if _ascii(p.name) not in base.hidden]
+    options = [(p, hint) for p, hint in typed if hint is not None]
     return make_dataclass(
         name,
-        [(_ascii(key), hint, shown[key].default) for key, hint in types.items() if hint is not None],
+        [(_ascii(p.name), hint, p.default) for p, hint in options],
         bases=(base,),
         namespace={
             "__doc__": f"{name}, by its library.",
-            "theirs": staticmethod(theirs),
-            "parameters": {_ascii(key): key for key, hint in types.items() if hint is not None},
+            "implementation": staticmethod(implementation),
+            "parameters": {_ascii(p.name): p.name for p, _ in options},
             "norms": norms,
-            "minimum_norm": nearest,
+            "minimum_norm": minimum_norm,
         },
         frozen=True,
         kw_only=True,
     )
 
 
-def _type(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
-    """What a spec's text for a parameter is read as; None where text cannot give it."""
+def _option_type(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
+    """The type that a spec's text for a parameter is parsed as; None if text cannot express it."""
     if parameter.name not in hints:
         by_default = {int: int | float, float: Length if parameter.name == "alpha" else float, bool: bool, str: str}
         return by_default.get(type(parameter.default))
@@ -216,5 +210,5 @@ def _type(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
 
 
 def _ascii(name: str) -> str:
-    """Their name with Greek letters spelt out."""
+    """A parameter's name with Greek letters spelt out."""
     return "".join(c if c.isascii() else unicodedata.name(c).rpartition(" ")[2].lower() for c in name)

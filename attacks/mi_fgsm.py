@@ -8,41 +8,39 @@ import torch
 from torch import Tensor, nn
 
 from attacks.losses import cross_entropy
-from attacks.pgd import direction
+from attacks.pgd import per_example
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError
 from bench.core.specs import Length, OfEps, in_units
+from bench.core.threat import ThreatModel
 
 
 @registry.attack("mi-fgsm")
 @dataclass(frozen=True, kw_only=True)
 class MIFGSM(Attack):
-    """Steps along the accumulated gradients, each over its L1 norm; the last iterate. Dong et al. (2018), Algorithm 1.
+    """Steps along the sum of the gradients, each divided by its L1 norm; returns the last iterate.
 
-    The step follows the sign of what was accumulated (Linf), or what was accumulated over its L2 norm (L2).
+    Dong et al. (2018), Algorithm 1. The step is the sign of the sum (Linf), or the sum divided by its L2 norm (L2).
     """
 
     steps: int = 10
     alpha: Length | None = None  # eps / steps
-    decay: float = 1.0  # mu: 0 forgets, 1 sums
+    decay: float = 1.0  # mu: 0 forgets earlier gradients, 1 adds them up
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decay < 0:
             raise UserError(f"mi-fgsm: decay is {self.decay:g}; it must be 0 or more")
 
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        sideways = [-1, *[1] * (batch.x.dim() - 1)]
-        alpha = torch.as_tensor(in_units(self.alpha or OfEps(1 / self.steps), self.threat.eps), device=batch.x.device)
-        length = alpha.to(batch.x.dtype).reshape(sideways)
-        project = self.threat.projector(batch.x)
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        alpha = torch.as_tensor(in_units(self.alpha or OfEps(1 / self.steps), threat.eps), device=batch.x.device)
+        alpha, project = per_example(alpha, batch.x), threat.projector(batch.x)
         x_adv, momentum = batch.x, torch.zeros_like(batch.x)
         for _ in range(self.steps):
             x_adv = x_adv.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(cross_entropy(model(x_adv), batch.y).sum(), x_adv)
-            size = torch.linalg.vector_norm(gradient.flatten(1), ord=1, dim=1).reshape(sideways)
+            size = per_example(torch.linalg.vector_norm(gradient.flatten(1), ord=1, dim=1), gradient)
             momentum = self.decay * momentum + gradient / size.clamp(min=torch.finfo(size.dtype).tiny)  # Eq. 6
-            step = direction(momentum, "sign" if self.threat.norm == "Linf" else "l2")
-            x_adv = project(x_adv.detach() + length * step)  # Eq. 7
+            x_adv = project(x_adv.detach() + alpha * threat.steepest(momentum))  # Eq. 7
         return x_adv

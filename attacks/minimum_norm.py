@@ -1,4 +1,4 @@
-"""What the minimum-norm attacks share: the nearest wrong point of each example, and which boundary is the nearest."""
+"""Shared by the minimum-norm attacks: the nearest adversarial points found, and the linearised class boundaries."""
 
 from __future__ import annotations
 
@@ -8,85 +8,74 @@ import torch
 from torch import Tensor, nn
 
 from attacks.losses import margin
+from attacks.pgd import per_example
 from bench.core.contracts import Batch
 from bench.core.passes import on_rows
-from bench.core.threat import TINY, Norm, ThreatModel
+from bench.core.threat import TINY, ThreatModel
 
-DUAL: dict[Norm, float] = {"Linf": 1, "L2": 2, "L1": torch.inf}
-CHECKS, FARTHER = 5, 1.001  # of the points in one batch, and how far the doubtful ones are moved out after each
-ROUNDING = 2e-6  # of the largest logit: up to 7e-7 was measured to change in float32 with the size of the batch
+CHECKS = 5  # how often all points are checked together in one batch at the end
+FARTHER = 1.001  # the factor by which the perturbation of a point that fails this check is scaled
+ROUNDING = 2e-6  # of the largest logit: float32 logits were seen to change by up to 7e-7 with the size of the batch
 
 
-class Nearest:
-    """The nearest wrong point that was seen of each example.
+class NearestAdversarial:
+    """The nearest adversarial point found so far of each example.
 
-    point (B,C,H,W): the clean image where there is none. distance (B,) float64, in the threat's norm: zero where the
-    clean image is wrong already, infinity where no wrong point was seen. logits (B,K): of the clean images.
+    point (B,C,H,W): the clean image if none was found. distance (B,) float64, in the threat's norm: zero if the clean
+    image is misclassified, infinite if no adversarial point was found. logits (B,K): of the clean images.
+    rows (b,): the examples to attack, which are the correctly classified ones.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, threat: ThreatModel) -> None:
-        self.x, self.y, self.threat = batch.x, batch.y, threat
+        self.model, self.x, self.y, self.threat = model, batch.x, batch.y, threat
         with torch.no_grad():
             self.logits = model(batch.x)
         self.point = batch.x.clone()
-        wrong = self.logits.argmax(dim=1) != batch.y
+        correct = self.logits.argmax(dim=1) == batch.y
         self.distance = torch.zeros(len(batch), dtype=torch.float64, device=batch.x.device)
-        self.distance[~wrong] = torch.inf
-        self.rows = (~wrong).nonzero().squeeze(1)  # (b,), the examples to attack
+        self.distance[correct] = torch.inf
+        self.rows = correct.nonzero().squeeze(1)
 
-    def see(self, x_adv: Tensor, wrong: Tensor, rows: Tensor) -> None:
-        """Points x_adv (b,C,H,W) of `rows` (b,), and which of them are wrong, (b,) bool."""
-        x_adv, rows = x_adv.detach()[wrong], rows[wrong]
+    def update(self, x_adv: Tensor, adversarial: Tensor, rows: Tensor) -> None:
+        """Take points x_adv (b,C,H,W) of `rows` (b,) into account, of which those in `adversarial` (b,) bool are so."""
+        x_adv, rows = x_adv.detach()[adversarial], rows[adversarial]
         distance = self.threat.distance(x_adv, self.x[rows])
         nearer = distance < self.distance[rows]
         self.point[rows[nearer]] = x_adv[nearer]
         self.distance[rows[nearer]] = distance[nearer]
 
-    def clamp(self, x_adv: Tensor) -> Tensor:
-        """Into the box, where there is one."""
-        return x_adv if self.threat.box is None else x_adv.clamp(*self.threat.box)
-
-    def free(self, gradient: Tensor, x: Tensor) -> Tensor:
-        """The gradient without the pixels of x at an end of the box that a step down it would push out."""
-        if self.threat.box is None:
-            return gradient
-        low, high = self.threat.box
-        return gradient.masked_fill(((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0)), 0)
-
     @torch.no_grad()
-    def bisect(
-        self, model: nn.Module, path: Callable[[Tensor], Tensor], right: Tensor, wrong: Tensor, rows: Tensor, times: int
-    ) -> None:
-        """Halve `times` the way between a right and a wrong place, (b,), on each row's path (b,) -> (b,C,H,W)."""
+    def bisect(self, path: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, rows: Tensor, times: int) -> None:
+        """`times` bisections of each row's path (b,) -> (b,C,H,W), from correct at `low` to adversarial at `high`."""
         if len(rows) == 0:
             return
         with on_rows(rows):
             for _ in range(times):
-                middle = (right + wrong) / 2
+                middle = (low + high) / 2
                 x_adv = path(middle)
-                there = fooled(model(x_adv), self.y[rows])
-                self.see(x_adv, there, rows)
-                right, wrong = torch.where(there, right, middle), torch.where(there, middle, wrong)
+                adversarial = clearly_misclassified(self.model(x_adv), self.y[rows])
+                self.update(x_adv, adversarial, rows)
+                low, high = torch.where(adversarial, low, middle), torch.where(adversarial, middle, high)
 
-    def finish(self, model: nn.Module, halvings: int) -> Tensor:
-        """The points, after bisection on the segments from the clean images, each wrong when all are seen together."""
+    def finish(self, halvings: int) -> Tensor:
+        """The points after bisection towards the clean images, moved out until misclassified as one batch."""
         rows = self.rows[self.distance[self.rows].isfinite()]
         x = self.x[rows]
         delta = self.point[rows] - x
-        right, wrong = torch.zeros_like(rows, dtype=x.dtype), torch.ones_like(rows, dtype=x.dtype)
-        self.bisect(model, lambda t: x + column(t, x) * delta, right, wrong, rows, halvings)
+        low, high = torch.zeros_like(rows, dtype=x.dtype), torch.ones_like(rows, dtype=x.dtype)
+        self.bisect(lambda t: x + per_example(t, x) * delta, low, high, rows, halvings)
         for _ in range(CHECKS if len(rows) else 0):
             with torch.no_grad():
-                doubtful = rows[(model(self.point).argmax(dim=1) == self.y)[rows]]
-            if len(doubtful) == 0:
+                correct = rows[(self.model(self.point).argmax(dim=1) == self.y)[rows]]
+            if len(correct) == 0:
                 break
-            x = self.x[doubtful]
-            self.point[doubtful] = self.clamp(x + FARTHER * (self.point[doubtful] - x))
+            x = self.x[correct]
+            self.point[correct] = self.threat.clamp(x + FARTHER * (self.point[correct] - x))
         return self.point
 
 
-def fooled(logits: Tensor, y: Tensor) -> Tensor:
-    """Where a wrong class leads, by more than rounding may take back: (B,) bool."""
+def clearly_misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """Where an incorrect class leads by more than rounding may take back: (B,) bool."""
     logits = logits.detach().float()
     return margin(logits, y) < -ROUNDING * logits.abs().amax(dim=1)
 
@@ -106,30 +95,26 @@ def linearised(
         yield value.detach(), gradient
 
 
-def boundary(
-    model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, norm: Norm, aim: float = 0.0
+def nearest_boundary(
+    model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, threat: ThreatModel, aim: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The nearest boundary of label y in the linearisation of the model at x (b,C,H,W), among `classes` (b,T).
 
     z_y - z_l (b,) for the class l behind it, its gradient (b,C,H,W), and that class (b,).
     """
-    planes = linearised(model, x, y, classes, aim)
-    height, slope = next(planes)
-    height, target = height.clone(), classes[:, 0].clone()
-    least = height.abs() / dual_norm(slope, norm) if classes.shape[1] > 1 else height
-    for (other, gradient), one in zip(planes, classes.T[1:], strict=True):
-        distance = other.abs() / dual_norm(gradient, norm)
+    boundaries = linearised(model, x, y, classes, aim)
+    value, gradient = next(boundaries)
+    value, target = value.clone(), classes[:, 0].clone()
+    least = signed_distance(value, gradient, threat).abs() if classes.shape[1] > 1 else value
+    for (other_value, other_gradient), other_class in zip(boundaries, classes.T[1:], strict=True):
+        distance = signed_distance(other_value, other_gradient, threat).abs()
         nearer = distance < least
-        height[nearer], slope[nearer], target[nearer] = other[nearer], gradient[nearer], one[nearer]
+        value[nearer], gradient[nearer] = other_value[nearer], other_gradient[nearer]
+        target[nearer] = other_class[nearer]
         least = torch.minimum(distance, least)
-    return height, slope, target
+    return value, gradient, target
 
 
-def dual_norm(gradient: Tensor, norm: Norm) -> Tensor:
-    """By how much a step of length one in `norm` can change a linear function of this gradient: (B,), never zero."""
-    return torch.linalg.vector_norm(gradient.flatten(1), ord=DUAL[norm], dim=1).clamp(min=TINY)
-
-
-def column(values: Tensor, like: Tensor) -> Tensor:
-    """One value an example, (B,), in the type and to the shape that broadcasts against images (B,C,H,W)."""
-    return values.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+def signed_distance(value: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
+    """The distance (B,), in the threat's norm, to the zeros of a linear function with this value and gradient."""
+    return value / threat.dual_norm(gradient).clamp(min=TINY)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from attacks.losses import Towards, others_by_logit
-from attacks.pgd import PGD, until_broken
+from attacks.losses import Loss, TargetedLoss, others_by_logit
+from attacks.pgd import PGD
 from bench.core import registry
 from bench.core.contracts import Batch
 
@@ -17,21 +17,16 @@ from bench.core.contracts import Batch
 @registry.attack("multi-targeted")
 @dataclass(frozen=True, kw_only=True)
 class MultiTargeted(PGD):
-    """PGD towards one class after another in the order of the model's logits, up z_target - z_y. Gowal et al. (2019).
+    """PGD on z_target - z_y, for one target class after another by decreasing logit. Gowal et al. (2019).
 
-    `targets` classes at most, `restarts` runs for each, every run on what no earlier one has broken. Deviation: steps
-    of the gradient's sign (Linf) or of the normalised gradient (L2), as in `pgd`, where the paper's best use Adam.
+    `restarts` runs for each of at most `targets` classes; each run attacks the examples that no earlier one has broken.
+    Deviation: steps along the gradient's sign (Linf) or the normalised gradient (L2), as in `pgd`; the paper uses Adam.
     """
 
     steps: int = 20
     targets: int = 9
 
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
+    def losses(self, model: nn.Module, batch: Batch) -> Sequence[Loss]:
         with torch.no_grad():
             order = others_by_logit(model(batch.x), batch.y)[:, : self.targets]
-
-        def run(rows: Tensor, target: Tensor) -> Tensor:
-            return self.run(model, batch, rows, generator, Towards(target[rows]))
-
-        runs = [partial(run, target=target) for target in order.T for _ in range(self.restarts)]
-        return until_broken(model, batch, runs)
+        return [TargetedLoss(target) for target in order.T]

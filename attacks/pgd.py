@@ -1,21 +1,21 @@
-"""Projected gradient descent (Madry et al., 2018), and the one ascent loop of the project."""
+"""Projected gradient descent (Madry et al., 2018), and the ascent loop that attacks and defenses share."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from attacks.losses import Loss, Towards, cross_entropy, margin
+from attacks.losses import Loss, cross_entropy, loss_of, margin
 from bench.core import registry
 from bench.core.contracts import Attack, Batch, mode_of
 from bench.core.passes import on_rows
 from bench.core.specs import Length, OfEps, in_units
-from bench.core.threat import TINY, ThreatModel
+from bench.core.threat import ThreatModel, unit_l2
 
 Step = Literal["sign", "l2", "raw"]
 
@@ -35,20 +35,21 @@ def ascend(
     visit: Callable[[Tensor, Tensor], None] | None = None,
     leave: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`steps` projected gradient steps up the loss from `start`: (x_adv (B,C,H,W), last_gradient (B,C,H,W)).
+    """`steps` projected gradient steps on the loss from `start`: (x_adv (B,C,H,W), last_gradient (B,C,H,W)).
 
-    alpha: the step size, a number or (B,), or a function that gives it from the gradient. step: "sign" (default under
-    Linf), "l2" (the gradient over its norm; default under L2) or "raw". The gradient is of each example's own loss, and
-    of the input only: no weight's gradient is touched. mode: of the model during the attack, restored afterwards.
-    visit(x_adv, logits) sees each point at which the gradient is taken; the point that is returned it does not see.
-    leave: an example stays at the first point that the model gets wrong, or where its steps begin to go in circles, and
-    costs no more passes; the gradient that is returned is then of those that went on to the end.
+    alpha: the step size, a number or (B,), or a function that computes it from the gradient.
+    loss: of each example; only its gradient with respect to the input is computed.
+    mode: of the model during the attack, restored afterwards.
+    step: "sign" (default under Linf), "l2" (the gradient divided by its norm; default otherwise) or "raw".
+    visit(x_adv, logits): called with each point at which a gradient is taken, so not with the returned one.
+    leave: an example stops at its first misclassified point, or when its iterates start to cycle, and costs no more
+    passes. The gradient returned is then that of the examples that reached the last step.
     """
     project = threat.projector(x)
     step = step or ("sign" if threat.norm == "Linf" else "l2")
     x_adv, gradient = start.detach(), torch.zeros_like(x)
-    before: Tensor | None = None
-    rows, left = torch.arange(len(x), device=x.device), start.detach().clone() if leave else start
+    previous: Tensor | None = None
+    rows, final = torch.arange(len(x), device=x.device), start.detach().clone() if leave else start
     with mode_of(model, training=mode == "train"):
         for _ in range(steps):
             x_adv.requires_grad_()
@@ -59,130 +60,145 @@ def ascend(
             if visit is not None:
                 visit(x_adv, logits.detach())
             length = alpha(gradient) if callable(alpha) else alpha
-            if isinstance(length, Tensor):
-                length = length.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
-            after = project(x_adv + length * direction(gradient, step))
+            length = per_example(length, x) if isinstance(length, Tensor) else length
+            following = project(x_adv + length * direction(gradient, step))
             if leave:
-                done = is_wrong(logits.detach(), y)
-                if before is not None:  # back where it was: from here on it goes in circles, through points it has seen
-                    done |= (after == before).flatten(1).all(dim=1)
-                if done.any():
-                    left[rows[done]] = x_adv[done]
-                    stay = (~done).nonzero().squeeze(1)
-                    rows, x, y, x_adv, after = rows[stay], x[stay], y[stay], x_adv[stay], after[stay]
+                finished = is_misclassified(logits.detach(), y)
+                if previous is not None:  # a step back to the previous point: the iterates repeat from here on
+                    finished |= (following == previous).flatten(1).all(dim=1)
+                if finished.any():
+                    final[rows[finished]] = x_adv[finished]
+                    stay = (~finished).nonzero().squeeze(1)
+                    rows, x, y, x_adv, following = (t[stay] for t in (rows, x, y, x_adv, following))
                     alpha = alpha[stay] if isinstance(alpha, Tensor) and alpha.numel() > 1 else alpha
-                    loss = loss.of(stay) if isinstance(loss, Towards) else loss
-                    threat = threat.of(stay)
+                    loss, threat = loss_of(loss, stay), threat.of(stay)
                     project = threat.projector(x)
                     if len(rows) == 0:
                         break
-            before, x_adv = x_adv, after
+            previous, x_adv = x_adv, following
     if leave:
-        left[rows] = x_adv
-        x_adv = left
+        final[rows] = x_adv
+        x_adv = final
     return x_adv, gradient
 
 
-def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
-    """Where the model errs, (B,) bool: another class, or no answer (which the evaluator, asking again, refuses)."""
+def is_misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """Which examples are misclassified, (B,) bool; those with a logit that is not finite count."""
     return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)
 
 
-def look(
+def loss_and_gradient(
     model: nn.Module, point: Tensor, y: Tensor, loss: Loss, rows: Tensor, differentiate: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of points (b,C,H,W) that are rows of the batch: where the model errs, the losses, the gradient of each loss.
+    """At points (b,C,H,W) for the `rows` (b,) of the batch: which are misclassified, the losses, and their gradients.
 
-    Without `differentiate` the gradient, which nobody asked for, is zero.
+    The gradients are zero without `differentiate`, which saves the backward pass.
     """
     point = point.detach().requires_grad_(differentiate)
     with on_rows(rows), torch.set_grad_enabled(differentiate):
         logits = model(point)
-        values = loss(logits, y)
-        gradient = torch.autograd.grad(values.sum(), point)[0] if differentiate else torch.zeros_like(point)
-    return is_wrong(logits.detach(), y), values.detach().float(), gradient
+        losses = loss(logits, y)
+        gradient = torch.autograd.grad(losses.sum(), point)[0] if differentiate else torch.zeros_like(point)
+    return is_misclassified(logits.detach(), y), losses.detach().float(), gradient
 
 
 def direction(gradient: Tensor, step: Step) -> Tensor:
-    """Where a step of size one goes: the gradient's sign, the gradient over its L2 norm, or the gradient."""
-    if step == "sign":
-        return gradient.sign()
+    """The direction of a step: the gradient's sign, the gradient divided by its L2 norm, or the gradient itself."""
     if step == "raw":
         return gradient
-    sideways = [-1, *[1] * (gradient.dim() - 1)]
-    # over its largest entry first: the squares of a confident model's gradient are zero in float32
-    gradient = gradient / gradient.flatten(1).abs().amax(dim=1).clamp(min=TINY).reshape(sideways)
-    return gradient / torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp(min=TINY).reshape(sideways)
+    return gradient.sign() if step == "sign" else unit_l2(gradient)
 
 
-class Worst:
-    """The point of the highest loss that was seen of each example.
+def without_blocked_pixels(step: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """A step from x (B,...), set to zero at the pixels that are at an end of the box and would leave it."""
+    if threat.box is None:
+        return step
+    low, high = threat.box
+    return step.masked_fill(((x <= low) & (step < 0)) | ((x >= high) & (step > 0)), 0)
 
-    By default the loss is minus the margin, so that the worst point is a wrong one where any was wrong.
+
+def per_example(values: Tensor, like: Tensor) -> Tensor:
+    """One value per example, (B,), reshaped to broadcast against images `like` (B,C,H,W); floats in its dtype."""
+    values = values.to(like.dtype) if values.is_floating_point() else values
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+class WorstPoint:
+    """The point of the highest loss so far of each example.
+
+    The default loss is the negative margin, so that a misclassified point always replaces a correctly classified one.
     """
 
     def __init__(self, x: Tensor, y: Tensor, loss: Loss = lambda logits, y: -margin(logits, y)) -> None:
         self.point, self.y, self.loss = x.clone(), y, loss
-        self.height = torch.full((len(y),), float("-inf"), device=x.device)
+        self.highest_loss = torch.full((len(y),), float("-inf"), device=x.device)
 
-    def see(self, x_adv: Tensor, logits: Tensor, rows: Tensor | None = None) -> None:
-        """Points x_adv (b,C,H,W) and their logits, of all examples or of `rows` (b,)."""
-        rows = torch.arange(len(self.y), device=x_adv.device) if rows is None else rows
-        found = self.loss(logits.float(), self.y[rows])
-        # a point where the model has no answer is kept, so that whoever asks it again there finds out
-        found = torch.where(logits.isfinite().all(dim=1), found, torch.inf)
-        worse = found > self.height[rows]
-        self.point[rows[worse]] = x_adv[worse]
-        self.height[rows[worse]] = found[worse]
+    def update(self, x_adv: Tensor, logits: Tensor) -> None:
+        """Take points x_adv (B,C,H,W) and their logits (B,K) into account."""
+        losses = self.loss(logits.float(), self.y)
+        # a point with a logit that is not finite is kept, so that the evaluator finds it
+        losses = torch.where(logits.isfinite().all(dim=1), losses, torch.inf)
+        worse = losses > self.highest_loss
+        self.point[worse] = x_adv[worse]
+        self.highest_loss[worse] = losses[worse]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequentialAttack(Attack):
+    """One run per loss and restart, each on the examples that no earlier one has broken."""
+
+    steps: int = 10
+    restarts: int = 1
+
+    @abstractmethod
+    def run(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, loss: Loss, generator: torch.Generator
+    ) -> Tensor:
+        """One run: x_adv (B,C,H,W)."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> Sequence[Loss]:
+        """The losses to maximize, one after another."""
+        return [cross_entropy]
+
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        x_adv, rows = batch.x.clone(), torch.arange(len(batch), device=batch.x.device)
+        runs = [loss for loss in self.losses(model, batch) for _ in range(self.restarts)]
+        for number, loss in enumerate(runs, start=1):
+            part = rows_of(batch, rows)
+            with on_rows(rows):
+                x_adv[rows] = self.run(model, part, threat.of(rows), loss_of(loss, rows), generator)
+                if number < len(runs):
+                    with torch.no_grad():
+                        rows = rows[~is_misclassified(model(x_adv[rows]), part.y)]
+            if len(rows) == 0:
+                break
+        return x_adv
+
+
+def rows_of(batch: Batch, rows: Tensor) -> Batch:
+    """Some rows (b,) of a batch."""
+    return Batch(batch.x[rows], batch.y[rows], batch.index[rows])
 
 
 @registry.attack("pgd")
 @dataclass(frozen=True, kw_only=True)
-class PGD(Attack):
-    """Projected gradient descent from random starts; an example stays at the first wrong point, else at the last.
+class PGD(SequentialAttack):
+    """Projected gradient descent from random starts. Returns the first misclassified point, else the last one.
 
-    Madry et al. (2018). A restart attacks only the examples that no earlier one has broken. Under L1 there is none:
-    its steepest steps need care that `apgd-ce` takes.
+    Madry et al. (2018). A restart attacks only the examples that no earlier one has broken. Not for L1, where steepest
+    steps need the care that `apgd-ce` takes.
     """
 
-    steps: int = 10
-    restarts: int = 1
     alpha: Length = OfEps(0.25)
     random_start: bool = True
     step: Literal["auto", "sign", "l2", "raw"] = "auto"
 
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        return until_broken(model, batch, [partial(self.run, model, batch, generator=generator)] * self.restarts)
-
     def run(
-        self, model: nn.Module, batch: Batch, rows: Tensor, generator: torch.Generator, loss: Loss = cross_entropy
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, loss: Loss, generator: torch.Generator
     ) -> Tensor:
-        """One run on some rows (b,) of the batch, whose loss it climbs: x_adv (b,C,H,W)."""
-        x, threat = batch.x[rows], self.threat.of(rows)
-        x_adv, _ = ascend(
-            model,
-            x,
-            batch.y[rows],
-            threat=threat,
-            steps=self.steps,
-            alpha=in_units(self.alpha, threat.eps),
-            start=threat.random_start(x, generator) if self.random_start else x,
-            loss=loss,
+        return ascend(
+            model, batch.x, batch.y,
+            threat=threat, steps=self.steps, alpha=in_units(self.alpha, threat.eps), loss=loss, leave=True,
+            start=threat.random_start(batch.x, generator) if self.random_start else batch.x,
             step=None if self.step == "auto" else self.step,
-            leave=True,
-        )
-        return x_adv
-
-
-def until_broken(model: nn.Module, batch: Batch, runs: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-    """x_adv (B,C,H,W) of several runs, each on the rows (b,) of the batch that are still right: run(rows) -> points."""
-    x_adv, rows = batch.x.clone(), torch.arange(len(batch), device=batch.x.device)
-    for number, run in enumerate(runs, start=1):
-        with on_rows(rows):
-            x_adv[rows] = run(rows)
-            if number < len(runs):
-                with torch.no_grad():
-                    rows = rows[~is_wrong(model(x_adv[rows]), batch.y[rows])]
-        if len(rows) == 0:
-            break
-    return x_adv
+        )[0]  # fmt: skip

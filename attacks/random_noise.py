@@ -1,4 +1,4 @@
-"""Random points of the threat model: the weakest attack, and a floor for all others."""
+"""Random points of the threat model: the weakest attack, a baseline for all others."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.pgd import Worst
+from attacks.pgd import WorstPoint
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
+from bench.core.threat import ThreatModel
 
 
 @registry.attack("random-noise")
 @dataclass(frozen=True, kw_only=True)
 class RandomNoise(Attack):
-    """The worst of some points drawn uniformly from the ball."""
+    """The point of smallest margin among `samples` points drawn uniformly from the ball."""
 
     norms = ("Linf", "L2", "L1")
 
     samples: int = 10
 
     @torch.no_grad()
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        worst = Worst(batch.x, batch.y)
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        worst = WorstPoint(batch.x, batch.y)
         for _ in range(self.samples):
-            x_adv = self.threat.random_start(batch.x, generator)
-            worst.see(x_adv, model(x_adv))
+            x_adv = threat.random_start(batch.x, generator)
+            worst.update(x_adv, model(x_adv))
         return worst.point

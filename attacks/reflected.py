@@ -1,9 +1,9 @@
-"""The attacks of the reflected loss: FGSM, BIM and PGD that climb the likelihood of the wrong class.
+"""Attacks on the reflected loss: FGSM, BIM and PGD that maximize the likelihood of an incorrect class.
 
-papers/reflected-loss.txt ("Robustness Guarantees for Adversarially Trained Neural Networks"): with two classes
-l_-(z) = -log(1 + e^z) of the margin z (section 2), with more the log-likelihood of the most likely wrong class, chosen
-anew at each step (section 4.3, greedy). With two classes its gradient and the cross entropy's point the same way, so
-that steps of the sign or of the normalised gradient make the same attack; raw steps make another.
+reflected-loss.txt ("Robustness Guarantees for Adversarially Trained Neural Networks"): with two classes
+l_-(z) = -log(1 + e^z) of the margin z (section 2); with more, the log-likelihood of the most likely incorrect class,
+chosen anew at each step (section 4.3, greedy). With two classes its gradient is a positive multiple of that of the
+cross entropy, so the attacks differ only if steps are raw.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attacks.bim import BIM
 from attacks.losses import reflected
 from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.specs import Length, in_units
+from bench.core.threat import ThreatModel
 
 
 @registry.attack("r-fgsm")
@@ -27,38 +29,29 @@ from bench.core.specs import Length, OfEps, in_units
 class RFGSM(Attack):
     """FGSM on the reflected loss: one step of size eps, along the gradient's sign (Linf) or the gradient (L2)."""
 
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        x_adv, _ = ascend(
-            model, batch.x, batch.y, threat=self.threat, steps=1, alpha=self.threat.eps, start=batch.x, loss=reflected
-        )
-        return x_adv
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        x, y = batch.x, batch.y
+        return ascend(model, x, y, threat=threat, steps=1, alpha=threat.eps, start=x, loss=reflected)[0]
 
 
 @registry.attack("r-bim")
 @dataclass(frozen=True, kw_only=True)
-class RBIM(Attack):
-    """BIM on the reflected loss: steps of eps / steps from the image itself; the last iterate."""
+class RBIM(BIM):
+    """BIM on the reflected loss: steps of size eps / steps from the image itself; returns the last iterate."""
 
-    steps: int = 10
-    alpha: Length | None = None  # eps / steps
-
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        alpha = in_units(self.alpha or OfEps(1 / self.steps), self.threat.eps)
-        x_adv, _ = ascend(
-            model, batch.x, batch.y, threat=self.threat, steps=self.steps, alpha=alpha, start=batch.x, loss=reflected
-        )
-        return x_adv
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        return reflected(logits, y)
 
 
 @registry.attack("r-pgd")
 @dataclass(frozen=True, kw_only=True)
 class RPGD(Attack):
-    """R-PGD: projected steps of the reflected loss's own gradient, from the image, with a step size that decays.
+    """R-PGD: projected steps along the reflected loss's raw gradient, from the image, with a decaying step size.
 
-    Algorithm 1 with the steps of section 4.2: size 10, times 0.2 every 10 steps. `step=sign` and `step=l2` take the
-    gradient's direction alone; `auto` is the first under Linf and the second under L2. The section's points may leave
-    [0, 1]: for that give a threat model without a box. Deviation: an example stays at the first point that the model
-    gets wrong, where Algorithm 1 goes on and returns its highest point (which is wrong too, with two classes).
+    Algorithm 1 with the step sizes of section 4.2: 10, times 0.2 every 10 steps. `step=sign` and `step=l2` use only the
+    gradient's direction; `auto` is the first under Linf and the second under L2. In the paper the points may leave
+    [0, 1], as under a threat model without a box. Deviation: an example stops at its first misclassified point.
+    Algorithm 1 goes on and returns the point of highest loss (also misclassified, with two classes).
     """
 
     steps: int = 40
@@ -75,20 +68,13 @@ class RPGD(Attack):
                 "(decay=1 keeps the step size)"
             )
 
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        x_adv = batch.x
-        alpha = in_units(self.alpha, self.threat.eps)
-        for done in range(0, self.steps, self.decay_every):
-            x_adv, _ = ascend(
-                model,
-                batch.x,
-                batch.y,
-                threat=self.threat,
-                steps=min(self.decay_every, self.steps - done),
-                alpha=alpha * self.decay ** (done // self.decay_every),
-                start=x_adv,
-                loss=reflected,
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+        x_adv, alpha = batch.x, in_units(self.alpha, threat.eps)
+        for first in range(0, self.steps, self.decay_every):
+            x_adv, _ = ascend(  # leave: a broken example costs one pass per call and no more
+                model, batch.x, batch.y,
+                threat=threat, steps=min(self.decay_every, self.steps - first), start=x_adv, loss=reflected, leave=True,
+                alpha=alpha * self.decay ** (first // self.decay_every),
                 step=None if self.step == "auto" else self.step,
-                leave=True,  # a broken example costs one pass at the start of each stretch, and no more
-            )
+            )  # fmt: skip
         return x_adv

@@ -19,8 +19,8 @@ from bench.core.errors import UserError
 from bench.core.passes import on_rows
 from bench.core.threat import TOLERANCE, Norm, ThreatModel
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of p, after so many of 10,000 queries
-TILES = 5  # to a side, of the first perturbation under L2 and L1
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the queries, of 10,000, after which p is halved
+TILES = 5  # per side, of the first perturbation under L2 and L1
 ROUNDING = 2**-25  # of a pixel in float32, at most
 TINY = 1e-12
 
@@ -31,9 +31,9 @@ class Square(Attack):
     """Square Attack: random search on the margin, without gradients, by changes of one square window at a time.
 
     Andriushchenko et al. (2020), Algorithm 1 with Algorithm 2 (Linf) or 3 (L2); the L1 form is AutoAttack's (Croce and
-    Hein, 2021). queries: passes per example and restart, the clean image's included. p_init: the share of the image
-    that the first windows cover; it shrinks on the published schedule, scaled to `queries`. Broken examples leave.
-    Deviations: signs that would change nothing are turned; a window is cut to the image, which may so have any size.
+    Hein, 2021). queries: forward passes per example and restart, including the clean image's. p_init: the share of the
+    image that the first windows cover; it decreases on the published schedule, scaled to `queries`. Deviations: signs
+    that would not change a window are inverted, and a window is cut to the image, which can have any size.
     """
 
     norms = ("Linf", "L2", "L1")
@@ -45,30 +45,30 @@ class Square(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.p_init <= 1:
-            raise UserError(f"p_init is {self.p_init}; it must be a share of the image, above 0 and at most 1")
+            raise UserError(f"square: p_init is {self.p_init}, a share of the image; it must be above 0 and at most 1")
 
     @torch.no_grad()
-    def perturb(self, model: nn.Module, batch: Batch, *, generator: torch.Generator) -> Tensor:
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         x_adv, robust = batch.x.clone(), margin(model(batch.x), batch.y) >= 0
         for _ in range(self.restarts):
             rows = robust.nonzero().squeeze(1)
-            y, best = batch.y[rows], torch.full(rows.shape, torch.inf, device=rows.device)
-            search = SEARCHES[self.threat.norm](self.threat.of(rows), batch.x[rows], generator)
-            for query in range(1, self.queries):  # the clean image's was the first
+            y, lowest = batch.y[rows], torch.full(rows.shape, torch.inf, device=rows.device)
+            search = SEARCHES[threat.norm](threat.of(rows), batch.x[rows], generator)
+            for query in range(1, self.queries):  # query 0 was the clean image
                 if len(rows) == 0:
                     break
                 points = search.start() if query == 1 else search.change(self._share(query))
                 with on_rows(rows):
-                    found = margin(model(points.view(-1, *batch.x.shape[1:])), y)
-                better = (~(found >= best)).nonzero().squeeze(1)  # NaN too: the evaluator shall find it
-                search.point[better] = points[better]
-                best = torch.minimum(best, found)
-                broken = ~(best >= 0)
+                    margins = margin(model(points.view(-1, *batch.x.shape[1:])), y)
+                improved = (~(margins >= lowest)).nonzero().squeeze(1)  # also if NaN, for the evaluator to find
+                search.point[improved] = points[improved]
+                lowest = torch.minimum(lowest, margins)
+                broken = ~(lowest >= 0)
                 if broken.any() or query == self.queries - 1:
                     x_adv[rows] = search.point.view(-1, *batch.x.shape[1:])
                     robust[rows[broken]] = False
-                    rows, y, best = rows[~broken], y[~broken], best[~broken]
-                    search.narrow(~broken)
+                    rows, y, lowest = rows[~broken], y[~broken], lowest[~broken]
+                    search.keep(~broken)
         return x_adv
 
     def _share(self, query: int) -> float:
@@ -76,8 +76,8 @@ class Square(Attack):
         return self.p_init / 2 ** bisect_left(HALVINGS, 10_000 * query // self.queries)
 
 
-class Search(ABC):
-    """The best point so far of each image x (b,C,H,W), and how it may change. All points are (b, C*H*W)."""
+class SquareSearch(ABC):
+    """The best point so far of each image x (b,C,H,W), and its random changes. All points are (b, C*H*W)."""
 
     def __init__(self, threat: ThreatModel, x: Tensor, generator: torch.Generator) -> None:
         self.threat, self.shape, self.generator = threat, tuple(x.shape[1:]), generator
@@ -90,11 +90,11 @@ class Search(ABC):
 
     @abstractmethod
     def change(self, share: float) -> Tensor:
-        """New points: the best ones with a window of `share` of the image changed, each at a random place."""
+        """The best points, each with a window of `share` of the image at a random place changed."""
 
-    def narrow(self, going: Tensor) -> None:
-        """Go on with some of the images alone: going (b,) bool."""
-        self.x, self.point, self.threat = self.x[going], self.point[going], self.threat.of(going)
+    def keep(self, rows: Tensor) -> None:
+        """Drop the images that are not in `rows`, (b,) bool."""
+        self.x, self.point, self.threat = self.x[rows], self.point[rows], self.threat.of(rows)
 
     def window(self, share: float) -> Tensor:
         """The pixels of a square at a random place in each image, channel by channel: indices (b, C*h*w)."""
@@ -110,6 +110,7 @@ class Search(ABC):
         return min(side, height), min(side, width)
 
     def side(self, pixels: float) -> int:
+        """The side of a square of about `pixels`."""
         return max(round(math.sqrt(pixels)), 1)
 
     def draw(self, below: int, *size: int) -> Tensor:
@@ -117,8 +118,8 @@ class Search(ABC):
         return torch.randint(below, (len(self.x), *size), generator=self.generator, device=self.x.device)
 
 
-class SignSearch(Search):
-    """Linf, Algorithm 2: each pixel is at one end of its interval, and a window goes to one end, channel by channel."""
+class LinfSearch(SquareSearch):
+    """Algorithm 2: each pixel is at an end of its interval; a window is set to one end in each channel."""
 
     def __init__(self, threat: ThreatModel, x: Tensor, generator: torch.Generator) -> None:
         super().__init__(threat, x, generator)
@@ -128,31 +129,32 @@ class SignSearch(Search):
     def start(self) -> Tensor:
         """Vertical stripes."""
         channels, height, width = self.shape
-        up = self.draw(2, channels, 1, width).expand(-1, -1, height, -1).flatten(1)
-        return self.end(torch.arange(up.shape[1], device=up.device), up)
+        upper = self.draw(2, channels, 1, width).expand(-1, -1, height, -1).flatten(1)
+        return self.ends_of(torch.arange(upper.shape[1], device=upper.device), upper)
 
     def change(self, share: float) -> Tensor:
         window, channels = self.window(share), self.shape[0]
-        up = self.draw(2, channels, 1).expand(-1, -1, window.shape[1] // channels).flatten(1)
-        unchanged = (self.end(window, up) == self.point.gather(1, window)).all(dim=1, keepdim=True)
-        return self.point.scatter(1, window, self.end(window, up ^ unchanged))
+        upper = self.draw(2, channels, 1).expand(-1, -1, window.shape[1] // channels).flatten(1)
+        unchanged = (self.ends_of(window, upper) == self.point.gather(1, window)).all(dim=1, keepdim=True)
+        return self.point.scatter(1, window, self.ends_of(window, upper ^ unchanged))
 
-    def end(self, window: Tensor, up: Tensor) -> Tensor:
-        """The values of the pixels of a window at the upper ends, or the lower ones; up (b, C*h*w) is 1 or 0."""
-        return self.ends.gather(1, window + self.x.shape[1] * up)
+    def ends_of(self, window: Tensor, upper: Tensor) -> Tensor:
+        """The upper or lower ends of the intervals of a window's pixels; upper (b, C*h*w) is 1 or 0."""
+        return self.ends.gather(1, window + self.x.shape[1] * upper)
 
-    def narrow(self, going: Tensor) -> None:
-        super().narrow(going)
-        self.ends = self.ends[going]
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self.ends = self.ends[rows]
 
 
-class MassSearch(Search):
-    """L2, Algorithm 3: a window takes over the mass of another one and its share of what is unused.
+class L2Search(SquareSearch):
+    """Algorithm 3: a window takes over the perturbation of another one, and a share of the unused budget.
 
-    Mass is what adds up over pixels: squares under L2, absolute values under L1. The box leaves some of it unused.
+    Perturbations are measured by the p-th power of their Lp norm, which adds up over the pixels. The box leaves some of
+    the budget unused.
     """
 
-    order, power, gain = 2, 2, 1  # of the norm; of a bump's steepness; of a changed window
+    order, bump_power, gain = 2, 2, 1  # p; the exponent of a bump's terms; a scale for the changed window
 
     def start(self) -> Tensor:
         """Tiles, each of two bumps."""
@@ -163,21 +165,21 @@ class MassSearch(Search):
         tiles = tiles.reshape(-1, channels, down * tile, across * tile)
         right, bottom = width - across * tile, height - down * tile
         delta = functional.pad(tiles, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2)).flatten(1)
-        return self.clamp(self.x + self.unit(delta) * self.root(self.budget()))
+        return self.threat.clamp(self.x + self.unit(delta) * self.root(self.budget()))
 
     def change(self, share: float) -> Tensor:
-        to, source, channels = self.window(share), self.window(share), self.shape[0]
-        x_to, x_source = self.x.gather(1, to), self.x.gather(1, source)
-        taken = (self.point.gather(1, to) - x_to).unflatten(1, (channels, -1))
-        point = self.point.scatter(1, to, x_to)
+        window, source, channels = self.window(share), self.window(share), self.shape[0]
+        x_window, x_source = self.x.gather(1, window), self.x.gather(1, source)
+        before = (self.point.gather(1, window) - x_window).unflatten(1, (channels, -1))
+        point = self.point.scatter(1, window, x_window)
         moved = (point.gather(1, source) - x_source).unflatten(1, (channels, -1))  # the windows may overlap
         point.scatter_(1, source, x_source)
-        mass = self.mass(taken) + self.mass(moved)
-        unused = (self.budget() - self.mass(point - self.x) - mass.sum(dim=1)).clamp(min=0)
+        used = self.norm_power(before) + self.norm_power(moved)
+        unused = (self.budget() - self.norm_power(point - self.x) - used.sum(dim=1)).clamp(min=0)
         bumps = self.unit(self.bumps(*self.size(share)))[self.draw(2)]
-        form = self.unit(self.signs(channels, 1) * bumps[:, None] + self.unit(taken))
-        delta = self.gain * form * self.root(mass + unused[:, None] / channels)
-        return point.scatter_(1, to, self.clamp(x_to + delta.flatten(1)))
+        pattern = self.unit(self.signs(channels, 1) * bumps[:, None] + self.unit(before))
+        delta = self.gain * pattern * self.root(used + unused[:, None] / channels)
+        return point.scatter_(1, window, self.threat.clamp(x_window + delta.flatten(1)))
 
     def side(self, pixels: float) -> int:
         return max(super().side(pixels), 3) | 1  # odd
@@ -186,59 +188,56 @@ class MassSearch(Search):
         return 2 * self.draw(2, *size) - 1
 
     def bumps(self, h: int, w: int) -> Tensor:
-        """Eq. 2: one bump up and one down, beside each other and above each other, (2, h*w)."""
-        return _bumps(h, w, self.power, self.x.device)
+        """Eq. 2: a positive and a negative bump, side by side and one above the other, (2, h*w)."""
+        return _bumps(h, w, self.bump_power, self.x.device)
 
     def budget(self) -> Tensor:
-        """The mass of a perturbation as large as eps allows, less what rounding may add."""
+        """eps to the power of p, (b, 1), reduced by what rounding may add to a perturbation."""
         rounding = ROUNDING * self.x.shape[1] ** (1 / self.order)
         eps = self.threat.eps_like(self.x) * (1 - TOLERANCE) - rounding
         return eps.clamp(min=0).pow(self.order).to(self.x.dtype)
 
-    def mass(self, delta: Tensor) -> Tensor:
-        """The mass of the last axis, which stays."""
+    def norm_power(self, delta: Tensor) -> Tensor:
+        """The p-th power of the norm over the last axis, kept as an axis of length 1."""
         return delta.abs().pow(self.order).sum(dim=-1, keepdim=True)
 
-    def root(self, mass: Tensor) -> Tensor:
-        """The norm of what has this mass."""
-        return mass.pow(1 / self.order)
+    def root(self, norm_power: Tensor) -> Tensor:
+        return norm_power.pow(1 / self.order)
 
     def unit(self, delta: Tensor) -> Tensor:
-        return delta / self.root(self.mass(delta)).clamp(min=TINY)
-
-    def clamp(self, point: Tensor) -> Tensor:
-        return point if self.threat.box is None else point.clamp(*self.threat.box)
+        """delta, divided by its norm over the last axis."""
+        return delta / self.root(self.norm_power(delta)).clamp(min=TINY)
 
 
-class SparseSearch(MassSearch):
-    """L1: Algorithm 3 with steeper bumps, and all pixels shrink after each change, which keeps perturbations sparse.
+class L1Search(L2Search):
+    """Algorithm 3 with steeper bumps; after each change all pixels shrink, which keeps perturbations sparse.
 
-    A changed window is scaled up threefold, so that there is something to shrink, and mass moves between channels.
-    AutoAttack scales it by the number of channels, so that on images of one channel nothing would shrink.
+    A changed window is scaled up threefold, to leave something to shrink and to move between channels. AutoAttack
+    scales it by the number of channels, so that nothing shrinks in images of one channel.
     """
 
-    order, power, gain = 1, 4, 3
+    order, bump_power, gain = 1, 4, 3
 
     def change(self, share: float) -> Tensor:
         return self.x + soft_threshold(super().change(share) - self.x, self.budget())
 
 
-SEARCHES: dict[Norm, type[Search]] = {"Linf": SignSearch, "L2": MassSearch, "L1": SparseSearch}
+SEARCHES: dict[Norm, type[SquareSearch]] = {"Linf": LinfSearch, "L2": L2Search, "L1": L1Search}
 
 
 def soft_threshold(delta: Tensor, eps: Tensor) -> Tensor:
-    """The nearest point to delta (b,m) with an L1 norm of at most eps: sign(delta) max(|delta| - t, 0).
+    """The nearest point to delta (b,m) with an L1 norm of at most eps (b,1): sign(delta) max(|delta| - t, 0).
 
-    The norm is convex in t, so Newton's method from t = 0 only ever steps forward, and ends on the exact t.
+    The norm is convex in t. Newton's method from t = 0 therefore never overshoots, and ends on the exact t.
     """
     size, t = delta.abs(), torch.zeros_like(delta[:, :1])
     while True:
         above = (size > t).to(size.dtype)
         excess = torch.linalg.vecdot(size, above)[:, None] - eps
-        further = excess / above.sum(dim=1, keepdim=True).clamp(min=1)
-        if not (further > t).any():
+        next_t = excess / above.sum(dim=1, keepdim=True).clamp(min=1)
+        if not (next_t > t).any():
             return delta.sign() * (size - t).clamp(min=0)
-        t = torch.maximum(t, further)
+        t = torch.maximum(t, next_t)
 
 
 @cache
@@ -255,7 +254,7 @@ def _bumps(h: int, w: int, power: int, device: torch.device) -> Tensor:
 
 
 def _bump(h: int, w: int, power: int) -> Tensor:
-    """Rectangles on top of each other (h,w), the smaller the higher."""
+    """A sum of centred rectangles (h,w), the smaller the higher."""
     n = max(h, w) // 2
-    away = torch.maximum((torch.arange(h) - h // 2).abs()[:, None], (torch.arange(w) - w // 2).abs())
-    return (1 / (n + 1 - torch.arange(n + 1)) ** power).cumsum(dim=0)[n - away]
+    distance = torch.maximum((torch.arange(h) - h // 2).abs()[:, None], (torch.arange(w) - w // 2).abs())
+    return (1 / (n + 1 - torch.arange(n + 1)) ** power).cumsum(dim=0)[n - distance]

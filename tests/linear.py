@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts import Batch
-from bench.core.threat import Norm, ThreatModel
-
-DUAL = {"Linf": 1, "L2": 2, "L1": math.inf}
+from bench.core.threat import DUAL_ORDER, Norm, ThreatModel
 
 
 def linear_model(shape: tuple[int, ...], classes: int, seed: int = 0) -> nn.Sequential:
@@ -23,25 +21,25 @@ def linear_model(shape: tuple[int, ...], classes: int, seed: int = 0) -> nn.Sequ
 
 
 def interior_batch(model: nn.Module, shape: tuple[int, ...], n: int, seed: int = 0) -> Batch:
-    """Images so far from the ends of the box that a ball of 0.1 never meets them, labelled by the model."""
+    """Images between 0.3 and 0.7, at least 0.3 from the ends of the box, labelled by the model."""
     x = 0.3 + 0.4 * torch.rand((n, *shape), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return Batch(x, model(x).argmax(dim=1), torch.arange(n))
 
 
 def exact_margin(model: nn.Sequential, batch: Batch, threat: ThreatModel) -> Tensor:
-    """min over the ball of z_y - max over j of z_j, (B,), where the box is out of reach."""
+    """The margin z_y - max over j != y of z_j, minimized over the ball, (B,); the box must not matter."""
     weight = model[1].weight.detach().double()
     logits = batch.x.double().flatten(1) @ weight.T
     gap = logits.gather(1, batch.y[:, None]) - logits
-    slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL[threat.norm], dim=2)
-    reached = gap - threat.eps * slope
-    reached[torch.arange(len(batch)), batch.y] = math.inf
-    return reached.min(dim=1).values
+    dual_norms = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL_ORDER[threat.norm], dim=2)
+    lowest = gap - threat.eps * dual_norms
+    lowest[torch.arange(len(batch)), batch.y] = math.inf
+    return lowest.min(dim=1).values
 
 
 def near_the_boundary(model: nn.Sequential, shape: tuple[int, ...]) -> Batch:
-    """The 20 of 400 images that the model, made to know nothing of grey ones, is the least sure of."""
+    """The 20 of 400 images with the smallest margins, of a model changed to have equal logits at grey images."""
     with torch.no_grad():
         model[1].weight -= model[1].weight.mean(dim=1, keepdim=True)
     batch = interior_batch(model, shape, 400)
@@ -49,12 +47,12 @@ def near_the_boundary(model: nn.Sequential, shape: tuple[int, ...]) -> Batch:
     return Batch(batch.x[rows], batch.y[rows], torch.arange(20))
 
 
-def half_falls_at(model: nn.Sequential, batch: Batch, norm: Norm) -> float:
-    """An eps at which half of the examples fall, and that no ball meets the box with."""
+def eps_that_breaks_half(model: nn.Sequential, batch: Batch, norm: Norm) -> float:
+    """An eps that breaks half of the examples, too small for the box to matter."""
     low, high = 1e-6, 0.3
     for _ in range(40):
         middle = (low + high) / 2
-        falls = (exact_margin(model, batch, ThreatModel(norm, middle)) < 0).float().mean()
-        low, high = (middle, high) if falls < 0.5 else (low, middle)
+        broken = (exact_margin(model, batch, ThreatModel(norm, middle)) < 0).float().mean()
+        low, high = (middle, high) if broken < 0.5 else (low, middle)
     assert high < 0.3
     return high

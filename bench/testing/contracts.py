@@ -1,18 +1,8 @@
-"""The tests that every registered entry must pass, as classes that a plugin inherits.
-
-    import pytest
-    from bench.testing.contracts import DefenseContract
-
-    @pytest.mark.parametrize("name", ["my-defense"])
-    class TestMine(DefenseContract): ...
-
-Each test takes the name (or spec) of one entry. They are small, and run on the CPU. Those of certifiers are in
-bench/testing/certifier_contract.py.
-"""
+"""The contracts of attacks, defenses, models and data sets, and the tiny network and images that they use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -20,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry, seeds
+from bench.core.attack_specs import make_attacks
 from bench.core.config import TrainingConfig, as_json, make_config
 from bench.core.contracts import Attack, Batch, Defense
-from bench.core.foreign_attacks import make_attack
 from bench.core.specs import parse_spec
-from bench.core.threat import NORMS, ThreatModel, checked_norm
+from bench.core.threat import NORMS, ThreatModel, parse_norm
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.training.loop import Loop
@@ -48,11 +38,12 @@ def tiny_model() -> nn.Module:
 
 
 def tiny_batch(n: int = 6) -> Batch:
+    """Images that the tiny model classifies correctly; the first two are at corners of the box."""
     generator = torch.Generator().manual_seed(1)
     x = torch.rand((n, *SHAPE), generator=generator)
-    x[:1], x[1:2] = 0.0, 1.0  # the corners of the box
+    x[:1], x[1:2] = 0.0, 1.0
     with torch.no_grad():
-        y = tiny_model().eval()(x).argmax(dim=1)  # right, so that there is something to attack
+        y = tiny_model().eval()(x).argmax(dim=1)
     return Batch(x, y, torch.arange(n))
 
 
@@ -62,13 +53,14 @@ def tiny_split(crop: int = 0) -> Split:
 
 
 def fingerprint(model: nn.Module) -> list[Any]:
-    """Everything that using a model must not change: tensors, gradients, modes and flags."""
+    """The state of a model that an attack must not change: tensors, gradients, modes and flags."""
     tensors = [value.clone() for value in model.state_dict().values()]
     parameters = [(p.requires_grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
     return [tensors, parameters, [module.training for module in model.modules()]]
 
 
 def same(a: Any, b: Any) -> bool:
+    """Equality of nested lists of tensors."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and torch.equal(a, b)
     if isinstance(a, list | tuple):
@@ -77,56 +69,54 @@ def same(a: Any, b: Any) -> bool:
 
 
 class AttackContract:
-    """An attack stays inside the threat model, leaves the model alone, and depends on its seed only."""
+    """An attack stays within the threat model, does not change the model, and depends only on its seed."""
 
-    def each_norm(self, name: str) -> list[Attack]:
-        spec = parse_spec(name, registry.attack)
-        norms = getattr(spec.target, "norms", NORMS)  # a plain function has them all
+    def attacks(self, name: str) -> Iterator[tuple[Attack, ThreatModel]]:
+        """The attack under each of its norms."""
+        norms = getattr(parse_spec(name, registry.attack).target, "norms", NORMS)  # a plain function supports all
         assert norms
-        assert set(norms) <= set(NORMS)
-        return [make_attack(spec, ThreatModel(norm, EPS[norm])) for norm in norms]
+        for norm in norms:
+            (planned,) = make_attacks([name], ThreatModel(parse_norm(norm), EPS[norm])).values()
+            yield planned.attack, planned.threat
 
-    def test_stays_inside_the_threat_model(self, name: str) -> None:
-        for attack in self.each_norm(name):
+    def test_stays_within_the_threat_model(self, name: str) -> None:
+        for attack, threat in self.attacks(name):
             batch = tiny_batch()
-            x_adv = attack(tiny_model(), batch, generator=seeds.generator(CPU, 0))
+            x_adv = attack(tiny_model(), batch, threat, generator=seeds.generator(CPU, 0))
             assert x_adv.shape == batch.x.shape
             assert x_adv.dtype == torch.float32
             assert not x_adv.requires_grad
-            if attack.minimum_norm:
-                assert x_adv.min() >= 0
-                assert x_adv.max() <= 1
-            else:
-                assert attack.threat.contains(x_adv, batch.x).all()
+            assert 0 <= x_adv.min() <= x_adv.max() <= 1
+            assert attack.minimum_norm or threat.contains(x_adv, batch.x).all()
 
-    def test_leaves_the_model_as_it_was(self, name: str) -> None:
-        for attack in self.each_norm(name):
+    def test_does_not_change_the_model(self, name: str) -> None:
+        for attack, threat in self.attacks(name):
             model = tiny_model().train()
             next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
             next(model.parameters()).requires_grad_(False)
             before = fingerprint(model)
-            attack(model, tiny_batch(), generator=seeds.generator(CPU, 0))
+            attack(model, tiny_batch(), threat, generator=seeds.generator(CPU, 0))
             assert same(before, fingerprint(model))
 
-    def test_depends_on_its_seed_only(self, name: str) -> None:
-        for attack in self.each_norm(name):
+    def test_depends_only_on_its_seed(self, name: str) -> None:
+        for attack, threat in self.attacks(name):
             runs: list[Tensor] = []
-            for noise in (1, 2):
-                torch.manual_seed(noise)  # the global generator must not matter
-                runs.append(attack(tiny_model(), tiny_batch(), generator=seeds.generator(CPU, 0)))
+            for global_seed in (1, 2):
+                torch.manual_seed(global_seed)
+                runs.append(attack(tiny_model(), tiny_batch(), threat, generator=seeds.generator(CPU, 0)))
             assert torch.equal(*runs)
 
-    def test_takes_a_batch_of_one(self, name: str) -> None:
-        for attack in self.each_norm(name):
-            x_adv = attack(tiny_model(), tiny_batch(1), generator=seeds.generator(CPU, 0))
+    def test_accepts_a_batch_of_one(self, name: str) -> None:
+        for attack, threat in self.attacks(name):
+            x_adv = attack(tiny_model(), tiny_batch(1), threat, generator=seeds.generator(CPU, 0))
             assert x_adv.shape == (1, *SHAPE)
 
-    def test_says_what_it_is(self, name: str) -> None:
+    def test_has_a_docstring(self, name: str) -> None:
         assert registry_target(registry.attack, name).__doc__
 
 
 class DefenseContract:
-    """A defense trains, keeps all its state in the trainer, and goes on from a checkpoint as if never stopped."""
+    """A defense trains, keeps all its state in the trainer, and resumes from a checkpoint bit for bit."""
 
     def make(self, name: str, **settings: Any) -> Defense[Any]:
         target = registry.defense.get(name)
@@ -139,10 +129,10 @@ class DefenseContract:
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             model = defense.build(tiny_model())
-        threat = ThreatModel(checked_norm(norm), EPS[norm])
+        threat = ThreatModel(parse_norm(norm), EPS[norm])
         return Loop(model, defense, tiny_split(crop=1), threat, seed=0)
 
-    def test_config_is_frozen_typed_and_survives_json(self, name: str) -> None:
+    def test_config_is_frozen_and_survives_json(self, name: str) -> None:
         target = registry.defense.get(name)
         config = target.config_class()
         assert isinstance(config, TrainingConfig)
@@ -164,7 +154,7 @@ class DefenseContract:
         first, second = (self.loop(name).run()[0].state_dict() for _ in range(2))
         assert same(list(first.values()), list(second.values()))
 
-    def test_goes_on_from_a_checkpoint_bit_for_bit(self, name: str, tmp_path: Any) -> None:
+    def test_resumes_from_a_checkpoint_bit_for_bit(self, name: str, tmp_path: Any) -> None:
         whole = self.loop(name, epochs=3).run()[0].state_dict()
         stopped = self.loop(name, epochs=3)
         stop_after(stopped, epochs=1)
@@ -174,7 +164,7 @@ class DefenseContract:
         resumed = self.loop(name, epochs=3).run(tmp_path)[0].state_dict()
         assert same(list(whole.values()), list(resumed.values()))
 
-    def test_leaves_no_gradient_behind(self, name: str) -> None:
+    def test_leaves_no_weight_gradients(self, name: str) -> None:
         loop = self.loop(name)
         loop.run()
         assert all(p.grad is None for p in loop.model.parameters())
@@ -186,12 +176,12 @@ class DefenseContract:
         ]
         assert shapes[0] == shapes[1]
 
-    def test_has_evidence_or_says_that_it_has_none(self, name: str) -> None:
+    def test_docstring_states_its_evidence(self, name: str) -> None:
         assert "Evidence:" in (registry.defense.get(name).__doc__ or "")
 
 
 class ModelContract:
-    """An architecture is built from torch's layers and ours, takes images in [0,1], and names its first block."""
+    """An architecture maps images in [0,1] to logits, uses torch's layers and ours, and has a first block `stem`."""
 
     shape = (3, 32, 32)
 
@@ -207,13 +197,13 @@ class ModelContract:
         assert logits.shape == (2, CLASSES)
         assert logits.isfinite().all()
 
-    def test_answers_each_image_alone(self, name: str) -> None:
+    def test_logits_do_not_depend_on_the_rest_of_the_batch(self, name: str) -> None:
         model = self.build(name).eval()
         x = torch.rand((3, *self.shape), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             assert torch.allclose(model(x)[:1], model(x[:1]), atol=1e-4)
 
-    def test_is_built_from_known_layers(self, name: str) -> None:
+    def test_uses_known_layers(self, name: str) -> None:
         for module in self.build(name).modules():
             assert type(module).__module__.startswith(("torch.nn.modules", "bench.core.layers"))
 
@@ -222,7 +212,7 @@ class ModelContract:
 
 
 class DatasetContract:
-    """A data set is uint8 with labels 0 .. K-1, the same at each load."""
+    """A data set has uint8 images and labels 0 .. K-1, and is the same at each load."""
 
     data_dir: Any = None
 
@@ -244,12 +234,12 @@ class DatasetContract:
         assert self.load(name).hash == self.load(name).hash
 
 
-class Stopped(Exception):  # noqa: N818 (not an error: a test's way out of the loop)
-    """Raised where a test stops a training."""
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """Raised by a test to interrupt a training."""
 
 
 def stop_after(loop: Loop, epochs: int) -> None:
-    """Make a loop raise Stopped in the middle of the epoch after `epochs`, as a kill would."""
+    """Make a loop raise Stopped in the middle of the epoch after `epochs`, as if it were killed."""
     train_step: Callable[[Batch, Any], None] = loop.defense.train_step
     steps_left = epochs * loop.steps_per_epoch + 1
 

@@ -1,23 +1,22 @@
 import pytest
 import torch
 
-from attacks.apgd import APGDCE, APGDDLR, APGDT, ascend_adaptively
-from attacks.apgd_l1 import ascend_sparsely
-from attacks.losses import best_wrong, cross_entropy, dlr, dlr_towards, margin
+from attacks.apgd import APGDCE, APGDDLR, APGDT, auto_pgd
+from attacks.losses import TargetedDLR, best_other_class, cross_entropy, dlr, loss_of, margin
 from attacks.malt import MALT, nearest_classes
 from bench.core import seeds
 from bench.core.errors import UserError
-from bench.core.passes import watch
+from bench.core.passes import AttackPasses, count_passes
 from bench.core.threat import ThreatModel
 from bench.testing.contracts import tiny_batch, tiny_model
-from tests.linear import exact_margin, half_falls_at, interior_batch, linear_model, near_the_boundary
+from tests.linear import eps_that_breaks_half, exact_margin, interior_batch, linear_model, near_the_boundary
 
 CPU = torch.device("cpu")
 SHAPES = [(1, 1, 2), (1, 5, 5), (3, 32, 32)]
 
 
-def falls(attack, model, batch):
-    x_adv = attack(model, batch, generator=seeds.generator(CPU, 0))
+def falls(attack, threat, model, batch):
+    x_adv = attack(model, batch, threat, generator=seeds.generator(CPU, 0))
     with torch.no_grad():
         return margin(model(x_adv), batch.y) < 0
 
@@ -30,12 +29,12 @@ def falls(attack, model, batch):
 def test_succeeds_exactly_where_the_margin_says_so(attack, classes, shape, norm):
     model = linear_model(shape, classes)
     batch = near_the_boundary(model, shape)
-    threat = ThreatModel(norm, half_falls_at(model, batch, norm))
+    threat = ThreatModel(norm, eps_that_breaks_half(model, batch, norm))
     exact = exact_margin(model, batch, threat)
     gaps = exact_margin(model, batch, ThreatModel(norm, 1e-9))
     clear = exact.abs() > 0.01 * gaps  # eps within 1 % of what is needed
-    made = attack(threat=threat) if attack is not MALT else MALT(threat=threat, steps=100, targets=classes - 1)
-    assert torch.equal(falls(made, model, batch)[clear], (exact < 0)[clear])
+    made = attack() if attack is not MALT else MALT(steps=100, targets=classes - 1)
+    assert torch.equal(falls(made, threat, model, batch)[clear], (exact < 0)[clear])
     assert 5 <= int((exact < 0).sum()) <= 15
 
 
@@ -43,31 +42,29 @@ def test_the_ratio_ignores_scale_and_shift():
     logits = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 5.0, 1.0]])
     y, target = torch.tensor([0, 1]), torch.tensor([1, 2])
     assert dlr(logits, y).tolist() == pytest.approx([-2 / 3, 3 / 4])
-    assert dlr_towards(target)(logits, y).tolist() == pytest.approx([-2 / 3.5, 3 / 4.5])
-    for loss in (dlr, dlr_towards(target)):
+    assert TargetedDLR(target)(logits, y).tolist() == pytest.approx([-2 / 3.5, 3 / 4.5])
+    for loss in (dlr, TargetedDLR(target)):
         assert torch.allclose(loss(10 * logits + 7, y), loss(logits, y), atol=1e-6)
 
 
 @pytest.mark.parametrize(("attack", "classes"), [(APGDDLR, 2), (APGDT, 3)])
 def test_too_few_classes_are_refused_in_one_line(attack, classes):
     with pytest.raises(UserError, match=f"not {classes}"):
-        attack(threat=ThreatModel("Linf", 0.1)).check_fits((1, 5, 5), classes)
+        attack().check_fits(ThreatModel("Linf", 0.1), (1, 5, 5), classes)
 
 
 def test_malt_with_the_ratio_needs_four_classes():
     with pytest.raises(UserError, match="loss=gap"):
-        MALT(threat=ThreatModel("Linf", 0.1), loss="dlr").check_fits((1, 5, 5), 3)
+        MALT(loss="dlr").check_fits(ThreatModel("Linf", 0.1), (1, 5, 5), 3)
 
 
-@pytest.mark.parametrize(("ascend", "norm"), [(ascend_adaptively, "L2"), (ascend_sparsely, "L1")])
-def test_returns_the_highest_point_that_it_met_and_its_loss(ascend, norm):
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_returns_the_point_of_the_highest_loss_and_that_loss(norm):
     model, batch = tiny_model().eval(), tiny_batch()
     threat = ThreatModel(norm, 0.01)  # too little to break anything
     seen = []
     model.register_forward_hook(lambda *call: seen.append(cross_entropy(call[2], batch.y).detach()))
-    found, height = ascend(
-        model, batch.x, batch.y, threat=threat, steps=12, loss=lambda _: cross_entropy, start=batch.x
-    )
+    found, height = auto_pgd(model, batch.x, batch.y, threat=threat, steps=12, loss=cross_entropy, start=batch.x)
     last_ball = seen[-6:] if norm == "L1" else seen  # five steps, and the start
     with torch.no_grad():
         assert torch.allclose(cross_entropy(model(found), batch.y), height, atol=1e-6)
@@ -86,8 +83,7 @@ def test_halves_the_step_of_an_example_that_does_not_rise():
     x[..., 1] = 0.0  # so that class 0 is always right
     start = torch.tensor([[[[0.7, 0.0]]]])
     heights = [
-        ascend_adaptively(model, x, y, threat=threat, steps=steps, loss=lambda _: hill, start=start)[1].item()
-        for steps in (5, 100)
+        auto_pgd(model, x, y, threat=threat, steps=steps, loss=hill, start=start)[1].item() for steps in (5, 100)
     ]
     assert heights[1] > -0.005
     assert heights[0] < -0.02
@@ -96,48 +92,46 @@ def test_halves_the_step_of_an_example_that_does_not_rise():
 def test_broken_examples_leave():
     model = linear_model((1, 5, 5), 2)
     batch = near_the_boundary(model, (1, 5, 5))
-    threat = ThreatModel("Linf", 0.99 * half_falls_at(model, batch, "Linf"))
+    threat = ThreatModel("Linf", 0.99 * eps_that_breaks_half(model, batch, "Linf"))
     fall = exact_margin(model, batch, threat) < 0
     assert 0 < fall.sum() < 20
-    with watch(model, batch.x, batch.y, threat) as seen:
-        APGDCE(threat=threat, steps=50)(model, batch, generator=seeds.generator(CPU, 0))
+    with count_passes(model, AttackPasses(batch.x, batch.y, threat)) as seen:
+        APGDCE(steps=50)(model, batch, threat, generator=seeds.generator(CPU, 0))
     spent = seen.total()
     assert (spent[~fall] == 101).all()  # 50 steps, and a last look without a gradient
     assert (spent[fall] < 60).all()
-    assert (seen.fell[fall] <= spent[fall]).all()
-    assert (seen.fell[fall] > 0).all()
+    assert (seen.passes_until_broken[fall] <= spent[fall]).all()
+    assert (seen.passes_until_broken[fall] > 0).all()
 
 
 def test_a_restart_attacks_only_what_still_stands():
     model = linear_model((1, 5, 5), 5)
     batch = near_the_boundary(model, (1, 5, 5))
-    threat = ThreatModel("Linf", half_falls_at(model, batch, "Linf"))
-    with watch(model, batch.x, batch.y, threat) as seen:
-        x_adv = APGDT(threat=threat, steps=20, targets=2)(model, batch, generator=seeds.generator(CPU, 0))
+    threat = ThreatModel("Linf", eps_that_breaks_half(model, batch, "Linf"))
+    with count_passes(model, AttackPasses(batch.x, batch.y, threat)) as seen:
+        x_adv = APGDT(steps=20, targets=2)(model, batch, threat, generator=seeds.generator(CPU, 0))
     stands = margin(model(x_adv), batch.y) >= 0
     assert (seen.total()[stands] == 1 + 2 * 41 + 1).all()  # the order of the classes, two runs, a look between
 
 
 def test_the_likeliest_wrong_class_is_the_first_target():
     model, batch = tiny_model().eval(), tiny_batch()
-    (first,) = APGDT(threat=ThreatModel("Linf", 0.1), targets=1).losses(model, batch)
+    (first,) = APGDT(targets=1).losses(model, batch)
     rows = torch.tensor([0, 3, 4])
     logits = model(batch.x[rows])
-    likeliest = best_wrong(logits, batch.y[rows]).indices
-    assert torch.equal(first(rows)(logits, batch.y[rows]), dlr_towards(likeliest)(logits, batch.y[rows]))
+    likeliest = best_other_class(logits, batch.y[rows]).indices
+    assert torch.equal(loss_of(first, rows)(logits, batch.y[rows]), TargetedDLR(likeliest)(logits, batch.y[rows]))
 
 
 def test_under_l1_what_falls_in_a_larger_ball_only_has_not_fallen():
     model = linear_model((1, 5, 5), 2)
     batch = near_the_boundary(model, (1, 5, 5))
-    eps = float(half_falls_at(model, batch, "L1")) / 2
+    eps = float(eps_that_breaks_half(model, batch, "L1")) / 2
     inside, beyond = (exact_margin(model, batch, ThreatModel("L1", far)) for far in (eps, 3 * eps))
     between = (inside > 1e-3) & (beyond < -1e-3)
     assert between.any()
     threat = ThreatModel("L1", eps)
-    found, height = ascend_sparsely(
-        model, batch.x, batch.y, threat=threat, steps=60, loss=lambda _: cross_entropy, start=batch.x
-    )
+    found, height = auto_pgd(model, batch.x, batch.y, threat=threat, steps=60, loss=cross_entropy, start=batch.x)
     assert height[between].isfinite().all()
     assert threat.contains(threat.project(found, batch.x), batch.x).all()
     with torch.no_grad():
@@ -152,7 +146,7 @@ def test_the_nearest_classes_of_a_linear_model_are_exact():
     with torch.no_grad():
         logits = model(batch.x)
     for norm, order in (("Linf", 1), ("L2", 2), ("L1", torch.inf)):
-        found = nearest_classes(model, batch.x, batch.y, norm)
+        found = nearest_classes(model, batch.x, batch.y, ThreatModel(norm, 0.1))
         for row in range(8):
             y = int(batch.y[row])
             others = [k for k in range(6) if k != y]
@@ -164,7 +158,5 @@ def test_malt_climbs_all_targets_together_where_there_is_room():
     model, batch = tiny_model().eval(), tiny_batch()
     shown = []
     model.register_forward_hook(lambda *call: shown.append(len(call[2])))
-    MALT(threat=ThreatModel("L2", 1e-4), steps=2, targets=3, restarts=2)(
-        model, batch, generator=seeds.generator(CPU, 0)
-    )
+    MALT(steps=2, targets=3, restarts=2)(model, batch, ThreatModel("L2", 1e-4), generator=seeds.generator(CPU, 0))
     assert shown == [6, 6, 36, 36, 36]  # the classes, their distances, then 6 examples x 3 targets x 2 restarts

@@ -24,7 +24,7 @@ class Probabilities(nn.Sequential):
 
 def test_what_the_package_warns_of_is_warned_of_here():
     with pytest.warns(UserWarning, match="probability distribution"):
-        AutoAttack(threat=THREAT)(Probabilities(tiny_model()), tiny_batch(), generator=seeds.generator(CPU, 0))
+        AutoAttack()(Probabilities(tiny_model()), tiny_batch(), THREAT, generator=seeds.generator(CPU, 0))
 
 
 def test_a_sound_model_causes_no_warning_and_the_logger_is_left_as_it_was():
@@ -32,14 +32,14 @@ def test_a_sound_model_causes_no_warning_and_the_logger_is_left_as_it_was():
     before = logger.level, logger.propagate, list(logger.handlers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        AutoAttack(threat=THREAT)(tiny_model(), tiny_batch(), generator=seeds.generator(CPU, 0))
+        AutoAttack()(tiny_model(), tiny_batch(), THREAT, generator=seeds.generator(CPU, 0))
     assert (logger.level, logger.propagate, list(logger.handlers)) == before
 
 
 def test_the_global_generator_is_left_as_it_was():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    AutoAttack(threat=THREAT)(tiny_model(), tiny_batch(), generator=seeds.generator(CPU, 0))
+    AutoAttack()(tiny_model(), tiny_batch(), THREAT, generator=seeds.generator(CPU, 0))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -50,17 +50,17 @@ def test_too_few_classes_are_one_clear_line(version, classes, works):
     model = linear_model((1, 2, 2), classes)
     x = torch.rand((3, 1, 2, 2), generator=torch.Generator().manual_seed(0))
     batch = Batch(x, model(x).argmax(dim=1), torch.arange(3))
-    attack = AutoAttack(threat=THREAT, version=version)
+    attack = AutoAttack(version=version)
     if works:
         with warnings.catch_warnings(action="ignore"):  # the package speaks of a loss that version rand does not use
-            assert attack(model, batch, generator=seeds.generator(CPU, 0)).shape == x.shape
+            assert attack(model, batch, THREAT, generator=seeds.generator(CPU, 0)).shape == x.shape
     else:
         with pytest.raises(UserError, match=f"at least {classes + 1} classes"):
-            attack(model, batch, generator=seeds.generator(CPU, 0))
+            attack(model, batch, THREAT, generator=seeds.generator(CPU, 0))
 
 
 @pytest.mark.parametrize("norm", ["L2", "L1"])
 def test_images_too_small_for_square_are_one_clear_line(norm):
     batch = Batch(torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long), torch.arange(2))
     with pytest.raises(UserError, match="at least 5x5"):
-        AutoAttack(threat=ThreatModel(norm, 0.5))(linear_model((1, 4, 4), 5), batch, generator=seeds.generator(CPU, 0))
+        AutoAttack()(linear_model((1, 4, 4), 5), batch, ThreatModel(norm, 0.5), generator=seeds.generator(CPU, 0))

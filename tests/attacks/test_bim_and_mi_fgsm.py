@@ -21,8 +21,8 @@ class Hill(nn.Module):
         return torch.cat([torch.zeros_like(height), height], dim=1)
 
 
-def run(attack, model, batch):
-    return attack(model, batch, generator=seeds.generator(torch.device("cpu"), 0))
+def run(attack, threat, model, batch):
+    return attack(model, batch, threat, generator=seeds.generator(torch.device("cpu"), 0))
 
 
 def one_pixel(value):
@@ -37,7 +37,7 @@ def test_success_exactly_where_the_margin_says_so(attack, norm, eps):
     exact = exact_margin(model, batch, threat)
     assert 5 <= (exact < 0).sum() <= 35
     clear = exact.abs() > 1e-4
-    wrong = model(run(attack(threat=threat), model, batch)).argmax(dim=1) != batch.y
+    wrong = model(run(attack(), threat, model, batch)).argmax(dim=1) != batch.y
     assert torch.equal(wrong[clear], (exact < 0)[clear])
 
 
@@ -47,9 +47,9 @@ def test_success_exactly_where_the_margin_says_so(attack, norm, eps):
 def test_the_default_step_is_eps_over_steps(attack, norm, steps, taken):
     model = linear_model(SHAPE, 2)
     batch, threat = interior_batch(model, SHAPE, 5), ThreatModel(norm, 0.1)
-    x_adv = run(attack(threat=threat, steps=steps), model, batch)
+    x_adv = run(attack(steps=steps), threat, model, batch)
     assert torch.allclose(threat.distance(x_adv, batch.x), torch.full((5,), 0.1, dtype=torch.float64), atol=1e-6)
-    x_adv = run(attack(threat=threat, steps=steps, alpha=0.01), model, batch)
+    x_adv = run(attack(steps=steps, alpha=0.01), threat, model, batch)
     assert torch.allclose(threat.distance(x_adv, batch.x), torch.full((5,), 0.01 * taken).double(), atol=1e-6)
 
 
@@ -64,7 +64,7 @@ def test_the_default_step_is_eps_over_steps(attack, norm, steps, taken):
 def test_iterates_by_hand(attack, options, expected):
     threat = ThreatModel("Linf", 0.4)
     for steps, place in enumerate(expected, start=1):
-        x_adv = run(attack(threat=threat, steps=steps, alpha=0.08, **options), Hill(), one_pixel(0.5))
+        x_adv = run(attack(steps=steps, alpha=0.08, **options), threat, Hill(), one_pixel(0.5))
         assert x_adv.item() == pytest.approx(place, abs=1e-6)
 
 
@@ -77,7 +77,7 @@ def test_momentum_under_l2_by_hand():
             return torch.stack([torch.zeros_like(a), torch.where(a < 0.55, 3 * a + b, b - a)], dim=1)
 
     batch = Batch(torch.full((1, 1, 1, 2), 0.5), torch.tensor([0]), torch.tensor([0]))
-    x_adv = run(MIFGSM(threat=ThreatModel("L2", 0.4), steps=2, alpha=0.1), Kink(), batch)
+    x_adv = run(MIFGSM(steps=2, alpha=0.1), ThreatModel("L2", 0.4), Kink(), batch)
     first, second = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 3.0])  # (3, 1) / 4 + (-1, 1) / 2, times 4
     expected = 0.5 + 0.1 * first / first.norm() + 0.1 * second / second.norm()
     assert torch.allclose(x_adv.flatten(), expected, atol=1e-6)
@@ -87,7 +87,7 @@ def test_momentum_under_l2_by_hand():
 def test_the_last_iterate_is_returned(attack):
     """Steps of 0.1 from 0.55: after the first the point is over the top, after the second below it again."""
     options = {"decay": 0.0} if attack is MIFGSM else {}
-    x_adv = run(attack(threat=ThreatModel("Linf", 0.3), steps=2, alpha=0.1, **options), Hill(), one_pixel(0.55))
+    x_adv = run(attack(steps=2, alpha=0.1, **options), ThreatModel("Linf", 0.3), Hill(), one_pixel(0.55))
     assert x_adv.item() == pytest.approx(0.55, abs=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_a_constant_model_moves_nothing(attack, norm):
             return 0 * x.flatten(1)[:, :2]
 
     batch = Batch(torch.full((2, 1, 1, 2), 0.5), torch.tensor([0, 1]), torch.arange(2))
-    assert torch.equal(run(attack(threat=ThreatModel(norm, 0.1)), Constant(), batch), batch.x)
+    assert torch.equal(run(attack(), ThreatModel(norm, 0.1), Constant(), batch), batch.x)
 
 
 @pytest.mark.parametrize("attack", [BIM, MIFGSM])
@@ -107,10 +107,10 @@ def test_a_constant_model_moves_nothing(attack, norm):
 def test_each_example_may_have_its_own_eps(attack, norm):
     model, eps = linear_model(SHAPE, 2), torch.tensor([0.02, 0.05, 0.1])
     batch, threat = interior_batch(model, SHAPE, 3), ThreatModel(norm, eps)
-    x_adv = run(attack(threat=threat), model, batch)
+    x_adv = run(attack(), threat, model, batch)
     assert torch.allclose(threat.distance(x_adv, batch.x), eps.double(), atol=1e-6)
 
 
 def test_decay_is_not_negative():
     with pytest.raises(UserError, match="decay is -1"):
-        MIFGSM(threat=ThreatModel("Linf", 0.1), decay=-1.0)
+        MIFGSM(decay=-1.0)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -5,13 +6,15 @@ from torch import nn
 from attacks.bracket_attack import BracketAttack
 from attacks.losses import margin
 from bench.core import seeds
+from bench.core.attack_specs import PlannedAttack
 from bench.core.contracts import Batch
-from bench.core.passes import watch
+from bench.core.passes import AttackPasses, count_passes
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.attacked import measure_attack
+from bench.evaluate.context import EvalContext
 from bench.testing.contracts import tiny_batch, tiny_model
-from tests.linear import exact_margin, half_falls_at, interior_batch, linear_model, near_the_boundary
+from tests.linear import eps_that_breaks_half, exact_margin, interior_batch, linear_model, near_the_boundary
 
 CPU = torch.device("cpu")
 SHAPE = (1, 5, 5)
@@ -22,14 +25,21 @@ SHAPE = (1, 5, 5)
 def test_succeeds_exactly_where_the_margin_says_so(norm, classes):
     model = linear_model(SHAPE, classes)
     batch = near_the_boundary(model, SHAPE)
-    threat = ThreatModel(norm, half_falls_at(model, batch, norm))
+    threat = ThreatModel(norm, eps_that_breaks_half(model, batch, norm))
     exact, gaps = (exact_margin(model, batch, ThreatModel(norm, eps)) for eps in (threat.eps, 1e-9))
     clear = exact.abs() > 0.01 * gaps
     assert 5 <= (exact < 0).sum() <= 15
-    x_adv = BracketAttack(threat=threat)(model, batch, generator=seeds.generator(CPU, 0))
+    x_adv = BracketAttack()(model, batch, threat, generator=seeds.generator(CPU, 0))
     with torch.no_grad():
         found = margin(model(x_adv), batch.y)
     assert torch.equal((found < 0)[clear], (exact < 0)[clear])
+
+
+def measured(model, batch, threat):
+    """The result of the attack by the evaluator's scheduler."""
+    test, clean = Split.of_tensors(batch.x, batch.y), np.ones(len(batch), dtype=bool)
+    context = EvalContext(model=model, test=test, threat=threat, batch_size=len(batch), seed=0)
+    return measure_attack(context, "bracket-attack", PlannedAttack(BracketAttack(), threat), clean).result
 
 
 class Quantised(nn.Module):
@@ -47,29 +57,23 @@ class Quantised(nn.Module):
 def test_where_gradients_say_nothing_the_black_box_is_given_its_time(whole):
     """By the scheduler, and within one batch."""
     model, batch, threat = Quantised().eval(), tiny_batch(30), ThreatModel("Linf", 0.15)
-    attack = BracketAttack(threat=threat)
+    attack = BracketAttack()
     if whole:
-        test = Split.of_tensors(batch.x, batch.y)
-        clean = torch.ones(30, dtype=torch.bool).numpy()
-        found = measure_attack(model, test, attack, "bracket-attack", clean=clean, batch_size=30, seed=0).result
-        assert found.stages["square-long"].attacked > 0
+        assert measured(model, batch, threat).stages["square-long"].attacked > 0
         return
-    with watch(model, batch.x, batch.y, threat) as seen:
-        attack(model, batch, generator=seeds.generator(CPU, 0))
+    with count_passes(model, AttackPasses(batch.x, batch.y, threat)) as seen:
+        attack(model, batch, threat, generator=seeds.generator(CPU, 0))
     assert (seen.total() > 5000).any()
 
 
 def test_a_sound_model_is_spared_the_long_black_box():
     model = linear_model(SHAPE, 4)
     batch = interior_batch(model, SHAPE, 30)
-    test = Split.of_tensors(batch.x, batch.y)
-    clean = torch.ones(30, dtype=torch.bool).numpy()
-    attack = BracketAttack(threat=ThreatModel("Linf", 0.03))
-    found = measure_attack(model, test, attack, "bracket-attack", clean=clean, batch_size=30, seed=0).result
-    assert "square" in found.stages
-    assert "square-long" not in found.stages
+    stages = measured(model, batch, ThreatModel("Linf", 0.03)).stages
+    assert "square" in stages
+    assert "square-long" not in stages
     # the restarts are for the nearest examples only
-    assert found.stages["malt-nearest"].attacked == -(-found.stages["malt-near"].attacked * 4 // 10)
+    assert stages["malt-nearest"].attacked == -(-stages["malt-near"].attacked * 4 // 10)
 
 
 def test_each_example_has_its_own_eps():
@@ -77,6 +81,6 @@ def test_each_example_has_its_own_eps():
     batch = interior_batch(model, SHAPE, 6)
     batch = Batch(batch.x[:1].repeat(6, 1, 1, 1), batch.y[:1].repeat(6), torch.arange(6))
     threat = ThreatModel("Linf", torch.tensor([1e-4, 0.3, 1e-4, 0.3, 1e-4, 0.3]))
-    x_adv = BracketAttack(threat=threat)(model, batch, generator=seeds.generator(CPU, 0))
+    x_adv = BracketAttack()(model, batch, threat, generator=seeds.generator(CPU, 0))
     with torch.no_grad():
         assert (margin(model(x_adv), batch.y) < 0).tolist() == [False, True] * 3

@@ -5,7 +5,7 @@ from attacks.cw import CW
 from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
-from bench.core.passes import count_passes
+from bench.core.passes import Passes, count_passes
 from bench.core.threat import ThreatModel
 from tests.attacks.test_minimum_norm_search import Trap, grey
 from tests.linear import linear_model
@@ -14,20 +14,23 @@ CPU = torch.device("cpu")
 
 
 def test_it_needs_a_box_for_its_tanh_space():
+    threat = ThreatModel("L2", 0.1, box=None)
     with pytest.raises(UserError, match="box"):
-        CW(threat=ThreatModel("L2", 0.1, box=None))
+        CW().check_fits(threat, (1, 1, 2), 3)
+    with pytest.raises(UserError, match="box"):
+        CW(search_steps=1)(Trap(), grey(), threat, generator=seeds.generator(CPU, 0))
 
 
 @pytest.mark.parametrize("option", [{"search_steps": 0}, {"initial_c": 0.0}, {"lr": 0.0}, {"shrink": 1.0}])
 def test_options_that_make_no_search_are_refused(option):
     with pytest.raises(UserError, match="search_steps"):
-        CW(threat=ThreatModel("L2", 0.1), **option)
+        CW(**option)
 
 
 def test_what_has_settled_leaves():
-    model, attack = Trap(), CW(threat=ThreatModel("L2", 0.1), steps=1000)
-    with count_passes(model) as passes:
-        attack(model, grey(4), generator=seeds.generator(CPU, 0))
+    model, attack = Trap(), CW(steps=1000)
+    with count_passes(model, Passes()) as passes:
+        attack(model, grey(4), ThreatModel("L2", 0.1), generator=seeds.generator(CPU, 0))
     assert passes.forwards < 4 * 9 * 500
 
 
@@ -42,7 +45,7 @@ def test_linf_in_many_dimensions():
         batch = Batch(x, model(x).argmax(dim=1), torch.arange(3))
         gap = (model(x)[:, 0] - model(x)[:, 1]).abs().double()
     exact = gap / (weight[0] - weight[1]).detach().abs().sum()
-    attack = CW(threat=ThreatModel("Linf", 0.1), steps=400)
-    x_adv = attack(model, batch, generator=seeds.generator(CPU, 0))
+    attack = CW(steps=400)
+    x_adv = attack(model, batch, ThreatModel("Linf", 0.1), generator=seeds.generator(CPU, 0))
     assert (model(x_adv).argmax(dim=1) != batch.y).all()
-    assert (attack.threat.distance(x_adv, x) <= 1.01 * exact).all()
+    assert (ThreatModel("Linf", 0.1).distance(x_adv, x) <= 1.01 * exact).all()

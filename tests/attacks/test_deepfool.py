@@ -13,10 +13,10 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_the_published_attack_goes_two_percent_too_far(norm):
-    attack, batch = DeepFool(threat=ThreatModel(norm, 0.1), halvings=0), grey()
-    x_adv = attack(Trap(), batch, generator=seeds.generator(CPU, 0))
+    attack, batch = DeepFool(halvings=0), grey()
+    x_adv = attack(Trap(), batch, ThreatModel(norm, 0.1), generator=seeds.generator(CPU, 0))
     # the step is also 1e-4 longer
-    assert attack.threat.distance(x_adv, batch.x).item() == pytest.approx(1.02 * (CLOSEST + 1e-4), rel=1e-4)
+    assert ThreatModel(norm, 0.1).distance(x_adv, batch.x).item() == pytest.approx(1.02 * (CLOSEST + 1e-4), rel=1e-4)
 
 
 class Flattening(nn.Module):
@@ -31,8 +31,13 @@ def test_what_has_crossed_is_not_shown_again():
     x = torch.tensor([[0.5, 0.0], [0.5, 1.0]]).reshape(2, 1, 1, 2)
     model, seen = Flattening(), []
     model.register_forward_hook(lambda *call: seen.append(len(call[2])))
-    attack = DeepFool(threat=ThreatModel("L2", 0.1), halvings=0)
-    x_adv = attack(model, Batch(x, torch.tensor([0, 0]), torch.arange(2)), generator=seeds.generator(CPU, 0))
+    attack = DeepFool(halvings=0)
+    x_adv = attack(
+        model,
+        Batch(x, torch.tensor([0, 0]), torch.arange(2)),
+        ThreatModel("L2", 0.1),
+        generator=seeds.generator(CPU, 0),
+    )
     assert (x_adv[..., 0] > 0.6).all()
     # the clean images, one step and its check for both; the steps of the second alone; the points together
     assert seen[:3] + seen[-1:] == [2, 2, 2, 2]
@@ -43,6 +48,6 @@ def test_what_has_crossed_is_not_shown_again():
 def test_without_a_box_it_goes_as_far_as_it_must():
     batch = grey()
     batch.x[:] = -3.0
-    attack = DeepFool(threat=ThreatModel("L2", 0.1, box=None))
-    x_adv = attack(Trap(), batch, generator=seeds.generator(CPU, 0))
-    assert attack.threat.distance(x_adv, batch.x).item() == pytest.approx(3.55, rel=0.01)
+    attack = DeepFool()
+    x_adv = attack(Trap(), batch, ThreatModel("L2", 0.1, box=None), generator=seeds.generator(CPU, 0))
+    assert ThreatModel("L2", 0.1, box=None).distance(x_adv, batch.x).item() == pytest.approx(3.55, rel=0.01)

@@ -8,21 +8,21 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import nn
 
-from attacks.fab import FAB, onto_plane, size
+from attacks.fab import FAB, norm_of, onto_plane
 from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
-from bench.core.passes import count_passes
-from bench.core.threat import NORMS, ThreatModel
-from tests.linear import DUAL, interior_batch, linear_model
+from bench.core.passes import Passes, count_passes
+from bench.core.threat import DUAL_ORDER, NORMS, ThreatModel
+from tests.linear import interior_batch, linear_model
 
 CPU = torch.device("cpu")
 BOX = (0.0, 1.0)
 MODES = [{"targeted": False}, {"targeted": True}]
 
 
-def run(attack, model, batch, seed=0):
-    return attack(model, batch, generator=seeds.generator(CPU, seed))
+def run(attack, threat, model, batch, seed=0):
+    return attack(model, batch, threat, generator=seeds.generator(CPU, seed))
 
 
 def wrong(model, x, y):
@@ -83,7 +83,7 @@ def test_the_projection_is_the_nearest_point_of_plane_and_box(norm, cases):
             assert abs(missing) == pytest.approx(abs(height) - float(reach), abs=1e-7)  # as near as the box lets it
         else:
             assert missing == pytest.approx(0, abs=1e-7)
-            assert float(size(delta, norm)) == pytest.approx(least, abs=1e-6)
+            assert float(norm_of(delta, norm)) == pytest.approx(least, abs=1e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -114,7 +114,7 @@ def exact_distance(model, batch, norm):
     weight = model[1].weight.detach().double()
     logits = batch.x.double().flatten(1) @ weight.T
     gap = logits.gather(1, batch.y[:, None]) - logits
-    slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL[norm], dim=2)
+    slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL_ORDER[norm], dim=2)
     distance = gap / slope
     distance[torch.arange(len(batch)), batch.y] = math.inf
     return distance.min(dim=1).values
@@ -126,7 +126,7 @@ def exact_distance(model, batch, norm):
 def test_it_finds_the_nearest_wrong_point_of_a_linear_model(norm, shape, classes, mode):
     model = linear_model(shape, classes)
     batch, threat = interior_batch(model, shape, 10), ThreatModel(norm, 0.1, box=None)
-    x_adv = run(FAB(threat=threat, steps=10, **mode), model, batch)
+    x_adv = run(FAB(steps=10, **mode), threat, model, batch)
     assert wrong(model, x_adv, batch.y).all()
     distance, exact = threat.distance(x_adv, batch.x), exact_distance(model, batch, norm)
     assert (distance >= exact * (1 - 1e-4)).all()
@@ -154,7 +154,7 @@ def test_it_finds_the_nearest_wrong_point_in_the_box(norm, mode):
     free = exact_distance(model, batch, norm)
     assert (exact > 1.01 * free).sum() >= 3  # the box matters
     threat = ThreatModel(norm, 0.1)
-    x_adv = run(FAB(threat=threat, **mode), model, batch)
+    x_adv = run(FAB(**mode), threat, model, batch)
     assert torch.equal(wrong(model, x_adv, batch.y), exact.isfinite())
     found = exact.isfinite()
     assert (threat.distance(x_adv, x)[found] <= 1.01 * exact[found]).all()
@@ -172,7 +172,7 @@ def test_it_finds_the_nearest_point_of_a_curved_boundary():
     direction = torch.randn((20, 1, 2, 5), generator=torch.Generator().manual_seed(0))
     x = 0.5 + 0.1 * direction / direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
     batch, threat = Batch(x, torch.zeros(20, dtype=torch.int64), torch.arange(20)), ThreatModel("L2", 0.1)
-    distance = threat.distance(run(FAB(threat=threat), Ball(), batch), x)
+    distance = threat.distance(run(FAB(), threat, Ball(), batch), x)
     assert ((distance > 0.3 * (1 - 1e-4)) & (distance < 0.3 * 1.015)).all()
 
 
@@ -187,8 +187,8 @@ class Slope(nn.Module):
 def test_a_point_that_the_model_gets_right_is_no_find():
     x = torch.full((2, 1, 2, 3), 0.5)
     batch, threat = Batch(x, torch.zeros(2, dtype=torch.int64), torch.arange(2)), ThreatModel("L2", 0.1)
-    assert torch.equal(run(FAB(threat=threat, steps=1), Slope(), batch), x)
-    distance = threat.distance(run(FAB(threat=threat, steps=30), Slope(), batch), x)
+    assert torch.equal(run(FAB(steps=1), threat, Slope(), batch), x)
+    distance = threat.distance(run(FAB(steps=30), threat, Slope(), batch), x)
     assert torch.allclose(distance, torch.full_like(distance, math.log(5) / 3), rtol=1e-3)
 
 
@@ -200,7 +200,7 @@ def test_the_steps_are_the_published_ones(norm, alpha_max, alpha):
     batch, threat = interior_batch(model, (1, 5, 5), 10), ThreatModel(norm, 0.1, box=None)
     shown = []
     model.register_forward_hook(lambda *call: shown.append(call[1][0].detach().clone()))
-    run(FAB(threat=threat, steps=2, eta=1.05, beta=0.9, alpha_max=alpha_max), model, batch)
+    run(FAB(steps=2, eta=1.05, beta=0.9, alpha_max=alpha_max), threat, model, batch)
     clean, start, first, back, second = shown[:5]
     assert torch.equal(start, clean)
     multiples = (1.05, 0.9 * 1.05, (1 - alpha) * (0.945 + 1.05 * 0.055) + alpha * 1.05)
@@ -212,7 +212,7 @@ def test_the_steps_are_the_published_ones(norm, alpha_max, alpha):
 def test_the_final_search_takes_back_what_a_step_overshoots():
     model = linear_model((1, 5, 5), 2)
     batch, threat = interior_batch(model, (1, 5, 5), 10), ThreatModel("L2", 0.1, box=None)
-    distance = threat.distance(run(FAB(threat=threat, steps=1, eta=1.5), model, batch), batch.x)
+    distance = threat.distance(run(FAB(steps=1, eta=1.5), threat, model, batch), batch.x)
     assert (distance < 1.001 * exact_distance(model, batch, "L2")).all()
 
 
@@ -221,7 +221,7 @@ def test_wrong_images_stay_as_they_are():
     batch = interior_batch(model, (1, 5, 5), 9)
     y = batch.y.clone()
     y[::2] = (y[::2] + 1) % 3
-    x_adv = run(FAB(threat=ThreatModel("L2", 0.1), steps=5), model, Batch(batch.x, y, batch.index))
+    x_adv = run(FAB(steps=5), ThreatModel("L2", 0.1), model, Batch(batch.x, y, batch.index))
     assert torch.equal(x_adv[::2], batch.x[::2])
     assert (x_adv[1::2] != batch.x[1::2]).flatten(1).any(dim=1).all()
 
@@ -236,8 +236,8 @@ class Constant(nn.Module):
 def test_without_a_gradient_the_images_stay_as_they_are(norm, mode):
     x = torch.rand((3, 1, 4, 4), generator=torch.Generator().manual_seed(0))
     batch = Batch(x, torch.zeros(3, dtype=torch.int64), torch.arange(3))
-    attack = FAB(threat=ThreatModel(norm, 0.1), steps=3, restarts=2, **mode)
-    assert torch.equal(run(attack, Constant(), batch), x)
+    attack = FAB(steps=3, restarts=2, **mode)
+    assert torch.equal(run(attack, ThreatModel(norm, 0.1), Constant(), batch), x)
 
 
 def test_passes():
@@ -250,8 +250,8 @@ def test_passes():
         ({"steps": 7, "targeted": True, "targets": 1}, 7, 7),
         ({"steps": 7, "restarts": 2}, 2 * 7, 2 * 3 * 7),
     ]:
-        with count_passes(model) as passes:
-            run(FAB(threat=threat, **options), model, batch)
+        with count_passes(model, Passes()) as passes:
+            run(FAB(**options), threat, model, batch)
         assert (passes.forwards, passes.backwards) == (6 + 6 * 2 * steps + search, 6 * backwards)
 
 
@@ -267,8 +267,8 @@ def test_with_until_eps_an_example_leaves_at_its_first_point_within_eps(eps):
     assert 5 < inside.sum() < 25
     found, shown = {}, {}
     for until_eps in (False, True):
-        with count_passes(model) as passes:
-            x_adv = run(FAB(threat=threat, steps=20, until_eps=until_eps), model, batch)
+        with count_passes(model, Passes()) as passes:
+            x_adv = run(FAB(steps=20, until_eps=until_eps), threat, model, batch)
         found[until_eps], shown[until_eps] = threat.contains(x_adv, batch.x) & wrong(model, x_adv, batch.y), passes
     assert torch.equal(found[True], inside)
     assert torch.equal(found[False], inside)
@@ -285,7 +285,7 @@ def test_the_targets_are_the_likeliest_wrong_classes():
     batch = Batch(torch.tensor([[[[0.5, 0.1]]]]), torch.tensor([0]), torch.tensor([0]))  # logits 1.5, 1.25, 1.0
     threat = ThreatModel("L2", 0.1, box=None)
     for targets, nearest in ((1, 0.25 / 0.5), (2, 0.5 / math.hypot(2, 5))):
-        x_adv = run(FAB(threat=threat, targeted=True, targets=targets), model, batch)
+        x_adv = run(FAB(targeted=True, targets=targets), threat, model, batch)
         assert float(threat.distance(x_adv, batch.x)) == pytest.approx(nearest, rel=1e-3)
 
 
@@ -298,7 +298,7 @@ def test_restarts_begin_half_as_far_as_eps_or_the_nearest_point(norm):
     shown = []
     model.register_forward_hook(lambda *call: shown.append(call[1][0].detach().clone()))
     for seed in (0, 1):
-        run(FAB(threat=threat, steps=1, restarts=2), model, batch, seed)
+        run(FAB(steps=1, restarts=2), threat, model, batch, seed)
     clean, _, reached, start = shown[:4]
     distance = torch.minimum(threat.distance(reached, clean), torch.tensor(threat.eps))
     assert torch.allclose(threat.distance(start, clean), distance / 2, rtol=1e-3)
@@ -320,7 +320,7 @@ def test_more_restarts_are_never_farther():
         batch = Batch(x, model(x).argmax(dim=1), torch.arange(30))
     distance = []
     for restarts in (1, 3):
-        x_adv = run(FAB(threat=threat, steps=15, restarts=restarts), model, batch)
+        x_adv = run(FAB(steps=15, restarts=restarts), threat, model, batch)
         distance.append(torch.where(wrong(model, x_adv, batch.y), threat.distance(x_adv, x), torch.inf))
     # but for the final search, which may gain more on a point that was farther before it
     assert (distance[1] <= distance[0] * 1.02).all()
@@ -330,4 +330,4 @@ def test_more_restarts_are_never_farther():
 @pytest.mark.parametrize("options", [{"alpha_max": 1.5}, {"eta": 0.9}, {"beta": 1.0}, {"targets": 0}])
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(UserError, match="alpha_max" if "targets" not in options else "targets"):
-        FAB(threat=ThreatModel("L2", 0.1), **options)
+        FAB(**options)

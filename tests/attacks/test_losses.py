@@ -2,7 +2,7 @@ import torch
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 from torch.nn.functional import softmax
 
-from attacks.losses import best_wrong, cross_entropy, kl, kl_from, margin, reflected
+from attacks.losses import best_other_class, cross_entropy, kl, kl_from, margin, reflected
 
 
 def logits_and_labels(classes):
@@ -28,7 +28,7 @@ def test_reflected_loss_of_many_classes_is_the_likelihood_of_the_best_wrong_one(
 def test_the_greedy_target_is_the_papers_counterexample():
     # W = [2 e1, e1, 10 e2] at x = (1, 0): greedy climbs class 2, which can never win, and not class 3, which can
     logits = torch.tensor([[2.0, 1.0, 0.0]])
-    assert best_wrong(logits, torch.tensor([0])).indices.item() == 1
+    assert best_other_class(logits, torch.tensor([0])).indices.item() == 1
 
 
 def test_margin_is_negative_exactly_where_another_class_wins():

@@ -7,8 +7,8 @@ from torch import nn
 from bench.core import registry, seeds
 from bench.core.contracts import Batch
 from bench.core.specs import parse_spec
-from bench.core.threat import ThreatModel
-from tests.linear import DUAL, interior_batch, linear_model, near_the_boundary
+from bench.core.threat import DUAL_ORDER, ThreatModel
+from tests.linear import interior_batch, linear_model, near_the_boundary
 
 CPU = torch.device("cpu")
 SHAPES = [(1, 1, 2), (1, 5, 5), (3, 32, 32)]
@@ -27,13 +27,13 @@ def exact_distance(model, batch, norm):
     weight = model[1].weight.detach().double()
     logits = batch.x.double().flatten(1) @ weight.T
     gaps = logits.gather(1, batch.y[:, None]) - logits
-    slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL[norm], dim=2)
+    slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL_ORDER[norm], dim=2)
     return (gaps / slope).nan_to_num(nan=torch.inf).amin(dim=1)
 
 
 def found_by(spec, norm, model, batch):
-    attack = parse_spec(spec, registry.attack).make(threat=ThreatModel(norm, 0.05))
-    return attack(model, batch, generator=seeds.generator(CPU, 0))
+    attack = parse_spec(spec, registry.attack).make()
+    return attack(model, batch, ThreatModel(norm, 0.05), generator=seeds.generator(CPU, 0))
 
 
 def wrong(model, x_adv, y):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.minimum_norm import Nearest, fooled
+from attacks.minimum_norm import NearestAdversarial, clearly_misclassified
+from attacks.pgd import without_blocked_pixels
 from bench.core import registry, seeds
 from bench.core.contracts import Batch
 from bench.core.specs import parse_spec
@@ -27,8 +28,8 @@ def grey(n=1):
 
 
 def distance(spec, norm, model, batch):
-    attack = parse_spec(spec, registry.attack).make(threat=ThreatModel(norm, 0.1))
-    return attack.threat.distance(attack(model, batch, generator=seeds.generator(CPU, 0)), batch.x)
+    attack, threat = parse_spec(spec, registry.attack).make(), ThreatModel(norm, 0.1)
+    return threat.distance(attack(model, batch, threat, generator=seeds.generator(CPU, 0)), batch.x)
 
 
 @pytest.mark.parametrize(("spec", "norm", "wanted"), [
@@ -41,7 +42,7 @@ def test_the_closest_class_is_found_behind_the_likeliest(spec, norm, wanted):
     assert distance(spec, norm, Trap(), grey()).item() == pytest.approx(wanted, rel=0.01)
 
 
-class OneByOne(nn.Module):
+class SizeDependent(nn.Module):
     """Two classes that tie where the one pixel is 0.6, or a little later where several images are seen together."""
 
     def forward(self, x):
@@ -52,22 +53,21 @@ class OneByOne(nn.Module):
 def test_a_point_that_is_right_among_the_others_is_moved_out():
     x = torch.tensor([0.5, 0.55]).reshape(2, 1, 1, 1)
     batch = Batch(x, torch.tensor([0, 1]), torch.arange(2))  # the second is wrong already, so the first is seen alone
-    nearest = Nearest(OneByOne(), batch, ThreatModel("L2", 1.0))
+    nearest = NearestAdversarial(SizeDependent(), batch, ThreatModel("L2", 1.0))
     assert nearest.rows.tolist() == [0]
-    nearest.see(torch.full((1, 1, 1, 1), 0.6001), torch.tensor([True]), nearest.rows)
-    point = nearest.finish(OneByOne(), halvings=0)
+    nearest.update(torch.full((1, 1, 1, 1), 0.6001), torch.tensor([True]), nearest.rows)
+    point = nearest.finish(halvings=0)
     assert 0.6002 < point[0].item() < 0.6005
     assert point[1].item() == x[1].item()
 
 
 def test_a_lead_within_rounding_does_not_count():
     logits = torch.tensor([[100.0, 100.0001], [100.0, 100.01], [100.0, 99.0]])
-    assert fooled(logits, torch.zeros(3, dtype=torch.int64)).tolist() == [False, True, False]
+    assert clearly_misclassified(logits, torch.zeros(3, dtype=torch.int64)).tolist() == [False, True, False]
 
 
-def test_pixels_that_the_box_holds_back_have_no_slope():
-    batch = Batch(torch.tensor([0.0, 0.0, 0.5, 1.0]).reshape(1, 1, 2, 2), torch.tensor([0]), torch.tensor([0]))
-    slope = torch.tensor([1.0, -1.0, 1.0, -1.0]).reshape(1, 1, 2, 2)
-    for box, kept in (((0.0, 1.0), [0, -1, 1, 0]), (None, [1, -1, 1, -1])):
-        nearest = Nearest(nn.Flatten(), batch, ThreatModel("L2", 1.0, box))
-        assert nearest.free(slope, batch.x).flatten().tolist() == kept
+def test_a_step_leaves_out_the_pixels_that_the_box_blocks():
+    x = torch.tensor([0.0, 0.0, 0.5, 1.0]).reshape(1, 1, 2, 2)
+    step = torch.tensor([1.0, -1.0, 1.0, 1.0]).reshape(1, 1, 2, 2)
+    for box, expected in (((0.0, 1.0), [1, 0, 1, 0]), (None, [1, -1, 1, 1])):
+        assert without_blocked_pixels(step, x, ThreatModel("L2", 1.0, box)).flatten().tolist() == expected

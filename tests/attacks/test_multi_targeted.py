@@ -5,15 +5,15 @@ from torch import nn
 from attacks.multi_targeted import MultiTargeted
 from bench.core import seeds
 from bench.core.contracts import Batch
-from bench.core.passes import watch
+from bench.core.passes import AttackPasses, count_passes
 from bench.core.threat import ThreatModel
 from tests.linear import exact_margin, interior_batch, linear_model
 
 SHAPE = (1, 5, 5)
 
 
-def run(attack, model, batch):
-    return attack(model, batch, generator=seeds.generator(torch.device("cpu"), 0))
+def run(attack, threat, model, batch):
+    return attack(model, batch, threat, generator=seeds.generator(torch.device("cpu"), 0))
 
 
 class Three(nn.Module):
@@ -33,14 +33,14 @@ def test_success_exactly_where_the_margin_says_so(classes, norm, eps):
     exact = exact_margin(model, batch, threat)
     assert 5 <= (exact < 0).sum() <= 35
     clear = exact.abs() > 0.01 * exact.abs().max()
-    wrong = model(run(MultiTargeted(threat=threat), model, batch)).argmax(dim=1) != batch.y
+    wrong = model(run(MultiTargeted(), threat, model, batch)).argmax(dim=1) != batch.y
     assert torch.equal(wrong[clear], (exact < 0)[clear])
 
 
 @pytest.mark.parametrize(("targets", "found"), [(1, 0), (2, 2)])
 def test_each_class_is_tried_in_the_order_of_the_logits(targets, found):
     batch = Batch(torch.eye(9)[:1].reshape(1, 1, 3, 3), torch.tensor([0]), torch.tensor([0]))
-    x_adv = run(MultiTargeted(threat=ThreatModel("Linf", 0.1), targets=targets), Three(), batch)
+    x_adv = run(MultiTargeted(targets=targets), ThreatModel("Linf", 0.1), Three(), batch)
     assert Three()(x_adv).argmax().item() == found
 
 
@@ -49,7 +49,7 @@ def test_every_example_climbs_towards_its_own_target_when_others_have_left():
     x = torch.tensor([[0.55, 0.5, 0.0], [0.3, 0.0, 0.9], [0.0, 0.55, 0.5], [0.9, 0.3, 0.0]]).reshape(4, 1, 1, 3)
     model = nn.Flatten()
     batch = Batch(x, torch.tensor([0, 2, 1, 0]), torch.arange(4))
-    x_adv = run(MultiTargeted(threat=ThreatModel("Linf", 0.1), targets=1, steps=40), model, batch)
+    x_adv = run(MultiTargeted(targets=1, steps=40), ThreatModel("Linf", 0.1), model, batch)
     delta = (x_adv - x).flatten(1)
     assert (model(x_adv).argmax(dim=1) != batch.y).tolist() == [True, False, True, False]
     # z_target - z_y moves the two pixels of the target and the label, and no other
@@ -64,8 +64,8 @@ def test_broken_examples_leave_and_the_others_pay_for_every_target():
     batch, threat = interior_batch(model, SHAPE, 20), ThreatModel("Linf", 0.02)
     broken = exact_margin(model, batch, threat) < 0
     assert 0 < broken.sum() < 20
-    with watch(model, batch.x, batch.y, threat) as seen:
-        run(MultiTargeted(threat=threat, steps=8, restarts=2), model, batch)
+    with count_passes(model, AttackPasses(batch.x, batch.y, threat)) as seen:
+        run(MultiTargeted(steps=8, restarts=2), threat, model, batch)
     spent = seen.total()
     # a pass for the order, 3 targets of 2 restarts of 8 steps both ways, and one look after all of the 6 but the last
     assert (spent[~broken] == 1 + 3 * 2 * 8 * 2 + 5).all()
@@ -75,5 +75,5 @@ def test_broken_examples_leave_and_the_others_pay_for_every_target():
 def test_each_example_may_have_its_own_eps():
     model, eps = linear_model(SHAPE, 3), torch.tensor([0.001, 0.002, 0.003])
     batch, threat = interior_batch(model, SHAPE, 3), ThreatModel("Linf", eps)
-    x_adv = run(MultiTargeted(threat=threat), model, batch)
+    x_adv = run(MultiTargeted(), threat, model, batch)
     assert torch.allclose(threat.distance(x_adv, batch.x), eps.double(), atol=1e-6)

@@ -6,7 +6,7 @@ from attacks.fgsm import FGSM
 from attacks.losses import margin
 from attacks.pgd import PGD, ascend
 from bench.core import seeds
-from bench.core.passes import watch
+from bench.core.passes import AttackPasses, count_passes
 from bench.core.threat import ThreatModel
 from tests.linear import exact_margin, interior_batch, linear_model
 
@@ -14,8 +14,8 @@ CPU = torch.device("cpu")
 SHAPE = (1, 5, 5)
 
 
-def attacked_margin(attack, model, batch):
-    x_adv = attack(model, batch, generator=seeds.generator(CPU, 0))
+def attacked_margin(attack, threat, model, batch):
+    x_adv = attack(model, batch, threat, generator=seeds.generator(CPU, 0))
     with torch.no_grad():
         return margin(model(x_adv), batch.y).double()
 
@@ -26,7 +26,7 @@ def test_pgd_reaches_the_optimum_of_two_classes(norm, start):
     model = linear_model(SHAPE, 2)
     batch, threat = interior_batch(model, SHAPE, 20), ThreatModel(norm, 0.1)
     exact = exact_margin(model, batch, threat)
-    found = attacked_margin(PGD(threat=threat, steps=40, random_start=start), model, batch)
+    found = attacked_margin(PGD(steps=40, random_start=start), threat, model, batch)
     stands = exact >= 0
     assert torch.allclose(found[stands], exact[stands], atol=1e-5)
     assert (found[~stands] < 0).all()  # these stay at their first wrong point
@@ -36,7 +36,7 @@ def test_pgd_reaches_the_optimum_of_two_classes(norm, start):
 def test_fgsm_is_optimal_in_one_step(norm):
     model = linear_model(SHAPE, 2)
     batch, threat = interior_batch(model, SHAPE, 20), ThreatModel(norm, 0.05)
-    found = attacked_margin(FGSM(threat=threat), model, batch)
+    found = attacked_margin(FGSM(), threat, model, batch)
     assert torch.allclose(found, exact_margin(model, batch, threat), atol=1e-5)
 
 
@@ -47,7 +47,7 @@ def test_autoattack_succeeds_exactly_where_the_margin_says_so(norm, eps):
     exact = exact_margin(model, batch, threat)
     assert 5 <= (exact < 0).sum() <= 25
     clear = exact.abs() > 0.01 * exact.abs().max()
-    found = attacked_margin(AutoAttack(threat=threat), model, batch)
+    found = attacked_margin(AutoAttack(), threat, model, batch)
     assert torch.equal((found < 0)[clear], (exact < 0)[clear])
 
 
@@ -87,7 +87,7 @@ def test_restarts_attack_only_what_still_stands():
     batch, threat = interior_batch(model, SHAPE, 20), ThreatModel("Linf", 0.04)
     fall = exact_margin(model, batch, threat) < 0
     assert 0 < fall.sum() < 20
-    with watch(model, batch.x, batch.y, threat) as seen:
-        PGD(threat=threat, steps=10, restarts=2)(model, batch, generator=seeds.generator(CPU, 0))
+    with count_passes(model, AttackPasses(batch.x, batch.y, threat)) as seen:
+        PGD(steps=10, restarts=2)(model, batch, threat, generator=seeds.generator(CPU, 0))
     assert (seen.total()[~fall] > 21).all()  # a second run
     assert (seen.total()[fall] <= 21).all()  # one run, and a look afterwards

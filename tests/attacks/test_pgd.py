@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.pgd import PGD, Worst, ascend, direction
+from attacks.pgd import PGD, WorstPoint, ascend, direction
 from bench.core import seeds
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import CheckError, UserError
@@ -23,15 +23,17 @@ class Hill(nn.Module):
 def test_an_iterate_that_was_wrong_on_the_way_is_kept():
     batch = Batch(torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), torch.tensor([0]))
     # steps of 0.1 from 0.5: 0.6 is wrong, and the last point, after an even number of steps, is 0.5 again
-    attack = PGD(threat=ThreatModel("Linf", 0.2), steps=2, alpha=0.1, random_start=False)
-    x_adv = attack(Hill(), batch, generator=seeds.generator(CPU, 0))
+    attack = PGD(steps=2, alpha=0.1, random_start=False)
+    x_adv = attack(Hill(), batch, ThreatModel("Linf", 0.2), generator=seeds.generator(CPU, 0))
     assert x_adv.item() == pytest.approx(0.6, abs=1e-6)
 
 
 def test_the_point_after_the_last_step_counts():
     batch = Batch(torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), torch.tensor([0]))
-    attack = PGD(threat=ThreatModel("Linf", 0.2), steps=1, alpha=0.1, random_start=False)
-    assert attack(Hill(), batch, generator=seeds.generator(CPU, 0)).item() == pytest.approx(0.6, abs=1e-6)
+    attack = PGD(steps=1, alpha=0.1, random_start=False)
+    assert attack(Hill(), batch, ThreatModel("Linf", 0.2), generator=seeds.generator(CPU, 0)).item() == pytest.approx(
+        0.6, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -59,9 +61,9 @@ def test_eval_mode_leaves_the_batch_statistics():
 
 def test_worst_prefers_a_wrong_point_to_a_higher_loss():
     y = torch.tensor([0])
-    worst = Worst(torch.zeros(1, 1, 1, 1), y)
-    worst.see(torch.full((1, 1, 1, 1), 1.0), torch.tensor([[1.0, 1.1, -9.0]]))  # wrong, by little
-    worst.see(torch.full((1, 1, 1, 1), 2.0), torch.tensor([[0.0, -0.1, -0.1]]))  # right, with a higher cross entropy
+    worst = WorstPoint(torch.zeros(1, 1, 1, 1), y)
+    worst.update(torch.full((1, 1, 1, 1), 1.0), torch.tensor([[1.0, 1.1, -9.0]]))  # wrong, by little
+    worst.update(torch.full((1, 1, 1, 1), 2.0), torch.tensor([[0.0, -0.1, -0.1]]))  # right, with a higher cross entropy
     assert worst.point.item() == 1.0
 
 
@@ -97,26 +99,29 @@ def test_an_example_that_goes_in_circles_leaves_and_stays_where_it_was():
 
 def test_an_attack_that_leaves_the_ball_is_projected_and_one_that_is_not_finite_refused():
     class Far(Attack):
-        def perturb(self, model, batch, *, generator):
+        def perturb(self, model, batch, threat, *, generator):
             return batch.x + 5
 
     class Broken(Attack):
-        def perturb(self, model, batch, *, generator):
+        def perturb(self, model, batch, threat, *, generator):
             return batch.x * float("nan")
 
     threat, batch = ThreatModel("Linf", 0.1), tiny_batch()
-    x_adv = Far(threat=threat)(tiny_model(), batch, generator=seeds.generator(CPU, 0))
+    x_adv = Far()(tiny_model(), batch, threat, generator=seeds.generator(CPU, 0))
     assert torch.equal(x_adv, threat.project(batch.x + 5, batch.x))
     with pytest.raises(CheckError, match="finite"):
-        Broken(threat=threat)(tiny_model(), batch, generator=seeds.generator(CPU, 0))
+        Broken()(tiny_model(), batch, threat, generator=seeds.generator(CPU, 0))
 
 
 def test_an_attack_refuses_a_norm_it_does_not_have():
+    threat = ThreatModel("L1", 1.0)
     with pytest.raises(UserError, match="L1"):
-        PGD(threat=ThreatModel("L1", 1.0))
+        PGD().check_fits(threat, (1, 8, 8), 10)
+    with pytest.raises(UserError, match="L1"):
+        PGD()(tiny_model(), tiny_batch(), threat, generator=seeds.generator(CPU, 0))
 
 
 @pytest.mark.parametrize("option", ["steps", "restarts"])
 def test_counts_are_at_least_one(option):
     with pytest.raises(UserError, match="at least 1"):
-        PGD(threat=ThreatModel("Linf", 0.1), **{option: 0})
+        PGD(**{option: 0})

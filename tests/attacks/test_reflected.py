@@ -9,7 +9,7 @@ from attacks.reflected import RBIM, RFGSM, RPGD
 from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
-from bench.core.passes import watch
+from bench.core.passes import AttackPasses, count_passes
 from bench.core.threat import ThreatModel
 from bench.testing.contracts import tiny_batch, tiny_model
 from tests.linear import exact_margin, interior_batch, linear_model
@@ -24,8 +24,8 @@ ATTACKS = [
 ]
 
 
-def run(attack, model, batch):
-    return attack(model, batch, generator=seeds.generator(torch.device("cpu"), 0))
+def run(attack, threat, model, batch):
+    return attack(model, batch, threat, generator=seeds.generator(torch.device("cpu"), 0))
 
 
 @pytest.mark.parametrize(("attack", "options"), ATTACKS)
@@ -38,7 +38,7 @@ def test_success_exactly_where_the_margin_says_so(attack, options, norm, eps):
     exact = exact_margin(model, batch, threat)
     assert 5 <= (exact < 0).sum() <= 35
     clear = exact.abs() > 1e-3
-    wrong = model(run(attack(threat=threat, **options), model, batch)).argmax(dim=1) != batch.y
+    wrong = model(run(attack(**options), threat, model, batch)).argmax(dim=1) != batch.y
     assert torch.equal(wrong[clear], (exact < 0)[clear])
 
 
@@ -48,7 +48,7 @@ def test_with_two_classes_and_directions_it_is_the_cross_entropys_attack(norm):
     model = nn.Sequential(nn.Flatten(), nn.Linear(25, 20), nn.ReLU(), nn.Linear(20, 2))
     batch, threat = interior_batch(model, SHAPE, 20), ThreatModel(norm, 0.01)
     plain, _ = ascend(model, batch.x, batch.y, threat=threat, steps=10, alpha=0.001, start=batch.x)
-    assert torch.allclose(run(RBIM(threat=threat), model, batch), threat.project(plain, batch.x), atol=1e-6)
+    assert torch.allclose(run(RBIM(), threat, model, batch), threat.project(plain, batch.x), atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -65,7 +65,7 @@ def test_raw_steps_of_many_classes_are_a_loop_written_by_hand(norm):
         log_p = sum(max(rest) - row.logsumexp(dim=0) for rest, row in zip(others, logits, strict=True))
         (gradient,) = torch.autograd.grad(log_p, x)
         x = threat.project(x + 0.3 * 0.5 ** (t // 10) * gradient, batch.x)
-    found = run(RPGD(threat=threat, steps=25, alpha=0.3, decay=0.5, decay_every=10), model, batch)
+    found = run(RPGD(steps=25, alpha=0.3, decay=0.5, decay_every=10), threat, model, batch)
     assert not torch.allclose(found, batch.x, atol=1e-3)
     assert torch.allclose(found, x, atol=1e-5)
 
@@ -82,8 +82,8 @@ def test_the_schedule_by_hand():
     x = 0.0
     for size in (0.8, 0.8, 0.4, 0.4, 0.2):
         x += size / (1 + math.exp(x - 4))
-    attack = RPGD(threat=ThreatModel("Linf", 9.0, box=None), steps=5, alpha=0.8, decay=0.5, decay_every=2)
-    assert run(attack, Slope(), batch).item() == pytest.approx(x, abs=1e-5)
+    attack = RPGD(steps=5, alpha=0.8, decay=0.5, decay_every=2)
+    assert run(attack, ThreatModel("Linf", 9.0, box=None), Slope(), batch).item() == pytest.approx(x, abs=1e-5)
 
 
 def test_the_greedy_choice_fails_where_the_paper_says_so():
@@ -93,7 +93,7 @@ def test_the_greedy_choice_fails_where_the_paper_says_so():
             return torch.stack([2 * a, a, 10 * b], dim=1)
 
     batch = Batch(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([0]), torch.tensor([0]))
-    x_adv = run(RPGD(threat=ThreatModel("L2", 0.3)), Three(), batch)
+    x_adv = run(RPGD(), ThreatModel("L2", 0.3), Three(), batch)
     assert Three()(x_adv).argmax().item() == 0
     assert Three()(torch.tensor([[[[1.0, 0.3]]]])).argmax().item() == 2  # though there is such a point
 
@@ -103,8 +103,8 @@ def test_broken_examples_leave():
     batch, threat = interior_batch(model, SHAPE, 20), ThreatModel("Linf", 0.1)
     fall = exact_margin(model, batch, threat) < 0
     assert 0 < fall.sum() < 20
-    with watch(model, batch.x, batch.y, threat) as seen:
-        run(RPGD(threat=threat, steps=20), model, batch)
+    with count_passes(model, AttackPasses(batch.x, batch.y, threat)) as seen:
+        run(RPGD(steps=20), threat, model, batch)
     assert (seen.total()[fall] <= 2 * (2 + 1)).all()  # two looks, and one more at the start of the second stretch
     assert (seen.total()[~fall] > 2 * (2 + 1)).all()
 
@@ -112,7 +112,7 @@ def test_broken_examples_leave():
 @pytest.mark.parametrize("options", [{"decay": 0.0}, {"decay": -1.0}, {"decay_every": 0}])
 def test_a_schedule_that_is_none_is_one_clear_line(options):
     with pytest.raises(UserError, match="both must be positive"):
-        RPGD(threat=ThreatModel("Linf", 0.1), **options)
+        RPGD(**options)
 
 
 @pytest.mark.parametrize("step", ["auto", "raw"])
@@ -120,5 +120,5 @@ def test_each_example_may_have_its_own_eps(step):
     model, eps = linear_model(SHAPE, 2), torch.tensor([0.001, 0.002, 0.003])
     batch, threat = interior_batch(model, SHAPE, 3), ThreatModel("Linf", eps)
     alpha = 10.0 if step == "raw" else 0.01
-    x_adv = run(RPGD(threat=threat, step=step, alpha=alpha), model, batch)
+    x_adv = run(RPGD(step=step, alpha=alpha), threat, model, batch)
     assert torch.allclose(threat.distance(x_adv, batch.x), eps.double(), atol=1e-6)

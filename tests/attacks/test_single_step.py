@@ -5,7 +5,7 @@ from torch import nn
 from attacks.single_step import SingleStep
 from bench.core import seeds
 from bench.core.contracts import Batch
-from bench.core.passes import count_passes
+from bench.core.passes import Passes, count_passes
 from bench.core.threat import ThreatModel
 from tests.attacks.test_minimum_norm_search import LIKELIEST, Trap, grey
 
@@ -24,18 +24,18 @@ class Bands(nn.Module):
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_the_first_band_is_found_and_not_a_later_one(norm):
     batch = Batch(torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), torch.tensor([0]))
-    x_adv = SingleStep(threat=ThreatModel(norm, 0.1))(Bands(), batch, generator=seeds.generator(CPU, 0))
+    x_adv = SingleStep()(Bands(), batch, ThreatModel(norm, 0.1), generator=seeds.generator(CPU, 0))
     assert x_adv.item() == pytest.approx(0.6, abs=1e-3)
 
 
 @pytest.mark.parametrize("box", [(0.0, 1.0), None])
 def test_one_gradient_is_all_it_takes(box):
     model, batch = Trap(), grey()
-    attack = SingleStep(threat=ThreatModel("L2", 0.1, box))
-    with count_passes(model) as passes:
-        x_adv = attack(model, batch, generator=seeds.generator(CPU, 0))
+    attack = SingleStep()
+    with count_passes(model, Passes()) as passes:
+        x_adv = attack(model, batch, ThreatModel("L2", 0.1, box), generator=seeds.generator(CPU, 0))
     assert passes.backwards == 1
-    assert attack.threat.distance(x_adv, batch.x).item() == pytest.approx(LIKELIEST, rel=2e-4)
+    assert ThreatModel("L2", 0.1, box).distance(x_adv, batch.x).item() == pytest.approx(LIKELIEST, rel=2e-4)
 
 
 def test_what_has_flipped_is_not_shown_again():
@@ -50,6 +50,6 @@ def test_what_has_flipped_is_not_shown_again():
     x = torch.tensor([[0.5, 0.0], [0.5, 1.0]]).reshape(2, 1, 1, 2)
     batch, model, seen = Batch(x, torch.tensor([0, 0]), torch.arange(2)), Steep(), []
     model.register_forward_hook(lambda *call: seen.append(len(call[2])))
-    SingleStep(threat=ThreatModel("L2", 0.1), steps=40)(model, batch, generator=seeds.generator(CPU, 0))
+    SingleStep(steps=40)(model, batch, ThreatModel("L2", 0.1), generator=seeds.generator(CPU, 0))
     assert seen[:2] == [2, 2]
     assert seen[2:42].count(1) > 15

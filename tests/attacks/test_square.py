@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from attacks.losses import margin
-from attacks.square import MassSearch, SignSearch, Square, soft_threshold
+from attacks.square import L2Search, LinfSearch, Square, soft_threshold
 from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
-from bench.core.passes import count_passes, watch
+from bench.core.passes import AttackPasses, Passes, count_passes
 from bench.core.threat import NORMS, ThreatModel
 from bench.testing.contracts import EPS, tiny_batch, tiny_model
 from tests.linear import exact_margin, interior_batch, linear_model
@@ -19,8 +19,8 @@ from tests.linear import exact_margin, interior_batch, linear_model
 CPU = torch.device("cpu")
 
 
-def run(attack, model, batch, seed=0):
-    return attack(model, batch, generator=seeds.generator(CPU, seed))
+def run(attack, threat, model, batch, seed=0):
+    return attack(model, batch, threat, generator=seeds.generator(CPU, seed))
 
 
 def margins(model, x, y):
@@ -28,11 +28,11 @@ def margins(model, x, y):
         return margin(model(x), y)
 
 
-def shown_to(model, attack, batch):
+def shown_to(model, attack, threat, batch):
     """All points that an attack asks the model about, the clean images first."""
     shown = []
     handle = model.register_forward_hook(lambda *call: shown.append(call[1][0].clone()))
-    run(attack, model, batch)
+    run(attack, threat, model, batch)
     handle.remove()
     return shown
 
@@ -55,7 +55,7 @@ def images(shape, n=4, seed=0):
 @pytest.mark.parametrize("eps", [0.1, 3.0])
 def test_every_point_is_allowed(norm, shape, eps):
     batch, threat = images(shape), ThreatModel(norm, eps)
-    shown = shown_to(Unbreakable(), Square(threat=threat, queries=60), batch)
+    shown = shown_to(Unbreakable(), Square(queries=60), threat, batch)
     assert len(shown) == 60
     assert all(threat.contains(x, batch.x).all() for x in shown)
 
@@ -64,7 +64,7 @@ def test_every_point_is_allowed(norm, shape, eps):
 def test_each_example_may_have_an_eps_of_its_own(norm):
     batch, eps = images((1, 6, 6), n=3), torch.tensor([0.01, 0.1, 1.0])
     threat = ThreatModel(norm, eps)
-    shown = shown_to(Unbreakable(), Square(threat=threat, queries=60), batch)
+    shown = shown_to(Unbreakable(), Square(queries=60), threat, batch)
     assert all(threat.contains(x, batch.x).all() for x in shown)
     reached = torch.stack([threat.distance(x, batch.x) for x in shown]).amax(dim=0)
     assert (reached > 0.9 * eps).all()
@@ -73,17 +73,17 @@ def test_each_example_may_have_an_eps_of_its_own(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_point_of_the_lowest_margin_is_returned(norm):
     batch, model = images((1, 6, 6)), Unbreakable()
-    attack = Square(threat=ThreatModel(norm, 0.3), queries=80)
-    seen = torch.stack([margins(model, x, batch.y) for x in shown_to(model, attack, batch)[1:]])
-    assert torch.allclose(margins(model, run(attack, model, batch), batch.y), seen.amin(dim=0))
+    attack, threat = Square(queries=80), ThreatModel(norm, 0.3)
+    seen = torch.stack([margins(model, x, batch.y) for x in shown_to(model, attack, threat, batch)[1:]])
+    assert torch.allclose(margins(model, run(attack, threat, model, batch), batch.y), seen.amin(dim=0))
     assert (seen.amin(dim=0) < seen[0]).all()
 
 
 def test_under_linf_a_square_goes_to_the_end_of_the_ball():
     x = 0.3 + 0.4 * torch.rand((5, 2, 9, 9), generator=torch.Generator().manual_seed(0))
     batch, model = Batch(x, torch.zeros(5, dtype=torch.int64), torch.arange(5)), Unbreakable()
-    attack = Square(threat=ThreatModel("Linf", 0.1), queries=200)
-    _, best, *rest = shown_to(model, attack, batch)
+    attack = Square(queries=200)
+    _, best, *rest = shown_to(model, attack, ThreatModel("Linf", 0.1), batch)
     assert ((best - x).abs() - 0.1).abs().max() < 1e-6  # stripes
     assert torch.equal((best > x)[:, :, :1].expand_as(x), best > x)
     sides = [max(round(math.sqrt(attack._share(query) * 81)), 1) for query in range(2, 200)]
@@ -107,7 +107,7 @@ def test_under_linf_a_square_goes_to_the_end_of_the_ball():
 
 
 def test_windows_reach_every_pixel_and_differ_between_examples():
-    search = SignSearch(ThreatModel("Linf", 0.1), torch.rand(50, 2, 3, 5), torch.Generator().manual_seed(0))
+    search = LinfSearch(ThreatModel("Linf", 0.1), torch.rand(50, 2, 3, 5), torch.Generator().manual_seed(0))
     corners = set()
     for _ in range(20):
         window = search.window(4 / 15)  # 2 x 2
@@ -118,7 +118,7 @@ def test_windows_reach_every_pixel_and_differ_between_examples():
 
 
 def test_a_window_that_would_change_nothing_is_turned():
-    search = SignSearch(ThreatModel("Linf", 0.1), torch.rand(40, 1, 4, 4), torch.Generator().manual_seed(0))
+    search = LinfSearch(ThreatModel("Linf", 0.1), torch.rand(40, 1, 4, 4), torch.Generator().manual_seed(0))
     search.point = search.start()
     for _ in range(10):
         assert (search.change(1 / 16) != search.point).any(dim=1).all()
@@ -127,10 +127,9 @@ def test_a_window_that_would_change_nothing_is_turned():
 def test_the_schedule_is_the_published_one_scaled_to_the_queries():
     published = [(1, 1), (10, 1), (11, 2), (51, 4), (201, 8), (501, 16), (1001, 32), (2001, 64), (4001, 128)]
     published += [(6001, 256), (8000, 256), (8001, 512), (9999, 512)]
-    threat = ThreatModel("Linf", 0.1)
     for query, halved in published:
-        assert Square(threat=threat, queries=10_000)._share(query) == 0.8 / halved
-        assert Square(threat=threat, queries=20_000, p_init=0.4)._share(2 * query) == 0.4 / halved
+        assert Square(queries=10_000)._share(query) == 0.8 / halved
+        assert Square(queries=20_000, p_init=0.4)._share(2 * query) == 0.4 / halved
 
 
 @pytest.mark.parametrize("restarts", [1, 3])
@@ -138,8 +137,8 @@ def test_the_schedule_is_the_published_one_scaled_to_the_queries():
 def test_the_queries_are_counted_exactly(queries, restarts):
     batch, model = images((1, 6, 6)), Unbreakable()
     for norm in NORMS:
-        with count_passes(model) as passes:
-            run(Square(threat=ThreatModel(norm, 0.3), queries=queries, restarts=restarts), model, batch)
+        with count_passes(model, Passes()) as passes:
+            run(Square(queries=queries, restarts=restarts), ThreatModel(norm, 0.3), model, batch)
         assert passes.forwards == 4 * (1 + restarts * (queries - 1)) <= 4 * restarts * queries
         assert passes.backwards == 0
 
@@ -150,20 +149,20 @@ def test_broken_examples_leave(norm):
     batch = interior_batch(model, (1, 6, 6), 30)
     eps = {"Linf": 0.15, "L2": 0.9, "L1": 3.0}[norm] * torch.tensor([1.0, 0.01]).repeat(15)
     threat = ThreatModel(norm, eps)
-    with watch(model, batch.x, batch.y, threat) as seen:
-        x_adv = run(Square(threat=threat, queries=100), model, batch)
+    with count_passes(model, AttackPasses(batch.x, batch.y, threat)) as seen:
+        x_adv = run(Square(queries=100), threat, model, batch)
     broken = margins(model, x_adv, batch.y) < 0
     assert 5 < broken.sum() <= 15
     assert torch.equal(seen.total()[~broken], torch.full((int((~broken).sum()),), 100))
-    assert torch.equal(seen.total()[broken], seen.fell[broken])
-    assert seen.fell[broken].max() < 100
+    assert torch.equal(seen.total()[broken], seen.passes_until_broken[broken])
+    assert seen.passes_until_broken[broken].max() < 100
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_wrong_images_stay_as_they_are_and_cost_one_pass(norm):
     batch, model = images((1, 6, 6)), Unbreakable()
-    with count_passes(model) as passes:
-        x_adv = run(Square(threat=ThreatModel(norm, 0.3), queries=9), model, Batch(batch.x, 1 - batch.y, batch.index))
+    with count_passes(model, Passes()) as passes:
+        x_adv = run(Square(queries=9), ThreatModel(norm, 0.3), model, Batch(batch.x, 1 - batch.y, batch.index))
     assert torch.equal(x_adv, batch.x)
     assert passes.forwards == 4
 
@@ -175,7 +174,7 @@ def test_it_comes_near_the_optimum_of_a_linear_model(norm, share):
     batch = interior_batch(model, shape, 20)
     clean = margins(model, batch.x, batch.y)
     threat = ThreatModel(norm, 1e-3)  # so small that none breaks
-    found = margins(model, run(Square(threat=threat, queries=1000), model, batch), batch.y)
+    found = margins(model, run(Square(queries=1000), threat, model, batch), batch.y)
     best = exact_margin(model, batch, threat)
     right = best > 0
     assert right.sum() > 15
@@ -184,15 +183,17 @@ def test_it_comes_near_the_optimum_of_a_linear_model(norm, share):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_seeds_matter_and_repeat(norm):
-    attack = Square(threat=ThreatModel(norm, EPS[norm] / 10), queries=30)
-    first, again, other = (run(attack, tiny_model(), tiny_batch(), seed) for seed in (0, 0, 1))
+    attack = Square(queries=30)
+    first, again, other = (
+        run(attack, ThreatModel(norm, EPS[norm] / 10), tiny_model(), tiny_batch(), seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_restarts_search_anew():
     batch, model = images((1, 6, 6)), Unbreakable()
-    shown = shown_to(model, Square(threat=ThreatModel("Linf", 0.1), queries=3, restarts=2), batch)
+    shown = shown_to(model, Square(queries=3, restarts=2), ThreatModel("Linf", 0.1), batch)
     assert not torch.equal(shown[1], shown[3])
 
 
@@ -203,19 +204,19 @@ def test_a_model_without_an_answer_is_not_taken_for_right():
 
     x = torch.full((2, 1, 3, 3), 0.5)
     batch, model = Batch(x, torch.zeros(2, dtype=torch.int64), torch.arange(2)), Silent()
-    x_adv = run(Square(threat=ThreatModel("Linf", 0.1), queries=5), model, batch)
+    x_adv = run(Square(queries=5), ThreatModel("Linf", 0.1), model, batch)
     assert margins(model, x_adv, batch.y).isnan().all()
 
 
 @pytest.mark.parametrize("p_init", [0.0, 1.5])
 def test_a_share_is_a_share(p_init):
     with pytest.raises(UserError, match="p_init"):
-        Square(threat=ThreatModel("Linf", 0.1), p_init=p_init)
+        Square(p_init=p_init)
 
 
 def test_the_bumps_are_the_papers():
     """Eq. 2: sum over k from 0 to n - max(|r - h//2 - 1|, |s - w//2 - 1|) of 1/(n+1-k)^2, with r and s from one."""
-    search = MassSearch(ThreatModel("L2", 1.0), torch.rand(1, 1, 9, 9), torch.Generator())
+    search = L2Search(ThreatModel("L2", 1.0), torch.rand(1, 1, 9, 9), torch.Generator())
     for side in (3, 4, 7):
         n, half = side // 2, side // 2
 
@@ -236,7 +237,7 @@ def test_the_bumps_are_the_papers():
 
 def test_under_l2_a_change_moves_mass_and_uses_all_of_it():
     x = torch.full((8, 3, 7, 7), 0.5)
-    search = MassSearch(ThreatModel("L2", 0.2), x, torch.Generator().manual_seed(0))
+    search = L2Search(ThreatModel("L2", 0.2), x, torch.Generator().manual_seed(0))
     search.point = search.start()
     assert torch.allclose((search.point - search.x).norm(dim=1), torch.tensor(0.2), rtol=1e-5)
     search.point = search.x + 0.5 * (search.point - search.x)  # three quarters of the mass are unused

@@ -6,7 +6,7 @@ from attacks.transfer import Transfer
 from bench.core import files, record_files, registry, seeds
 from bench.core.contracts import Batch
 from bench.core.errors import CheckError, UserError
-from bench.core.passes import count_passes
+from bench.core.passes import Passes, count_passes
 from bench.core.specs import parse_spec
 from bench.core.threat import ThreatModel
 from bench.testing.contracts import SHAPE, AttackContract, tiny_batch, tiny_model
@@ -36,38 +36,35 @@ def run_folder(tmp_path):
     return finish
 
 
-def run(attack, batch, model=None):
-    return attack(model or tiny_model(), batch, generator=seeds.generator(torch.device("cpu"), 0))
-
-
-def made(folder, threat=THEIRS):
-    return parse_spec(f"transfer:from={folder}", registry.attack).make(threat=threat)
+def run(folder, batch, threat=THEIRS, model=None):
+    attack = Transfer(from_=str(folder))
+    return attack(model or tiny_model(), batch, threat, generator=seeds.generator(torch.device("cpu"), 0))
 
 
 def test_points_are_replayed_exactly_and_other_images_stay(run_folder):
     batch = tiny_batch()
-    x_adv = run(made(run_folder()), batch)
+    x_adv = run(run_folder(), batch)
     assert torch.equal(x_adv[[1, 4]], points(batch, [1, 4]))
     assert torch.equal(x_adv[[0, 2, 3, 5]], batch.x[[0, 2, 3, 5]])
 
 
 def test_points_go_by_the_index_of_an_image_and_not_by_its_place(run_folder):
     whole, rows = tiny_batch(), torch.tensor([4, 0, 1])
-    x_adv = run(made(run_folder()), Batch(whole.x[rows], whole.y[rows], whole.index[rows]))
+    x_adv = run(run_folder(), Batch(whole.x[rows], whole.y[rows], whole.index[rows]))
     assert torch.equal(x_adv, torch.stack([points(whole, 4), whole.x[0], points(whole, 1)]))
 
 
 def test_the_model_is_not_asked(run_folder):
     model = tiny_model()
-    with count_passes(model) as passes:
-        run(made(run_folder()), tiny_batch(), model)
+    with count_passes(model, Passes()) as passes:
+        run(run_folder(), tiny_batch(), model=model)
     assert passes.forwards == 0
 
 
 def test_points_are_moved_into_a_smaller_ball_and_another_norm(run_folder):
     folder, batch = run_folder(), tiny_batch()
     for threat in (ThreatModel("Linf", 0.05), ThreatModel("L2", 0.1), ThreatModel("L1", 0.3)):
-        x_adv = run(made(folder, threat), batch)
+        x_adv = run(folder, batch, threat)
         assert torch.equal(x_adv[[1, 4]], threat.project(points(batch, slice(None)), batch.x)[[1, 4]])
 
 
@@ -78,12 +75,12 @@ def test_of_several_points_the_nearest_is_taken(run_folder):
     sharp.view(-1)[sharp.argmin()] += 0.5
     folder = run_folder((4, 4), torch.stack([wide, sharp]).numpy(), ["fgsm", "fgsm:norm=L2:eps=0.5"])
     for threat, expected in [(THEIRS, wide), (ThreatModel("L2", 0.5), sharp), (ThreatModel("L1", 1.0), sharp)]:
-        assert torch.allclose(run(made(folder, threat), batch)[4], expected, atol=1e-6)
+        assert torch.allclose(run(folder, batch, threat)[4], expected, atol=1e-6)
 
 
 def test_a_run_that_broke_nothing_changes_nothing(run_folder):
     batch = tiny_batch()
-    assert torch.equal(run(made(run_folder((), np.zeros(0, np.float32))), batch), batch.x)
+    assert torch.equal(run(run_folder((), np.zeros(0, np.float32))), batch, batch.x)
 
 
 @pytest.mark.parametrize("other", ["farther", "shape"])
@@ -94,21 +91,21 @@ def test_a_run_of_other_images_is_one_clear_line(run_folder, other):
     else:
         folder = run_folder(x_adv=np.zeros((2, 3, 32, 32), np.float32))
     with pytest.raises(UserError, match=r"\Arun .* is of other images.*\Z"):
-        run(made(folder), batch)
+        run(folder, batch)
 
 
 def test_no_finished_run_is_refused_when_the_attack_is_made(tmp_path):
     with pytest.raises(UserError, match=r"\A.* has no record.json; a finished run folder has one\Z"):
-        made(tmp_path / "nowhere")
+        Transfer(from_=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="transfer:from=RUN_FOLDER"):
-        Transfer(threat=THEIRS)
+        Transfer()
 
 
 def test_a_run_whose_points_were_changed_is_refused(run_folder):
     folder = run_folder()
     files.write_arrays(folder / record_files.WITNESSES, {"index": np.array([1]), "x_adv": np.zeros((1, *SHAPE))})
     with pytest.raises(CheckError, match="its witnesses are not those of the record"):
-        made(folder)
+        Transfer(from_=str(folder))
 
 
 def test_the_run_is_named_by_the_spec(run_folder):

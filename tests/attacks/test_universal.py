@@ -12,8 +12,8 @@ from tests.linear import exact_margin, interior_batch, linear_model
 SHAPE = (1, 5, 5)
 
 
-def run(attack, model, batch):
-    return attack(model, batch, generator=seeds.generator(torch.device("cpu"), 0))
+def run(attack, threat, model, batch):
+    return attack(model, batch, threat, generator=seeds.generator(torch.device("cpu"), 0))
 
 
 def of_one_class(model, n):
@@ -42,7 +42,7 @@ def pixels(*values):
 def test_all_images_share_one_delta(norm):
     model = linear_model(SHAPE, 3)
     batch = interior_batch(model, SHAPE, 12)
-    delta = run(Universal(threat=ThreatModel(norm, 0.1)), model, batch) - batch.x
+    delta = run(Universal(), ThreatModel(norm, 0.1), model, batch) - batch.x
     assert delta.abs().max() > 0.01
     assert torch.allclose(delta, delta[:1].expand_as(delta), atol=1e-6)
 
@@ -54,19 +54,19 @@ def test_for_one_class_of_two_it_is_optimal(norm, eps):
     exact = exact_margin(model, batch, threat)
     assert 2 <= (exact < 0).sum() < len(batch)
     clear = exact.abs() > 1e-3
-    wrong = model(run(Universal(threat=threat), model, batch)).argmax(dim=1) != batch.y
+    wrong = model(run(Universal(), threat, model, batch)).argmax(dim=1) != batch.y
     assert torch.equal(wrong[clear], (exact < 0)[clear])
 
 
 def test_two_images_that_need_opposite_deltas_do_not_both_fall():
     batch = Batch(pixels(0.48, 0.52), torch.tensor([0, 1]), torch.arange(2))
-    x_adv = run(Universal(threat=ThreatModel("Linf", 0.05)), Pixel(10.0), batch)
+    x_adv = run(Universal(), ThreatModel("Linf", 0.05), Pixel(10.0), batch)
     assert (Pixel(10.0)(x_adv).argmax(dim=1) != batch.y).sum() < 2
 
 
 def test_the_box_cuts_each_image_on_its_own():
     batch = Batch(pixels(0.45, 0.97), torch.tensor([0, 0]), torch.arange(2))
-    first, second = run(Universal(threat=ThreatModel("Linf", 0.06)), Pixel(10.0), batch).flatten().tolist()
+    first, second = run(Universal(), ThreatModel("Linf", 0.06), Pixel(10.0), batch).flatten().tolist()
     assert 0.5 < first < 0.504  # the first delta that was enough
     assert second == 1.0
 
@@ -76,7 +76,7 @@ def test_the_model_is_shown_allowed_points_alone(norm):
     model, seen = linear_model(SHAPE, 3), []
     batch, threat = interior_batch(model, SHAPE, 12), ThreatModel(norm, 0.5)
     model.register_forward_hook(lambda *call: seen.append(call[1][0].detach().clone()))
-    run(Universal(threat=threat, alpha=0.3), model, batch)
+    run(Universal(alpha=0.3), threat, model, batch)
     assert len(seen) > 3
     for x_adv in seen:
         assert x_adv.min() >= 0
@@ -88,13 +88,13 @@ def test_the_model_is_shown_allowed_points_alone(norm):
 def test_an_image_whose_loss_is_above_the_clip_does_not_count(clip, up):
     """The first is lost already and would pull delta up for ever; the second can only fall if delta goes down."""
     batch = Batch(pixels(0.9, 0.53), torch.tensor([0, 1]), torch.arange(2))
-    attack = Universal(threat=ThreatModel("Linf", 0.02), clip=clip, steps=1, alpha=0.01)
-    first, second = (run(attack, Pixel(50.0), batch) - batch.x).flatten().tolist()
+    attack = Universal(clip=clip, steps=1, alpha=0.01)
+    first, second = (run(attack, ThreatModel("Linf", 0.02), Pixel(50.0), batch) - batch.x).flatten().tolist()
     assert first == second == 0  # neither delta fools more images than none does, so the first is kept
     seen = []
     model = Pixel(50.0)
     model.register_forward_hook(lambda *call: seen.append(call[1][0].detach().clone()))
-    run(attack, model, batch)
+    run(attack, ThreatModel("Linf", 0.02), model, batch)
     assert (seen[1] > batch.x).all() if up else (seen[1] < batch.x).all()
 
 
@@ -107,7 +107,7 @@ def test_the_delta_that_fooled_the_most_is_kept():
             return torch.cat([torch.zeros_like(height), height], dim=1)
 
     batch = Batch(pixels(0.5, 0.1), torch.tensor([0, 0]), torch.arange(2))
-    x_adv = run(Universal(threat=ThreatModel("Linf", 0.3), alpha=0.1, steps=3), Band(), batch)
+    x_adv = run(Universal(alpha=0.1, steps=3), ThreatModel("Linf", 0.3), Band(), batch)
     assert torch.allclose(x_adv.flatten(), torch.tensor([0.6, 0.2]), atol=1e-6)
 
 
@@ -115,12 +115,15 @@ def test_it_stops_when_all_images_are_fooled():
     model, seen = Pixel(10.0), []
     model.register_forward_hook(lambda *call: seen.append(len(call[2])))
     batch = Batch(pixels(0.49, 0.48), torch.tensor([0, 0]), torch.arange(2))
-    run(Universal(threat=ThreatModel("Linf", 0.1), alpha=0.015), model, batch)
+    run(Universal(alpha=0.015), ThreatModel("Linf", 0.1), model, batch)
     assert seen == [2, 2, 2]  # at 0, at 0.015 and at 0.03
 
 
 def test_one_eps_for_all_and_a_positive_clip():
+    threat = ThreatModel("Linf", torch.tensor([0.1, 0.2]))
     with pytest.raises(UserError, match="one eps for all"):
-        Universal(threat=ThreatModel("Linf", torch.tensor([0.1, 0.2])))
+        Universal().check_fits(threat, SHAPE, 2)
+    with pytest.raises(UserError, match="one eps for all"):
+        run(Universal(), threat, Pixel(10.0), Batch(pixels(0.5, 0.5), torch.tensor([0, 1]), torch.arange(2)))
     with pytest.raises(UserError, match="clip is 0"):
-        Universal(threat=ThreatModel("Linf", 0.1), clip=0.0)
+        Universal(clip=0.0)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts import Batch
-from bench.core.threat import Norm
-from tests.linear import DUAL, interior_batch
+from bench.core.threat import DUAL_ORDER, Norm
+from tests.linear import interior_batch
 
 
 def at_some_distance(model: nn.Sequential, shape: tuple[int, ...], norm: Norm) -> tuple[Batch, Tensor]:
@@ -17,7 +17,7 @@ def at_some_distance(model: nn.Sequential, shape: tuple[int, ...], norm: Norm) -
         weight -= weight.mean(dim=1, keepdim=True)  # else no grey image is near another class
         batch = interior_batch(model, shape, 400)
         logits = model(batch.x)
-        slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight, ord=DUAL[norm], dim=2)
+        slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight, ord=DUAL_ORDER[norm], dim=2)
         gap = logits.gather(1, batch.y[:, None]) - logits
         far = (gap / slope).nan_to_num(nan=torch.inf).amin(dim=1)
     rows = ((far > 0.02) & (far < 0.14)).nonzero().squeeze(1)[:20]
