@@ -188,6 +188,7 @@ class Noisy(nn.Module):
         return self.model(x + 0.3 * torch.randn_like(x))
 
 
+@pytest.mark.slow
 def test_a_stochastic_model_is_measured_and_called_unreliable():
     batch = tiny_batch(40)
     with torch.random.fork_rng([]):

@@ -121,6 +121,7 @@ def share_left(evidence, how):
 # Three broken defenses ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
 def test_quantised_input_has_no_gradient_and_a_smoothed_one_shows_it(robust, test, norm):
     found, checks = judged(QuantisedInput(robust, 4), test, norm)
@@ -133,6 +134,7 @@ def test_quantised_input_has_no_gradient_and_a_smoothed_one_shows_it(robust, tes
     assert any(reason.startswith("zero-gradient: the margin has no gradient: 64 of 64") for reason in found.reasons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
 def test_random_noise_is_stochastic(robust, test, norm):
     found, checks = judged(RandomNoise(robust, 0.3), test, norm)
@@ -144,11 +146,13 @@ def test_random_noise_is_stochastic(robust, test, norm):
     assert "with the mean gradient of 8 passes" in evidence
 
 
+@pytest.mark.slow
 def test_averaging_shows_how_much_a_single_draw_hides(standard, test):
     _, checks = judged(RandomNoise(standard, 0.3), test, threat=ThreatModel("Linf", 0.2))
     assert share_left(checks["stochastic"].evidence, "the mean gradient of 8 passes") < 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
 def test_saturated_logits_have_a_gradient_that_the_cross_entropy_loses(robust, test, norm):
     found, checks = judged(SaturatedLogits(robust, 1e4), test, norm)
@@ -175,6 +179,7 @@ class LogEnsemble(nn.Module):
         return torch.stack([model(x).softmax(dim=1) for model in self.models]).mean(dim=0).log()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
 def test_a_robust_model_has_no_warnings(robust, test, norm):
     found, checks = judged(robust, test, norm)
@@ -184,13 +189,16 @@ def test_a_robust_model_has_no_warnings(robust, test, norm):
     assert checks["zero-gradient"].outcome == checks["twice-eps-no-better"].outcome == "passed"
 
 
-@pytest.mark.parametrize("eps", [0.01, 0.05, 0.2, 0.5])
+@pytest.mark.parametrize(
+    "eps", [0.2, pytest.param(0.01, marks=pytest.mark.slow), pytest.param(0.5, marks=pytest.mark.slow)]
+)
 def test_a_standard_model_has_no_warnings_at_any_eps(standard, test, eps):
     found, checks = judged(standard, test, threat=ThreatModel("Linf", eps))
     assert found.verdict == "no-warnings"
     assert all(check.evidence for check in checks.values())
 
 
+@pytest.mark.slow
 def test_without_attacks_the_verdict_is_not_attacked_unless_a_check_alarms(robust, standard, test):
     for model in (robust, standard):
         found, checks = judged(model, test, specs=[])
@@ -199,6 +207,7 @@ def test_without_attacks_the_verdict_is_not_attacked_unless_a_check_alarms(robus
     assert judged(SaturatedLogits(robust, 1e4), test, specs=[])[0].verdict == "unreliable"
 
 
+@pytest.mark.slow
 def test_an_attack_under_another_threat_model_and_a_bracket_count_as_attacked(robust, test):
     table = measure_clean(robust, test, 256)
     status = np.where(table["clean"], "open", "broken")
@@ -206,6 +215,7 @@ def test_an_attack_under_another_threat_model_and_a_bracket_count_as_attacked(ro
         assert judged(robust, test, table=table | columns)[0].verdict == "no-warnings"
 
 
+@pytest.mark.slow
 def test_batch_norm_an_ensemble_and_two_classes_have_no_warnings(digits, robust, standard, normed, test):
     assert judged(normed, test)[0].verdict == "no-warnings"
     assert judged(LogEnsemble(robust, standard), test)[0].verdict == "no-warnings"
@@ -248,6 +258,7 @@ def test_what_few_survivors_of_a_broken_model_show_is_no_sign(standard, test):
 # One check at a time -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_probabilities_and_unannounced_log_probabilities_are_not_logits(robust, test):
     for layer, what in ((nn.Softmax(dim=1), "are probabilities"), (nn.LogSoftmax(dim=1), "log probabilities")):
         found, checks = judged(nn.Sequential(robust, layer), test)
@@ -268,6 +279,7 @@ class Shifted(nn.Module):
         return logits - logits.mean(dim=1, keepdim=True) + 0.1
 
 
+@pytest.mark.slow
 def test_logits_that_sum_to_one_are_logits(robust, test):
     assert judged(Shifted(robust), test)[0].verdict == "no-warnings"
 
@@ -288,6 +300,7 @@ class OfItsBatch(nn.Module):
         return self.model(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["company", "small company", "place"])
 def test_predictions_that_depend_on_the_batch_are_unreliable(robust, test, how):
     found, checks = judged(OfItsBatch(robust, how), test)
@@ -295,6 +308,7 @@ def test_predictions_that_depend_on_the_batch_are_unreliable(robust, test, how):
     assert checks["batch-dependent"].value > 0.02
 
 
+@pytest.mark.slow
 def test_batch_norm_that_keeps_to_batch_statistics_is_unreliable(normed, test):
     model = copy.deepcopy(normed)
     for module in model.modules():
@@ -306,6 +320,7 @@ def test_batch_norm_that_keeps_to_batch_statistics_is_unreliable(normed, test):
     assert "one image fails" in checks["batch-dependent"].evidence
 
 
+@pytest.mark.slow
 def test_a_stochastic_model_under_an_averaging_attack_is_suspect_only(robust, test):
     model = RandomNoise(robust, 0.002)
     table = tabled(model, test, THREATS["Linf"], ["pgd-20"])
@@ -333,6 +348,7 @@ def grey(n=80, at=0.5):
     return Split.of_tensors(torch.full((n, 1, 4, 4), at), torch.zeros(n, dtype=torch.int64))
 
 
+@pytest.mark.slow
 def test_small_steps_caught_in_a_trough_that_one_step_leaps():
     wavy = FromMean(lambda mean: mean - 0.35 + 0.02 * torch.sin(2 * math.pi * (mean - 0.5) / 0.04))
     _, checks = judged(wavy, grey(), threat=ThreatModel("Linf", 0.1), specs=[])
@@ -381,6 +397,7 @@ class Misled(nn.Module):
         return self.model(Backwards.apply(x))
 
 
+@pytest.mark.slow
 def test_a_gradient_that_points_the_wrong_way_does_not_raise_the_loss(robust, test):
     found, checks = judged(Misled(robust), test, specs=["pgd-20"])
     assert found.verdict == checks["loss-not-raised"].outcome == "unreliable"
@@ -388,6 +405,7 @@ def test_a_gradient_that_points_the_wrong_way_does_not_raise_the_loss(robust, te
     assert not alarms(checks) & {"zero-gradient", "vanishing-gradient"}
 
 
+@pytest.mark.slow
 def test_queries_are_skipped_where_no_attack_fits(robust, test, monkeypatch):
     monkeypatch.setattr(sanity_checks, "QUERIES", ("no-such-attack",))
     _, checks = judged(robust, test)
@@ -416,6 +434,7 @@ class NoNumber(nn.Module):
         return self.model(x + 0 * (x - x).sqrt())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", [Undifferentiable, NoNumber])
 def test_a_gradient_that_is_none_or_no_number_counts_as_zero(robust, test, wrapper):
     found, checks = judged(wrapper(robust), test, specs=["random-noise"])
@@ -484,6 +503,7 @@ def test_a_weaker_attack_may_win_by_a_hundredth_even_where_that_is_no_accident()
     assert TABLE_CHECKS["fewer-steps-better"](tested).outcome == "passed"
 
 
+@pytest.mark.slow
 def test_columns_of_another_threat_model_promise_nothing_about_this_one(robust, test):
     table = tabled(robust, test, THREATS["Linf"], ["pgd-20"])
     nothing = np.zeros(len(test), bool)
@@ -496,6 +516,7 @@ def test_columns_of_another_threat_model_promise_nothing_about_this_one(robust, 
     assert robust_rows({"robust/fgsm": nothing}) == []
 
 
+@pytest.mark.slow
 def test_what_stands_is_counted_among_the_right_examples_up_to_the_last(robust, test):
     table = measure_clean(robust, test, 256)
     right = table["clean"].nonzero()[0]
@@ -526,7 +547,7 @@ def test_so_few_examples_that_all_may_show_a_sign_by_chance_are_too_few():
 
 @pytest.mark.parametrize("gradient", [
     cross_entropy, negative_margin, rescaled(3.0), averaged(cross_entropy, 2),
-    smoothed(0.05, 400, torch.Generator().manual_seed(0)),
+    pytest.param(smoothed(0.05, 200, torch.Generator().manual_seed(0)), marks=pytest.mark.slow),
 ])  # fmt: skip
 @pytest.mark.parametrize("norm", THREATS)
 def test_each_ascent_reaches_the_exact_optimum_of_a_linear_model(norm, gradient):
@@ -579,6 +600,7 @@ def test_a_step_has_length_one_at_any_size_of_the_gradient(norm):
     assert not unit_step(0 * gradient, ThreatModel(norm, 0.1)).any()
 
 
+@pytest.mark.slow
 def test_the_gradient_is_of_each_examples_own_loss_and_of_no_weight(robust, test):
     batch = test.take(torch.arange(4))
     together = gradient_of(lambda logits, y: -margin(logits, y))(robust, batch.x, batch.y)[1]
@@ -587,6 +609,7 @@ def test_the_gradient_is_of_each_examples_own_loss_and_of_no_weight(robust, test
     assert all(parameter.grad is None for parameter in robust.parameters())
 
 
+@pytest.mark.slow
 def test_a_verdict_depends_on_its_seed_and_leaves_model_and_random_numbers_alone(robust, test):
     noisy = RandomNoise(robust, 0.3)
     table = tabled(noisy, test, THREATS["Linf"], ["pgd-20"])
@@ -603,6 +626,7 @@ def test_a_verdict_depends_on_its_seed_and_leaves_model_and_random_numbers_alone
     robust.eval()
 
 
+@pytest.mark.slow
 def test_a_model_is_judged_in_eval_mode_and_given_back_in_its_own(normed, test):
     table = tabled(normed, test, THREATS["Linf"], ["pgd-20"])
     expected = judged(normed, test, table=table)[0]
@@ -617,12 +641,14 @@ class Noise(nn.Module):
         return weight + 0.1 * torch.randn_like(weight)
 
 
+@pytest.mark.slow
 def test_weights_that_are_drawn_anew_in_each_pass_are_seen(robust, test):
     model = copy.deepcopy(robust)
     parametrize.register_parametrization(model.fc1, "weight", Noise())
     assert ModelUnderTest(model, test, THREATS["Linf"], {}, 0, 256).stochastic
 
 
+@pytest.mark.slow
 def test_the_batch_size_is_the_memory_and_not_the_verdict(robust, test):
     table = tabled(robust, test, THREATS["Linf"], ["pgd-20"])
     largest = []
@@ -634,6 +660,7 @@ def test_the_batch_size_is_the_memory_and_not_the_verdict(robust, test):
     assert max(largest) == 7
 
 
+@pytest.mark.slow
 def test_the_cost_is_bounded(robust, test):
     table = tabled(robust, test, THREATS["Linf"], ["pgd-20"])
     with count_passes(robust, Passes()) as passes:
@@ -642,6 +669,7 @@ def test_the_cost_is_bounded(robust, test):
     assert passes.backwards <= 70 * 64
 
 
+@pytest.mark.slow
 def test_a_verdict_survives_json_and_an_old_record_has_no_checks(robust, test):
     for model in (robust, RandomNoise(robust, 0.3)):
         found = judged(model, test)[0]

@@ -37,17 +37,24 @@ def context_of(model, test, batch_size=16, threat=THREAT, seed=0):
     return EvalContext(model=model, test=test, threat=threat, batch_size=batch_size, seed=seed)
 
 
-@pytest.fixture
-def run():
-    """model, test split, table, record, witnesses of a finished evaluation in which some examples fell."""
+@pytest.fixture(scope="module")
+def finished():
+    """model, test split, table, record, witnesses of a finished evaluation that broke some examples."""
     model = linear_model(SHAPE, 4)
     batch = interior_batch(model, SHAPE, 40)
     batch.y[:5] = (batch.y[:5] + 1) % 4
     test = Split.of_tensors(batch.x, batch.y)
-    attacks = make_attacks(["random-noise", "pgd-10"], THREAT)
-    found = evaluate_split(context_of(model, test), attacks)
+    found = evaluate_split(context_of(model, test), make_attacks(["random-noise", "pgd-10"], THREAT))
     assert 5 < len(found.witnesses["index"]) < 35
     return model, test, found.table, record_of(found.table), found.witnesses
+
+
+@pytest.fixture
+def run(finished):
+    """A copy of it, to be changed."""
+    model, test, table, record, witnesses = finished
+    table, witnesses = ({key: array.copy() for key, array in arrays.items()} for arrays in (table, witnesses))
+    return model, test, table, record, witnesses
 
 
 def outcomes(findings):
