@@ -16,7 +16,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
@@ -58,7 +59,7 @@ class Registry:
     def entries(self) -> dict[str, Entry]:
         """All entries by name, in alphabetical order."""
         entries = self._read_package() | self._plugins
-        for point in entry_points(group=f"robust_bracket.{PLURAL.get(self.kind, self.kind + 's')}"):
+        for point in installed_plugins(f"robust_bracket.{PLURAL.get(self.kind, self.kind + 's')}"):
             if point.name in entries and entries[point.name].source != point.value:
                 raise UserError(_duplicate(self.kind, point.name, entries[point.name].source, point.value))
             entries[point.name] = Entry(point.name, "", point.value, _loader(self.kind, point))
@@ -111,6 +112,12 @@ class Registry:
                         args=[ast.Constant(value=str(name)), *_],
                     ):
                         yield name, node.name, _first_line(ast.get_docstring(node))
+
+
+@cache
+def installed_plugins(group: str) -> EntryPoints:
+    """The entry points of a group. Reading them takes milliseconds, so they are read once."""
+    return entry_points(group=group)
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> UserError:

@@ -51,7 +51,7 @@ def entry_points(monkeypatch):
     def install(*pairs):
         group = "robust_bracket.attacks"
         points = [EntryPoint(name, value, group) for name, value in pairs]
-        monkeypatch.setattr(registry, "entry_points", lambda group: points if group == points[0].group else [])
+        monkeypatch.setattr(registry, "installed_plugins", lambda group: points if group == points[0].group else [])
 
     return install
 

@@ -52,7 +52,7 @@ def penalty_of(distances, alpha=0.2, nearest=4, **options):
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("intermediate", ["linear", "ibp"])
-@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("moved", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradient_is_that_of_finite_differences(norm, intermediate, moved):
     model, (centers, y) = network(), images()
     threat = ThreatModel(norm, 0.05 if norm == "Linf" else 0.1)
@@ -245,6 +245,7 @@ def test_the_attack_leaves_no_gradient():
     assert all(p.grad is None for p in loop.model.parameters())
 
 
+@pytest.mark.slow
 def test_it_pushes_the_hyperplanes_away():
     loop = DefenseContract().loop("l-per", epochs="10", beta="1", crop="0", lr="0.01")
     batch = loop.split.take(torch.arange(40))

@@ -125,6 +125,7 @@ def test_our_own_weights_carry_what_builds_them(tmp_path):
     assert path.read_bytes() == first  # so that a hash of it means something
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the published checkpoints are not beside this checkout")
 def test_the_published_checkpoints_load():
     for path in sorted(SHARED.glob("*.ckpt")):
