@@ -81,10 +81,6 @@ def _summarize(
 
 
 def _stage_result(batches: Sequence[AttackBatch]) -> StageResult:
-    return StageResult(
-        attacked=sum(len(batch.index) for batch in batches),
-        broken=sum(int(batch.broken.sum()) for batch in batches),
-        forwards=sum(batch.forwards for batch in batches),
-        backwards=sum(batch.backwards for batch in batches),
-        seconds=seconds_in(batches),
-    )
+    attacked, broken = sum(len(batch.index) for batch in batches), sum(int(batch.broken.sum()) for batch in batches)
+    forwards, backwards = sum(batch.forwards for batch in batches), sum(batch.backwards for batch in batches)
+    return StageResult(attacked, broken, forwards, backwards, seconds_in(batches))

@@ -84,7 +84,7 @@ def run_attack(
     distance = torch.where(misclassified, distance, torch.inf) if attack.minimum_norm else distance
     allowed = threat.contains(x_adv, batch.x)
     broken = misclassified & allowed
-    total = passes.total()
+    total, until_broken = passes.total(), passes.passes_until_broken
     return AttackBatch(
         index=_array(batch.index),
         certified=np.zeros(len(batch), np.bool_),
@@ -94,9 +94,7 @@ def run_attack(
         margin=_array(torch.where(allowed, margin, torch.inf)),
         points=_array(x_adv if store_points else x_adv[:0]),
         passes=_array(total),
-        passes_to_break=_array(
-            torch.where(broken & (passes.passes_until_broken > 0), passes.passes_until_broken, total)
-        ),
+        passes_to_break=_array(torch.where(broken & (until_broken > 0), until_broken, total)),
         forwards=passes.forwards,
         backwards=passes.backwards,
         seconds=time.perf_counter() - start,
@@ -104,9 +102,7 @@ def run_attack(
     )
 
 
-def run_certifier(
-    context: EvalContext, certifier: Certifier, batch: Batch, generator: torch.Generator
-) -> CertifierBatch:
+def run_certifier(context: EvalContext, certifier: Certifier, batch: Batch, generator: torch.Generator) -> BatchResult:
     """One certifier on one batch."""
     start = time.perf_counter()
     with (
@@ -114,10 +110,11 @@ def run_certifier(
         count_passes(context.model, Passes()) as passes,
     ):
         certificate = certifier(context.model, batch, context.threat, generator=generator)
-    broken, witness = torch.zeros_like(certificate.certified), batch.x[:0]
-    finds_counterexamples = certificate.broken is not None and certificate.witness is not None
-    if certificate.broken is not None and certificate.witness is not None:
-        broken, witness = certificate.broken, certificate.witness[certificate.broken].to(batch.x.dtype)
+    if certificate.broken is None or certificate.witness is None:
+        finds_counterexamples, broken, witness = False, torch.zeros_like(certificate.certified), batch.x[:0]
+    else:
+        finds_counterexamples, broken = True, certificate.broken
+        witness = certificate.witness[broken].to(batch.x.dtype)
     return CertifierBatch(
         index=_array(batch.index),
         certified=_array(certificate.certified),

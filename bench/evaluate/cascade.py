@@ -20,7 +20,6 @@ from bench.evaluate.batch_results import AttackBatch, BatchResult, read_result, 
 from bench.evaluate.context import EvalContext
 
 Report = Callable[[int, str], None]  # called after each batch with its number of examples and the name of its stage
-StageBatch = tuple[Stage[Attack | Certifier], BatchResult]
 
 
 def run_cascade(
@@ -32,7 +31,7 @@ def run_cascade(
     report: Report | None = None,
     budget: float = math.inf,
     worst_points: bool = False,
-) -> Iterator[StageBatch]:
+) -> Iterator[tuple[Stage[Attack | Certifier], BatchResult]]:
     """Run each stage on those of `examples` (N,) that the earlier stages have not decided.
 
     Each stage packs its examples into batches anew, in test order, so that the device stays full. The randomness of a

@@ -27,9 +27,7 @@ from bench.sanity.verdict import form_verdict
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The per-example table, the result of each attack and certifier and of the bracket, an adversarial example of
-    each broken example, and the verdict. audited: how many certified examples were attacked.
-    """
+    """The per-example table and all results; audited: how many certified examples were attacked."""
 
     table: Table
     attacks: dict[str, AttackResult]
@@ -80,13 +78,7 @@ def evaluate_split(
     threats = {source: measurement.threat for source, measurement in measured.items()}
     stochastic = any(check.name == "stochastic" and check.outcome != "passed" for check in sanity.checks)
     check_evaluation(context, table, witnesses, threats, deterministic=not stochastic)
-    results = measured.values()
-    return Evaluation(
-        table=table,
-        attacks={spec: m.result for spec, m in measured.items() if isinstance(m, AttackMeasurement)},
-        witnesses=witnesses,
-        sanity=sanity,
-        certifiers={spec: m.result for spec, m in measured.items() if isinstance(m, CertifierMeasurement)},
-        bracket=next((m.result for m in results if isinstance(m, BracketMeasurement)), None),
-        audited=audited,
-    )
+    of_attacks = {spec: m.result for spec, m in measured.items() if isinstance(m, AttackMeasurement)}
+    of_certifiers = {spec: m.result for spec, m in measured.items() if isinstance(m, CertifierMeasurement)}
+    of_bracket = next((m.result for m in measured.values() if isinstance(m, BracketMeasurement)), None)
+    return Evaluation(table, of_attacks, witnesses, sanity, of_certifiers, of_bracket, audited)

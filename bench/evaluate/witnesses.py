@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,17 +32,12 @@ def collect_witnesses(measurements: Mapping[str, Measurement]) -> dict[str, npt.
 
     index (M,), x_adv (M,C,H,W) float32, attack (M,) its source (a spec, or "bracket"); sorted by index.
     """
-    rows = sorted(_first_to_break(measurements), key=lambda row: row[0])
-    if not rows:
-        return {"index": np.zeros(0, np.int64), "x_adv": np.zeros(0, np.float32), "attack": np.zeros(0, "U1")}
-    index, x_adv, source = zip(*rows, strict=True)
-    return {"index": np.array(index), "x_adv": np.stack(x_adv), "attack": np.array(source)}
-
-
-def _first_to_break(measurements: Mapping[str, Measurement]) -> Iterator[tuple[int, npt.NDArray[np.float32], str]]:
-    broken: set[tuple[int, ThreatModel]] = set()
+    first: dict[tuple[int, ThreatModel], tuple[npt.NDArray[np.float32], str]] = {}
     for source, measurement in measurements.items():
-        for index, x_adv in zip(measurement.broken.tolist(), measurement.witnesses, strict=True):
-            if (index, measurement.threat) not in broken:
-                broken.add((index, measurement.threat))
-                yield index, x_adv, source
+        for example, point in zip(measurement.broken.tolist(), measurement.witnesses, strict=True):
+            first.setdefault((example, measurement.threat), (point, source))
+    if not first:
+        return {"index": np.zeros(0, np.int64), "x_adv": np.zeros(0, np.float32), "attack": np.zeros(0, "U1")}
+    keys = sorted(first, key=lambda key: key[0])
+    x_adv, attack = zip(*(first[key] for key in keys), strict=True)
+    return {"index": np.array([example for example, _ in keys]), "x_adv": np.stack(x_adv), "attack": np.array(attack)}

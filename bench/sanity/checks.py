@@ -123,15 +123,13 @@ def batch_dependent(tested: ModelUnderTest) -> CheckResult:
         "in reverse order": (tested.logits(x.flip(0)).flip(0), reference),
         "in half a batch": (tested.logits(x[half:]), reference[half:]),
     }
-    differences = {batch: tested.difference(*pair) for batch, pair in pairs.items()}
+    value, most = max((tested.difference(*pair), batch) for batch, pair in pairs.items())
     changed = sum(int((a.argmax(dim=1) != b.argmax(dim=1)).sum()) for a, b in pairs.values())
-    most = max(differences, key=lambda batch: differences[batch])
     evidence = (
         f"logits of {len(x)} images, {few} alone, all reversed, half in half a batch, differ by up to "
-        f"{differences[most]:.1e} of their spread (most {most}), and {changed} predictions change"
+        f"{value:.1e} of their spread (most {most}), and {changed} predictions change"
     )
-    outcome = "unreliable" if differences[most] > BATCH_NOISE else "passed"
-    return CheckResult(outcome, differences[most], BATCH_NOISE, evidence)
+    return CheckResult("unreliable" if value > BATCH_NOISE else "passed", value, BATCH_NOISE, evidence)
 
 
 def not_logits(tested: ModelUnderTest) -> CheckResult:
@@ -172,14 +170,17 @@ def one_step_better(tested: ModelUnderTest) -> CheckResult:
 
 
 def twice_eps_no_better(tested: ModelUnderTest) -> CheckResult:
-    if 2 * tested.eps > tested.largest_eps:
+    if 2 * tested.eps > tested.threat.largest_eps(tested.test.image_shape):
         return skipped("twice eps is more than the box")
     wide = tested.margins(tested.ascend(cross_entropy, eps=2 * tested.eps))
     return symptom(tested, wide >= tested.margins(tested.pgd), tested.n_correct, "twice eps does no more harm")
 
 
 def huge_eps_survived(tested: ModelUnderTest) -> CheckResult:
-    correct = tested.share_correct(tested.ascend(cross_entropy, eps=tested.largest_eps)) >= 0.5
+    correct = (
+        tested.share_correct(tested.ascend(cross_entropy, eps=tested.threat.largest_eps(tested.test.image_shape)))
+        >= 0.5
+    )
     return symptom(tested, correct, tested.n_correct, f"PGD-{STEPS} in the whole box does not break")
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -78,10 +77,6 @@ class ModelUnderTest:
     def eps(self) -> float:
         return float(self.threat.eps)
 
-    @property
-    def largest_eps(self) -> float:
-        return self.threat.largest_eps(self.test.image_shape)
-
     @cached_property
     def columns(self) -> list[AttackColumn]:
         return [AttackColumn.of(spec, self.table[f"robust/{spec}"]) for spec in attack_specs(self.table)]
@@ -92,15 +87,9 @@ class ModelUnderTest:
         return self.test.take(torch.arange(min(EXAMPLES, len(self.test)), device=self.test.y.device))
 
     @cached_property
-    def _robust_rows(self) -> npt.NDArray[np.int64]:
-        """Rows of the table that the record counts as robust (as correct, if it has no attack)."""
-        rows: npt.NDArray[np.int64] = survivors(self.table).nonzero()[0]
-        return rows
-
-    @cached_property
     def robust(self) -> Batch:
-        """The first examples that the record counts as robust."""
-        index = self.table["index"][self._robust_rows[:EXAMPLES]]
+        """The first examples that the record counts as robust (as correct, if it has no attack)."""
+        index = self.table["index"][np.flatnonzero(survivors(self.table))[:EXAMPLES]]
         return self.test.take(torch.from_numpy(index).to(self.test.y.device))
 
     @property
@@ -110,9 +99,8 @@ class ModelUnderTest:
         Signs are counted as shares of this: the few robust examples of a model that is nearly broken were left by
         chance, and show signs on sound models too.
         """
-        rows = self._robust_rows
-        last = rows[EXAMPLES - 1] if len(rows) >= EXAMPLES else len(self.table["clean"]) - 1
-        return int(self.table["clean"][: last + 1].sum())
+        end = np.flatnonzero(survivors(self.table))[EXAMPLES - 1 : EXAMPLES] + 1
+        return int(self.table["clean"][: end[0] if len(end) else None].sum())
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -157,29 +145,27 @@ class ModelUnderTest:
 
     def ascend(self, gradient: Gradient, *, eps: float | None = None, steps: int = STEPS) -> Tensor:
         eps = eps or self.eps
-        threat, alpha = ThreatModel(self.threat.norm, eps, self.threat.box), eps * min(1.0, STEP_SIZE / steps)
+        threat, alpha = replace(self.threat, eps=eps), eps * min(1.0, STEP_SIZE / steps)
         return self._batched(
-            lambda x, y: projected_ascent(self.model, x, y, threat, gradient, steps=steps, alpha=alpha)
+            lambda b: projected_ascent(self.model, b.x, b.y, threat, gradient, steps=steps, alpha=alpha)
         )
 
     def gradients(self, gradient: Gradient) -> Tensor:
         """At the examples themselves, (n,D)."""
-        return self._batched(lambda x, y: gradient(self.model, x, y)[1].flatten(1))
+        return self._batched(lambda batch: gradient(self.model, batch.x, batch.y)[1].flatten(1))
 
     def attacked(self, attack: Attack, generator: torch.Generator) -> Tensor:
         """The points of a registered attack."""
-        return torch.cat([attack(self.model, each, self.threat, generator=generator) for each in self._batches()])
+        batches = (self.test.take(index) for index in self.robust.index.split(self.batch_size))
+        return torch.cat([attack(self.model, batch, self.threat, generator=generator) for batch in batches])
 
     @cached_property
     def margin_gradients(self) -> Tensor:
         return self.gradients(negative_margin)
 
-    def _batches(self) -> list[Batch]:
-        return [self.test.take(index) for index in self.robust.index.split(self.batch_size)]
-
-    def _batched(self, work: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _batched(self, work: Callable[[Batch], Tensor]) -> Tensor:
         with frozen(self.model):
-            return torch.cat([work(batch.x, batch.y) for batch in self._batches()])
+            return torch.cat([work(self.test.take(index)) for index in self.robust.index.split(self.batch_size)])
 
     @cached_property
     def pgd(self) -> Tensor:

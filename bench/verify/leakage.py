@@ -1,8 +1,8 @@
 """Signs that a model was trained on its test set: error rates by position in the test batch and in the test order.
 
-A training loop that runs over the test set between two epochs, and lets it influence the weights, sees the same
-positions of each test batch every time. The model then has a lower error rate at these positions. This is how the
-PER+at checkpoints of a published paper were detected: 0.06 % errors at one half of the positions, 1.28 % at the other.
+A training loop that lets the test set influence the weights between two epochs sees the same positions of each test
+batch every time, and the model has a lower error rate at these positions. This is how the PER+at checkpoints of a
+published paper were detected: 0.06 % errors at one half of the positions, 1.28 % at the other.
 """
 
 from __future__ import annotations
@@ -109,14 +109,9 @@ def scan_positions(errors: Flags, label: npt.NDArray[np.int64], position: npt.ND
     ratio = _likelihood_ratio(observed[last] - observed[first], expected[last] - expected[first], observed[-1])
     at = int(np.argmax(ratio))
     inside = (position >= first[at]) & (position < last[at])
-    return Scan(
-        size=size,
-        first=int(first[at]),
-        last=int(last[at]),
-        inside=float(errors[inside].mean()),
-        outside=float(errors[~inside].mean()),
-        p=min(1.0, len(first) * exact_p(errors, label, inside)),
-    )
+    p = min(1.0, len(first) * exact_p(errors, label, inside))
+    rates = float(errors[inside].mean()), float(errors[~inside].mean())
+    return Scan(size, int(first[at]), int(last[at]), *rates, p)
 
 
 def _cumulative(counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -35,7 +35,7 @@ def _forget():
 @pytest.fixture(autouse=True)
 def _no_verdict(monkeypatch):
     """The sanity checks have tests of their own."""
-    monkeypatch.setattr("bench.evaluate.evaluation.form_verdict", lambda *_, **options: Sanity("unchecked", []))
+    monkeypatch.setattr("bench.evaluate.evaluation.form_verdict", lambda *_, **__: Sanity("unchecked", []))
 
 
 @pytest.fixture(autouse=True)

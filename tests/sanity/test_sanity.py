@@ -189,9 +189,8 @@ def test_a_robust_model_has_no_warnings(robust, test, norm):
     assert checks["zero-gradient"].outcome == checks["twice-eps-no-better"].outcome == "passed"
 
 
-@pytest.mark.parametrize(
-    "eps", [0.2, pytest.param(0.01, marks=pytest.mark.slow), pytest.param(0.5, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("eps", [0.01, 0.2, 0.5])
 def test_a_standard_model_has_no_warnings_at_any_eps(standard, test, eps):
     found, checks = judged(standard, test, threat=ThreatModel("Linf", eps))
     assert found.verdict == "no-warnings"
@@ -235,6 +234,7 @@ def test_a_linear_model_has_no_warnings_because_one_step_is_as_good_as_many(norm
     assert checks["one-step-better"].value == 0
 
 
+@pytest.mark.slow
 def test_attack_checks_are_skipped_if_no_example_is_robust(standard, test):
     table = measure_clean(standard, test, 256)
     table["robust/pgd-10"] = np.zeros(len(test), bool)
@@ -245,6 +245,7 @@ def test_attack_checks_are_skipped_if_no_example_is_robust(standard, test):
         assert "no example" in checks["zero-gradient"].evidence
 
 
+@pytest.mark.slow
 def test_what_few_survivors_of_a_broken_model_show_is_no_sign(standard, test):
     """Ten examples stand of some 145: that an attack misses one in fifteen is bad luck, and it chose them."""
     table = measure_clean(standard, test, 256)
