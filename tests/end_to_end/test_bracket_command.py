@@ -12,6 +12,7 @@ from bench.core.record_checks import check_record
 from bench.core.record_files import artifact, read_record
 from tests.end_to_end.command import bench, bench_killed, bench_process
 
+pytestmark = pytest.mark.slow
 TRAIN = ("run", "--defense", "standard", "--epochs", "6", "--set", "probe_every=0", "--threads", "1")
 EVAL = ("--eps", "0.05", "--n-examples", "60", "--threads", "1")
 BRACKET = ("--certifiers", "crown", "--bracket", "--budget", "3s")
@@ -216,7 +217,6 @@ class Liar(Certifier):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--attacks", "none"), ("--bracket",), ("--attacks", "pgd-10")])
 def test_a_plugins_certifier_that_lies_ends_the_run_without_a_record(words, weights, tmp_path):
     (tmp_path / "liar.py").write_text(LIAR)
@@ -228,7 +228,6 @@ def test_a_plugins_certifier_that_lies_ends_the_run_without_a_record(words, weig
     assert not list(tmp_path.rglob("record.json"))
 
 
-@pytest.mark.slow
 def test_a_killed_bracket_continues_and_ends_like_an_undisturbed_one(weights, finished, tmp_path):
     words = ["eval", "--checkpoint", weights, *EVAL, *BRACKET]
     bench_killed(tmp_path, *words, pattern="parts/*/*.npz", n=5)

@@ -102,6 +102,7 @@ def test_the_report_for_people_names_the_run_the_attack_and_the_seed(finished, c
     assert " of 3 broken" in again
 
 
+@pytest.mark.slow
 def test_without_a_seed_each_verification_draws_another_and_says_which(finished, capsys):
     seeds = []
     for _ in range(2):
@@ -114,6 +115,7 @@ def test_the_default_attack_is_one_that_there_is():
     assert settings().attack == ATTACK
 
 
+@pytest.mark.slow
 def test_witnesses_of_several_eps_are_each_judged_by_their_own(tmp_path, finished, capsys):
     words = ("--checkpoint", str(finished / "weights.safetensors"), "--eps", "0.1,0.05", "--out", str(tmp_path))
     main(["eval", *words, "--attacks", "pgd-10", "--n-examples", "60", "--threads", "1"])
@@ -183,6 +185,7 @@ TAMPERINGS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TAMPERINGS)
 def test_a_change_fails_the_check_that_is_of_it(case, run, capsys):
     tamper, fails = TAMPERINGS[case]
@@ -232,6 +235,7 @@ MISSING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MISSING)
 def test_what_lacks_its_files_is_not_checkable_and_the_rest_is_checked(case, run, capsys):
     damage, fails, unknown = MISSING[case]
@@ -248,6 +252,7 @@ def test_a_record_that_cannot_be_read_fails(run, capsys):
     assert verified(capsys, run) == (1, {"record": "failed"})
 
 
+@pytest.mark.slow
 def test_a_claim_forged_throughout_falls_to_the_second_attack(run, capsys):
     """All fallen examples are called robust, in table, record and witnesses, with every hash right."""
 
@@ -283,6 +288,7 @@ def build(shape, classes):
 """
 
 
+@pytest.mark.slow
 def test_code_of_a_run_is_not_run_unless_the_user_names_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MODEL)

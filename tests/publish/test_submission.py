@@ -133,7 +133,7 @@ def with_bomb(run, size):
     """Zeros by the hundred megabytes, in some kilobytes; `size` is what the directory says of them."""
     path = run / "examples.npz"
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("note.npy", "w") as member:
-        for _ in range(128):
+        for _ in range(65):
             member.write(bytes(MIB))
     data = path.read_bytes()
     at = data.rindex(b"note.npy") - 46 + 24  # of the uncompressed size, in the directory
@@ -279,7 +279,7 @@ HOSTILE = {
     "not UTF-8": (lambda r: (r / "record.json").write_bytes(b'{"a": "\xff"}'), "is not JSON"),
     "record that is a list": (lambda r: (r / "record.json").write_text("[]"), "not a record"),
     "field of another schema": (lambda r: into(r, rank=1), "unknown field"),
-    "schema of the future": (lambda r: into(r, schema=99), "schema 99"),
+    "schema of the future": (lambda r: into(r, schema=99), "99"),
     "schema that is a list": (lambda r: into(r, schema=[1]), "int"),
     # numbers
     "accuracy below 0": (lambda r: change_record(r, lambda p: p["clean"].update(acc=-0.5)), "clean.acc is -0.5"),
@@ -298,10 +298,10 @@ HOSTILE = {
     "objects in the table": (lambda r: with_objects(r, "examples"), "pickles"),
     "objects among the witnesses": (lambda r: with_objects(r, "witnesses"), "pickles"),
     "pickle as the table": (lambda r: with_pickle(r, "examples", "examples.npz"), "not an .npz"),
-    "zip bomb": (lambda r: with_bomb(r, 128 * MIB), "unpacks to"),
+    "zip bomb": (lambda r: with_bomb(r, 65 * MIB), "unpacks to"),
     "zip bomb that belittles itself": (lambda r: with_bomb(r, 10), "Bad CRC-32"),
     "zip of 2,000 members": (lambda r: with_members(r, [f"{i}.npy" for i in range(2000)]), "more than 1000"),
-    "array with a parent folder": (lambda r: with_members(r, ["../../evil.npy"], npy_of(np.zeros(1))), "belongs to nothing"),
+    "array with a parent folder": (lambda r: with_members(r, ["../../evil.npy"], npy_of(np.zeros(1))), "'../../evil'"),
     "array larger than its bytes": (
         lambda r: with_members(r, ["a.npy"], npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000,), }")),
         "not as large as it says",
@@ -392,7 +392,18 @@ def npy_of(array):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("case", HOSTILE)
+# these pass the static checks; `bench verify` and the board's checks refuse them
+VERIFIED = {
+    "more parameters than there are", "weights of another seed", "model too large to build", "another architecture",
+    "edited table, record and hash", "forged throughout", "labels made right", "predictions made right",
+    "examples permuted", "witness outside the ball", "witness outside the box", "witness that is no number",
+    "config of another run", "data of another hash",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in VERIFIED)) for case in HOSTILE]
+)
 def test_a_hostile_run_is_refused(case, world):
     harm, says = HOSTILE[case]
     harm(world / "run")
@@ -453,27 +464,32 @@ def test_a_link_to_a_run_is_refused(world):
     assert "not a folder" in refused(world)
 
 
+@pytest.mark.slow
 def test_what_is_published_is_never_written_over(world):
     attempt(world, entry="mine")
     assert "already published" in refused(world, entry="mine")
 
 
+@pytest.mark.slow
 def test_an_entry_is_one_recipe_and_each_seed_a_training(world, finished):
     for seed in (0, 5):
         shutil.copytree(world / "run", world / "twins" / str(seed))
         into(world / "twins" / str(seed), seed=seed)
     assert "have the same weights" in refused(world, run=world / "twins")
     into(world / "twins" / "5", seed=0)
-    assert "is there twice" in refused(world, run=world / "twins")
+    assert "was given twice" in refused(world, run=world / "twins")
     shutil.copytree(next(finished.glob("*/1")), world / "both" / "1")
     shutil.copytree(world / "run", world / "both" / "0")
     into(world / "both" / "1", config_hash="0" * 12)
     assert "one recipe at a time" in refused(world, run=world / "both")
     into(world / "run", config_hash="0" * 12)
     assert "one recipe at a time" in refused(world, entry="l-per")  # of which another seed is published
-    assert "says something else" in refused(world, entry="l-per", about=msgspec.structs.replace(ABOUT, title="Mine"))
+    assert "differs from the new description" in refused(
+        world, entry="l-per", about=msgspec.structs.replace(ABOUT, title="Mine")
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "says"), [("few", "the board needs"), ("weak", "none of the attacks of the board")])
 def test_a_run_that_the_board_does_not_take(name, says, world, other_runs):
     assert says in refused(world, run=other_runs[name])
@@ -491,6 +507,7 @@ def test_an_honest_run_is_published(world, capsys):
     assert sorted(path.name for path in run.folder.iterdir()) == ["examples.npz", "record.json"]
 
 
+@pytest.mark.slow
 def test_all_seeds_of_a_recipe_are_published_or_none(world, finished, capsys):
     shutil.copytree(finished, world / "both")
     last = sorted((world / "both").rglob("record.json"))[-1].parent
@@ -501,6 +518,7 @@ def test_all_seeds_of_a_recipe_are_published_or_none(world, finished, capsys):
     assert sorted(path.name for path in (world / "results/digits/mine").iterdir()) == ["0", "1", "about.toml"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_no_half_of_an_entry(world, finished, monkeypatch):
     calls = []
 
@@ -516,6 +534,7 @@ def test_a_disk_that_is_full_leaves_no_half_of_an_entry(world, finished, monkeyp
     assert not list((world / "results/digits/mine").glob("*/*"))
 
 
+@pytest.mark.slow
 def test_a_verdict_that_comes_out_unreliable_now_is_refused(world, monkeypatch):
     def form_verdict(*args, **options):
         return Sanity("unreliable", ["no gradient"])
@@ -524,6 +543,7 @@ def test_a_verdict_that_comes_out_unreliable_now_is_refused(world, monkeypatch):
     assert "no gradient" in refused(world)
 
 
+@pytest.mark.slow
 def test_a_check_writes_nothing_and_needs_no_title(world, capsys):
     before = tree(world)
     attempt(world, about=None, check_only=True)
@@ -553,6 +573,7 @@ def reopen(run, tried):
     change_record(run, follow)
 
 
+@pytest.mark.slow
 def test_a_bracket_whose_attacks_came_to_their_end_is_an_attack_of_the_board(world, other_runs):
     run = shutil.copytree(other_runs["bracket"], world / "bracket")
     assert check_submission(run, world / "results", "mine").bracket.open == 0
@@ -569,6 +590,7 @@ def test_what_robustbench_reports_of_somebody_gets_no_seeds(world):
     assert "RobustBench" in refused(world)
 
 
+@pytest.mark.slow
 def test_code_is_imported_only_where_it_is_named(world, capsys):
     """The model's file says so by its canary."""
     source = world / "mine.py"
@@ -604,6 +626,7 @@ def fetched(world, run, **options):
     return {"run": run, "about": None, "check_only": True, "fetch": True, "open_url": open_url} | options
 
 
+@pytest.mark.slow
 def test_a_published_run_is_fetched_and_checked(world, published, capsys):
     before = tree(world)
     attempt(world, **fetched(world, published))
@@ -644,6 +667,7 @@ def test_only_https_is_opened(url):
 # whatever the bytes are
 
 
+@pytest.mark.slow
 def test_no_damage_ends_in_anything_but_one_line(world):
     rng = np.random.default_rng(0)
     run, spare = world / "run", world / "spare"

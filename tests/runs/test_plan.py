@@ -86,6 +86,7 @@ def test_the_hash_of_a_run_without_certificates_is_what_it_was_before_there_were
     assert config.content_hash == "aa0fc6ac77bd"  # the README's first run
 
 
+@pytest.mark.slow
 def test_certifiers_and_the_bracket_are_part_of_the_hash():
     asked = [{"certifiers": ["ibp"]}, {"certifiers": ["ibp", "crown"]}, {"bracket": 60.0}, {"bracket": 90.0}]
     configs = [make_plan(replace(QUICK, **each)).config for each in asked]
@@ -94,6 +95,7 @@ def test_certifiers_and_the_bracket_are_part_of_the_hash():
     assert configs[2].as_json()["bracket"] == 60.0
 
 
+@pytest.mark.slow
 def test_a_bracket_brings_its_own_attacks_and_no_others_unless_asked():
     assert make_plan(Request(defense="atas", bracket=60.0)).attacks == {}
     assert list(make_plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"])).attacks) == ["fgsm"]

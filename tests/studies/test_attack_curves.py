@@ -70,6 +70,7 @@ def test_an_attack_at_several_eps_of_one_norm_is_one_curve(tmp_path):
     assert curve.accuracy.tolist() == [0.6, 0.4, 0.2]
 
 
+@pytest.mark.slow
 def test_the_figure_the_points_and_the_report(tmp_path):
     pytest.importorskip("matplotlib")
     for name, columns in (("a", PGD | FAB), ("b", PGD | SEVERAL)):
@@ -88,6 +89,7 @@ def test_the_figure_the_points_and_the_report(tmp_path):
     assert ours[:4] == [(0, 0.8), (3, 0.6), (20, 0.4), (21, 0.4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("columns", "panels"), [(PGD, 1), (FAB, 1), (PGD | FAB, 2)])
 def test_there_is_a_panel_for_each_kind_of_curve_and_no_empty_one(columns, panels, tmp_path):
     pytest.importorskip("matplotlib")

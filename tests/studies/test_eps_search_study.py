@@ -60,6 +60,7 @@ def weights(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_report_and_the_figure(weights, tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "search.svg"
@@ -73,6 +74,7 @@ def test_the_report_and_the_figure(weights, tmp_path):
     assert "figure" not in EpsSearchStudy(**given, n_examples=5, figure=None).run()
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_there_is_a_model_of_the_digits():
     study = EpsSearchStudy(n_examples=10, precision=0.1, figure=None, threads=1)
     assert "of 10 examples are classified correctly" in study.run()
