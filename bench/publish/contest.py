@@ -130,9 +130,7 @@ def _check_contest(run: EvaluatedRun, witnesses: Path, weights: Path, settings: 
         arrays = files.read_arrays(witnesses)
         index, x_adv = arrays["index"], arrays["x_adv"]
         if index.dtype != np.int64 or x_adv.dtype != np.float32 or index.ndim != 1 or not index.size:
-            raise UserError(
-                f"'index' is {index.dtype} {index.shape}, 'x_adv' {x_adv.dtype}; they must be int64 (m,) and float32"
-            )
+            raise UserError(f"'index' is {index.dtype} {index.shape}, 'x_adv' {x_adv.dtype}; not int64 (m,), float32")
         if x_adv.shape != (shape := (len(index), *data.shape)):
             raise UserError(f"'x_adv' has the shape {x_adv.shape}; it must be {shape}")
         if index.min() < 0 or index.max() >= len(run.robust):

@@ -217,7 +217,7 @@ def _check_board(record: Record, suite: Suite) -> None:
     tried = 0 if bracket is None or LAST_STAGE not in bracket.stages else bracket.stages[LAST_STAGE].tried
     if not set(record.attacks) & set(suite.board_attacks) and (bracket is None or tried < bracket.open):
         raise UserError(
-            f"the run has none of the attacks of the board, {', '.join(suite.board_attacks)}; give one to --attacks"
+            f"none of the attacks of the board ran; run with --attacks {', '.join(suite.board_attacks)}"
         )
     if record.sanity.verdict not in ("no-warnings", "suspect"):
         reasons = "; ".join(record.sanity.reasons) or "no reason given"

@@ -28,11 +28,6 @@ MIB = 2**20
 MAX_DEPTH, MAX_TEXT, MAX_NUMBER = 16, 4096, 10.0**15  # of JSON: nesting, characters of a string, size of a number
 MAX_ARRAYS, MAX_DIRECTORY = 1000, MIB  # of an .npz: number of arrays, bytes of their directory
 ZIP_END, ZIP64 = b"PK\x05\x06", b"PK\x06\x07"
-NPY = b"\x93NUMPY\x01\x00"
-NPY_HEADER = re.compile(
-    rb"{'descr': '([<|][biufU][1-9]\d{0,8})', 'fortran_order': False, 'shape': \(([\d, ]*)\), } *\n"
-)
-ArrayTypes = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]  # name -> dtype and shape
 
 
 @contextmanager
@@ -115,11 +110,11 @@ def check_ascii(text: str, what: str, max_length: int) -> str:
     return text
 
 
-def check_npz(path: Path, max_bytes: int) -> ArrayTypes:
-    """The arrays of an .npz file, read from its directory and their headers only.
+def check_npz(path: Path, max_bytes: int) -> set[str]:
+    """The names of the arrays of an .npz file, from its directory and their headers only.
 
-    They hold booleans, numbers or strings, never objects. Unpacked, they are as large as their headers say, and at
-    most `max_bytes` together.
+    The arrays hold booleans, numbers or strings, never objects. Unpacked, they are as large as their headers say, and
+    at most `max_bytes` together.
     """
     check_file(path, max_bytes)
     try:
@@ -130,9 +125,8 @@ def check_npz(path: Path, max_bytes: int) -> ArrayTypes:
     except UserError:
         raise
     except Exception as error:  # zipfile and zlib raise many types for a broken file
-        raise UserError(
-            f"{path.name} is not a readable .npz of plain arrays ({type(error).__name__}: {error})"
-        ) from error
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path.name} is not a readable .npz of plain arrays ({problem})") from error
 
 
 def _check_directory(file: BinaryIO, path: Path) -> None:
@@ -147,32 +141,30 @@ def _check_directory(file: BinaryIO, path: Path) -> None:
         raise UserError(f"{path.name} has more than {MAX_ARRAYS} arrays")
 
 
-def _read_headers(archive: zipfile.ZipFile, name: str, max_bytes: int) -> ArrayTypes:
+def _read_headers(archive: zipfile.ZipFile, name: str, max_bytes: int) -> set[str]:
     members = archive.infolist()
     total = sum(member.file_size for member in members)
     if total > max_bytes:
-        raise UserError(f"{name} unpacks to {total} bytes; at most {max_bytes} are read")
-    arrays: ArrayTypes = {}
+        raise UserError(f"{name} unpacks to {total} bytes; at most {max_bytes} are allowed")
+    names: set[str] = set()
     for member in members:
         key = check_ascii(member.filename, f"{name}: an array's name", MAX_TEXT).removesuffix(".npy")
-        if key == member.filename or key in arrays or member.compress_type not in (0, 8) or member.flag_bits & 1:
+        if key == member.filename or key in names or member.compress_type not in (0, 8) or member.flag_bits & 1:
             raise UserError(f"{name} has the member {member.filename!a}, which is not an array, or is there twice")
-        arrays[key] = _read_header(archive, member, f"{name}: array '{key}'")
-    return arrays
+        _check_header(archive, member, f"{name}: array '{key}'")
+        names.add(key)
+    return names
 
 
-def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> None:
     with archive.open(member) as file:
-        head = file.read(len(NPY) + 2)
-        length = int.from_bytes(head[len(NPY) :], "little")
-        header = NPY_HEADER.fullmatch(file.read(length))
-    if not head.startswith(NPY) or header is None:
+        version = np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        length = file.tell()
+    if version != (1, 0) or dtype.kind not in "biufU":
         raise UserError(f"{what} does not hold plain numbers, booleans or strings; objects (pickles) are never read")
-    dtype = np.dtype(header[1].decode())
-    shape = tuple(int(size) for size in header[2].decode().split(",") if size.strip())
-    if len(head) + length + math.prod(shape) * dtype.itemsize != member.file_size or len(shape) > 8:
+    if length + math.prod(shape) * dtype.itemsize != member.file_size or len(shape) > 8 or min(shape, default=0) < 0:
         raise UserError(f"{what} is not as large as it says: {member.file_size} bytes for {dtype} {shape}")
-    return dtype, shape
 
 
 def check_safetensors(path: Path, max_bytes: int) -> None:
@@ -182,6 +174,4 @@ def check_safetensors(path: Path, max_bytes: int) -> None:
         with safe_open(path, framework="np"):
             pass
     except Exception as error:  # SafetensorError, or OSError for an empty file on some systems
-        raise UserError(
-            f"{path.name} is not a .safetensors file, the only allowed format of weights (no pickle): {error}"
-        ) from error
+        raise UserError(f"{path.name} is not a .safetensors file, and no other is read: {error}") from error

@@ -36,18 +36,14 @@ def check_distinct_names(attacks: Mapping[str, PlannedAttack], certifiers: Mappi
     """No name is used twice, so the source of each witness is clear."""
     taken = (set(attacks) & set(certifiers)) | ({BRACKET} & {*attacks, *certifiers})
     if taken:
-        raise UserError(
-            f"'{min(taken)}' names two things of one run; register the attack or certifier under another name"
-        )
+        raise UserError(f"'{min(taken)}' names two things of one run; register one under another name")
 
 
 def check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -> None:
     """The defense can be trained on this data against this threat model."""
     config: TrainingConfig = defense.config
     if threat.norm not in defense.norms:
-        raise UserError(
-            f"{type(defense).__name__} does not support {threat.norm}; its norms are {', '.join(defense.norms)}"
-        )
+        raise UserError(f"{type(defense).__name__} supports {', '.join(defense.norms)}, not {threat.norm}")
     if config.crop > min(arrays.shape[1:]):
         raise UserError(f"crop is {config.crop}; it must not exceed a side of the images {arrays.shape}")
     if len(hold_out(len(arrays.y_train), config.validation, config.validation_seed)[0]) < 2:

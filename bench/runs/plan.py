@@ -131,11 +131,8 @@ def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:
         suite = get_suite(request.suite)
         given = {"dataset": request.dataset, "norm": request.norm, "eps": request.eps[0] if request.eps else None}
         for rule, value in given.items():
-            if value not in (None, getattr(suite, rule)):
-                raise UserError(
-                    f"suite '{suite.name}' has {rule} {getattr(suite, rule)}, not {value}; "
-                    f"leave out --suite or --{rule}"
-                )
+            if value not in (None, own := getattr(suite, rule)):
+                raise UserError(f"suite '{suite.name}' has {rule} {own}, not {value}; leave out --suite or --{rule}")
         return suite
     if request.dataset is None:
         return get_suite("digits")

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 PRECISION = 1e-4  # of the searches of table 3.9
 CERTIFIERS = {"IBP": "ibp", "Lin": "fast-lin", "PEC": "pec", "CRO": "crown", "MIP": "exact"}  # by column name
 
-Flags = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.float64]
 Key = tuple[str, str]  # a kind of figure and the certifier: ("CRE", "fast-lin")
 
@@ -97,7 +96,9 @@ class ReproduceStudy(Study):
             arrays = load(block.dataset)
             test = self._test_split(arrays, device)
             complete &= len(test) == len(arrays.y_test)
-            model = _load_model(files[key], block, arrays).to(device).eval()
+            model = build_model(block.model, arrays.shape, arrays.classes)
+            load_foreign(model, files[key])
+            model.to(device).eval()
             torch.set_num_threads(self.threads or choose_threads(model, test.image_shape))
             threat = ThreatModel(parse_norm(block.norm), block.eps)
             if block.high is None:
@@ -120,9 +121,7 @@ class ReproduceStudy(Study):
         if self.figure is None:
             return None
         if self.table != "3.9":
-            raise UserError(
-                f"table {self.table} has no figure; 3.9 has one, and `bench study eps-search` draws figure 3.6"
-            )
+            raise UserError(f"table {self.table} has no figure, 3.9 has one; leave out --figure")
         return new_figure(self.figure, 11, 4.5)
 
     def _test_split(self, arrays: Arrays, device: torch.device) -> Split:
@@ -143,12 +142,6 @@ def _rows(paper: PaperTable) -> Iterator[tuple[Block, str, CheckpointKey]]:
     for block in paper.blocks:
         for row in block.rows:
             yield block, row, CheckpointKey(block.dataset, block.model, block.norm, method_of(row))
-
-
-def _load_model(path: Path, block: Block, arrays: Arrays) -> nn.Module:
-    model = build_model(block.model, arrays.shape, arrays.classes)
-    load_foreign(model, path)
-    return model
 
 
 def _certifiers(paper: PaperTable, seconds: float | None) -> dict[str, Certifier]:

@@ -135,11 +135,11 @@ def test_one_witness_that_holds_among_many_that_do_not_is_what_counts(world):
 MALFORMED = {
     "index of no example": (lambda a: a.update(index=a["index"] + 400), "0 to 359"),
     "negative index": (lambda a: a.update(index=-1 - a["index"]), "0 to 359"),
-    "index of fractions": (lambda a: a.update(index=a["index"].astype(float)), "must be int64"),
+    "index of fractions": (lambda a: a.update(index=a["index"].astype(float)), "not int64"),
     "images of another size": (lambda a: a.update(x_adv=a["x_adv"][:, :, 1:]), "'x_adv' has the shape"),
     "points in double precision": (lambda a: a.update(x_adv=a["x_adv"].astype(float)), "float64"),
-    "none": (lambda a: a.update(index=a["index"][:0], x_adv=a["x_adv"][:0]), "must be int64"),
-    "one index": (lambda a: a.update(index=a["index"][0]), "must be int64"),
+    "none": (lambda a: a.update(index=a["index"][:0], x_adv=a["x_adv"][:0]), "not int64"),
+    "one index": (lambda a: a.update(index=a["index"][0]), "not int64"),
     "no points": (lambda a: a.pop("x_adv"), "no array 'x_adv'"),
 }
 

@@ -307,7 +307,7 @@ HOSTILE = {
         "not as large as it says",
     ),
     "code in the header of an array": (
-        lambda r: with_members(r, ["a.npy"], npy("__import__('os').system('touch canary')")), "not hold plain numbers",
+        lambda r: with_members(r, ["a.npy"], npy("__import__('os').system('touch canary')")), "examples.npz",
     ),
     "column of no attack": (
         lambda r: change_arrays(r, "examples", lambda t: t.update({"robust/none": t["clean"]})), "nothing that the",

@@ -60,7 +60,7 @@ def test_changing_a_model_file_changes_the_folder(tmp_path):
 
 @pytest.mark.parametrize(("change", "hint"), [
     ({"defense": "pgd-at", "norm": "L2"}, "give --eps for L2"),
-    ({"norm": "L2", "eps": (0.5,)}, "does not support L2"),
+    ({"norm": "L2", "eps": (0.5,)}, "not L2"),
     ({"suite": "digits", "norm": "L2"}, "suite 'digits' has norm Linf"),
     ({"device": "cuda"}, "no GPU"),
     ({"eps": (2.0,)}, "images are in"),
