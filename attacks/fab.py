@@ -14,7 +14,7 @@ from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError
 from bench.core.passes import on_rows
-from bench.core.threat import Norm, ThreatModel
+from bench.core.threat import ORDER, Norm, ThreatModel
 
 SEARCH_STEPS = 3  # of the final search, as published
 AIM = 3 * ROUNDING  # of the largest logit: how far beyond a boundary a step aims, to end on a misclassified point
@@ -173,6 +173,4 @@ def _largest_first(w: Tensor, room: Tensor, increase: Tensor) -> Tensor:
 def norm_of(delta: Tensor, norm: Norm) -> Tensor:
     """The norm of each delta (B,...), (B,), in its own precision."""
     flat = delta.flatten(1)
-    if norm == "L2":
-        return torch.linalg.vector_norm(flat, dim=1)
-    return flat.abs().amax(dim=1) if norm == "Linf" else flat.abs().sum(dim=1)
+    return flat.abs().sum(dim=1) if norm == "L1" else torch.linalg.vector_norm(flat, ord=ORDER[norm], dim=1)

@@ -29,13 +29,24 @@ def interior_batch(model: nn.Module, shape: tuple[int, ...], n: int, seed: int =
 
 def exact_margin(model: nn.Sequential, batch: Batch, threat: ThreatModel) -> Tensor:
     """The margin z_y - max over j != y of z_j, minimized over the ball, (B,); the box must not matter."""
+    gaps, dual_norms = _gaps(model, batch, threat.norm)
+    return (gaps - threat.eps * dual_norms).min(dim=1).values
+
+
+def exact_distance(model: nn.Sequential, batch: Batch, norm: Norm) -> Tensor:
+    """The distance from each image to the nearest misclassified point, (B,); the box must not matter."""
+    gaps, dual_norms = _gaps(model, batch, norm)
+    return (gaps / dual_norms).min(dim=1).values
+
+
+def _gaps(model: nn.Sequential, batch: Batch, norm: Norm) -> tuple[Tensor, Tensor]:
+    """z_y - z_j, infinite at j = y, and the dual norms of their gradients (one at j = y), both (B,K) float64."""
     weight = model[1].weight.detach().double()
     logits = batch.x.double().flatten(1) @ weight.T
-    gap = logits.gather(1, batch.y[:, None]) - logits
-    dual_norms = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL_ORDER[threat.norm], dim=2)
-    lowest = gap - threat.eps * dual_norms
-    lowest[torch.arange(len(batch)), batch.y] = math.inf
-    return lowest.min(dim=1).values
+    own = torch.nn.functional.one_hot(batch.y, len(weight)).bool()
+    gaps = (logits.gather(1, batch.y[:, None]) - logits).masked_fill(own, math.inf)
+    dual_norms = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL_ORDER[norm], dim=2)
+    return gaps, dual_norms.masked_fill(own, 1.0)
 
 
 def near_the_boundary(model: nn.Sequential, shape: tuple[int, ...]) -> Batch:

@@ -11,10 +11,17 @@ from bench.core.contracts import Batch
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.testing.contracts import tiny_batch, tiny_model
+from tests.attacks.short_autoattack import shorten_autoattack
 from tests.linear import linear_model
 
+pytestmark = pytest.mark.usefixtures("short_autoattack")
 CPU = torch.device("cpu")
 THREAT = ThreatModel("Linf", 0.3)
+
+
+@pytest.fixture
+def short_autoattack(monkeypatch):
+    shorten_autoattack(monkeypatch)
 
 
 class Probabilities(nn.Sequential):
@@ -22,12 +29,12 @@ class Probabilities(nn.Sequential):
         return super().forward(x).softmax(dim=1)
 
 
-def test_what_the_package_warns_of_is_warned_of_here():
+def test_warnings_of_the_package_are_python_warnings():
     with pytest.warns(UserWarning, match="probability distribution"):
         AutoAttack()(Probabilities(tiny_model()), tiny_batch(), THREAT, generator=seeds.generator(CPU, 0))
 
 
-def test_a_sound_model_causes_no_warning_and_the_logger_is_left_as_it_was():
+def test_no_warning_for_logits_and_the_logger_is_restored():
     logger = logging.getLogger("auto-attack")
     before = logger.level, logger.propagate, list(logger.handlers)
     with warnings.catch_warnings():
@@ -36,7 +43,7 @@ def test_a_sound_model_causes_no_warning_and_the_logger_is_left_as_it_was():
     assert (logger.level, logger.propagate, list(logger.handlers)) == before
 
 
-def test_the_global_generator_is_left_as_it_was():
+def test_the_global_generator_is_restored():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     AutoAttack()(tiny_model(), tiny_batch(), THREAT, generator=seeds.generator(CPU, 0))
@@ -46,7 +53,7 @@ def test_the_global_generator_is_left_as_it_was():
 @pytest.mark.parametrize(("version", "classes", "works"), [
     ("standard", 3, False), ("standard", 4, True), ("rand", 2, False), ("rand", 3, True),
 ])  # fmt: skip
-def test_too_few_classes_are_one_clear_line(version, classes, works):
+def test_too_few_classes_are_a_user_error(version, classes, works):
     model = linear_model((1, 2, 2), classes)
     x = torch.rand((3, 1, 2, 2), generator=torch.Generator().manual_seed(0))
     batch = Batch(x, model(x).argmax(dim=1), torch.arange(3))
@@ -60,7 +67,7 @@ def test_too_few_classes_are_one_clear_line(version, classes, works):
 
 
 @pytest.mark.parametrize("norm", ["L2", "L1"])
-def test_images_too_small_for_square_are_one_clear_line(norm):
+def test_images_too_small_for_square_are_a_user_error(norm):
     batch = Batch(torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long), torch.arange(2))
     with pytest.raises(UserError, match="at least 5x5"):
         AutoAttack()(linear_model((1, 4, 4), 5), batch, ThreatModel(norm, 0.5), generator=seeds.generator(CPU, 0))

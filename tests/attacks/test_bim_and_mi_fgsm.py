@@ -17,8 +17,8 @@ class Hill(nn.Module):
     """Two classes of a one-pixel image: the second's logit is highest at x = 0.6, and lower on both sides."""
 
     def forward(self, x):
-        height = -(x.flatten(1) - 0.6).abs()
-        return torch.cat([torch.zeros_like(height), height], dim=1)
+        logit = -(x.flatten(1) - 0.6).abs()
+        return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
 
 def run(attack, threat, model, batch):
@@ -31,7 +31,7 @@ def one_pixel(value):
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.3)])
 @pytest.mark.parametrize("attack", [BIM, MIFGSM])
-def test_success_exactly_where_the_margin_says_so(attack, norm, eps):
+def test_breaks_exactly_the_examples_of_negative_margin(attack, norm, eps):
     model = linear_model(SHAPE, 2)
     batch, threat = interior_batch(model, SHAPE, 40), ThreatModel(norm, eps)
     exact = exact_margin(model, batch, threat)

@@ -22,12 +22,12 @@ def test_it_needs_a_box_for_its_tanh_space():
 
 
 @pytest.mark.parametrize("option", [{"search_steps": 0}, {"initial_c": 0.0}, {"lr": 0.0}, {"shrink": 1.0}])
-def test_options_that_make_no_search_are_refused(option):
+def test_invalid_options_are_refused(option):
     with pytest.raises(UserError, match="search_steps"):
         CW(**option)
 
 
-def test_what_has_settled_leaves():
+def test_converged_examples_cost_no_more_passes():
     model, attack = Trap(), CW(steps=1000)
     with count_passes(model, Passes()) as passes:
         attack(model, grey(4), ThreatModel("L2", 0.1), generator=seeds.generator(CPU, 0))

@@ -27,7 +27,7 @@ class Flattening(nn.Module):
         return torch.stack([torch.zeros_like(way), torch.where(kind < 0, way, way**3)], dim=1)
 
 
-def test_what_has_crossed_is_not_shown_again():
+def test_broken_examples_cost_no_more_passes():
     x = torch.tensor([[0.5, 0.0], [0.5, 1.0]]).reshape(2, 1, 1, 2)
     model, seen = Flattening(), []
     model.register_forward_hook(lambda *call: seen.append(len(call[2])))

@@ -13,8 +13,8 @@ from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
 from bench.core.passes import Passes, count_passes
-from bench.core.threat import DUAL_ORDER, NORMS, ThreatModel
-from tests.linear import interior_batch, linear_model
+from bench.core.threat import NORMS, ThreatModel
+from tests.linear import exact_distance, interior_batch, linear_model
 
 CPU = torch.device("cpu")
 BOX = (0.0, 1.0)
@@ -30,30 +30,30 @@ def wrong(model, x, y):
         return model(x).argmax(dim=1) != y
 
 
-def shortest_to_plane(x, w, height, norm):
-    """The norm of the smallest d with w d = -height and x + d in [0, 1], by other means; None where there is none."""
+def shortest_to_plane(x, w, value, norm):
+    """The norm of the smallest d with w d = -value and x + d in [0, 1], by other means; None where there is none."""
     x, w, d = x.numpy(), w.numpy(), len(x)
     if norm == "Linf":
         eye, ones = np.eye(d), np.ones((d, 1))
         bounds = [(-v, 1 - v) for v in x] + [(0, None)]
         problem = {
             "c": np.r_[np.zeros(d), 1], "A_ub": np.block([[eye, -ones], [-eye, -ones]]), "b_ub": np.zeros(2 * d),
-            "A_eq": np.r_[w, 0][None], "b_eq": [-height], "bounds": bounds,
+            "A_eq": np.r_[w, 0][None], "b_eq": [-value], "bounds": bounds,
         }  # fmt: skip
     elif norm == "L1":
         bounds = [(0, 1 - v) for v in x] + [(0, v) for v in x]
-        problem = {"c": np.ones(2 * d), "A_eq": np.r_[w, -w][None], "b_eq": [-height], "bounds": bounds}
+        problem = {"c": np.ones(2 * d), "A_eq": np.r_[w, -w][None], "b_eq": [-value], "bounds": bounds}
     else:  # d = clip(s w) for the multiplier s at which the plane is met
 
         def move(s):
             return np.clip(s * w, -x, 1 - x)
 
         low, high = -1e6, 1e6
-        if (w * move(low)).sum() > -height + 1e-9 or (w * move(high)).sum() < -height - 1e-9:
+        if (w * move(low)).sum() > -value + 1e-9 or (w * move(high)).sum() < -value - 1e-9:
             return None
         for _ in range(200):
             middle = (low + high) / 2
-            low, high = (middle, high) if (w * move(middle)).sum() < -height else (low, middle)
+            low, high = (middle, high) if (w * move(middle)).sum() < -value else (low, middle)
         return float(np.linalg.norm(move(high)))
     found = linprog(**problem)
     return float(found.fun) if found.status == 0 else None
@@ -73,14 +73,14 @@ def planes(draw):
 @settings(max_examples=60, deadline=None)
 @given(cases=st.lists(planes(), min_size=1, max_size=1))
 def test_the_projection_is_the_nearest_point_of_plane_and_box(norm, cases):
-    for x, w, height in cases:
-        delta = onto_plane(x[None], w[None], torch.tensor([height], dtype=torch.float64), norm, BOX)
+    for x, w, value in cases:
+        delta = onto_plane(x[None], w[None], torch.tensor([value], dtype=torch.float64), norm, BOX)
         assert (x + delta).min() >= -1e-9
         assert (x + delta).max() <= 1 + 1e-9
-        least, missing = shortest_to_plane(x, w, height, norm), float(w @ delta[0] + height)
-        reach = torch.where(-height * w > 0, 1 - x, x) @ w.abs()
-        if least is None or reach < abs(height):
-            assert abs(missing) == pytest.approx(abs(height) - float(reach), abs=1e-7)  # as near as the box lets it
+        least, missing = shortest_to_plane(x, w, value, norm), float(w @ delta[0] + value)
+        reach = torch.where(-value * w > 0, 1 - x, x) @ w.abs()
+        if least is None or reach < abs(value):
+            assert abs(missing) == pytest.approx(abs(value) - float(reach), abs=1e-7)  # as near as the box lets it
         else:
             assert missing == pytest.approx(0, abs=1e-7)
             assert float(norm_of(delta, norm)) == pytest.approx(least, abs=1e-6)
@@ -91,12 +91,12 @@ def test_the_projection_treats_each_row_alone_in_thousands_of_dimensions(norm):
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand((6, 3, 20, 20), generator=generator) * 3 - 1).clamp(0, 1)  # a third at each end of the box
     w = torch.randn(x.shape, generator=generator)
-    height = torch.tensor([0.0, 1.0, -20.0, 100.0, -250.0, 1e4])  # from nothing to more than the box has
-    together = onto_plane(x, w, height, norm, BOX)
+    value = torch.tensor([0.0, 1.0, -20.0, 100.0, -250.0, 1e4])  # from nothing to more than the box has
+    together = onto_plane(x, w, value, norm, BOX)
     for i in range(6):
-        alone = onto_plane(x[i : i + 1].double(), w[i : i + 1].double(), height[i : i + 1].double(), norm, BOX)
+        alone = onto_plane(x[i : i + 1].double(), w[i : i + 1].double(), value[i : i + 1].double(), norm, BOX)
         assert torch.allclose(together[i], alone[0].float(), atol=2e-5)
-    left = (w * together).flatten(1).sum(dim=1) + height
+    left = (w * together).flatten(1).sum(dim=1) + value
     assert torch.allclose(left[:5], torch.zeros(5), atol=1e-3)
     assert left[5] > 1000
 
@@ -109,20 +109,11 @@ def test_a_plane_that_no_point_can_near_moves_nothing(norm):
     assert nan.shape == x.shape
 
 
-def exact_distance(model, batch, norm):
-    """From each image to the nearest point that a linear model gets wrong, where there is no box."""
-    weight = model[1].weight.detach().double()
-    logits = batch.x.double().flatten(1) @ weight.T
-    gap = logits.gather(1, batch.y[:, None]) - logits
-    slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL_ORDER[norm], dim=2)
-    distance = gap / slope
-    distance[torch.arange(len(batch)), batch.y] = math.inf
-    return distance.min(dim=1).values
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("shape", "classes"), [((1, 1, 2), 2), ((1, 1, 2), 3), ((1, 5, 5), 2), ((3, 32, 32), 10)])
+@pytest.mark.parametrize(("shape", "classes"), [
+    ((1, 1, 2), 2), ((1, 1, 2), 3), ((1, 5, 5), 2), pytest.param((3, 32, 32), 10, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_it_finds_the_nearest_wrong_point_of_a_linear_model(norm, shape, classes, mode):
     model = linear_model(shape, classes)
     batch, threat = interior_batch(model, shape, 10), ThreatModel(norm, 0.1, box=None)
@@ -164,8 +155,8 @@ class Ball(nn.Module):
     """Two classes: the second one outside a ball of radius 0.4 around the middle of the box."""
 
     def forward(self, x):
-        height = (x.flatten(1) - 0.5).square().sum(dim=1) - 0.16
-        return torch.stack([-height, height], dim=1)
+        value = (x.flatten(1) - 0.5).square().sum(dim=1) - 0.16
+        return torch.stack([-value, value], dim=1)
 
 
 def test_it_finds_the_nearest_point_of_a_curved_boundary():
@@ -184,7 +175,7 @@ class Slope(nn.Module):
         return torch.stack([(-3 * s).exp() - 0.2, torch.zeros_like(s)], dim=1)
 
 
-def test_a_point_that_the_model_gets_right_is_no_find():
+def test_a_correctly_classified_point_does_not_count():
     x = torch.full((2, 1, 2, 3), 0.5)
     batch, threat = Batch(x, torch.zeros(2, dtype=torch.int64), torch.arange(2)), ThreatModel("L2", 0.1)
     assert torch.equal(run(FAB(steps=1), threat, Slope(), batch), x)
@@ -216,7 +207,7 @@ def test_the_final_search_takes_back_what_a_step_overshoots():
     assert (distance < 1.001 * exact_distance(model, batch, "L2")).all()
 
 
-def test_wrong_images_stay_as_they_are():
+def test_misclassified_images_are_returned():
     model = linear_model((1, 5, 5), 3)
     batch = interior_batch(model, (1, 5, 5), 9)
     y = batch.y.clone()
@@ -233,7 +224,7 @@ class Constant(nn.Module):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norm", NORMS)
-def test_without_a_gradient_the_images_stay_as_they_are(norm, mode):
+def test_images_are_returned_if_the_gradient_is_zero(norm, mode):
     x = torch.rand((3, 1, 4, 4), generator=torch.Generator().manual_seed(0))
     batch = Batch(x, torch.zeros(3, dtype=torch.int64), torch.arange(3))
     attack = FAB(steps=3, restarts=2, **mode)
@@ -309,8 +300,8 @@ class Wave(nn.Module):
     """Two classes with a wavy boundary, on which where a run begins matters."""
 
     def forward(self, x):
-        height = (9 * x.flatten(1)).sin().sum(dim=1) + 1
-        return torch.stack([height, -height], dim=1)
+        value = (9 * x.flatten(1)).sin().sum(dim=1) + 1
+        return torch.stack([value, -value], dim=1)
 
 
 def test_more_restarts_are_never_farther():
@@ -328,6 +319,6 @@ def test_more_restarts_are_never_farther():
 
 
 @pytest.mark.parametrize("options", [{"alpha_max": 1.5}, {"eta": 0.9}, {"beta": 1.0}, {"targets": 0}])
-def test_options_that_make_no_sense_are_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(UserError, match="alpha_max" if "targets" not in options else "targets"):
         FAB(**options)

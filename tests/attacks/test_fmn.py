@@ -17,8 +17,8 @@ class TwoPixels(nn.Module):
     """The second class wins where 2 a + b exceeds 2.5."""
 
     def forward(self, x):
-        height = x.flatten(1) @ torch.tensor([2.0, 1.0]) - 2.5
-        return torch.stack([torch.zeros_like(height), height], dim=1)
+        logit = x.flatten(1) @ torch.tensor([2.0, 1.0]) - 2.5
+        return torch.stack([torch.zeros_like(logit), logit], dim=1)
 
 
 def test_under_l1_the_box_stops_the_steepest_pixel_and_the_next_one_goes_on():
@@ -39,6 +39,6 @@ def test_two_descents_share_the_steps_of_one(targets, forwards, backwards):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
-def test_a_radius_that_would_stand_still_or_vanish_is_refused(gamma):
+def test_gamma_of_zero_or_one_is_refused(gamma):
     with pytest.raises(UserError, match="between 0 and 1"):
         FMN(gamma=gamma)

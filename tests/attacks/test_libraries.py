@@ -50,10 +50,10 @@ def module(name, **things):
 class PGDLike:
     """In the manner of torchattacks: made with the model, called with images and labels."""
 
-    said = None
+    arguments = None
 
     def __init__(self, model, eps=8 / 255, alpha=2 / 255, steps=10, random_start=True, names=None):
-        PGDLike.said = {"eps": eps, "alpha": alpha, "steps": steps, "random_start": random_start}
+        PGDLike.arguments = {"eps": eps, "alpha": alpha, "steps": steps, "random_start": random_start}
         self.eps, self.model = eps, model
 
     def set_device(self, device):
@@ -66,7 +66,7 @@ class PGDLike:
 
 class APGDLike(PGDLike):
     def __init__(self, model, norm="Linf", eps=8 / 255, steps=10, seed=0, verbose=False, n_classes=10):
-        PGDLike.said = {"norm": norm, "eps": eps, "steps": steps, "seed": seed, "n_classes": n_classes}
+        PGDLike.arguments = {"norm": norm, "eps": eps, "steps": steps, "seed": seed, "n_classes": n_classes}
 
     def __call__(self, x, y):
         return x
@@ -84,7 +84,7 @@ def test_options_are_the_librarys_with_its_defaults(torchattacks):
         "alpha": 2 / 255, "steps": 10, "random_start": True,
     }  # fmt: skip
     run(make("torchattacks.PGD:steps=20"))
-    assert PGDLike.said == {"eps": 0.1, "alpha": 2 / 255, "steps": 20, "random_start": True}
+    assert PGDLike.arguments == {"eps": 0.1, "alpha": 2 / 255, "steps": 20, "random_start": True}
 
 
 @pytest.mark.parametrize(("written", "canonical", "alpha"), [
@@ -96,23 +96,23 @@ def test_canonical_text_and_lengths_in_units_of_eps(torchattacks, written, canon
     spec = parse_spec(written, registry.attack)
     assert spec.text == canonical
     run(spec.make())
-    assert PGDLike.said["alpha"] == pytest.approx(alpha)
+    assert PGDLike.arguments["alpha"] == pytest.approx(alpha)
 
 
 def test_norm_budget_seed_and_classes_come_from_us(torchattacks):
     attack = make("torchattacks.APGD:steps=7")
     run(attack, norm="L2", eps=0.5)
-    first = PGDLike.said["seed"]
-    assert PGDLike.said == {"norm": "L2", "eps": 0.5, "steps": 7, "seed": first, "n_classes": 10}
+    first = PGDLike.arguments["seed"]
+    assert PGDLike.arguments == {"norm": "L2", "eps": 0.5, "steps": 7, "seed": first, "n_classes": 10}
     run(attack, seed=1)
-    assert PGDLike.said["seed"] != first
+    assert PGDLike.arguments["seed"] != first
     model = linear_model(SHAPE, 3)
     run(attack, model, interior_batch(model, SHAPE, 4))
-    assert PGDLike.said["n_classes"] == 3
+    assert PGDLike.arguments["n_classes"] == 3
     assert list(options_of(type(attack))) == ["steps"]
 
 
-@pytest.mark.parametrize(("text", "norm", "said"), [
+@pytest.mark.parametrize(("text", "norm", "message"), [
     ("torchattacks.PGD:eps=0.3", "Linf", "has no option 'eps'.*alpha, steps, random_start"),
     ("torchattacks.PGD:steps=many", "Linf", "'steps' takes a whole number or a number"),
     ("torchattacks.PGD:steps=0", "Linf", "steps is 0"),
@@ -122,8 +122,8 @@ def test_norm_budget_seed_and_classes_come_from_us(torchattacks):
     ("torchattacks.JSMA", "Linf", "torchattacks has no attack 'JSMA' under Linf, L2 or L1"),
     ("torchatacks.PGD", "Linf", "unknown attack 'torchatacks.PGD'"),
 ])  # fmt: skip
-def test_wrong_use_is_one_clear_line(torchattacks, text, norm, said):
-    with pytest.raises(UserError, match=rf"\A.*{said}.*\Z"):
+def test_wrong_use_is_a_user_error(torchattacks, text, norm, message):
+    with pytest.raises(UserError, match=rf"\A.*{message}.*\Z"):
         run(make(text), norm=norm)
 
 
@@ -194,10 +194,10 @@ class Sparse(Nearest):
 
 
 class Flexible(Nearest):
-    said = None
+    arguments = None
 
     def __init__(self, *, distance=None, target: float = 0.5):
-        Flexible.said = distance.p
+        Flexible.arguments = distance.p
         self.steps = 0
 
 
@@ -236,31 +236,31 @@ def test_foolbox_attacks_of_minimum_norm_are_not(foolbox):
 
 
 @pytest.mark.parametrize(("norm", "order"), [("Linf", math.inf), ("L2", 2), ("L1", 1)])
-def test_foolbox_attacks_of_any_norm_are_told_ours(foolbox, norm, order):
+def test_foolbox_attacks_of_any_norm_use_ours(foolbox, norm, order):
     run(make("foolbox.Any"), norm=norm)
-    assert Flexible.said == order
+    assert Flexible.arguments == order
 
 
-@pytest.mark.parametrize(("text", "said"), [
+@pytest.mark.parametrize(("text", "message"), [
     ("foolbox.FMN", "foolbox.FMN has no Linf form; its norms are L2"),
     ("foolbox.L0", "foolbox.Sparse is an L0 attack; .* Linf, L2, L1"),
     ("foolbox.Needy", "foolbox.Needy cannot be run from a spec .*steps"),
     ("foolbox.Other", "foolbox has no attack 'Other' under Linf, L2 or L1; it has LinfPGD, FMN"),
 ])  # fmt: skip
-def test_wrong_use_of_foolbox_is_one_clear_line(foolbox, text, said):
-    with pytest.raises(UserError, match=rf"\A.*{said}.*\Z"):
+def test_wrong_use_of_foolbox_is_a_user_error(foolbox, text, message):
+    with pytest.raises(UserError, match=rf"\A.*{message}.*\Z"):
         run(make(text))
 
 
 @pytest.fixture
 def adv_lib(monkeypatch):
     """Functions whose parameters are Greek, as adv-lib's are."""
-    said = {}
+    arguments = {}
 
     def function(name, **parameters):
         def call(model, inputs, labels, **given):
-            said.clear()
-            said.update(given)
+            arguments.clear()
+            arguments.update(given)
             return inputs
 
         kinds = {key: inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD) for key in ("model", "inputs")}
@@ -291,7 +291,7 @@ def adv_lib(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "adv_lib", module("adv_lib", attacks=attacks))
     monkeypatch.setitem(sys.modules, "adv_lib.attacks", attacks)
-    return said
+    return arguments
 
 
 @pytest.mark.parametrize(("text", "norm", "given", "nearest"), [
@@ -332,7 +332,7 @@ class TestReal(AttackContract):
 
 
 @pytest.mark.parametrize("text", ["torchattacks.PGD:alpha=0.25eps", "foolbox.LinfPGD", "adv_lib.pgd_linf"])
-def test_real_pgd_succeeds_where_the_margin_says_so(text):
+def test_real_pgd_breaks_the_examples_of_negative_margin(text):
     pytest.importorskip(text.partition(".")[0])
     model = linear_model(SHAPE, 2)
     batch, threat = interior_batch(model, SHAPE, 40), ThreatModel("Linf", 0.1)

@@ -7,11 +7,12 @@ from torch import nn
 from bench.core import registry, seeds
 from bench.core.contracts import Batch
 from bench.core.specs import parse_spec
-from bench.core.threat import DUAL_ORDER, ThreatModel
-from tests.linear import interior_batch, linear_model, near_the_boundary
+from bench.core.threat import ThreatModel
+from tests.linear import exact_distance, interior_batch, linear_model, near_the_boundary
 
 CPU = torch.device("cpu")
-SHAPES = [(1, 1, 2), (1, 5, 5), (3, 32, 32)]
+SMALL, MEDIUM, LARGE = (1, 1, 2), (1, 5, 5), (3, 32, 32)
+SHAPES = [SMALL, MEDIUM, pytest.param(LARGE, marks=pytest.mark.slow)]
 ATTACKS = [
     ("deepfool", "Linf"), ("deepfool", "L2"),
     ("fmn", "Linf"), ("fmn", "L2"), ("fmn", "L1"),
@@ -19,16 +20,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-CW = [("L2", SHAPES[0]), ("L2", SHAPES[1]), ("L2", SHAPES[2]), ("Linf", SHAPES[0]), ("Linf", SHAPES[1])]
-
-
-def exact_distance(model, batch, norm):
-    """The distance to the nearest other class, (B,), where the box is out of reach."""
-    weight = model[1].weight.detach().double()
-    logits = batch.x.double().flatten(1) @ weight.T
-    gaps = logits.gather(1, batch.y[:, None]) - logits
-    slope = torch.linalg.vector_norm(weight[batch.y][:, None] - weight[None], ord=DUAL_ORDER[norm], dim=2)
-    return (gaps / slope).nan_to_num(nan=torch.inf).amin(dim=1)
+CW = [("L2", SMALL), ("L2", MEDIUM), ("L2", LARGE), ("Linf", SMALL), ("Linf", MEDIUM)]
 
 
 def found_by(spec, norm, model, batch):
@@ -57,6 +49,7 @@ def test_finds_the_nearest_point_of_a_linear_model_to_one_percent(spec, norm, sh
     assert (distance[reachable] >= 0.999 * exact[reachable] - 1e-6).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize(("norm", "shape"), CW)
 def test_cw_does_so_at_distances_that_its_step_size_is_made_for(norm, shape, classes):
@@ -89,7 +82,7 @@ NAMES = [*ATTACKS, *((spec, norm) for spec in ("single-step", "cw:steps=50:searc
 
 
 @pytest.mark.parametrize(("spec", "norm"), NAMES)
-def test_what_is_wrong_already_stays_as_it_is(spec, norm):
+def test_misclassified_images_are_returned(spec, norm):
     model = linear_model((1, 5, 5), 3)
     batch = interior_batch(model, (1, 5, 5), 6)
     batch.y[:3] = (batch.y[:3] + 1) % 3
@@ -106,7 +99,7 @@ class Constant(nn.Module):
 
 
 @pytest.mark.parametrize(("spec", "norm"), NAMES)
-def test_where_there_is_nothing_to_find_a_finite_point_comes_back(spec, norm):
+def test_a_finite_point_is_returned_if_nothing_can_be_broken(spec, norm):
     batch = Batch(torch.rand((3, 1, 4, 4)), torch.zeros(3, dtype=torch.int64), torch.arange(3))
     x_adv = found_by(spec, norm, Constant(), batch)
     assert x_adv.isfinite().all()

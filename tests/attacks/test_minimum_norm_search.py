@@ -46,11 +46,11 @@ class SizeDependent(nn.Module):
     """Two classes that tie where the one pixel is 0.6, or a little later where several images are seen together."""
 
     def forward(self, x):
-        height = x.flatten(1) - (0.6 if len(x) == 1 else 0.6002)
-        return torch.cat([torch.zeros_like(height), height], dim=1)
+        logit = x.flatten(1) - (0.6 if len(x) == 1 else 0.6002)
+        return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
 
-def test_a_point_that_is_right_among_the_others_is_moved_out():
+def test_a_point_that_is_correct_in_the_whole_batch_is_moved_out():
     x = torch.tensor([0.5, 0.55]).reshape(2, 1, 1, 1)
     batch = Batch(x, torch.tensor([0, 1]), torch.arange(2))  # the second is wrong already, so the first is seen alone
     nearest = NearestAdversarial(SizeDependent(), batch, ThreatModel("L2", 1.0))
@@ -61,7 +61,7 @@ def test_a_point_that_is_right_among_the_others_is_moved_out():
     assert point[1].item() == x[1].item()
 
 
-def test_a_lead_within_rounding_does_not_count():
+def test_a_misclassification_within_rounding_does_not_count():
     logits = torch.tensor([[100.0, 100.0001], [100.0, 100.01], [100.0, 99.0]])
     assert clearly_misclassified(logits, torch.zeros(3, dtype=torch.int64)).tolist() == [False, True, False]
 

@@ -27,7 +27,7 @@ class Three(nn.Module):
 @pytest.mark.parametrize(("classes", "norm", "eps"), [
     (2, "Linf", 0.1), (2, "L2", 0.3), (5, "Linf", 0.03), (5, "L2", 0.09),
 ])  # fmt: skip
-def test_success_exactly_where_the_margin_says_so(classes, norm, eps):
+def test_breaks_exactly_the_examples_of_negative_margin(classes, norm, eps):
     model = linear_model(SHAPE, classes)
     batch, threat = interior_batch(model, SHAPE, 40), ThreatModel(norm, eps)
     exact = exact_margin(model, batch, threat)
@@ -44,7 +44,7 @@ def test_each_class_is_tried_in_the_order_of_the_logits(targets, found):
     assert Three()(x_adv).argmax().item() == found
 
 
-def test_every_example_climbs_towards_its_own_target_when_others_have_left():
+def test_every_example_keeps_its_own_target_when_others_are_broken():
     """The first example of each pair falls at once; the target of the second must not become the first's."""
     x = torch.tensor([[0.55, 0.5, 0.0], [0.3, 0.0, 0.9], [0.0, 0.55, 0.5], [0.9, 0.3, 0.0]]).reshape(4, 1, 1, 3)
     model = nn.Flatten()

@@ -27,9 +27,9 @@ def test_pgd_reaches_the_optimum_of_two_classes(norm, start):
     batch, threat = interior_batch(model, SHAPE, 20), ThreatModel(norm, 0.1)
     exact = exact_margin(model, batch, threat)
     found = attacked_margin(PGD(steps=40, random_start=start), threat, model, batch)
-    stands = exact >= 0
-    assert torch.allclose(found[stands], exact[stands], atol=1e-5)
-    assert (found[~stands] < 0).all()  # these stay at their first wrong point
+    robust = exact >= 0
+    assert torch.allclose(found[robust], exact[robust], atol=1e-5)
+    assert (found[~robust] < 0).all()  # these stay at their first wrong point
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -40,8 +40,9 @@ def test_fgsm_is_optimal_in_one_step(norm):
     assert torch.allclose(found, exact_margin(model, batch, threat), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.03), ("L2", 0.09), ("L1", 0.2)])
-def test_autoattack_succeeds_exactly_where_the_margin_says_so(norm, eps):
+def test_autoattack_breaks_exactly_the_examples_of_negative_margin(norm, eps):
     model = linear_model(SHAPE, 5)
     batch, threat = interior_batch(model, SHAPE, 30), ThreatModel(norm, eps)
     exact = exact_margin(model, batch, threat)
@@ -82,12 +83,12 @@ def test_steps_go_where_they_are_named_after(step):
     assert torch.allclose(x_adv - batch.x, 0.5 * wanted, atol=1e-6)
 
 
-def test_restarts_attack_only_what_still_stands():
+def test_restarts_attack_only_unbroken_examples():
     model = linear_model(SHAPE, 2)
     batch, threat = interior_batch(model, SHAPE, 20), ThreatModel("Linf", 0.04)
-    fall = exact_margin(model, batch, threat) < 0
-    assert 0 < fall.sum() < 20
+    broken = exact_margin(model, batch, threat) < 0
+    assert 0 < broken.sum() < 20
     with count_passes(model, AttackPasses(batch.x, batch.y, threat)) as seen:
         PGD(steps=10, restarts=2)(model, batch, threat, generator=seeds.generator(CPU, 0))
-    assert (seen.total()[~fall] > 21).all()  # a second run
-    assert (seen.total()[fall] <= 21).all()  # one run, and a look afterwards
+    assert (seen.total()[~broken] > 21).all()  # a second run
+    assert (seen.total()[broken] <= 21).all()  # one run, and a look afterwards

@@ -16,11 +16,11 @@ class Hill(nn.Module):
     """Two classes of a one-pixel image; the second wins only in the narrow band around x = 0.6."""
 
     def forward(self, x):
-        height = 0.05 - (x.flatten(1) - 0.6).abs()
-        return torch.cat([torch.zeros_like(height), height], dim=1)
+        logit = 0.05 - (x.flatten(1) - 0.6).abs()
+        return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
 
-def test_an_iterate_that_was_wrong_on_the_way_is_kept():
+def test_the_first_misclassified_iterate_is_returned():
     batch = Batch(torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), torch.tensor([0]))
     # steps of 0.1 from 0.5: 0.6 is wrong, and the last point, after an even number of steps, is 0.5 again
     attack = PGD(steps=2, alpha=0.1, random_start=False)
@@ -59,7 +59,7 @@ def test_eval_mode_leaves_the_batch_statistics():
     assert not torch.equal(before, model[1].running_mean)
 
 
-def test_worst_prefers_a_wrong_point_to_a_higher_loss():
+def test_a_misclassified_point_is_worse_than_one_of_higher_cross_entropy():
     y = torch.tensor([0])
     worst = WorstPoint(torch.zeros(1, 1, 1, 1), y)
     worst.update(torch.full((1, 1, 1, 1), 1.0), torch.tensor([[1.0, 1.1, -9.0]]))  # wrong, by little
@@ -79,11 +79,11 @@ class Ridge(nn.Module):
     """Two classes of one pixel: the second comes closest at 0.6, and never wins."""
 
     def forward(self, x):
-        height = -0.05 - (x.flatten(1) - 0.6).abs()
-        return torch.cat([torch.zeros_like(height), height], dim=1)
+        logit = -0.05 - (x.flatten(1) - 0.6).abs()
+        return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
 
-def test_an_example_that_goes_in_circles_leaves_and_stays_where_it_was():
+def test_an_example_stops_when_its_iterates_cycle():
     batch = Batch(torch.full((2, 1, 1, 1), 0.5), torch.tensor([0, 0]), torch.arange(2))
     batch.x[1] = 0.05  # far from the ridge, it climbs to the end
     shown = []

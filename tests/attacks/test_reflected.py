@@ -30,7 +30,7 @@ def run(attack, threat, model, batch):
 
 @pytest.mark.parametrize(("attack", "options"), ATTACKS)
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.3)])
-def test_success_exactly_where_the_margin_says_so(attack, options, norm, eps):
+def test_breaks_exactly_the_examples_of_negative_margin(attack, options, norm, eps):
     if norm == "Linf" and options.get("step") == "l2":
         pytest.skip("not the steepest step: it need not reach the corner")
     model = linear_model(SHAPE, 2)
@@ -98,19 +98,19 @@ def test_the_greedy_choice_fails_where_the_paper_says_so():
     assert Three()(torch.tensor([[[[1.0, 0.3]]]])).argmax().item() == 2  # though there is such a point
 
 
-def test_broken_examples_leave():
+def test_broken_examples_cost_no_more_passes():
     model = linear_model(SHAPE, 2)
     batch, threat = interior_batch(model, SHAPE, 20), ThreatModel("Linf", 0.1)
-    fall = exact_margin(model, batch, threat) < 0
-    assert 0 < fall.sum() < 20
+    broken = exact_margin(model, batch, threat) < 0
+    assert 0 < broken.sum() < 20
     with count_passes(model, AttackPasses(batch.x, batch.y, threat)) as seen:
         run(RPGD(steps=20), threat, model, batch)
-    assert (seen.total()[fall] <= 2 * (2 + 1)).all()  # two looks, and one more at the start of the second stretch
-    assert (seen.total()[~fall] > 2 * (2 + 1)).all()
+    assert (seen.total()[broken] <= 2 * (2 + 1)).all()  # two looks, and one more at the start of the second stretch
+    assert (seen.total()[~broken] > 2 * (2 + 1)).all()
 
 
 @pytest.mark.parametrize("options", [{"decay": 0.0}, {"decay": -1.0}, {"decay_every": 0}])
-def test_a_schedule_that_is_none_is_one_clear_line(options):
+def test_an_invalid_schedule_is_a_user_error(options):
     with pytest.raises(UserError, match="both must be positive"):
         RPGD(**options)
 

@@ -17,8 +17,8 @@ class Bands(nn.Module):
 
     def forward(self, x):
         x = x.flatten(1)
-        height = torch.maximum(0.05 - (x - 0.65).abs(), x - 0.9)
-        return torch.cat([torch.zeros_like(height), height], dim=1)
+        logit = torch.maximum(0.05 - (x - 0.65).abs(), x - 0.9)
+        return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -29,7 +29,7 @@ def test_the_first_band_is_found_and_not_a_later_one(norm):
 
 
 @pytest.mark.parametrize("box", [(0.0, 1.0), None])
-def test_one_gradient_is_all_it_takes(box):
+def test_it_takes_one_gradient(box):
     model, batch = Trap(), grey()
     attack = SingleStep()
     with count_passes(model, Passes()) as passes:
@@ -38,7 +38,7 @@ def test_one_gradient_is_all_it_takes(box):
     assert ThreatModel("L2", 0.1, box).distance(x_adv, batch.x).item() == pytest.approx(LIKELIEST, rel=2e-4)
 
 
-def test_what_has_flipped_is_not_shown_again():
+def test_broken_examples_cost_no_more_passes():
     class Steep(nn.Module):
         """At 0.5 a flip is promised after 0.1: it comes sooner where the second pixel is dark, and never else."""
 

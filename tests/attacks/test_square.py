@@ -41,8 +41,8 @@ class Unbreakable(nn.Module):
     """Right everywhere, with a margin that depends on each pixel."""
 
     def forward(self, x):
-        height = x.flatten(1).square().sum(dim=1)
-        return torch.stack([height + 1, torch.zeros_like(height)], dim=1)
+        logit = x.flatten(1).square().sum(dim=1)
+        return torch.stack([logit + 1, torch.zeros_like(logit)], dim=1)
 
 
 def images(shape, n=4, seed=0):
@@ -144,7 +144,7 @@ def test_the_queries_are_counted_exactly(queries, restarts):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_broken_examples_leave(norm):
+def test_broken_examples_cost_no_more_passes(norm):
     model = linear_model((1, 6, 6), 2)
     batch = interior_batch(model, (1, 6, 6), 30)
     eps = {"Linf": 0.15, "L2": 0.9, "L1": 3.0}[norm] * torch.tensor([1.0, 0.01]).repeat(15)
@@ -159,7 +159,7 @@ def test_broken_examples_leave(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_wrong_images_stay_as_they_are_and_cost_one_pass(norm):
+def test_misclassified_images_are_returned_and_cost_one_pass(norm):
     batch, model = images((1, 6, 6)), Unbreakable()
     with count_passes(model, Passes()) as passes:
         x_adv = run(Square(queries=9), ThreatModel(norm, 0.3), model, Batch(batch.x, 1 - batch.y, batch.index))
@@ -197,7 +197,7 @@ def test_restarts_search_anew():
     assert not torch.equal(shown[1], shown[3])
 
 
-def test_a_model_without_an_answer_is_not_taken_for_right():
+def test_nan_logits_do_not_count_as_correct():
     class Silent(nn.Module):
         def forward(self, x):
             return torch.where(x.flatten(1)[:, :1] == 0.5, torch.tensor([1.0, 0.0]), torch.tensor([torch.nan, 0.0]))
@@ -209,7 +209,7 @@ def test_a_model_without_an_answer_is_not_taken_for_right():
 
 
 @pytest.mark.parametrize("p_init", [0.0, 1.5])
-def test_a_share_is_a_share(p_init):
+def test_p_init_is_a_share(p_init):
     with pytest.raises(UserError, match="p_init"):
         Square(p_init=p_init)
 
@@ -235,7 +235,7 @@ def test_the_bumps_are_the_papers():
         assert torch.allclose(above, expected.T)
 
 
-def test_under_l2_a_change_moves_mass_and_uses_all_of_it():
+def test_under_l2_a_change_uses_the_whole_budget():
     x = torch.full((8, 3, 7, 7), 0.5)
     search = L2Search(ThreatModel("L2", 0.2), x, torch.Generator().manual_seed(0))
     search.point = search.start()

@@ -54,7 +54,7 @@ def test_points_go_by_the_index_of_an_image_and_not_by_its_place(run_folder):
     assert torch.equal(x_adv, torch.stack([points(whole, 4), whole.x[0], points(whole, 1)]))
 
 
-def test_the_model_is_not_asked(run_folder):
+def test_it_takes_no_pass(run_folder):
     model = tiny_model()
     with count_passes(model, Passes()) as passes:
         run(run_folder(), tiny_batch(), model=model)
@@ -80,11 +80,11 @@ def test_of_several_points_the_nearest_is_taken(run_folder):
 
 def test_a_run_that_broke_nothing_changes_nothing(run_folder):
     batch = tiny_batch()
-    assert torch.equal(run(run_folder((), np.zeros(0, np.float32))), batch, batch.x)
+    assert torch.equal(run(run_folder((), np.zeros(0, np.float32)), batch), batch.x)
 
 
 @pytest.mark.parametrize("other", ["farther", "shape"])
-def test_a_run_of_other_images_is_one_clear_line(run_folder, other):
+def test_a_run_of_other_images_is_a_user_error(run_folder, other):
     batch = tiny_batch()
     if other == "farther":
         folder = run_folder(x_adv=points(batch, [2, 3]).numpy())
@@ -94,7 +94,7 @@ def test_a_run_of_other_images_is_one_clear_line(run_folder, other):
         run(folder, batch)
 
 
-def test_no_finished_run_is_refused_when_the_attack_is_made(tmp_path):
+def test_an_unfinished_run_is_refused_when_the_attack_is_created(tmp_path):
     with pytest.raises(UserError, match=r"\A.* has no record.json; a finished run folder has one\Z"):
         Transfer(from_=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="transfer:from=RUN_FOLDER"):
@@ -104,7 +104,7 @@ def test_no_finished_run_is_refused_when_the_attack_is_made(tmp_path):
 def test_a_run_whose_points_were_changed_is_refused(run_folder):
     folder = run_folder()
     files.write_arrays(folder / record_files.WITNESSES, {"index": np.array([1]), "x_adv": np.zeros((1, *SHAPE))})
-    with pytest.raises(CheckError, match="its witnesses are not those of the record"):
+    with pytest.raises(CheckError, match="witnesses"):
         Transfer(from_=str(folder))
 
 

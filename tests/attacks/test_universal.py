@@ -58,7 +58,7 @@ def test_for_one_class_of_two_it_is_optimal(norm, eps):
     assert torch.equal(wrong[clear], (exact < 0)[clear])
 
 
-def test_two_images_that_need_opposite_deltas_do_not_both_fall():
+def test_two_images_that_need_opposite_deltas_are_not_both_broken():
     batch = Batch(pixels(0.48, 0.52), torch.tensor([0, 1]), torch.arange(2))
     x_adv = run(Universal(), ThreatModel("Linf", 0.05), Pixel(10.0), batch)
     assert (Pixel(10.0)(x_adv).argmax(dim=1) != batch.y).sum() < 2
@@ -72,7 +72,7 @@ def test_the_box_cuts_each_image_on_its_own():
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_the_model_is_shown_allowed_points_alone(norm):
+def test_the_model_is_evaluated_only_at_allowed_points(norm):
     model, seen = linear_model(SHAPE, 3), []
     batch, threat = interior_batch(model, SHAPE, 12), ThreatModel(norm, 0.5)
     model.register_forward_hook(lambda *call: seen.append(call[1][0].detach().clone()))
@@ -98,20 +98,20 @@ def test_an_image_whose_loss_is_above_the_clip_does_not_count(clip, up):
     assert (seen[1] > batch.x).all() if up else (seen[1] < batch.x).all()
 
 
-def test_the_delta_that_fooled_the_most_is_kept():
+def test_the_delta_that_broke_the_most_is_returned():
     """A band around 0.6 is wrong; steps of 0.1 from 0.5 and 0.55 put one image into it, and then none."""
 
     class Band(nn.Module):
         def forward(self, x):
-            height = 0.03 - (x.flatten(1) - 0.6).abs()
-            return torch.cat([torch.zeros_like(height), height], dim=1)
+            logit = 0.03 - (x.flatten(1) - 0.6).abs()
+            return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
     batch = Batch(pixels(0.5, 0.1), torch.tensor([0, 0]), torch.arange(2))
     x_adv = run(Universal(alpha=0.1, steps=3), ThreatModel("Linf", 0.3), Band(), batch)
     assert torch.allclose(x_adv.flatten(), torch.tensor([0.6, 0.2]), atol=1e-6)
 
 
-def test_it_stops_when_all_images_are_fooled():
+def test_it_stops_when_all_images_are_broken():
     model, seen = Pixel(10.0), []
     model.register_forward_hook(lambda *call: seen.append(len(call[2])))
     batch = Batch(pixels(0.49, 0.48), torch.tensor([0, 0]), torch.arange(2))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bench.core import registry
-from bench.testing.certifier_contract import CertifierContract
-from bench.testing.contracts import AttackContract, DatasetContract, DefenseContract, ModelContract
+from bench.testing import AttackContract, CertifierContract, DatasetContract, DefenseContract, ModelContract
+from tests.attacks.short_autoattack import shorten_autoattack
 
 SMALL = {name: f"{name}:widen=1" for name in ("wrn-28-10", "wrn-34-10")} | {
     name: f"{name}:width=8" for name in ("resnet18", "resnet34", "preact-resnet18", "lenet")
@@ -17,12 +17,33 @@ SHAPES = {"mnist": (28, 28), "fashion-mnist": (28, 28), "cifar10": (32, 32, 3), 
 }
 
 
-SMALL_ATTACKS = {"cw": "cw:steps=20", "square": "square:queries=50"}
-ATTACKS = [SMALL_ATTACKS.get(name, name) for name in registry.attack.names() if name != "transfer"]  # which needs a run
+SMALL_ATTACKS = {
+    "cw": "cw:steps=20:search_steps=3:largest_c=1",
+    "fab": "fab:steps=5",
+    "fmn": "fmn:steps=10",
+    "deepfool": "deepfool:steps=5",
+    "square": "square:queries=50",
+    "universal": "universal:steps=10",
+    "apgd-ce": "apgd-ce:steps=10",
+    "apgd-dlr": "apgd-dlr:steps=10",
+    "apgd-t": "apgd-t:steps=10:targets=3",
+}
+ATTACKS = [SMALL_ATTACKS.get(name, name) for name in registry.attack.names() if name != "transfer"]  # that needs a run
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-class TestAttack(AttackContract): ...
+class TestAttack(AttackContract):
+    @pytest.fixture(autouse=True)
+    def _short_autoattack(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shorten_autoattack(monkeypatch)
+
+    @pytest.mark.slow
+    def test_does_not_change_the_model(self, name: str) -> None:
+        super().test_does_not_change_the_model(name)
+
+    @pytest.mark.slow
+    def test_depends_only_on_its_seed(self, name: str) -> None:
+        super().test_depends_only_on_its_seed(name)
 
 
 SMALL_CERTIFIERS = {
@@ -37,7 +58,14 @@ class TestCertifier(CertifierContract): ...
 
 
 @pytest.mark.parametrize("name", registry.defense.names())
-class TestDefense(DefenseContract): ...
+class TestDefense(DefenseContract):
+    @pytest.mark.slow
+    def test_the_same_seed_gives_the_same_weights(self, name: str) -> None:
+        super().test_the_same_seed_gives_the_same_weights(name)
+
+    @pytest.mark.slow
+    def test_resumes_from_a_checkpoint_bit_for_bit(self, name: str, tmp_path: Path) -> None:
+        super().test_resumes_from_a_checkpoint_bit_for_bit(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", [SMALL.get(name, name) for name in registry.model.names()])

@@ -14,12 +14,12 @@ from bench.core.errors import UserError
 from bench.core.specs import options_of
 from bench.core.threat import ThreatModel
 from bench.testing.contracts import fingerprint, same
+from tests.attacks.short_autoattack import shorten_autoattack
 
 CPU = torch.device("cpu")
 EPS = {"Linf": (1e-3, 1.0), "L2": (1e-2, 5.0), "L1": (1e-2, 20.0)}
 COUNTS = {"steps", "restarts", "queries", "targets", "samples", "search_steps"}
 NEEDS_A_RUN = {"transfer"}
-SLOW = {"autoattack": 2}  # thousands of passes an example, in its authors' code
 CASES = [
     (name, norm)
     for name in registry.attack.names()
@@ -98,7 +98,12 @@ def check_invariants(name, norm, examples):
     check()
 
 
-@pytest.mark.parametrize(("name", "norm"), [case for case in CASES if case[0] not in SLOW])
+@pytest.fixture(autouse=True)
+def _short_autoattack(monkeypatch):
+    shorten_autoattack(monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
 def test_stays_within_the_threat_model_and_depends_only_on_its_seed(name, norm):
     check_invariants(name, norm, 5)
 
@@ -106,4 +111,4 @@ def test_stays_within_the_threat_model_and_depends_only_on_its_seed(name, norm):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_holds_in_many_configurations(name, norm):
-    check_invariants(name, norm, SLOW.get(name, 100))
+    check_invariants(name, norm, 60)
