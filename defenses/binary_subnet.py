@@ -106,7 +106,9 @@ class BinarySubnet(Subnet[Config]):
     initialisation. Biases, which are zero in the text, are removed. Weights are ranked by their score, as in the text;
     the released code ranks by its absolute value (`rank=magnitude`).
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 3 seeds, 360 test images):
+    clean 97.8, certified 0.0, attacked 43.8 +- 2.0. mnist (cnn, Linf 0.1, 2 epochs, 3 seeds, 1,000 test images): clean
+    89.1, certified 0.5, attacked 61.9 +- 1.3.
     """
 
     config_class = Config
@@ -118,7 +120,9 @@ class BinarySubnetFast(Subnet[FastConfig]):
 
     Thesis, section 5.1.5.
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 3 seeds, 360 test images):
+    clean 98.5, certified 0.0, attacked 38.3 +- 1.3. mnist (cnn, Linf 0.1, 2 epochs, 3 seeds, 1,000 test images): clean
+    92.1, certified 0.0, attacked 60.6 +- 2.0.
     """
 
     config_class = FastConfig
