@@ -1,4 +1,4 @@
-// Axes of plots, as inline SVG: scales, ticks, and what can be focused in a plot.
+// Axes and marks of plots, as inline SVG.
 
 const WIDE = 420, HIGH = 300, LEFT = 44, RIGHT = 14, TOP = 12, BOTTOM = 44;
 
@@ -17,11 +17,11 @@ function linear(low, high, text) {
   return { at: (value) => (value - low) / (high - low), ticks };
 }
 
-/** A scale for shares of examples, with air around what is shown. */
+/** A scale for fractions of examples, with a margin around the values. */
 function shares(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
-  const air = Math.max(0.08 * (high - low), 0.01);
-  return linear(Math.max(0, low - air), Math.min(1, high + air), (tick) => Number((100 * tick).toPrecision(4)));
+  const margin = Math.max(0.08 * (high - low), 0.01);
+  return linear(Math.max(0, low - margin), Math.min(1, high + margin), (tick) => Number((100 * tick).toPrecision(4)));
 }
 
 function logarithmic(values, text) {
@@ -34,7 +34,7 @@ function logarithmic(values, text) {
   return { at: (value) => (Math.log10(value) - low) / (high - low), ticks: inside.map((tick) => [tick, text(tick)]) };
 }
 
-/** An empty plot: its axes, and where values are in it. */
+/** An empty plot with axes, and the functions that map values to its coordinates. */
 function frame(name, [x, xName], [y, yName]) {
   const bottom = HIGH - BOTTOM;
   const across = (value) => LEFT + x.at(value) * (WIDE - LEFT - RIGHT);
@@ -55,15 +55,15 @@ function frame(name, [x, xName], [y, yName]) {
   return { svg, across, up };
 }
 
-/** What stands for an entry in a plot, and opens it. */
+/** The mark of an entry in a plot; it opens the entry. */
 function mark(row, text, place, ...shapes) {
   const names = { "data-entry": row.name, "aria-label": text };
   const attributes = { class: "mark", role: "button", tabindex: "-1", transform: place, ...names };
   return draw("g", attributes, draw("title", {}, text), ...shapes);
 }
 
-/** One stop of the tab key for a whole plot; arrow keys go from mark to mark. */
-function rove(svg) {
+/** The Tab key stops once in a plot; arrow keys move between its marks (a roving tabindex). */
+function addKeys(svg) {
   const marks = [...svg.querySelectorAll(".mark")];
   const steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, Home: -Infinity, End: Infinity };
   marks[0]?.setAttribute("tabindex", "0");
@@ -78,22 +78,19 @@ function rove(svg) {
   });
 }
 
-const NAMED = 12;
-const DENSE = 300;
+const NAMED = 12; // points with a name beside them
 
-/** Points {row, x, y, text}, from left to right; the first ones with their name beside them. */
+/** Points {row, x, y, text}, from left to right. */
 function scatter({ svg, across, up }, points) {
-  const dense = points.length > DENSE;
-  svg.classList.toggle("dense", dense);
   for (const { row, x, y, text } of points.toSorted((a, b) => a.x - b.x)) {
     const place = `translate(${across(x).toFixed(1)} ${up(y).toFixed(1)})`;
-    svg.append(mark(row, text, place, dense ? null : draw("circle", { class: "target", r: 9 }), marker(row)));
+    svg.append(mark(row, text, place, draw("circle", { class: "target", r: 9 }), marker(row)));
   }
   svg.append(...names(points.map(({ row, x, y }) => ({ text: row.title, x: across(x), y: up(y) }))));
-  rove(svg);
+  addKeys(svg);
 }
 
-/** Names of the first points, each where it hides neither a point nor another name; where there is no room, none. */
+/** Names of the first points, each at a place where it overlaps no point and no other name, if there is one. */
 function names(points) {
   const taken = points.map(({ x, y }) => [x - 5, y - 5, x + 5, y + 5]);
   const isFree = ([left, top, right, bottom]) =>

@@ -1,12 +1,11 @@
-// Elements, text and numbers. What comes from a submission reaches the document through here: as text nodes and as
-// attribute values, never as markup.
+// Elements, text and numbers. All data of the boards becomes text nodes and attribute values here, never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 const NONE = "\u2014";
 
 const $ = (id) => document.getElementById(id);
 
-// Controls that turn the direction of what follows, or show as nothing, are shown by name: nobody is misled by a title.
+// Control characters that are invisible or change the writing direction are shown by their code, as in [U+202E].
 const CONTROLS = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
 
 function legible(text) {
@@ -28,14 +27,14 @@ const draw = (tag, attributes = {}, ...children) => fill(document.createElementN
 const small = (...children) => make("small", {}, ...children);
 const muted = (...children) => make("span", { class: "muted" }, ...children);
 
-/** A link to a web address; of any other address only the text. */
+/** A link if the address is http(s), otherwise its text. */
 function link(url, text = url) {
   const found = URL.parse(url);
   const web = found && ["http:", "https:"].includes(found.protocol);
   return web ? make("a", { href: found.href, rel: "noopener noreferrer" }, text) : make("span", {}, text);
 }
 
-/** A spec with the places where its line may break. */
+/** A spec with line breaks allowed after its separators. */
 function breakable(spec) {
   return spec.split(/(?<=[:=,/])/).flatMap((part, i) => (i ? [make("wbr"), part] : [part]));
 }
@@ -57,6 +56,6 @@ function duration(seconds) {
   return `${(seconds / size).toFixed(1)} ${unit}`;
 }
 
-/** An accuracy with its standard deviation over seeds, and its interval; of what is only reported there is none. */
+/** An accuracy with its standard deviation over seeds; and its interval, which a reported accuracy does not have. */
 const mean = ({ acc, spread }) => (known(spread) ? `${percent(acc)} \u00b1 ${percent(spread)}` : percent(acc));
 const interval = ({ low, high }) => (low < high ? range(low, high) : "");

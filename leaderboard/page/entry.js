@@ -1,4 +1,4 @@
-// One entry, opened: its bracket, its tables, its provenance, and how to reproduce it.
+// The dialog of an entry: its bracket, tables and provenance, and the command that reproduces it.
 
 const section = (title, ...content) => make("section", {}, make("h3", {}, title), ...content);
 
@@ -7,7 +7,7 @@ function facts(pairs) {
   return make("dl", {}, given.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
 }
 
-/** A table whose lines begin with their header. */
+/** A table; the first cell of each row is its header. */
 function grid(caption, heads, lines) {
   const body = lines.map(([first, ...others]) =>
     make("tr", {}, make("th", { scope: "row" }, first), others.map((cell) => make("td", {}, cell))));
@@ -21,7 +21,7 @@ function grid(caption, heads, lines) {
 function bracketSection(row) {
   const bounds = [
     row.certified && `${percent(row.certified.acc)} % of the examples are certified`,
-    row.attacked && `${percent(row.attacked.acc)} % survive every attack`,
+    row.attacked && `${percent(row.attacked.acc)} % are robust to every attack`,
   ].filter(Boolean);
   return section("Bracket",
     make("div", { class: "large" }, bar(row), scale([0, 25, 50, 75, 100])),
@@ -51,18 +51,18 @@ function factsOf(row) {
 
 function reproduce(command) {
   const code = make("code", {}, command);
-  const told = make("span", { role: "status", class: "muted" });
+  const status = make("span", { role: "status", class: "muted" });
   const copy = make("button", { type: "button", class: "quiet copy" }, "Copy");
   copy.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(code.textContent);
-      told.textContent = "Copied.";
+      status.textContent = "Copied.";
     } catch {
       getSelection().selectAllChildren(code);
-      told.textContent = "Selected; copy it with the keyboard.";
+      status.textContent = "Selected; copy it with the keyboard.";
     }
   });
-  return section("Reproduce it", make("pre", { tabindex: "0" }, code), make("p", {}, copy, " ", told));
+  return section("Command", make("pre", { tabindex: "0" }, code), make("p", {}, copy, " ", status));
 }
 
 function measuredSection(title, what, measured) {
@@ -102,9 +102,10 @@ function entryParts(row) {
   const reasons = make("ul", {}, row.reasons.map((reason) => make("li", {}, reason)));
   return [
     make("p", { class: "badges" }, badges),
+    row.status === "not re-checkable" && make("p", { class: "muted" }, NOT_RECHECKABLE),
     bracketSection(row),
     factsOf(row),
-    row.reasons.length && section(`Why ${row.verdict}`, reasons),
+    row.reasons.length && section(`Reasons for the verdict: ${verdictText(row.verdict)}`, reasons),
     row.command && reproduce(row.command),
     row.attacks.length && measuredSection("Attacks", "Attack", row.attacks),
     row.certifiers.length && measuredSection("Certifiers", "Certifier", row.certifiers),
@@ -113,10 +114,10 @@ function entryParts(row) {
   ].filter(Boolean);
 }
 
-/** Show the entry of the state in the dialog, or close it where there is none. */
+/** Show the entry of the state in the dialog, or close the dialog. */
 function showEntry(board) {
   const dialog = $("entry");
-  const row = board.byName.get(state.entry);
+  const row = board.rows.find(({ name }) => name === state.entry);
   if (!row) {
     dialog.close();
     return;
@@ -133,7 +134,7 @@ function showEntry(board) {
   dialog.scrollTop = 0;
 }
 
-/** After the button, Escape, or a click beside it: the focus is back where it came from, or on the entry's line. */
+/** After the button, Escape, or a click outside: if the focus was lost, it goes to the entry's row. */
 function entryClosed() {
   const { entry } = state;
   if (!entry) return;

@@ -1,30 +1,28 @@
-// The whole page: what is drawn when, and who listens to what.
+// The whole page: rendering, and event listeners.
 
-const drawn = {}; // what the table and the plots show
+const drawn = {}; // the state that a part of the page was drawn for
 
-/** Would a part of the page look different than when this was last asked? */
-function isStale(part, ...shown) {
+function isStale(part, keys) {
   const before = drawn[part];
-  drawn[part] = JSON.stringify(["suite", ...NARROWING].map((key) => state[key]).concat(shown));
+  drawn[part] = JSON.stringify(keys.map((key) => state[key]));
   return drawn[part] !== before;
 }
 
 function render() {
-  if (!blocks.has(state.suite)) [state.suite] = blocks.keys();
-  const board = load(state.suite);
+  if (!boards.has(state.suite)) [state.suite] = boards.keys();
+  const board = boards.get(state.suite);
   if ($("suite").textContent !== board.suite) showSuite(board);
   for (const { id } of FILTERS) {
-    if (![...$(id).options].some((option) => option.value === state[id])) state[id] = ""; // a link of another board
+    if (![...$(id).options].some((option) => option.value === state[id])) state[id] = ""; // from the link of a board
   }
-  const rows = narrowed(board);
+  const rows = matching(board);
   showControls(board, rows);
-  if (isStale("table", state.sort, limit)) showTable(board, rows);
-  if (isStale("plots", state.cost, state.curve)) showPlots(board, rows);
+  if (isStale("table", ["suite", ...NARROWING, "sort"])) showTable(rows);
+  if (isStale("plots", ["suite", ...NARROWING, "cost", "curve"])) showPlots(board, rows);
   showEntry(board);
 }
 
 function showSuite(board) {
-  limit = PAGE;
   document.title = `${board.suite} \u2013 robust-bracket leaderboard`;
   $("suite").textContent = $("name").textContent = board.suite;
   $("summary").textContent = legible(board.summary);
@@ -38,9 +36,7 @@ function clicked({ target }) {
   if (entry !== undefined) change({ entry }, true);
   else if (sort !== undefined) change({ sort: nextOrder(sort) });
   else if (target.id === "reset") change(Object.fromEntries(NARROWING.map((key) => [key, ""])));
-  else if (target.id === "show-more") showMore(limit + PAGE);
-  else if (target.id === "show-all") showMore(Infinity);
-  else if (target.id === "entry") target.close(); // beside the dialog
+  else if (target.id === "entry") target.close(); // a click outside the dialog
 }
 
 function pressed(event) {
@@ -64,11 +60,11 @@ function buildTheme() {
 
 function start() {
   buildTheme();
-  if (!blocks.size) {
+  if (!boards.size) {
     $("suites").textContent = "There are no entries yet.";
     return;
   }
-  const tabs = [...blocks.keys()].map((suite) => make("a", { href: `#${new URLSearchParams({ suite })}` }, suite));
+  const tabs = [...boards.keys()].map((suite) => make("a", { href: `#${new URLSearchParams({ suite })}` }, suite));
   $("suites").append(...tabs);
   buildHead();
   buildFilters();
@@ -76,7 +72,7 @@ function start() {
   $("main").hidden = false;
   $("filter-box").open = matchMedia("(min-width: 48rem)").matches;
   $("skip").addEventListener("click", (event) => {
-    event.preventDefault(); // the address is the state's
+    event.preventDefault(); // the address holds the state
     $("entries").focus();
   });
   $("entry").addEventListener("close", entryClosed);

@@ -1,6 +1,6 @@
 // The plots of a board: clean against robust, cost against robust, robust against eps.
 
-const LINES = 8; // as many curves as can be told apart
+const LINES = 8; // curves with different styles
 
 function robustText(row) {
   return row.certified ? `robust ${bracketText(row)} %` : `robust at most ${percent(row.attacked.acc)} %`;
@@ -26,7 +26,7 @@ function cleanPlot(rows) {
   scatter(plot, points);
   const most = points.reduce((a, b) => (b.y > a.y ? b : a)).row.title;
   return { picture: [plot.svg], text: `${entries(points.length)}: clean accuracy ${extent(xs)} %, under attack ` +
-    `${extent(ys)} %; ${most} keeps the most.${stems.length ? " A line goes down to what is certified." : ""}` };
+    `${extent(ys)} %; ${most} has the highest.${stems.length ? " A line goes down to the certified accuracy." : ""}` };
 }
 
 const COSTS = {
@@ -34,13 +34,13 @@ const COSTS = {
   seconds: { label: "training time", of: (row) => row.cost?.training_seconds, text: duration },
 };
 
-/** The points that no other is both cheaper and more robust than. What is unreliable beats nobody. */
+/** The points for which no other is both cheaper and more robust. Unreliable results are left out. */
 function pareto(points) {
-  let reached = -Infinity;
+  let best = -Infinity;
   const front = [];
   for (const point of points.toSorted((a, b) => a.x - b.x || b.y - a.y)) {
-    if (point.row.verdict === "unreliable" || point.y <= reached) continue;
-    reached = point.y;
+    if (point.row.verdict === "unreliable" || point.y <= best) continue;
+    best = point.y;
     front.push(point);
   }
   return front;
@@ -67,7 +67,7 @@ function costPlot(rows) {
 const kindOf = (curve) => `${curve.norm}, ${curve.label}`;
 const isDrawable = ({ eps, acc }) => eps.length > 1 && eps.every((e) => known(e) && e >= 0) && acc.every(isShare);
 
-/** What the curves of a board were measured by, the most frequent first. */
+/** The attacks of the curves of a board, the most frequent first. */
 function curveKinds(board) {
   const tally = new Map();
   for (const { curves } of board.rows) {
@@ -76,7 +76,7 @@ function curveKinds(board) {
   return [...tally.keys()].sort((a, b) => tally.get(b) - tally.get(a));
 }
 
-/** Curves {curve, text, row}, and their names; those with a row open its entry. */
+/** Curves {curve, text, row} and their legend; a curve with a row opens its entry. */
 function curveChart(name, curves) {
   const furthest = Math.max(...curves.flatMap(({ curve }) => curve.eps), 1e-9);
   const plot = frame(name,
@@ -88,7 +88,7 @@ function curveChart(name, curves) {
     const line = draw("path", { class: `line line-${i}`, d });
     plot.svg.append(row ? mark(row, text, null, draw("path", { class: "target", d }), line) : line);
   });
-  rove(plot.svg);
+  addKeys(plot.svg);
   return [plot.svg, make("ul", { class: "legend" }, curves.map(legendItem))];
 }
 

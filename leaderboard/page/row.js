@@ -1,21 +1,22 @@
-// What a row of a board says, wherever it is shown: verdict, rank, bracket.
+// How a row of a board is shown, in the table, the plots and the dialog: verdict, rank, bracket.
 
-const VERDICTS = { // the same shapes in the table and in the plots
-  clean: ["circle", { r: 4.5 }],
+const SHAPES = { // of verdicts, in the table and in the plots
+  "no-warnings": ["circle", { r: 4.5 }],
   suspect: ["path", { d: "M0 -5.5L5.2 4H-5.2Z" }],
   unreliable: ["path", { d: "M-4 -4L4 4M-4 4L4 -4" }],
-  unchecked: ["circle", { r: 4 }],
+  unchecked: ["circle", { r: 4 }], // and any other
 };
-const judged = (row) => (Object.hasOwn(VERDICTS, row.verdict) ? row.verdict : "unchecked");
+const verdictClass = (row) => (Object.hasOwn(SHAPES, row.verdict) ? row.verdict : "unchecked");
+const verdictText = (verdict) => (Object.hasOwn(VERDICT_TEXTS, verdict) ? VERDICT_TEXTS[verdict] : verdict);
 
 function marker(row) {
-  const [tag, attributes] = VERDICTS[judged(row)];
-  return draw(tag, { class: `marker ${judged(row)}`, ...attributes });
+  const [tag, attributes] = SHAPES[verdictClass(row)];
+  return draw(tag, { class: `marker ${verdictClass(row)}`, ...attributes });
 }
 
 function verdict(row) {
   const icon = draw("svg", { viewBox: "-7 -7 14 14", "aria-hidden": "true" }, marker(row));
-  return make("span", { class: `verdict ${judged(row)}` }, icon, row.verdict);
+  return make("span", { class: `verdict ${verdictClass(row)}` }, icon, verdictText(row.verdict));
 }
 
 const ranks = ({ rank_low: low, rank_high: high }) => (low === high ? `${low}` : `${low}\u2013${high}`);
@@ -41,7 +42,7 @@ function bracketText({ certified, attacked }) {
 
 const bracketWidth = ({ certified, attacked }) => (certified && attacked ? attacked.acc - certified.acc : null);
 
-/** The interval that holds the robust accuracy, as a bar. An end not measured is open, at 0 or at the clean one. */
+/** The interval of the robust accuracy. An end that was not measured is drawn at 0 or at the clean accuracy. */
 function bar({ certified, attacked, clean }) {
   if (!certified && !attacked) return null;
   const at = (share) => 100 * Math.min(1, Math.max(0, share));

@@ -1,21 +1,10 @@
-// The boards, and what is shown of them. The state is in the address, so that a view can be shared.
+// The boards, and what is shown of them. The state is the fragment of the address, so that a view can be shared.
 
-const PAGE = 100; // rows at a time
-
-const blocks = new Map([...document.querySelectorAll("script[data-suite]")].map((one) => [one.dataset.suite, one]));
-const boards = new Map();
-
-/** The board of a suite, read when it is first shown. */
-function load(suite) {
-  if (!boards.has(suite)) {
-    const board = JSON.parse(blocks.get(suite).textContent);
-    board.byName = new Map(board.rows.map((row) => [row.name, row]));
-    board.lines = new Map(); // table rows that have been drawn
-    board.rows.forEach(prepare);
-    boards.set(suite, board);
-  }
-  return boards.get(suite);
-}
+const boards = new Map([...document.querySelectorAll("script[data-suite]")].map(({ dataset, textContent }) => {
+  const board = JSON.parse(textContent);
+  board.rows.forEach(prepare);
+  return [dataset.suite, board];
+}));
 
 function prepare(row) {
   for (const key of ["clean", "attacked", "certified"]) {
@@ -24,7 +13,7 @@ function prepare(row) {
   row.words = [row.title, row.name, row.architecture, row.threat, row.paper, row.note].join(" ").toLowerCase();
 }
 
-/** The decade of the passes of training. */
+/** The order of magnitude of the passes of training. */
 function budget(row) {
   const passes = row.cost?.training_passes;
   return passes > 0 ? String(Math.floor(Math.log10(passes))) : "unknown";
@@ -38,7 +27,7 @@ const FILTERS = [
   { id: "norm", label: "Norm", of: (row) => row.norm },
   { id: "architecture", label: "Architecture", of: (row) => row.architecture.split(":")[0] || "unknown" },
   { id: "certified", label: "Certified", of: (row) => (row.certified ? "certified" : "not certified") },
-  { id: "verdict", label: "Verdict", of: (row) => row.verdict },
+  { id: "verdict", label: "Verdict", of: (row) => row.verdict, name: verdictText },
   { id: "extra", label: "Extra data", of: (row) => (row.extra_data ? "yes" : "no") },
   { id: "status", label: "Status", of: (row) => row.status },
   { id: "budget", label: "Training budget", of: budget, name: budgetName },
@@ -47,7 +36,6 @@ const NARROWING = ["q", ...FILTERS.map((filter) => filter.id)];
 const KEYS = ["suite", ...NARROWING, "sort", "cost", "curve", "entry"];
 
 let state = readAddress();
-let limit = PAGE;
 let writing;
 
 function readAddress() {
@@ -57,18 +45,17 @@ function readAddress() {
 
 const address = () => `#${new URLSearchParams(Object.entries(state).filter(([, value]) => value))}`;
 
-/** Change what is shown, and the address with it: as a new step of the history where `step`. */
+/** Change what is shown, and the address with it; with `step` as a new entry of the history. */
 function change(changes, step = false) {
-  if (NARROWING.some((key) => key in changes)) limit = PAGE;
   state = { ...state, ...changes };
   clearTimeout(writing);
   if (step) history.pushState(null, "", address());
-  else writing = setTimeout(() => history.replaceState(null, "", address()), 150); // browsers limit how often
+  else writing = setTimeout(() => history.replaceState(null, "", address()), 150); // browsers limit the rate
   render();
 }
 
-/** The rows that the filters and the search leave, as the board has them. */
-function narrowed(board) {
+/** The rows that match the filters and the search, in the order of the board. */
+function matching(board) {
   const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
   const active = FILTERS.filter((filter) => state[filter.id]);
   const fits = (row) => active.every((filter) => filter.of(row) === state[filter.id]);

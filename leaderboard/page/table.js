@@ -1,8 +1,6 @@
 // The table of a board, and its controls.
 
-const MANY = 50; // rows from which on those off the screen are not laid out
-
-/** Columns. key: what to sort by, what has none last; down: the first click puts the largest first. */
+/** Columns. key: to sort by, rows without one are last; down: the first click sorts in descending order. */
 const COLUMNS = [
   { id: "rank", label: "Rank", key: (row) => row.rank, cell: rankCell },
   { id: "title", label: "Entry", key: (row) => row.title, cell: (row) => [opener(row), small(kindText(row))] },
@@ -18,18 +16,22 @@ const COLUMNS = [
     cell: (row) => count(row.cost?.training_passes) },
   { id: "seconds", label: "Training time", key: (row) => row.cost?.training_seconds,
     cell: (row) => duration(row.cost?.training_seconds) },
-  { id: "status", label: "Status", key: (row) => row.status, cell: (row) => row.status },
+  { id: "status", label: "Status", key: (row) => row.status, cell: statusCell },
 ];
 
 function accuracyColumn(id, label) {
   return { id, label, key: (row) => row[id]?.acc, down: true, cell: (row) => accuracyCell(row[id]) };
 }
 
-/** The family of a model; its size and options on the next line, as far as they fit. */
+/** The family of a model; on the next line its size and options, cut off at the width of the column. */
 function architectureCell({ architecture, parameters }) {
   const [family, ...options] = architecture.split(":");
   const size = known(parameters) ? [`${count(parameters)} parameters`] : [];
   return [family || NONE, make("small", { class: "clip", title: architecture }, [...size, ...options].join(", "))];
+}
+
+function statusCell({ status }) {
+  return status === "not re-checkable" ? [status, small("weights not published")] : status;
 }
 
 function extraData(row) {
@@ -43,14 +45,14 @@ function ordering() {
   return { column: COLUMNS.find((column) => column.id === id) ?? COLUMNS[0], way: state.sort.startsWith("-") ? -1 : 1 };
 }
 
-/** The order that a click on a column's head asks for. */
+/** The order after a click on the header of a column. */
 function nextOrder(id) {
   const { column, way } = ordering();
   const down = column.id === id ? way > 0 : COLUMNS.find((each) => each.id === id).down;
   return down ? `-${id}` : id;
 }
 
-/** In the order of the state; equal ones as the board has them, those without a value last. */
+/** Rows in the order of the state; a stable sort, with rows without a value last. */
 function sorted(rows) {
   const { column, way } = ordering();
   const compare = ([a], [b]) => {
@@ -78,7 +80,7 @@ function buildFilters() {
   $("filters").addEventListener("submit", (event) => event.preventDefault());
 }
 
-/** What the rows of a board leave to choose from, with how many there are of each. */
+/** The values of each filter in a board, with the number of rows of each. */
 function offerChoices(board) {
   for (const { id, of, name = String } of FILTERS) {
     const tally = new Map();
@@ -99,37 +101,19 @@ function showControls(board, rows) {
   $("reset").hidden = active === 0;
 }
 
-/** The line of an entry, drawn once. */
-function lineOf(board, row) {
-  if (!board.lines.has(row)) {
-    const cells = COLUMNS.map(({ id, label, cell }) => {
-      const heads = id === "title" ? ["th", { scope: "row", role: "rowheader" }] : ["td", { role: "cell" }];
-      return make(heads[0], { ...heads[1], class: id, "data-label": label }, cell(row));
-    });
-    board.lines.set(row, make("tr", { role: "row", class: row.rank === 1 && "leading" }, cells));
-  }
-  return board.lines.get(row);
+function tableRow(row) {
+  const cells = COLUMNS.map(({ id, label, cell }) => {
+    const [tag, attributes] = id === "title" ? ["th", { scope: "row", role: "rowheader" }] : ["td", { role: "cell" }];
+    return make(tag, { ...attributes, class: id, "data-label": label }, cell(row));
+  });
+  return make("tr", { role: "row", class: row.rank === 1 && "leading" }, cells);
 }
 
-function showTable(board, rows) {
-  const visible = sorted(rows).slice(0, limit);
-  $("body").classList.toggle("many", visible.length > MANY);
-  $("body").replaceChildren(...visible.map((row) => lineOf(board, row)));
+function showTable(rows) {
+  $("body").replaceChildren(...sorted(rows).map((row) => (row.element ??= tableRow(row))));
   const { column, way } = ordering();
   for (const head of $("head").querySelectorAll("th")) {
     const order = way > 0 ? "ascending" : "descending";
     head.setAttribute("aria-sort", head.classList.contains(column.id) ? order : "none");
   }
-  const left = rows.length - visible.length;
-  $("more").hidden = left === 0;
-  $("show-more").textContent = `Show ${Math.min(PAGE, left)} more`;
-  $("show-all").textContent = `Show all ${whole(rows.length)}`;
-}
-
-/** More rows, and the focus on the first new one: the button may be gone. */
-function showMore(rows) {
-  const before = limit;
-  limit = rows;
-  render();
-  $("body").querySelectorAll(".opener")[before]?.focus();
 }
