@@ -27,6 +27,7 @@ def test_invalid_options_are_refused(option):
         CW(**option)
 
 
+@pytest.mark.slow
 def test_converged_examples_cost_no_more_passes():
     model, attack = Trap(), CW(steps=1000)
     with count_passes(model, Passes()) as passes:
@@ -34,6 +35,7 @@ def test_converged_examples_cost_no_more_passes():
     assert passes.forwards < 4 * 9 * 500
 
 
+@pytest.mark.slow
 def test_linf_in_many_dimensions():
     """Three images of 3,072 pixels: batches of one, two and three round differently, and no point may depend on it."""
     shape = (3, 32, 32)

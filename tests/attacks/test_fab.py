@@ -124,7 +124,7 @@ def test_it_finds_the_nearest_wrong_point_of_a_linear_model(norm, shape, classes
     assert (distance <= exact * 1.01).all()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [MODES[0], pytest.param(MODES[1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_finds_the_nearest_wrong_point_in_the_box(norm, mode):
     shape, classes = (1, 3, 3), 3

@@ -12,7 +12,7 @@ from tests.linear import exact_distance, interior_batch, linear_model, near_the_
 
 CPU = torch.device("cpu")
 SMALL, MEDIUM, LARGE = (1, 1, 2), (1, 5, 5), (3, 32, 32)
-SHAPES = [SMALL, MEDIUM, pytest.param(LARGE, marks=pytest.mark.slow)]
+SHAPES = [MEDIUM, *(pytest.param(shape, marks=pytest.mark.slow) for shape in [SMALL, LARGE])]
 ATTACKS = [
     ("deepfool", "Linf"), ("deepfool", "L2"),
     ("fmn", "Linf"), ("fmn", "L2"), ("fmn", "L1"),
@@ -33,7 +33,7 @@ def wrong(model, x_adv, y):
         return model(x_adv).argmax(dim=1) != y
 
 
-@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("spec", "norm"), ATTACKS)
 def test_finds_the_nearest_point_of_a_linear_model_to_one_percent(spec, norm, shape, classes):

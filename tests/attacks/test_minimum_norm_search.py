@@ -35,7 +35,8 @@ def distance(spec, norm, model, batch):
 @pytest.mark.parametrize(("spec", "norm", "wanted"), [
     ("deepfool", "L2", CLOSEST), ("deepfool", "Linf", CLOSEST), ("deepfool:targets=1", "L2", LIKELIEST),
     ("fmn", "L2", CLOSEST), ("fmn", "Linf", CLOSEST), ("fmn", "L1", CLOSEST), ("fmn:targets=1", "L2", LIKELIEST),
-    ("cw:steps=200", "L2", CLOSEST), ("cw:steps=200", "Linf", CLOSEST), ("cw:steps=200:targets=1", "L2", LIKELIEST),
+    ("cw:steps=200", "L2", CLOSEST), ("cw:steps=200", "Linf", CLOSEST),
+    pytest.param("cw:steps=200:targets=1", "L2", LIKELIEST, marks=pytest.mark.slow),
     ("single-step", "L2", LIKELIEST),
 ])  # fmt: skip
 def test_the_closest_class_is_found_behind_the_likeliest(spec, norm, wanted):

@@ -51,7 +51,9 @@ def images(shape, n=4, seed=0):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 2), (1, 3, 17), (3, 8, 8), (2, 28, 28)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 1, 2), (1, 3, 17), (3, 8, 8), pytest.param((2, 28, 28), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("eps", [0.1, 3.0])
 def test_every_point_is_allowed(norm, shape, eps):
     batch, threat = images(shape), ThreatModel(norm, eps)
@@ -167,6 +169,7 @@ def test_misclassified_images_are_returned_and_cost_one_pass(norm):
     assert passes.forwards == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "share"), [("Linf", 0.9999), ("L2", 0.8), ("L1", 0.5)])
 def test_it_comes_near_the_optimum_of_a_linear_model(norm, share):
     shape = (1, 4, 4)

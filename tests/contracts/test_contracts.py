@@ -45,6 +45,10 @@ class TestAttack(AttackContract):
     def test_depends_only_on_its_seed(self, name: str) -> None:
         super().test_depends_only_on_its_seed(name)
 
+    @pytest.mark.slow
+    def test_accepts_a_batch_of_one(self, name: str) -> None:
+        super().test_accepts_a_batch_of_one(name)
+
 
 SMALL_CERTIFIERS = {
     "eps-search": "eps-search:precision=0.001",
@@ -66,6 +70,10 @@ class TestDefense(DefenseContract):
     @pytest.mark.slow
     def test_resumes_from_a_checkpoint_bit_for_bit(self, name: str, tmp_path: Path) -> None:
         super().test_resumes_from_a_checkpoint_bit_for_bit(name, tmp_path)
+
+    @pytest.mark.slow
+    def test_leaves_no_weight_gradients(self, name: str) -> None:
+        super().test_leaves_no_weight_gradients(name)
 
 
 @pytest.mark.parametrize("name", [SMALL.get(name, name) for name in registry.model.names()])

@@ -105,10 +105,10 @@ def _short_autoattack(monkeypatch):
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_stays_within_the_threat_model_and_depends_only_on_its_seed(name, norm):
-    check_invariants(name, norm, 5)
+    check_invariants(name, norm, 1 if name == "bracket-attack" else 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_holds_in_many_configurations(name, norm):
-    check_invariants(name, norm, 60)
+    check_invariants(name, norm, 8 if name == "bracket-attack" else 50)  # it runs thousands of queries
