@@ -1,4 +1,4 @@
-"""Certifiers for tests: linear models exactly, and some that nobody should trust."""
+"""Certifiers for tests: exact ones for linear models, and incorrect ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ calls: list[tuple[str, list[int], Tensor | None]] = []  # who certified which ex
 
 @dataclass(frozen=True, kw_only=True)
 class Exact(Certifier):
-    """The exact margin of a linear model in the ball, where the box is out of reach; only above `least`."""
+    """The exact margin of a linear model if no ball meets the box; certifies margins above `least`."""
 
     least: float = 0.0
 
@@ -35,7 +35,7 @@ class Exact(Certifier):
 
 @dataclass(frozen=True, kw_only=True)
 class Slow(Exact):
-    """Takes its time over each batch, by a clock that tests may put in place of the machine's."""
+    """Advances `clock`, which tests may use instead of the machine's, by `pause` for each batch."""
 
     seconds: float = 100.0
     pause: float = 0.05
@@ -47,7 +47,7 @@ class Slow(Exact):
 
 
 class Clock:
-    """Stands still but for what Slow takes."""
+    """A clock that only Slow advances."""
 
     now = 0.0
 
@@ -73,16 +73,16 @@ class Complete(Exact):
 
 @dataclass(frozen=True, kw_only=True)
 class Liar(Certifier):
-    """Certifies all that is right."""
+    """Certifies every correctly classified example."""
 
     def certify(self, model, batch, threat, *, generator):
-        right = model(batch.x).argmax(dim=1) == batch.y
-        return Certificate(threat.eps * right, right)
+        correct = model(batch.x).argmax(dim=1) == batch.y
+        return Certificate(threat.eps * correct, correct)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Smooth(Certifier):
-    """Of another classifier: it has one answer, and is certain of it."""
+    """Certifies another classifier, which always predicts `answer`."""
 
     kind = "probabilistic"
 
@@ -94,7 +94,7 @@ class Smooth(Certifier):
 
 
 def worst_points(model: nn.Sequential, batch: Batch, threat: ThreatModel) -> Tensor:
-    """For each example the corner of the Linf ball towards the class that it comes nearest to."""
+    """For each example, the corner of the Linf ball with the lowest margin."""
     weight = model[1].weight
     corners = batch.x[:, None] + threat.eps * (weight[None] - weight[batch.y][:, None]).sign().reshape(
         len(batch), len(weight), *batch.x.shape[1:]

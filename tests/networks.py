@@ -1,4 +1,4 @@
-"""Random small networks of every layer that can be bounded, and the points that a bound of one has to survive."""
+"""Random small networks of every supported layer, and points at which their bounds are checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bench.core.layers import Normalize, Residual
-from bench.core.threat import NORMS, ThreatModel
+from bench.core.threat import NORMS, ORDER, ThreatModel
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.2), "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 CURVED = tuple(module for module in (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh))
@@ -44,7 +44,7 @@ def networks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int], int]
 
 @st.composite
 def blocks(draw: st.DrawFn, channels: int, size: list[int]) -> tuple[list[nn.Module], int, list[int]]:
-    """A few layers on images of `channels` and `size`; the channels and the size of what comes out."""
+    """A few layers on images of `channels` and `size`, and the channels and the size of their output."""
     kind = draw(st.sampled_from(["conv", "conv", "residual", "pool", "global", "activation"]))
     if kind == "pool" and min(size) > 1:
         return [nn.AvgPool2d(2)], channels, [each // 2 for each in size]
@@ -79,7 +79,7 @@ def activation(draw: st.DrawFn) -> nn.Module:
 
 
 def drawn_weights(model: nn.Sequential, seed: int, gain: float) -> nn.Sequential:
-    """Normal weights, so large that signals neither die nor explode at gain 1; statistics that normalise nothing."""
+    """Normal weights, scaled so that activations keep their size at gain 1; random batch norm statistics."""
     draw = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -96,7 +96,7 @@ def drawn_weights(model: nn.Sequential, seed: int, gain: float) -> nn.Sequential
 
 @st.composite
 def threats(draw: st.DrawFn, examples: int) -> ThreatModel:
-    """Of every norm, with a box and without, with one eps for all and with one each."""
+    """Threat models of every norm, with and without a box, with one eps for all examples or one for each."""
     norm = draw(st.sampled_from(NORMS))
     sizes = st.sampled_from([1e-3, 0.05, 0.3, 1.0])
     eps = (
@@ -108,7 +108,7 @@ def threats(draw: st.DrawFn, examples: int) -> ThreatModel:
 
 
 def images(shape: tuple[int, int, int], n: int, seed: int) -> Tensor:
-    """In double precision; some pixels at the ends of the box."""
+    """Images in double precision; some pixels are 0 or 1."""
     x = 1.4 * torch.rand((n, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.2
     return x.clamp(0, 1)
 
@@ -118,23 +118,24 @@ def sampled(x: Tensor, threat: ThreatModel, n: int, draw: torch.Generator) -> Te
     many = x.repeat(n, 1, 1, 1)
     wide = _repeated(threat, n)
     inside = wide.random_start(many, draw)
-    kept = 10 ** (-3 * torch.rand((len(many), 1, 1, 1), generator=draw, dtype=x.dtype))  # share of the pixels that move
-    moved = torch.rand(many.shape, generator=draw, dtype=x.dtype) < kept
+    share = 10 ** (-3 * torch.rand((len(many), 1, 1, 1), generator=draw, dtype=x.dtype))  # of the pixels that move
+    moved = torch.rand(many.shape, generator=draw, dtype=x.dtype) < share
     sign = 2.0 * (torch.rand(many.shape, generator=draw, dtype=x.dtype) < 0.5) - 1
     one = torch.rand(many.flatten(1).shape, generator=draw, dtype=x.dtype).argmax(dim=1, keepdim=True)
     moved |= torch.zeros_like(many.flatten(1)).scatter(1, one, 1.0).view_as(many) > 0
     direction = torch.where(moved, sign, 0)
     corners = wide.project(many + direction * _length(direction, threat, wide, many), many)
-    whole = torch.rand((len(many), 1, 1, 1), generator=draw) < 0.7
-    found = torch.where(whole, corners, inside)
-    found[: len(x)] = x
-    return found.view(n, *x.shape)
+    at_corner = torch.rand((len(many), 1, 1, 1), generator=draw) < 0.7
+    sample = torch.where(at_corner, corners, inside)
+    sample[: len(x)] = x
+    return sample.view(n, *x.shape)
 
 
 def _length(direction: Tensor, threat: ThreatModel, wide: ThreatModel, many: Tensor) -> Tensor:
-    """What takes a direction to the sphere."""
-    order = {"Linf": torch.inf, "L2": 2, "L1": 1}[threat.norm]
-    return wide.eps_like(many) / torch.linalg.vector_norm(direction.flatten(1), ord=order, dim=1).view(-1, 1, 1, 1)
+    """The length at which a direction reaches the sphere."""
+    return wide.eps_like(many) / torch.linalg.vector_norm(direction.flatten(1), ord=ORDER[threat.norm], dim=1).view(
+        -1, 1, 1, 1
+    )
 
 
 def _repeated(threat: ThreatModel, n: int) -> ThreatModel:
@@ -143,43 +144,35 @@ def _repeated(threat: ThreatModel, n: int) -> ThreatModel:
 
 
 def attacked(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, draw: torch.Generator) -> Tensor:
-    """Where descent on every z_y - z_j came by, (K*steps,B,C,H,W), by ever smaller steepest steps."""
+    """The points of steepest descent on every z_y - z_j with decreasing steps, (K*steps,B,C,H,W)."""
     classes = model(x[:1]).shape[1]
     many, wide = x.repeat(classes, 1, 1, 1), _repeated(threat, classes)
     rows = torch.arange(len(many))
     label, target = y.repeat(classes), torch.arange(classes).repeat_interleave(len(x))
-    at = wide.random_start(many, draw)
-    seen = []
+    x_adv = wide.random_start(many, draw)
+    trajectory = []
     for step in range(steps):
-        at = at.detach().requires_grad_()
-        logits = model(at)
-        (gradient,) = torch.autograd.grad((logits[rows, label] - logits[rows, target]).sum(), at)
-        if threat.norm == "Linf":
-            direction = gradient.sign()
-        elif threat.norm == "L2":
-            direction = gradient
-        else:
-            flat = gradient.flatten(1)
-            most = flat.abs().argmax(dim=1, keepdim=True)
-            direction = torch.zeros_like(flat).scatter(1, most, flat.gather(1, most).sign()).view_as(gradient)
-        length = _length(direction, threat, wide, many).nan_to_num(posinf=0)
-        at = wide.project(at.detach() - 2 * length * direction / (step + 1), many)
-        seen.append(at)
-    return torch.stack(seen).view(-1, *x.shape)
+        x_adv = x_adv.detach().requires_grad_()
+        logits = model(x_adv)
+        (gradient,) = torch.autograd.grad((logits[rows, label] - logits[rows, target]).sum(), x_adv)
+        step_size = 2 * wide.eps_like(many) / (step + 1)
+        x_adv = wide.project(x_adv.detach() - step_size * wide.steepest(gradient), many)
+        trajectory.append(x_adv)
+    return torch.stack(trajectory).view(-1, *x.shape)
 
 
 def points(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, n: int, seed: int = 0) -> Tensor:
-    """Some n sampled points and the attacked ones, (N,B,C,H,W), all of them within the threat model."""
+    """n sampled points and the attacked ones, (N,B,C,H,W), all within the threat model."""
     draw = torch.Generator().manual_seed(seed)
-    found = torch.cat([sampled(x, threat, n, draw), attacked(model, x, y, threat, 8, draw)])
-    allowed = _repeated(threat, len(found)).contains(found.flatten(0, 1), x.repeat(len(found), 1, 1, 1))
+    tried = torch.cat([sampled(x, threat, n, draw), attacked(model, x, y, threat, 8, draw)])
+    allowed = _repeated(threat, len(tried)).contains(tried.flatten(0, 1), x.repeat(len(tried), 1, 1, 1))
     assert allowed.all()
-    return found
+    return tried
 
 
-def margins_at(model: nn.Module, found: Tensor, y: Tensor) -> Tensor:
+def margins_at(model: nn.Module, tried: Tensor, y: Tensor) -> Tensor:
     """z_y - z_j at points (N,B,C,H,W): (N,B,K), inf at the label."""
     with torch.no_grad():
-        logits = torch.cat([model(each) for each in found.flatten(0, 1).split(4096)]).unflatten(0, found.shape[:2])
-    label = y.expand(len(found), -1)[:, :, None]
+        logits = torch.cat([model(each) for each in tried.flatten(0, 1).split(4096)]).unflatten(0, tried.shape[:2])
+    label = y.expand(len(tried), -1)[:, :, None]
     return (logits.gather(2, label) - logits).scatter(2, label, torch.inf)

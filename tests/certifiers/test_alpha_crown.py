@@ -24,7 +24,7 @@ def case(activation=nn.ReLU):
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Tanh])
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", pytest.param("L2", marks=pytest.mark.slow)])
 def test_it_is_never_below_crown_and_fast_lin(activation, norm):
     model, batch = case(activation)
     threat = ThreatModel(norm, 0.06 if norm == "Linf" else 0.2)

@@ -125,7 +125,7 @@ def least(a, b, x, norm, t):
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("box", [BOX, None])
+@pytest.mark.parametrize("box", [BOX, pytest.param(None, marks=pytest.mark.slow)])
 def test_gradient_is_that_of_finite_differences(norm, box):
     a, b, x = planes(scale=0.3, zeros=False)  # at zero |a| has a kink
     finite = signed_distance(a, b, x, norm, box).isfinite()

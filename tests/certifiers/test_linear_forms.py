@@ -108,7 +108,13 @@ def test_backward_through_convolutions(case):
 
 
 TRANSPOSED = [
-    (channels, groups, size, geometry)
+    pytest.param(
+        channels,
+        groups,
+        size,
+        geometry,
+        marks=[pytest.mark.slow] if channels in (3, 6) or size != (7, 10) else [],
+    )
     for channels in (3, 4, 5, 6)
     for groups in (1, 2)
     for size in ((8, 8), (7, 10), (1, 1), (2, 9))

@@ -92,9 +92,9 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", pytest.param("L2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("name", CERTIFIERS)
+@pytest.mark.parametrize("name", ["ibp", "fast-lin", "crown", pytest.param("crown-ibp", marks=pytest.mark.slow)])
 def test_float32_is_as_near_to_float64_as_stated(name, net, norm):
     make, shape = NETS[net]
     torch.manual_seed(0)
@@ -148,7 +148,7 @@ def nearly_at(wanted, norm, *, hidden):
 
 
 @pytest.mark.parametrize(("name", "hidden"), [("fast-lin", True), ("crown", True), ("crown-ibp", True), ("ibp", False)])
-@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("norm", ["Linf", pytest.param("L2", marks=pytest.mark.slow), "L1"])
 @pytest.mark.parametrize("wanted", [1e-9, -1e-9])
 def test_what_float32_leaves_in_doubt_float64_decides(name, hidden, norm, wanted):
     model, x, y = nearly_at(wanted, norm, hidden=hidden)
@@ -219,6 +219,7 @@ def test_infinite_logits_are_not_certified():
         assert not found.certified
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the paper's checkpoints are not here")
 @pytest.mark.parametrize(
     ("file", "model", "norm", "eps"),

@@ -125,7 +125,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", pytest.param("L2", marks=pytest.mark.slow)])
 def test_modules(name, norm):
     model = copy.deepcopy(MODULES[name])
     for module in model.modules():
@@ -139,8 +139,8 @@ MODELS = [
     ("small-cnn:width=2:hidden=8:activation=tanh", (1, 7, 9)),
     ("cnn:width=2:activation=sigmoid", (3, 9, 11)),
     ("fc1:width=20", (1, 4, 4)),
-    ("resnet18:width=2", (3, 8, 8)),
-    ("preact-resnet18:width=2", (3, 8, 8)),
+    pytest.param("resnet18:width=2", (3, 8, 8), marks=pytest.mark.slow),
+    pytest.param("preact-resnet18:width=2", (3, 8, 8), marks=pytest.mark.slow),
 ]
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -19,6 +21,7 @@ def two_pixels(weight, bias):
     return model
 
 
+@pytest.mark.slow
 def test_the_largest_box_of_a_linear_model():
     """w1 e1 + w2 e2 = value at the image, and e1 e2 largest: half of the value to each pixel."""
     model = two_pixels([1.0, 4.0], -0.5)
@@ -41,56 +44,61 @@ def relu_net():
     return model, torch.rand(20, 1, 3, 3)
 
 
-def test_the_box_is_certified_and_larger_than_the_uniform_one():
+@functools.cache
+def relu_boxes():
     model, x = relu_net()
-    eps, uniform = boxes(model, x)
-    y = model(x).argmax(dim=1)
-    there = uniform > 0
-    assert there.sum() > 10
-    margin = BoxMargins(Network(model, x[:1]), x[there], y[there]).over(eps[there])
+    return model, x, model(x).argmax(dim=1), *boxes(model, x)
+
+
+@pytest.mark.slow
+def test_the_box_is_certified_and_larger_than_the_uniform_one():
+    model, x, y, eps, uniform = relu_boxes()
+    certified = uniform > 0
+    assert certified.sum() > 10
+    margin = BoxMargins(Network(model, x[:1]), x[certified], y[certified]).over(eps[certified])
     assert (margin > 0).all()
     assert (margin.amin(dim=1) >= 1e-3).float().mean() > 0.8
-    volume = eps[there].log().flatten(1).mean(dim=1).exp()
-    assert (volume >= uniform[there] * (1 - 1e-6)).all()
-    assert (volume / uniform[there]).mean() > 1.3
-    assert (eps[there].flatten(1)[:, :4].mean() > 2 * eps[there].flatten(1)[:, 4:].mean()).all()
+    volume = eps[certified].log().flatten(1).mean(dim=1).exp()
+    assert (volume >= uniform[certified] * (1 - 1e-6)).all()
+    assert (volume / uniform[certified]).mean() > 1.3
+    assert (eps[certified].flatten(1)[:, :4].mean() > 2 * eps[certified].flatten(1)[:, 4:].mean()).all()
 
 
-def test_no_corner_of_a_box_is_wrong():
-    model, x = relu_net()
-    eps, _ = boxes(model, x)
-    y = model(x).argmax(dim=1)
+@pytest.mark.slow
+def test_no_corner_of_a_box_is_misclassified():
+    model, x, y, eps, _ = relu_boxes()
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
         sign = torch.rand(x.shape, generator=generator).sub(0.5).sign()
         assert torch.equal(model(x + eps * sign).argmax(dim=1), y)
 
 
-def test_wrong_images_have_no_box_and_the_radius_is_the_smallest_eps():
+def test_misclassified_images_have_no_box_and_the_radius_is_the_smallest_eps():
     model, x = relu_net()
+    x, few = x[:4], NonUniform(steps=2, inner=2, shrink=0.9)
     y = model(x).argmax(dim=1)
     y[0] = (y[0] + 1) % 3
-    found = NonUniform()(model, Batch(x, y, torch.arange(20)), ThreatModel("Linf", 0.01), generator=G)
-    assert found.radius[0] == 0
+    certificate = few(model, Batch(x, y, torch.arange(4)), ThreatModel("Linf", 0.01), generator=G)
+    assert certificate.radius[0] == 0
     with torch.no_grad():
-        eps, _ = NonUniform().boxes(model, x, y)
-    assert (found.radius >= eps.flatten(1).amin(dim=1)).all()
-    assert torch.equal(found.certified, found.radius >= 0.01)
+        eps, _ = few.boxes(model, x, y)
+    assert (certificate.radius >= eps.flatten(1).amin(dim=1)).all()
+    assert torch.equal(certificate.certified, certificate.radius >= 0.01)
 
 
-def test_a_margin_that_no_box_keeps_leaves_the_uniform_box():
-    """The model is right by less than delta: only the search, which has no delta, certifies anything."""
+def test_the_uniform_box_is_returned_if_no_box_reaches_the_margin():
+    """The model's margin is below delta: only the search, which has no delta, certifies anything."""
     model = two_pixels([1.0, 4.0], -2.4995)
     x = torch.full((1, 1, 1, 2), 0.5)
-    eps, uniform = boxes(model, x)
+    eps, uniform = boxes(model, x, steps=2, shrink=0.9)
     assert 0 < uniform.item() < 1e-4
     torch.testing.assert_close(eps.flatten(), uniform.expand(2))
 
 
+@pytest.mark.slow
 def test_an_example_does_not_depend_on_the_others():
-    model, x = relu_net()
-    together, alone = boxes(model, x)[0], boxes(model, x[3:4])[0]
-    torch.testing.assert_close(together[3:4], alone, rtol=1e-3, atol=1e-5)
+    model, x, _, together, _ = relu_boxes()
+    torch.testing.assert_close(together[3:4], boxes(model, x[3:4])[0], rtol=1e-3, atol=1e-5)
 
 
 def test_settings_that_make_no_sense():

@@ -16,9 +16,13 @@ from bench.training.foreign_checkpoints import load_foreign
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
 DATA = os.environ.get("BENCH_DATA", "")
 
-pytestmark = pytest.mark.skipif(
-    not (SHARED.is_dir() and Path(DATA, "mnist.npz").is_file()), reason="needs the published checkpoints and BENCH_DATA"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (SHARED.is_dir() and Path(DATA, "mnist.npz").is_file()),
+        reason="needs the published checkpoints and BENCH_DATA",
+    ),
+]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ ACTIVATIONS = {
     "tanh": (layers.TANH, np.tanh),
 }
 RELAXATIONS = ("parallel", "adaptive", "tight")
-TYPES = (torch.float32, torch.float64)
 
 
 def intervals(dtype):
@@ -48,7 +47,7 @@ def clearances(lines, curve, low, high):
     return above, curve(x) - exact(lines.lower_slope)[:, None] * x - shift
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_curve_is_between_its_lines(name, relaxation, dtype):

@@ -60,6 +60,7 @@ def entering(model, x):
     return found
 
 
+@pytest.mark.slow
 @many
 @given(networks(), threats(EXAMPLES), st.integers(0, 9))
 def test_no_point_violates_a_bound(case, threat, seed):
@@ -91,10 +92,21 @@ def test_no_point_violates_a_bound(case, threat, seed):
             assert (values <= high + room).all(), (relaxation, intermediate)
 
 
+@settings(many, max_examples=5)
+@given(networks(), threats(EXAMPLES), st.integers(0, 9))
+def test_no_point_violates_a_certificate_of_a_few_networks(case, threat, seed):
+    assert_no_certificate_is_violated(case, threat, seed)
+
+
+@pytest.mark.slow
 @settings(many, max_examples=max(1, NETWORKS // 2))
 @given(networks(), threats(EXAMPLES), st.integers(0, 9))
 def test_no_point_violates_a_certificate(case, threat, seed):
-    """In float32, as everybody uses them: where a margin is above its tolerance, so is the true one."""
+    assert_no_certificate_is_violated(case, threat, seed)
+
+
+def assert_no_certificate_is_violated(case, threat, seed):
+    """In float32, as it is used: if a margin is above its tolerance, so is the true one."""
     model, shape, _ = case
     x = images(shape, EXAMPLES, seed).float()
     with torch.no_grad():
@@ -103,11 +115,11 @@ def test_no_point_violates_a_certificate(case, threat, seed):
     batch, single = Batch(x, y, torch.arange(EXAMPLES)), model.float()
     for name, certifier in CERTIFIERS.items():
         with torch.no_grad():
-            found = certifier.certify(single, batch, threat, generator=torch.Generator())
-        assert (found.margins <= least.float() + found.tolerance[:, None]).all(), name
-        assert (least[found.certified] > 0).all(), name
+            certificate = certifier.certify(single, batch, threat, generator=torch.Generator())
+        assert (certificate.margins <= least.float() + certificate.tolerance[:, None]).all(), name
+        assert (least[certificate.certified] > 0).all(), name
         eps = threat.eps_like(x).flatten().float().expand(EXAMPLES)
-        assert found.radius.tolist() == torch.where(found.certified, eps, 0).tolist()
+        assert certificate.radius.tolist() == torch.where(certificate.certified, eps, 0).tolist()
     model.double()
 
 
@@ -280,8 +292,10 @@ RESIDUAL = nn.Sequential(
 ).double()
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize(("relaxation", "intermediate"), KINDS)
+@pytest.mark.parametrize("norm", ["Linf", pytest.param("L2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("relaxation", "intermediate"), [*KINDS[:4], *(pytest.param(*kind, marks=pytest.mark.slow) for kind in KINDS[4:])]
+)
 def test_chunks_change_nothing(relaxation, intermediate, norm):
     model = drawn_weights(RESIDUAL.eval(), 3, 1.0)
     x, y = images((1, 6, 6), 7, 0), torch.arange(7) % 3
@@ -312,7 +326,19 @@ def test_a_small_budget_holds_few_coefficients():
 @pytest.mark.parametrize(("relaxation", "intermediate"), KINDS)
 @pytest.mark.parametrize(
     ("curve", "norm"),
-    [(nn.ReLU, "Linf"), (nn.ReLU, "L2"), (nn.Sigmoid, "Linf"), (nn.Tanh, "L1"), (lambda: nn.LeakyReLU(0.2), "L2")],
+    [
+        (nn.Tanh, "L2"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (nn.ReLU, "Linf"),
+                (nn.ReLU, "L2"),
+                (nn.Sigmoid, "Linf"),
+                (nn.Tanh, "L1"),
+                (lambda: nn.LeakyReLU(0.2), "L2"),
+            )
+        ),
+    ],
 )
 def test_gradients_are_those_of_finite_differences(curve, norm, relaxation, intermediate):
     """With respect to every weight, as provable training needs them."""
