@@ -20,7 +20,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-CW = [("L2", SMALL), ("L2", MEDIUM), ("L2", LARGE), ("Linf", SMALL), ("Linf", MEDIUM)]
+CW = [("L2", SMALL, 5), ("L2", MEDIUM, 2), ("L2", LARGE, 5), ("Linf", SMALL, 2), ("Linf", MEDIUM, 5)]
 
 
 def found_by(spec, norm, model, batch):
@@ -50,8 +50,7 @@ def test_finds_the_nearest_point_of_a_linear_model_to_one_percent(spec, norm, sh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("classes", [2, 5])
-@pytest.mark.parametrize(("norm", "shape"), CW)
+@pytest.mark.parametrize(("norm", "shape", "classes"), CW)
 def test_cw_does_so_at_distances_that_its_step_size_is_made_for(norm, shape, classes):
     model = linear_model(shape, classes)
     with torch.no_grad():
