@@ -13,8 +13,8 @@ from importlib.resources import files
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from bench.core.errors import UserError
-from bench.core.registry import unknown
-from bench.core.specs import OfEps, check_counts_and_lengths, parse_value
+from bench.core.registry import did_you_mean, unknown
+from bench.core.specs import check_counts_and_lengths, parse_value
 
 Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 
@@ -105,7 +105,7 @@ def make_config(config_class: type[ConfigT], name: str, *layers: Mapping[str, An
 
 
 def _unknown_key(key: str, name: str, allowed: Mapping[str, Any]) -> UserError:
-    hint = str(unknown("key", key, allowed)).partition(": ")[2].partition("`")[0]
+    hint = did_you_mean(key, allowed)
     return UserError(f"'{name}' has no setting '{key}': {hint}its settings are {', '.join(allowed)}")
 
 
@@ -187,19 +187,17 @@ class RunConfig:
 
     @property
     def content_hash(self) -> str:
-        """The first 12 digits of the SHA-256 of the canonical JSON."""
-        text = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return content_hash(self.as_json())
+
+
+def content_hash(config: Mapping[str, Any]) -> str:
+    """The first 12 digits of the SHA-256 of the canonical JSON of a run's config."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def as_json(config: TrainingConfig | RunConfig) -> dict[str, Any]:
     """A config as JSON values, from which make_config makes an equal config of a defense."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    plain: dict[str, Any] = json.loads(json.dumps(fields, default=_length_as_json))
+    plain: dict[str, Any] = json.loads(json.dumps(fields, default=str))  # str: of a length in units of eps
     return plain
-
-
-def _length_as_json(value: Any) -> str:
-    if isinstance(value, OfEps):
-        return str(value)
-    raise TypeError(f"{value!r} has no JSON form")

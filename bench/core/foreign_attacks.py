@@ -61,18 +61,15 @@ class ForeignAttack(Attack):
         finite = x_adv.isfinite().flatten(1).all(dim=1)
         x_adv = torch.where(finite.reshape(-1, *[1] * (x.dim() - 1)), x_adv, x)
         if not finite.all():
-            warnings.warn(
-                f"{int((~finite).sum())} of {len(x)} points were not finite; the images replace them", stacklevel=2
-            )
+            not_finite = f"{int((~finite).sum())} of {len(x)} points were not finite"
+            warnings.warn(f"{not_finite}; the images replace them", stacklevel=2)
         outside = threat.distance(x_adv, x) > threat.eps_like(x).flatten() * (1 + ROUNDING)
         if threat.box is not None:
             low, high = threat.box
             outside |= ((x_adv < low - ROUNDING) | (x_adv > high + ROUNDING)).flatten(1).any(dim=1)
         if outside.any() and not self.minimum_norm:
-            warnings.warn(
-                f"{int(outside.sum())} of {len(x)} points were outside the threat model and were projected",
-                stacklevel=2,
-            )
+            too_far = f"{int(outside.sum())} of {len(x)} points were outside the threat model"
+            warnings.warn(f"{too_far} and were projected", stacklevel=2)
         return x_adv
 
 
@@ -94,9 +91,8 @@ class CallableAttack(ForeignAttack):
         super().__post_init__()
         check_counts_and_lengths(SimpleNamespace(**self.options))
         try:
-            inspect.signature(self.function).bind(
-                "model", "x", "y", **self._requested("threat", "generator"), **self.options
-            )
+            requested = self._requested("threat", "generator")
+            inspect.signature(self.function).bind("model", "x", "y", **requested, **self.options)
         except TypeError as error:
             raise UserError(
                 f"attack function {self.name} cannot be called ({error}); it takes (model, x, y), then by keyword its "

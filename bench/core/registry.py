@@ -14,9 +14,9 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from textwrap import shorten
@@ -51,7 +51,9 @@ class Registry:
         def register(thing: T) -> T:
             module = str(thing.__module__)
             if not module.startswith(f"{self.package}."):  # built-ins are known from their files
-                self._add_plugin(name, thing, module)
+                entry = Entry(name, _first_line(thing.__doc__), module, lambda: thing)
+                self._check_new(entry, self._read_package() | self._plugins)
+                self._plugins[name] = entry
             return thing
 
         return register
@@ -60,9 +62,10 @@ class Registry:
         """All entries by name, in alphabetical order."""
         entries = self._read_package() | self._plugins
         for point in installed_plugins(f"robust_bracket.{PLURAL.get(self.kind, self.kind + 's')}"):
-            if point.name in entries and entries[point.name].source != point.value:
-                raise UserError(_duplicate(self.kind, point.name, entries[point.name].source, point.value))
-            entries[point.name] = Entry(point.name, "", point.value, _loader(self.kind, point))
+            entry = Entry(point.name, "", point.value, partial(_load_entry_point, self.kind, point))
+            if point.name not in entries or entries[point.name].source != point.value:
+                self._check_new(entry, entries)
+            entries[point.name] = entry
         return dict(sorted(entries.items()))
 
     def names(self) -> list[str]:
@@ -78,11 +81,12 @@ class Registry:
             raise unknown(self.kind, name, entries)
         return entries[name].load()
 
-    def _add_plugin(self, name: str, thing: Any, source: str) -> None:
-        known = self._read_package() | self._plugins
-        if name in known:
-            raise UserError(_duplicate(self.kind, name, known[name].source, source))
-        self._plugins[name] = Entry(name, _first_line(thing.__doc__), source, lambda: thing)
+    def _check_new(self, entry: Entry, known: Mapping[str, Entry]) -> None:
+        if entry.name in known:
+            sources = f"{known[entry.name].source} and by {entry.source}"
+            raise UserError(
+                f"{self.kind} '{entry.name}' is registered twice, by {sources}; give one of them another name"
+            )
 
     def _read_package(self) -> dict[str, Entry]:
         if self._built_in is None:
@@ -92,9 +96,9 @@ class Registry:
             for path in sorted(path for folder in folders for path in Path(folder).glob("*.py")):
                 module = f"{self.package}.{path.stem}"
                 for name, attribute, summary in self._declared(path):
-                    if name in self._built_in:
-                        raise UserError(_duplicate(self.kind, name, self._built_in[name].source, module))
-                    self._built_in[name] = Entry(name, summary, module, _importer(module, attribute))
+                    entry = Entry(name, summary, module, partial(_load_built_in, module, attribute))
+                    self._check_new(entry, self._built_in)
+                    self._built_in[name] = entry
         return self._built_in
 
     def _declared(self, path: Path) -> Iterator[tuple[str, str, str]]:
@@ -122,9 +126,15 @@ def installed_plugins(group: str) -> EntryPoints:
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> UserError:
     """The error for an unknown name, with the most similar known ones."""
+    return UserError(
+        f"unknown {kind} '{name}': {did_you_mean(name, names)}`bench list {PLURAL.get(kind, kind + 's')}` shows all"
+    )
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question with the most similar known names; empty if none is similar."""
     near = difflib.get_close_matches(name.rstrip("-0123456789") or name, list(names), n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return UserError(f"unknown {kind} '{name}': {hint}`bench list {PLURAL.get(kind, kind + 's')}` shows all")
+    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
 def load_plugin(path: Path) -> str:
@@ -173,29 +183,22 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {shorten(lines[0], 120)}" if lines else type(error).__name__
 
 
-def _importer(module: str, attribute: str) -> Callable[[], Any]:
-    return lambda: getattr(importlib.import_module(module), attribute)
+def _load_built_in(module: str, attribute: str) -> Any:
+    return getattr(importlib.import_module(module), attribute)
 
 
-def _loader(kind: str, point: EntryPoint) -> Callable[[], Any]:
-    def load() -> Any:
-        try:
-            return point.load()
-        except Exception as error:
-            raise UserError(
-                f"{kind} '{point.name}' of the entry point {point.value} fails to load ({one_line(error)}); "
-                "reinstall or remove its package"
-            ) from error
-
-    return load
+def _load_entry_point(kind: str, point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        raise UserError(
+            f"{kind} '{point.name}' of the entry point {point.value} fails to load ({one_line(error)}); "
+            "reinstall or remove its package"
+        ) from error
 
 
 def _first_line(doc: str | None) -> str:
     return (doc or "").strip().partition("\n")[0]
-
-
-def _duplicate(kind: str, name: str, first: str, second: str) -> str:
-    return f"{kind} '{name}' is registered twice, by {first} and by {second}; give one of them another name"
 
 
 attack = Registry("attack", "attacks")

@@ -65,9 +65,8 @@ class Spec:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(
-                f"{self.kind} '{self.text}' cannot be built ({one_line(error)}); check its options"
-            ) from error
+            reason = one_line(error)
+            raise UserError(f"{self.kind} '{self.text}' cannot be built ({reason}); check its options") from error
 
     def make(self, *args: Any) -> Any:
         return self.target(*args, **self.arguments)
@@ -96,7 +95,8 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
     options = dict(given)
     for key, value in texts.items():
         if key not in hints:
-            raise UserError(f"{registry.kind} '{name}' has no option '{key}' ({_allowed(hints)})")
+            allowed = f"its options are {', '.join(hints)}" if hints else "it has no options"
+            raise UserError(f"{registry.kind} '{name}' has no option '{key}' ({allowed})")
         if key in given:
             raise UserError(f"{registry.kind} '{text}': '{key}' is given twice; keep one")
         options[key] = parse_value(value, hints[key][0], f"{registry.kind} '{name}': option '{key}'")
@@ -206,10 +206,6 @@ def _from_file(path: Path, function: str, kind: str) -> Callable[..., Any]:
     if not callable(target):
         raise UserError(f"{kind} file {path} has no function '{function}'")
     return target
-
-
-def _allowed(hints: Mapping[str, Any]) -> str:
-    return f"its options are {', '.join(hints)}" if hints else "it has no options"
 
 
 def _type_name(hint: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,19 +19,13 @@ from bench.evaluate.context import EvalContext
 from bench.evaluate.witnesses import Measurement
 
 
-@dataclass(frozen=True)
-class AttackMeasurement(Measurement):
-    """columns: `robust/SPEC`, `passes/SPEC`, `distance/SPEC` (minimum-norm), `decided_by/SPEC` (staged attacks)."""
-
-    result: AttackResult
-
-
 def measure_attack(
     context: EvalContext, spec: str, planned: PlannedAttack, clean: Flags, report: Report | None = None
-) -> AttackMeasurement:
+) -> Measurement[AttackResult]:
     """Attack each example of `clean` (N,), the correctly classified ones, under the attack's own threat model.
 
-    A fresh forward pass decides which examples are broken.
+    A fresh forward pass decides which examples are broken. The columns are `robust/SPEC`, `passes/SPEC`,
+    `distance/SPEC` (minimum-norm attacks) and `decided_by/SPEC` (staged attacks).
     """
     attack, own = planned.attack, replace(context, threat=planned.threat)
     stages: Sequence[Stage[Attack]] = [Stage("", attack)]
@@ -53,7 +47,7 @@ def count_classes(context: EvalContext) -> int:
 
 def _summarize(
     batches: Sequence[tuple[str, AttackBatch]], spec: str, planned: PlannedAttack, clean: Flags
-) -> AttackMeasurement:
+) -> Measurement[AttackResult]:
     robust, passes = clean.copy(), np.zeros(len(clean), dtype=np.int64)
     distance = np.zeros(len(clean), dtype=np.float32)
     stages = {name: [batch for other, batch in batches if other == name] for name, _ in batches}
@@ -77,7 +71,7 @@ def _summarize(
         robust_acc=share.acc, ci95=share.ci95, forwards=whole.forwards, backwards=whole.backwards,
         seconds=whole.seconds, warnings=warnings_in(every), stages=results,
     )  # fmt: skip
-    return AttackMeasurement(planned.threat, columns, *broken_in(every), result)
+    return Measurement(planned.threat, columns, *broken_in(every), result)
 
 
 def _stage_result(batches: Sequence[AttackBatch]) -> StageResult:

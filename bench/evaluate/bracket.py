@@ -38,13 +38,6 @@ class BracketPlan:
     budget: float
 
 
-@dataclass(frozen=True)
-class BracketMeasurement(Measurement):
-    """columns: `status`, `decided_by`."""
-
-    result: Bracket
-
-
 def plan_bracket(
     model: nn.Module,
     shape: tuple[int, ...],
@@ -92,11 +85,11 @@ def _in_rounds(certifier: Certifier) -> list[Certifier]:
 
 def measure_bracket(
     context: EvalContext, plan: BracketPlan, table: Table, report: Report | None = None
-) -> BracketMeasurement:
+) -> Measurement[Bracket]:
     """Run the stages on the examples that the clean images and the columns of the table do not decide.
 
-    The budget counts the seconds of stored partial results too. report(examples, stage) is called with the number of
-    decided examples.
+    The columns are `status` and `decided_by`. The budget counts the seconds of stored partial results too.
+    report(examples, stage) is called with the number of decided examples.
     """
     decisions = Decisions(len(table["index"]))
     for name, broken, certified in _known(table):
@@ -118,7 +111,7 @@ def measure_bracket(
         stages=decisions.stages, skipped=dict(plan.skipped), warnings=warnings_in(results),
     )  # fmt: skip
     columns: Table = {"status": decisions.status, "decided_by": np.array(decisions.decided_by, dtype=np.str_)}
-    return BracketMeasurement(context.threat, columns, *broken_in(results), bracket)
+    return Measurement(context.threat, columns, *broken_in(results), bracket)
 
 
 def _known(table: Table) -> Iterator[tuple[str, Flags, Flags]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
@@ -21,13 +20,6 @@ from bench.evaluate.batch_results import CertifierBatch, broken_in, seconds_in, 
 from bench.evaluate.cascade import Report, run_cascade
 from bench.evaluate.context import EvalContext
 from bench.evaluate.witnesses import Measurement
-
-
-@dataclass(frozen=True)
-class CertifierMeasurement(Measurement):
-    """columns: `certified/SPEC`, `radius/SPEC`; `broken/SPEC`, `prediction/SPEC` if the certifier gives them."""
-
-    result: CertifierResult
 
 
 def make_certifiers(names: Sequence[str]) -> dict[str, Certifier]:
@@ -54,10 +46,11 @@ def check_certifier(certifier: Certifier, model: nn.Module, shape: tuple[int, ..
 
 def measure_certifier(
     context: EvalContext, spec: str, certifier: Certifier, clean: Flags, report: Report | None = None
-) -> CertifierMeasurement:
+) -> Measurement[CertifierResult]:
     """Certify each example of `clean` (N,), the correctly classified ones.
 
-    A probabilistic certifier certifies a classifier of its own (smoothing), and is run on all examples.
+    A probabilistic certifier certifies a classifier of its own (smoothing), and is run on all examples. The columns
+    are `certified/SPEC`, `radius/SPEC`, and `broken/SPEC` and `prediction/SPEC` if the certifier gives them.
     """
     examples = np.ones_like(clean) if certifier.kind == "probabilistic" else clean
     cascade = run_cascade(context, [Stage("", certifier)], name=f"certifier {spec}", examples=examples, report=report)
@@ -69,7 +62,7 @@ def measure_certifier(
         kind=certifier.kind, tolerance=max((batch.tolerance for batch in batches), default=0.0),
         broken=None if broken is None else int(broken.sum()), warnings=warnings_in(batches),
     )  # fmt: skip
-    return CertifierMeasurement(context.threat, columns, *broken_in(batches), result)
+    return Measurement(context.threat, columns, *broken_in(batches), result)
 
 
 def _columns(spec: str, certifier: Certifier, batches: Sequence[CertifierBatch], n: int) -> Table:

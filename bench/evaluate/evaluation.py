@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,14 +14,14 @@ from bench.core.contracts import Certifier
 from bench.core.example_table import BRACKET, Table
 from bench.core.progress import Progress
 from bench.core.records import AttackResult, Bracket, CertifierResult, Sanity
-from bench.evaluate.attacked import AttackMeasurement, measure_attack
-from bench.evaluate.bracket import BracketMeasurement, BracketPlan, measure_bracket
+from bench.evaluate.attacked import measure_attack
+from bench.evaluate.bracket import BracketPlan, measure_bracket
 from bench.evaluate.certificate_audit import audit_certificates
-from bench.evaluate.certified import CertifierMeasurement, measure_certifier
+from bench.evaluate.certified import measure_certifier
 from bench.evaluate.clean import measure_clean
 from bench.evaluate.context import EvalContext
 from bench.evaluate.invariants import check_certificates, check_evaluation
-from bench.evaluate.witnesses import Measurement, collect_witnesses
+from bench.evaluate.witnesses import Measurement, Result, collect_witnesses
 from bench.sanity.verdict import form_verdict
 
 
@@ -48,28 +48,29 @@ def evaluate_split(
     """Measure a model on a split. CheckError if the result contradicts itself."""
     table = measure_clean(context.model, context.test, context.batch_size)
     n_correct, show = int(table["clean"].sum()), context.show_progress
-    measured: dict[str, Measurement] = {}
+    measured: dict[str, Measurement[Result]] = {}
+    measurement: Measurement[Result]
 
-    def add(source: str, measurement: Measurement, warnings: Sequence[str]) -> None:
+    def add(source: str, measurement: Measurement[Result]) -> None:
         measured[source] = measurement
         table.update(measurement.columns)
-        for warning in warnings if show else ():
+        for warning in measurement.result.warnings if show else ():
             print(f"warning ({source}): {warning}", file=sys.stderr)
 
     for spec, attack in attacks.items():
         with Progress(f"attack {spec}", n_correct, "example", show=show) as progress:
-            attacked = measure_attack(context, spec, attack, table["clean"], progress.advance)
-        add(spec, attacked, attacked.result.warnings)
+            measurement = measure_attack(context, spec, attack, table["clean"], progress.advance)
+        add(spec, measurement)
     for spec, certifier in (certifiers or {}).items():
         total = len(context.test) if certifier.kind == "probabilistic" else n_correct
         with Progress(f"certifier {spec}", total, "example", show=show) as progress:
-            certified = measure_certifier(context, spec, certifier, table["clean"], progress.advance)
-        add(spec, certified, certified.result.warnings)
+            measurement = measure_certifier(context, spec, certifier, table["clean"], progress.advance)
+        add(spec, measurement)
     check_certificates(table)
     if bracket is not None:
         with Progress(BRACKET, len(context.test), "example", show=show) as progress:
-            narrowed = measure_bracket(context, bracket, table, progress.advance)
-        add(BRACKET, narrowed, narrowed.result.warnings)
+            measurement = measure_bracket(context, bracket, table, progress.advance)
+        add(BRACKET, measurement)
     audited = audit_certificates(context, table)
     witnesses = collect_witnesses(measured)
     sanity = form_verdict(
@@ -78,7 +79,8 @@ def evaluate_split(
     threats = {source: measurement.threat for source, measurement in measured.items()}
     stochastic = any(check.name == "stochastic" and check.outcome != "passed" for check in sanity.checks)
     check_evaluation(context, table, witnesses, threats, deterministic=not stochastic)
-    of_attacks = {spec: m.result for spec, m in measured.items() if isinstance(m, AttackMeasurement)}
-    of_certifiers = {spec: m.result for spec, m in measured.items() if isinstance(m, CertifierMeasurement)}
-    of_bracket = next((m.result for m in measured.values() if isinstance(m, BracketMeasurement)), None)
+    results = {source: measurement.result for source, measurement in measured.items()}
+    of_attacks = {spec: result for spec, result in results.items() if isinstance(result, AttackResult)}
+    of_certifiers = {spec: result for spec, result in results.items() if isinstance(result, CertifierResult)}
+    of_bracket = next((result for result in results.values() if isinstance(result, Bracket)), None)
     return Evaluation(table, of_attacks, witnesses, sanity, of_certifiers, of_bracket, audited)

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.core.example_table import Table
+from bench.core.records import AttackResult, Bracket, CertifierResult
 from bench.core.threat import ThreatModel
+
+Result = AttackResult | CertifierResult | Bracket
+ResultT_co = TypeVar("ResultT_co", bound=Result, covariant=True)
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Generic[ResultT_co]):
     """The result of one attack, certifier or bracket on a test split.
 
     columns: of the per-example table. broken (M,): indices of the examples that it broke under `threat`;
-    witnesses (M,C,H,W): the adversarial example of each.
+    witnesses (M,C,H,W): the adversarial example of each. result: what the record says of it.
     """
 
     threat: ThreatModel
     columns: Table
     broken: npt.NDArray[np.int64]
     witnesses: npt.NDArray[np.float32]
+    result: ResultT_co
 
 
-def collect_witnesses(measurements: Mapping[str, Measurement]) -> dict[str, npt.NDArray[Any]]:
+def collect_witnesses(measurements: Mapping[str, Measurement[Result]]) -> dict[str, npt.NDArray[Any]]:
     """One adversarial example for each broken example and threat model, from the first measurement that has one.
 
     index (M,), x_adv (M,C,H,W) float32, attack (M,) its source (a spec, or "bracket"); sorted by index.

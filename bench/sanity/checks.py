@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import combinations, product
 from typing import NamedTuple
 
@@ -16,7 +17,16 @@ from bench.core.errors import UserError
 from bench.core.example_table import Flags
 from bench.core.threat import TINY
 from bench.sanity.attacks import cross_entropy
-from bench.sanity.model_under_test import PASSES, REPEAT_NOISE, REPEATS, STEPS, AttackColumn, ModelUnderTest
+from bench.sanity.model_under_test import (
+    AVERAGED,
+    REPEAT_NOISE,
+    REPEATS,
+    RESCALED,
+    SMOOTHED,
+    STEPS,
+    AttackColumn,
+    ModelUnderTest,
+)
 
 SIGNIFICANCE = 1e-3  # of each check: with a dozen of them, about one sound record in a hundred at the tolerated share
 TOLERATED = 0.05  # share of examples that may show a sign; 50 sound models: 0.03, and 0.09 for queries-better
@@ -30,13 +40,6 @@ BLACK_BOX = ("random-noise", "square")
 NOT_BY_GRADIENT = (*BLACK_BOX, "transfer", "autoattack")  # autoattack includes Square
 ONE_STEP = ("fgsm", "single-step")
 RANK = {"skipped": 0, "passed": 1, "suspect": 2, "unreliable": 3}
-
-REMEDIES: dict[str, Callable[[ModelUnderTest], Tensor]] = {
-    "rescaled logits": lambda tested: tested.correct_after_rescaled,
-    "a smoothed gradient": lambda tested: tested.correct_after_smoothed,
-    f"the mean gradient of {PASSES} passes": lambda tested: tested.correct_after_averaged,
-}
-RESCALED, SMOOTHED, AVERAGED = REMEDIES
 
 
 class CheckResult(NamedTuple):
@@ -67,33 +70,33 @@ def by_chance(n: int, rate: float = TOLERATED) -> int:
 def symptom(
     tested: ModelUnderTest, hits: Tensor | Flags, among: int, sign: str, remedies: Sequence[str] = ()
 ) -> CheckResult:
-    """`suspect` if more examples show a sign, `hits` (n,) bool, than the tolerated share of `among` by chance.
-
-    Then attacks with remedies are run. The outcome is `unreliable` if they show that the record counts too many
-    examples as robust.
-    """
+    """An alarm if more examples show a sign, `hits` (n,) bool, than the tolerated share of `among` gives by chance."""
     n, k, limit = len(hits), int(hits.sum()), by_chance(among)
     evidence = f"{sign}: {k} of {n} examples"
     if limit >= n:
         return skipped(f"{evidence}, too few to decide (chance gives up to {limit} of {among} correct examples)")
     if k <= limit:
         return CheckResult("passed", k / n, limit / n, evidence)
-    text, overstated = attack_with_remedies(tested, remedies)
-    return CheckResult("unreliable" if overstated else "suspect", k / n, limit / n, evidence + text)
+    return alarm(tested, k / n, limit / n, evidence, remedies)
 
 
-def attack_with_remedies(tested: ModelUnderTest, remedies: Sequence[str] = ()) -> tuple[str, bool]:
-    """What PGD leaves of the robust examples, without and with remedies; whether the record counts too many."""
-    remedies = remedies or (RESCALED, SMOOTHED, *([AVERAGED] if tested.stochastic else []))
+def alarm(
+    tested: ModelUnderTest, value: float, threshold: float, evidence: str, remedies: Sequence[str] = ()
+) -> CheckResult:
+    """`unreliable` if PGD, without or with remedies, shows that the record counts too many examples as robust.
+
+    Otherwise `suspect`.
+    """
     n = len(tested.robust)
     if n == 0:
-        return "", False
-    correct = {"": tested.correct_after_pgd} | {f" with {name}": REMEDIES[name](tested) for name in remedies}
+        return CheckResult("suspect", value, threshold, evidence)
+    remedies = remedies or (RESCALED, SMOOTHED, *([AVERAGED] if tested.stochastic else []))
+    correct = {"": tested.correct_after_pgd} | {f" with {name}": tested.correct_after(name) for name in remedies}
     broken = int((torch.stack(list(correct.values())).amin(dim=0) < 0.5).sum())
     shares = ", ".join(f"{float(share.mean()):.0%}{remedy}" for remedy, share in correct.items())
-    return f"; of {n} that the record counts as robust PGD-{STEPS} leaves {shares}", broken > by_chance(
-        tested.n_correct
-    )
+    evidence += f"; of {n} that the record counts as robust PGD-{STEPS} leaves {shares}"
+    outcome = "unreliable" if broken > by_chance(tested.n_correct) else "suspect"
+    return CheckResult(outcome, value, threshold, evidence)
 
 
 def stochastic(tested: ModelUnderTest) -> CheckResult:
@@ -102,10 +105,9 @@ def stochastic(tested: ModelUnderTest) -> CheckResult:
     evidence = f"{REPEATS} passes over the same {n} images differ by {value:.1e} of the logits' spread"
     if not tested.stochastic:
         return CheckResult("passed", value, REPEAT_NOISE, evidence)
-    text, overstated = attack_with_remedies(tested, [AVERAGED])
+    result = alarm(tested, value, REPEAT_NOISE, evidence, [AVERAGED])
     averages = any(c.own_threat and ("eot" in c.options or c.options.get("version") == "rand") for c in tested.columns)
-    outcome = "suspect" if averages and not overstated else "unreliable"
-    return CheckResult(outcome, value, REPEAT_NOISE, evidence + text)
+    return result if averages else result._replace(outcome="unreliable")
 
 
 def batch_dependent(tested: ModelUnderTest) -> CheckResult:
@@ -177,10 +179,8 @@ def twice_eps_no_better(tested: ModelUnderTest) -> CheckResult:
 
 
 def huge_eps_survived(tested: ModelUnderTest) -> CheckResult:
-    correct = (
-        tested.share_correct(tested.ascend(cross_entropy, eps=tested.threat.largest_eps(tested.test.image_shape)))
-        >= 0.5
-    )
+    points = tested.ascend(cross_entropy, eps=tested.threat.largest_eps(tested.test.image_shape))
+    correct = tested.share_correct(points) >= 0.5
     return symptom(tested, correct, tested.n_correct, f"PGD-{STEPS} in the whole box does not break")
 
 
@@ -212,11 +212,8 @@ def weaker_wins(tested: ModelUnderTest, pairs: Iterable[tuple[AttackColumn, Atta
         either, lead = only_weak + only_strong, only_weak - only_strong
         limit = max(2 * by_chance(either, 0.5) - either, NEGLIGIBLE * n)
         evidence = f"of {n} examples only {weak.spec} breaks {only_weak}, only {strong.spec} breaks {only_strong}"
-        outcome = "passed"
-        if lead > limit:
-            text, overstated = attack_with_remedies(tested)
-            outcome, evidence = "unreliable" if overstated else "suspect", evidence + text
-        results.append(CheckResult(outcome, lead / n, limit / n, evidence))
+        passed = CheckResult("passed", lead / n, limit / n, evidence)
+        results.append(passed if lead <= limit else alarm(tested, lead / n, limit / n, evidence))
     return worst(results)
 
 
@@ -244,14 +241,6 @@ def _pairs(
             yield (a, b) if value(a) < value(b) else (b, a)
 
 
-def black_box_better(tested: ModelUnderTest) -> CheckResult:
-    return against_white_box(tested, BLACK_BOX)
-
-
-def transfer_better(tested: ModelUnderTest) -> CheckResult:
-    return against_white_box(tested, ("transfer",))
-
-
 def against_white_box(tested: ModelUnderTest, names: tuple[str, ...]) -> CheckResult:
     """An alarm if attacks of these names break what all white-box ones leave, one of which has several steps."""
     own = [column for column in tested.columns if column.own_threat]
@@ -277,5 +266,6 @@ ATTACK_CHECKS: dict[str, Check] = {
 }  # fmt: skip
 TABLE_CHECKS: dict[str, Check] = {
     "fewer-steps-better": fewer_steps_better, "smaller-eps-better": smaller_eps_better,
-    "black-box-better": black_box_better, "transfer-better": transfer_better,
+    "black-box-better": partial(against_white_box, names=BLACK_BOX),
+    "transfer-better": partial(against_white_box, names=("transfer",)),
 }  # fmt: skip

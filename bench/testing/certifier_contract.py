@@ -16,7 +16,7 @@ from bench.core.errors import UserError
 from bench.core.layers import Residual
 from bench.core.specs import parse_spec
 from bench.core.threat import NORMS, Norm, ThreatModel, parse_norm
-from bench.testing.contracts import CPU, fingerprint, registry_target, same
+from bench.testing.contracts import CPU, batch_of, fingerprint, same
 
 SHAPE, CLASSES = (1, 4, 4), 3  # small enough for a complete certifier
 
@@ -37,7 +37,7 @@ class CertifierContract:
 
     def test_leaves_the_model_unchanged(self, name: str) -> None:
         for certifier, norm in self.each_norm(name):
-            model, batch = conv_net(), batch_of(conv_net())
+            model, batch = conv_net(), batch_of(conv_net(), SHAPE, 4)
             model(batch.x).sum().backward()
             model.train()
             next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
@@ -51,13 +51,15 @@ class CertifierContract:
             certificates: list[Certificate] = []
             for noise in (1, 2):
                 torch.manual_seed(noise)  # the global generator must not matter
-                certificates.append(certify(certifier, dense_net(), batch_of(dense_net()), ThreatModel(norm, 0.01)))
+                certificates.append(
+                    certify(certifier, dense_net(), batch_of(dense_net(), SHAPE, 4), ThreatModel(norm, 0.01))
+                )
             assert torch.equal(certificates[0].radius, certificates[1].radius)
             assert torch.equal(certificates[0].certified, certificates[1].certified)
 
     def test_does_not_depend_on_the_rest_of_the_batch(self, name: str) -> None:
         for certifier, norm in self.each_norm(name, deterministic=True):
-            model, batch, threat = conv_net(), batch_of(conv_net()), ThreatModel(norm, 0.05)
+            model, batch, threat = conv_net(), batch_of(conv_net(), SHAPE, 4), ThreatModel(norm, 0.05)
             whole = certify(certifier, model, batch, threat)
             for k in range(len(batch)):
                 alone = certify(certifier, model, Batch(batch.x[[k]], batch.y[[k]], batch.index[[k]]), threat)
@@ -67,7 +69,7 @@ class CertifierContract:
     def test_no_point_that_is_tried_contradicts_a_certificate(self, name: str) -> None:
         for certifier, norm in self.each_norm(name, deterministic=True):
             for model in (dense_net(), conv_net()):
-                batch = batch_of(model)
+                batch = batch_of(model, SHAPE, 4)
                 shares = []
                 for eps in (0.002, 0.05, 0.3):
                     certificate = certify(certifier, model, batch, ThreatModel(norm, eps))
@@ -79,7 +81,7 @@ class CertifierContract:
 
     def test_takes_a_batch_of_one(self, name: str) -> None:
         for certifier, norm in self.each_norm(name):
-            certificate = certify(certifier, conv_net(), batch_of(conv_net(), 1), ThreatModel(norm, 0.01))
+            certificate = certify(certifier, conv_net(), batch_of(conv_net(), SHAPE, 1), ThreatModel(norm, 0.01))
             assert certificate.radius.shape == certificate.certified.shape == (1,)
             assert len(certificate.status) == 1
 
@@ -110,10 +112,8 @@ class CertifierContract:
     def test_does_not_trust_the_worst_points(self, name: str) -> None:
         for certifier, norm in self.each_norm(name):
             model, batch, distance = linear_case(norm)
-            threat, misled = (
-                ThreatModel(norm, distance.median().item() / 2),
-                replace(batch, worst_points=batch.x.flip(0)),
-            )
+            threat = ThreatModel(norm, distance.median().item() / 2)
+            misled = replace(batch, worst_points=batch.x.flip(0))
             certified = certify(certifier, model, batch, threat).certified
             assert torch.equal(certify(certifier, model, misled, threat).certified, certified)
 
@@ -129,7 +129,7 @@ class CertifierContract:
             assert "Hardshrink" in refusal(certifier, model, ThreatModel(norm, 0.1))
 
     def test_has_a_docstring(self, name: str) -> None:
-        assert registry_target(registry.certifier, name).__doc__
+        assert parse_spec(name, registry.certifier).target.__doc__
 
 
 def certify(certifier: Certifier, model: nn.Module, batch: Batch, threat: ThreatModel) -> Certificate:
@@ -201,14 +201,6 @@ def randomized(model: nn.Sequential) -> nn.Sequential:
     return model
 
 
-def batch_of(model: nn.Module, n: int = 4) -> Batch:
-    """Images, the first two of them corners of the box, with the labels that the model predicts."""
-    x = torch.rand((n, *SHAPE), generator=torch.Generator().manual_seed(1))
-    x[:1], x[1:2] = 0.0, 1.0
-    with torch.no_grad():
-        return Batch(x, model(x).argmax(dim=1), torch.arange(n))
-
-
 def linear_case(norm: Norm) -> tuple[nn.Sequential, Batch, Tensor]:
     """A linear model of two classes, correctly classified images, and their distances in `norm` from its boundary.
 
@@ -233,7 +225,7 @@ def refusal(certifier: Certifier, model: nn.Module, threat: ThreatModel) -> str:
     messages = []
     for refuse in (
         lambda: certifier.check_fits(model, SHAPE, threat),
-        lambda: certify(certifier, model, batch_of(model), threat),
+        lambda: certify(certifier, model, batch_of(model, SHAPE, 4), threat),
     ):
         try:
             refuse()

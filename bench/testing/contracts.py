@@ -28,23 +28,21 @@ def tiny_model() -> nn.Module:
     """A network with convolutions and batch norm, with random weights."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(4 * 8 * 8, CLASSES),
-        )
+        features = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+        return nn.Sequential(*features, nn.Linear(4 * 8 * 8, CLASSES))
 
 
 def tiny_batch(n: int = 6) -> Batch:
-    """Images that the tiny model classifies correctly; the first two are at corners of the box."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand((n, *SHAPE), generator=generator)
+    """Images that the tiny model classifies correctly."""
+    return batch_of(tiny_model().eval(), SHAPE, n)
+
+
+def batch_of(model: nn.Module, shape: tuple[int, ...], n: int) -> Batch:
+    """Images of `shape`, the first two of them corners of the box, with the labels that the model predicts."""
+    x = torch.rand((n, *shape), generator=torch.Generator().manual_seed(1))
     x[:1], x[1:2] = 0.0, 1.0
     with torch.no_grad():
-        y = tiny_model().eval()(x).argmax(dim=1)
-    return Batch(x, y, torch.arange(n))
+        return Batch(x, model(x).argmax(dim=1), torch.arange(n))
 
 
 def tiny_split(crop: int = 0) -> Split:
@@ -100,11 +98,11 @@ class AttackContract:
 
     def test_depends_only_on_its_seed(self, name: str) -> None:
         for attack, threat in self.attacks(name):
-            runs: list[Tensor] = []
+            points: list[Tensor] = []
             for global_seed in (1, 2):
                 torch.manual_seed(global_seed)
-                runs.append(attack(tiny_model(), tiny_batch(), threat, generator=seeds.generator(CPU, 0)))
-            assert torch.equal(*runs)
+                points.append(attack(tiny_model(), tiny_batch(), threat, generator=seeds.generator(CPU, 0)))
+            assert torch.equal(*points)
 
     def test_accepts_a_batch_of_one(self, name: str) -> None:
         for attack, threat in self.attacks(name):
@@ -112,7 +110,7 @@ class AttackContract:
             assert x_adv.shape == (1, *SHAPE)
 
     def test_has_a_docstring(self, name: str) -> None:
-        assert registry_target(registry.attack, name).__doc__
+        assert parse_spec(name, registry.attack).target.__doc__
 
 
 class DefenseContract:
@@ -170,11 +168,8 @@ class DefenseContract:
         assert all(p.grad is None for p in loop.model.parameters())
 
     def test_builds_the_same_model_from_the_same_config(self, name: str) -> None:
-        shapes = [
-            [(key, value.shape) for key, value in self.make(name).build(tiny_model()).state_dict().items()]
-            for _ in range(2)
-        ]
-        assert shapes[0] == shapes[1]
+        first, second = (self.make(name).build(tiny_model()).state_dict() for _ in range(2))
+        assert [(key, value.shape) for key, value in first.items()] == [(k, v.shape) for k, v in second.items()]
 
     def test_docstring_states_its_evidence(self, name: str) -> None:
         assert "Evidence:" in (registry.defense.get(name).__doc__ or "")
@@ -251,8 +246,3 @@ def stop_after(loop: Loop, epochs: int) -> None:
             raise Stopped
 
     loop.defense.train_step = step  # type: ignore[method-assign]
-
-
-def registry_target(kind: registry.Registry, spec: str) -> Any:
-    """The class behind a spec."""
-    return parse_spec(spec, kind).target

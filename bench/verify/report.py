@@ -54,10 +54,8 @@ def read_or_report(
     """What `read` returns; None, and a finding, if it fails."""
     try:
         return read()
-    except UserError as error:
-        report.append(Finding(what, otherwise, str(error)))
     except Exception as error:  # the file, plugin or model may come from anywhere
-        report.append(Finding(what, "failed", _line(error)))
+        report.append(_finding_of_error(what, error, otherwise))
     return None
 
 
@@ -65,11 +63,10 @@ def add_findings(report: list[Finding], names: Sequence[str], check: Callable[[]
     """Add the findings of a check; if it raises, one finding for each of its names."""
     try:
         report += check()
-    except UserError as error:
-        report += [Finding(name, "not checkable", str(error)) for name in names]
     except Exception as error:  # the file, plugin or model may come from anywhere
-        report += [Finding(name, "failed", _line(error)) for name in names]
+        report += [_finding_of_error(name, error, "not checkable") for name in names]
 
 
-def _line(error: Exception) -> str:
-    return str(error) if isinstance(error, CheckError) else registry.one_line(error)
+def _finding_of_error(name: str, error: Exception, of_user_error: Outcome) -> Finding:
+    text = str(error) if isinstance(error, CheckError | UserError) else registry.one_line(error)
+    return Finding(name, of_user_error if isinstance(error, UserError) else "failed", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import nn
 
 from bench.core import files, record_files, registry
 from bench.core.attack_specs import make_attacks
-from bench.core.config import Suite
+from bench.core.config import Suite, content_hash
 from bench.core.devices import choose_device, choose_threads
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Table, check_columns
@@ -139,8 +138,7 @@ def _eval_batch(record: Record) -> int:
 def _check_config(folder: Path, record: Record) -> Finding:
     """The config has the hash that names the run, and the record's own fields repeat it."""
     config, name = record.config, "configuration"
-    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
-    computed = hashlib.sha256(canonical.encode()).hexdigest()[:12]  # not by RunConfig, which may have new settings
+    computed = content_hash(config)  # of the JSON as it is, because RunConfig may have settings that it has not
     if computed != record.config_hash:
         return Finding(name, "failed", f"the config has the hash {computed}, not {record.config_hash}")
     repeated: dict[str, Any] = {"suite": record.suite, "dataset": record.dataset, "model": record.model}
