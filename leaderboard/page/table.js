@@ -26,7 +26,7 @@ function accuracyColumn(id, label) {
 /** The family of a model; on the next line its size and options, cut off at the width of the column. */
 function architectureCell({ architecture, parameters }) {
   const [family, ...options] = architecture.split(":");
-  const size = known(parameters) ? [`${count(parameters)} parameters`] : [];
+  const size = known(parameters) ? [`${count(parameters)} params`] : [];
   return [family || NONE, make("small", { class: "clip", title: architecture }, [...size, ...options].join(", "))];
 }
 

@@ -16,26 +16,31 @@ FLAGS = (
 )  # fmt: skip
 
 
+def launch(playwright):
+    """An installed chromium."""
+    path = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if path is None:
+        pytest.exit("the browser tests need chromium, and none is installed: apt-get install chromium", returncode=1)
+    return playwright.chromium.launch(executable_path=path, args=FLAGS)
+
+
 @pytest.fixture(scope="session")
 def chromium():
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.exit("the browser tests need chromium, and none is installed: apt-get install chromium", returncode=1)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        browser = launch(playwright)
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    """A page of a board of each kind: ordinary, another suite, hostile."""
+    """A page with three boards: an ordinary one, another suite, and one with hostile strings."""
     return write_page([board(24), board(40, "mnist", 1), hostile()], tmp_path_factory.mktemp("site")).as_uri()
 
 
 @pytest.fixture
 def visit(chromium):
-    """Open an address offline in a window of its own; any console message, error or further request fails the test."""
+    """Open an address offline in a new window; a console message, an error or another request fails the test."""
 
     @contextmanager
     def visit(uri, width=1440, height=900, **settings):

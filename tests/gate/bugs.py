@@ -1,4 +1,4 @@
-"""Bugs that are easily made and hard to see: one line each, planted in a copy of the project."""
+"""Bugs of one line each that are easy to make and hard to notice, for a copy of the project."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ PACKAGES = ("attacks", "bench", "certifiers", "defenses", "leaderboard")
 @dataclass(frozen=True)
 class Bug:
     file: str
-    right: str
-    wrong: str
+    original: str
+    replacement: str
 
 
 BUGS = {
@@ -23,8 +23,8 @@ BUGS = {
     ),
     "projection onto a ball of half the size": Bug(
         "bench/core/threat.py",
-        "return self._clamp(_add_towards(x, -eps)), self._clamp(_add_towards(x, eps))",
-        "return self._clamp(_add_towards(x, -eps / 2)), self._clamp(_add_towards(x, eps / 2))",
+        "return self.clamp(_add_towards(x, -eps)), self.clamp(_add_towards(x, eps))",
+        "return self.clamp(_add_towards(x, -eps / 2)), self.clamp(_add_towards(x, eps / 2))",
     ),
     "projection onto a ball of twice the size": Bug(  # in the loop of an attack; what it returns is projected again
         "bench/core/threat.py",
@@ -47,6 +47,6 @@ def copy(folder: Path, bug: Bug | None = None) -> Path:
     if bug is not None:
         path = folder / bug.file
         text = path.read_text(encoding="utf-8")
-        assert text.count(bug.right) == 1, f"{bug.file} has changed: plant the bug anew"
-        path.write_text(text.replace(bug.right, bug.wrong), encoding="utf-8")
+        assert text.count(bug.original) == 1, f"{bug.file} has changed; update the bug"
+        path.write_text(text.replace(bug.original, bug.replacement), encoding="utf-8")
     return folder

@@ -107,6 +107,7 @@ def test_no_entries_and_one_entry():
     assert (alone.low.tolist(), alone.high.tolist()) == ([1], [1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [0, 3])
 def test_equal_entries_are_hardly_ever_told_apart(seeds):
     """Share of boards of equal entries on which any pair is told apart: at most ALPHA, but for Monte Carlo's error.

@@ -455,6 +455,7 @@ def alarms(p):
     return np.mean([report.failed for report in reports])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "m"), [(8, 3), (5, 3)])
 def test_false_alarms_and_power_with_other_weights(k, m):
     draw = np.random.default_rng(5)
@@ -465,6 +466,7 @@ def test_false_alarms_and_power_with_other_weights(k, m):
     assert alarms(harmed) > (0.95 if k == 8 else 0.5)  # 15 points
 
 
+@pytest.mark.slow
 def test_false_alarms_and_power_with_the_same_weights():
     """20 tests, in each of which some examples flip by the attack's chance alone."""
     draw = np.random.default_rng(5)

@@ -1,17 +1,14 @@
-"""RobustBench's model_info: read with all its variety, refused where it is none, written as RobustBench writes it."""
+"""RobustBench's model_info: reading, refusing what is malformed, importing and exporting."""
 
 import json
-import shutil
 
 import pytest
 
 from bench.core.errors import UserError
-from bench.core.record_files import read_record
 from leaderboard.model_info import ModelInfo
-from leaderboard.published_results import About, Contest, add_contest, add_run, read_entry
+from leaderboard.published_results import About, Contest, add_contest, read_entry
 from leaderboard.robustbench_exchange import export_model_info, import_model_info
-from leaderboard.run_tables import percent
-from tests.publish.forging import change_record, evaluated, run_of, trained
+from tests.publish.published import flags, publish, table_of
 
 INFO = {
     "link": "https://example.org/abs/1", "name": "A Way\nto Be Robust\n", "authors": "A. Nobody, B. Else",
@@ -113,37 +110,28 @@ def test_an_entry_that_is_there_is_left_alone_and_its_name_is_one(tmp_path):
 
 
 def test_ours_is_written_as_robustbench_writes(tmp_path):
-    run = run_of(trained(tmp_path / "run", "--epochs", "1", "--attacks", "pgd-10,autoattack", "--n-examples", "40"))
     about = About(title="Mine", paper="Nobody (2026)", licence="MIT", url="https://example.org", note="A note.")
-    home = add_run(tmp_path / "results", "mine", about, run).parent
-    second = shutil.copytree(run, tmp_path / "second")
-    change_record(second, lambda r: (r.update(seed=1), r["artifacts"]["weights"].update(sha256="0" * 64)))
-    add_run(tmp_path / "results", "mine", about, second)
-    entry = read_entry(home, "digits")
-    found = export_model_info(entry)
-    first = entry.runs[0].record
-    assert found["clean_acc"] == f"{100 * first.clean.acc:.2f}"
-    assert found["reported"] == f"{100 * first.worst.robust_acc:.2f}"
-    assert found["eps"] == "0.2"
-    assert found["architecture"] == "small-cnn"
-    assert found["footnote"] == "A note. Mean over 2 seeds."
-    assert "external" not in found
-    (tmp_path / "back.json").write_text(json.dumps(found))
-    back = ModelInfo.read(tmp_path / "back.json")
-    assert percent(back.clean) == percent(first.clean.acc)
+    tables = [
+        table_of(flags(40, hits), clean=flags(40, 39)) | {"robust/autoattack": flags(40, hits)} for hits in (20, 22)
+    ]
+    entry = read_entry(publish(tmp_path / "results", "mine", tables, about=about), "digits")
+    info = export_model_info(entry)
+    assert info["clean_acc"] == "97.50"
+    assert info["reported"] == info["autoattack_acc"] == "52.50"
+    assert info["eps"] == "0.2"
+    assert info["architecture"] == "small-cnn"
+    assert info["footnote"] == "A note. Mean over 2 seeds."
+    assert "external" not in info
+    (tmp_path / "back.json").write_text(json.dumps(info))
+    assert ModelInfo.read(tmp_path / "back.json").clean == 0.975
 
 
 def test_what_lowers_autoattack_is_external(tmp_path):
-    weights = run_of(trained(tmp_path / "run", "--epochs", "1", "--attacks", "none")) / "weights.safetensors"
-    run = evaluated(tmp_path / "eval", weights, "--attacks", "random-noise", "--n-examples", "40")
-    change_record(run, lambda r: r["attacks"].update(autoattack=r["attacks"]["random-noise"]))
-    home = add_run(tmp_path / "results", "mine", About(title="M", paper="P", licence="MIT"), run).parent
-    standing = read_entry(home, "digits").runs[0].robust
-    broken = [int(i) for i in standing.nonzero()[0][:5]]
-    file = read_record(run).artifacts["witnesses"]
-    add_contest(
-        tmp_path / "results", "digits", "mine", 0, Contest(by="N", broken=broken, witnesses=file, finished="now")
-    )
-    found = export_model_info(read_entry(home, "digits"))
-    assert float(found["autoattack_acc"]) - float(found["external"]) == pytest.approx(100 * 5 / 40)
-    assert found["reported"] == found["external"]
+    table = table_of(flags(40, 30)) | {"robust/autoattack": flags(40, 30)}
+    home = publish(tmp_path / "results", "mine", [table])
+    witnesses = read_entry(home, "digits").runs[0].record.artifacts["witnesses"]
+    contest = Contest(by="N", broken=[0, 1, 2, 3, 4], witnesses=witnesses, finished="now")
+    add_contest(tmp_path / "results", "digits", "mine", 0, contest)
+    info = export_model_info(read_entry(home, "digits"))
+    assert (info["autoattack_acc"], info["external"]) == ("75.00", "62.50")
+    assert info["reported"] == info["external"]

@@ -3,7 +3,6 @@ those draws (about 0.65 points at 5 %) allowed for."""
 
 import itertools
 import math
-import time
 import warnings
 
 import numpy as np
@@ -270,6 +269,7 @@ def test_prediction_covers():
         at_most(np.mean((new < low) | (new > high)), 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_benjamini_hochberg_over_the_pairs_of_equal_entries(alpha):
     """Ten entries that differ by chance alone: at most a share alpha of the boards tells any two apart."""
@@ -335,13 +335,3 @@ def test_seeds_needed_where_nothing_can_be_said(a, b):
 
 def test_seeds_needed_never_ask_for_a_million():
     assert seeds_needed([0.5, 0.6, 0.7], [0.5, 0.6, 0.7 + 1e-5], 1 / 360) is None
-
-
-def test_a_board_of_2000_is_quick():
-    """Two million pairs: a second or two each, where the machine is busy too."""
-    draw = rng()
-    start = time.process_time()
-    assert mcnemar(draw.integers(0, 3000, 2_000_000), draw.integers(0, 3000, 2_000_000)).shape == (2_000_000,)
-    assert welch_matrix(draw.random(2000), draw.random(2000) / 1e4, np.full(2000, 3), 1e-4).shape == (2000, 2000)
-    assert benjamini_hochberg(draw.random(2_000_000)).shape == (2_000_000,)
-    assert time.process_time() - start < 10
