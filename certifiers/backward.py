@@ -86,8 +86,7 @@ def _relaxed(
     negative = forms.negative_part()
     spread = negative.dot(relaxation.gap)
     below = spread if relaxation.lower_bias is None else spread + forms.dot(relaxation.lower_bias)
+    scaled = forms.scaled(relaxation.lower_slope)
     if relaxation.parallel:
-        above = forms.dot(relaxation.upper_bias) - spread if both else None
-        return forms.scaled(relaxation.lower_slope), below, above
-    slope_gap = relaxation.upper_slope - relaxation.lower_slope
-    return forms.scaled(relaxation.lower_slope).plus(negative.scaled(slope_gap)), below, None
+        return scaled, below, forms.dot(relaxation.upper_bias) - spread if both else None
+    return scaled.plus(negative.scaled(relaxation.upper_slope - relaxation.lower_slope)), below, None

@@ -82,6 +82,10 @@ class Scale(Affine):
 
     bias: Tensor
 
+    @property
+    def absolute(self) -> Tensor:  # not cached, so that gradients are summed in the order of the layers
+        return self.weight.abs()
+
     def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return z * weight if bias is None else z * weight + bias
 

@@ -1,9 +1,4 @@
-"""Linear relaxations: two lines that enclose an activation wherever its input is in [low, high].
-
-    lower_slope x + lower_bias <= phi(x) <= upper_slope x + upper_bias
-
-All are differentiable in low and high, so that a network can be trained through them.
-"""
+"""Linear relaxations: two lines that enclose an activation wherever its input is in [low, high]."""
 
 from __future__ import annotations
 
@@ -22,9 +17,10 @@ FLAT = 0.01  # below this slope of an S-curve's chord the lines are constants: t
 
 @dataclass(frozen=True)
 class LinearRelaxation:
-    """Slopes and biases, each in the shape of the interval. Parallel lines share one slope tensor.
+    """lower_slope x + lower_bias <= phi(x) <= upper_slope x + upper_bias for x in [low, high].
 
-    lower_bias None: the lower line passes through (0, 0).
+    Tensors in the shape of the interval, differentiable in its ends. Parallel lines share one slope tensor. lower_bias
+    None: the lower line passes through (0, 0).
     """
 
     lower_slope: Tensor
@@ -86,13 +82,15 @@ def s_curve(activation: Activation, low: Tensor, high: Tensor, *, chords: bool) 
     slope = torch.where(flat, 0.5, chord).clamp(max=activation.slope[1] * (1 - 1e-6))
     point, value = _tangent_point(activation, slope)
     at_zero = curve(torch.zeros_like(low))  # the curve is symmetric about (0, at_zero)
+    low_bias = at_low - slope * low
     upper_bias, lower_bias = value - slope * point, 2 * at_zero - value + slope * point
     # the outer one of the chord's biases at both ends, because its slope was rounded
-    low_bias, high_bias = at_low - slope * low, at_high - slope * high
+    high_bias = at_high - slope * high
+    outer_above, outer_below = torch.maximum(low_bias, high_bias), torch.minimum(low_bias, high_bias)
     chord_above = (high <= point) if chords else (high <= 0)
     chord_below = (low >= -point) if chords else (low >= 0)
-    upper_bias = torch.where(chord_above, torch.maximum(low_bias, high_bias), upper_bias)
-    lower_bias = torch.where(chord_below, torch.minimum(low_bias, high_bias), lower_bias)
+    upper_bias = torch.where(chord_above, outer_above, upper_bias)
+    lower_bias = torch.where(chord_below, outer_below, lower_bias)
     slope = torch.where(flat, 0.0, slope)
     pad = 8 * torch.finfo(low.dtype).eps  # the rounding error of the curve and the biases
     lower_bias, upper_bias = torch.where(flat, at_low, lower_bias) - pad, torch.where(flat, at_high, upper_bias) + pad
