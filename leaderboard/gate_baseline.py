@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,12 +83,9 @@ def read_runs(paths: Sequence[Path]) -> Groups:
     groups: Groups = {}
     for folder in find_records(list(paths)):
         run = _read(folder)
-        group = groups.setdefault(run.recipe, [])
-        for other in group:
-            if other.record.seed == run.record.seed:
-                raise UserError(
-                    f"{other.folder} and {folder} are both seed {run.record.seed} of {run.recipe}; give one of them"
-                )
+        group, seed = groups.setdefault(run.recipe, []), run.record.seed
+        if others := [other.folder for other in group if other.record.seed == seed]:
+            raise UserError(f"{others[0]} and {folder} are both seed {seed} of {run.recipe}; give one of them")
         group.append(run)
     return {recipe: sorted(group, key=lambda run: run.record.seed) for recipe, group in groups.items()}
 
@@ -107,12 +105,6 @@ def _read(folder: Path) -> GateRun:
     return GateRun(folder, record, table)
 
 
-def means(runs: Sequence[GateRun]) -> dict[str, float]:
-    """The mean over seeds of each accuracy that all seeds have."""
-    common = [what for what in runs[0].accuracies if all(what in run.accuracies for run in runs)]
-    return {what: float(np.mean([run.accuracies[what].mean() for run in runs])) for what in common}
-
-
 def update_baseline(baseline: Path, runs: Sequence[Path], reason: str) -> str:
     """Replace the runs of the baseline by new runs of the same recipes; returns the new entry of CHANGES.md.
 
@@ -127,13 +119,13 @@ def update_baseline(baseline: Path, runs: Sequence[Path], reason: str) -> str:
     _check_update(baseline, old, new)
     for recipe, group in new.items():
         for run in old.get(recipe, []):
-            _remove(run.folder)
+            shutil.rmtree(run.folder)  # only a record and its table: see _check_update
         for run in group:
             home = baseline / recipe.folder / str(run.record.seed)
             home.mkdir(parents=True)
             for name in (TABLE, RECORD):
                 write_atomically(home / name, (run.folder / name).read_bytes())
-    lines = [f"- {recipe}, {len(group)} seeds: {_change(old.get(recipe), group)}" for recipe, group in new.items()]
+    lines = [f"- {recipe}, {len(group)} seeds: {_change(old.get(recipe, []), group)}" for recipe, group in new.items()]
     entry = "\n".join([f"## {time.strftime('%Y-%m-%d', time.gmtime())}: {reason}", "", *lines])
     path = baseline / CHANGES
     before = path.read_text(encoding="utf-8") if path.exists() else "# Why the baseline is what it is\n"
@@ -147,29 +139,24 @@ def _check_update(baseline: Path, old: Groups, new: Mapping[Recipe, Sequence[Gat
             raise UserError(f"{recipe} has {len(group)} seeds; a baseline needs at least {LEAST}: --seeds 0,1,2,3,4")
         for run in old.get(recipe, []):
             if more := {path.name for path in run.folder.iterdir()} - {RECORD, TABLE}:
-                raise UserError(
-                    f"{run.folder} holds {min(more)}, so it is not a baseline; give --baseline its own folder"
-                )
-    if inside := [
-        run.folder for group in new.values() for run in group if baseline.resolve() in run.folder.resolve().parents
-    ]:
-        raise UserError(f"{inside[0]} is in the baseline already; give the new runs")
+                raise UserError(f"{run.folder} holds {min(more)}, so it is not a baseline; use its own folder")
+        for run in group:
+            if baseline.resolve() in run.folder.resolve().parents:
+                raise UserError(f"{run.folder} is in the baseline already; give the new runs")
     if len({recipe.folder for recipe in old | dict(new)}) < len(old | dict(new)):
         raise UserError("the folders of two recipes would have the same name; rename one of the recipes")
 
 
-def _remove(folder: Path) -> None:
-    for name in (RECORD, TABLE):
-        (folder / name).unlink()
-    folder.rmdir()
-    if not any(folder.parent.iterdir()):
-        folder.parent.rmdir()
-
-
-def _change(old: Sequence[GateRun] | None, new: Sequence[GateRun]) -> str:
-    before = means(old) if old else {}
-    shown = (
-        f"{what} {percent(before[what]) + ' -> ' if what in before else ''}{percent(value)}"
-        for what, value in means(new).items()
+def _change(old: Sequence[GateRun], new: Sequence[GateRun]) -> str:
+    """The mean over seeds of each accuracy, before and after."""
+    before, after = _means(old), _means(new)
+    return ", ".join(
+        f"{what} {f'{percent(before[what])} -> ' if what in before else ''}{percent(mean)}"
+        for what, mean in after.items()
     )
-    return ", ".join(shown)
+
+
+def _means(runs: Sequence[GateRun]) -> dict[str, float]:
+    """The mean over seeds of each accuracy that all seeds have."""
+    names = [name for name in runs[0].accuracies if all(name in run.accuracies for run in runs)] if runs else []
+    return {name: float(np.mean([run.accuracies[name].mean() for run in runs])) for name in names}

@@ -117,11 +117,8 @@ def _settings(old: GateRun, new: Sequence[GateRun]) -> Iterator[GateFinding]:
     before = dict(_flat(old.record.config))
     for run in new:
         after = dict(_flat(run.record.config))
-        changes = [
-            f"{key} {before.get(key)} -> {after.get(key)}"
-            for key in before | after
-            if before.get(key) != after.get(key)
-        ]
+        pairs = {key: (before.get(key), after.get(key)) for key in before | after}
+        changes = [f"{key} {a} -> {b}" for key, (a, b) in pairs.items() if a != b]
         if changes:
             yield GateFinding("settings", "warning", f"seed {run.record.seed} was run with {', '.join(changes)}")
             return
