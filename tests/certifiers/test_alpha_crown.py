@@ -28,9 +28,9 @@ def case(activation=nn.ReLU):
 def test_it_is_never_below_crown_and_fast_lin(activation, norm):
     model, batch = case(activation)
     threat = ThreatModel(norm, 0.06 if norm == "Linf" else 0.2)
-    found = AlphaCrown(steps=5)(model, batch, threat, generator=G).margins
+    margins = AlphaCrown(steps=5)(model, batch, threat, generator=G).margins
     for other in (FastLin(), Crown(), Crown(relaxation="tight")):
-        assert (found >= other(model, batch, threat, generator=G).margins - 1e-5).all()
+        assert (margins >= other(model, batch, threat, generator=G).margins - 1e-5).all()
 
 
 def test_the_tightest_limits_are_taken():

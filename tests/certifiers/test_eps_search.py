@@ -20,12 +20,12 @@ def test_it_finds_the_distance_of_a_linear_model(norm, method):
     batch = interior_batch(model, (1, 5, 5), 40)
     exact = distances(model, batch, norm)
     eps = float(exact.quantile(0.8)) / 4
-    found = EpsSearch(method=method, precision=1e-5)(model, batch, ThreatModel(norm, eps), generator=G)
-    assert (found.radius <= exact + 1e-6).all()
+    certificate = EpsSearch(method=method, precision=1e-5)(model, batch, ThreatModel(norm, eps), generator=G)
+    assert (certificate.radius <= exact + 1e-6).all()
     below = exact < 4 * eps
-    torch.testing.assert_close(found.radius[below], exact[below], rtol=0, atol=1.1e-5)
-    assert (found.radius[~below] > 4 * eps - 1.1e-5).all()
-    assert torch.equal(found.certified, exact >= eps)
+    torch.testing.assert_close(certificate.radius[below], exact[below], rtol=0, atol=1.1e-5)
+    assert (certificate.radius[~below] > 4 * eps - 1.1e-5).all()
+    assert torch.equal(certificate.certified, exact >= eps)
 
 
 def relu_net():
@@ -38,8 +38,8 @@ def relu_net():
 def test_bisection_takes_the_number_of_steps_that_halving_needs():
     model, batch = relu_net()
     with torch.no_grad():
-        found = EpsSearch(method="bisection", high=0.4).search(model, batch.x, batch.y, ThreatModel("Linf", 0.1))
-    assert (found.bounds == 12).all()  # 0.4 / 2^12 < 1e-4
+        result = EpsSearch(method="bisection", high=0.4).search(model, batch.x, batch.y, ThreatModel("Linf", 0.1))
+    assert (result.bounds == 12).all()  # 0.4 / 2^12 < 1e-4
 
 
 def test_the_envelope_saves_bounds_and_finds_the_same():
@@ -47,29 +47,29 @@ def test_the_envelope_saves_bounds_and_finds_the_same():
     threat = ThreatModel("Linf", 0.1)
     with torch.no_grad():
         plain = EpsSearch(method="bisection").search(model, batch.x, batch.y, threat)
-        found = EpsSearch().search(model, batch.x, batch.y, threat)
-    torch.testing.assert_close(found.low, plain.low, rtol=0, atol=2.1e-4)
-    assert found.bounds.float().mean() < 0.9 * plain.bounds.float().mean()
+        result = EpsSearch().search(model, batch.x, batch.y, threat)
+    torch.testing.assert_close(result.low, plain.low, rtol=0, atol=2.1e-4)
+    assert result.bounds.float().mean() < 0.9 * plain.bounds.float().mean()
 
 
 def test_what_it_ends_with_is_certified_and_more_is_not():
     model, batch = relu_net()
     with torch.no_grad():
-        found = EpsSearch().search(model, batch.x, batch.y, ThreatModel("Linf", 0.1))
-    inside = (found.low > 1e-3) & (found.high < 0.4)
+        result = EpsSearch().search(model, batch.x, batch.y, ThreatModel("Linf", 0.1))
+    inside = (result.low > 1e-3) & (result.high < 0.4)
     assert inside.sum() > 30
     rows = inside.nonzero().squeeze(1)
     some = Batch(batch.x[rows], batch.y[rows], batch.index[rows])
-    for eps, wanted in ((found.low[rows] - 1e-6, True), (found.high[rows] + 1e-4, False)):
+    for eps, wanted in ((result.low[rows] - 1e-6, True), (result.high[rows] + 1e-4, False)):
         assert (FastLin()(model, some, ThreatModel("Linf", eps), generator=G).certified == wanted).all()
 
 
 def test_wrong_examples_are_not_searched():
     model, batch = relu_net()
     with torch.no_grad():
-        found = EpsSearch().search(model, batch.x, (batch.y + 1) % 3, ThreatModel("Linf", 0.1))
-    assert (found.bounds == 0).all()
-    assert (found.low == 0).all()
+        result = EpsSearch().search(model, batch.x, (batch.y + 1) % 3, ThreatModel("Linf", 0.1))
+    assert (result.bounds == 0).all()
+    assert (result.low == 0).all()
 
 
 def test_eps_itself_is_certified_where_fast_lin_does():
@@ -78,8 +78,8 @@ def test_eps_itself_is_certified_where_fast_lin_does():
         ends = EpsSearch().search(model, batch.x, batch.y, ThreatModel("Linf", 0.1)).low
     threat = ThreatModel("Linf", ends + 5e-6)  # so near the largest that the search may end around it
     wanted = FastLin()(model, batch, threat, generator=G).certified
-    found = EpsSearch(high=0.4)(model, batch, threat, generator=G)
-    assert (found.certified >= wanted).all()
+    certificate = EpsSearch(high=0.4)(model, batch, threat, generator=G)
+    assert (certificate.certified >= wanted).all()
 
 
 def test_settings_that_make_no_sense():

@@ -71,14 +71,14 @@ def least_margin(model, x, y, eps=THREAT.eps):
                 factor = slope + (1 - slope) * on
                 w, b = factor[:, None] * w, factor * b
         for j in set(range(len(b))) - {int(y)}:
-            found = linprog(w[y] - w[j], A_ub=torch.cat(rows), b_ub=torch.cat(limits), bounds=box)
-            if found.status == 0:
-                least = min(least, found.fun + float(b[y] - b[j]))
+            solution = linprog(w[y] - w[j], A_ub=torch.cat(rows), b_ub=torch.cat(limits), bounds=box)
+            if solution.status == 0:
+                least = min(least, solution.fun + float(b[y] - b[j]))
     return least
 
 
 def without_help(monkeypatch):
-    """Leave all to the programs: no bound of alpha-crown, and no attack but from what a solver found."""
+    """Leave all to the programs: no bound of alpha-crown, and no attack but from what a solver certificate."""
     ascend = CounterexampleSearch.ascend
 
     def nothing(model, batch, threat, rows):
@@ -109,8 +109,8 @@ def test_agrees_with_all_activation_patterns(solver, seed, slope, monkeypatch):
     model, batch, margins = least_margins(seed, slope)
     assert all(abs(margin) > 1e-3 for margin in margins)  # far from the slack, on both sides
     assert min(margins) < 0 < max(margins)
-    found = run(Exact(solver=solver), model, batch)
-    assert found.status == ["certified" if margin > 0 else "broken" for margin in margins]
+    certificate = run(Exact(solver=solver), model, batch)
+    assert certificate.status == ["certified" if margin > 0 else "broken" for margin in margins]
 
 
 def conv_net():
@@ -138,15 +138,15 @@ def test_decides_every_layer_and_contradicts_nobody(solver, monkeypatch):
     batch = batch_for(model, (1, 4, 4), n=8)
     linear = run(AlphaCrown(), model, batch, threat).certified
     without_help(monkeypatch)
-    found = run(Exact(solver=solver), model, batch, threat)
-    assert set(found.status) == {"certified", "broken"}
-    assert found.certified[linear].all()
-    assert torch.equal(found.radius > 0, found.certified)
-    for i in found.certified.nonzero().flatten().tolist():
-        assert found.radius[i] == threat.eps[i].float()
+    certificate = run(Exact(solver=solver), model, batch, threat)
+    assert set(certificate.status) == {"certified", "broken"}
+    assert certificate.certified[linear].all()
+    assert torch.equal(certificate.radius > 0, certificate.certified)
+    for i in certificate.certified.nonzero().flatten().tolist():
+        assert certificate.radius[i] == threat.eps[i].float()
         assert worst_seen(model, batch.x[i], batch.y[i], threat.eps[i]) > 0
-    assert (model(found.witness).argmax(dim=1) != batch.y)[found.broken].all()
-    assert threat.contains(found.witness, batch.x).all()
+    assert (model(certificate.witness).argmax(dim=1) != batch.y)[certificate.broken].all()
+    assert threat.contains(certificate.witness, batch.x).all()
 
 
 def test_programs_find_what_the_gradient_does_not():
@@ -160,9 +160,9 @@ def test_programs_find_what_the_gradient_does_not():
     search = CounterexampleSearch(model, batch, THREAT)
     search.ascend(batch.x, torch.arange(1), 1, step=1.0)
     assert not search.broken
-    found = run(Exact(), model, batch)
-    assert found.status == ["broken"]
-    assert found.witness.sum() > 1.35
+    certificate = run(Exact(), model, batch)
+    assert certificate.status == ["broken"]
+    assert certificate.witness.sum() > 1.35
     # at 0.17 the corner has a margin of 0.01 still
     assert run(Exact(), model, batch, ThreatModel("Linf", 0.17)).status == ["certified"]
 
@@ -189,9 +189,9 @@ def test_what_is_wrong_already_needs_no_program(monkeypatch):
 def test_no_time_leaves_it_open(monkeypatch):
     without_help(monkeypatch)
     model, batch, _ = least_margins(0, 0.3)
-    found = run(Exact(seconds=1e-9), model, batch)
-    assert set(found.status) == {"open"}
-    assert not found.radius.any()
+    certificate = run(Exact(seconds=1e-9), model, batch)
+    assert set(certificate.status) == {"open"}
+    assert not certificate.radius.any()
 
 
 def test_what_no_solver_decides_is_open(monkeypatch):
@@ -216,10 +216,10 @@ def test_a_solution_that_the_model_does_not_confirm_is_no_witness(monkeypatch):
     without_help(monkeypatch)
     monkeypatch.setattr(exact, "find_solver", lambda _: lambda program, *_: program.low)
     model, batch, margins = least_margins(0, 0.3)
-    found = run(Exact(), model, batch)
-    assert found.status[0] == "open"
+    certificate = run(Exact(), model, batch)
+    assert certificate.status[0] == "open"
     assert margins[0] > 0
-    assert not found.certified.any()
+    assert not certificate.certified.any()
 
 
 def test_a_proof_and_a_witness_at_once_is_an_error(monkeypatch):

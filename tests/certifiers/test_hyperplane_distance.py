@@ -27,11 +27,11 @@ def by_linear_program(a, b, x):
     m = len(a)
     rows = [[*a.tolist(), 0.0]]
     rows += [[*(sign * (k == j) for k in range(m)), -1.0] for j in range(m) for sign in (1.0, -1.0)]
-    found = linprog(
+    solution = linprog(
         [0.0] * m + [1.0], A_ub=rows, b_ub=[-b.item()] + [0.0] * (2 * m),
         bounds=[(-v, 1 - v) for v in x.tolist()] + [(0, None)],
     )  # fmt: skip
-    return found.fun if found.status == 0 else math.inf
+    return solution.fun if solution.status == 0 else math.inf
 
 
 def by_projection(a, b, x):
@@ -39,25 +39,25 @@ def by_projection(a, b, x):
     lowest = torch.where(a > 0, -x, 1 - x)
     if a @ lowest + b > 0:
         return math.inf
-    found = minimize(
+    solution = minimize(
         lambda d: (d**2).sum(), lowest.numpy(), jac=lambda d: 2 * d, method="SLSQP", tol=1e-14,
         bounds=[(-v, 1 - v) for v in x.tolist()], options={"maxiter": 500},
         constraints={"type": "ineq", "fun": lambda d: -(d @ a.numpy()) - b.item(), "jac": lambda _: -a.numpy()},
     )  # fmt: skip
-    return math.sqrt(found.fun)
+    return math.sqrt(solution.fun)
 
 
 @pytest.mark.parametrize(("norm", "reference"), [("Linf", by_linear_program), ("L2", by_projection)])
 def test_is_what_a_general_solver_finds(norm, reference):
     a, b, x = planes()
-    found = distance(a, b, x, norm, BOX)
+    computed = distance(a, b, x, norm, BOX)
     infinite = 0
     for n in range(len(b)):
         for row in range(b.shape[1]):
             wanted = reference(a[n, row].flatten(), b[n, row], x[n].flatten()) if b[n, row] > 0 else 0.0
-            assert found[n, row].item() == pytest.approx(wanted, abs=1e-6)
+            assert computed[n, row].item() == pytest.approx(wanted, abs=1e-6)
             infinite += wanted == math.inf
-    assert (found > 0).any()
+    assert (computed > 0).any()
     assert infinite < (b > 0).sum()
 
 
@@ -72,10 +72,10 @@ def test_without_a_box_it_is_the_value_over_the_dual_norm(norm):
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_below_zero_it_is_minus_the_distance_to_the_other_side(norm):
     a, b, x = planes(scale=0.3)
-    found = signed_distance(a, b, x, norm, BOX)
-    assert torch.equal(found.clamp(min=0), distance(a, b, x, norm, BOX))
-    assert torch.equal(found.clamp(max=0), -distance(-a, -b, x, norm, BOX))
-    assert (found < 0).any()
+    computed = signed_distance(a, b, x, norm, BOX)
+    assert torch.equal(computed.clamp(min=0), distance(a, b, x, norm, BOX))
+    assert torch.equal(computed.clamp(max=0), -distance(-a, -b, x, norm, BOX))
+    assert (computed < 0).any()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -84,9 +84,9 @@ def test_infinite_where_the_whole_box_is_on_one_side(norm):
     far = torch.full(a.shape[:2], 100.0, dtype=a.dtype)
     a.requires_grad_()
     for side in (1, -1):
-        found = signed_distance(a, side * far, x, norm, BOX)
-        assert (found == side * math.inf).all()
-        (gradient,) = torch.autograd.grad(found.sum(), a)
+        computed = signed_distance(a, side * far, x, norm, BOX)
+        assert (computed == side * math.inf).all()
+        (gradient,) = torch.autograd.grad(computed.sum(), a)
         assert (gradient == 0).all()
 
 
@@ -95,20 +95,20 @@ def test_a_constant_function_and_a_value_of_zero(norm):
     a, b, x = planes()
     a = (0 * a).requires_grad_()
     for value, wanted in ((1.0, math.inf), (-1.0, -math.inf), (0.0, 0.0)):
-        found = signed_distance(a, torch.full_like(b, value), x, norm, BOX)
-        assert (found == wanted).all()
-        assert (torch.autograd.grad(found.sum(), a)[0] == 0).all()
+        computed = signed_distance(a, torch.full_like(b, value), x, norm, BOX)
+        assert (computed == wanted).all()
+        assert (torch.autograd.grad(computed.sum(), a)[0] == 0).all()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_the_point_that_far_away_is_on_the_hyperplane(norm):
     a, b, x = planes(n=20, shape=(3, 8, 8), scale=5)
-    found = distance(a, b, x, norm, BOX)
+    computed = distance(a, b, x, norm, BOX)
     a = a.flatten(2)
-    near = (found > 0) & found.isfinite()
+    near = (computed > 0) & computed.isfinite()
     assert near.sum() > 20
-    assert (least(a, b, x.flatten(1), norm, found)[near].abs() < 1e-9).all()
-    assert (least(a, b, x.flatten(1), norm, 0.999 * found)[near] > 0).all()
+    assert (least(a, b, x.flatten(1), norm, computed)[near].abs() < 1e-9).all()
+    assert (least(a, b, x.flatten(1), norm, 0.999 * computed)[near] > 0).all()
 
 
 def least(a, b, x, norm, t):
@@ -131,10 +131,10 @@ def test_gradient_is_that_of_finite_differences(norm, box):
     finite = signed_distance(a, b, x, norm, box).isfinite()
     assert finite.sum() > 10
 
-    def found(a, b):
+    def computed(a, b):
         return signed_distance(a, b, x, norm, box)[finite]
 
-    assert torch.autograd.gradcheck(found, (a.requires_grad_(), b.requires_grad_()), eps=1e-7, atol=1e-5)
+    assert torch.autograd.gradcheck(computed, (a.requires_grad_(), b.requires_grad_()), eps=1e-7, atol=1e-5)
 
 
 @pytest.mark.parametrize(("norm", "wanted"), [("Linf", 0.5), ("L2", 1.0)])

@@ -92,9 +92,9 @@ def batch_norm(weight, variance):
 )
 def test_the_constant_of_each_layer(layer, constant):
     model = nn.Sequential(layer, nn.Flatten()).eval()
-    found = layer_constants(Network(model, torch.zeros(1, 2, 4, 4)))[-1]
-    assert found.item() == pytest.approx(constant, rel=1e-6)
-    assert found >= constant * (1 - 1e-7)  # weights are float32
+    computed = layer_constants(Network(model, torch.zeros(1, 2, 4, 4)))[-1]
+    assert computed.item() == pytest.approx(constant, rel=1e-6)
+    assert computed >= constant * (1 - 1e-7)  # weights are float32
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -102,10 +102,10 @@ def test_a_linear_model_s_margin_is_exact(classes):
     model = linear_model((1, 2, 3), classes)
     batch = interior_batch(model, (1, 2, 3), 20)
     for eps in (0.01, 0.1):
-        found = Lipschitz()(model, batch, ThreatModel("L2", eps), generator=GENERATOR)
+        certificate = Lipschitz()(model, batch, ThreatModel("L2", eps), generator=GENERATOR)
         exact = exact_margin(model, batch, ThreatModel("L2", eps))
-        assert torch.allclose(found.margins.min(dim=1).values, exact, atol=1e-5)
-        assert torch.equal(found.certified, exact > 0)
+        assert torch.allclose(certificate.margins.min(dim=1).values, exact, atol=1e-5)
+        assert torch.equal(certificate.certified, exact > 0)
 
 
 def test_radius_is_where_the_margin_ends_and_at_most_eps():
@@ -152,8 +152,8 @@ def test_a_constant_model():
     nn.init.zeros_(model[1].weight)
     model[1].bias.data = torch.tensor([1.0, 0.0, 1.0])
     batch = Batch(torch.rand(2, 1, 1, 2), torch.tensor([0, 1]), torch.arange(2))
-    found = Lipschitz()(model, batch, ThreatModel("L2", 0.5), generator=GENERATOR)
-    assert not found.certified.any()  # a tie, and an error
+    certificate = Lipschitz()(model, batch, ThreatModel("L2", 0.5), generator=GENERATOR)
+    assert not certificate.certified.any()  # a tie, and an error
     model[1].bias.data = torch.tensor([1.0, 0.0, 0.5])
-    found = Lipschitz()(model, batch, ThreatModel("L2", 0.5), generator=GENERATOR)
-    assert found.certified.tolist() == [True, False]
+    certificate = Lipschitz()(model, batch, ThreatModel("L2", 0.5), generator=GENERATOR)
+    assert certificate.certified.tolist() == [True, False]

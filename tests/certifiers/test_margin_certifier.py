@@ -155,12 +155,12 @@ def test_what_float32_leaves_in_doubt_float64_decides(name, hidden, norm, wanted
     threat = ThreatModel(norm, 0.1)
     with torch.no_grad():
         assert rounded(name, model, x, y, threat)[0].item() < 1e-5
-    found = certificate(name, model, x, y, threat)
-    assert found.margins.dtype == x.dtype
-    assert found.margins.amin().item() == pytest.approx(wanted, abs=1e-12)
-    assert 0 < found.tolerance.item() < 1e-12
-    assert bool(found.certified) == (wanted > 0)
-    assert found.radius.tolist() == ([np.float32(0.1)] if wanted > 0 else [0.0])
+    result = certificate(name, model, x, y, threat)
+    assert result.margins.dtype == x.dtype
+    assert result.margins.amin().item() == pytest.approx(wanted, abs=1e-12)
+    assert 0 < result.tolerance.item() < 1e-12
+    assert bool(result.certified) == (wanted > 0)
+    assert result.radius.tolist() == ([np.float32(0.1)] if wanted > 0 else [0.0])
     double = certificate(name, model.double(), x.double(), y, threat)
     assert bool(double.certified) == (wanted > 0)
 
@@ -169,9 +169,9 @@ def test_a_margin_within_the_rounding_of_float64_is_no_certificate():
     model, x, y = nearly_at(1e-9, "Linf", hidden=True)
     with torch.no_grad():
         model[3].bias.data[y] -= certificate("crown", model, x, y, ThreatModel("Linf", 0.1)).margins.amin()
-    found = certificate("crown", model, x, y, ThreatModel("Linf", 0.1))
-    assert found.margins.amin().abs() <= found.tolerance
-    assert not found.certified
+    result = certificate("crown", model, x, y, ThreatModel("Linf", 0.1))
+    assert result.margins.amin().abs() <= result.tolerance
+    assert not result.certified
 
 
 def test_a_positive_margin_within_its_rounding_is_no_certificate():
@@ -181,9 +181,9 @@ def test_a_positive_margin_within_its_rounding_is_no_certificate():
     for share, certified in ((0.5, False), (3.0, True)):
         with torch.no_grad():
             model[3].bias[y] -= certificate("crown", model, x, y, threat).margins.amin() - share * first.tolerance[0]
-        found = certificate("crown", model, x, y, threat)
-        assert found.margins.amin() > 0
-        assert bool(found.certified) == certified
+        result = certificate("crown", model, x, y, threat)
+        assert result.margins.amin() > 0
+        assert bool(result.certified) == certified
 
 
 def test_in_a_batch_only_what_is_in_doubt_changes():
@@ -193,17 +193,17 @@ def test_in_a_batch_only_what_is_in_doubt_changes():
     labels = torch.cat([y, y, y, y, 1 - y])
     eps = torch.tensor([0.05, 0.1, 0.2, 0.1, 0.1]).double()
     eps[1] = 0.1
-    found = certificate("crown", model, x, labels, ThreatModel("Linf", eps))
+    result = certificate("crown", model, x, labels, ThreatModel("Linf", eps))
     alone = [
         certificate("crown", model, x[k : k + 1], labels[k : k + 1], ThreatModel("Linf", float(eps[k])))
         for k in range(5)
     ]
-    assert found.certified.tolist()[:3] == [True, True, False]
-    assert found.certified.tolist() == [bool(each.certified) for each in alone]
-    torch.testing.assert_close(found.radius, torch.where(found.certified, eps.float(), 0))
-    torch.testing.assert_close(found.margins, torch.cat([each.margins for each in alone]))
-    torch.testing.assert_close(found.tolerance, torch.cat([each.tolerance for each in alone]), rtol=0.5, atol=0)
-    assert found.status == ["certified" if safe else "open" for safe in found.certified]
+    assert result.certified.tolist()[:3] == [True, True, False]
+    assert result.certified.tolist() == [bool(each.certified) for each in alone]
+    torch.testing.assert_close(result.radius, torch.where(result.certified, eps.float(), 0))
+    torch.testing.assert_close(result.margins, torch.cat([each.margins for each in alone]))
+    torch.testing.assert_close(result.tolerance, torch.cat([each.tolerance for each in alone]), rtol=0.5, atol=0)
+    assert result.status == ["certified" if safe else "open" for safe in result.certified]
 
 
 def test_infinite_logits_are_not_certified():
@@ -213,10 +213,10 @@ def test_infinite_logits_are_not_certified():
         broken[3].bias.data[y] = value
         broken[3].weight.data *= 1e38
         try:
-            found = certificate("crown", broken, x, y, ThreatModel("Linf", 0.1))
+            result = certificate("crown", broken, x, y, ThreatModel("Linf", 0.1))
         except UserError:
             continue
-        assert not found.certified
+        assert not result.certified
 
 
 @pytest.mark.slow

@@ -39,8 +39,8 @@ def solve(program, pixels):
     low, high = program.low.copy(), program.high.copy()
     low[: len(pixels)] = high[: len(pixels)] = pixels
     rows = LinearConstraint(program.matrix, ub=program.limit) if len(program.limit) else ()
-    found = milp(program.cost, bounds=Bounds(low, high), constraints=rows, integrality=program.integer)
-    return found.fun + program.constant
+    solution = milp(program.cost, bounds=Bounds(low, high), constraints=rows, integrality=program.integer)
+    return solution.fun + program.constant
 
 
 @pytest.mark.parametrize("model", networks())

@@ -28,10 +28,10 @@ def test_a_linear_model_is_certified_up_to_its_boundary(norm):
     batch = interior_batch(model, (1, 5, 5), 200)
     exact = distances(model, batch, norm)
     eps = float(exact.sort().values[99:101].mean())
-    found = PEC()(model, batch, ThreatModel(norm, eps), generator=G)
-    assert torch.equal(found.certified, exact > eps)
-    torch.testing.assert_close(found.radius, exact.clamp(max=eps), rtol=1e-4, atol=1e-5)
-    assert (found.radius <= exact.clamp(max=eps)).all()
+    certificate = PEC()(model, batch, ThreatModel(norm, eps), generator=G)
+    assert torch.equal(certificate.certified, exact > eps)
+    torch.testing.assert_close(certificate.radius, exact.clamp(max=eps), rtol=1e-4, atol=1e-5)
+    assert (certificate.radius <= exact.clamp(max=eps)).all()
 
 
 def test_what_fast_lin_certifies_is_certified_and_the_rest_gets_a_part():
@@ -60,9 +60,9 @@ def test_under_l2_the_box_helps():
     x = torch.tensor([0.0, 0.5]).reshape(1, 1, 1, 2)  # only the second pixel can fall, by 0.4 to the boundary
     batch, threat = Batch(x, torch.tensor([0]), torch.arange(1)), ThreatModel("L2", 0.35)
     assert not FastLin()(model, batch, threat, generator=G).certified.any()
-    found = PEC()(model, batch, threat, generator=G)
-    assert found.certified.all()
-    assert found.radius.item() == pytest.approx(0.35)
+    certificate = PEC()(model, batch, threat, generator=G)
+    assert certificate.certified.all()
+    assert certificate.radius.item() == pytest.approx(0.35)
     wide = PEC()(model, batch, ThreatModel("L2", 0.45), generator=G)
     assert not wide.certified.any()
     assert wide.radius.item() == pytest.approx(0.4, rel=1e-4)
@@ -72,17 +72,17 @@ def test_a_wrong_example_has_no_radius():
     model = linear_model((1, 3, 3), 3)
     batch = interior_batch(model, (1, 3, 3), 20)
     wrong = Batch(batch.x, (batch.y + 1) % 3, batch.index)
-    found = PEC()(model, wrong, ThreatModel("Linf", 0.05), generator=G)
-    assert not found.certified.any()
-    assert (found.radius == 0).all()
+    certificate = PEC()(model, wrong, ThreatModel("Linf", 0.05), generator=G)
+    assert not certificate.certified.any()
+    assert (certificate.radius == 0).all()
 
 
 def test_every_example_has_its_own_eps():
     model = linear_model((1, 5, 5), 4)
     batch = interior_batch(model, (1, 5, 5), 50)
     eps = torch.linspace(0.001, 0.1, 50, dtype=torch.float64)
-    found = PEC()(model, batch, ThreatModel("Linf", eps), generator=G)
-    assert torch.equal(found.certified, exact_margin(model, batch, ThreatModel("Linf", eps[:, None])) > 0)
+    certificate = PEC()(model, batch, ThreatModel("Linf", eps), generator=G)
+    assert torch.equal(certificate.certified, exact_margin(model, batch, ThreatModel("Linf", eps[:, None])) > 0)
     torch.testing.assert_close(
-        found.radius.double(), distances(model, batch, "Linf").double().minimum(eps), rtol=1e-4, atol=1e-6
+        certificate.radius.double(), distances(model, batch, "Linf").double().minimum(eps), rtol=1e-4, atol=1e-6
     )

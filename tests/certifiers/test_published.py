@@ -10,7 +10,7 @@ from bench.core import registry
 from bench.core.contracts import Batch
 from bench.core.threat import ThreatModel
 from bench.datasets.load import load_arrays
-from bench.models.fc1 import fc1
+from bench.models.mlp import fc1
 from bench.training.foreign_checkpoints import load_foreign
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
@@ -45,7 +45,7 @@ def test_the_printed_figures(file, norm, eps, certifier, error, radius):
     batch = Batch(x, torch.from_numpy(arrays.y_test), torch.arange(len(x)))
     model = fc1((1, 28, 28), 10).eval()
     load_foreign(model, SHARED / f"{file}.ckpt")
-    found = registry.certifier.get(certifier)()(model, batch, ThreatModel(norm, eps), generator=torch.Generator())
-    assert 100 * (~found.certified).float().mean().item() == pytest.approx(error, abs=0.005)
+    certificate = registry.certifier.get(certifier)()(model, batch, ThreatModel(norm, eps), generator=torch.Generator())
+    assert 100 * (~certificate.certified).float().mean().item() == pytest.approx(error, abs=0.005)
     if radius is not None:
-        assert found.radius.mean().item() == pytest.approx(radius, abs=5e-5)
+        assert certificate.radius.mean().item() == pytest.approx(radius, abs=5e-5)

@@ -41,11 +41,11 @@ def certify(model, batch, eps=0.2, seed=0, **options):
 
 def test_radius_is_below_the_distance_and_near_it(model):
     distance = torch.linspace(0.05, 0.45, 9)
-    found = certify(model, at_distance(distance), n=40_000)
-    assert (found.radius <= distance).all()
-    assert (found.radius >= distance - 0.06 * SIGMA).all()
-    assert torch.equal(found.certified, found.radius >= 0.2)
-    assert (found.prediction == 0).all()
+    certificate = certify(model, at_distance(distance), n=40_000)
+    assert (certificate.radius <= distance).all()
+    assert (certificate.radius >= distance - 0.06 * SIGMA).all()
+    assert torch.equal(certificate.certified, certificate.radius >= 0.2)
+    assert (certificate.prediction == 0).all()
 
 
 def test_more_samples_bring_it_nearer(model):
@@ -64,22 +64,22 @@ def test_the_noise_has_the_size_sigma(model):
 
 
 def test_abstains_on_the_boundary(model):
-    found = certify(model, at_distance([0.0] * 20), alpha=1e-5)
-    assert (found.prediction == ABSTAIN).all()
-    assert (found.radius == 0).all()
-    assert not found.certified.any()
+    certificate = certify(model, at_distance([0.0] * 20), alpha=1e-5)
+    assert (certificate.prediction == ABSTAIN).all()
+    assert (certificate.radius == 0).all()
+    assert not certificate.certified.any()
 
 
 def test_a_wrong_answer_is_no_certificate(model):
-    found = certify(model, at_distance([0.3], y=1))
-    assert found.prediction.tolist() == [0]
-    assert found.radius.tolist() == [0]
-    assert not found.certified.any()
+    certificate = certify(model, at_distance([0.3], y=1))
+    assert certificate.prediction.tolist() == [0]
+    assert certificate.radius.tolist() == [0]
+    assert not certificate.certified.any()
 
 
 def test_each_example_has_its_eps(model):
-    found = certify(model, at_distance([0.3, 0.3]), eps=torch.tensor([0.2, 0.31]))
-    assert found.certified.tolist() == [True, False]
+    certificate = certify(model, at_distance([0.3, 0.3]), eps=torch.tensor([0.2, 0.31]))
+    assert certificate.certified.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("n", [1, 10, 200])
