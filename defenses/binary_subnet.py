@@ -94,7 +94,7 @@ class Subnet(Defense[ConfigT]):
         return trainer.threat.random_start(batch.x, trainer.generator)
 
     def store(self, batch: Batch, trainer: Trainer, x_adv: Tensor) -> None:
-        """Called after the attack; keeps nothing."""
+        """Called after the attack, with its result."""
 
 
 @registry.defense("binary-subnet")

@@ -60,7 +60,7 @@ class PER(Defense[ConfigT]):
     intermediate: ClassVar[Intermediate]
 
     def objective(self, batch: Batch, trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
-        """The classification loss, the centers of the envelopes, and the points of which the distance is penalised."""
+        """The classification loss, the centers of the envelopes, and the points whose distance is penalised."""
         return cross_entropy(trainer.model(batch.x), batch.y), batch.x, batch.x
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:

@@ -1,1 +1,1 @@
-"""The ground floor: imports nothing else of ours."""
+"""Interfaces, specs, records and tables. Imports no other package of the project."""

@@ -1,4 +1,4 @@
-"""Exact (Clopper-Pearson) confidence bounds on a share, elementwise on numbers and arrays. Imports no torch."""
+"""Exact (Clopper-Pearson) confidence bounds on a probability, elementwise on arrays. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Bounds = npt.NDArray[np.float64]
 
 
 def lower_bound(hits: npt.ArrayLike, n: npt.ArrayLike, error: float) -> Bounds:
-    """The one-sided lower bound on the share that `hits` of `n` were drawn from; it is too high with chance <= `error`.
+    """The one-sided lower bound on the probability of a hit, given `hits` in `n` trials.
 
-    hits: 0 to n; it need not be whole (a mean over seeds).
+    It is too high with probability at most `error`. hits: 0 to n, not necessarily an integer (a mean over seeds).
     """
     from scipy.special import betaincinv  # here, because the import takes a tenth of a second
 
@@ -22,7 +22,7 @@ def lower_bound(hits: npt.ArrayLike, n: npt.ArrayLike, error: float) -> Bounds:
 
 
 def upper_bound(hits: npt.ArrayLike, n: npt.ArrayLike, error: float) -> Bounds:
-    """The one-sided upper bound; it is too low with chance <= `error`."""
+    """The one-sided upper bound, which is too low with probability at most `error`."""
     from scipy.special import betaincinv
 
     hits, n = np.asarray(hits), np.asarray(n)

@@ -72,7 +72,7 @@ class TrainingConfig:
         check_counts_and_lengths(self)
 
     def check(self, **rules: tuple[bool, str]) -> None:
-        """UserError for the first setting that breaks its rule, given as name=(whether it holds, what is allowed)."""
+        """UserError for the first setting that is not valid. rules: name=(whether it is valid, what is allowed)."""
         for name, (holds, allowed) in rules.items():
             if not holds:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {allowed}")
@@ -80,7 +80,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundsConfig(TrainingConfig):
-    """The defaults of training through bounds on the network's output; the papers' for MNIST."""
+    """The defaults of training with bounds on the network's output: those of the papers for MNIST."""
 
     epochs: int = 100
     batch_size: int = 100
@@ -129,7 +129,7 @@ class Suite:
 
 @cache
 def suites() -> dict[str, Suite]:
-    """All suites by name. A malformed one is a UserError that names its file."""
+    """All suites by name; UserError, with the name of the suite, if one is malformed."""
     paths = sorted(files("bench").joinpath("suites").iterdir(), key=lambda path: path.name)
     texts = {p.name.removesuffix(".toml"): p.read_text(encoding="utf-8") for p in paths if p.name.endswith(".toml")}
     return {name: _read_suite(name, text) for name, text in texts.items()}

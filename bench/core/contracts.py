@@ -173,7 +173,7 @@ class Certifier(ABC):
     def __call__(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Certificate:
-        """certify; CheckError if a radius is not a finite number >= 0 or a counterexample is not one.
+        """certify; CheckError if a radius is not a finite number >= 0 or a counterexample is not valid.
 
         The evaluator checks that certified examples are classified correctly.
         """
@@ -199,7 +199,7 @@ def check_norm(method: Attack | Certifier, threat: ThreatModel) -> None:
 
 
 class Trainer(Protocol):
-    """The training loop (bench/training/loop.py) as a defense sees it."""
+    """What a defense may use of the training loop (bench/training/loop.py)."""
 
     model: nn.Module  # images (B,C,H,W) in [0,1] -> logits (B,K); in train mode during train_step
     generator: torch.Generator  # on the device; the only source of randomness

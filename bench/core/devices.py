@@ -30,11 +30,9 @@ def multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds of the linear and convolutional layers for one example of `shape` (C,H,W)."""
     total = 0
 
-    def count(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+    def count(layer: nn.Linear | nn.Conv2d, inputs: object, output: torch.Tensor) -> None:
         nonlocal total
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
-        total += output[0].numel() * weight[0].numel()
+        total += output[0].numel() * layer.weight[0].numel()
 
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     handles = [layer.register_forward_hook(count) for layer in layers]

@@ -1,9 +1,9 @@
-"""The two ways a command ends badly: the user's mistake, and a check that failed."""
+"""The two exceptions that end a command with one line: a wrong input, and a check that failed."""
 
 
 class UserError(Exception):
-    """A mistake of the user's, in one line: what is wrong, what is allowed, what to do next (exit 2)."""
+    """A wrong input. The message is one line: what is wrong, what is allowed, what to do next (exit code 2)."""
 
 
 class CheckError(Exception):
-    """Something that was measured is not as it must be, in one line (exit 1)."""
+    """A measured result that fails a check. The message is one line (exit code 1)."""

@@ -30,7 +30,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except Exception as error:  # numpy, zipfile, zlib and tokenize raise a dozen kinds
+    except Exception as error:  # numpy, zipfile, zlib and tokenize raise many kinds
         raise UserError(f"{path} is not a readable .npz of plain arrays ({one_line(error)})") from error
     for key, value in arrays.items():
         if not isinstance(value, np.ndarray):

@@ -32,7 +32,7 @@ class ForeignAttack(Attack):
     """An attack in code that does not follow our conventions.
 
     It gets copies of the images, draws from the global generators (seeded by ours inside the call, then restored), and
-    prints to standard error. If it fails, it is a UserError that says where. Points outside the threat model, or not
+    prints to standard error. If it fails, a UserError says where. Points outside the threat model, or not
     finite, are replaced with a warning.
     """
 

@@ -1,4 +1,4 @@
-"""The layers of our own. Models are built from them and torch's, so that certifiers can bound every layer."""
+"""The project's own layers. Models are built from these and torch's, so that certifiers can bound every layer."""
 
 from __future__ import annotations
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from bench.core.errors import UserError
 from bench.core.example_table import (
-    Accuracy,
+    Flags,
     Table,
     Threat,
     accuracy,
@@ -30,17 +31,17 @@ def check_record(record: Record, table: Table) -> None:
     check_table(table)
     if record.n_examples != len(table["index"]):
         raise UserError(f"the record counts {record.n_examples} examples, its table {len(table['index'])}")
-    if set(record.attacks) != set(attack_specs(table)):
-        raise UserError("the attacks of the record are not those of its table")
-    if (record.worst is None) != (not own_specs(table)):
-        raise UserError("the record must have a worst accuracy if and only if attacks under its threat model ran")
-    if (record.union is None) != (union(table) is None):
-        raise UserError("the record must have a union if and only if it has attacks under several threat models")
-    if set(record.certifiers) != set(certifier_specs(table)):
-        raise UserError("the certifiers of the record are not those of its table")
-    if (record.bracket is None) != ("status" not in table):
-        raise UserError("the record must have a bracket if and only if its table has a status")
-    for name, acc, ci95, computed in _accuracies(record, table):
+    for name, in_record, in_table in (
+        ("attacks", set(record.attacks), set(attack_specs(table))),
+        ("certifiers", set(record.certifiers), set(certifier_specs(table))),
+        ("worst accuracy", record.worst is not None, bool(own_specs(table))),
+        ("accuracy under a union of threat models", record.union is not None, union(table) is not None),
+        ("bracket", record.bracket is not None, "status" in table),
+    ):
+        if in_record != in_table:
+            raise UserError(f"the record and its table disagree on the {name}")
+    for name, acc, ci95, flags in _accuracies(record, table):
+        computed = accuracy(flags)
         values = [acc, *ci95], [computed.acc, *computed.ci95]
         if not all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(*values, strict=True)):
             raise UserError(f"the record's {name} is {acc}; its table gives {computed.acc}")
@@ -50,24 +51,21 @@ def check_record(record: Record, table: Table) -> None:
         _check_bracket(record.bracket, table)
 
 
-def _accuracies(record: Record, table: Table) -> list[tuple[str, float, tuple[float, float], Accuracy]]:
-    """(name, value and interval in the record, computed from the table) of each accuracy."""
-    rows = [("clean accuracy", record.clean.acc, record.clean.ci95, accuracy(table["clean"]))]
+def _accuracies(record: Record, table: Table) -> Iterator[tuple[str, float, tuple[float, float], Flags]]:
+    """(name, value and interval in the record, flags in the table) of each accuracy."""
+    yield "clean accuracy", record.clean.acc, record.clean.ci95, table["clean"]
     for spec, attack in record.attacks.items():
-        rows.append((f"accuracy under {spec}", attack.robust_acc, attack.ci95, accuracy(table[f"robust/{spec}"])))
-    if record.worst is not None:
-        rows.append(("worst accuracy", record.worst.robust_acc, record.worst.ci95, accuracy(worst_case(table))))
-    if record.union is not None:
-        union_acc = accuracy(worst_case(table, attack_specs(table)))
-        rows.append(("accuracy under the union", record.union.robust_acc, record.union.ci95, union_acc))
+        yield f"accuracy under {spec}", attack.robust_acc, attack.ci95, table[f"robust/{spec}"]
+    if (own := record.worst) is not None:
+        yield "worst accuracy", own.robust_acc, own.ci95, worst_case(table)
+    if (every := record.union) is not None:
+        yield "accuracy under the union", every.robust_acc, every.ci95, worst_case(table, attack_specs(table))
     for spec, result in record.certifiers.items():
-        certified_acc = accuracy(table[f"certified/{spec}"])
-        rows.append((f"certified accuracy of {spec}", result.certified_acc, result.ci95, certified_acc))
+        yield f"certified accuracy of {spec}", result.certified_acc, result.ci95, table[f"certified/{spec}"]
     if (bracket := record.bracket) is not None:
-        low, high = accuracy(table["status"] == "certified"), accuracy(table["status"] != "broken")
-        rows.append(("bracket's certified accuracy", bracket.certified_acc, bracket.certified_ci95, low))
-        rows.append(("bracket's robust accuracy", bracket.robust_acc, bracket.robust_ci95, high))
-    return rows
+        status = table["status"]
+        yield "bracket's certified accuracy", bracket.certified_acc, bracket.certified_ci95, status == "certified"
+        yield "bracket's robust accuracy", bracket.robust_acc, bracket.robust_ci95, status != "broken"
 
 
 def _check_certifier(spec: str, result: CertifierResult, threat: Threat, table: Table) -> None:

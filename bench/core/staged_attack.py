@@ -1,4 +1,4 @@
-"""Attacks made of stages, which bench/evaluate/cascade.py runs one after the other; so it does with certifiers."""
+"""Attacks that consist of stages. bench/evaluate/cascade.py runs stages of attacks and certifiers in order."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from bench.core.contracts import Attack, Certifier
 from bench.core.threat import ThreatModel
 
-# A stage that breaks no more than this many examples, or this share of those attacked, may have had luck.
-LUCKY_HITS = 2
-LUCKY_SHARE = 0.02
+# A stage that breaks no more than this many examples, or this share of those attacked, may have done so by chance.
+BROKEN_BY_CHANCE = 2
+SHARE_BY_CHANCE = 0.02
 
 MethodT_co = TypeVar("MethodT_co", bound=Attack | Certifier, covariant=True)
 
 
 def was_effective(broken: int, attacked: int) -> bool:
-    """Whether a stage broke more examples than luck explains."""
-    return broken > max(LUCKY_HITS, LUCKY_SHARE * attacked)
+    """Whether a stage broke more examples than chance explains."""
+    return broken > max(BROKEN_BY_CHANCE, SHARE_BY_CHANCE * attacked)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Stage(Generic[MethodT_co]):
 
 @dataclass(frozen=True, kw_only=True)
 class StagedAttack(Attack):
-    """An attack made of others: each stage attacks what the earlier stages did not break, the cheapest stage first.
+    """An attack that consists of others: each stage attacks what the earlier, cheaper stages did not break.
 
     The evaluator runs a stage on all open examples of a test set, in full batches; `perturb` does the same within one
     batch.

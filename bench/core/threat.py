@@ -105,7 +105,7 @@ class ThreatModel:
         return _flat_norm(gradient, DUAL_ORDER[self.norm]).flatten()
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """The direction of steepest ascent of norm one, in the shape of `gradient` (B, ...); zero where that is zero.
+        """The direction of steepest ascent of norm one, in the shape of `gradient` (B, ...); zero if the gradient is.
 
         Linf: the sign. L2: the gradient divided by its norm. L1: the coordinate of largest absolute value.
         """
@@ -118,7 +118,7 @@ class ThreatModel:
         return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).reshape(gradient.shape)
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Which x_adv are allowed, (B,) bool: within eps (1 + 1e-6) and inside the box, so not where one is NaN."""
+        """Which x_adv are allowed, (B,) bool: within eps (1 + 1e-6) and inside the box; False for NaN."""
         allowed = self.distance(x_adv, x) <= self.eps_like(x).flatten() * (1 + TOLERANCE)
         if self.box is not None:
             inside = (x_adv >= self.box[0]) & (x_adv <= self.box[1])
@@ -132,7 +132,7 @@ class ThreatModel:
         return ThreatModel(self.norm, self.eps[rows], self.box)
 
     def clamp(self, x: Tensor) -> Tensor:
-        """x, clamped to the box; unchanged if there is none."""
+        """x, clamped to the box; unchanged if there is no box."""
         return x if self.box is None else x.clamp(*self.box)
 
     def _interval(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +175,7 @@ class ThreatModel:
 
 
 def parse_norm(name: str) -> Norm:
-    """The norm called `name`; UserError if there is none."""
+    """The norm called `name`; UserError for any other name."""
     for norm in NORMS:
         if norm == name:
             return norm
@@ -183,7 +183,7 @@ def parse_norm(name: str) -> Norm:
 
 
 def unit_l2(delta: Tensor) -> Tensor:
-    """Each example (B, ...) divided by its L2 norm; zero where it is zero."""
+    """Each example (B, ...) divided by its L2 norm; zero if it is zero."""
     # divided by the largest entry first, because the squares of a confident model's gradient underflow in float32
     delta = delta / _flat_norm(delta, math.inf).clamp(min=TINY)
     return delta / _flat_norm(delta, 2).clamp(min=TINY)

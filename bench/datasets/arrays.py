@@ -105,7 +105,7 @@ def find_arrays(
     shape: tuple[int, int, int],
     classes: int,
 ) -> Arrays:
-    """A known data set: DATA_DIR/NAME.npz if it exists, else `download(folder)`; UserError unless it fits."""
+    """A known data set: DATA_DIR/NAME.npz if it exists, else `download(folder)`; UserError if its shape differs."""
     folder = data_folder(data_dir)
     path = folder / f"{name}.npz"
     if path.is_file():

@@ -12,8 +12,8 @@ from torch import Tensor
 class CropFlip:
     """The row and column of the padded canvas (H+2p, W+2p) that each pixel of a batch comes from.
 
-    rows (B,H), columns (B,W), int64; a flipped image has descending columns. No two pixels of an image come from one
-    place, so `write` and `read` are exact inverses.
+    rows (B,H), columns (B,W), int64; a flipped image has descending columns. No two pixels of an image come from the
+    same place, so `write` and `read` are exact inverses.
     """
 
     rows: Tensor

@@ -75,7 +75,7 @@ class Split:
         return max(1, full + (rest > 1))
 
     def augmented(self, index: Tensor, generator: torch.Generator) -> Batch:
-        """The examples `index`, randomly cropped and flipped if the split is set to."""
+        """The examples `index`, randomly cropped and flipped if the split has `crop` or `flip`."""
         if not (self.crop or self.flip):
             return self.take(index)
         view = CropFlip.draw(len(index), self.size, self.crop, self.flip, generator)

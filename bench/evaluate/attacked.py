@@ -30,19 +30,15 @@ def measure_attack(
     attack, own = planned.attack, replace(context, threat=planned.threat)
     stages: Sequence[Stage[Attack]] = [Stage("", attack)]
     if isinstance(attack, StagedAttack):
-        stages = attack.stages(planned.threat, count_classes(context))
+        with frozen(context.model), torch.no_grad():
+            classes = context.model(next(context.test.in_order(1)).x).shape[1]
+        stages = attack.stages(planned.threat, classes)
     batches = [
         (stage.name, result)
         for stage, result in run_cascade(own, stages, name=spec, examples=clean, report=report)
         if isinstance(result, AttackBatch)
     ]
     return _summarize(batches, spec, planned, clean)
-
-
-def count_classes(context: EvalContext) -> int:
-    with frozen(context.model), torch.no_grad():
-        classes: int = context.model(next(context.test.in_order(1)).x).shape[1]
-    return classes
 
 
 def _summarize(

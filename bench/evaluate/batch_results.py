@@ -45,7 +45,7 @@ class BatchResult:
 class AttackBatch(BatchResult):
     """margin (B,): z_y - max over j != y of z_j at the point found, inf outside the threat model.
 
-    points (B,C,H,W): these points, or none if they are not asked for. passes (B,): of each example.
+    points (B,C,H,W): these points; empty unless `store_points`. passes (B,): of each example.
     passes_to_break (B,): until it was first seen to be misclassified.
     """
 
@@ -58,7 +58,7 @@ class AttackBatch(BatchResult):
 
 @dataclass(frozen=True, kw_only=True)
 class CertifierBatch(BatchResult):
-    """finds_counterexamples: whether `broken` means anything. prediction (B,): of another classifier; else empty."""
+    """finds_counterexamples: if False, `broken` is unknown. prediction (B,): of another classifier; else empty."""
 
     radius: npt.NDArray[np.float32]
     tolerance: float

@@ -49,7 +49,7 @@ def plan_bracket(
 ) -> BracketPlan:
     """The stages of a bracket for this model, on images of `shape` (C,H,W).
 
-    known: what the run measures anyway; it is no stage again. UserError if no certifier supports the model.
+    known: what the run measures anyway, which is not planned again. UserError if no certifier supports the model.
     """
     stages: list[Stage[Attack | Certifier]] = []
     skipped: dict[str, str] = {}
@@ -77,7 +77,7 @@ def plan_bracket(
 
 
 def _in_rounds(certifier: Certifier) -> list[Certifier]:
-    """A certifier with a time limit per example (an option `seconds`), with shorter limits first; any other alone."""
+    """The certifier with shorter limits first, if it has a time limit per example (an option `seconds`)."""
     limit = getattr(certifier, "seconds", None)
     shorter = [] if limit is None else [seconds for seconds in ROUNDS if seconds < limit]
     return [*(replace(certifier, seconds=seconds) for seconds in shorter), certifier]  # type: ignore[call-arg]
@@ -132,7 +132,7 @@ class Decisions:
         self.stages: dict[str, BracketStage] = {}
 
     def decide(self, stage: str, broken: Flags, certified: Flags, result: BatchResult | None = None) -> None:
-        """Enter what a stage decided of all examples, or of those of a batch, with its cost; decided ones stay so."""
+        """Enter what a stage decided of all examples, or of those of a batch, with its cost; earlier decisions stay."""
         index = np.arange(len(self.status)) if result is None else result.index
         is_open = self.status[index] == "open"
         broken, certified = broken & is_open, certified & ~broken & is_open

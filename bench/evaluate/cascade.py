@@ -34,17 +34,17 @@ def run_cascade(
 ) -> Iterator[tuple[Stage[Attack | Certifier], BatchResult]]:
     """Run each stage on those of `examples` (N,) that the earlier stages have not decided.
 
-    Each stage packs its examples into batches anew, in test order, so that the device stays full. The randomness of a
+    Each stage packs its examples into new batches, in test order, so that the device stays full. The randomness of a
     batch depends only on the seed, the name, the stage and the number of the batch. budget: no batch starts once the
     batches before it have taken this many seconds. worst_points: whether certifiers get the points of lowest margin
     that the attacks before them found, as `batch.worst_points`.
     """
     remaining = OpenExamples.of(context.test, examples, store_points=worst_points)
-    paid: dict[str, bool] = {}
+    effective: dict[str, bool] = {}
     rounds: Counter[str] = Counter()  # how often a stage of this name has run
     spent = 0.0
     for stage in stages:
-        if len(remaining.index) == 0 or not stage.is_due(paid):
+        if len(remaining.index) == 0 or not stage.is_due(effective):
             continue
         chosen = stage.choose(remaining.margin)
         rounds[stage.name] += 1
@@ -58,7 +58,7 @@ def run_cascade(
             yield stage, result
             if report is not None:
                 report(len(rows), stage.name)
-        paid[stage.name] = was_effective(int(remaining.broken.sum()), len(chosen))
+        effective[stage.name] = was_effective(int(remaining.broken.sum()), len(chosen))
         remaining = remaining.undecided()
 
 
@@ -92,7 +92,7 @@ class OpenExamples:
     """The examples that no earlier stage has decided, and what is known of each.
 
     index (n,) in the split; margin (n,): the lowest so far; points (n,C,H,W): where that was, or None; broken and
-    certified (n,): what the present stage has decided.
+    certified (n,): what the current stage has decided.
     """
 
     index: Tensor
@@ -109,7 +109,7 @@ class OpenExamples:
         return cls(index, torch.full((len(index),), torch.inf), images)
 
     def update(self, rows: Tensor, result: BatchResult) -> None:
-        """Add the result of the present stage for some of the rows."""
+        """Add the result of the current stage for some of the rows."""
         self.broken[rows] = torch.from_numpy(result.broken)
         self.certified[rows] = torch.from_numpy(result.certified)
         if isinstance(result, AttackBatch):
@@ -120,6 +120,6 @@ class OpenExamples:
                 self.points[rows[lower]] = torch.from_numpy(result.points)[lower]
 
     def undecided(self) -> OpenExamples:
-        """The examples that the present stage has not decided."""
-        stay = ~(self.broken | self.certified)
-        return OpenExamples(self.index[stay], self.margin[stay], None if self.points is None else self.points[stay])
+        """The examples that the current stage has not decided."""
+        rows = ~(self.broken | self.certified)
+        return OpenExamples(self.index[rows], self.margin[rows], None if self.points is None else self.points[rows])

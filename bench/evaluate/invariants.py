@@ -1,4 +1,4 @@
-"""What is always true of a finished evaluation. A run that violates one of these writes no record."""
+"""Conditions that every evaluation must meet. A run that violates one of them writes no record."""
 
 from __future__ import annotations
 

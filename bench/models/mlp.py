@@ -1,4 +1,4 @@
-"""Fully connected networks of any depth."""
+"""Fully connected networks."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def mlp(
         layers += [("stem" if number == 1 else f"fc{number}", nn.Linear(before, after))]
         layers += [(f"act{number}", ACTIVATIONS[activation]())]
     return assemble([*layers, ("output", nn.Linear(hidden[-1], classes))])
+
+
+@registry.model("fc1")
+def fc1(shape: Shape, classes: int, *, width: int = 1024, activation: Activation = "relu") -> nn.Sequential:
+    """The thesis' FC1: inputs - 1024 - classes."""
+    return mlp(shape, classes, hidden=(width,), activation=activation)

@@ -242,7 +242,7 @@ def _pairs(
 
 
 def against_white_box(tested: ModelUnderTest, names: tuple[str, ...]) -> CheckResult:
-    """An alarm if attacks of these names break what all white-box ones leave, one of which has several steps."""
+    """An alarm if attacks of these names break what all white-box attacks leave, if one of those has several steps."""
     own = [column for column in tested.columns if column.own_threat]
     others = [column for column in own if column.name.startswith(names)]
     white = [column for column in own if not column.name.startswith(NOT_BY_GRADIENT)]

@@ -98,7 +98,7 @@ class ModelUnderTest:
     def n_correct(self) -> int:
         """How many correctly classified examples there are up to the last of `robust`.
 
-        Signs are counted as shares of this: the few robust examples of a model that is nearly broken were left by
+        Signs are counted as shares of this: the few robust examples of a model that is nearly broken are robust by
         chance, and show signs on sound models too.
         """
         end = np.flatnonzero(survivors(self.table))[EXAMPLES - 1 : EXAMPLES] + 1

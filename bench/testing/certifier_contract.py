@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from attacks.losses import TargetedLoss
 from attacks.pgd import ascend
 from bench.core import registry, seeds
 from bench.core.contracts import Batch, Certificate, Certifier
@@ -166,12 +166,8 @@ def points(model: nn.Module, batch: Batch, threat: ThreatModel) -> Iterator[Tens
         yield threat.random_start(batch.x, generator)
     for j in range(CLASSES):
         alpha = threat.eps_like(batch.x).flatten() / 2
-        loss = partial(lead, j)
+        loss = TargetedLoss(torch.full_like(batch.y, j))
         yield ascend(model, batch.x, batch.y, threat=threat, steps=4, alpha=alpha, start=batch.x, loss=loss)[0]
-
-
-def lead(j: int, logits: Tensor, y: Tensor) -> Tensor:
-    return logits[:, j] - logits.gather(1, y[:, None]).squeeze(1)
 
 
 def dense_net() -> nn.Sequential:

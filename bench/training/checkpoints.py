@@ -100,7 +100,7 @@ def read_state(path: Path) -> State:
 
 
 def _state_inside(path: Path, loaded: Any) -> State:
-    """The one dict of tensors in the contents of a file: these themselves, or under a key such as `state_dict`."""
+    """The only dict of tensors in a file: its whole contents, or the value of a key such as `state_dict`."""
     if _is_state(loaded):
         return dict(loaded)
     inner = [value for value in loaded.values() if _is_state(value)] if isinstance(loaded, Mapping) else []

@@ -17,10 +17,13 @@ def load_foreign(model: nn.Module, path: Path) -> dict[str, str]:
     """Load another project's weights: {our name: the file's name} of the tensors whose names differ.
 
     If not all names agree, the file's layers must match ours in order, in the kinds of their tensors and in shape.
-    safetensors have no order: there each layer must fit in one place only. UserError if the match is not unique.
+    safetensors have no order, so each of their layers must match exactly one of ours. UserError otherwise.
     """
     ours = _without_counters(model.state_dict())
-    theirs = _without_counters({_plain_name(key): value for key, value in read_state(path).items()})
+    in_file = read_state(path).items()
+    theirs = _without_counters(
+        {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in in_file}
+    )
     if set(ours) == set(theirs):
         mapping = {key: key for key in ours}
     else:
@@ -40,10 +43,6 @@ def load_foreign(model: nn.Module, path: Path) -> dict[str, str]:
 def _without_counters(state: State) -> State:
     """Without batch norm's counters of batches, which evaluation never reads."""
     return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-
-
-def _plain_name(key: str) -> str:
-    return key.removeprefix("module.").removeprefix("_orig_mod.")
 
 
 def _layers(state: State) -> list[Layer]:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,10 @@ class Loop:
         if self.fast:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(defense, self.model)
-        self.averaged_model = _averaged(self.model, self.config.ema)
+        self.averaged_model: AveragedModel | None = None
+        if self.config.ema:
+            average = get_ema_multi_avg_fn(self.config.ema)
+            self.averaged_model = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.generator = seeds.generator(self.device, seed, "training")
         self.bank: dict[str, Tensor] = {}
         self.epoch = 0
@@ -168,7 +171,7 @@ class Loop:
         self.model.train()
         steps = 0
         for batch in self.defense.batches(self):
-            with self._precision():
+            with torch.autocast(self.device.type, torch.bfloat16) if self.fast else nullcontext():
                 self.defense.train_step(batch, self)
             self.steps_done += 1
             steps += 1
@@ -206,9 +209,6 @@ class Loop:
         with count_passes(model, self.passes):
             yield
         self.seconds += time.perf_counter() - start
-
-    def _precision(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.fast else nullcontext()
 
     def _state(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on."""
@@ -251,9 +251,3 @@ def _optimizer(defense: Defense[Any], model: nn.Module) -> torch.optim.Optimizer
     if config.optimizer == "adam":
         return torch.optim.Adam(params, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-
-
-def _averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    if not decay:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -1,4 +1,4 @@
-"""Catastrophic overfitting: one-step training whose model suddenly resists one-step attacks only."""
+"""Catastrophic overfitting: a model trained with one-step attacks that suddenly resists no others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ LEAST_BEST = 0.2  # a model whose best PGD accuracy is lower was never robust
 def has_collapsed(history: Sequence[tuple[float, float]]) -> bool:
     """Whether the last of (one-step accuracy, PGD accuracy) pairs, one per probe, shows catastrophic overfitting.
 
-    It does if the PGD accuracy is below half of its best, and the one-step accuracy no lower than it was then
-    (the sign that Wong et al., 2020, describe).
+    This is the case if the PGD accuracy is below half of its best value, and the one-step accuracy is at least what
+    it was at that best value (the symptom that Wong et al., 2020, describe).
     """
     if len(history) < 2:
         return False

@@ -13,10 +13,10 @@ from bench.core.contracts import Batch, Trainer
 
 @dataclass(frozen=True, kw_only=True)
 class BankConfig(TrainingConfig):
-    """The settings of a defense whose perturbations start as Gaussian noise and are drawn anew from time to time."""
+    """The settings of a defense whose perturbations start as Gaussian noise and are drawn again from time to time."""
 
     start_std: float = 0.001
-    reset_every: int = 10  # epochs after which the perturbations are drawn anew
+    reset_every: int = 10  # epochs after which the perturbations are drawn again
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -24,7 +24,7 @@ class BankConfig(TrainingConfig):
 
 
 def start_bank(trainer: Trainer, std: float | None = None) -> None:
-    """Draw all perturbations anew: Gaussian with `std`, or uniform in [-eps, eps] if it is None."""
+    """Draw all perturbations: Gaussian with `std`, or uniform in [-eps, eps] if it is None."""
     device = trainer.generator.device
     if std is None:
         draw = torch.rand(trainer.canvas, generator=trainer.generator, device=device).mul_(2).sub_(1).mul_(trainer.eps)
@@ -34,7 +34,7 @@ def start_bank(trainer: Trainer, std: float | None = None) -> None:
 
 
 def reset_bank(trainer: Trainer, config: BankConfig) -> None:
-    """At the end of an epoch: draw all perturbations anew if `reset_every` epochs have passed."""
+    """At the end of an epoch: draw all perturbations again if `reset_every` epochs have passed."""
     if (trainer.epoch + 1) % config.reset_every == 0:
         start_bank(trainer, config.start_std)
 

@@ -27,8 +27,8 @@ LEAK_CHECKS = ("error by position in the batch", "error by position in the test 
 def check_leakage(table: Table, batch_size: int) -> list[Finding]:
     """Compare error rates by position.
 
-    A difference between positions in the batch has no honest cause, so strong evidence is a failure. Along the test
-    order it may have one (a data set that is not shuffled), so it is a warning at most.
+    No correct training causes a difference between positions in the batch, so strong evidence is a failure. Along the
+    test order it may have another cause (a data set that is not shuffled), so it is a warning at most.
     """
     errors, label = ~table["clean"], table["label"]
     by_batch, by_order = by_batch_position(errors, label, (*SIZES, batch_size)), by_test_order(errors, label)
@@ -129,7 +129,7 @@ def _likelihood_ratio(
 
 
 def exact_p(errors: Flags, label: npt.NDArray[np.int64], inside: Flags) -> float:
-    """Two-sided p-value of the errors inside a set, if the errors of each class are on random examples of it.
+    """Two-sided p-value of the errors inside a set, if the errors of each class occur at random among its examples.
 
     Fisher's exact test, stratified by class: a sum of hypergeometric numbers, by convolution.
     """

@@ -27,7 +27,7 @@ def attack_again(context: EvalContext, table: Table, attack: Attack, sample: int
     """Attack a random sample of the examples that are claimed robust, under the record's threat model.
 
     Examples that a stronger attack breaks are a warning. It is a failure if the 95 % Clopper-Pearson interval of their
-    share lies above TOLERATED, because the claim was no honest bound, or if one of them was certified.
+    share lies above TOLERATED, because the claim was then too high, or if one of them was certified.
     """
     name = "attacked again"
     certified_rows = certified(table)

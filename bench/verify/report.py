@@ -19,8 +19,8 @@ Outcome = Literal["passed", "failed", "warning", "not checkable"]
 class Finding:
     """The outcome of one check, with one line of evidence.
 
-    warning: nothing contradicts the record, but a person should look. not checkable: something that the check needs
-    is missing.
+    warning: nothing contradicts the record, but the evidence should be inspected. not checkable: something that the
+    check needs is missing.
     """
 
     name: str

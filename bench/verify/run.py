@@ -138,7 +138,7 @@ def _eval_batch(record: Record) -> int:
 def _check_config(folder: Path, record: Record) -> Finding:
     """The config has the hash that names the run, and the record's own fields repeat it."""
     config, name = record.config, "configuration"
-    computed = content_hash(config)  # of the JSON as it is, because RunConfig may have settings that it has not
+    computed = content_hash(config)  # of the JSON as it is: RunConfig may have newer settings
     if computed != record.config_hash:
         return Finding(name, "failed", f"the config has the hash {computed}, not {record.config_hash}")
     repeated: dict[str, Any] = {"suite": record.suite, "dataset": record.dataset, "model": record.model}

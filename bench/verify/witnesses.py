@@ -34,7 +34,7 @@ CHUNK = 1024  # witnesses at a time
 
 
 def check_witnesses(context: EvalContext, table: Table, record: Record, witnesses: Witnesses) -> list[Finding]:
-    """There is one witness for each broken example, within the threat model, and a fresh forward pass misclassifies it.
+    """There is one witness for each broken example, within the threat model, which a fresh forward pass misclassifies.
 
     Distances are in float64, with the tolerance of the threat model.
     """

@@ -56,10 +56,10 @@ NEARLY = Accuracy(0.75, (accuracy(hits(CLEAN)).ci95[0], 0.99))
         ({"clean": NEARLY}, "clean accuracy"),
         ({"clean": Accuracy(float("nan"), NEARLY.ci95)}, "clean accuracy is nan"),
         ({"attacks": {"fgsm": under(CLEAN), "pgd-10": under(PGD)}}, "accuracy under fgsm is 0.75"),
-        ({"attacks": {"fgsm": under(FGSM)}}, "attacks of the record"),
+        ({"attacks": {"fgsm": under(FGSM)}}, "disagree on the attacks"),
         (
             {"attacks": {"fgsm": under(FGSM), "pgd-10": under(PGD), "x": under(PGD)}},
-            "attacks of the record",
+            "disagree on the attacks",
         ),
         ({"worst": robustness(hits(FGSM))}, "worst accuracy is 0.5; its table gives 0.25"),
         ({"worst": None}, "worst"),
@@ -120,8 +120,8 @@ STAGES = narrowed().stages
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"certifiers": {}}, "certifiers of the record"),
-        ({"bracket": None}, "a bracket if and only if its table has a status"),
+        ({"certifiers": {}}, "disagree on the certifiers"),
+        ({"bracket": None}, "disagree on the bracket"),
         ({"certifiers": {"certified_acc": 0.5}}, "certified accuracy of ibp is 0.5; its table gives 0.25"),
         ({"certifiers": {"mean_radius": 0.2}}, "mean radius of ibp is 0.2; its table gives 0.075"),
         ({"certifiers": {"broken": 0}}, "ibp broke 0 examples; its table gives None"),

@@ -12,7 +12,7 @@ from bench.cli import main
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.models.fc1 import fc1
+from bench.models.mlp import fc1
 from bench.studies.paper_comparison import Comparison, Figure
 from bench.studies.paper_tables import read_paper_table
 from bench.studies.reproduce_thesis import ReproduceStudy, _certifiers, measure, pgd_points
