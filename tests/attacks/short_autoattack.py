@@ -3,14 +3,24 @@
 import pyautoattack
 
 
-class ShortAutoAttack(pyautoattack.AutoAttack):
+class FewQueries(pyautoattack.AutoAttack):
+    """AutoAttack with a short Square attack."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.square.n_queries = 10
+
+
+class FewSteps(FewQueries):
+    """AutoAttack with a short form of each attack."""
+
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         for part in (self.apgd, self.apgd_targeted, self.fab):
             part.n_iter = part.n_iter_orig = 10
             part.n_restarts = 1
-        self.apgd.eot_iter, self.square.n_queries = 1, 10
+        self.apgd.eot_iter = 1
 
 
-def shorten_autoattack(monkeypatch):
-    monkeypatch.setattr(pyautoattack, "AutoAttack", ShortAutoAttack)
+def shorten_autoattack(monkeypatch, version=FewSteps):
+    monkeypatch.setattr(pyautoattack, "AutoAttack", version)

@@ -20,7 +20,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-CW = [("L2", SMALL, 5), ("L2", MEDIUM, 2), ("L2", LARGE, 5), ("Linf", SMALL, 2), ("Linf", MEDIUM, 5)]
+CW = [("L2", SMALL, 5), ("L2", MEDIUM, 2), ("L2", LARGE, 5), ("Linf", SMALL, 5)]
 
 
 def found_by(spec, norm, model, batch):

@@ -8,6 +8,7 @@ from attacks.pgd import PGD, ascend
 from bench.core import seeds
 from bench.core.passes import AttackPasses, count_passes
 from bench.core.threat import ThreatModel
+from tests.attacks.short_autoattack import FewQueries, shorten_autoattack
 from tests.linear import exact_margin, interior_batch, linear_model
 
 CPU = torch.device("cpu")
@@ -42,7 +43,8 @@ def test_fgsm_is_optimal_in_one_step(norm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.03), ("L2", 0.09), ("L1", 0.2)])
-def test_autoattack_breaks_exactly_the_examples_of_negative_margin(norm, eps):
+def test_autoattack_breaks_exactly_the_examples_of_negative_margin(norm, eps, monkeypatch):
+    shorten_autoattack(monkeypatch, FewQueries)
     model = linear_model(SHAPE, 5)
     batch, threat = interior_batch(model, SHAPE, 12), ThreatModel(norm, eps)
     exact = exact_margin(model, batch, threat)
