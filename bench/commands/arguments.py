@@ -43,43 +43,51 @@ def fail(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
+# Types of options, for argparse. UserError is not an error that argparse handles: it reaches bench.cli.main.
+
+
 def eps_list(text: str) -> tuple[float, ...]:
-    """An argparse type: numbers or fractions such as 8/255, separated by commas."""
-    return tuple(dict.fromkeys(_parse(float, word, "--eps") for word in text.split(",")))
+    """Numbers or fractions such as 8/255, separated by commas."""
+    return tuple(dict.fromkeys(parse_value(word, float, "--eps") for word in text.split(",")))
 
 
 def integer(option: str, low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argparse type: an integer from `low` to `high`."""
+    """An integer from `low` to `high`."""
 
     def parse(text: str) -> int:
-        value: int = _parse(int, text, option)
+        value: int = parse_value(text, int, option)
         if value < low or (high is not None and value > high):
             allowed = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"{option} must be {allowed}, not {value}")
+            raise UserError(f"{option} must be {allowed}, not {value}")
         return value
 
     return parse
 
 
 def seed_list(text: str) -> list[int]:
-    """An argparse type: seeds separated by commas."""
-    seeds: list[int] = list(dict.fromkeys(_parse(tuple[int, ...], text, "--seeds")))
+    """Seeds separated by commas."""
+    seeds: list[int] = list(dict.fromkeys(parse_value(text, tuple[int, ...], "--seeds")))
     if not seeds or min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"--seeds takes integers of at least 0, such as 0,1,2, not '{text}'")
+        raise UserError(f"--seeds takes integers of at least 0, such as 0,1,2, not '{text}'")
     return seeds
 
 
+def spec_list(option: str) -> Callable[[str], list[str]]:
+    """Specs separated by commas; [] for `none`."""
+
+    def parse(text: str) -> list[str]:
+        specs = [spec.strip() for spec in text.split(",")]
+        if "" in specs:
+            raise UserError(f"{option} '{text}' has an empty spec; separate specs by single commas, or write none")
+        return [] if specs == ["none"] else specs
+
+    return parse
+
+
 def duration(text: str) -> float:
-    """An argparse type: `90s`, `10m` or `2h`, in seconds."""
+    """`90s`, `10m` or `2h`, in seconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     seconds = 0.0 if match is None else float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
     if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"--budget takes a duration such as 90s, 10m or 2h, not '{text}'")
+        raise UserError(f"--budget takes a duration such as 90s, 10m or 2h, not '{text}'")
     return seconds
-
-
-def _parse(hint: Any, text: str, option: str) -> Any:
-    try:
-        return parse_value(text, hint, option)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

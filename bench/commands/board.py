@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.commands.options import print_json
 from bench.core.config import get_suite
 from bench.core.errors import UserError
 from bench.core.files import write_atomically
@@ -50,13 +51,14 @@ def act_table(args: argparse.Namespace) -> None:
 
 
 def act_compare(args: argparse.Namespace) -> None:
-    from msgspec import to_builtins
-
     from leaderboard.pairwise_comparison import compare, comparison_table, read_side
 
     a, b = read_side(args.a), read_side(args.b)
     differences = compare(a, b)
-    print(json.dumps(to_builtins(differences), indent=1) if args.json else comparison_table(a, b, differences))
+    if args.json:
+        print_json(differences)
+    else:
+        print(comparison_table(a, b, differences))
 
 
 def act_leaderboard(args: argparse.Namespace) -> None:

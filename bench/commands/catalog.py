@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from bench.commands.options import add_plugin
+from bench.commands.options import add_plugin, print_json
 from bench.core import registry
 from bench.core.config import suites
 from bench.core.errors import UserError
@@ -44,12 +43,12 @@ def add(commands: Any) -> None:
 
 
 def act_list(args: argparse.Namespace) -> None:
-    for path in args.plugin:
+    for path in args.plugins:
         registry.load_plugin(path)
     kinds = [args.kind] if args.kind else [*KINDS, "suites"]
     listing = {kind: _summaries(kind) for kind in kinds}
     if args.json:
-        print(json.dumps(listing[args.kind] if args.kind else listing, indent=1))
+        print_json(listing[args.kind] if args.kind else listing)
         return
     for kind, summaries in listing.items():
         if not args.kind:
@@ -66,7 +65,7 @@ def _summaries(kind: str) -> dict[str, str]:
 
 
 def act_study(args: argparse.Namespace) -> None:
-    for path in args.plugin:
+    for path in args.plugins:
         registry.load_plugin(path)
     study = registry.study.get(args.name)
     hints = options_of(study)

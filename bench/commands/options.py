@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bench.commands.arguments import duration, eps_list, integer, seed_list
-from bench.core.errors import UserError
+from bench.commands.arguments import duration, eps_list, integer, seed_list, spec_list
 
 if TYPE_CHECKING:
     from bench.verify.run import Settings
 
+BUDGET = 600.0  # seconds of --bracket without --budget
+
 
 def add_plugin(sub: argparse.ArgumentParser) -> None:
     help_text = "a Python file that registers defenses, attacks, ...; repeatable"
-    sub.add_argument("--plugin", action="append", default=[], type=Path, metavar="FILE", help=help_text)
+    sub.add_argument("--plugin", action="append", default=[], dest="plugins", type=Path, metavar="FILE", help=help_text)
 
 
 def add_machine(sub: argparse.ArgumentParser) -> None:
@@ -47,9 +49,12 @@ def add_training(sub: argparse.ArgumentParser) -> None:
 def add_evaluation(sub: argparse.ArgumentParser) -> None:
     option = sub.add_argument
     option("--model", metavar="SPEC", help="for example cnn:activation=tanh, or FILE.py:FUNCTION")
-    option("--attacks", metavar="SPEC,...", help="for example pgd-50,autoattack; 'none' for clean accuracy only")
-    option("--certifiers", metavar="SPEC,...", help="for example ibp,alpha-crown (default: none)")
-    option("--bracket", action="store_true", help="run attacks and certifiers until each example is decided")
+    help_text = "for example pgd-50,autoattack; 'none' for clean accuracy only"
+    option("--attacks", type=spec_list("--attacks"), metavar="SPEC,...", help=help_text)
+    help_text = "for example ibp,alpha-crown (default: none)"
+    option("--certifiers", type=spec_list("--certifiers"), default=(), metavar="SPEC,...", help=help_text)
+    help_text = "run attacks and certifiers until each example is decided"
+    option("--bracket", action="store_const", const=BUDGET, help=help_text)
     option("--budget", type=duration, metavar="10m", help="time limit of --bracket: 90s, 10m, 2h (default: 10m)")
     option("--n-examples", type=integer("--n-examples", 1), metavar="N", help="use the first N test examples")
     add_machine(sub)
@@ -69,6 +74,13 @@ def add_verification(sub: argparse.ArgumentParser, min_sample: int) -> None:
     add_machine(sub)
 
 
+def print_json(value: Any) -> None:
+    """Print a JSON value that may contain msgspec.Structs."""
+    from msgspec import to_builtins
+
+    print(json.dumps(to_builtins(value), indent=1))
+
+
 def verification_settings(args: argparse.Namespace, plugins: Sequence[Path]) -> Settings:
     from bench.verify.run import settings
 
@@ -76,13 +88,3 @@ def verification_settings(args: argparse.Namespace, plugins: Sequence[Path]) -> 
         attack=args.attack, sample=args.sample, seed=args.seed, device=args.device, threads=args.threads,
         data_dir=args.data_dir, plugins=plugins,
     )  # fmt: skip
-
-
-def split_specs(text: str | None, option: str) -> list[str] | None:
-    """The specs of an option; [] for `none`, None if it is not given."""
-    if text is None:
-        return None
-    specs = [spec.strip() for spec in text.split(",")]
-    if "" in specs:
-        raise UserError(f"{option} '{text}' has an empty spec; separate specs by single commas, or write none")
-    return [] if specs == ["none"] else specs

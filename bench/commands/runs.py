@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from bench.core.records import Record
     from bench.runs.request import Request
 
-BUDGET = 600.0  # default of --budget, in seconds
-
 
 def add(commands: Any) -> None:
     sub = commands.add_parser("run", help="train and evaluate a defense; continues an interrupted run")
@@ -28,13 +26,13 @@ def add(commands: Any) -> None:
     options.add_training(sub)
     options.add_setting(sub)
     options.add_evaluation(sub)
-    sub.set_defaults(act=act_run, checkpoint=None)
+    sub.set_defaults(act=act_run)
 
     sub = commands.add_parser("eval", help="evaluate existing weights")
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors, or a state dict")
     options.add_setting(sub)
     options.add_evaluation(sub)
-    sub.set_defaults(act=act_run, defense=None, epochs=None, set=[])
+    sub.set_defaults(act=act_run, epochs=None, set=[])
 
     sub = commands.add_parser("sweep", help="run every defense of a suite with several seeds, in parallel")
     option = sub.add_argument
@@ -44,7 +42,7 @@ def add(commands: Any) -> None:
     option("--jobs", type=integer("--jobs", 1, 1024), metavar="N", help="parallel runs (default: one per core)")
     options.add_training(sub)
     options.add_evaluation(sub)
-    sub.set_defaults(act=act_sweep, checkpoint=None, defense=None, dataset=None, norm=None, eps=None)
+    sub.set_defaults(act=act_sweep)
 
     sub = commands.add_parser("verify", help="check the evidence of runs again: files, labels, witnesses, certificates")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of them")
@@ -88,34 +86,29 @@ def act_sweep(args: argparse.Namespace) -> None:
 
 
 def _print(records: list[Record], as_json: bool) -> None:
-    from msgspec import to_builtins
-
     from leaderboard.run_tables import runs_table
 
-    objects = [to_builtins(record) for record in records]
-    print(json.dumps(objects, indent=1) if as_json else f"\n{runs_table(records, 'markdown')}")
+    if as_json:
+        options.print_json(records)
+    else:
+        print(f"\n{runs_table(records, 'markdown')}")
 
 
 def _request(args: argparse.Namespace) -> Request:
+    """The request whose fields have the names of the options. Unknown names fail before torch is loaded."""
     overrides = split_options(args.set, "--set")
     if args.epochs is not None:
         if "epochs" in overrides:
             raise UserError("--epochs and --set epochs=... are both given; keep one")
         overrides["epochs"] = str(args.epochs)
-    if args.defense is not None and args.defense not in registry.defense and not args.plugin:
-        registry.defense.get(args.defense)  # unknown names fail before torch is loaded
+    if "defense" in args and not args.plugins and args.defense not in registry.defense:
+        registry.defense.get(args.defense)
+    if args.budget is not None and args.bracket is None:
+        raise UserError("--budget is for --bracket; give --bracket too")
     from bench.runs.request import Request
 
-    if args.budget is not None and not args.bracket:
-        raise UserError("--budget is for --bracket; give --bracket too")
-    return Request(
-        defense=args.defense, checkpoint=args.checkpoint, suite=args.suite, dataset=args.dataset, model=args.model,
-        norm=args.norm, eps=args.eps, attacks=options.split_specs(args.attacks, "--attacks"),
-        certifiers=options.split_specs(args.certifiers, "--certifiers") or (),
-        bracket=(args.budget or BUDGET) if args.bracket else None, n_examples=args.n_examples,
-        overrides=overrides, device=args.device, threads=args.threads, plugins=args.plugin, data_dir=args.data_dir,
-        out=args.out,
-    )  # fmt: skip
+    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(Request) if field.name in args}
+    return Request(**fields | {"overrides": overrides, "bracket": args.budget or args.bracket})
 
 
 def act_verify(args: argparse.Namespace) -> None:
@@ -124,14 +117,11 @@ def act_verify(args: argparse.Namespace) -> None:
     from bench.verify.run import verify
 
     folders = find_records(args.runs)
-    settings = options.verification_settings(args, args.plugin)
+    settings = options.verification_settings(args, args.plugins)
     reports = {str(folder): verify(folder, settings) for folder in folders}
     if args.json:
-        from msgspec import to_builtins
-
         used = {"attack": settings.attack, "sample": settings.sample, "seed": settings.seed}
-        objects = [{"run": run, **used, "findings": to_builtins(report)} for run, report in reports.items()]
-        print(json.dumps(objects, indent=1))
+        options.print_json([{"run": run, **used, "findings": report} for run, report in reports.items()])
     else:
         print("\n\n".join(f"{run}\n{findings_table(report)}" for run, report in reports.items()))
     failed = [run for run, report in reports.items() if any(finding.outcome == "failed" for finding in report)]

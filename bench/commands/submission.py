@@ -67,14 +67,11 @@ def act_submit(args: argparse.Namespace) -> None:
 
 def _about(args: argparse.Namespace) -> About | None:
     """The entry's description from the options; None if none of them is given."""
-    if (args.title, args.paper, args.licence) == (None, None, None):
+    missing = [option for option in ("title", "paper", "licence") if getattr(args, option) is None]
+    if len(missing) == 3:
         return None
-    for option in ("title", "paper", "licence"):
-        if getattr(args, option) is None:
-            raise UserError(f"an entry needs a title, a paper and a licence; --{option} is missing")
+    if missing:
+        raise UserError(f"an entry needs a title, a paper and a licence; --{missing[0]} is missing")
     from leaderboard.published_results import About
 
-    return About(
-        title=args.title, paper=args.paper, licence=args.licence, authors=args.authors, url=args.url,
-        extra_data=args.extra_data, note=args.note,
-    )  # fmt: skip
+    return About(**{field: getattr(args, field) for field in About.__struct_fields__})

@@ -113,16 +113,18 @@ def _with_model(plan: Plan, saved_spec: BuildSpec | None) -> Plan:
     model = plan.new_model(0)
     check_model(model, plan.arrays, plan.spec.model)
     threads = request.threads or choose_threads(model, shape)
-    if request.checkpoint is not None:
-        _load_weights(model, request.checkpoint, saved_spec)
+    if saved_spec is not None and request.checkpoint is not None:
+        load_weights(model, request.checkpoint)
+    elif request.checkpoint is not None:
+        for ours, theirs in load_foreign(model, request.checkpoint).items():
+            print(f"{request.checkpoint.name}: {theirs} -> {ours}", file=sys.stderr)
     for certifier in plan.certifiers.values():
         check_certifier(certifier, model, shape, plan.threat)
     bracket = None if request.bracket is None else plan_bracket(
         model, shape, plan.arrays.classes, plan.threat, budget=request.bracket,
         known=[*plan.attacks.values(), *plan.certifiers.values()],
     )  # fmt: skip
-    loaded = model if request.checkpoint is not None else None
-    return replace(plan, threads=threads, bracket=bracket, loaded=loaded)
+    return replace(plan, threads=threads, bracket=bracket, loaded=model if request.checkpoint else None)
 
 
 def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:
@@ -182,12 +184,3 @@ def _build_spec_of(request: Request, suite: Suite, arrays: Arrays) -> BuildSpec:
         model=parse_spec(model, registry.model).text, shape=arrays.shape, classes=arrays.classes,
         defense=request.defense, training=training,
     )  # fmt: skip
-
-
-def _load_weights(model: nn.Module, path: Path, saved_spec: BuildSpec | None) -> None:
-    """Load a checkpoint: our own by name, another project's by load_foreign, reporting each renamed tensor."""
-    if saved_spec is None:
-        for ours, theirs in load_foreign(model, path).items():
-            print(f"{path.name}: {theirs} -> {ours}", file=sys.stderr)
-    else:
-        load_weights(model, path)

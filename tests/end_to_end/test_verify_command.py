@@ -307,7 +307,7 @@ def test_code_of_a_run_is_not_run_unless_the_user_names_it(tmp_path, monkeypatch
 @pytest.mark.parametrize(("words", "hint"), [
     (("--attack", "pdg"), "did you mean 'pgd'"),
     (("--data-dir", "nowhere"), "does not exist"),
-    (("--plugin", "nothing.py"), "no such file"),
+    (("--plugin", "nothing.py"), "does not exist"),
     (("--sample", "-1"), "at least 0"),
     (("elsewhere",), "holds no record.json"),
 ])  # fmt: skip

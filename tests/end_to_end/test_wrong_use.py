@@ -105,7 +105,7 @@ WRONG = {
     "crop beyond the image": ((*ATAS, "--set", "crop=9"), "crop is 9"),
     "steps below one": (("run", "--defense", "pgd-at", "--set", "steps=0"), "at least 1"),
     "alpha below zero": ((*ATAS, "--attacks", "pgd:alpha=-1"), "alpha is -1"),
-    "model that cannot be built": ((*ATAS, "--model", "fc1:width=-3"), "fc1:width=-3"),
+    "model that cannot be built": ((*ATAS, "--model", "fc1:width=-3"), "-3"),
     "data set that cannot be made": ((*ATAS, "--dataset", "fake:train=-1"), "train and test >= 1"),
     "data set misspelt": ((*ATAS, "--dataset", "minst"), "'mnist'"),
     "plugin that registers nothing": ((*ATAS, "--plugin", "empty.py"), "empty.py"),
