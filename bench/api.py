@@ -83,13 +83,13 @@ def evaluate(
     if y.min() < 0 or y.max() >= logits.shape[1]:
         raise UserError(f"labels must be 0 to {logits.shape[1] - 1}, because the model has {logits.shape[1]} logits")
     shape, classes = tuple(x.shape[1:]), logits.shape[1]
-    planned, proofs = make_attacks(attacks, threat), make_certifiers(certifiers)
+    planned, certifiers_by_spec = make_attacks(attacks, threat), make_certifiers(certifiers)
     for attack in planned.values():
         attack.attack.check_fits(attack.threat, shape, classes)
-    for certifier in proofs.values():
+    for certifier in certifiers_by_spec.values():
         check_certifier(certifier, model, shape, threat)
-    known: list[PlannedAttack | Certifier] = [*planned.values(), *proofs.values()]
+    known: list[PlannedAttack | Certifier] = [*planned.values(), *certifiers_by_spec.values()]
     plan = None if bracket is None else plan_bracket(model, shape, classes, threat, budget=bracket, known=known)
     split = Split.of_tensors(x.float(), y)
     context = EvalContext(model=model, test=split, threat=threat, batch_size=batch_size, seed=seed)
-    return evaluate_split(context, planned, certifiers=proofs, bracket=plan)
+    return evaluate_split(context, planned, certifiers=certifiers_by_spec, bracket=plan)

@@ -10,7 +10,7 @@ from bench.core import registry
 from bench.core.contracts import Attack
 from bench.core.errors import UserError
 from bench.core.foreign_attacks import CallableAttack
-from bench.core.specs import Spec, options_of, parse_spec
+from bench.core.specs import options_of, parse_spec
 from bench.core.threat import Norm, ThreatModel
 
 
@@ -32,15 +32,10 @@ def make_attacks(specs: Sequence[str], threat: ThreatModel) -> dict[str, Planned
         norm, eps = (spec.options.pop(option, None) for option in ("norm", "eps"))
         if norm not in (None, threat.norm) and eps is None:
             raise UserError(f"attack '{text}' is under another norm; give its eps too, as in {text}:eps=0.5")
-        attack = PlannedAttack(_make(spec), ThreatModel(norm or threat.norm, eps or threat.eps, threat.box))
-        if attack in planned.values():
+        is_function = inspect.isfunction(spec.target)
+        attack = CallableAttack(function=spec.target, options=spec.arguments) if is_function else spec.make()
+        plan = PlannedAttack(attack, ThreatModel(norm or threat.norm, eps or threat.eps, threat.box))
+        if plan in planned.values():
             raise UserError(f"attack '{text}' is given twice; keep one")
-        planned[spec.text] = attack
+        planned[spec.text] = plan
     return planned
-
-
-def _make(spec: Spec) -> Attack:
-    if inspect.isfunction(spec.target):
-        return CallableAttack(function=spec.target, options=spec.arguments)
-    attack: Attack = spec.make()
-    return attack

@@ -9,13 +9,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from bench.core.errors import UserError
 from bench.core.registry import did_you_mean, unknown
 from bench.core.specs import check_counts_and_lengths, parse_value
 
+SUITES = Path(__file__).parents[1] / "suites"
 Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 
 
@@ -130,9 +131,9 @@ class Suite:
 @cache
 def suites() -> dict[str, Suite]:
     """All suites by name; UserError, with the name of the suite, if one is malformed."""
-    paths = sorted(files("bench").joinpath("suites").iterdir(), key=lambda path: path.name)
-    texts = {p.name.removesuffix(".toml"): p.read_text(encoding="utf-8") for p in paths if p.name.endswith(".toml")}
-    return {name: _read_suite(name, text) for name, text in texts.items()}
+    return {
+        path.stem: _read_suite(path.stem, path.read_text(encoding="utf-8")) for path in sorted(SUITES.glob("*.toml"))
+    }
 
 
 def _read_suite(name: str, text: str) -> Suite:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
 from bench.core.config import TrainingConfig
@@ -102,10 +102,10 @@ class Attack(ABC):
         check_norm(self, threat)
 
     @abstractmethod
-    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+    def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Tensor:
         """x_adv (B,C,H,W) for batch.x. The model is in eval mode and its weights require no gradient."""
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Tensor:
         """perturb, then restore the model, and project, check and detach the result."""
         check_norm(self, threat)
         with frozen(model):
@@ -165,14 +165,10 @@ class Certifier(ABC):
         check_norm(self, threat)
 
     @abstractmethod
-    def certify(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Certificate:
+    def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         """The model is in eval mode and its weights require no gradient."""
 
-    def __call__(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Certificate:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         """certify; CheckError if a radius is not a finite number >= 0 or a counterexample is not valid.
 
         The evaluator checks that certified examples are classified correctly.
@@ -202,7 +198,7 @@ class Trainer(Protocol):
     """What a defense may use of the training loop (bench/training/loop.py)."""
 
     model: nn.Module  # images (B,C,H,W) in [0,1] -> logits (B,K); in train mode during train_step
-    generator: torch.Generator  # on the device; the only source of randomness
+    generator: Generator  # on the device; the only source of randomness
     bank: dict[str, Tensor]  # per-example state, (N,) or (N,C,H+2p,W+2p), saved in the checkpoint
     epoch: int  # epochs finished so far
     epochs: int  # epochs in all

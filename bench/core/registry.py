@@ -84,9 +84,7 @@ class Registry:
     def _check_new(self, entry: Entry, known: Mapping[str, Entry]) -> None:
         if entry.name in known:
             sources = f"{known[entry.name].source} and by {entry.source}"
-            raise UserError(
-                f"{self.kind} '{entry.name}' is registered twice, by {sources}; give one of them another name"
-            )
+            raise UserError(f"{self.kind} '{entry.name}' is registered twice, by {sources}; rename one of them")
 
     def _read_package(self) -> dict[str, Entry]:
         if self._built_in is None:
@@ -139,8 +137,6 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 def load_plugin(path: Path) -> str:
     """Import a file that registers something, and return its SHA-256; UserError if that fails."""
-    if not path.is_file():
-        raise UserError(f"plugin {path} does not exist; --plugin takes a Python file that registers something")
     module = import_file(path, what="plugin").__name__
     if not any(entry.source == module for kind in KINDS for entry in kind._plugins.values()):
         raise UserError(f"plugin {path} registers nothing; decorate a class of it, as with @registry.defense(NAME)")
@@ -149,6 +145,8 @@ def load_plugin(path: Path) -> str:
 
 def import_file(path: Path, *, what: str) -> Any:
     """Import a Python file, once per content; UserError if that fails."""
+    if not path.is_file():
+        raise UserError(f"{what} {path} does not exist; give the path of a Python file")
     name = f"bench_plugin_{path.stem}_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -164,9 +162,7 @@ def import_file(path: Path, *, what: str) -> Any:
         raise
     except (Exception, SystemExit) as error:
         _forget(name)
-        raise UserError(
-            f"{what} {path} fails to import ({one_line(error)}); run `python {path}` to see where"
-        ) from error
+        raise UserError(f"{what} {path} fails to import ({one_line(error)}); `python {path}` shows where") from error
     return module
 
 

@@ -9,6 +9,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -28,16 +29,17 @@ class OfEps:
         return f"{self.factor!r}eps"
 
 
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 Length = float | OfEps  # the type of an option that is a step size or another distance
 TYPE_NAMES: dict[Any, str] = {
-    int: "a whole number", float: "a number", bool: "true or false", str: "text", OfEps: "a multiple as 0.1eps",
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", OfEps: "a multiple of eps, as 0.1eps",
     type(None): "none",
 }  # fmt: skip
 
 
-def check_counts_and_lengths(thing: Any) -> None:
+def check_counts_and_lengths(options: Any) -> None:
     """UserError if a field called steps, restarts, samples, queries or targets is below 1, or alpha not positive."""
-    for name, value in vars(thing).items():
+    for name, value in vars(options).items():
         if name in ("steps", "restarts", "samples", "queries", "targets") and value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
         if name == "alpha" and value is not None and in_units(value, 1.0) <= 0:
@@ -84,23 +86,23 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
     """
     name, texts = split_spec(text)
     path, colon, function = name.partition(":")
-    given: dict[str, Any] = {}
+    implied: dict[str, Any] = {}
     if colon:
         target = _from_file(Path(path), function, registry.kind)
     elif name.endswith(".py"):
         raise UserError(f"{registry.kind} '{text}': name the function in the file, as in {name}:build")
     else:
-        target, given = _look_up(name, registry)
+        target, implied = _look_up(name, registry)
     hints = options_of(target) | dict(common or {})
-    options = dict(given)
+    options = dict(implied)
     for key, value in texts.items():
         if key not in hints:
             allowed = f"its options are {', '.join(hints)}" if hints else "it has no options"
             raise UserError(f"{registry.kind} '{name}' has no option '{key}' ({allowed})")
-        if key in given:
+        if key in implied:
             raise UserError(f"{registry.kind} '{text}': '{key}' is given twice; keep one")
         options[key] = parse_value(value, hints[key][0], f"{registry.kind} '{name}': option '{key}'")
-    shown = {k: _show(options[k]) for k in hints if k in options and k not in given and options[k] != hints[k][1]}
+    shown = {k: _show(options[k]) for k in hints if k in options and k not in implied and options[k] != hints[k][1]}
     return Spec(join_spec(name, shown), target, options, registry.kind)
 
 
@@ -127,16 +129,20 @@ def parse_value(value: Any, hint: Any, name: str) -> Any:
     UserError, with the name of the value first, if it is of another type.
     """
     if get_origin(hint) in (Union, types.UnionType):
-        return _parse_union(value, get_args(hint), name)
-    if get_origin(hint) is Literal:
-        return _one_of(value, get_args(hint), name)
-    if get_origin(hint) is tuple:
+        for member in sorted(get_args(hint), key=lambda h: h is str):  # any text is a str, so try that last
+            with suppress(UserError):
+                return parse_value(value, member, name)
+    elif get_origin(hint) is Literal:
+        for choice in get_args(hint):
+            if value == choice or str(value) == str(choice):
+                return choice
+    elif get_origin(hint) is tuple:
         items = re.split(r",|(?<!\d[eE])\+", value) if isinstance(value, str) else value
         if isinstance(items, list | tuple):
             return tuple(parse_value(item, get_args(hint)[0], name) for item in items if item != "")
-    if hint is bool:
-        if str(value).lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
-            return str(value).lower() in ("true", "yes", "on", "1")
+    elif hint is bool:
+        if (text := str(value).lower()) in (*TRUE, *FALSE):
+            return text in TRUE
     elif hint is int and not isinstance(value, bool):
         if isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value)):
             return int(value)
@@ -154,22 +160,6 @@ def parse_value(value: Any, hint: Any, name: str) -> Any:
     raise UserError(f"{name} takes {_type_name(hint)}, not '{value}'")
 
 
-def _parse_union(value: Any, hints: tuple[Any, ...], name: str) -> Any:
-    for hint in sorted(hints, key=lambda h: h is str):  # any text is a str, so try that last
-        try:
-            return parse_value(value, hint, name)
-        except UserError:
-            continue
-    raise UserError(f"{name} takes {' or '.join(_type_name(h) for h in hints)}, not '{value}'")
-
-
-def _one_of(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
-    for choice in allowed:
-        if value == choice or str(value) == str(choice):
-            return choice
-    raise UserError(f"{name} takes {', '.join(map(str, allowed))}, not '{value}'")
-
-
 def _number(value: Any) -> float | None:
     """A finite number from a number, or from text such as 0.1, 1e-3 or 8/255."""
     try:
@@ -183,25 +173,23 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _look_up(head: str, registry: Registry) -> tuple[Callable[..., Any], dict[str, Any]]:
+def _look_up(name: str, registry: Registry) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The entry of a name and the options that the name implies: `name-10` is `name:steps=10` unless it is an entry."""
     names = registry.entries()
-    short, steps = split_steps(head)
-    if head not in names and steps is not None and short in names:
+    if name in names:
+        return registry.get(name), {}
+    short, steps = split_steps(name)
+    if steps is not None and short in names:
         target = registry.get(short)
         if "steps" in options_of(target):
             return target, {"steps": steps}
-    prefix, dot, rest = head.partition(".")
-    if head not in names and dot and registry is attack and prefix in library:
+    prefix, dot, rest = name.partition(".")
+    if dot and registry is attack and prefix in library:
         return library.get(prefix)(rest), {}
-    if head not in names:
-        raise unknown(registry.kind, head, names)
-    return registry.get(head), {}
+    raise unknown(registry.kind, name, names)
 
 
 def _from_file(path: Path, function: str, kind: str) -> Callable[..., Any]:
-    if not path.is_file():
-        raise UserError(f"{kind} file {path} does not exist; write {kind}s of your own as FILE.py:FUNCTION")
     target = getattr(import_file(path, what=f"{kind} file"), function, None)
     if not callable(target):
         raise UserError(f"{kind} file {path} has no function '{function}'")
@@ -209,6 +197,10 @@ def _from_file(path: Path, function: str, kind: str) -> Callable[..., Any]:
 
 
 def _type_name(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(_type_name, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:
         return f"several of {_type_name(get_args(hint)[0])}, joined by '+'"
     return TYPE_NAMES.get(hint, str(hint))

@@ -49,9 +49,7 @@ class ThreatModel:
         largest = self.largest_eps(shape)
         if self.eps > largest:
             hint = f"; write {self.eps:g}/255 for {self.eps:g} grey levels" if self.norm == "Linf" else ""
-            raise UserError(
-                f"eps {self.eps:g}: images are in [0, 1], so a {self.norm} eps lies in (0, {largest:g}]{hint}"
-            )
+            raise UserError(f"eps {self.eps:g}: images are in [0, 1], so {self.norm} eps is in (0, {largest:g}]{hint}")
 
     def largest_eps(self, shape: Sequence[int]) -> float:
         """The largest distance between two images of `shape` (C,H,W): a ball of this eps contains the whole box."""

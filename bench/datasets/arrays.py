@@ -119,9 +119,7 @@ def find_arrays(
                 f"put {name}.npz into a folder and name it with --data-dir or BENCH_DATA"
             ) from error
     if (arrays.shape, arrays.classes) != (shape, classes):
-        raise UserError(
-            f"{path}: images {arrays.shape} with {arrays.classes} classes; {name} has {shape} with {classes}"
-        )
+        raise UserError(f"{path}: images {arrays.shape}, {arrays.classes} classes; {name} has {shape}, {classes}")
     return Arrays(name, arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test)
 
 

@@ -23,9 +23,7 @@ def fake(
 ) -> Arrays:
     """The mean of noise and a prototype per class: `fake:shape=3+32+32:classes=10:train=512:test=128`."""
     if len(shape) != 3 or min(*shape, train, test) < 1 or max(*shape, classes) > 4096 or classes < 2 or seed < 0:
-        raise UserError(
-            "data set 'fake' takes shape=C+H+W, each 1 to 4096, 2 to 4096 classes, train and test >= 1, seed >= 0"
-        )
+        raise UserError("'fake' takes shape=C+H+W, each 1 to 4096, 2 to 4096 classes, train and test >= 1, seed >= 0")
     channels, height, width = shape
     rng = np.random.default_rng(seed)
     prototypes = rng.integers(0, 256, (classes, height, width, channels))

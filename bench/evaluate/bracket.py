@@ -58,10 +58,10 @@ def plan_bracket(
             if name in registry.attack:
                 attack: Attack = registry.attack.get(name)()
                 attack.check_fits(threat, shape, classes)
-                of_attack = (
-                    attack.stages(threat, classes) if isinstance(attack, StagedAttack) else [Stage(name, attack)]
-                )
-                stages += of_attack if PlannedAttack(attack, threat) not in known else []
+                if PlannedAttack(attack, threat) not in known:
+                    stages += (
+                        attack.stages(threat, classes) if isinstance(attack, StagedAttack) else [Stage(name, attack)]
+                    )
             else:
                 certifier: Certifier = registry.certifier.get(name)()
                 check_certifier(certifier, model, shape, threat)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -37,11 +36,5 @@ def measure_clean(model: nn.Module, test: Split, batch_size: int) -> Table:
     """The table's first columns: index, label, prediction, clean."""
     with frozen(model):
         predictions = torch.cat([predict(model, batch.x) for batch in test.in_order(batch_size)])
-    label: npt.NDArray[np.int64] = test.y.cpu().numpy()
-    prediction: npt.NDArray[np.int64] = predictions.cpu().numpy()
-    return {
-        "index": np.arange(len(test), dtype=np.int64),
-        "label": label,
-        "prediction": prediction,
-        "clean": label == prediction,
-    }
+    index, label, prediction = np.arange(len(test), dtype=np.int64), test.y.cpu().numpy(), predictions.cpu().numpy()
+    return {"index": index, "label": label, "prediction": prediction, "clean": label == prediction}

@@ -21,7 +21,7 @@ NamedLayers = list[tuple[str, nn.Module]]
 def assemble(layers: NamedLayers, mean: PerChannel = (), std: PerChannel = ()) -> nn.Sequential:
     """A sequence of named layers, after Normalize(mean, std) if these are given."""
     if len(mean) != len(std) or any(s <= 0 for s in std):
-        raise UserError("model: mean and std must have one value per channel each, std positive")
+        raise UserError("model: mean and std must have one value per channel, and std must be positive")
     first = [("normalize", Normalize(mean, std))] if mean else []
     return nn.Sequential(OrderedDict([*first, *layers]))
 

@@ -42,16 +42,12 @@ def preact_resnet18(
 
 
 @registry.model("wrn-28-10")
-def wrn_28_10(
-    shape: Shape, classes: int, *, widen: int = 10, mean: PerChannel = (), std: PerChannel = ()
-) -> nn.Sequential:
+def wrn_28_10(shape: Shape, classes: int, *, widen: int = 10, mean: PerChannel = (), std: PerChannel = ()) -> nn.Module:
     """WideResNet-28-10."""
     return preact_resnet(shape, classes, 16, [(4, 16 * widen * 2**k) for k in range(3)], mean, std)
 
 
 @registry.model("wrn-34-10")
-def wrn_34_10(
-    shape: Shape, classes: int, *, widen: int = 10, mean: PerChannel = (), std: PerChannel = ()
-) -> nn.Sequential:
+def wrn_34_10(shape: Shape, classes: int, *, widen: int = 10, mean: PerChannel = (), std: PerChannel = ()) -> nn.Module:
     """WideResNet-34-10."""
     return preact_resnet(shape, classes, 16, [(5, 16 * widen * 2**k) for k in range(3)], mean, std)

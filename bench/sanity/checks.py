@@ -16,7 +16,7 @@ from bench.core.attack_specs import make_attacks
 from bench.core.errors import UserError
 from bench.core.example_table import Flags
 from bench.core.threat import TINY
-from bench.sanity.attacks import cross_entropy
+from bench.sanity.ascent import cross_entropy_gradient
 from bench.sanity.model_under_test import (
     AVERAGED,
     REPEAT_NOISE,
@@ -67,9 +67,7 @@ def by_chance(n: int, rate: float = TOLERATED) -> int:
     return int((betainc(more, n - more + 1.0, rate) > SIGNIFICANCE).sum())  # P(at least `more` of n)
 
 
-def symptom(
-    tested: ModelUnderTest, hits: Tensor | Flags, among: int, sign: str, remedies: Sequence[str] = ()
-) -> CheckResult:
+def symptom(tested: ModelUnderTest, hits: Tensor | Flags, among: int, sign: str, *remedies: str) -> CheckResult:
     """An alarm if more examples show a sign, `hits` (n,) bool, than the tolerated share of `among` gives by chance."""
     n, k, limit = len(hits), int(hits.sum()), by_chance(among)
     evidence = f"{sign}: {k} of {n} examples"
@@ -77,12 +75,10 @@ def symptom(
         return skipped(f"{evidence}, too few to decide (chance gives up to {limit} of {among} correct examples)")
     if k <= limit:
         return CheckResult("passed", k / n, limit / n, evidence)
-    return alarm(tested, k / n, limit / n, evidence, remedies)
+    return alarm(tested, k / n, limit / n, evidence, *remedies)
 
 
-def alarm(
-    tested: ModelUnderTest, value: float, threshold: float, evidence: str, remedies: Sequence[str] = ()
-) -> CheckResult:
+def alarm(tested: ModelUnderTest, value: float, threshold: float, evidence: str, *remedies: str) -> CheckResult:
     """`unreliable` if PGD, without or with remedies, shows that the record counts too many examples as robust.
 
     Otherwise `suspect`.
@@ -105,7 +101,7 @@ def stochastic(tested: ModelUnderTest) -> CheckResult:
     evidence = f"{REPEATS} passes over the same {n} images differ by {value:.1e} of the logits' spread"
     if not tested.stochastic:
         return CheckResult("passed", value, REPEAT_NOISE, evidence)
-    result = alarm(tested, value, REPEAT_NOISE, evidence, [AVERAGED])
+    result = alarm(tested, value, REPEAT_NOISE, evidence, AVERAGED)
     averages = any(c.own_threat and ("eot" in c.options or c.options.get("version") == "rand") for c in tested.columns)
     return result if averages else result._replace(outcome="unreliable")
 
@@ -142,22 +138,22 @@ def not_logits(tested: ModelUnderTest) -> CheckResult:
     if getattr(tested.model, "returns_log_probabilities", False):
         logs = torch.zeros_like(logs)
     kind = "log probabilities (declare with returns_log_probabilities = True)" if logs.any() else "probabilities"
-    return symptom(tested, softmax | logs, len(z), f"the outputs are {kind}", [RESCALED])
+    return symptom(tested, softmax | logs, len(z), f"the outputs are {kind}", RESCALED)
 
 
 def zero_gradient(tested: ModelUnderTest) -> CheckResult:
     """The margin itself has no gradient: a layer that is constant almost everywhere, or detached."""
     zero = (tested.margin_gradients == 0).all(dim=1)
-    result = symptom(tested, zero, tested.n_correct, "the margin has no gradient", [SMOOTHED])
+    result = symptom(tested, zero, tested.n_correct, "the margin has no gradient", SMOOTHED)
     return result._replace(outcome="unreliable") if result.outcome == "suspect" else result
 
 
 def vanishing_gradient(tested: ModelUnderTest) -> CheckResult:
     """The margin has a gradient, but that of the cross entropy underflows in float32: saturated logits."""
     nonzero = (tested.margin_gradients != 0).any(dim=1)
-    vanished = tested.gradients(cross_entropy).abs().amax(dim=1) <= TINY
+    vanished = tested.gradients(cross_entropy_gradient).abs().amax(dim=1) <= TINY
     sign = "the cross entropy's gradient vanishes"
-    return symptom(tested, nonzero & vanished, tested.n_correct, sign, [RESCALED])
+    return symptom(tested, nonzero & vanished, tested.n_correct, sign, RESCALED)
 
 
 def loss_not_raised(tested: ModelUnderTest) -> CheckResult:
@@ -166,7 +162,7 @@ def loss_not_raised(tested: ModelUnderTest) -> CheckResult:
 
 
 def one_step_better(tested: ModelUnderTest) -> CheckResult:
-    one, many = tested.margins(tested.ascend(cross_entropy, steps=1)), tested.margins(tested.pgd)
+    one, many = tested.margins(tested.ascend(cross_entropy_gradient, steps=1)), tested.margins(tested.pgd)
     worse = many > one + SLACK * tested.margins(tested.robust.x)
     return symptom(tested, worse, tested.n_correct, f"one step does more harm than {STEPS}")
 
@@ -174,12 +170,12 @@ def one_step_better(tested: ModelUnderTest) -> CheckResult:
 def twice_eps_no_better(tested: ModelUnderTest) -> CheckResult:
     if 2 * tested.eps > tested.threat.largest_eps(tested.test.image_shape):
         return skipped("twice eps is more than the box")
-    wide = tested.margins(tested.ascend(cross_entropy, eps=2 * tested.eps))
+    wide = tested.margins(tested.ascend(cross_entropy_gradient, eps=2 * tested.eps))
     return symptom(tested, wide >= tested.margins(tested.pgd), tested.n_correct, "twice eps does no more harm")
 
 
 def huge_eps_survived(tested: ModelUnderTest) -> CheckResult:
-    points = tested.ascend(cross_entropy, eps=tested.threat.largest_eps(tested.test.image_shape))
+    points = tested.ascend(cross_entropy_gradient, eps=tested.threat.largest_eps(tested.test.image_shape))
     correct = tested.share_correct(points) >= 0.5
     return symptom(tested, correct, tested.n_correct, f"PGD-{STEPS} in the whole box does not break")
 

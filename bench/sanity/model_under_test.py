@@ -16,12 +16,12 @@ from bench.core.example_table import Flags, Table, attack_specs, survivors
 from bench.core.spec_text import split_spec, split_steps
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.sanity.attacks import (
+from bench.sanity.ascent import (
     Gradient,
     averaged,
-    cross_entropy,
+    cross_entropy_gradient,
     margin,
-    negative_margin,
+    margin_gradient,
     projected_ascent,
     rescaled,
     smoothed,
@@ -146,6 +146,7 @@ class ModelUnderTest:
         return torch.stack([measure(self.logits(x)) for _ in range(PASSES if self.stochastic else 1)]).mean(dim=0)
 
     def ascend(self, gradient: Gradient, *, eps: float | None = None, steps: int = STEPS) -> Tensor:
+        """The worst points of projected ascent from the robust examples."""
         eps = eps or self.eps
         threat, alpha = replace(self.threat, eps=eps), eps * min(1.0, STEP_SIZE / steps)
         return self._batched(
@@ -163,7 +164,7 @@ class ModelUnderTest:
 
     @cached_property
     def margin_gradients(self) -> Tensor:
-        return self.gradients(negative_margin)
+        return self.gradients(margin_gradient)
 
     def _batched(self, work: Callable[[Batch], Tensor]) -> Tensor:
         with frozen(self.model):
@@ -172,7 +173,7 @@ class ModelUnderTest:
     @cached_property
     def pgd(self) -> Tensor:
         """Points of PGD on the cross entropy, as the record's own attacks might find them."""
-        return self.ascend(cross_entropy)
+        return self.ascend(cross_entropy_gradient)
 
     @cached_property
     def correct_after_pgd(self) -> Tensor:
@@ -188,6 +189,6 @@ class ModelUnderTest:
                 generator = seeds.generator(self.robust.x.device, self.seed, "sanity", "smoothed")
                 gradient = smoothed(self.eps if self.threat.norm == "Linf" else SIGMA, PAIRS, generator)
             else:
-                gradient = averaged(cross_entropy, PASSES)
+                gradient = averaged(cross_entropy_gradient, PASSES)
             self._correct_after[remedy] = self.share_correct(self.ascend(gradient))
         return self._correct_after[remedy]

@@ -105,9 +105,7 @@ def _state_inside(path: Path, loaded: Any) -> State:
         return dict(loaded)
     inner = [value for value in loaded.values() if _is_state(value)] if isinstance(loaded, Mapping) else []
     if len(inner) != 1:
-        raise UserError(
-            f"checkpoint {path} holds {len(inner)} state dicts where one is needed; save model.state_dict() alone"
-        )
+        raise UserError(f"checkpoint {path} holds {len(inner)} state dicts, not one; save model.state_dict() alone")
     return dict(inner[0])
 
 

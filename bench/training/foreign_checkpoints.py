@@ -88,7 +88,7 @@ def _in_our_order(path: Path, ours: list[Layer], theirs: list[Layer]) -> list[La
     if unmatched := set(by_shapes) - set(wanted):
         name = next(name for name, layer in theirs if _shapes(layer) in unmatched)
         raise UserError(
-            f"checkpoint {path} does not fit the model: no layer of it has the shapes of {name}; {GIVE_MODEL}"
+            f"checkpoint {path} does not fit the model: none of its layers has {name}'s shapes; {GIVE_MODEL}"
         )
     return [by_shapes[shapes] for shapes in wanted]
 

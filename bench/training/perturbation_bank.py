@@ -25,12 +25,10 @@ class BankConfig(TrainingConfig):
 
 def start_bank(trainer: Trainer, std: float | None = None) -> None:
     """Draw all perturbations: Gaussian with `std`, or uniform in [-eps, eps] if it is None."""
-    device = trainer.generator.device
-    if std is None:
-        draw = torch.rand(trainer.canvas, generator=trainer.generator, device=device).mul_(2).sub_(1).mul_(trainer.eps)
-    else:
-        draw = torch.randn(trainer.canvas, generator=trainer.generator, device=device).mul_(std)
-    trainer.bank["delta"] = draw.half()
+    distribution = torch.rand if std is None else torch.randn
+    draw = distribution(trainer.canvas, generator=trainer.generator, device=trainer.generator.device)
+    delta = draw.mul_(2).sub_(1).mul_(trainer.eps) if std is None else draw.mul_(std)
+    trainer.bank["delta"] = delta.half()
 
 
 def reset_bank(trainer: Trainer, config: BankConfig) -> None:

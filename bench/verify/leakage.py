@@ -17,6 +17,7 @@ import numpy.typing as npt
 from bench.core.example_table import Flags, Table
 from bench.verify.report import Finding, Outcome
 
+Counts = npt.NDArray[np.float64]
 SIZES = (*(2**k for k in range(1, 11)), 50, 100, 200, 250, 500, 1000)  # common batch sizes
 BLOCKS = 64  # of the test order
 BATCHES = 8  # at least, so that a slow trend along the test order cancels within a position
@@ -114,14 +115,12 @@ def scan_positions(errors: Flags, label: npt.NDArray[np.int64], position: npt.ND
     return Scan(size, int(first[at]), int(last[at]), *rates, p)
 
 
-def _cumulative(counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _cumulative(counts: npt.NDArray[Any]) -> Counts:
     """Cumulative sums, starting with zero."""
     return np.concatenate([[0.0], np.cumsum(counts)])
 
 
-def _likelihood_ratio(
-    observed: npt.NDArray[np.float64], expected: npt.NDArray[np.float64], total: float
-) -> npt.NDArray[np.float64]:
+def _likelihood_ratio(observed: Counts, expected: Counts, total: float) -> Counts:
     """Log likelihood ratio of `observed` errors out of `total` against `expected` ones (Kulldorff 1997, Poisson)."""
     from scipy.special import rel_entr
 
@@ -136,8 +135,8 @@ def exact_p(errors: Flags, label: npt.NDArray[np.int64], inside: Flags) -> float
     from scipy.stats import hypergeom
 
     probability = np.ones(1)  # of 0, 1, 2 ... errors inside
-    for one in np.unique(label[errors]):
-        of_class = label == one
+    for of_label in np.unique(label[errors]):
+        of_class = label == of_label
         k = int((errors & of_class).sum())
         pmf = hypergeom.pmf(np.arange(k + 1), of_class.sum(), k, (inside & of_class).sum())
         probability = np.convolve(probability, pmf)

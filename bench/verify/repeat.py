@@ -58,9 +58,7 @@ def attack_again(context: EvalContext, table: Table, attack: Attack, sample: int
 
 def certified_by(table: Table, eps: float) -> dict[str, tuple[Flags, npt.NDArray[np.float32]]]:
     """Spec of each certifier of the model itself -> the examples that it certified, and the radius that it claims."""
-    claims = {
-        spec: (column, table[f"radius/{spec}"]) for spec, column in certificates(table).items() if spec != BRACKET
-    }
+    claims = {spec: (flags, table[f"radius/{spec}"]) for spec, flags in certificates(table).items() if spec != BRACKET}
     if "status" in table:
         by_bracket = table["status"] == "certified"
         for stage in dict.fromkeys(table["decided_by"][by_bracket].tolist()):
@@ -83,22 +81,22 @@ def certify_again(context: EvalContext, table: Table, spec: str, certifier: Cert
     has_limit = hasattr(certifier, "seconds")
     chosen = _sample(claimed, min(sample, TIME_LIMITED_SAMPLE) if has_limit else sample, context.seed)
     certifier = limit_seconds(certifier, TIME_LIMIT)
-    lost: list[int] = []
+    failed: list[int] = []
     uncertain: list[int] = []
     for batch, generator in _batches(context, chosen):
         again = certifier(context.model, batch, context.threat, generator=generator)
         index = batch.index.cpu().numpy()
-        short = again.radius.double().cpu() < torch.from_numpy(radius[index]).double() * (1 - RADIUS_ROUNDING)
-        gone = torch.from_numpy(column[index]) & ~again.certified.cpu()
-        positive = torch.zeros_like(gone) if again.margins is None else (again.margins.amin(dim=1) > 0).cpu()
-        excused = gone & positive | has_limit
+        smaller = again.radius.double().cpu() < torch.from_numpy(radius[index]).double() * (1 - RADIUS_ROUNDING)
+        missing = torch.from_numpy(column[index]) & ~again.certified.cpu()
+        positive = torch.zeros_like(missing) if again.margins is None else (again.margins.amin(dim=1) > 0).cpu()
+        tolerated = missing & positive | has_limit
         if again.broken is not None:
-            excused &= ~again.broken.cpu()
-        lost += index[((gone | short) & ~excused).numpy()].tolist()
-        uncertain += index[((gone | short) & excused).numpy()].tolist()
+            tolerated &= ~again.broken.cpu()
+        failed += index[((missing | smaller) & ~tolerated).numpy()].tolist()
+        uncertain += index[((missing | smaller) & tolerated).numpy()].tolist()
     seed, n = f"seed {context.seed}", len(chosen)
-    if lost:
-        return Finding(name, "failed", f"{seed}: {len(lost)} of {n} are not, the first is test example {lost[0]}")
+    if failed:
+        return Finding(name, "failed", f"{seed}: {len(failed)} of {n} are not, the first is test example {failed[0]}")
     if uncertain:
         reason = "ran out of time" if has_limit else "are within the rounding error"
         return Finding(name, "warning", f"{seed}: {len(uncertain)} of {n} {reason}, the first is {uncertain[0]}")

@@ -44,7 +44,7 @@ def finding_of(examples: list[int], name: str, problem: str, evidence: str) -> F
 def require(value: T | None, what: str) -> T:
     """The value; UserError if it could not be read."""
     if value is None:
-        raise UserError(f"without the {what}")
+        raise UserError(f"the {what} could not be read")
     return value
 
 

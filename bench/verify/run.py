@@ -24,7 +24,7 @@ from bench.core.record_checks import check_record
 from bench.core.records import Record
 from bench.core.specs import parse_spec
 from bench.core.threat import ThreatModel
-from bench.datasets.arrays import Arrays
+from bench.datasets.arrays import Arrays, data_folder
 from bench.datasets.load import load_arrays
 from bench.datasets.split import Split
 from bench.evaluate.certified import make_certifiers
@@ -64,11 +64,9 @@ def settings(
 
     The default seed is random, so that a run cannot be prepared for it.
     """
-    if data_dir is not None and not data_dir.is_dir():
-        raise UserError(f"data folder {data_dir} does not exist; create it, or give another --data-dir")
+    if data_dir is not None:
+        data_folder(data_dir)  # UserError if it does not exist
     for path in plugins:
-        if not path.is_file():
-            raise UserError(f"plugin {path}: there is no such file; --plugin takes a Python file")
         registry.import_file(path, what="plugin")
     return Settings(
         attack=parse_spec(attack or ATTACK, registry.attack).text,

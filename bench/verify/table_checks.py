@@ -31,18 +31,18 @@ def check_labels(table: Table, labels: npt.NDArray[np.int64]) -> Finding:
 
 def check_predictions(context: EvalContext, table: Table) -> Finding:
     """The model predicts what the table says. A near tie may differ on another machine, and is a warning."""
-    differ, beyond = [], []
+    differ, no_ties = [], []
     prediction = torch.from_numpy(table["prediction"]).to(context.test.y.device)
     for rows in torch.arange(len(prediction), device=prediction.device).split(context.batch_size):
         logits = logits_of(context.model, context.test.take(rows).x)
-        other = logits.argmax(dim=1) != prediction[rows]
-        differ += rows[other].tolist()
-        beyond += rows[other & (relative_gap(logits, prediction[rows]) > NEAR_TIE)].tolist()
-    if differ and not beyond:
+        mismatch = logits.argmax(dim=1) != prediction[rows]
+        differ += rows[mismatch].tolist()
+        no_ties += rows[mismatch & (relative_gap(logits, prediction[rows]) > NEAR_TIE)].tolist()
+    if differ and not no_ties:
         evidence = f"{len(differ)} differ, all near ties (logits within {NEAR_TIE:g}, relative), from {differ[0]} on"
         return Finding("predictions", "warning", evidence)
     evidence = f"a fresh forward pass repeats all {len(prediction)}"
-    return finding_of(beyond, "predictions", "differ from the model", evidence)
+    return finding_of(no_ties, "predictions", "differ from the model", evidence)
 
 
 def check_distances(record: Record, table: Table) -> list[Finding]:

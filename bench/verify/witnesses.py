@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,10 +44,11 @@ def check_witnesses(context: EvalContext, table: Table, record: Record, witnesse
     index, points = witnesses["index"], witnesses["x_adv"]
     if not len(index):
         return [complete, *(Finding(name, "passed", "there are none") for name in WITNESS_CHECKS[1:])]
-    checked = [
-        check_points(replace(context, threat=threat), index[rows], points[rows])
-        for threat, rows in _by_threat(record, witnesses)
-    ]
+    claims, checked = [threat_of(spec, record.threat) for spec in witnesses["attack"].tolist()], []
+    for claim in dict.fromkeys(claims):
+        rows = np.array([other == claim for other in claims])
+        own = replace(context, threat=ThreatModel.from_record(claim))
+        checked.append(check_points(own, index[rows], points[rows]))
     too_far, out_of_box, correct = (
         [i for each in checked for i in each.index[getattr(each, problem)].tolist()]
         for problem in ("too_far", "out_of_box", "correct")
@@ -138,13 +138,6 @@ def _malformed(witnesses: Witnesses, table: Table, shape: tuple[int, int, int]) 
     if n and not (index.min() >= 0 and index.max() < len(table["index"])):
         return "there are witnesses of examples that the table does not have"
     return None
-
-
-def _by_threat(record: Record, witnesses: Witnesses) -> Iterator[tuple[ThreatModel, Flags]]:
-    """Each threat model of the witnesses, and which witnesses are under it."""
-    claims = [threat_of(spec, record.threat) for spec in witnesses["attack"].tolist()]
-    for claim in dict.fromkeys(claims):
-        yield ThreatModel.from_record(claim), np.array([other == claim for other in claims])
 
 
 def _check_completeness(record: Record, table: Table, witnesses: Witnesses) -> Finding:

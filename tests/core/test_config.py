@@ -104,7 +104,7 @@ def read_suite(tmp_path, monkeypatch):
     def read(text):
         (tmp_path / "suites").mkdir()
         (tmp_path / "suites" / "mine.toml").write_text(text)
-        monkeypatch.setattr(config, "files", lambda _: tmp_path)
+        monkeypatch.setattr(config, "SUITES", tmp_path / "suites")
         return suites.__wrapped__()["mine"]
 
     return read

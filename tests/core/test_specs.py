@@ -72,7 +72,7 @@ def test_options_are_typed(text, options):
         ("pgd:steps=many", "'steps' takes a whole number, not 'many'"),
         ("pgd:steps=1.5", "'steps' takes a whole number"),
         ("pgd:steps=", "'steps' takes a whole number"),
-        ("pgd:alpha=nan", "'alpha' takes a number or a multiple as 0.1eps"),
+        ("pgd:alpha=nan", "'alpha' takes a number or a multiple of eps"),
         ("pgd:alpha=1/0", "'alpha' takes"),
         ("pgd:alpha=infeps", "'alpha' takes"),
         ("pgd:random_start=maybe", "'random_start' takes true or false"),

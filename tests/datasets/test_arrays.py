@@ -180,7 +180,7 @@ def test_broken_file_is_not_replaced_by_a_download(tmp_path):
 @pytest.mark.parametrize(("shape", "classes"), [((3, 4, 4), CLASSES), (SHAPE, 10)])
 def test_another_data_set_under_the_name_is_refused(npz, tmp_path, shape, classes):
     npz()
-    with pytest.raises(UserError, match=r"\A.*mine.npz: images .3, 4, 5. with 3 classes; mine has.*\Z"):
+    with pytest.raises(UserError, match=r"\A.*mine.npz: images .3, 4, 5., 3 classes; mine has.*\Z"):
         known(tmp_path, never, shape, classes)
 
 

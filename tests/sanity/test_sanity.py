@@ -21,12 +21,12 @@ from bench.evaluate.attacked import measure_attack
 from bench.evaluate.clean import measure_clean
 from bench.evaluate.context import EvalContext
 from bench.sanity import checks as sanity_checks
-from bench.sanity.attacks import (
+from bench.sanity.ascent import (
     averaged,
-    cross_entropy,
+    cross_entropy_gradient,
     gradient_of,
     margin,
-    negative_margin,
+    margin_gradient,
     projected_ascent,
     rescaled,
     smoothed,
@@ -62,9 +62,9 @@ def trained(digits, eps, classes=10, batchnorm=False):
             for rows in torch.randperm(len(x)).split(64):
                 point, label = x[rows], y[rows]
                 if eps:
-                    threat = ThreatModel("Linf", eps)
+                    threat, gradient = ThreatModel("Linf", eps), cross_entropy_gradient
                     with frozen(model):
-                        point = projected_ascent(model, point, label, threat, cross_entropy, steps=2, alpha=0.7 * eps)
+                        point = projected_ascent(model, point, label, threat, gradient, steps=2, alpha=0.7 * eps)
                 optimizer.zero_grad()
                 functional.cross_entropy(model(point), label).backward()
                 optimizer.step()
@@ -547,7 +547,7 @@ def test_so_few_examples_that_all_may_show_a_sign_by_chance_are_too_few():
 
 
 @pytest.mark.parametrize("gradient", [
-    cross_entropy, negative_margin, rescaled(3.0), averaged(cross_entropy, 2),
+    cross_entropy_gradient, margin_gradient, rescaled(3.0), averaged(cross_entropy_gradient, 2),
     pytest.param(smoothed(0.05, 200, torch.Generator().manual_seed(0)), marks=pytest.mark.slow),
 ])  # fmt: skip
 @pytest.mark.parametrize("norm", THREATS)
@@ -579,15 +579,15 @@ def test_a_sparse_step_is_not_spent_on_pixels_at_the_end_of_the_box():
     x = torch.full((1, 1, 4, 4), 0.5)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
-    wide = projected_ascent(model, x, y, ThreatModel("L1", 16.0), cross_entropy, steps=20, alpha=2.0)
-    corner = torch.where(negative_margin(model, x, y)[1] > 0, 1.0, 0.0)
+    wide = projected_ascent(model, x, y, ThreatModel("L1", 16.0), cross_entropy_gradient, steps=20, alpha=2.0)
+    corner = torch.where(margin_gradient(model, x, y)[1] > 0, 1.0, 0.0)
     assert torch.equal(wide, corner)
 
 
 def test_an_ascent_returns_the_best_point_and_not_the_last():
     model, split = FromMean(lambda mean: (mean - 0.47) ** 2 + 0.1), grey(4)
     x, y = split.take(torch.arange(4)).x, torch.zeros(4, dtype=torch.int64)
-    found = projected_ascent(model, x, y, ThreatModel("Linf", 0.1), negative_margin, steps=3, alpha=0.05)
+    found = projected_ascent(model, x, y, ThreatModel("Linf", 0.1), margin_gradient, steps=3, alpha=0.05)
     assert found.mean().item() == pytest.approx(0.45)  # 0.5 -> 0.45 -> 0.5 -> 0.45
 
 
@@ -605,7 +605,7 @@ def test_a_step_has_length_one_at_any_size_of_the_gradient(norm):
 def test_the_gradient_is_of_each_examples_own_loss_and_of_no_weight(robust, test):
     batch = test.take(torch.arange(4))
     together = gradient_of(lambda logits, y: -margin(logits, y))(robust, batch.x, batch.y)[1]
-    alone = negative_margin(robust, batch.x[2:3], batch.y[2:3])[1]
+    alone = margin_gradient(robust, batch.x[2:3], batch.y[2:3])[1]
     assert torch.allclose(together[2:3], alone, atol=1e-5)
     assert all(parameter.grad is None for parameter in robust.parameters())
 

@@ -76,8 +76,8 @@ def gradient_of(loss: Loss) -> Gradient:
     return gradient
 
 
-cross_entropy = gradient_of(lambda logits, y: functional.cross_entropy(logits, y, reduction="none"))
-negative_margin = gradient_of(lambda logits, y: -margin(logits, y))
+cross_entropy_gradient = gradient_of(lambda logits, y: functional.cross_entropy(logits, y, reduction="none"))
+margin_gradient = gradient_of(lambda logits, y: -margin(logits, y))
 
 
 def rescaled(factor: float) -> Gradient:
