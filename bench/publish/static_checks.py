@@ -8,27 +8,24 @@ executed or written. Every failure is a UserError of one line. What remains to b
 from __future__ import annotations
 
 import re
-import unicodedata
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-import numpy as np
+from safetensors import safe_open
 
 from bench.core.config import Suite, get_suite
 from bench.core.errors import UserError
 from bench.core.example_table import PREFIXES, TYPES, Table
-from bench.core.files import read_arrays, sha256
+from bench.core.files import read_arrays
 from bench.core.record_checks import check_record
 from bench.core.record_files import RECORD, TABLE, WITNESSES, read_record
 from bench.core.records import Artifact, Record
 from bench.publish.untrusted_files import (
     MIB,
-    check_ascii,
     check_file,
     check_npz,
-    check_safetensors,
+    check_text,
     errors_as_one_line,
     read_json,
     walk_json,
@@ -43,12 +40,10 @@ MAX_BYTES = {
 }  # fmt: skip
 MAX_ABOUT, MAX_CONTEST = 64 * 1024, MIB
 MAX_LENGTHS = {"title": 200, "paper": 500, "licence": 100, "authors": 4000, "url": 1000, "note": 4000}
-DEFENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 SPEC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=:/-]{0,299}")
 COMMAND = re.compile(r"bench (run|eval)( [A-Za-z0-9_@%+=:,./-]+)*")  # users copy it into a shell
 LAST_STAGE = "square"  # the last attack of a bracket that all undecided examples go through
 COLUMNS = (*PREFIXES, "decided_by/")  # decided_by/SPEC: the stage of a staged attack
-FRACTIONS = ("acc", "robust_acc", "certified_acc", "ci95", "certified_ci95", "robust_ci95")
 ANY_NUMBERS = ("config", "provenance", "sanity")  # parts of a record that may have negative numbers
 
 
@@ -56,13 +51,13 @@ def check_submission(folder: Path, results: Path, entry: str) -> Record:
     """The record of a run that may become a seed of results/SUITE/ENTRY, after all static checks."""
     with errors_as_one_line(f"submission {folder}"):
         _check_files(folder)
-        _check_ranges(read_json(folder / RECORD, MAX_BYTES[RECORD]))
         record = read_record(folder)
+        _check_signs(record)
         _check_names(record)
         _check_board(record, get_suite(record.suite or ""))
         _check_artifacts(folder, record)
         _check_claims(folder, record)
-        _check_entry(results, record, entry)
+        _check_entry(folder, results, record, entry)
     return record
 
 
@@ -70,24 +65,12 @@ def check_about(about: About) -> None:
     """The texts of an entry are present, short, and in Latin letters."""
     with errors_as_one_line(ABOUT):
         for key, max_length in MAX_LENGTHS.items():
-            value = getattr(about, key)
-            if value is None:
-                continue
-            if len(value) > max_length:
-                raise UserError(f"{key} has {len(value)} characters; at most {max_length} are allowed")
-            other = next((c for c in value if not (" " <= c <= "~" or _is_latin(c))), None)
-            if other is not None:
-                raise UserError(f"{key} holds the character U+{ord(other):04X}; write ASCII and Latin letters only")
+            check_text(getattr(about, key) or "", key, max_length, "ASCII and Latin letters")
         for key in ("title", "paper", "licence"):
             if not getattr(about, key).strip():
                 raise UserError(f"{key} is empty; an entry names its title, paper and licence")
         if about.url is not None:
             check_url(about.url)
-
-
-def _is_latin(character: str) -> bool:
-    """Latin letters with diacritics are allowed; letters of other alphabets could imitate them."""
-    return character.isalpha() and unicodedata.name(character, "").startswith("LATIN ")
 
 
 def read_submitted_about(path: Path) -> About:
@@ -115,13 +98,13 @@ def read_submitted_contest(path: Path) -> Contest:
 
 def check_author(name: str) -> None:
     """The author of a contest."""
-    if not check_ascii(name, "the author's name", 100).strip():
+    if not check_text(name, "the author's name", 100).strip():
         raise UserError("a contest names its author; give --by NAME")
 
 
 def check_url(url: str) -> str:
     """A public address: https, a host, no password."""
-    parts = urlsplit(check_ascii(url, "a url", 1000))
+    parts = urlsplit(check_text(url, "a url", 1000))
     if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or re.search(r"[\s<>\"'`\\]", url):
         raise UserError(f"'{url[:100]}' is not a public address; write https://HOST/...")
     return url
@@ -146,7 +129,10 @@ def check_witness_file(path: Path) -> None:
 
 
 def check_weights_file(path: Path) -> None:
-    check_safetensors(path, MAX_BYTES[WEIGHTS])
+    """A .safetensors file; the library checks that its header is valid and that its tensors fill the file."""
+    check_file(path, MAX_BYTES[WEIGHTS])
+    with errors_as_one_line(path.name), safe_open(path, framework="np"):
+        pass
 
 
 def _check_files(folder: Path) -> None:
@@ -161,8 +147,8 @@ def _check_files(folder: Path) -> None:
     for name in (RECORD, TABLE):
         if name not in names:
             raise UserError(f"{folder} has no {name}; a finished run folder has one")
-    if CONFIG in names:
-        read_json(folder / CONFIG, MAX_BYTES[CONFIG])
+    for name in {RECORD, CONFIG}.intersection(names):
+        read_json(folder / name, MAX_BYTES[name])
     check_npz(folder / TABLE, MAX_BYTES[TABLE])
     if WITNESSES in names:
         check_witness_file(folder / WITNESSES)
@@ -170,31 +156,23 @@ def _check_files(folder: Path) -> None:
         check_weights_file(folder / WEIGHTS)
 
 
-def _check_ranges(record: Any) -> None:
-    """No number is negative, and no fraction above 1. Checked before the schema, for a clear error."""
-    if not isinstance(record, dict):
-        raise UserError(f"{RECORD} is not a record; it must hold a JSON object")
-    numbers = {key: value for key, value in record.items() if key not in ANY_NUMBERS}
-    for place, value in walk_json(numbers):
-        if isinstance(value, int | float):
-            where = place.strip("/").replace("/", ".")
-            largest = 1.0 if where.rpartition(".")[2] in FRACTIONS else float("inf")
-            if not 0 <= value <= largest:
-                allowed = "a fraction, from 0 to 1" if largest == 1 else "not negative"
-                raise UserError(f"the record's {where} is {value}; it must be {allowed}")
+def _check_signs(record: Record) -> None:
+    """No number is negative. That fractions are at most 1 follows from the table."""
+    for place, value in walk_json(msgspec.to_builtins(record)):
+        name = place.strip("/").replace("/", ".")
+        if isinstance(value, int | float) and value < 0 and name.partition(".")[0] not in ANY_NUMBERS:
+            raise UserError(f"the record's {name} is {value}; it must not be negative")
 
 
 def _check_names(record: Record) -> None:
     """All names that are shown on the page or looked up in a registry have a valid form."""
-    if not 0 <= record.seed < 2**31:
+    if record.seed >= 2**31:
         raise UserError(f"the seed is {record.seed}; it must be 0 to {2**31 - 1}")
     if record.suite is None:
         raise UserError("the run does not belong to a suite; run it with a suite's data set, norm and eps")
     check_name(record.suite, "suite")
-    if not DEFENSE.fullmatch(record.defense):
-        raise UserError(f"defense {record.defense!a} is not a valid name; use letters, digits, '.', '_', '+', '-'")
     stages = {} if record.bracket is None else record.bracket.stages | record.bracket.skipped
-    for spec in (record.dataset, record.model, *record.attacks, *record.certifiers, *stages):
+    for spec in (record.defense, record.dataset, record.model, *record.attacks, *record.certifiers, *stages):
         if not SPEC.fullmatch(spec):
             raise UserError(f"{spec[:100]!a} is not a valid spec; write a name and its options, as name:option=value")
     command = record.provenance.get("command")
@@ -216,15 +194,14 @@ def _check_board(record: Record, suite: Suite) -> None:
     bracket = record.bracket
     tried = 0 if bracket is None or LAST_STAGE not in bracket.stages else bracket.stages[LAST_STAGE].tried
     if not set(record.attacks) & set(suite.board_attacks) and (bracket is None or tried < bracket.open):
-        raise UserError(
-            f"none of the attacks of the board ran; run with --attacks {', '.join(suite.board_attacks)}"
-        )
+        raise UserError(f"none of the attacks of the board ran; run with --attacks {', '.join(suite.board_attacks)}")
     if record.sanity.verdict not in ("no-warnings", "suspect"):
         reasons = "; ".join(record.sanity.reasons) or "no reason given"
         raise UserError(f"the sanity verdict is {record.sanity.verdict}, so its accuracy is not a bound: {reasons}")
 
 
 def _check_artifacts(folder: Path, record: Record) -> None:
+    """Each file is in the folder or published elsewhere. `bench verify` checks the hashes."""
     if set(record.artifacts) != set(ARTIFACTS):
         raise UserError(f"the record's artifacts must be {', '.join(ARTIFACTS)}, and nothing else")
     for name, file in record.artifacts.items():
@@ -233,8 +210,6 @@ def _check_artifacts(folder: Path, record: Record) -> None:
         if (file.path is not None) != path.exists():
             problem = "is missing" if file.path is not None else "is here, but has no path in the record"
             raise UserError(f"{path.name} {problem}; the record must name the place of each file")
-        if file.path is not None and (path.stat().st_size, sha256(path)) != (file.bytes, file.sha256):
-            raise UserError(f"{path.name} is not the file whose hash and size the record names")
 
 
 def _check_claims(folder: Path, record: Record) -> None:
@@ -249,13 +224,17 @@ def _check_claims(folder: Path, record: Record) -> None:
         if prefix in ("passes", "distance", "label", "prediction") and bool((column < 0).any()):
             raise UserError(f"column '{key}' of {TABLE} has negative numbers")
     check_record(record, table)
-    if not np.array_equal(table["index"], np.arange(record.n_examples)):
-        raise UserError(f"column 'index' of {TABLE} must count the first examples in test order")
 
 
-def _check_entry(results: Path, record: Record, entry: str) -> None:
-    """The seed is not published yet, and the entry's name cannot be mistaken for another's."""
+def _check_entry(folder: Path, results: Path, record: Record, entry: str) -> None:
+    """The seed is not published yet, and the entry's name cannot be mistaken for another's.
+
+    A run without its weights is one that a pull request adds: its folder must be SUITE/ENTRY/SEED.
+    """
     home = results / str(record.suite) / check_name(entry, "entry")
+    place = (home / str(record.seed)).parts[-3:]
+    if record.artifacts["weights"].path is None and folder.resolve().parts[-3:] != place:
+        raise UserError(f"{folder} is published as {'/'.join(place)}; it must be in a folder of that name")
     if (home / REPORTED).exists():
         raise UserError(f"entry '{entry}' holds what RobustBench reports; choose another name")
     if (home / str(record.seed)).exists():

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,7 +34,7 @@ from bench.publish.static_checks import ARTIFACTS, WEIGHTS
 from bench.publish.untrusted_files import errors_as_one_line, printable
 from bench.sanity.verdict import form_verdict
 from bench.verify.leakage import LEAK_CHECKS
-from bench.verify.report import Finding, add_findings, findings_table, read_or_report, require
+from bench.verify.report import Finding, add_findings, findings_table
 from bench.verify.run import Settings, load_data, load_model, verify
 from leaderboard.published_results import ABOUT, About, add_run, check_seeds
 
@@ -73,15 +72,16 @@ def submit_runs(
     about = _about_of(submission, folders[0], required=not check_only)
     records = [static_checks.check_submission(folder, results, entry) for folder in folders]
     check_seeds(records, results, entry, about)
-    _check_location(folders, records, entry)
     objections = []
     for folder, record in zip(folders, records, strict=True):
         check_code(record, settings)
         with _complete(folder, record, fetch, open_url) as complete:
             with errors_as_one_line(str(folder)):
-                check_size(complete / WEIGHTS, record.model, load_data(record, None, settings))
-            report = [*verify(complete, settings), *_board_findings(complete, record, settings)]
-        print(f"{printable(str(folder))}\n{findings_table([_printable_finding(finding) for finding in report])}\n")
+                data = load_data(record, None, settings)
+                check_size(complete / WEIGHTS, record.model, data)
+            report = [*verify(complete, settings), *_board_findings(complete, record, data, settings)]
+        lines = findings_table([Finding(printable(f.name), f.outcome, printable(f.evidence)) for f in report])
+        print(f"{printable(str(folder))}\n{lines}\n")
         objections += _objections(report, record)
     if objections:
         more = f"; and {len(objections) - 3} more" if len(objections) > 3 else ""
@@ -106,14 +106,6 @@ def _about_of(submission: Submission, folder: Path, required: bool) -> About | N
     if required:
         raise UserError("an entry needs a title, a paper and a licence; give --title, --paper and --licence")
     return None
-
-
-def _check_location(folders: Sequence[Path], records: Sequence[Record], entry: str) -> None:
-    """UserError if a published run is not in the folder SUITE/ENTRY/SEED of its record."""
-    for folder, record in zip(folders, records, strict=True):
-        place = [str(record.suite), entry, str(record.seed)]
-        if record.artifacts["weights"].path is None and list(folder.resolve().parts[-3:]) != place:
-            raise UserError(f"{folder} is published as {'/'.join(place)}; it must be in a folder of that name")
 
 
 def check_code(record: Record, settings: Settings) -> None:
@@ -160,17 +152,15 @@ def check_size(weights: Path, model: str, data: Arrays) -> None:
         raise UserError(f"{weights.name} is too small to hold the {numbers} numbers of {model}")
 
 
-def _board_findings(folder: Path, record: Record, settings: Settings) -> list[Finding]:
+def _board_findings(folder: Path, record: Record, data: Arrays, settings: Settings) -> list[Finding]:
     """What a board requires beyond `bench verify`: enough examples, the right size, a repeatable verdict."""
-    report: list[Finding] = []
-    reported: list[Finding] = []  # by `verify`, too
-    data = read_or_report(reported, "data", lambda: load_data(record, None, settings))
-    path = folder / WEIGHTS
-    model = read_or_report(reported, "model", lambda: load_model(path, record, require(data, "data"), settings))
-    add_findings(report, ["examples"], lambda: [_check_examples(record, require(data, "data"))])
-    add_findings(report, ["parameters"], lambda: [_check_parameters(record, require(model, "model"))])
-    again = partial(_repeat_verdict, folder, record, settings=settings)
-    add_findings(report, ["sanity"], lambda: [again(require(model, "model"), require(data, "data"))])
+    report = [_check_examples(record, data)]
+
+    def check_model() -> list[Finding]:
+        model = load_model(folder / WEIGHTS, record, data, settings)
+        return [_check_parameters(record, model), _repeat_verdict(folder, record, model, data, settings)]
+
+    add_findings(report, ["parameters", "sanity"], check_model)
     return report
 
 
@@ -215,17 +205,13 @@ def _objections(report: Sequence[Finding], record: Record) -> list[str]:
     ]
 
 
-def _printable_finding(finding: Finding) -> Finding:
-    return Finding(printable(finding.name), finding.outcome, printable(finding.evidence))
-
-
 def _publish(submission: Submission, about: About, folders: Sequence[Path]) -> None:
     """Add all folders; if one fails, remove those already added."""
     added: list[Path] = []
     try:
-        for folder in folders:
-            path = add_run(submission.results, submission.entry, about, folder, url=submission.artifacts_url)
-            added.append(path)
+        for run in folders:
+            folder = add_run(submission.results, submission.entry, about, run, url=submission.artifacts_url)
+            added.append(folder)
     except BaseException:
         for folder in added:
             shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Changing a finished run as a forger would, and seeing whether anything else changed."""
+"""Forging a finished run, and comparing folders before and after."""
 
 import hashlib
 import json
@@ -38,14 +38,14 @@ def change_record(run, change):
 
 
 def replace_in_record(run, old, new):
-    """Text for text, for what json.dumps would not write."""
+    """Replace text, for values that json.dumps would not write."""
     text = (run / "record.json").read_text()
     assert old in text
     (run / "record.json").write_text(text.replace(old, new, 1))
 
 
 def rehash(run, name):
-    """The record's hash and size of a file made right again."""
+    """Write the hash and size of a changed file into the record."""
     file = artifact(run / FILES[name])
     change_record(run, lambda r: r["artifacts"][name].update(sha256=file.sha256, bytes=file.bytes))
 
@@ -58,7 +58,7 @@ def change_arrays(run, name, change):
 
 
 def change_table(run, change):
-    """The table, and every aggregate of the record that follows from it."""
+    """Change the table and every accuracy of the record that follows from it."""
     change_arrays(run, "examples", change)
     table = read_arrays(run / FILES["examples"])
 
@@ -67,17 +67,17 @@ def change_table(run, change):
         record["clean"] = {"acc": clean.acc, "ci95": clean.ci95}
         record["worst"] = {"robust_acc": worst.acc, "ci95": worst.ci95}
         for spec, result in record["attacks"].items():
-            found = accuracy(table[f"robust/{spec}"])
-            result |= {"robust_acc": found.acc, "ci95": found.ci95}
+            robust = accuracy(table[f"robust/{spec}"])
+            result |= {"robust_acc": robust.acc, "ci95": robust.ci95}
 
     change_record(run, follow)
 
 
 def tree(folder):
-    """All that is below a folder: type, mode, and content by its hash. Python's caches of what was trusted aside."""
-    found = {}
+    """Mode, size and hash of everything in a folder, except Python's caches."""
+    files = {}
     for path in sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts):
         status = path.lstat()
         plain = stat.S_ISREG(status.st_mode) and status.st_size < 2**26
-        found[path] = (status.st_mode, status.st_size, hashlib.sha256(path.read_bytes()).digest() if plain else None)
-    return found
+        files[path] = (status.st_mode, status.st_size, hashlib.sha256(path.read_bytes()).digest() if plain else None)
+    return files

@@ -23,9 +23,9 @@ CHECK = Sanity("no-warnings", [])
 
 def flags(n, hits, first=0):
     """hits of n examples are True, from `first` on."""
-    found = np.zeros(n, dtype=np.bool_)
-    found[first : first + hits] = True
-    return found
+    column = np.zeros(n, dtype=np.bool_)
+    column[first : first + hits] = True
+    return column
 
 
 def table_of(robust, *, clean=None, certified=None, **columns):
@@ -41,14 +41,14 @@ def table_of(robust, *, clean=None, certified=None, **columns):
 
 
 def record_of(table, **changes):
-    def under(flags_):
-        found = accuracy(flags_)
-        return AttackResult(found.acc, found.ci95, forwards=300, backwards=200, seconds=2.0)
+    def under(robust):
+        share = accuracy(robust)
+        return AttackResult(share.acc, share.ci95, forwards=300, backwards=200, seconds=2.0)
 
     certifiers = {}
     if "certified/ibp" in table:
-        found = accuracy(table["certified/ibp"])
-        certifiers["ibp"] = CertifierResult(found.acc, found.ci95, mean_radius(table, "ibp"), 1.0)
+        share = accuracy(table["certified/ibp"])
+        certifiers["ibp"] = CertifierResult(share.acc, share.ci95, mean_radius(table, "ibp"), 1.0)
     attacks = {key.removeprefix("robust/"): under(column) for key, column in table.items() if key.startswith("robust/")}
     own = [key for key in attacks if ":eps=" not in key and ":norm=" not in key]
     everywhere = np.logical_and.reduce([table["clean"], *(table[f"robust/{key}"] for key in attacks)])
@@ -94,7 +94,7 @@ def publish(results, name, tables, *, about=ABOUT, url=None, trained=True, verdi
 
 
 def bracket_of(table):
-    """The bracket that `status` and `decided_by` columns say."""
+    """The bracket that follows from the columns `status` and `decided_by`."""
     status, by = table["status"], table["decided_by"]
     low, high = accuracy(status == "certified"), accuracy(status != "broken")
     stages = {

@@ -122,7 +122,7 @@ def adding(path):
     return lambda repository: repository.write(path, "")
 
 
-@pytest.mark.parametrize(("harm", "says"), [
+@pytest.mark.parametrize(("change", "reason"), [
     (edit, "never edited"),
     (delete, "never edited"),
     (rename, "never edited"),
@@ -137,13 +137,13 @@ def adding(path):
     (adding("conftest.py"), "does not belong to an entry"),
     (adding("digits/mine/0/record.json"), "no leaderboard/results/digits/mine/about.toml"),
 ])  # fmt: skip
-def test_what_is_no_new_entry_is_refused(harm, says, repository):
-    harm(repository)
+def test_what_is_no_new_entry_is_refused(change, reason, repository):
+    change(repository)
     repository.commit()
     found = repository.run("Only new files of entries")
     assert found.returncode == 1
     assert found.stdout.startswith("::error title=Refused::")
-    assert says in found.stdout
+    assert reason in found.stdout
     assert not (repository.folder / "canary").exists()
     assert not (repository.merged / "canary").exists()
 
