@@ -92,8 +92,8 @@ def make_plan(request: Request) -> Plan:
     if request.defense is not None and defense is not None:
         check_training(defense, arrays, threat)
     n = len(arrays.y_test)
-    if request.n_examples is not None and request.n_examples > n:
-        raise UserError(f"--n-examples {request.n_examples}: {arrays.name} has 1 to {n} test examples")
+    if request.n_examples is not None and not 1 <= request.n_examples <= n:
+        raise UserError(f"n_examples is {request.n_examples}; {arrays.name} has 1 to {n} test examples")
     assert isinstance(threat.eps, float)
     in_suite = suite.name and (threat.norm, threat.eps) == (suite.norm, suite.eps)
     config = RunConfig(

@@ -82,14 +82,12 @@ class AttackCurvesStudy(Study):
         ]
         text = render(["run", "attack", "norm", "against", "at", "robust_acc"], rows, "csv")
         points.write_text(f"{text}\n", encoding="utf-8")
-        lines = [(c.run, c.attack, c.against, ", ".join(_readings(c))) for c in curves]
+        lines = [
+            (c.run, c.attack, c.against, ", ".join(f"{100 * c.read(x):.1f} at {x:g}" for x in c.table_points))
+            for c in curves
+        ]
         table = render(["run", "attack", "against", "robust accuracy, %"], lines)
         return f"{table}\nfigure: {self.figure}\npoints: {points}"
-
-
-def _readings(curve: AccuracyCurve) -> Iterator[str]:
-    for x in curve.table_points:
-        yield f"{100 * curve.read(x):.1f} at {x:g}"
 
 
 def draw(axes: Axes, against: str, curves: Sequence[AccuracyCurve], *, with_runs: bool) -> None:

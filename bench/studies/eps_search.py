@@ -104,7 +104,7 @@ class EpsSearchStudy(Study):
         assert isinstance(threat.eps, float)
         if not 0 <= self.image < len(test):
             raise UserError(f"image is {self.image}; it must be 0 to {len(test) - 1}")
-        model = _load_or_train(plan)
+        model = loaded_model(plan)
         methods: tuple[Method, ...] = ("bisection", "pec")
         results = {
             method: search_largest_eps(model, test, threat, high=self.high, precision=self.precision, method=method)
@@ -135,7 +135,8 @@ class EpsSearchStudy(Study):
         )  # fmt: skip
 
 
-def _load_or_train(plan: Plan) -> nn.Module:
+def loaded_model(plan: Plan) -> nn.Module:
+    """The model of --checkpoint, or, without one, trained here; on the device of the plan."""
     if plan.loaded is not None:
         return plan.loaded.to(plan.device).eval()
     assert plan.defense is not None

@@ -24,10 +24,7 @@ def new_figure(file: str, width: float, height: float) -> Figure:
     if not path.parent.is_dir():
         raise UserError(f"figure {path}: there is no folder {path.parent}; make it, or name another")
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("figures need matplotlib; install it with `pip install robust-bracket[plots]`") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,16 +153,16 @@ def _rows(kind: str, boxes: Boxes, paper: Row | None) -> list[list[str]]:
     cosines = boxes.cosines()
     uniform, average = UNITS * float(boxes.uniform.mean()), UNITS * boxes.average
     ours = _with_ratio((100 * boxes.accuracy, uniform, average, float(cosines.mean()), float(cosines.min())))
-    if paper is None:
-        return [_cells(f"{kind}, ours", ours)]
-    theirs = _with_ratio(paper)
-    difference = [a - b for a, b in zip(ours, theirs, strict=True)]
-    return [_cells(f"{kind}, ours", ours), _cells(f"{kind}, thesis", theirs), _cells("", difference, sign="+")]
+    rows = [(f"{kind}, ours", ours, "")]
+    if paper is not None:
+        theirs = _with_ratio(paper)
+        difference = tuple(a - b for a, b in zip(ours, theirs, strict=True))
+        rows += [(f"{kind}, thesis", theirs, ""), ("", difference, "+")]
+    return [
+        [name, *(f"{value:{sign}.{digits}f}" for value, digits in zip(row, DECIMALS, strict=True))]
+        for name, row, sign in rows
+    ]
 
 
 def _with_ratio(row: Row) -> Row:
     return (*row[:3], row[2] / row[1], *row[3:])
-
-
-def _cells(name: str, values: Sequence[float], sign: str = "") -> list[str]:
-    return [name, *(f"{value:{sign}.{digits}f}" for value, digits in zip(values, DECIMALS, strict=True))]

@@ -13,13 +13,11 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from bench.core import registry
-from bench.core.config import make_config
-from bench.core.devices import choose_device, choose_threads
 from bench.core.errors import UserError
-from bench.core.threat import ThreatModel
-from bench.datasets.load import load_arrays
 from bench.datasets.split import Split
 from bench.models.build import build_model
+from bench.runs.plan import make_plan
+from bench.runs.request import Request
 from bench.studies.study import Study
 from bench.training.loop import Loop
 
@@ -45,24 +43,23 @@ class OverheadStudy(Study):
     threads: int = 0
 
     def run(self) -> str:
-        device = choose_device(self.device)
-        arrays = load_arrays(self.dataset, None)
-        threat = ThreatModel("Linf", self.eps)
-        threat.check_eps(arrays.shape)
         if self.pairs < 1 or self.threads < 0:
             raise UserError(f"pairs is {self.pairs} and threads {self.threads}; they must be at least 1 and 0")
         settings = {
             "batch_size": self.batch_size, "epochs": 2 * self.pairs, "crop": self.crop, "flip": self.crop > 0,
-            "amp": "off",
+            "amp": "off", "probe_every": 0,
         }  # fmt: skip
-        target = registry.defense.get(self.defense)
-        defense = target(make_config(target.config_class, self.defense, {"probe_every": 0}, settings))
+        plan = make_plan(Request(
+            defense=self.defense, dataset=self.dataset, model=self.model, norm="Linf", eps=[self.eps], attacks=[],
+            overrides={key: str(value) for key, value in settings.items()}, device=self.device,
+            threads=self.threads or None,
+        ))  # fmt: skip
+        arrays, device = plan.arrays, plan.device
+        assert plan.defense is not None
+        torch.set_num_threads(plan.threads)
         split = Split(arrays.x_train, arrays.y_train, device, crop=self.crop, flip=self.crop > 0)
-        torch.manual_seed(0)
-        model = defense.build(build_model(self.model, arrays.shape, arrays.classes))
-        torch.set_num_threads(self.threads or choose_threads(model, arrays.shape))
+        loop = Loop(plan.new_model(0), plan.defense, split, plan.threat, seed=0)
         bare = build_model(self.model, arrays.shape, arrays.classes).to(device)
-        loop = Loop(model, defense, split, threat, seed=0)
         batches = [(batch.x, batch.y) for batch in split.in_order(self.batch_size)]
         optimizer = torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         loop.run_epoch()  # warm up both
@@ -71,8 +68,8 @@ class OverheadStudy(Study):
             (_timed(device, loop.run_epoch), _timed(device, lambda: bare_epoch(bare, optimizer, batches, self.eps)))
             for _ in tqdm(range(self.pairs), desc="overhead", unit="pair")
         ]
-        threads = torch.get_num_threads()
-        head = f"{self.defense}, {self.model}, {self.dataset}, batch {self.batch_size}, {device}, {threads} threads"
+        setting = f"{self.defense}, {self.model}, {self.dataset}, batch {self.batch_size}"
+        head = f"{setting}, {device}, {plan.threads} threads"
         lines = [f"  {ours:.3f} s / {plain:.3f} s = {ours / plain:.3f}" for ours, plain in seconds]
         return "\n".join([head, *lines, f"median ratio {statistics.median(a / b for a, b in seconds):.3f}"])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,22 +17,19 @@ import bench
 from attacks.pgd import ascend
 from bench.core import registry, seeds
 from bench.core.contracts import Batch, Certifier, frozen
-from bench.core.devices import choose_device, choose_threads
 from bench.core.errors import UserError
 from bench.core.progress import Progress
 from bench.core.specs import parse_spec
-from bench.core.threat import ThreatModel, parse_norm
-from bench.datasets.arrays import Arrays
-from bench.datasets.load import load_arrays
+from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.models.build import build_model
+from bench.runs.plan import Plan, make_plan
+from bench.runs.request import Request
 from bench.studies.checkpoint_names import CheckpointKey, find_checkpoints, method_of
-from bench.studies.eps_search import BATCH, draw_distribution, search_largest_eps
+from bench.studies.eps_search import BATCH, draw_distribution, loaded_model, search_largest_eps
 from bench.studies.figures import new_figure
 from bench.studies.paper_comparison import Comparison, Figure, Form
 from bench.studies.paper_tables import Block, Cell, PaperTable, paper_table_names, read_paper_table
 from bench.studies.study import Study
-from bench.training.foreign_checkpoints import load_foreign
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -81,8 +77,6 @@ class ReproduceStudy(Study):
         canvas = self._new_figure()
         default = Path(bench.__file__).parents[2] / "shared" / "checkpoints"
         files = find_checkpoints(default if self.checkpoints is None else Path(self.checkpoints), self.named)
-        device = choose_device(self.device)
-        load = cache(lambda dataset: load_arrays(dataset, None if self.data_dir is None else Path(self.data_dir)))
         figures: list[Figure] = []
         missing: list[tuple[str, str]] = []
         optima: dict[str, tuple[float, dict[str, Values]]] = {}  # block title -> eps, largest certified eps by row
@@ -93,17 +87,13 @@ class ReproduceStudy(Study):
                 continue
             if self.only not in str(files[key]):
                 continue
-            arrays = load(block.dataset)
-            test = self._test_split(arrays, device)
-            complete &= len(test) == len(arrays.y_test)
-            model = build_model(block.model, arrays.shape, arrays.classes)
-            load_foreign(model, files[key])
-            model.to(device).eval()
-            torch.set_num_threads(self.threads or choose_threads(model, test.image_shape))
-            threat = ThreatModel(parse_norm(block.norm), block.eps)
+            plan = self._plan(block, files[key])
+            test, threat, model = plan.test_split(), plan.threat, loaded_model(plan)
+            complete &= len(test) == len(plan.arrays.y_test)
+            torch.set_num_threads(plan.threads)
             if block.high is None:
                 certifiers = _certifiers(paper, self.seconds if self.exact else None)
-                draw = seeds.generator(device, self.seed, "reproduce", *vars(key).values())
+                draw = seeds.generator(plan.device, self.seed, "reproduce", *vars(key).values())
                 ours = measure(model, test, threat, certifiers, generator=draw, title=files[key].stem)
             else:
                 search = search_largest_eps(model, test, threat, high=block.high, precision=PRECISION)
@@ -124,11 +114,12 @@ class ReproduceStudy(Study):
             raise UserError(f"table {self.table} has no figure, 3.9 has one; leave out --figure")
         return new_figure(self.figure, 11, 4.5)
 
-    def _test_split(self, arrays: Arrays, device: torch.device) -> Split:
-        n, total = self.n_examples, len(arrays.y_test)
-        if n is not None and not 1 <= n <= total:
-            raise UserError(f"n_examples is {n}; {arrays.name} has 1 to {total} test examples")
-        return Split.test(arrays, device, n)
+    def _plan(self, block: Block, checkpoint: Path) -> Plan:
+        return make_plan(Request(
+            checkpoint=checkpoint, dataset=block.dataset, model=block.model, norm=block.norm, eps=[block.eps],
+            attacks=[], n_examples=self.n_examples, device=self.device, threads=self.threads,
+            data_dir=None if self.data_dir is None else Path(self.data_dir),
+        ))  # fmt: skip
 
 
 def _paper_table(table: str) -> PaperTable:
