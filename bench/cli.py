@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bench.commands import board, catalog, gate, runs, submission
+from bench.commands import board, catalog, runs, submission
 from bench.commands.arguments import Parser, fail
 from bench.core.errors import CheckError, UserError
 from bench.core.package_origins import check_package_origins
@@ -15,7 +15,7 @@ def parser() -> Parser:
     about = "Measure the robust accuracy of neural networks: certified bounds from below, attacks from above."
     top = Parser(prog="bench", description=about)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for subject in (catalog, runs, board, submission, gate):
+    for subject in (catalog, runs, board, submission):
         subject.add(commands)
     return top
 

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 from bench.core.errors import UserError
@@ -14,7 +14,7 @@ from bench.core.specs import parse_value
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors in one line, with the nearest name for an unknown one."""
+    """An argument parser that reports errors in one line, with the nearest name of an unknown option."""
 
     options: ClassVar[set[str]] = set()  # of all commands: unknown options are reported by the top-level parser
 
@@ -23,19 +23,10 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
-        choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
-        unknown = re.fullmatch(r"unrecognized arguments: (--[\w-]+)(.*)", message)
-        if choice:
-            allowed = [word.strip(" '") for word in choice[3].split(",")]
-            message = f"{choice[1]} '{choice[2]}' is not one of {', '.join(allowed)}{_nearest(choice[2], allowed)}"
-        elif unknown:
-            message = f"unknown option {unknown[1]}{_nearest(unknown[1], self.options)}"
+        if unknown := re.fullmatch(r"unrecognized arguments: (--[\w-]+)(.*)", message):
+            nearest = difflib.get_close_matches(unknown[1], self.options, n=1)
+            message = f"unknown option {unknown[1]}{f'; did you mean {nearest[0]}?' if nearest else ''}"
         fail(f"{message}; see `{self.prog} --help`")
-
-
-def _nearest(word: str, allowed: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(word, list(allowed), n=1)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -1,15 +1,16 @@
-"""`bench table`, `bench compare` and `bench leaderboard`."""
+"""`bench table`, `bench compare`, `bench leaderboard` and `bench check`: finished runs side by side."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.commands.options import print_json
 from bench.core.config import get_suite
-from bench.core.errors import UserError
+from bench.core.errors import CheckError, UserError
 from bench.core.files import write_atomically
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ def add(commands: Any) -> None:
     option("--add-reported", type=Path, metavar="FILE", help="add a model_info JSON of RobustBench as --reported-as")
     option("--reported-as", metavar="SUITE/ENTRY", help="the entry to add; shown as reported, not verified")
     sub.set_defaults(act=act_leaderboard)
+
+    sub = commands.add_parser("check", help="regression gate for CI: compare new runs with a baseline")
+    sub.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="new runs, or folders of them (default: runs)")
+    sub.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="folder with the runs to compare with")
+    sub.add_argument("--alpha", type=float, metavar="P", help="probability of a false alarm (default: 0.01)")
+    sub.add_argument("--junit", type=Path, metavar="FILE", help="also write the findings as JUnit XML")
+    sub.add_argument("--update", metavar="REASON", help="make the new runs the baseline, for this reason")
+    sub.set_defaults(act=act_check)
 
 
 def act_table(args: argparse.Namespace) -> None:
@@ -99,3 +108,22 @@ def _place(results: Path, text: str) -> tuple[Path, str]:
 
     suite, _, entry = text.partition("/")
     return results / check_name(suite, "suite") / check_name(entry, "entry"), suite
+
+
+def act_check(args: argparse.Namespace) -> None:
+    from leaderboard.gate_baseline import update_baseline
+    from leaderboard.gate_report import gate_annotations, gate_junit, gate_table
+    from leaderboard.regression_gate import ALPHA, check_against_baseline
+
+    runs = args.runs or [Path("runs")]
+    if args.update is not None:
+        print(update_baseline(args.baseline, runs, args.update))
+        return
+    report = check_against_baseline(args.baseline, runs, ALPHA if args.alpha is None else args.alpha)
+    print(gate_table(report))
+    if args.junit is not None:
+        write_atomically(args.junit, gate_junit(report).encode())
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        print("\n".join(gate_annotations(report)))
+    if report.failed:
+        raise CheckError("the new runs differ from the baseline; if that is intended, accept them with --update REASON")

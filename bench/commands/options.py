@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,10 +80,8 @@ def print_json(value: Any) -> None:
     print(json.dumps(to_builtins(value), indent=1))
 
 
-def verification_settings(args: argparse.Namespace, plugins: Sequence[Path]) -> Settings:
+def verification_settings(args: argparse.Namespace) -> Settings:
     from bench.verify.run import settings
 
-    return settings(
-        attack=args.attack, sample=args.sample, seed=args.seed, device=args.device, threads=args.threads,
-        data_dir=args.data_dir, plugins=plugins,
-    )  # fmt: skip
+    names = ("attack", "sample", "seed", "device", "threads", "data_dir", "plugins")
+    return settings(**{name: getattr(args, name) for name in names})

@@ -117,7 +117,7 @@ def act_verify(args: argparse.Namespace) -> None:
     from bench.verify.run import verify
 
     folders = find_records(args.runs)
-    settings = options.verification_settings(args, args.plugins)
+    settings = options.verification_settings(args)
     reports = {str(folder): verify(folder, settings) for folder in folders}
     if args.json:
         used = {"attack": settings.attack, "sample": settings.sample, "seed": settings.seed}

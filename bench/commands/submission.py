@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     option("--check", action="store_true", help="verify only, write nothing")
     option("--fetch", action="store_true", help="download the files that the record names by an address")
     help_text = "import this file of the run's code (read it first); repeatable"
-    option("--trust-code", action="append", default=[], type=Path, metavar="FILE", help=help_text)
+    option("--trust-code", action="append", default=[], dest="plugins", type=Path, metavar="FILE", help=help_text)
     option("--contest", metavar="SUITE/ENTRY/SEED", help="lower this published run by the witnesses in RUN")
     option("--weights", type=Path, metavar="FILE", help="weights of the contested run")
     option("--by", metavar="NAME", help="author of the contest")
@@ -51,7 +51,7 @@ def act_submit(args: argparse.Namespace) -> None:
     from leaderboard.published_results import results_folder
 
     results = args.results or results_folder()
-    settings = verification_settings(args, args.trust_code)
+    settings = verification_settings(args)
     if args.contest is None:
         submission = Submission(
             run=args.run, entry=args.entry, results=results, about=about, artifacts_url=args.artifacts

@@ -247,6 +247,4 @@ def _check_entry(folder: Path, results: Path, record: Record, entry: str) -> Non
 
 def _skeleton(name: str) -> str:
     """A name with characters that look alike made equal."""
-    for lookalike, character in (("rn", "m"), ("vv", "w"), ("0", "o"), ("1", "l"), ("_", "-"), (".", "-"), ("+", "-")):
-        name = name.replace(lookalike, character)
-    return name
+    return name.replace("rn", "m").replace("vv", "w").translate(str.maketrans("01_.+", "ol---"))

@@ -69,7 +69,9 @@ def submit_runs(
         static_checks.check_url(submission.artifacts_url)
     if not settings.sample:
         raise UserError("a submission is attacked again; give --sample at least 1")
-    about = _about_of(submission, folders[0], required=not check_only)
+    about = _about_of(submission, folders[0])
+    if about is None and not check_only:
+        raise UserError("an entry needs a title, a paper and a licence; give --title, --paper and --licence")
     records = [static_checks.check_submission(folder, results, entry) for folder in folders]
     check_seeds(records, results, entry, about)
     objections = []
@@ -96,16 +98,13 @@ def submit_runs(
         print("\nNobody else can check it: publish weights and witnesses, and name their folder with --artifacts.")
 
 
-def _about_of(submission: Submission, folder: Path, required: bool) -> About | None:
+def _about_of(submission: Submission, folder: Path) -> About | None:
+    """The description from the options, else from the about.toml beside the run, if there is one."""
     if submission.about is not None:
         static_checks.check_about(submission.about)
         return submission.about
     path = folder.parent / ABOUT
-    if path.exists():
-        return static_checks.read_submitted_about(path)
-    if required:
-        raise UserError("an entry needs a title, a paper and a licence; give --title, --paper and --licence")
-    return None
+    return static_checks.read_submitted_about(path) if path.exists() else None
 
 
 def check_code(record: Record, settings: Settings) -> None:
@@ -154,28 +153,19 @@ def check_size(weights: Path, model: str, data: Arrays) -> None:
 
 def _board_findings(folder: Path, record: Record, data: Arrays, settings: Settings) -> list[Finding]:
     """What a board requires beyond `bench verify`: enough examples, the right size, a repeatable verdict."""
-    report = [_check_examples(record, data)]
+    needed = get_suite(record.suite or "").board_examples or len(data.y_test)
+    evidence = f"{record.n_examples}; the board needs the first {needed}"
+    report = [Finding("examples", "failed" if record.n_examples < needed else "passed", evidence)]
 
     def check_model() -> list[Finding]:
         model = load_model(folder / WEIGHTS, record, data, settings)
-        return [_check_parameters(record, model), _repeat_verdict(folder, record, model, data, settings)]
+        count = sum(p.numel() for p in model.parameters())
+        evidence = f"the model has {count}, the record says {record.parameters}"
+        parameters = Finding("parameters", "passed" if record.parameters in (None, count) else "failed", evidence)
+        return [parameters, _repeat_verdict(folder, record, model, data, settings)]
 
     add_findings(report, ["parameters", "sanity"], check_model)
     return report
-
-
-def _check_examples(record: Record, data: Arrays) -> Finding:
-    needed = get_suite(record.suite or "").board_examples or len(data.y_test)
-    if record.n_examples < needed:
-        return Finding("examples", "failed", f"{record.n_examples}; the board needs the first {needed}")
-    return Finding("examples", "passed", f"{record.n_examples}, of which the board needs {needed}")
-
-
-def _check_parameters(record: Record, model: nn.Module) -> Finding:
-    counted = sum(p.numel() for p in model.parameters())
-    if record.parameters not in (None, counted):
-        return Finding("parameters", "failed", f"the model has {counted}, the record says {record.parameters}")
-    return Finding("parameters", "passed", f"{counted}")
 
 
 def _repeat_verdict(folder: Path, record: Record, model: nn.Module, data: Arrays, settings: Settings) -> Finding:

@@ -143,8 +143,6 @@ def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:
         return get_suite(head)
     if not request.dataset.endswith(".npz"):
         registry.dataset.get(head)  # UserError with the nearest name
-    elif not Path(request.dataset).is_file():
-        raise UserError(f"data set {request.dataset} does not exist; give a registered name or the path of an .npz")
     if request.eps is None or (request.model is None and saved_spec is None):
         raise UserError(f"data set '{request.dataset}' has no suite; give --eps and --model too")
     return Suite(

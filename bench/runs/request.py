@@ -1,7 +1,8 @@
-"""What the user asked for."""
+"""What the user asked for, and the command that asks for it again."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,3 +29,24 @@ class Request:
     plugins: Sequence[Path] = ()
     data_dir: Path | None = None
     out: Path = Path("runs")
+
+    def command_line(self, seed: int) -> str:
+        """A shell command. Options of one machine (data folder, device, threads, --out) are left out."""
+        if self.checkpoint is None:
+            words = ["bench", "run", "--defense", str(self.defense)]
+        else:
+            words = ["bench", "eval", "--checkpoint", self.checkpoint.name]
+        options = [
+            *((f"--{name}", getattr(self, name)) for name in ("suite", "dataset", "model", "norm")),
+            ("--eps", None if self.eps is None else ",".join(map(repr, self.eps))),
+            *(("--set", f"{key}={text}") for key, text in self.overrides.items()),
+            ("--attacks", None if self.attacks is None else ",".join(self.attacks) or "none"),
+            ("--certifiers", ",".join(self.certifiers) or None),
+        ]  # fmt: skip
+        words += [word for option, value in options if value is not None for word in (option, value)]
+        if self.bracket is not None:
+            words += ["--bracket", "--budget", f"{self.bracket:g}s"]
+        if self.n_examples is not None:
+            words += ["--n-examples", str(self.n_examples)]
+        words += [word for path in self.plugins for word in ("--plugin", path.name)]
+        return shlex.join([*words, "--seeds", str(seed)])

@@ -25,7 +25,6 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split, hold_out
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
-from bench.runs.command import command_line
 from bench.runs.plan import Plan
 from bench.training.checkpoints import CHECKPOINT, WEIGHTS, save_weights
 from bench.training.loop import Loop, Probe
@@ -135,7 +134,7 @@ def _evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Train
         | {
             "data_hash": config.data_hash,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "command": command_line(plan.request, seed),
+            "command": plan.request.command_line(seed),
         },
     )  # fmt: skip
     record_checks.check_record(record, table)

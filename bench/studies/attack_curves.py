@@ -14,8 +14,7 @@ import numpy.typing as npt
 from bench.core import files, record_files, registry
 from bench.core.errors import UserError
 from bench.core.example_table import attack_specs, threat_of
-from bench.studies.figures import new_figure
-from bench.studies.study import Study
+from bench.studies.study import Study, new_figure
 from leaderboard.render import render
 
 if TYPE_CHECKING:

@@ -19,10 +19,8 @@ from bench.core.progress import Progress
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.runs.plan import Plan, make_plan
-from bench.runs.request import Request
-from bench.studies.figures import new_figure
-from bench.studies.study import Study
+from bench.runs.plan import Plan
+from bench.studies.study import ModelStudy, new_figure
 from bench.training.loop import Loop
 from certifiers.crown import FastLin
 from certifiers.eps_search import EpsSearch
@@ -72,7 +70,7 @@ def search_largest_eps(
 
 @registry.study("eps-search")
 @dataclass(frozen=True, kw_only=True)
-class EpsSearchStudy(Study):
+class EpsSearchStudy(ModelStudy):
     """The number of bounds that the search for the largest certified eps computes: PEC against plain bisection.
 
     checkpoint: weights, with model, dataset, norm and eps as in `bench eval`; without it, an fc1 is trained on the
@@ -92,14 +90,18 @@ class EpsSearchStudy(Study):
     n_examples: int | None = None
     image: int = 0
     figure: str | None = "eps-search.png"
-    data_dir: str | None = None
-    device: str = "auto"
-    threads: int | None = None
 
     def run(self) -> str:
         canvas = None if self.figure is None else new_figure(self.figure, 11, 4.5)
-        plan = make_plan(self._request())
-        torch.set_num_threads(plan.threads)
+        setting = {
+            "dataset": self.dataset, "norm": self.norm, "eps": None if self.eps is None else [self.eps],
+            "n_examples": self.n_examples,
+        }  # fmt: skip
+        if self.checkpoint is None:
+            training = {"epochs": "5", "probe_every": "0"}
+            plan = self.plan(defense="pgd-at", model=self.model or "fc1", overrides=training, **setting)
+        else:
+            plan = self.plan(checkpoint=Path(self.checkpoint), model=self.model, **setting)
         test, threat = plan.test_split(), plan.threat
         assert isinstance(threat.eps, float)
         if not 0 <= self.image < len(test):
@@ -123,16 +125,6 @@ class EpsSearchStudy(Study):
         draw_distribution(right, {"pec": results["pec"].optimum}, threat.eps)
         canvas.savefig(self.figure)
         return f"{text}\nfigure: {self.figure}"
-
-    def _request(self) -> Request:
-        train = self.checkpoint is None
-        return Request(
-            defense="pgd-at" if train else None, checkpoint=None if self.checkpoint is None else Path(self.checkpoint),
-            dataset=self.dataset, model=self.model or ("fc1" if train else None), norm=self.norm,
-            eps=None if self.eps is None else [self.eps], attacks=[], n_examples=self.n_examples,
-            overrides={"epochs": "5", "probe_every": "0"} if train else {}, device=self.device, threads=self.threads,
-            data_dir=None if self.data_dir is None else Path(self.data_dir),
-        )  # fmt: skip
 
 
 def loaded_model(plan: Plan) -> nn.Module:

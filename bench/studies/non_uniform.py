@@ -14,12 +14,10 @@ from bench.core import registry
 from bench.core.contracts import frozen
 from bench.core.errors import UserError
 from bench.core.progress import Progress
-from bench.runs.plan import Plan, make_plan
-from bench.runs.request import Request
+from bench.runs.plan import Plan
 from bench.runs.run import run_seed
-from bench.studies.figures import new_figure
 from bench.studies.paper_tables import read_paper_table
-from bench.studies.study import Study
+from bench.studies.study import ModelStudy, new_figure
 from bench.training.checkpoints import WEIGHTS
 from bench.training.rebuild import load_weights
 from certifiers.non_uniform import NonUniform
@@ -62,7 +60,7 @@ class Boxes:
 
 @registry.study("non-uniform")
 @dataclass(frozen=True, kw_only=True)
-class NonUniformStudy(Study):
+class NonUniformStudy(ModelStudy):
     """The largest certified boxes of a vanilla and a robust network, beside the thesis' (tables 3.2 and 3.3).
 
     The networks have three hidden layers of `hidden` units. They are trained here (`standard` and `pgd-at`, eps 0.05)
@@ -76,7 +74,6 @@ class NonUniformStudy(Study):
     epochs: int = 20
     n_examples: int = 50
     seed: int = 0
-    data_dir: str = ""
     out: str = "runs"
     figure: str = "non-uniform.png"
 
@@ -87,13 +84,13 @@ class NonUniformStudy(Study):
         rows: list[list[str]] = []
         boxes: dict[str, Boxes] = {}
         for kind, defense in DEFENSES.items():
-            request = Request(
-                defense=defense, dataset=self.dataset, model=f"mlp:hidden={self.hidden},{self.hidden},{self.hidden}",
-                norm="Linf", eps=(EPS,), attacks=(), overrides={"epochs": str(self.epochs)},
-                data_dir=Path(self.data_dir) if self.data_dir else None, out=Path(self.out),
+            model = f"mlp:hidden={self.hidden},{self.hidden},{self.hidden}"
+            plan = self.plan(
+                defense=defense, dataset=self.dataset, model=model, norm="Linf", eps=(EPS,),
+                overrides={"epochs": str(self.epochs)}, out=Path(self.out),
             )  # fmt: skip
-            boxes[kind] = measure_boxes(make_plan(request), self.seed, self.n_examples, kind)
-            rows += _rows(kind, boxes[kind], paper_row(self.dataset, request.model, kind))
+            boxes[kind] = measure_boxes(plan, self.seed, self.n_examples, kind)
+            rows += _rows(kind, boxes[kind], paper_row(self.dataset, model, kind))
         draw(canvas, boxes)
         canvas.savefig(self.figure)
         headers = ["model", "test accuracy %", "uniform eps", "non-uniform eps", "ratio", "mean cosine", "least cosine"]

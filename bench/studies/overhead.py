@@ -16,20 +16,18 @@ from bench.core import registry
 from bench.core.errors import UserError
 from bench.datasets.split import Split
 from bench.models.build import build_model
-from bench.runs.plan import make_plan
-from bench.runs.request import Request
-from bench.studies.study import Study
+from bench.studies.study import ModelStudy
 from bench.training.loop import Loop
 
 
 @registry.study("overhead")
 @dataclass(frozen=True, kw_only=True)
-class OverheadStudy(Study):
+class OverheadStudy(ModelStudy):
     """Seconds of one epoch of a single-step defense, divided by those of a bare loop with the same passes.
 
     The bare loop computes, for each batch in memory, a forward pass and an input gradient, then a forward pass, a
     backward pass and an optimizer step. Both run in full precision, in turn, `pairs` times. Epochs shorter than a
-    second give unreliable ratios. threads: 0 chooses by the model's size.
+    second give unreliable ratios.
     """
 
     defense: str = "atas"
@@ -39,24 +37,20 @@ class OverheadStudy(Study):
     pairs: int = 5
     eps: float = 8 / 255
     crop: int = 4
-    device: str = "auto"
-    threads: int = 0
 
     def run(self) -> str:
-        if self.pairs < 1 or self.threads < 0:
-            raise UserError(f"pairs is {self.pairs} and threads {self.threads}; they must be at least 1 and 0")
+        if self.pairs < 1:
+            raise UserError(f"pairs is {self.pairs}; it must be at least 1")
         settings = {
             "batch_size": self.batch_size, "epochs": 2 * self.pairs, "crop": self.crop, "flip": self.crop > 0,
             "amp": "off", "probe_every": 0,
         }  # fmt: skip
-        plan = make_plan(Request(
-            defense=self.defense, dataset=self.dataset, model=self.model, norm="Linf", eps=[self.eps], attacks=[],
-            overrides={key: str(value) for key, value in settings.items()}, device=self.device,
-            threads=self.threads or None,
-        ))  # fmt: skip
+        plan = self.plan(
+            defense=self.defense, dataset=self.dataset, model=self.model, norm="Linf", eps=[self.eps],
+            overrides={key: str(value) for key, value in settings.items()},
+        )  # fmt: skip
         arrays, device = plan.arrays, plan.device
         assert plan.defense is not None
-        torch.set_num_threads(plan.threads)
         split = Split(arrays.x_train, arrays.y_train, device, crop=self.crop, flip=self.crop > 0)
         loop = Loop(plan.new_model(0), plan.defense, split, plan.threat, seed=0)
         bare = build_model(self.model, arrays.shape, arrays.classes).to(device)

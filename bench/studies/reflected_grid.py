@@ -12,8 +12,7 @@ from torch.nn.functional import softplus
 from bench.core import registry
 from bench.core.errors import UserError
 from bench.core.progress import Progress
-from bench.studies.figures import new_figure
-from bench.studies.study import Study
+from bench.studies.study import Study, new_figure
 from leaderboard.render import render
 
 X = (3.0, 2.0, 1.0)  # of the first class; the model is the identity, so these are its logits

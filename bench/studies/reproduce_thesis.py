@@ -22,14 +22,11 @@ from bench.core.progress import Progress
 from bench.core.specs import parse_spec
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.runs.plan import Plan, make_plan
-from bench.runs.request import Request
 from bench.studies.checkpoint_names import CheckpointKey, find_checkpoints, method_of
 from bench.studies.eps_search import BATCH, draw_distribution, loaded_model, search_largest_eps
-from bench.studies.figures import new_figure
 from bench.studies.paper_comparison import Comparison, Figure, Form
 from bench.studies.paper_tables import Block, Cell, PaperTable, paper_table_names, read_paper_table
-from bench.studies.study import Study
+from bench.studies.study import ModelStudy, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -43,7 +40,7 @@ Key = tuple[str, str]  # a kind of figure and the certifier: ("CRE", "fast-lin")
 
 @registry.study("reproduce")
 @dataclass(frozen=True, kw_only=True)
-class ReproduceStudy(Study):
+class ReproduceStudy(ModelStudy):
     """Tables 3.6 to 3.9 of the thesis on its checkpoints: our figures, the paper's, the differences and their reasons.
 
     table: 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid and tanh) or 3.9 (the search for the largest eps; `figure`
@@ -67,9 +64,6 @@ class ReproduceStudy(Study):
     seconds: float = 120.0
     figure: str | None = None
     form: Form = "markdown"
-    data_dir: str | None = None
-    device: str = "auto"
-    threads: int | None = None
     seed: int = 0
 
     def run(self) -> str:
@@ -87,10 +81,12 @@ class ReproduceStudy(Study):
                 continue
             if self.only not in str(files[key]):
                 continue
-            plan = self._plan(block, files[key])
+            plan = self.plan(
+                checkpoint=files[key], dataset=block.dataset, model=block.model, norm=block.norm, eps=[block.eps],
+                n_examples=self.n_examples,
+            )  # fmt: skip
             test, threat, model = plan.test_split(), plan.threat, loaded_model(plan)
             complete &= len(test) == len(plan.arrays.y_test)
-            torch.set_num_threads(plan.threads)
             if block.high is None:
                 certifiers = _certifiers(paper, self.seconds if self.exact else None)
                 draw = seeds.generator(plan.device, self.seed, "reproduce", *vars(key).values())
@@ -113,13 +109,6 @@ class ReproduceStudy(Study):
         if self.table != "3.9":
             raise UserError(f"table {self.table} has no figure, 3.9 has one; leave out --figure")
         return new_figure(self.figure, 11, 4.5)
-
-    def _plan(self, block: Block, checkpoint: Path) -> Plan:
-        return make_plan(Request(
-            checkpoint=checkpoint, dataset=block.dataset, model=block.model, norm=block.norm, eps=[block.eps],
-            attacks=[], n_examples=self.n_examples, device=self.device, threads=self.threads,
-            data_dir=None if self.data_dir is None else Path(self.data_dir),
-        ))  # fmt: skip
 
 
 def _paper_table(table: str) -> PaperTable:

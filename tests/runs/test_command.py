@@ -7,7 +7,6 @@ import pytest
 
 from bench.cli import parser
 from bench.commands.runs import _request
-from bench.runs.command import command_line
 from bench.runs.plan import make_plan
 from bench.runs.request import Request
 
@@ -21,18 +20,18 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-def test_it_asks_for_the_same_run(request_):
-    words = shlex.split(command_line(request_, 7))
+def test_the_command_makes_the_same_request(request_):
+    words = shlex.split(request_.command_line(7))
     args = parser().parse_args(words[1:])
     again = _request(args)
     assert (words[0], args.seeds) == ("bench", [7])
     assert make_plan(again).config == make_plan(request_).config
 
 
-def test_of_weights_it_names_the_file_and_nothing_of_this_machine():
+def test_the_command_of_an_evaluation_names_no_path_of_this_machine():
     request = Request(checkpoint=Path("/home/me/net.pt"), suite="mnist", data_dir=Path("/home/me/data"), threads=2)
-    assert command_line(request, 0) == "bench eval --checkpoint net.pt --suite mnist --seeds 0"
+    assert request.command_line(0) == "bench eval --checkpoint net.pt --suite mnist --seeds 0"
 
 
-def test_what_a_shell_would_take_apart_is_quoted():
-    assert "'a b'" in command_line(Request(defense="a b"), 0)
+def test_words_with_spaces_are_quoted():
+    assert "'a b'" in Request(defense="a b").command_line(0)
