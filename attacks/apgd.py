@@ -1,7 +1,5 @@
 """Auto-PGD (Croce and Hein, 2020): gradient ascent with a step size that adapts to each example."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """The state of Auto-PGD under L1 (Croce and Hein, 2021, "Mind the box"): sparse steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The loop of Auto-PGD (Croce and Hein, 2020) and its state, common to the dense and the sparse (L1) form."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy

@@ -1,7 +1,5 @@
 """AutoAttack (Croce and Hein, 2020), through its authors' package."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The basic iterative method (Kurakin et al., 2017)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The attack of a bracket's upper bound: an ensemble in stages of increasing cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """The attacks of Carlini and Wagner (2017), L2 and Linf."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

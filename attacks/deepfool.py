@@ -1,7 +1,5 @@
 """DeepFool (Moosavi-Dezfooli et al., 2016)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The fast adaptive boundary attack (Croce and Hein, 2020)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The fast gradient sign method (Goodfellow et al., 2015)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ The options are the library's parameters, with the library's defaults, which nee
 the norm and the seed come from the benchmark.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import unicodedata

@@ -1,7 +1,5 @@
 """Losses that attacks maximize: (logits (B,K), labels (B,)) -> (B,), the larger the worse for the model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

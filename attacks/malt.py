@@ -1,7 +1,5 @@
 """MALT (Melamed, Yehudai and Shamir, 2024): Auto-PGD towards the classes that are nearest for the linearised model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

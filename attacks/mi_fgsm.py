@@ -1,7 +1,5 @@
 """The momentum iterative fast gradient sign method (Dong et al., 2018)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Shared by the minimum-norm attacks: the nearest adversarial points found, and the linearised class boundaries."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

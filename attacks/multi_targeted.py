@@ -1,7 +1,5 @@
 """MultiTargeted projected gradient descent (Gowal et al., 2019)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Projected gradient descent (Madry et al., 2018), and the ascent loop that attacks and defenses share."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Random points of the threat model: the weakest attack, a baseline for all others."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

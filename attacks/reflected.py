@@ -6,8 +6,6 @@ chosen anew at each step (section 4.3, greedy). With two classes its gradient is
 cross entropy, so the attacks differ only if steps are raw.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The shortest single gradient step that changes the prediction (lazy-training.txt)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Square Attack (Andriushchenko et al., 2020): a random search that changes square windows of the image."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left

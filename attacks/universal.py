@@ -1,7 +1,5 @@
 """One perturbation for many images (Moosavi-Dezfooli et al., 2017; Shafahi et al., 2020)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

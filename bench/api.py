@@ -1,7 +1,5 @@
 """What a plugin may import, in one place: the contracts, what training shares, and `evaluate`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

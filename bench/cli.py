@@ -1,7 +1,5 @@
 """The command line `bench COMMAND`, assembled from bench/commands."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

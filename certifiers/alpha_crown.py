@@ -1,7 +1,5 @@
 """alpha-CROWN: linear bounds with optimised slopes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

@@ -1,7 +1,5 @@
 """Backward bound propagation: linear bounds of a layer's output become linear bounds in the image."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 

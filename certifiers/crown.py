@@ -1,7 +1,5 @@
 """Certifiers by linear bounds: Fast-Lin, CROWN and CROWN-IBP."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal

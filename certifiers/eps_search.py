@@ -1,7 +1,5 @@
 """The largest eps that can be certified."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

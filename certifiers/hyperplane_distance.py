@@ -9,8 +9,6 @@ concave and increasing, with kinks at room_j / v_j. Newton's method on f(t) = b 
 below, and reaches it after finitely many steps.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Interval bound propagation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Interval bound propagation (Algorithm 3.2)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The layers that can be bounded: how each propagates intervals forward and linear forms backward."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The product bound: a network's L2 Lipschitz constant is at most the product of its layers' (Szegedy et al., 2014)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

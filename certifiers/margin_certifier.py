@@ -1,7 +1,5 @@
 """The base class of certifiers that bound margins: from lower bounds of z_y - z_j to a certificate."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Solvers of mixed-integer programs: SCIP and HiGHS."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from typing import Literal

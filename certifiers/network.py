@@ -1,7 +1,5 @@
 """A model traced into a graph of the layers through which bounds can be propagated."""
 
-from __future__ import annotations
-
 import copy
 import operator
 from collections.abc import Callable

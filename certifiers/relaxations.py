@@ -1,7 +1,5 @@
 """Linear relaxations: two lines that enclose an activation wherever its input is in [low, high]."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

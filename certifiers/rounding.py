@@ -1,7 +1,5 @@
 """Rounding analysis: how much floating-point rounding may have changed a computed bound."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Randomised smoothing (Cohen, Rosenfeld and Kolter, 2019): a certificate for the model under Gaussian noise."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Adversarial training with adaptive step size (Huang et al.; thesis, section 5.2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

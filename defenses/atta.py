@@ -1,7 +1,5 @@
 """Adversarial training with transferable adversarial examples (Zheng et al., 2020)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch.nn.functional import cross_entropy

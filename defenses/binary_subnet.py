@@ -1,7 +1,5 @@
 """Robust subnetworks of randomly initialised binary networks (Liu et al.; thesis, section 5.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeVar

@@ -1,7 +1,5 @@
 """Fast adversarial training (Wong et al., 2020)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Training through interval bounds (Gowal et al., 2018)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

@@ -1,7 +1,5 @@
 """Polyhedral envelope regularisation (Liu, Salzmann and Suesstrunk; thesis, section 3.3.3)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar
 

@@ -1,7 +1,5 @@
 """Adversarial training by the reflected loss (papers/reflected-loss.txt)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Training without an adversary: a baseline that attacks must break."""
 
-from __future__ import annotations
-
 from torch.nn.functional import cross_entropy
 
 from bench.core import registry

@@ -1,7 +1,5 @@
 """TRADES (Zhang et al., 2019)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The data of a board: the entries of one suite as every output (page, markdown, CSV, LaTeX, JSON) shows them."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

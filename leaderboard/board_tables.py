@@ -1,7 +1,5 @@
 """A board as markdown, CSV, LaTeX (booktabs) or JSON. The page (leaderboard/page.py) shows the same."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 

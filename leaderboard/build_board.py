@@ -1,7 +1,5 @@
 """Builds the board of a suite from its published results: one row for each entry."""
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence

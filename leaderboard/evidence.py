@@ -4,8 +4,6 @@ python -m leaderboard.evidence           # write them
 python -m leaderboard.evidence --check   # exit 1 if one is out of date
 """
 
-from __future__ import annotations
-
 import re
 import statistics
 import sys

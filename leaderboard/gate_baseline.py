@@ -1,7 +1,5 @@
 """The baseline of the gate: DIR/RECIPE/SEED/ holds a record and its table, DIR/CHANGES.md the reasons for updates."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import time

@@ -1,7 +1,5 @@
 """The report of the gate as a table, as JUnit XML and as annotations of a GitHub workflow."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from xml.etree import ElementTree as ET

@@ -1,7 +1,5 @@
 """The boards as one HTML file that holds its style, script and data, and loads nothing else."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """`bench compare A B`: the difference of two runs or recipes, its significance, and the sample size that it needs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 A published number is never edited: a run is added once. A contest that lowers its accuracy later is a file beside it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ weights, and never from a single seed. The Benjamini-Hochberg procedure controls
 pairs of a suite at ALPHA.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The JSON Schema of a record; `python -m leaderboard.record_schema > leaderboard/record.schema.json` updates it."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

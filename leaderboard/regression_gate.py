@@ -6,8 +6,6 @@ compared with the prediction interval of the baseline's seeds. All p-values of a
 significant change fails in either direction, because a broken attack looks like a gain. Any other change is a warning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

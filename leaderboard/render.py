@@ -1,7 +1,5 @@
 """Tables as text (markdown, plain columns, LaTeX, CSV, JSON), and how they show accuracies, threats and verdicts."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Import of RobustBench's model_info as reported entries, and export of our entries as model_info."""
 
-from __future__ import annotations
-
 import statistics
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Tables of records: one run in detail, or several runs side by side."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from typing import Any

@@ -7,8 +7,6 @@ false positive rate of the t-test was then at most 1.1 times the nominal 5 % and
 a grain it was up to 1.7 and 3.6 times the nominal one.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from dataclasses import dataclass

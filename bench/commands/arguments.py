@@ -1,7 +1,5 @@
 """argparse types, and a parser whose errors are one line."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import re

@@ -1,7 +1,5 @@
 """`bench list` and `bench study`."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Attacks from specs, each with the threat model that it runs under."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass

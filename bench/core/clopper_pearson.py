@@ -1,7 +1,5 @@
 """Exact (Clopper-Pearson) confidence bounds on a probability, elementwise on arrays. Imports no torch."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

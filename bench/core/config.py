@@ -1,7 +1,5 @@
 """Typed, frozen configs of trainings, suites and runs. A suite is a TOML file with the rules of one leaderboard."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The interfaces of the project: a batch, an attack, a certifier, a defense."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

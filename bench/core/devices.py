@@ -1,7 +1,5 @@
 """The device and the number of CPU threads of a run."""
 
-from __future__ import annotations
-
 import os
 
 import torch

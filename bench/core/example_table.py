@@ -13,8 +13,6 @@ A dict of numpy arrays with one row per evaluated example:
 Imports no torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

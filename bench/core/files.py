@@ -1,7 +1,5 @@
 """Atomic writing of files, files of plain arrays, and hashes. Imports no torch."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Attacks from outside this project: a function of a plugin, an attack of another library."""
 
-from __future__ import annotations
-
 import inspect
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """The project's own layers. Models are built from these and torch's, so that certifiers can bound every layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """A check that our packages, which have common names (`attacks`, `defenses`), are not those of another project."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Counters of forward and backward passes through a model, in total and per example."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

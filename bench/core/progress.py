@@ -1,7 +1,5 @@
 """Progress bars on standard error, followed by the last message of the running attack."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from types import TracebackType

@@ -1,7 +1,5 @@
 """Checks that the numbers of a record follow from its per-example table. Imports no torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

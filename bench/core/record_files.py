@@ -1,7 +1,5 @@
 """Reading and writing run folders. Imports no torch."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

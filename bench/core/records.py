@@ -4,8 +4,6 @@ Every accuracy is computed from the per-example table (bench/core/example_table.
 (record_checks.py); record_files.py reads and writes records.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

@@ -5,8 +5,6 @@ Built-ins are found by parsing the files of their package, without importing the
 Plugins register in the same way, from a file (`--plugin FILE`) or an entry point of the group `robust_bracket.KINDs`.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import hashlib

@@ -1,7 +1,5 @@
 """Random generators derived from a run's seed, and the fingerprint of the machine and its software."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

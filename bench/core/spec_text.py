@@ -1,7 +1,5 @@
 """Specs as text: `name:option=value:...` split into its parts, without the registry. Imports no torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

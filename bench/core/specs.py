@@ -1,7 +1,5 @@
 """Specs such as `pgd:steps=40:restarts=5`: a registered name and its options; and typed values from text."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import keyword

@@ -1,7 +1,5 @@
 """Attacks that consist of stages. bench/evaluate/cascade.py runs stages of attacks and certifiers in order."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """A data set as arrays in memory, and reading it from an .npz whose contents are all checked."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable

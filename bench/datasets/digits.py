@@ -1,7 +1,5 @@
 """scikit-learn's handwritten digits: 8x8 grey images, embedded in the library."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bench.core import registry

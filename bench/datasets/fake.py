@@ -1,7 +1,5 @@
 """Synthetic images, for tests and for measuring speed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

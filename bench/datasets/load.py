@@ -1,7 +1,5 @@
 """Data sets by spec or by path."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bench.core import registry

@@ -1,7 +1,5 @@
 """The data sets that torchvision downloads: MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """One attack on one model: which examples stay robust, with what evidence, at what cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

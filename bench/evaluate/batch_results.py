@@ -1,7 +1,5 @@
 """The result of one attack or certifier on one batch, stored in a file until the run is finished."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 import warnings

@@ -1,7 +1,5 @@
 """The bracket [certified, attacked]: attacks and certifiers in turn, until every example is decided or time is up."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 

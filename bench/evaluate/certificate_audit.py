@@ -1,7 +1,5 @@
 """An attack on a few of the certified examples."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from bench.core import registry, seeds

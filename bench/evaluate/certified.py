@@ -1,7 +1,5 @@
 """One certifier on one model: which examples are certified, with what radius, at what cost."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 

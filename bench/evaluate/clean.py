@@ -1,7 +1,5 @@
 """Predictions on clean images."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor, nn

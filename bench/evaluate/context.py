@@ -1,7 +1,5 @@
 """What the measurements of one evaluation have in common."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

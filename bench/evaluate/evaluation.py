@@ -1,7 +1,5 @@
 """A whole evaluation: clean accuracy, attacks, certifiers, the bracket, witnesses, verdict and consistency checks."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Conditions that every evaluation must meet. A run that violates one of them writes no record."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

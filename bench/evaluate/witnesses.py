@@ -1,7 +1,5 @@
 """What an attack, a certifier or the bracket measured on a split, and the witnesses of all broken examples."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar

@@ -1,7 +1,5 @@
 """Models by spec."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.core import registry

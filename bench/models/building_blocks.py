@@ -1,7 +1,5 @@
 """What several architectures share: activations, residual stages, a sequence of named layers after a normalisation."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Literal

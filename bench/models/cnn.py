@@ -1,7 +1,5 @@
 """The small convolutional network of the thesis' chapter 3."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.core import registry

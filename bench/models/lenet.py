@@ -1,7 +1,5 @@
 """LeNet with a width factor."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.core import registry

@@ -1,7 +1,5 @@
 """Residual networks with pre-activation (He et al., 2016b) and wide ones (Zagoruyko and Komodakis, 2016)."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.core import registry

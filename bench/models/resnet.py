@@ -1,7 +1,5 @@
 """ResNets for 32x32 images (He et al., 2016): a 3x3 stem, no pooling after it."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.core import registry

@@ -1,7 +1,5 @@
 """Two 3x3 convolutions and two linear layers, for small images (8x8 pixels)."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.core import registry

@@ -5,8 +5,6 @@ bench/publish/submit.py; the weights must have the hash of the published record.
 table, this package and its data sets.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Not trusted: the address, the server and the content. Only https is opened, redi
 the number of bytes in the record, and its hash must be the record's. The file is written, never executed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 from collections.abc import Callable

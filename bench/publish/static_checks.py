@@ -5,8 +5,6 @@ executed or written. Every failure is a UserError of one line. What remains to b
 `bench verify` checks afterwards (bench/publish/submit.py).
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from urllib.parse import urlsplit

@@ -5,8 +5,6 @@ model and data set; claimed-robust examples are attacked again with a random see
 sets, and code that the user names with --trust-code after reading it. No other code of a submission is imported.
 """
 
-from __future__ import annotations
-
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,6 @@ Trusted: the standard library's JSON and zip modules.
 Every check raises UserError, in one line, if the file fails it.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Checks that the parts of a request fit together. Each raises UserError if they do not."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A request with every name, default and override resolved and checked, before anything is computed or written."""
 
-from __future__ import annotations
-
 import re
 import sys
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What the user asked for, and the command that asks for it again."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

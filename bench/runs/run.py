@@ -1,7 +1,5 @@
 """A run: train or load, evaluate, write the record. An interrupted run continues from its folder."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """`bench sweep`: every defense of a suite with every seed, in parallel processes. Finished runs are not repeated."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import threading

@@ -1,7 +1,5 @@
 """The short attacks of the sanity checks: projected ascent along gradients that are computed in several ways."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

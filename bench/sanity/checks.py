@@ -1,7 +1,5 @@
 """The sanity checks: each looks for one sign that attacks were misled, and counts the examples that show it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import combinations, product

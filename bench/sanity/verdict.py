@@ -1,7 +1,5 @@
 """The verdict on an evaluation: signs that its attacks were misled although the model is not robust."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """What a published checkpoint contains, read from the words in its file name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

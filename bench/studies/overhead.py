@@ -1,7 +1,5 @@
 """`bench study overhead`: the time of an epoch of a defense against a bare loop with the same passes."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

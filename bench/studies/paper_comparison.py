@@ -1,7 +1,5 @@
 """Our figures beside a paper's: Markdown for people, CSV and JSON for programs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`bench study reflected-grid`: do perturbations of the highest loss flip the label? A grid search in 3 dimensions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The contract of certifiers: the tests that a registered certifier must pass, as a class that a plugin inherits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The contracts of attacks, defenses, models and data sets, and the tiny network and images that they use."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any

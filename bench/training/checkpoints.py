@@ -1,7 +1,5 @@
 """Files of tensors: the checkpoint of the training loop, finished weights, and safe reading of foreign weights."""
 
-from __future__ import annotations
-
 import io
 import sys
 import warnings

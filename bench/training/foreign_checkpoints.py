@@ -1,7 +1,5 @@
 """Weights that another project trained, loaded by name, or by order and shape if the names differ."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import Tensor, nn

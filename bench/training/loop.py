@@ -1,7 +1,5 @@
 """The training loop. A defense defines a step; the loop does everything else."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

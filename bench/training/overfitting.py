@@ -1,7 +1,5 @@
 """Catastrophic overfitting: a model trained with one-step attacks that suddenly resists no others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 COLLAPSE = 0.5  # as a fraction of the best PGD accuracy so far

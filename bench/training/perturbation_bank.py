@@ -1,7 +1,5 @@
 """Perturbations that are kept from one epoch to the next: one per example, on its padded canvas, in float16."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Models from their build spec: with fresh weights, or with those of a file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

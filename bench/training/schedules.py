@@ -1,7 +1,5 @@
 """Learning rates as functions of the training's progress."""
 
-from __future__ import annotations
-
 import math
 
 from bench.core.config import TrainingConfig

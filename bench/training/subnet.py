@@ -1,7 +1,5 @@
 """Subnetworks of networks with fixed weights: masks by score, and how many weights each layer keeps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Attack, and certify, a random sample of the examples of a finished evaluation again."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The findings of a verification: how they are collected when a check may fail, and how they are shown."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar

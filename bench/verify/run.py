@@ -1,7 +1,5 @@
 """`bench verify`: checks the evidence of a finished run again, from its files, its data set and its model."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence

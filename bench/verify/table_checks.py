@@ -3,8 +3,6 @@
 Row i of a table is test example i, and each column has its type and length (bench/verify/run.py checks that).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 import torch

@@ -1,7 +1,5 @@
 """Checks that the witnesses of a run are adversarial, and agree with its table and its certificates."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
