@@ -43,7 +43,7 @@ def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def test_the_record_holds_the_interval_and_who_decided(finished):
+def test_the_record_has_the_interval_and_the_stages(finished):
     record, table = read_record(finished), read_arrays(finished / "examples.npz")
     check_record(record, table)
     assert record.attacks == {}
@@ -185,7 +185,7 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("case", TAMPERINGS)
-def test_a_change_fails_the_checks_that_are_of_it(case, run, capsys):
+def test_a_change_fails_the_corresponding_checks(case, run, capsys):
     tamper, fails = TAMPERINGS[case]
     tamper(run)
     code, findings = verified(capsys, run)
@@ -218,7 +218,7 @@ class Liar(Certifier):
 
 
 @pytest.mark.parametrize("words", [("--attacks", "none"), ("--bracket",), ("--attacks", "pgd-10")])
-def test_a_plugins_certifier_that_lies_ends_the_run_without_a_record(words, weights, tmp_path):
+def test_a_false_certificate_of_a_plugin_ends_the_run_without_a_record(words, weights, tmp_path):
     (tmp_path / "liar.py").write_text(LIAR)
     far = ("--eps", "0.4", "--n-examples", "60", "--threads", "1")
     options = ("--plugin", "liar.py", "--certifiers", "liar", *words)

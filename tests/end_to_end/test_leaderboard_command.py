@@ -25,7 +25,7 @@ def test_text(results):
     assert [line.split("|")[1].strip() for line in lines] == ["1", "2"]
 
 
-def test_every_form_says_the_same(results):
+def test_every_format_has_the_same_content(results):
     def shown(form):
         return bench(
             results.parent, "leaderboard", "--results", "results", "--suite", "digits", "--format", form
@@ -74,7 +74,7 @@ def test_wrong_use_is_one_line(results, words, fact):
     assert fact in done.stderr
 
 
-def test_an_entry_goes_out_as_model_info_and_comes_in_as_reported(results, tmp_path):
+def test_an_exported_entry_is_imported_as_reported(results, tmp_path):
     words = ("leaderboard", "--results", str(results))
     out = bench(tmp_path, *words, "--export", "digits/strong")
     assert out.returncode == 0, out.stderr

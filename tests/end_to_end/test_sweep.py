@@ -33,7 +33,7 @@ def swept(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_cell_becomes_a_record_and_a_line_of_the_table(swept):
+def test_every_run_gives_a_record_and_a_row_of_the_table(swept):
     folder, done = swept
     assert done.returncode == 0, done.stderr
     cells = {(read_run(run).defense, read_run(run).seed) for run in find_records([folder / "runs"])}
@@ -43,7 +43,7 @@ def test_every_cell_becomes_a_record_and_a_line_of_the_table(swept):
 
 
 @pytest.mark.slow
-def test_a_cell_is_what_run_makes_of_it(swept):
+def test_a_run_of_a_sweep_equals_a_single_run(swept):
     folder, _ = swept
     alone = bench(folder, "run", "--defense", "standard", *OPTIONS, "--seeds", "1", "--out", "alone")
     assert alone.returncode == 0, alone.stderr
@@ -58,7 +58,7 @@ def test_a_cell_is_what_run_makes_of_it(swept):
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_not_run_again(swept):
+def test_a_finished_run_is_not_repeated(swept):
     folder, done = swept
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
     again = bench(folder, "sweep", *OPTIONS, "--defenses", "standard,fgsm-rs", "--seeds", "0,1", "--out", "runs")
@@ -67,7 +67,7 @@ def test_what_is_finished_is_not_run_again(swept):
 
 
 @pytest.mark.slow
-def test_one_that_fails_does_not_stop_the_others_and_fails_the_sweep(tmp_path):
+def test_a_failing_run_does_not_stop_the_others_and_fails_the_sweep(tmp_path):
     (tmp_path / "mine.py").write_text(BROKEN)
     options = ["--plugin", "mine.py", "--defenses", "broken,standard", "--seeds", "0", "--out", "runs", "--json"]
     done = bench_process(tmp_path, "sweep", *OPTIONS, *options)

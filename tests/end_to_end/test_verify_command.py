@@ -53,7 +53,7 @@ def verified(capsys, *words):
 
 
 def those(findings, outcome):
-    return {name for name, found in findings.items() if found == outcome}
+    return {name for name, result in findings.items() if result == outcome}
 
 
 def change_record(run, change):
@@ -103,7 +103,7 @@ def test_the_report_for_people_names_the_run_the_attack_and_the_seed(finished, c
 
 
 @pytest.mark.slow
-def test_without_a_seed_each_verification_draws_another_and_says_which(finished, capsys):
+def test_without_a_seed_each_verification_draws_and_reports_one(finished, capsys):
     seeds = []
     for _ in range(2):
         main(["verify", str(finished), "--json", "--sample", "1", "--attack", "fgsm"])
@@ -111,12 +111,12 @@ def test_without_a_seed_each_verification_draws_another_and_says_which(finished,
     assert seeds[0] != seeds[1]
 
 
-def test_the_default_attack_is_one_that_there_is():
+def test_the_default_attack_exists():
     assert settings().attack == ATTACK
 
 
 @pytest.mark.slow
-def test_witnesses_of_several_eps_are_each_judged_by_their_own(tmp_path, finished, capsys):
+def test_witnesses_are_checked_against_the_eps_of_their_attack(tmp_path, finished, capsys):
     words = ("--checkpoint", str(finished / "weights.safetensors"), "--eps", "0.1,0.05", "--out", str(tmp_path))
     main(["eval", *words, "--attacks", "pgd-10", "--n-examples", "60", "--threads", "1"])
     code, findings = verified(capsys, tmp_path)
@@ -187,7 +187,7 @@ TAMPERINGS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", TAMPERINGS)
-def test_a_change_fails_the_check_that_is_of_it(case, run, capsys):
+def test_a_change_fails_the_corresponding_check(case, run, capsys):
     tamper, fails = TAMPERINGS[case]
     tamper(run)
     code, findings = verified(capsys, run)
@@ -237,7 +237,7 @@ MISSING = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", MISSING)
-def test_what_lacks_its_files_is_not_checkable_and_the_rest_is_checked(case, run, capsys):
+def test_checks_without_their_files_are_not_checkable_and_the_others_run(case, run, capsys):
     damage, fails, unknown = MISSING[case]
     damage(run)
     code, findings = verified(capsys, run)
@@ -253,7 +253,7 @@ def test_a_record_that_cannot_be_read_fails(run, capsys):
 
 
 @pytest.mark.slow
-def test_a_claim_forged_throughout_falls_to_the_second_attack(run, capsys):
+def test_a_consistently_forged_claim_is_refuted_by_the_second_attack(run, capsys):
     """All fallen examples are called robust, in table, record and witnesses, with every hash right."""
 
     def forge(table):

@@ -72,7 +72,7 @@ WRONG = {
     "set without a value": ((*ATAS, "--set", "epochs"), "'epochs'"),
     "set in eval": (("eval", "--checkpoint", "other.pt", "--set", "lr=1"), "--set"),
     "missing data folder": ((*ATAS, "--dataset", "mnist", "--data-dir", "nowhere"), "nowhere"),
-    "missing data file": ((*ATAS, "--dataset", "./no.npz", "--eps", "0.1", "--model", "cnn"), "./no.npz"),
+    "missing data file": ((*ATAS, "--dataset", "./no.npz", "--eps", "0.1", "--model", "cnn"), "no.npz"),
     "broken npz": ((*ATAS, "--dataset", "broken.npz", "--eps", "0.1", "--model", "cnn"), "broken.npz"),
     "npz without its keys": ((*ATAS, "--dataset", "keys.npz", "--eps", "0.1", "--model", "cnn"), "y_train"),
     "npz without eps": ((*ATAS, "--dataset", "good.npz"), "--eps"),

@@ -20,8 +20,8 @@ echo "::error::from a submission"
 
 def script(name):
     """The shell lines of a step."""
-    found = re.search(rf"- name: {name}\n.*?run: \|\n(.*?)(?=\n\n|\Z)", WORKFLOW.read_text(), re.DOTALL)
-    return textwrap.dedent(found[1])
+    match = re.search(rf"- name: {name}\n.*?run: \|\n(.*?)(?=\n\n|\Z)", WORKFLOW.read_text(), re.DOTALL)
+    return textwrap.dedent(match[1])
 
 
 class Repository:
@@ -68,7 +68,7 @@ def repository(tmp_path):
     return Repository(tmp_path)
 
 
-def test_what_is_added_is_verified_entry_by_entry(repository):
+def test_each_new_entry_is_verified(repository):
     for path in ("mine/about.toml", "mine/0/record.json", "mine/0/examples.npz", "there/1/record.json"):
         repository.write(f"digits/{path}", path)
     repository.write(f"digits/there/0/contests/{HASH}.json", "{}")
@@ -79,8 +79,8 @@ def test_what_is_added_is_verified_entry_by_entry(repository):
     assert not (repository.folder / "runs/digits/there/0").exists()  # it is published, and no part of this
     assert (repository.folder / "base" / RESULTS / "digits/there/0/record.json").exists()
     assert not (repository.folder / "base" / RESULTS / "digits/mine").exists()
-    found = repository.run("Verify")
-    assert (found.returncode, found.stdout) == (0, "")  # a report may hold what GitHub takes for a command
+    process = repository.run("Verify")
+    assert (process.returncode, process.stdout) == (0, "")  # a report may hold what GitHub takes for a command
     common = f"--check --fetch --results base/{RESULTS}"
     assert repository.read("notes").splitlines() == [
         f"submit runs/digits/mine/ --entry mine {common}",
@@ -90,7 +90,7 @@ def test_what_is_added_is_verified_entry_by_entry(repository):
     assert "    ::error::from a submission" in repository.read("summary").splitlines()
 
 
-def test_one_refusal_fails_the_job_and_the_rest_is_verified(repository):
+def test_a_refusal_fails_the_job_and_the_others_are_verified(repository):
     for name in ("bad", "good"):
         repository.write(f"digits/{name}/about.toml", "")
         repository.write(f"digits/{name}/0/record.json", "")
@@ -137,18 +137,18 @@ def adding(path):
     (adding("conftest.py"), "does not belong to an entry"),
     (adding("digits/mine/0/record.json"), "no leaderboard/results/digits/mine/about.toml"),
 ])  # fmt: skip
-def test_what_is_no_new_entry_is_refused(change, reason, repository):
+def test_other_changes_than_new_entries_are_refused(change, reason, repository):
     change(repository)
     repository.commit()
-    found = repository.run("Only new files of entries")
-    assert found.returncode == 1
-    assert found.stdout.startswith("::error title=Refused::")
-    assert reason in found.stdout
+    process = repository.run("Only new files of entries")
+    assert process.returncode == 1
+    assert process.stdout.startswith("::error title=Refused::")
+    assert reason in process.stdout
     assert not (repository.folder / "canary").exists()
     assert not (repository.merged / "canary").exists()
 
 
-def test_the_workflow_may_nothing_and_no_text_of_a_pull_request_is_in_its_scripts():
+def test_the_workflow_has_no_permissions_and_no_interpolated_text():
     text = WORKFLOW.read_text()
     assert "pull_request:" in text
     assert "pull_request_target" not in text

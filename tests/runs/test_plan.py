@@ -25,20 +25,20 @@ def test_the_default_is_the_digits_suite_with_all_its_test_examples():
     assert config.attacks == ("pgd-10", "pgd-50", "autoattack")
 
 
-def test_later_layers_of_settings_are_stronger():
+def test_later_layers_of_settings_take_precedence():
     training = make_plan(QUICK).config.training
     assert training["crop"] == 0  # the suite's, not the paper's
     assert training["c"] == 0.01  # the paper's
     assert make_plan(replace(QUICK, overrides={"crop": "2"})).config.training["crop"] == 2
 
 
-def test_a_suite_may_give_a_defense_its_own_model_and_the_user_another():
+def test_a_suite_gives_a_defense_its_own_model_unless_the_user_gives_one():
     subnet = Request(defense="binary-subnet", attacks=["fgsm"])
     assert "batchnorm" in make_plan(subnet).config.model
     assert make_plan(replace(subnet, model="small-cnn")).config.model == "small-cnn"
 
 
-def test_the_folder_follows_from_what_decides_the_result():
+def test_the_folder_depends_on_the_options_that_change_the_result():
     same = replace(QUICK, threads=1, device="cpu", out=Path("elsewhere"))
     assert make_plan(same).config.content_hash == make_plan(QUICK).config.content_hash
     for change in ({"eps": (0.1,)}, {"n_examples": 9}, {"overrides": {"lr": "0.2"}}, {"model": "fc1"}):
@@ -71,7 +71,7 @@ def test_requests_that_contradict_themselves_are_refused(change, hint, monkeypat
         make_plan(replace(QUICK, **change))
 
 
-def test_seeds_decide_the_initial_weights_and_nothing_else_does():
+def test_the_initial_weights_depend_on_the_seed_only():
     made = make_plan(QUICK)
     torch.manual_seed(1)
     first = made.new_model(0).stem.weight
@@ -80,7 +80,7 @@ def test_seeds_decide_the_initial_weights_and_nothing_else_does():
     assert not torch.equal(first, made.new_model(1).stem.weight)
 
 
-def test_the_hash_of_a_run_without_certificates_is_what_it_was_before_there_were_any():
+def test_the_hash_of_a_run_without_certifiers_is_the_published_one():
     config = make_plan(Request(defense="atas")).config
     assert {"certifiers", "bracket"} & set(config.as_json()) == set()
     assert config.content_hash == "aa0fc6ac77bd"  # the README's first run
@@ -96,7 +96,7 @@ def test_certifiers_and_the_bracket_are_part_of_the_hash():
 
 
 @pytest.mark.slow
-def test_a_bracket_brings_its_own_attacks_and_no_others_unless_asked():
+def test_a_bracket_runs_only_its_own_attacks_by_default():
     assert make_plan(Request(defense="atas", bracket=60.0)).attacks == {}
     assert list(make_plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"])).attacks) == ["fgsm"]
     names = [stage.name for stage in make_plan(Request(defense="atas", bracket=60.0)).bracket.stages]
@@ -106,13 +106,13 @@ def test_a_bracket_brings_its_own_attacks_and_no_others_unless_asked():
     assert make_plan(QUICK).bracket is None
 
 
-def test_a_bracket_does_not_measure_again_what_the_run_does_by_itself():
-    found = make_plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"], certifiers=["crown"])).bracket
-    assert [stage.name for stage in found.stages][:2] == ["ibp", "fast-lin"]
-    assert "crown" not in [stage.name for stage in found.stages]
+def test_a_bracket_does_not_repeat_the_attacks_and_certifiers_of_the_run():
+    bracket = make_plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"], certifiers=["crown"])).bracket
+    assert [stage.name for stage in bracket.stages][:2] == ["ibp", "fast-lin"]
+    assert "crown" not in [stage.name for stage in bracket.stages]
 
 
-def test_an_attack_and_a_certifier_of_one_name_are_refused():
+def test_an_attack_and_a_certifier_with_the_same_name_are_refused():
     check_distinct_names({"fgsm": None}, {"ibp": None})
     for attacks, certifiers in (({"a": None}, {"a": None}), ({"bracket": None}, {}), ({}, {"bracket": None})):
         with pytest.raises(UserError, match="names two things of one run"):

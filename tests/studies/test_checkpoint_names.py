@@ -28,7 +28,7 @@ def test_the_key_of_a_file_name(name, key):
     assert checkpoint_key(Path(name)) == (key and CheckpointKey(*key))
 
 
-def test_rows_of_a_block_are_told_apart_and_are_spelt_as_files_are():
+def test_rows_of_a_block_have_distinct_keys_spelt_as_in_file_names():
     for name in paper_table_names():
         for block in read_paper_table(name).blocks:
             assert len({method_of(row) for row in block.rows}) == len(block.rows)

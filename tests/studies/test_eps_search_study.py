@@ -28,17 +28,17 @@ def linear(norm):
 @pytest.mark.parametrize("method", ["bisection", "pec"])
 def test_the_search_ends_at_the_distance_of_a_linear_models_boundary(norm, method):
     model, test, far = linear(norm)
-    found = search_largest_eps(model, test, ThreatModel(norm, 0.1), high=0.3, precision=1e-3, method=method)
-    assert np.abs(found.optimum - far).max() < 0.51e-3
-    assert (found.bounds[-3:] == 0).all()  # not searched, and not counted
-    assert found.mean_bounds == found.bounds[:17].mean()
+    result = search_largest_eps(model, test, ThreatModel(norm, 0.1), high=0.3, precision=1e-3, method=method)
+    assert np.abs(result.optimum - far).max() < 0.51e-3
+    assert (result.bounds[-3:] == 0).all()  # not searched, and not counted
+    assert result.mean_bounds == result.bounds[:17].mean()
     if method == "bisection":
-        assert (found.bounds[:17] == 9).all()  # 0.3 / 2^9 is the first below 1e-3
+        assert (result.bounds[:17] == 9).all()  # 0.3 / 2^9 is the first below 1e-3
     else:
-        assert found.mean_bounds < 9
+        assert result.mean_bounds < 9
 
 
-def test_there_is_no_mean_where_nothing_is_right():
+def test_without_correct_examples_the_mean_is_nan():
     model, test, _ = linear("Linf")
     wrong = Split.of_tensors(test.canvas, (model(test.canvas).argmax(dim=1) + 1) % 3)
     assert np.isnan(search_largest_eps(model, wrong, ThreatModel("Linf", 0.1), high=0.3, precision=1e-2).mean_bounds)
@@ -47,9 +47,9 @@ def test_there_is_no_mean_where_nothing_is_right():
 def test_the_radii_of_one_image_over_the_eps_of_the_bounds():
     model, test, far = linear("Linf")
     tried = np.array([far[5] / 2, far[5] * 0.99, far[5] * 1.01, far[5] * 1.5])
-    found = certified_radii(model, test, ThreatModel("Linf", 0.1), 5, tried)
-    np.testing.assert_allclose(found["fast-lin"], [tried[0], tried[1], 0, 0], rtol=1e-4)
-    np.testing.assert_allclose(found["pec"], [tried[0], tried[1], far[5], far[5]], rtol=1e-4)
+    radii = certified_radii(model, test, ThreatModel("Linf", 0.1), 5, tried)
+    np.testing.assert_allclose(radii["fast-lin"], [tried[0], tried[1], 0, 0], rtol=1e-4)
+    np.testing.assert_allclose(radii["pec"], [tried[0], tried[1], far[5], far[5]], rtol=1e-4)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_the_report_and_the_figure(weights, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_checkpoint_there_is_a_model_of_the_digits():
+def test_without_a_checkpoint_a_model_is_trained_on_the_digits():
     study = EpsSearchStudy(n_examples=10, precision=0.1, figure=None, threads=1)
     assert "of 10 examples are classified correctly" in study.run()
 

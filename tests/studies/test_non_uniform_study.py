@@ -9,7 +9,7 @@ PRINTED = (99.2, 0.0295, 0.0349, 0.9548, 0.2304)
 
 
 @pytest.mark.slow
-def test_both_models_are_trained_and_set_beside_the_thesis(tmp_path, monkeypatch):
+def test_both_models_are_trained_and_compared_with_the_thesis(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(non_uniform, "paper_row", lambda _dataset, _model, kind: PRINTED if kind == "robust" else None)
     study = NonUniformStudy(dataset="digits", hidden=20, epochs=10, n_examples=4, figure="boxes.svg")

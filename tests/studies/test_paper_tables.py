@@ -41,7 +41,7 @@ def test_all_blocks_and_rows_are_there():
 
 
 @pytest.mark.parametrize("name", paper_table_names())
-def test_every_row_is_whole_and_every_note_covers_something(name):
+def test_every_row_is_complete_and_every_note_covers_a_cell(name):
     table = read_paper_table(name)
     covered = []
     for block in table.blocks:
@@ -56,7 +56,7 @@ def test_every_row_is_whole_and_every_note_covers_something(name):
         assert set(note.columns) <= set(table.columns)
 
 
-def test_the_one_shot_bounds_of_a_row_are_eps_times_its_certified_share_but_where_a_note_says_otherwise():
+def test_acb_is_eps_times_the_certified_share_except_for_cells_with_a_note():
     for name in ("thesis-3.6", "thesis-3.7", "thesis-3.8"):
         table = read_paper_table(name)
         for block in table.blocks:
@@ -100,14 +100,14 @@ def test_verdicts(where, ours, verdict):
     assert cell(*where).verdict(ours) == verdict
 
 
-def test_what_the_columns_were_measured_with():
+def test_the_certifier_of_each_column():
     assert cell("3.7", "mnist", "cnn", "L2", "KW", "CRE Lin").certifier == "pec"
     assert cell("3.6", "mnist", "cnn", "Linf", "KW", "CRE Lin").certifier is None
     tight = cell("3.8", "mnist", "fc1:activation=sigmoid", "Linf", "L-PER", "CRE CRO")
     assert tight.certifier == "crown:relaxation=tight"
 
 
-def test_a_note_covers_what_its_filters_leave():
+def test_a_note_covers_the_cells_that_match_its_filters():
     block = Block(dataset="mnist", model="fc1", norm="Linf", eps=0.1, rows={"a": (1.0, 2.0), "b": (1.0, 2.0)})
     note = Note(kind="misprint", reason="", columns=("x",), norm="Linf", right={"a": 3.0})
     assert [note.covers(block, row, column) for row in "ab" for column in "xy"] == [True, False, False, False]

@@ -33,10 +33,10 @@ def point_by_point(size):
 @pytest.mark.parametrize("size", [7, 20])
 def test_the_search_is_brute_force_in_less_memory(size):
     points = list(point_by_point(size))
-    found = search_grid(size)
-    assert found.points == len(points)
-    assert found.flips == sum(flips for flips, _ in points)
-    for name, top in found.highest.items():
+    result = search_grid(size)
+    assert result.points == len(points)
+    assert result.flips == sum(flips for flips, _ in points)
+    for name, top in result.highest.items():
         best = torch.tensor(sorted((each[name] for _, each in points), reverse=True)[: TOP[-1]])
         assert torch.allclose(top.loss, best.double(), atol=1e-6)
 
@@ -44,26 +44,26 @@ def test_the_search_is_brute_force_in_less_memory(size):
 def test_the_losses_are_those_of_the_attacks():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).double()
     y = torch.zeros(50, dtype=torch.int64)
-    found = losses(logits)
-    assert torch.allclose(found["cross entropy"], cross_entropy(logits.T, y))
-    assert torch.allclose(found["reflected: greedy"], reflected(logits.T, y))
-    assert torch.allclose(found["reflected: margin"], -torch.log1p(margin(logits.T, y).exp()))
-    assert torch.allclose(found["reflected: logits"], -cross_entropy(-logits.T, y))
+    computed = losses(logits)
+    assert torch.allclose(computed["cross entropy"], cross_entropy(logits.T, y))
+    assert torch.allclose(computed["reflected: greedy"], reflected(logits.T, y))
+    assert torch.allclose(computed["reflected: margin"], -torch.log1p(margin(logits.T, y).exp()))
+    assert torch.allclose(computed["reflected: logits"], -cross_entropy(-logits.T, y))
 
 
-def test_flips_go_with_their_points():
+def test_flips_belong_to_the_points_of_the_highest_losses():
     """The smallest grid with label flips: those of the two points nearest to (-0.5, 0.5, 0)."""
-    found = search_grid(52)
-    assert found.flips == 2
+    result = search_grid(52)
+    assert result.flips == 2
     near = 0.51 / 52
     flipped = losses(torch.tensor([[3 - 51 * near], [2 + 51 * near], [1 - near]], dtype=torch.float64))
-    for name, top in found.highest.items():
+    for name, top in result.highest.items():
         there = torch.isclose(top.loss, flipped[name], atol=1e-12, rtol=0)
         assert there.any() == top.flips[there].any() == (name != "reflected: logits")
-    assert found.highest["reflected: margin"].flips[:2].all()
+    assert result.highest["reflected: margin"].flips[:2].all()
 
 
-def test_no_more_than_a_plane_is_in_memory():
+def test_only_one_plane_is_in_memory():
     sizes = [logits.shape[1] for logits in planes(30)]
     assert len(sizes) == 30
     assert max(sizes) <= 30**2
@@ -94,6 +94,6 @@ def test_without_a_figure_it_needs_no_matplotlib(monkeypatch):
     ({"size": 5, "figure": "grid.jpeg"}, "must end in"),
     ({"size": 5, "figure": "nowhere/grid.png"}, "no folder"),
 ])  # fmt: skip
-def test_wrong_use_is_said_before_anything_is_computed(options, hint):
+def test_wrong_use_is_reported_before_anything_is_computed(options, hint):
     with pytest.raises(UserError, match=hint):
         ReflectedGridStudy(**options).run()

@@ -36,19 +36,19 @@ def folder(tmp_path):
     return {"checkpoints": str(tmp_path), "data_dir": str(tmp_path), "threads": 1, "device": "cpu"}
 
 
-def test_the_attack_is_the_authors():
+def test_pgd_on_a_linear_model_reaches_the_corner():
     model = linear_model(SHAPE, 2)
     batch = near_the_boundary(model, SHAPE)
     threat = ThreatModel("Linf", 0.1)
-    found = pgd_points(model, batch, threat, torch.Generator().manual_seed(0))
+    x_adv = pgd_points(model, batch, threat, torch.Generator().manual_seed(0))
     weight = model[1].weight.detach()
     descent = (weight[1 - batch.y] - weight[batch.y]).sign().view_as(batch.x)
-    torch.testing.assert_close(found, batch.x + 0.1 * descent)  # 20 steps of eps / 10 reach the corner from anywhere
-    assert threat.contains(found, batch.x).all()
+    torch.testing.assert_close(x_adv, batch.x + 0.1 * descent)  # 20 steps of eps / 10 reach the corner from anywhere
+    assert threat.contains(x_adv, batch.x).all()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_what_is_measured_of_a_linear_model(norm):
+def test_measurements_of_a_linear_model(norm):
     model = linear_model(SHAPE, 3)
     batch, far = at_some_distance(model, SHAPE, norm)
     y = batch.y.clone()
@@ -59,19 +59,19 @@ def test_what_is_measured_of_a_linear_model(norm):
     threat = ThreatModel(norm, eps)
     safe = (exact_margin(model, batch, threat) > 0) & (batch.y == y)
     assert safe.sum() == 9
-    found = measure(
+    figures = measure(
         model, Split.of_tensors(batch.x, y), threat, _certifiers(reference, None),
         generator=torch.Generator().manual_seed(0), title="linear",
     )  # fmt: skip
-    assert found["CTE", ""] == pytest.approx(20)
-    assert found["CRE", "fast-lin"] == found["CRE", "ibp"] == pytest.approx(55)
-    assert found["ACB", "fast-lin"] == pytest.approx(0.45 * eps)
-    assert found["radius", "pec"] == pytest.approx(float(far.clamp(max=eps).mean()), rel=1e-4)
-    assert (("CRE", "pec") in found) == (norm == "L2")
-    assert 45 <= found["PGD", ""] <= 55 + 1e-6
+    assert figures["CTE", ""] == pytest.approx(20)
+    assert figures["CRE", "fast-lin"] == figures["CRE", "ibp"] == pytest.approx(55)
+    assert figures["ACB", "fast-lin"] == pytest.approx(0.45 * eps)
+    assert figures["radius", "pec"] == pytest.approx(float(far.clamp(max=eps).mean()), rel=1e-4)
+    assert (("CRE", "pec") in figures) == (norm == "L2")
+    assert 45 <= figures["PGD", ""] <= 55 + 1e-6
 
 
-def test_pec_sees_only_what_fast_lin_leaves():
+def test_pec_gets_only_examples_that_fast_lin_does_not_certify():
     model = linear_model(SHAPE, 3)
     batch, far = at_some_distance(model, SHAPE, "Linf")
     threat = ThreatModel("Linf", float(far.sort().values[10:12].mean()))
@@ -84,7 +84,7 @@ def test_pec_sees_only_what_fast_lin_leaves():
     assert [seen for _, seen, _ in calls] == [list(range(20)), left]
 
 
-def test_the_complete_certifier_comes_where_it_is_asked_for():
+def test_the_exact_certifier_runs_only_if_asked_for():
     model = linear_model(SHAPE, 3)
     batch, far = at_some_distance(model, SHAPE, "Linf")
     eps = float(far.sort().values[10:12].mean())
@@ -92,11 +92,11 @@ def test_the_complete_certifier_comes_where_it_is_asked_for():
     active = nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 3))  # the same, with a ReLU
     for layer, weight, bias in ((active[1], model[1].weight, 20.0), (active[3], torch.eye(3), -20.0)):
         layer.weight.data, layer.bias.data = weight.detach(), torch.full((3,), bias)
-    found = measure(
+    figures = measure(
         active, Split.of_tensors(batch.x, batch.y), ThreatModel("Linf", eps), certifiers,
         generator=torch.Generator().manual_seed(0), title="linear",
     )  # fmt: skip
-    assert (found["CRE", "exact"], found["open", "exact"]) == (pytest.approx(55), 0)
+    assert (figures["CRE", "exact"], figures["open", "exact"]) == (pytest.approx(55), 0)
     assert list(_certifiers(read_paper_table("thesis-3.7"), 5.0)) == ["ibp", "fast-lin", "pec"]  # the table has no MIP
     tight = "crown:relaxation=tight"
     assert list(_certifiers(read_paper_table("thesis-3.8"), None)) == ["ibp", "fast-lin", "pec", "crown", tight]
@@ -118,7 +118,7 @@ def test_a_table_for_programs(folder):
     assert not list(csv.DictReader(io.StringIO(ReproduceStudy(**folder, table="3.8", form="csv").run())))
 
 
-def test_under_l2_both_shares_have_their_names(folder):
+def test_under_l2_pec_and_fast_lin_have_a_figure_each(folder):
     output = json.loads(ReproduceStudy(**folder, table="3.7", form="json").run())["figures"]
     by = {(each["figure"], each["by"]): each for each in output}
     assert by["CRE Lin", "pec"]["paper"] == 5.35
