@@ -1,6 +1,6 @@
 """Checks of a submission that need neither its model nor its data set: files, names, hashes, the record's numbers.
 
-Not trusted: all files of a run, its record, and what an entry or a contest says of itself. Nothing is imported,
+Not trusted: all files of a run, its record, and the description of an entry or a contest. Nothing is imported,
 executed or written. Every failure is a UserError of one line. What remains to be checked with model and data set,
 `bench verify` checks afterwards (bench/publish/submit.py).
 """
@@ -206,8 +206,8 @@ def _check_artifacts(folder: Path, record: Record) -> None:
         check_artifact(name, file)
         path = folder / ARTIFACTS[name]
         if (file.path is not None) != path.exists():
-            problem = "is missing" if file.path is not None else "is here, but has no path in the record"
-            raise UserError(f"{path.name} {problem}; the record must name the place of each file")
+            problem = "is missing" if file.path is not None else "exists, but has no path in the record"
+            raise UserError(f"{path.name} {problem}; the record must give the path or the url of each file")
 
 
 def _check_claims(folder: Path, record: Record) -> None:
@@ -218,7 +218,7 @@ def _check_claims(folder: Path, record: Record) -> None:
         prefix, slash, spec = key.partition("/")
         known = key in (*TYPES, "status", "decided_by") or (f"{prefix}{slash}" in COLUMNS and spec in specs)
         if not known:
-            raise UserError(f"column '{key}' of {TABLE} belongs to nothing that the record names")
+            raise UserError(f"column '{key}' of {TABLE} does not belong to an attack or certifier of the record")
         if prefix in ("passes", "distance", "label", "prediction") and bool((column < 0).any()):
             raise UserError(f"column '{key}' of {TABLE} has negative numbers")
     check_record(record, table)
@@ -234,9 +234,11 @@ def _check_entry(folder: Path, results: Path, record: Record, entry: str) -> Non
     if record.artifacts["weights"].path is None and folder.resolve().parts[-3:] != place:
         raise UserError(f"{folder} is published as {'/'.join(place)}; it must be in a folder of that name")
     if (home / REPORTED).exists():
-        raise UserError(f"entry '{entry}' holds what RobustBench reports; choose another name")
+        raise UserError(f"entry '{entry}' is one that RobustBench reports; choose another name")
     if (home / str(record.seed)).exists():
-        raise UserError(f"{home / str(record.seed)} is already published; submit a new recipe as {entry}-2, say")
+        raise UserError(
+            f"{home / str(record.seed)} is already published; submit a new recipe under another name"
+        )
     others = [path.name for path in home.parent.iterdir()] if home.parent.is_dir() else []
     for other in others:
         if other != entry and _skeleton(other) == _skeleton(entry):

@@ -107,7 +107,7 @@ def check_text(text: str, what: str, max_length: int, alphabet: str = "printable
 def check_npz(path: Path, max_bytes: int) -> set[str]:
     """The names of the arrays of an .npz file, from its directory and their headers only.
 
-    The arrays hold booleans, numbers or strings, never objects. Unpacked, they are as large as their headers say, and
+    The arrays hold booleans, numbers or strings, never objects. Unpacked, they have the size in their headers, and are
     at most `max_bytes` together.
     """
     check_file(path, max_bytes)
@@ -138,7 +138,7 @@ def _read_headers(archive: zipfile.ZipFile, name: str, max_bytes: int) -> set[st
     for member in members:
         key = check_text(member.filename, f"{name}: an array's name", MAX_TEXT).removesuffix(".npy")
         if key == member.filename or key in names or member.compress_type not in (0, 8) or member.flag_bits & 1:
-            raise UserError(f"{name} has the member {member.filename!a}, which is not an array, or is there twice")
+            raise UserError(f"{name} has the member {member.filename!a}, which is not an array, or a duplicate")
         _check_header(archive, member, f"{name}: array '{key}'")
         names.add(key)
     return names
@@ -152,4 +152,4 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) 
     if version != (1, 0) or dtype.kind not in "biufU":
         raise UserError(f"{what} does not hold plain numbers, booleans or strings; objects (pickles) are never read")
     if length + math.prod(shape) * dtype.itemsize != member.file_size or len(shape) > 8 or min(shape, default=0) < 0:
-        raise UserError(f"{what} is not as large as it says: {member.file_size} bytes for {dtype} {shape}")
+        raise UserError(f"{what} does not have the size in its header: {member.file_size} bytes for {dtype} {shape}")

@@ -135,7 +135,7 @@ def _without_eps(spec: str) -> str:
 
 
 def _step_curve(broken_at: npt.NDArray[Any], clean: npt.NDArray[np.bool_], end: float = 0.0) -> tuple[Points, Points]:
-    """(x, accuracy): the clean accuracy at 0, less at each x at which examples are broken; extended to `end`."""
+    """(x, accuracy): the clean accuracy at x = 0; it drops where examples are broken. Extended to `end`."""
     x, counts = np.unique(broken_at, return_counts=True)
     robust = clean.sum() - np.cumsum(counts)
     x, robust = np.concatenate([[0], x]), np.concatenate([[clean.sum()], robust])

@@ -52,7 +52,7 @@ class Boxes:
         return float(self.eps.log().flatten(1).mean(dim=1).exp().mean())
 
     def cosines(self) -> Tensor:
-        """The cosine between the eps of every two images."""
+        """The cosines between the eps of all pairs of images, (N (N - 1) / 2,)."""
         unit = nn.functional.normalize(self.eps.flatten(1), dim=1)
         rows, columns = torch.triu_indices(len(unit), len(unit), offset=1)
         return (unit @ unit.T)[rows, columns]
@@ -61,7 +61,7 @@ class Boxes:
 @registry.study("non-uniform")
 @dataclass(frozen=True, kw_only=True)
 class NonUniformStudy(ModelStudy):
-    """The largest certified boxes of a vanilla and a robust network, beside the thesis' (tables 3.2 and 3.3).
+    """The largest certified boxes of a vanilla and a robust network, compared with the thesis (tables 3.2 and 3.3).
 
     The networks have three hidden layers of `hidden` units. They are trained here (`standard` and `pgd-at`, eps 0.05)
     in run folders below `out`, and read from there the next time. eps are printed in the thesis' unit, for images in
@@ -100,7 +100,7 @@ class NonUniformStudy(ModelStudy):
 
 
 def paper_row(dataset: str, model: str | None, kind: str) -> Row | None:
-    """The thesis' figures for such a model; None if it has none."""
+    """The numbers of the thesis for this data set and model; None if it reports none."""
     blocks = [b for b in read_paper_table("non-uniform").blocks if (b.dataset, b.model) == (dataset, model)]
     return blocks[0].rows[kind] if blocks else None
 
@@ -146,7 +146,7 @@ def draw(canvas: Figure, boxes_by_kind: Mapping[str, Boxes]) -> None:
 
 
 def _rows(kind: str, boxes: Boxes, paper: Row | None) -> list[list[str]]:
-    """Ours, the thesis' and the difference, each with the ratio of non-uniform to uniform eps."""
+    """Our numbers, those of the thesis and the differences, with the ratio of non-uniform to uniform eps."""
     cosines = boxes.cosines()
     uniform, average = UNITS * float(boxes.uniform.mean()), UNITS * boxes.average
     ours = _with_ratio((100 * boxes.accuracy, uniform, average, float(cosines.mean()), float(cosines.min())))

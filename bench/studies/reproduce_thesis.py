@@ -41,7 +41,7 @@ Key = tuple[str, str]  # a kind of figure and the certifier: ("CRE", "fast-lin")
 @registry.study("reproduce")
 @dataclass(frozen=True, kw_only=True)
 class ReproduceStudy(ModelStudy):
-    """Tables 3.6 to 3.9 of the thesis on its checkpoints: our figures, the paper's, the differences and their reasons.
+    """Tables 3.6 to 3.9 of the thesis on its checkpoints: our numbers, those of the paper, and why they differ.
 
     table: 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid and tanh) or 3.9 (the search for the largest eps; `figure`
     names a file for figure 3.9). checkpoints: their folder (default: shared/checkpoints beside this checkout), with
