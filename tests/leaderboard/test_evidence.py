@@ -1,5 +1,7 @@
 """Evidence lines in docstrings and in the README follow from the published results."""
 
+import shutil
+
 import msgspec
 import pytest
 
@@ -37,6 +39,12 @@ def test_published_results_are_grouped_by_defense_and_suite(atas):
     by_defense = evidence.published(results_folder())
     assert by_defense["atas"]["digits"] == atas
     assert set(by_defense["atas"]) == {"digits", "mnist"}
+
+
+def test_an_entry_of_another_name_is_a_changed_recipe_and_no_evidence(tmp_path):
+    for entry in ("atas", "atas-2"):
+        shutil.copytree(results_folder() / "digits" / "atas" / "0", tmp_path / "digits" / entry / "0")
+    assert {name: len(suites["digits"]) for name, suites in evidence.published(tmp_path).items()} == {"atas": 1}
 
 
 def test_a_sentence_gives_means_over_seeds_and_the_spread_of_the_attacked_accuracy(atas):
