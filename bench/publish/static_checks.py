@@ -236,9 +236,7 @@ def _check_entry(folder: Path, results: Path, record: Record, entry: str) -> Non
     if (home / REPORTED).exists():
         raise UserError(f"entry '{entry}' is one that RobustBench reports; choose another name")
     if (home / str(record.seed)).exists():
-        raise UserError(
-            f"{home / str(record.seed)} is already published; submit a new recipe under another name"
-        )
+        raise UserError(f"{home / str(record.seed)} is already published; submit a new recipe under another name")
     others = [path.name for path in home.parent.iterdir()] if home.parent.is_dir() else []
     for other in others:
         if other != entry and _skeleton(other) == _skeleton(entry):
