@@ -194,6 +194,7 @@ def _seed(run: EvaluatedRun) -> Seed:
     provenance = {key: record.provenance.get(key) for key in keys}
     versions = record.provenance.get("versions")
     provenance |= versions if isinstance(versions, dict) else {}
+    provenance["source"] = record.provenance.get("source", "unknown")  # the hash of the code that made it
     return Seed(
         seed=record.seed, config_hash=record.config_hash, n_examples=record.n_examples,
         clean=_share(run.clean), attacked=_share(run.robust), certified=_share(run.certified),

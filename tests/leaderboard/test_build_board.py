@@ -115,3 +115,10 @@ def test_reported_entries_stand_beside_without_a_rank(results):
     assert (row.kind, row.status, row.rank, row.verdict) == ("reported", "reported, not verified", None, "unchecked")
     assert (row.attacked.acc, row.clean.acc) == (pytest.approx(0.705), pytest.approx(0.9))
     assert (row.norm, row.eps) == ("Linf", 0.2)
+
+
+def test_a_record_that_does_not_name_its_source_code_says_so(results):
+    publish(results, "mine", [table_of(flags(100, 60))])
+    assert rows(results)["mine"].seeds[0].provenance["source"] == "unknown"
+    publish(results / "new", "new", [table_of(flags(100, 60))], provenance={"source": "0123456789ab"})
+    assert rows(results / "new")["new"].seeds[0].provenance["source"] == "0123456789ab"
