@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
 SHAPE = (1, 5, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("norm", ["Linf", "L2", pytest.param("L1", marks=pytest.mark.slow)])
 def test_breaks_exactly_the_examples_of_negative_margin(norm, classes):

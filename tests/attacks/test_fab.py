@@ -69,6 +69,7 @@ def planes(draw):
     return x, w, draw(st.floats(-3, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @settings(max_examples=60, deadline=None)
 @given(cases=st.lists(planes(), min_size=1, max_size=1))
@@ -124,6 +125,7 @@ def test_it_finds_the_nearest_wrong_point_of_a_linear_model(norm, shape, classes
     assert (distance <= exact * 1.01).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [MODES[0], pytest.param(MODES[1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_finds_the_nearest_wrong_point_in_the_box(norm, mode):

@@ -80,6 +80,7 @@ def test_the_single_step_is_exact_with_two_classes(norm, shape):
 NAMES = [*ATTACKS, *((spec, norm) for spec in ("single-step", "cw:steps=50:search_steps=3") for norm in ("L2", "Linf"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "norm"), NAMES)
 def test_misclassified_images_are_returned(spec, norm):
     model = linear_model((1, 5, 5), 3)

@@ -32,6 +32,7 @@ def distance(spec, norm, model, batch):
     return threat.distance(attack(model, batch, threat, generator=seeds.generator(CPU, 0)), batch.x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "norm", "wanted"), [
     ("deepfool", "L2", CLOSEST), ("deepfool", "Linf", CLOSEST), ("deepfool:targets=1", "L2", LIKELIEST),
     ("fmn", "L2", CLOSEST), ("fmn", "Linf", CLOSEST), ("fmn", "L1", CLOSEST), ("fmn:targets=1", "L2", LIKELIEST),

@@ -23,6 +23,7 @@ def case(activation=nn.ReLU):
     return model, Batch(x, model(x).argmax(dim=1), torch.arange(60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Tanh])
 @pytest.mark.parametrize("norm", ["Linf", pytest.param("L2", marks=pytest.mark.slow)])
 def test_it_is_never_below_crown_and_fast_lin(activation, norm):

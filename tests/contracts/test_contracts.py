@@ -57,12 +57,23 @@ SMALL_CERTIFIERS = {
 }
 
 
-@pytest.mark.parametrize("name", [SMALL_CERTIFIERS.get(name, name) for name in registry.certifier.names()])
+SLOW_CERTIFIERS = {"alpha-crown", "crown-ibp", "eps-search", "exact", "non-uniform"}
+CERTIFIERS = [
+    pytest.param(SMALL_CERTIFIERS.get(name, name), marks=[pytest.mark.slow] * (name in SLOW_CERTIFIERS))
+    for name in registry.certifier.names()
+]
+
+
+@pytest.mark.parametrize("name", CERTIFIERS)
 class TestCertifier(CertifierContract): ...
 
 
 @pytest.mark.parametrize("name", registry.defense.names())
 class TestDefense(DefenseContract):
+    @pytest.mark.slow
+    def test_trains_under_each_of_its_norms(self, name: str) -> None:
+        super().test_trains_under_each_of_its_norms(name)
+
     @pytest.mark.slow
     def test_the_same_seed_gives_the_same_weights(self, name: str) -> None:
         super().test_the_same_seed_gives_the_same_weights(name)

@@ -292,6 +292,7 @@ RESIDUAL = nn.Sequential(
 ).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["Linf", pytest.param("L2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("relaxation", "intermediate"), [*KINDS[:4], *(pytest.param(*kind, marks=pytest.mark.slow) for kind in KINDS[4:])]

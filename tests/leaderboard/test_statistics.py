@@ -72,6 +72,7 @@ def test_mcnemar_in_closed_form():
     assert mcnemar([0, 5, 0, 1], [0, 5, 6, 0]).tolist() == [1, 1, 2 / 64, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", [1, 2, 5, 60])
 def test_adjustments_are_those_of_statsmodels(many):
     for power in (1, 6):
@@ -166,6 +167,7 @@ def test_paired_difference_in_closed_form():
 # --- what they promise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 360, 10_000])
 def test_paired_difference_covers(n):
     for d, q in itertools.product((0.002, 0.05, 0.3, 1.0), (0.5, 0.6, 0.95, 1.0)):
@@ -210,6 +212,7 @@ def welch(a, b, grain):
     return welch_matrix(*(np.stack(pair, axis=-1) for pair in zip(*sides, strict=True)), grain)[:, 0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [360, 10_000])
 @pytest.mark.parametrize(("k", "m"), [(3, 3), (3, 5), (5, 5)])
 def test_seeds_difference_false_alarms(n, k, m):
@@ -231,6 +234,7 @@ def test_seeds_difference_false_alarms_with_unequal_variances(k, m, wider):
         at_most(np.mean(p <= alpha), alpha)
 
 
+@pytest.mark.slow
 def test_seeds_difference_covers():
     draw = rng()
     a, b = (trained(draw, 360, shares, 3) for shares in ([(0.5, 40)], [(0.5, 60)]))

@@ -367,6 +367,7 @@ def test_a_model_that_clips_what_the_attack_adds_is_not_helped_by_eps():
     assert alarms(checks) == {"twice-eps-no-better", "huge-eps-survived"}
 
 
+@pytest.mark.slow
 def test_a_constant_model_survives_the_whole_box():
     found, checks = judged(FromMean(lambda mean: 1 + 0.1 * mean), grey(), threat=ThreatModel("Linf", 0.05), specs=[])
     assert found.verdict == "suspect"
@@ -460,6 +461,7 @@ def of_columns(columns):
     return {name: found.outcome for name, found in findings(columns).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("check", "weak", "strong"), [
     ("fewer-steps-better", "pgd-10", "pgd-50"),
     ("fewer-steps-better", "pgd:steps=7:restarts=2", "pgd:steps=30:restarts=2"),

@@ -17,6 +17,7 @@ def draw(rate, seed=0):
     return np.random.default_rng(seed).random(len(rate)) < rate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("touched", "elsewhere"), [(0.0006, 0.0128), (0.2520, 0.3254), (0.2096, 0.3216)])
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_the_published_leaks_are_caught(touched, elsewhere, seed):
