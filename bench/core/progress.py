@@ -1,25 +1,37 @@
-"""Progress bars on standard error, followed by the last message of the running attack."""
+"""Progress on standard error: a bar on a terminal, a line now and then elsewhere, nothing with `--quiet`."""
 
 import logging
+import os
 import sys
+import time
 from types import TracebackType
-from typing import Self
+from typing import Self, SupportsFloat
 
 from tqdm import tqdm
 
-LOGGER = logging.getLogger("bench.progress")
+LOGGER = logging.getLogger("bench.progress")  # messages of the running attack; `--quiet` disables it
+BAR_PAUSE, LINE_PAUSE = 0.5, 15.0  # seconds between two updates of a bar, and between two lines
 
 
 class Progress(logging.Handler):
-    """One bar. While it is open, messages to the logger `bench.progress` appear behind it."""
+    """How much of a piece of work is done, out of `total`, with a note and the training loss behind it.
+
+    While it is open, a message to the logger `bench.progress` is its note. If the message has an attribute `ahead`
+    (`extra={"ahead": n}`), so many of the next examples count as done until the next call of `advance`.
+    """
 
     def __init__(self, what: str, total: int, unit: str, *, show: bool = True) -> None:
         super().__init__(logging.INFO)
-        pause = 0.5 if sys.stderr.isatty() else 5.0  # seconds between two updates; few in a log file
+        self.what, self.total, self.unit = what, total, unit
+        self.done = self.ahead = 0.0
+        self.note = ""
+        self.loss: SupportsFloat | None = None
+        self.show = show and not LOGGER.disabled
         self.bar = tqdm(
-            total=total, desc=what, unit=unit, mininterval=pause, maxinterval=pause, dynamic_ncols=True,
-            disable=not show,
+            total=total, desc=what, unit=unit, mininterval=0, miniters=0, dynamic_ncols=True,
+            disable=not (self.show and _is_terminal()),
         )  # fmt: skip
+        self.start = self.drawn = time.monotonic()
 
     def __enter__(self) -> Self:
         LOGGER.setLevel(logging.INFO)
@@ -29,12 +41,42 @@ class Progress(logging.Handler):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         LOGGER.removeHandler(self)
+        if self.show and kind is None:
+            self._draw()
         self.bar.close()
 
-    def advance(self, n: int, note: str = "") -> None:
-        if note:
-            self.bar.set_postfix_str(note, refresh=False)
-        self.bar.update(n)
+    def advance(self, n: float, note: str = "", *, loss: SupportsFloat | None = None) -> None:
+        """n more are done. loss: a number, or a tensor on any device: it is read only when it is shown."""
+        self.done += n
+        self.ahead = 0.0
+        self.note = note or self.note
+        self.loss = self.loss if loss is None else loss
+        self._draw_if_due()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.bar.set_postfix_str(record.getMessage(), refresh=sys.stderr.isatty())
+        self.note = record.getMessage()
+        self.ahead = getattr(record, "ahead", self.ahead)
+        self._draw_if_due()
+
+    def _draw_if_due(self) -> None:
+        pause = LINE_PAUSE if self.bar.disable else BAR_PAUSE
+        if self.show and time.monotonic() - self.drawn >= pause:
+            self._draw()
+
+    def _draw(self) -> None:
+        self.drawn = time.monotonic()
+        done = round(self.done + self.ahead)
+        words = [self.note, "" if self.loss is None else f"loss {float(self.loss):.3g}"]
+        notes = ", ".join(word for word in words if word)
+        if self.bar.disable:
+            seconds = f"{self.drawn - self.start:.0f} s"
+            line = ", ".join(word for word in (f"{done:,} of {self.total:,} {self.unit}s", notes, seconds) if word)
+            print(f"{self.what}: {line}", file=sys.stderr, flush=True)
+        else:
+            self.bar.set_postfix_str(notes, refresh=False)
+            self.bar.update(done - self.bar.n)
+
+
+def _is_terminal() -> bool:
+    """Whether a bar can be drawn. CI services set CI, and some of them give their jobs a terminal."""
+    return sys.stderr.isatty() and os.environ.get("CI", "").lower() not in ("true", "1")
