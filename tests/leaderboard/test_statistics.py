@@ -19,10 +19,12 @@ from leaderboard.statistics import (
     paired_difference,
     prediction,
     prediction_p,
+    recipe_interval,
     seeds_difference,
     seeds_needed,
     welch_matrix,
 )
+from tests.leaderboard.recipe_simulation import Cell, simulate
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -339,3 +341,29 @@ def test_seeds_needed_where_nothing_can_be_said(a, b):
 
 def test_seeds_needed_never_ask_for_a_million():
     assert seeds_needed([0.5, 0.6, 0.7], [0.5, 0.6, 0.7 + 1e-5], 1 / 360) is None
+
+
+def test_the_interval_of_a_recipe_combines_seeds_and_examples_in_quadrature():
+    low, high = recipe_interval([0.6, 0.64, 0.68], 100)
+    seeds = scipy.stats.t.ppf(0.975, 2) * 0.04 / math.sqrt(3)
+    below, above = clopper_pearson.interval(64, 100)
+    assert float(low) == pytest.approx(0.64 - math.hypot(0.64 - below, seeds))
+    assert float(high) == pytest.approx(0.64 + math.hypot(above - 0.64, seeds))
+    same = [float(end) for end in recipe_interval([0.5, 0.5], 100)]
+    assert same == pytest.approx([float(end) for end in clopper_pearson.interval(50, 100)])
+    assert [float(end) for end in recipe_interval([0.0, 1.0], 10)] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "cell", [Cell(0.65, 0.06, 10, 1000, 0.0), Cell(0.65, 0.06, 3, 360, 0.9), Cell(0.9, 0.02, 3, 1000, 0.9)], ids=str
+)
+def test_the_interval_of_a_recipe_covers_where_that_of_the_examples_does_not(cell):
+    coverage, _, of_examples, _ = simulate(cell, 4000, np.random.default_rng(1))
+    assert coverage >= 0.94
+    assert of_examples < 0.93
+
+
+def test_seeds_that_share_their_examples_share_their_error():
+    """Without a spread of the seeds, an interval that divides the examples' error by the seeds would cover half."""
+    coverage, _, of_examples, _ = simulate(Cell(0.65, 0.0, 10, 360, 0.9), 4000, np.random.default_rng(1))
+    assert min(coverage, of_examples) >= 0.94
