@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,6 +12,7 @@ from tabulate import tabulate
 
 from bench.core.example_table import Threat
 from bench.core.records import VERDICTS
+from leaderboard.terminal_table import fitted_table, wrap
 
 Format = Literal["markdown", "csv", "latex", "json"]
 STYLES = {"markdown": "github", "plain": "plain", "latex": "latex_booktabs"}
@@ -21,8 +24,13 @@ def render(
     rows: Sequence[Sequence[Any]],
     form: Format | Literal["plain"] = "markdown",
     align: str = "",
+    width: int | None = None,
+    keys: int = 1,
 ) -> str:
     """A table as text without a trailing newline.
+
+    width: markdown becomes a table for a terminal of so many columns; None for the width that the cells need.
+    keys: the number of leading columns that identify a row, for a table that does not fit.
 
     header: empty for none. align: a letter (l, r, c) for each column, as in LaTeX; all left if empty. CSV and JSON (a
     list of objects) keep cells as they are, and None is an empty CSV cell; the other formats show every cell as text.
@@ -33,8 +41,27 @@ def render(
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *rows])
         return text.getvalue().rstrip("\n")
+    if form == "markdown" and width is not None:
+        return fitted_table(header, [list(map(str, row)) for row in rows], align or "l" * len(header), width, keys)
     columns = [ALIGNMENTS[letter] for letter in align] if rows and align else None
     return tabulate(rows, header, tablefmt=STYLES[form], colalign=columns, disable_numparse=True)
+
+
+def terminal_width() -> int | None:
+    """The columns of the terminal that standard output is; None if it is a pipe or a file."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def wrapped(text: str, width: int | None, indent: str = "  ") -> str:
+    """Each line of a text in lines of at most `width` characters, continued with a further indent; None: as it is."""
+    if width is None:
+        return text
+    lines = []
+    for line in text.splitlines():
+        first = line[: len(line) - len(line.lstrip())]
+        parts = wrap(line, width - len(first + indent))
+        lines += [first + parts[0], *(first + indent + part for part in parts[1:])] if parts else [""]
+    return "\n".join(lines)
 
 
 def percent(share: float) -> str:
