@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
+from bench.core.classifier import as_classifier, unwrapped
 from bench.core.config import TrainingConfig
 from bench.core.errors import CheckError, UserError
 from bench.core.specs import check_counts_and_lengths
@@ -104,9 +105,13 @@ class Attack(ABC):
         """x_adv (B,C,H,W) for batch.x. The model is in eval mode and its weights require no gradient."""
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Tensor:
-        """perturb, then restore the model, and project, check and detach the result."""
+        """perturb, then restore the model, and project, check and detach the result.
+
+        The attack sees the model as a Classifier (bench/core/classifier.py), which keeps its gradients finite.
+        """
         check_norm(self, threat)
-        with frozen(model):
+        model = as_classifier(model)
+        with frozen(model), torch.enable_grad():
             x_adv = self.perturb(model, batch, threat, generator=generator).detach().to(batch.x.dtype)
         if x_adv.shape != batch.x.shape or not x_adv.isfinite().all():
             raise CheckError(f"{type(self).__name__} returned points of another shape, or points that are not finite")
@@ -172,13 +177,14 @@ class Certifier(ABC):
         The evaluator checks that certified examples are classified correctly.
         """
         check_norm(self, threat)
+        model = unwrapped(model)
         with frozen(model), torch.no_grad():
             certificate = self.certify(model, batch, threat, generator=generator)
             false = ~certificate.radius.isfinite() | (certificate.radius < 0)
             if certificate.prediction is not None:
                 false |= certificate.certified & (certificate.prediction != batch.y)
             if certificate.broken is not None and (witness := certificate.witness) is not None:
-                valid = (model(witness).argmax(dim=1) != batch.y) & threat.contains(witness, batch.x)
+                valid = (as_classifier(model)(witness).argmax(dim=1) != batch.y) & threat.contains(witness, batch.x)
                 false |= certificate.broken & (~valid | certificate.certified)
         if false.any():
             example = int(batch.index[false][0])

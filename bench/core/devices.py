@@ -7,6 +7,7 @@ from torch import nn
 
 from bench.core.contracts import frozen
 from bench.core.errors import UserError
+from bench.core.failures import failures_of
 
 # Multiply-adds per example above which several threads are faster. Below it they mostly wait for one another, which on
 # a busy machine has made a small network up to 50 times slower.
@@ -34,10 +35,10 @@ def multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> int:
 
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     handles = [layer.register_forward_hook(count) for layer in layers]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    image = torch.zeros(1, *shape).to(next((p for p in model.parameters()), torch.zeros(0)))
     try:
-        with frozen(model), torch.no_grad():
-            model(torch.zeros(1, *shape, device=device))
+        with failures_of(f"the model, called on an image of shape {shape},"), frozen(model), torch.no_grad():
+            model(image)
     finally:
         for handle in handles:
             handle.remove()

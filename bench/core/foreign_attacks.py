@@ -2,13 +2,11 @@
 
 import inspect
 import sys
-import traceback
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts import Attack, Batch
-from bench.core.errors import CheckError, UserError
-from bench.core.registry import one_line
+from bench.core.errors import UserError
+from bench.core.failures import failures_of
 from bench.core.specs import check_counts_and_lengths
 from bench.core.threat import NORMS, ThreatModel
 
@@ -43,13 +41,8 @@ class ForeignAttack(Attack):
         return type(self).__name__
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
-        with seeded_global_generators(generator), redirect_stdout(sys.stderr):
-            try:
-                x_adv = self.run(model, batch.x.clone(), batch.y.clone(), threat, generator=generator)
-            except (UserError, CheckError):
-                raise
-            except Exception as error:
-                raise UserError(f"attack {self.name} failed at {_place(error)}: {one_line(error)}") from error
+        with seeded_global_generators(generator), redirect_stdout(sys.stderr), failures_of(f"attack {self.name}"):
+            x_adv = self.run(model, batch.x.clone(), batch.y.clone(), threat, generator=generator)
         if not isinstance(x_adv, Tensor) or x_adv.shape != batch.x.shape:
             what = f"of shape {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
             raise UserError(f"attack {self.name} must return images of shape {tuple(batch.x.shape)}, not {what}")
@@ -121,9 +114,3 @@ def seeded_global_generators(generator: torch.Generator) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(state)
-
-
-def _place(error: Exception) -> str:
-    """The file and line that raised the error."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{Path(last.filename).name}:{last.lineno}"

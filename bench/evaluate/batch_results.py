@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bench.core.classifier import unwrapped
 from bench.core.contracts import Attack, Batch, Certifier, frozen
 from bench.core.errors import UserError
 from bench.core.example_table import Flags
@@ -103,11 +104,12 @@ def run_attack(
 def run_certifier(context: EvalContext, certifier: Certifier, batch: Batch, generator: torch.Generator) -> BatchResult:
     """One certifier on one batch."""
     start = time.perf_counter()
+    model = unwrapped(context.model)
     with (
         warnings.catch_warnings(record=True, action="always") as caught,
-        count_passes(context.model, Passes()) as passes,
+        count_passes(model, Passes()) as passes,
     ):
-        certificate = certifier(context.model, batch, context.threat, generator=generator)
+        certificate = certifier(model, batch, context.threat, generator=generator)
     if certificate.broken is None or certificate.witness is None:
         finds_counterexamples, broken, witness = False, torch.zeros_like(certificate.certified), batch.x[:0]
     else:

@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.core import seeds
 from bench.core.contracts import Attack, Certifier
 from bench.core.example_table import Flags
+from bench.core.failures import failures_of
 from bench.core.staged_attack import Stage, was_effective
 from bench.datasets.split import Split
 from bench.evaluate.batch_results import AttackBatch, BatchResult, read_result, run_attack, run_certifier, write_result
@@ -52,7 +53,8 @@ def run_cascade(
         for number, rows in enumerate(chosen.split(min(stage.batch or context.batch_size, context.batch_size))):
             if spent >= budget:
                 return
-            result = _run_batch(context, stage.method, remaining, rows, f"{title}/{number}", budget - spent)
+            with failures_of(_describe(stage, name)):
+                result = _run_batch(context, stage.method, remaining, rows, f"{title}/{number}", budget - spent)
             spent += result.seconds
             remaining.update(rows, result)
             yield stage, result
@@ -79,6 +81,13 @@ def _run_batch(
             result = run_certifier(context, limit_seconds(method, seconds), batch, generator)
         write_result(context.partial_results, key, result)
     return result
+
+
+def _describe(stage: Stage[Attack | Certifier], name: str) -> str:
+    """What an error message calls a stage of the attack, certifier or bracket `name`."""
+    if not stage.name:
+        return f"attack {name}" if isinstance(stage.method, Attack) else name
+    return f"stage {stage.name} of {name}"
 
 
 def limit_seconds(certifier: Certifier, seconds: float) -> Certifier:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from bench.core.classifier import as_classifier
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 
@@ -13,6 +14,7 @@ from bench.datasets.split import Split
 class EvalContext:
     """The model, the test split, the threat model of the record, and how they are measured.
 
+    model: becomes a Classifier, if it is none (bench/core/classifier.py).
     batch_size: examples in a batch. It decides which examples share a batch and, with `seed`, all randomness.
     partial_results: a folder where finished batches are stored and read by a later call; None stores nothing.
     """
@@ -24,3 +26,6 @@ class EvalContext:
     seed: int
     partial_results: Path | None = None
     show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", as_classifier(self.model))
