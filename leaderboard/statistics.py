@@ -40,7 +40,7 @@ def recipe_interval(accuracies: npt.ArrayLike, n: int, level: float = 0.95) -> t
     seeds, t s / sqrt(k), and that of the Clopper-Pearson interval at the mean accuracy. The latter is not divided by
     sqrt(k): seeds that are tested on the same examples share the sampling error of these examples.
 
-    In simulations (tests/leaderboard/recipe_simulation.py) the coverage is at least 94.9 % if mean + 2 s <= 1. Closer
+    In simulations (tests/leaderboard/recipe_simulation.py) the coverage is at least 95.4 % if mean + 2 s <= 1. Closer
     to 100 % the seeds' distribution is skewed, and the coverage falls to 81 % (mean 99 %, s = 10 points, 3 seeds).
     """
     values = np.asarray(accuracies, dtype=float)

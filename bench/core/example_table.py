@@ -87,17 +87,6 @@ def worst_case(table: Table, specs: Sequence[str] | None = None) -> Flags:
     return robust
 
 
-def union(table: Table) -> Robustness | None:
-    """Accuracy under all attacks; None unless some of them are under another threat model than the record's."""
-    specs = attack_specs(table)
-    return robustness(worst_case(table, specs)) if len(own_specs(table)) < len(specs) else None
-
-
-def worst(table: Table) -> Robustness | None:
-    """Accuracy under all attacks of the record's own threat model; None if there are none."""
-    return robustness(worst_case(table)) if own_specs(table) else None
-
-
 def broken_by(table: Table) -> dict[str, Flags]:
     """Which correct examples each attack, each certifier that finds counterexamples, and the bracket broke.
 
@@ -116,6 +105,42 @@ def survivors(table: Table) -> Flags:
     broken = [column for source, column in broken_by(table).items() if source not in other_threats]
     robust: Flags = ~np.logical_or.reduce([~table["clean"], *broken])
     return robust
+
+
+def attacked(table: Table) -> bool:
+    """Whether anything that could break an example ran under the record's own threat model."""
+    finds_counterexamples = any(f"broken/{spec}" in table for spec in certifier_specs(table))
+    return bool(own_specs(table)) or finds_counterexamples or "status" in table
+
+
+def worst(table: Table) -> Robustness | None:
+    """Accuracy under everything that attacked under the record's own threat model; None if nothing did."""
+    return robustness(survivors(table)) if attacked(table) else None
+
+
+def worst_by(table: Table) -> list[str]:
+    """The sources of broken_by that set the worst accuracy: the strongest, and those that break what it leaves.
+
+    A bracket counts with the examples that it broke itself, so it is named only if the attacks left some of them.
+    """
+    broken, other_threats = broken_by(table), set(attack_specs(table)) - set(own_specs(table))
+    own = {source: column for source, column in broken.items() if source not in other_threats}
+    if BRACKET in own:
+        own[BRACKET] = np.logical_and.reduce([own[BRACKET], *(~own[source] for source in own if source != BRACKET)])
+    left, sources = table["clean"] & ~survivors(table), []
+    for source in sorted(own, key=lambda source: -int(own[source].sum())):
+        if (own[source] & left).any():
+            sources.append(source)
+            left &= ~own[source]
+    return sources
+
+
+def union(table: Table) -> Robustness | None:
+    """Accuracy under all attacks; None unless some of them are under another threat model than the record's."""
+    specs = attack_specs(table)
+    if len(own_specs(table)) == len(specs):
+        return None
+    return robustness(survivors(table) & worst_case(table, specs))
 
 
 def certificates(table: Table) -> dict[str, Flags]:

@@ -12,6 +12,7 @@ from bench.core.example_table import (
     Threat,
     accuracy,
     attack_specs,
+    attacked,
     certified,
     certifier_specs,
     check_table,
@@ -19,6 +20,7 @@ from bench.core.example_table import (
     own_specs,
     survivors,
     union,
+    worst_by,
     worst_case,
 )
 from bench.core.records import Bracket, CertifierResult, Record
@@ -32,7 +34,12 @@ def check_record(record: Record, table: Table) -> None:
     for name, in_record, in_table in (
         ("attacks", set(record.attacks), set(attack_specs(table))),
         ("certifiers", set(record.certifiers), set(certifier_specs(table))),
-        ("worst accuracy", record.worst is not None, bool(own_specs(table))),
+        ("worst accuracy", record.worst is not None, _worst(record, table) is not None),
+        (
+            "attacks that set the worst accuracy",
+            record.worst_by,
+            worst_by(table) if record.worst_by is not None else None,
+        ),
         ("accuracy under a union of threat models", record.union is not None, union(table) is not None),
         ("bracket", record.bracket is not None, "status" in table),
     ):
@@ -54,16 +61,25 @@ def _accuracies(record: Record, table: Table) -> Iterator[tuple[str, float, tupl
     yield "clean accuracy", record.clean.acc, record.clean.ci95, table["clean"]
     for spec, attack in record.attacks.items():
         yield f"accuracy under {spec}", attack.robust_acc, attack.ci95, table[f"robust/{spec}"]
-    if (own := record.worst) is not None:
-        yield "worst accuracy", own.robust_acc, own.ci95, worst_case(table)
+    if (own := record.worst) is not None and (robust := _worst(record, table)) is not None:
+        yield "worst accuracy", own.robust_acc, own.ci95, robust
     if (every := record.union) is not None:
-        yield "accuracy under the union", every.robust_acc, every.ci95, worst_case(table, attack_specs(table))
+        by_all = worst_case(table, attack_specs(table))
+        robust = by_all if record.worst_by is None else by_all & survivors(table)
+        yield "accuracy under the union", every.robust_acc, every.ci95, robust
     for spec, result in record.certifiers.items():
         yield f"certified accuracy of {spec}", result.certified_acc, result.ci95, table[f"certified/{spec}"]
     if (bracket := record.bracket) is not None:
         status = table["status"]
         yield "bracket's certified accuracy", bracket.certified_acc, bracket.certified_ci95, status == "certified"
         yield "bracket's robust accuracy", bracket.robust_acc, bracket.robust_ci95, status != "broken"
+
+
+def _worst(record: Record, table: Table) -> Flags | None:
+    """Which examples `worst` counts: those that nothing broke; in earlier records, those that no attack broke."""
+    if record.worst_by is None:
+        return worst_case(table) if own_specs(table) else None
+    return survivors(table) if attacked(table) else None
 
 
 def _check_certifier(spec: str, result: CertifierResult, threat: Threat, table: Table) -> None:

@@ -80,7 +80,8 @@ class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The true robust accuracy lies in [certified_acc, robust_acc]: what is certified, and what nothing has broken.
 
     open: the number of examples in neither. seconds: of all stages; no batch starts after budget_seconds.
-    skipped: the stages that are not possible, and why.
+    truncated: the time budget ended before every stage had tried the open examples, so another machine may decide more
+    or fewer of them; None in records from before it was noted. skipped: the stages that are not possible, and why.
     """
 
     certified_acc: float
@@ -93,6 +94,13 @@ class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stages: dict[str, BracketStage]
     skipped: dict[str, str]
     warnings: list[str] = []
+    truncated: bool | None = None
+
+    @property
+    def cut_by_time(self) -> bool:
+        """`truncated`; of earlier records, whether examples were open when the budget was spent."""
+        spent = self.open > 0 and self.seconds >= self.budget_seconds
+        return spent if self.truncated is None else self.truncated
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,7 +164,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     n_examples: int
     clean: Accuracy
     attacks: dict[str, AttackResult]
-    worst: Robustness | None  # over the attacks under `threat`; None if none ran
+    worst: Robustness | None  # over everything that attacked under `threat`, the bracket included; None if nothing did
+    worst_by: list[str] | None = None  # what set `worst`; None in earlier records, whose `worst` is over attacks only
     union: Robustness | None = None  # over all attacks, if some ran under another threat model than `threat`
     certifiers: dict[str, CertifierResult]
     bracket: Bracket | None = None
@@ -165,3 +174,11 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     sanity: Sanity
     artifacts: dict[str, Artifact]
     provenance: dict[str, Any]
+
+    @property
+    def attacked(self) -> Robustness | None:
+        """The accuracy under everything that attacked under `threat`, also in earlier records: see worst_by."""
+        ends = [] if self.worst is None else [self.worst]
+        if self.bracket is not None:
+            ends.append(Robustness(self.bracket.robust_acc, self.bracket.robust_ci95))
+        return min(ends, key=lambda end: end.robust_acc, default=None)

@@ -95,18 +95,23 @@ def measure_bracket(
     if report is not None:
         report(int((decisions.status != "open").sum()), "known before")
     results: list[BatchResult] = []
+    limited = False  # did a certifier have less time for an open example than its own limit?
     for stage, result in run_cascade(
         context, plan.stages, name=BRACKET, examples=decisions.status == "open", budget=plan.budget, worst_points=True
     ):
+        left = plan.budget - seconds_in(results)
+        limited |= getattr(stage.method, "seconds", 0.0) > left and not (result.broken | result.certified).all()
         decisions.decide(stage.name, result.broken, result.certified, result)
         results.append(result)
         if report is not None:
             report(int((result.broken | result.certified).sum()), stage.name)
     low, high = accuracy(decisions.status == "certified"), accuracy(decisions.status != "broken")
+    open_examples, seconds = int((decisions.status == "open").sum()), seconds_in(results)
     bracket = Bracket(
         certified_acc=low.acc, certified_ci95=low.ci95, robust_acc=high.acc, robust_ci95=high.ci95,
-        open=int((decisions.status == "open").sum()), budget_seconds=plan.budget, seconds=seconds_in(results),
-        stages=decisions.stages, skipped=dict(plan.skipped), warnings=warnings_in(results),
+        open=open_examples, budget_seconds=plan.budget, seconds=seconds, stages=decisions.stages,
+        skipped=dict(plan.skipped), warnings=warnings_in(results),
+        truncated=open_examples > 0 and (limited or seconds >= plan.budget),
     )  # fmt: skip
     columns: Table = {"status": decisions.status, "decided_by": np.array(decisions.decided_by, dtype=np.str_)}
     return Measurement(context.threat, columns, *broken_in(results), bracket)

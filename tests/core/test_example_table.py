@@ -49,6 +49,42 @@ def test_specs_and_worst_case_of_a_table():
     assert columns.robustness(columns.worst_case(table)) == Robustness(0.25, accuracy(hits([1, 0, 0, 0])).ci95)
 
 
+BRACKETED = {
+    "status": np.array(["broken", "broken", "broken", "broken"]),
+    "decided_by": np.array(["malt", "pgd-10", "fgsm", "clean"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "acc", "by"),
+    [
+        ({}, 0.25, ["fgsm", "pgd-10"]),
+        (BRACKETED, 0.0, ["fgsm", "pgd-10", "bracket"]),
+        ({"robust_fgsm": hits([1, 0, 0, 0]), **BRACKETED}, 0.0, ["fgsm", "bracket"]),
+        ({"robust_fgsm": hits([0, 0, 0, 0]), **BRACKETED}, 0.0, ["fgsm"]),
+        ({"certified/exact": hits([0, 0, 0, 0]), "broken/exact": hits([1, 1, 1, 0])}, 0.0, ["exact"]),
+        ({"robust/pgd-10:eps=0.1": hits([0, 0, 0, 0])}, 0.25, ["fgsm", "pgd-10"]),
+    ],
+    ids=["attacks", "bracket", "bracket-beyond-one", "nothing-left", "counterexamples", "other-threat"],
+)
+def test_the_worst_accuracy_is_over_all_that_attacked_and_says_what_set_it(changes, acc, by):
+    table = make_table(**changes)
+    assert columns.worst(table).robust_acc == acc == columns.survivors(table).mean()
+    assert columns.worst_by(table) == by
+
+
+def test_the_union_is_no_higher_than_the_worst():
+    table = make_table(**{"robust/fgsm:eps=0.1": hits([1, 1, 1, 0])}, **BRACKETED)
+    assert columns.union(table).robust_acc == columns.worst(table).robust_acc == 0.0
+    assert columns.union(make_table(**BRACKETED)) is None
+
+
+def test_nothing_that_attacked_has_no_worst_accuracy():
+    clean = {key: value for key, value in make_table().items() if not key.startswith("robust/")}
+    assert columns.worst(clean | {"robust/fgsm:eps=0.1": hits(FGSM)}) is None
+    assert columns.worst(clean | BRACKETED).robust_acc == 0.0
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -46,6 +46,46 @@ def test_a_true_record_passes():
     record_checks.check_record(make_record(attacks={}, worst=None), table)
 
 
+def bracketed(**changes):
+    """A record and its table, in which the bracket broke the example that the attacks left."""
+    status, by = np.array(["broken"] * 4), np.array(["malt", "pgd-10", "fgsm", "clean"])
+    table = make_table(status=status, decided_by=by)
+    none, stages = accuracy(hits([0, 0, 0, 0])), {name: BracketStage(4, 0, 1, 1, 1, 1.0) for name in by.tolist()}
+    bracket = Bracket(none.acc, none.ci95, none.acc, none.ci95, 0, 10.0, 1.0, stages, {})
+    return make_record(bracket=bracket, **changes), table
+
+
+def test_worst_includes_the_bracket_and_in_earlier_records_it_does_not():
+    nothing = robustness(hits([0, 0, 0, 0]))
+    by = ["fgsm", "pgd-10", "bracket"]
+    for changes in ({"worst": nothing, "worst_by": by}, {}):
+        record, table = bracketed(**changes)
+        record_checks.check_record(record, table)
+        assert record.attacked == nothing
+    for changes, said in (
+        ({"worst_by": by}, "worst accuracy is 0.25; its table gives 0.0"),
+        ({"worst": nothing}, "worst accuracy is 0.0; its table gives 0.25"),
+        ({"worst": nothing, "worst_by": ["fgsm"]}, "disagree on the attacks that set"),
+    ):
+        with pytest.raises(UserError, match=said):
+            record_checks.check_record(*bracketed(**changes))
+
+
+@pytest.mark.parametrize(
+    ("open_examples", "seconds", "truncated", "cut"),
+    [
+        (3, 10.2, None, True),
+        (0, 10.2, None, False),
+        (3, 9.0, None, False),
+        (3, 9.0, True, True),
+        (3, 11.0, False, False),
+    ],
+)
+def test_what_the_time_budget_cut_is_known_of_earlier_records_too(open_examples, seconds, truncated, cut):
+    ends = (0.0, (0.0, 0.1))
+    assert Bracket(*ends, *ends, open_examples, 10.0, seconds, {}, {}, truncated=truncated).cut_by_time == cut
+
+
 NEARLY = Accuracy(0.75, (accuracy(hits(CLEAN)).ci95[0], 0.99))
 
 

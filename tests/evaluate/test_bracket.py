@@ -207,6 +207,7 @@ def test_the_budget_stops_between_batches_and_leaves_the_rest_open(stored, linea
     assert found.bracket.open == 35 - found.bracket.stages["slow"].certified
     assert found.bracket.seconds == 0.15
     assert found.bracket.budget_seconds == 0.12
+    assert found.bracket.truncated
     if stored:  # the seconds that were spent count when the run goes on
         calls.clear()
         again = evaluated(linear, planned(slow, EXACT, budget=0.12), partial_results=folder)
@@ -225,8 +226,18 @@ def test_a_run_that_was_killed_goes_on_with_the_time_that_was_left(linear, tmp_p
 
 @pytest.mark.usefixtures("_clock")
 def test_a_certifier_with_a_limit_is_given_no_more_than_what_is_left(linear):
-    evaluated(linear, planned(Stage("slow", Slow(pause=0.05, seconds=100.0), batch=18), budget=2.0))
+    found = evaluated(linear, planned(Stage("slow", Slow(pause=0.05, seconds=100.0), batch=18), budget=2.0))
     assert limits == [2.0, 1.95, 1.9]
+    assert found.bracket.truncated  # with all of its own limit it might have decided more
+
+
+@pytest.mark.usefixtures("_clock")
+@pytest.mark.parametrize(
+    ("stage", "open_examples"), [(Stage("slow", Slow(pause=0.05, seconds=0.5)), True), (COMPLETE, False)]
+)
+def test_a_bracket_that_ends_by_itself_is_not_truncated(stage, open_examples, linear):
+    found = evaluated(linear, planned(stage, budget=2.0))
+    assert (found.bracket.open > 0, found.bracket.truncated) == (open_examples, False)
 
 
 @pytest.mark.usefixtures("_clock")
