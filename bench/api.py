@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from bench.core import registry
@@ -10,6 +9,7 @@ from bench.core.attack_specs import PlannedAttack, make_attacks
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Attack, Batch, Certificate, Certifier, Defense, Trainer, frozen, mode_of
 from bench.core.errors import CheckError, UserError
+from bench.core.failures import failures_of
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
@@ -18,6 +18,7 @@ from bench.evaluate.bracket import plan_bracket
 from bench.evaluate.certified import check_certifier, make_certifiers
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import Evaluation, evaluate_split
+from bench.evaluate.inputs import checked_images, checked_model, evaluation_state
 from bench.training.perturbation_bank import carried_start, carry, start_bank
 
 __all__ = [
@@ -53,41 +54,36 @@ def evaluate(
     y: Tensor,
     *,
     threat: ThreatModel,
-    attacks: Sequence[str] = ("pgd-10", "pgd-50", "autoattack"),
-    certifiers: Sequence[str] = (),
+    attacks: str | Sequence[str] = ("pgd-10", "pgd-50", "autoattack"),
+    certifiers: str | Sequence[str] = (),
     bracket: float | None = None,
     seed: int = 0,
     batch_size: int = 256,
 ) -> Evaluation:
     """Attack, and certify, `model` on images x (N,C,H,W) in [0, 1] with labels y (N,) int64, all on one device.
 
-    attacks and certifiers are specs. bracket: seconds in which attacks and certifiers decide the remaining examples.
-    batch_size determines which examples share a batch and, with `seed`, all randomness. The table of the result
-    (bench/core/example_table.py) has the outcome of each example. UserError for other inputs; CheckError if the
-    result contradicts itself.
+    A model in train mode is evaluated in eval mode. Modules in train mode inside of a module in eval mode (Monte Carlo
+    dropout) stay so, with a warning. The model is left as it was.
+
+    attacks and certifiers are specs, or one text with commas between them. bracket: seconds in which attacks and
+    certifiers decide the remaining examples. batch_size determines which examples share a batch and, with `seed`, all
+    randomness. The table of the result (bench/core/example_table.py) has the outcome of each example. UserError for
+    other inputs, and for whatever the model or an attack raises; CheckError if the result contradicts itself.
     """
-    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or len(x) == 0:
-        raise UserError("evaluate takes images as a tensor (N,C,H,W) of floating point, N at least 1")
-    if not isinstance(y, Tensor) or y.shape != (len(x),) or y.dtype != torch.int64:
-        raise UserError(f"evaluate takes {len(x)} labels as a tensor of type int64")
-    if not (x.min() >= 0 and x.max() <= 1):
-        raise UserError("evaluate takes images in [0, 1]; put a normalisation into the model")
-    if batch_size < 1 or not isinstance(threat.eps, float):
-        raise UserError("evaluate takes a batch_size of at least 1, and one eps (a float) for all examples")
-    with frozen(model), torch.no_grad():
-        logits = model(x[:1].float())
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise UserError("evaluate takes a model that returns logits (N,K)")
-    if y.min() < 0 or y.max() >= logits.shape[1]:
-        raise UserError(f"labels must be 0 to {logits.shape[1] - 1}, because the model has {logits.shape[1]} logits")
-    shape, classes = tuple(x.shape[1:]), logits.shape[1]
-    planned, certifiers_by_spec = make_attacks(attacks, threat), make_certifiers(certifiers)
-    for attack in planned.values():
-        attack.attack.check_fits(attack.threat, shape, classes)
-    for certifier in certifiers_by_spec.values():
-        check_certifier(certifier, model, shape, threat)
-    known: list[PlannedAttack | Certifier] = [*planned.values(), *certifiers_by_spec.values()]
-    plan = None if bracket is None else plan_bracket(model, shape, classes, threat, budget=bracket, known=known)
-    split = Split.of_tensors(x.float(), y)
-    context = EvalContext(model=model, test=split, threat=threat, batch_size=batch_size, seed=seed)
-    return evaluate_split(context, planned, certifiers=certifiers_by_spec, bracket=plan)
+    classifier = checked_model(model)
+    with evaluation_state(classifier), failures_of("evaluate"):
+        x, y, threat, classes = checked_images(classifier, x, y, threat, batch_size)
+        shape = tuple(x.shape[1:])
+        planned, certifiers_by_spec = make_attacks(attacks, threat), make_certifiers(certifiers)
+        for attack in planned.values():
+            attack.threat.check_eps(shape)
+            attack.attack.check_fits(attack.threat, shape, classes)
+        for certifier in certifiers_by_spec.values():
+            check_certifier(certifier, classifier, shape, threat)
+        known: list[PlannedAttack | Certifier] = [*planned.values(), *certifiers_by_spec.values()]
+        plan = (
+            None if bracket is None else plan_bracket(classifier, shape, classes, threat, budget=bracket, known=known)
+        )
+        split = Split.of_tensors(x, y)
+        context = EvalContext(model=classifier, test=split, threat=threat, batch_size=batch_size, seed=seed)
+        return evaluate_split(context, planned, certifiers=certifiers_by_spec, bracket=plan)

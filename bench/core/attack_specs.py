@@ -8,6 +8,7 @@ from bench.core import registry
 from bench.core.contracts import Attack
 from bench.core.errors import UserError
 from bench.core.foreign_attacks import CallableAttack
+from bench.core.spec_text import list_of_specs
 from bench.core.specs import options_of, parse_spec
 from bench.core.threat import Norm, ThreatModel
 
@@ -20,10 +21,13 @@ class PlannedAttack:
     threat: ThreatModel
 
 
-def make_attacks(specs: Sequence[str], threat: ThreatModel) -> dict[str, PlannedAttack]:
-    """Attacks by canonical spec. Each also has the options `norm` and `eps`, with `threat` as their default."""
+def make_attacks(specs: str | Sequence[str], threat: ThreatModel) -> dict[str, PlannedAttack]:
+    """Attacks by canonical spec, from specs or from one text with commas between them.
+
+    Each also has the options `norm` and `eps`, with `threat` as their default.
+    """
     planned: dict[str, PlannedAttack] = {}
-    for text in specs:
+    for text in list_of_specs(specs):
         spec = parse_spec(text, registry.attack, common={"norm": (Norm, threat.norm), "eps": (float, threat.eps)})
         if reserved := {"norm", "eps"} & set(options_of(spec.target)):
             raise UserError(f"attack '{text}' must not have an option {min(reserved)}; ask for `threat` instead")

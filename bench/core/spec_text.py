@@ -1,7 +1,8 @@
 """Specs as text: `name:option=value:...` split into its parts, without the registry. Imports no torch."""
 
+import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from bench.core.errors import UserError
@@ -17,12 +18,33 @@ class SpecText(NamedTuple):
 def split_spec(text: str) -> SpecText:
     """`pgd:steps=40:restarts=5` -> `pgd` and {steps: 40, restarts: 5}; UserError if a part is not option=value.
 
+    A colon before a slash or backslash belongs to a path: `transfer:from=C:\\runs\\a`.
     `pgd-50` is a name here: whether it is short for `pgd:steps=50` depends on the registry (see `split_steps`).
     """
-    name, *parts = text.split(":")
+    name, *parts = re.split(r":(?![\\/])", text)
     if name.endswith(".py") and parts:
         name = f"{name}:{parts.pop(0)}"
     return SpecText(name, split_options(parts, f"'{text}'"))
+
+
+def split_specs(text: str) -> list[str]:
+    """Specs separated by commas. A spec in single quotes may contain commas: `pgd-10,'transfer:from=runs/a,b'`."""
+    (words,) = csv.reader([text], quotechar="'", skipinitialspace=True)
+    return [word.strip() for word in words or [""]]
+
+
+def list_of_specs(specs: str | Sequence[str]) -> list[str]:
+    """Specs as a list, from a list or a text as for split_specs; UserError for anything else."""
+    listed = split_specs(specs) if isinstance(specs, str) else list(specs)
+    for spec in listed:
+        if not isinstance(spec, str):
+            raise UserError(f"a spec is text such as 'pgd:steps=40', not {type(spec).__name__}")
+    return listed
+
+
+def join_specs(specs: Iterable[str]) -> str:
+    """The inverse of split_specs."""
+    return ",".join(f"'{spec}'" if "," in spec else spec for spec in specs)
 
 
 def split_options(parts: Sequence[str], source: str) -> dict[str, str]:

@@ -7,10 +7,13 @@ import numpy as np
 from torch import nn
 
 from bench.core import registry
+from bench.core.classifier import unwrapped
 from bench.core.contracts import Certifier, frozen
 from bench.core.errors import UserError
 from bench.core.example_table import Flags, Table, accuracy, mean_radius
+from bench.core.failures import failures_of
 from bench.core.records import CertifierResult
+from bench.core.spec_text import list_of_specs
 from bench.core.specs import options_of, parse_spec
 from bench.core.staged_attack import Stage
 from bench.core.threat import ThreatModel
@@ -20,10 +23,13 @@ from bench.evaluate.context import EvalContext
 from bench.evaluate.witnesses import Measurement
 
 
-def make_certifiers(names: Sequence[str]) -> dict[str, Certifier]:
-    """Certifiers by canonical spec, each at most once. All of them certify the record's threat model."""
+def make_certifiers(names: str | Sequence[str]) -> dict[str, Certifier]:
+    """Certifiers by canonical spec, each at most once, from specs or from one text with commas between them.
+
+    All of them certify the record's threat model.
+    """
     certifiers: dict[str, Certifier] = {}
-    for name in names:
+    for name in list_of_specs(names):
         spec = parse_spec(name, registry.certifier)
         if not (inspect.isclass(spec.target) and issubclass(spec.target, Certifier)):
             raise UserError(f"certifier '{name}' is not a subclass of bench.api.Certifier")
@@ -38,7 +44,8 @@ def make_certifiers(names: Sequence[str]) -> dict[str, Certifier]:
 
 def check_certifier(certifier: Certifier, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
     """UserError if a certifier does not support the norm, or cannot bound this model on images of `shape` (C,H,W)."""
-    with frozen(model):
+    model = unwrapped(model)
+    with failures_of(f"certifier {type(certifier).__name__}"), frozen(model):
         certifier.check_fits(model, shape, threat)
 
 

@@ -1,14 +1,18 @@
 """A whole evaluation: clean accuracy, attacks, certifiers, the bracket, witnesses, verdict and consistency checks."""
 
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 import numpy.typing as npt
 
 from bench.core.attack_specs import PlannedAttack
+from bench.core.classifier import as_classifier
 from bench.core.contracts import Certifier
+from bench.core.errors import UserError
 from bench.core.example_table import BRACKET, Table
 from bench.core.progress import Progress
 from bench.core.records import AttackResult, Bracket, CertifierResult, Sanity
@@ -43,7 +47,15 @@ def evaluate_split(
     certifiers: Mapping[str, Certifier] | None = None,
     bracket: BracketPlan | None = None,
 ) -> Evaluation:
-    """Measure a model on a split. CheckError if the result contradicts itself."""
+    """Measure a model on a split. CheckError if the result contradicts itself.
+
+    UserError if modules of the model were left in train mode and it has to be certified.
+    """
+    if left := as_classifier(context.model).random_modules:
+        names = shorten(", ".join(left), 80)
+        if certifiers or bracket is not None:
+            raise UserError(f"a model with modules in train mode cannot be certified ({names}); call model.eval()")
+        warnings.warn(f"modules in train mode inside of a model in eval mode stay so ({names})", stacklevel=2)
     table = measure_clean(context.model, context.test, context.batch_size)
     n_correct, show = int(table["clean"].sum()), context.show_progress
     measured: dict[str, Measurement[Result]] = {}
