@@ -8,10 +8,12 @@ import msgspec
 from bench.core.errors import CheckError, UserError
 from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.record_checks import check_record
+from bench.core.record_verdict import heard_record
 from bench.core.records import SCHEMA, Artifact, Record
 from bench.core.registry import one_line
 
 RECORD, TABLE, WITNESSES = "record.json", "examples.npz", "witnesses.npz"
+REPLACED = "replaced"  # the folder of runs that were made again; below OUT
 
 
 class _Version(msgspec.Struct):
@@ -24,13 +26,13 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def read_record(folder: Path) -> Record:
-    """The record in `folder`; UserError if it is missing, malformed or of another schema."""
+    """The record in `folder`, with a verdict that has heard its results; UserError if it is no record."""
     path = folder / RECORD
     try:
         text = path.read_bytes()
         if (schema := msgspec.json.decode(text, type=_Version).schema) != SCHEMA:
             raise UserError(f"its schema is {schema}, and this version reads schema {SCHEMA} only")
-        return msgspec.json.decode(text, type=Record)
+        return heard_record(msgspec.json.decode(text, type=Record))
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {RECORD}; a finished run folder has one") from error
     except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -51,10 +53,14 @@ def read_run(folder: Path) -> Record:
 
 
 def find_records(paths: list[Path]) -> list[Path]:
-    """The folders at or below `paths` that hold a record, in order; UserError if a path has none."""
+    """The folders at or below `paths` that hold a record, in order; UserError if a path has none.
+
+    Runs that were replaced count only if a path leads into their folder.
+    """
     folders: list[Path] = []
     for path in paths:
-        below = sorted(p.parent for p in path.rglob(RECORD)) if path.is_dir() else []
+        found = sorted(p.parent for p in path.rglob(RECORD)) if path.is_dir() else []
+        below = [folder for folder in found if REPLACED not in folder.relative_to(path).parts]
         if not below:
             raise UserError(f"{path} holds no {RECORD}; give a run folder, or a folder of run folders")
         folders += [p for p in below if p not in folders]

@@ -21,6 +21,7 @@ from textwrap import shorten
 from typing import Any, TypeVar
 
 from bench.core.errors import UserError
+from bench.core.opened_files import record_opened_files
 
 T = TypeVar("T")
 PLURAL = {"study": "studies", "library": "libraries"}  # all others take an s
@@ -114,6 +115,9 @@ class Registry:
                         yield name, node.name, _first_line(ast.get_docstring(node))
 
 
+opened_at_import: dict[Path, set[Path]] = {}  # user's file -> the data files that it read when it was imported
+
+
 @cache
 def installed_plugins(group: str) -> EntryPoints:
     """The entry points of a group. Reading them takes milliseconds, so they are read once."""
@@ -153,8 +157,10 @@ def import_file(path: Path, *, what: str) -> Any:
         raise UserError(f"{what} {path} is not a Python file (its name must end in .py)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    opened_at_import[path.resolve()] = opened = set[Path]()
     try:
-        spec.loader.exec_module(module)
+        with record_opened_files(opened):
+            spec.loader.exec_module(module)
     except UserError:
         _forget(name)
         raise

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from bench.core.package_origins import ROOT
+
 PACKAGES = ("robust-bracket", "torch", "torchvision", "numpy", "pyautoattack", "torchattacks", "foolbox", "adv-lib")
 
 
@@ -44,18 +46,19 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of our source tree, with `-dirty` if it has changes; None for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    """The commit of our source tree, with `-dirty` if files are changed or untracked; None for an installed package."""
+    if not (ROOT / ".git").exists() or (commit := _git("rev-parse", "HEAD")) is None:
         return None
+    return f"{commit}-dirty" if _git("status", "--porcelain") != "" else commit
+
+
+def _git(*words: str) -> str | None:
+    command = ["git", "-C", str(ROOT), *words]
     try:
-        run = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
+        run = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    return run.stdout.strip() or None
+    return run.stdout.strip()
 
 
 def _cpu_name() -> str:

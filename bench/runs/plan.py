@@ -1,8 +1,9 @@
 """A request with every name, default and override resolved and checked, before anything is computed or written."""
 
+import copy
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import nn
 
 from bench.core import files, registry
 from bench.core.attack_specs import PlannedAttack, make_attacks
-from bench.core.config import RunConfig, Suite, as_json, get_suite, make_config, suites
+from bench.core.config import RunConfig, Suite, as_json, content_hash, get_suite, make_config, suites
 from bench.core.contracts import Certifier, Defense
 from bench.core.devices import choose_device, choose_threads
 from bench.core.errors import UserError
+from bench.core.opened_files import record_opened_files
+from bench.core.source_code import combined
 from bench.core.specs import parse_spec
 from bench.core.threat import ThreatModel, parse_norm
 from bench.datasets.arrays import Arrays
@@ -24,11 +27,13 @@ from bench.evaluate.bracket import BracketPlan, plan_bracket
 from bench.evaluate.certified import check_certifier, make_certifiers
 from bench.runs.compatibility import check_checkpoint, check_distinct_names, check_model, check_training
 from bench.runs.request import Request
+from bench.runs.sources import Sources, sources_of
 from bench.training.checkpoints import BuildSpec, read_spec
 from bench.training.foreign_checkpoints import load_foreign
 from bench.training.rebuild import load_weights, make_defense, new_model
 
 DEFAULT_ATTACKS = ("pgd-10", "pgd-50", "autoattack")
+OF_TRAINING = ("dataset", "data_hash", "model", "defense", "norm", "eps", "training")  # fields of RunConfig
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Plan:
     threads: int = 1
     bracket: BracketPlan | None = None
     loaded: nn.Module | None = None  # the model with the weights of --checkpoint
+    sources: Sources = field(default_factory=Sources)
 
     @property
     def name(self) -> str:
@@ -54,10 +60,24 @@ class Plan:
         checkpoint = self.request.checkpoint
         return self.spec.defense or (checkpoint.stem if checkpoint is not None else "")
 
-    def folder(self, seed: int) -> Path:
+    @property
+    def label(self) -> str:
         board = self.config.suite or Path(self.config.dataset).stem
-        label = re.sub(r"[^\w.+-]+", "_", f"{board}-{self.name}")
-        return self.request.out / f"{label}-{self.config.content_hash}" / str(seed)
+        return re.sub(r"[^\w.+-]+", "_", f"{board}-{self.name}")
+
+    def folder(self, seed: int) -> Path:
+        """The folder of the run: record, table, witnesses and weights."""
+        return self.request.out / f"{self.label}-{self.config.content_hash}" / str(seed)
+
+    @property
+    def training_identity(self) -> dict[str, Any]:
+        """Everything except the seed that determines the weights. Its hash names the folder of the training."""
+        config = self.config.as_json()
+        return {key: config[key] for key in OF_TRAINING} | {"source": combined(self.sources.training)}
+
+    def training_folder(self, seed: int) -> Path:
+        """The folder of the training, which all evaluations of its weights share."""
+        return self.request.out / "trainings" / f"{self.label}-{content_hash(self.training_identity)}" / str(seed)
 
     def new_model(self, seed: int) -> nn.Module:
         """The model as the defense builds it, with weights initialised from `seed`."""
@@ -77,11 +97,13 @@ def make_plan(request: Request) -> Plan:
     if saved_spec is not None:
         check_checkpoint(saved_spec, request.checkpoint, request.model, arrays)
     threat = _threat_of(request, suite, arrays)
-    attacks = _attacks_of(request, suite, threat)
+    read_by_methods: set[Path] = set()
+    with record_opened_files(read_by_methods):
+        attacks = _attacks_of(request, suite, threat)
+        certifiers = make_certifiers(request.certifiers)
     for planned in attacks.values():
         planned.threat.check_eps(arrays.shape)
         planned.attack.check_fits(planned.threat, arrays.shape, arrays.classes)
-    certifiers = make_certifiers(request.certifiers)
     check_distinct_names(attacks, certifiers)
     spec = saved_spec or _build_spec_of(request, suite, arrays)
     specs = (spec.model, *attacks, *certifiers)
@@ -102,14 +124,18 @@ def make_plan(request: Request) -> Plan:
         certifiers=tuple(certifiers), bracket=request.bracket,
     )  # fmt: skip
     device = choose_device(request.device)
-    return _with_model(Plan(request, config, spec, arrays, threat, attacks, certifiers, defense, device), saved_spec)
+    plan = Plan(request, config, spec, arrays, threat, attacks, certifiers, defense, device)
+    return _with_model(plan, saved_spec, read_by_methods)
 
 
-def _with_model(plan: Plan, saved_spec: BuildSpec | None) -> Plan:
-    """The plan with what depends on its model: loaded weights, threads and bracket."""
+def _with_model(plan: Plan, saved_spec: BuildSpec | None, read_by_methods: set[Path]) -> Plan:
+    """The plan with what depends on its model: loaded weights, threads, bracket and sources."""
     request, shape = plan.request, plan.arrays.shape
-    model = plan.new_model(0)
-    check_model(model, plan.arrays, plan.spec.model)
+    read_by_model: set[Path] = set()
+    with record_opened_files(read_by_model):
+        model = plan.new_model(0)
+        check_model(model, plan.arrays, plan.spec.model)
+    initial = copy.deepcopy(model.state_dict())
     threads = request.threads or choose_threads(model, shape)
     if saved_spec is not None and request.checkpoint is not None:
         load_weights(model, request.checkpoint)
@@ -122,7 +148,8 @@ def _with_model(plan: Plan, saved_spec: BuildSpec | None) -> Plan:
         model, shape, plan.arrays.classes, plan.threat, budget=request.bracket,
         known=[*plan.attacks.values(), *plan.certifiers.values()],
     )  # fmt: skip
-    return replace(plan, threads=threads, bracket=bracket, loaded=model if request.checkpoint else None)
+    plan = replace(plan, threads=threads, bracket=bracket, loaded=model if request.checkpoint else None)
+    return replace(plan, sources=sources_of(plan, initial, read_by_model, read_by_methods))
 
 
 def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.core.spec_text import join_specs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -27,9 +29,11 @@ class Request:
     plugins: Sequence[Path] = ()
     data_dir: Path | None = None
     out: Path = Path("runs")
+    reuse: bool = False  # a finished run that was made by other source is the answer, and says so
+    force: bool = False  # a finished run is made again
 
     def command_line(self, seed: int) -> str:
-        """A shell command. Options of one machine (data folder, device, threads, --out) are left out."""
+        """A shell command. Options of one machine (data folder, device, threads, --out, ...) are left out."""
         if self.checkpoint is None:
             words = ["bench", "run", "--defense", str(self.defense)]
         else:
@@ -38,8 +42,8 @@ class Request:
             *((f"--{name}", getattr(self, name)) for name in ("suite", "dataset", "model", "norm")),
             ("--eps", None if self.eps is None else ",".join(map(repr, self.eps))),
             *(("--set", f"{key}={text}") for key, text in self.overrides.items()),
-            ("--attacks", None if self.attacks is None else ",".join(self.attacks) or "none"),
-            ("--certifiers", ",".join(self.certifiers) or None),
+            ("--attacks", None if self.attacks is None else join_specs(self.attacks) or "none"),
+            ("--certifiers", join_specs(self.certifiers) or None),
         ]  # fmt: skip
         words += [word for option, value in options if value is not None for word in (option, value)]
         if self.bracket is not None:

@@ -19,7 +19,7 @@ from bench.core.progress import Progress
 from bench.core.records import Record
 from bench.runs.plan import Plan, make_plan
 from bench.runs.request import Request
-from bench.runs.run import run_seed
+from bench.runs.run import finished_result, run_seed
 
 Cell = tuple[str, int]  # a defense and a seed
 
@@ -53,7 +53,7 @@ def sweep(
                 raise
             result.refused[name] = str(error)
     cells = [(name, seed) for seed in seeds for name in plans]  # an interrupted sweep has all defenses of some seeds
-    missing = [(name, seed) for name, seed in cells if not (plans[name].folder(seed) / record_files.RECORD).exists()]
+    missing = [(name, seed) for name, seed in cells if finished_result(plans[name], seed) is None]
     jobs = min(jobs or _default_jobs(request.device), max(len(missing), 1))
     with Progress(f"sweep, {jobs} at a time", len(cells), "run") as progress:
         progress.advance(len(cells) - len(missing), "finished before")

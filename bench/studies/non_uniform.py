@@ -107,7 +107,7 @@ def paper_row(dataset: str, model: str | None, kind: str) -> Row | None:
 
 def measure_boxes(plan: Plan, seed: int, n: int, kind: str) -> Boxes:
     """Train a model (or read a finished run), and compute its boxes around the first n test images."""
-    record, folder = run_seed(plan, seed)
+    record, folder, _ = run_seed(plan, seed)
     model = plan.new_model(seed).to(plan.device).eval()
     load_weights(model, folder / WEIGHTS)
     test = plan.test_split(n)

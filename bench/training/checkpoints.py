@@ -1,9 +1,10 @@
 """Files of tensors: the checkpoint of the training loop, finished weights, and safe reading of foreign weights."""
 
 import io
+import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from bench.core.errors import UserError
 from bench.core.files import write_atomically
 from bench.core.registry import one_line
 
-CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
+CHECKPOINT, LOG, WEIGHTS = "checkpoint.pt", "log.jsonl", "weights.safetensors"
 HEADER = "robust-bracket"  # the key of our spec in a safetensors header
 State = dict[str, Tensor]
 
@@ -28,6 +29,11 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(folder / CHECKPOINT, buffer.getvalue())
+
+
+def save_log(folder: Path, log: Sequence[Mapping[str, Any]]) -> None:
+    """Write one line of JSON for each epoch, atomically."""
+    write_atomically(folder / LOG, "".join(json.dumps(line) + "\n" for line in log).encode())
 
 
 def read_checkpoint(folder: Path, device: torch.device, keys: set[str]) -> dict[str, Any] | None:
@@ -57,8 +63,8 @@ class BuildSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def save_weights(path: Path, model: nn.Module, spec: BuildSpec) -> None:
-    """Write the state dict as safetensors, with `spec` in the file's header."""
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    """Write the state dict as safetensors, with `spec` in the file's header. A shared tensor is written once a name."""
+    state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     write_atomically(path, save(state, metadata={HEADER: msgspec.json.encode(spec, order="deterministic").decode()}))
 
 

@@ -1,0 +1,63 @@
+"""The evaluation of a run: its table, witnesses and record."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from bench.core import files, record_checks, record_files, seeds
+from bench.core.example_table import Threat, accuracy, union, worst, worst_by
+from bench.core.records import SCHEMA, Record
+from bench.core.source_code import combined
+from bench.evaluate.context import EvalContext
+from bench.evaluate.evaluation import evaluate_split
+from bench.training.checkpoints import WEIGHTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from bench.core.records import Training
+    from bench.runs.plan import Plan
+
+PARTS = "parts"  # folder of the partial results of an unfinished evaluation
+
+
+def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Training | None) -> Record:
+    """Evaluate the model whose weights are in `folder`, and write table and witnesses there."""
+    config, sources = plan.config, plan.sources
+    weights = record_files.artifact(folder / WEIGHTS)
+    parts = folder / PARTS / f"{weights.sha256[:16]}-{combined(sources.evaluation)}"  # of these weights and this code
+    parts.mkdir(parents=True, exist_ok=True)
+    context = EvalContext(
+        model=model, test=plan.test_split(), threat=plan.threat, batch_size=config.eval_batch, seed=seed,
+        partial_results=parts, show_progress=True,
+    )  # fmt: skip
+    result = evaluate_split(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
+    table = result.table
+    files.write_arrays(folder / record_files.TABLE, table)
+    files.write_arrays(folder / record_files.WITNESSES, result.witnesses)
+    record = Record(
+        schema=SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model,
+        parameters=sum(p.numel() for p in model.parameters()), defense=plan.name, seed=seed,
+        threat=Threat(config.norm, config.eps), config=config.as_json(), config_hash=config.content_hash,
+        n_examples=config.n_examples, clean=accuracy(table["clean"]), attacks=result.attacks,
+        worst=worst(table), worst_by=worst_by(table), union=union(table), certifiers=result.certifiers,
+        bracket=result.bracket, audited=result.audited, training=cost, sanity=result.sanity,
+        artifacts={
+            "weights": weights,
+            "examples": record_files.artifact(folder / record_files.TABLE),
+            "witnesses": record_files.artifact(folder / record_files.WITNESSES),
+        },
+        provenance=seeds.fingerprint(plan.device, plan.threads)
+        | {
+            "data_hash": config.data_hash,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": plan.request.command_line(seed),
+            "source": combined(sources.all),
+            "source_files": sources.all,
+        },
+    )  # fmt: skip
+    record_checks.check_record(record, table)
+    return record

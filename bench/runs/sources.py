@@ -1,0 +1,99 @@
+"""What decides the weights and the evaluation of a plan besides its config: code, and files that it reads."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.core import files, registry
+from bench.core.foreign_attacks import CallableAttack
+from bench.core.package_origins import ROOT
+from bench.core.source_code import closure, files_of_spec, package_version
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.core.records import Record
+    from bench.runs.plan import Plan
+
+# Their imports are not followed: they reach everything, and the plan's own entries are known.
+GLUE = [ROOT / "bench/runs" / name for name in ("plan.py", "run.py")]
+TRAINING = [ROOT / "bench/runs/train.py"]
+EVALUATION = [ROOT / "bench/runs/evaluate.py"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Hashes by name: path in the repository, user's file, or name of a package (with its version)."""
+
+    training: dict[str, str] = field(default_factory=dict)  # empty for weights trained elsewhere
+    evaluation: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def all(self) -> dict[str, str]:
+        return self.training | self.evaluation
+
+    def changed_since(self, record: Record) -> list[str]:
+        """The names whose hash is not that of a record; all if the record is from before they were stored."""
+        recorded = record.provenance.get("source_files", {})
+        return sorted({name for name, _ in self.all.items() ^ recorded.items()})
+
+
+def sources_of(
+    plan: Plan, initial: Mapping[str, Tensor], read_by_model: set[Path], read_by_methods: set[Path]
+) -> Sources:
+    """initial: the state of the model with the weights of seed 0. read_by_*: data files that the user's code read."""
+    spec = plan.spec
+    with_model = _hashes(read_by_model)
+    if ".py:" in spec.model:  # its weights may come from a file that compiled code has read
+        with_model[f"initial weights of {Path(spec.model.partition(':')[0]).name}"] = _state_hash(initial)
+    built = [
+        *_files_of_type(plan.defense),
+        *files_of_spec(spec.model, registry.model),
+        *files_of_spec(plan.config.dataset, registry.dataset),
+    ]
+    training: dict[str, str] = {}
+    if plan.config.defense is not None:
+        training = closure([*TRAINING, *built, *_named_in(spec.training.values())], alone=GLUE) | with_model
+    stages = [] if plan.bracket is None else [stage.method for stage in plan.bracket.stages]
+    attacks = [planned.attack for planned in plan.attacks.values()]
+    methods = [path for method in (*attacks, *plan.certifiers.values(), *stages) for path in _files_of_type(method)]
+    evaluation = closure([*EVALUATION, *built, *methods], alone=GLUE) | with_model | _hashes(read_by_methods)
+    for text in plan.attacks:
+        if (library := text.partition(".")[0]) in registry.library:
+            evaluation |= package_version(library)
+    return Sources(training, evaluation)
+
+
+def _files_of_type(thing: Any) -> Iterator[Path]:
+    """The files of the classes of an object, or of the function that an attack calls; torch's own are left out."""
+    names = {each.__module__ for each in type(thing).__mro__}
+    if isinstance(thing, CallableAttack):
+        names.add(thing.function.__module__)
+    for name in names:
+        path = getattr(sys.modules.get(name), "__file__", None)
+        if path is not None and name.partition(".")[0] not in (*sys.stdlib_module_names, "torch"):
+            yield Path(path)
+
+
+def _named_in(values: Iterable[Any]) -> Iterator[Path]:
+    """The files of the registered entries that settings of a defense name, for example its attack."""
+    for value in values:
+        if isinstance(value, str):
+            yield from files_of_spec(value, registry.attack, registry.certifier, registry.defense, registry.model)
+
+
+def _hashes(paths: Iterable[Path]) -> dict[str, str]:
+    return {f"{path.parent.name}/{path.name}": files.sha256(path)[:12] for path in sorted(paths)}
+
+
+def _state_hash(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key, value in state.items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,71 @@
+"""The training of a run, in a folder of its own: OUT/trainings/LABEL-HASH/SEED. All evaluations share it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from bench.core import files
+from bench.core.progress import Progress
+from bench.core.records import Training
+from bench.datasets.split import Split, hold_out
+from bench.training.checkpoints import CHECKPOINT, WEIGHTS, save_weights
+from bench.training.loop import Loop
+from bench.training.probe import make_probe
+from bench.training.rebuild import load_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from bench.runs.plan import Plan
+
+FINISHED = "training.json"
+
+
+class FinishedTraining(msgspec.Struct, frozen=True):
+    """training.json: the cost of a finished training, and the hash of its weights."""
+
+    weights: str  # SHA-256
+    cost: Training
+
+
+def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
+    """The trained model and the training's cost, read from `folder` if the training is already finished."""
+    model = plan.new_model(seed)
+    cost = finished_training(folder)
+    if cost is not None:
+        load_weights(model, folder / WEIGHTS)
+        print(f"train {plan.name}: was finished already, in {folder}", file=sys.stderr)
+        return model.to(plan.device), cost
+    assert plan.defense is not None
+    config = plan.defense.config
+    train_rows, held_out = hold_out(len(plan.arrays.y_train), config.validation, config.validation_seed)
+    x, y = plan.arrays.x_train, plan.arrays.y_train
+    train = Split(x[train_rows], y[train_rows], plan.device, crop=config.crop, flip=config.flip)
+    validation = Split(x[held_out], y[held_out], plan.device) if len(held_out) else None
+    probe = make_probe(validation or train, plan.threat, None if validation else config.probe_examples)
+    loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe)
+    with Progress(f"train {plan.name}", loop.epochs * loop.steps_per_epoch, "step") as progress:
+        model, cost = loop.run(folder, progress.advance)
+    for warning in cost.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    save_weights(folder / WEIGHTS, model, plan.spec)
+    finished = FinishedTraining(files.sha256(folder / WEIGHTS), cost)
+    files.write_atomically(folder / FINISHED, msgspec.json.encode(finished))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return model, cost
+
+
+def finished_training(folder: Path) -> Training | None:
+    """The cost of the training whose weights are in the folder; None if it is not finished."""
+    try:
+        finished = msgspec.json.decode((folder / FINISHED).read_bytes(), type=FinishedTraining)
+        if finished.weights == files.sha256(folder / WEIGHTS):
+            return finished.cost
+    except (FileNotFoundError, msgspec.MsgspecError):
+        pass
+    return None

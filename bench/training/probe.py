@@ -1,0 +1,40 @@
+"""Robust accuracy on a few examples during a training, for its log and for the choice of the best epoch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from bench.core import registry, seeds
+from bench.core.attack_specs import make_attacks
+from bench.core.threat import ThreatModel
+from bench.datasets.split import Split
+
+Probe = Callable[[nn.Module], dict[str, float]]  # a model -> {"fgsm": accuracy, "pgd": accuracy}
+PROBE_STEPS = 10
+
+
+def make_probe(split: Split, threat: ThreatModel, n: int | None) -> Probe | None:
+    """FGSM and PGD-10 accuracy on the first n examples of a split (None: all), always with the same seed.
+
+    None if PGD does not support the norm.
+    """
+    if threat.norm not in registry.attack.get("pgd").norms:
+        return None
+    index = torch.arange(min(len(split), n or len(split)), device=split.y.device)
+    attacks = make_attacks(["fgsm", f"pgd:steps={PROBE_STEPS}"], threat)
+
+    def probe(model: nn.Module) -> dict[str, float]:
+        accuracies = {}
+        for spec, planned in attacks.items():
+            correct = 0
+            for rows in index.split(256):
+                batch = split.take(rows)
+                generator = seeds.generator(rows.device, 0, "probe")
+                x_adv = planned.attack(model, batch, planned.threat, generator=generator)
+                with torch.no_grad():
+                    correct += int((model(x_adv).argmax(dim=1) == batch.y).sum())
+            accuracies[spec.partition(":")[0]] = correct / len(index)
+        return accuracies
+
+    return probe
