@@ -73,19 +73,34 @@ class GateRun:
 Groups = dict[Recipe, list[GateRun]]
 
 
-def read_runs(paths: Sequence[Path]) -> Groups:
+def read_runs(paths: Sequence[Path], configs: Sequence[str] = ()) -> Groups:
     """The runs at or below `paths` by recipe, in the order of their seeds. Weights are not needed.
 
-    CheckError if a record does not follow from its table; UserError if there is no record, or a seed of a recipe twice.
+    configs: first digits of config hashes, which choose the runs of a recipe that has runs with several settings.
+    CheckError if a record does not follow from its table; UserError if there is no record, a seed of a recipe twice, a
+    recipe with several settings and none chosen, or a hash that chooses nothing.
     """
     groups: Groups = {}
-    for folder in find_records(list(paths)):
-        run = _read(folder)
-        group, seed = groups.setdefault(run.recipe, []), run.record.seed
-        if others := [other.folder for other in group if other.record.seed == seed]:
-            raise UserError(f"{others[0]} and {folder} are both seed {seed} of {run.recipe}; give one of them")
-        group.append(run)
-    return {recipe: sorted(group, key=lambda run: run.record.seed) for recipe, group in groups.items()}
+    for run in map(_read, find_records(list(paths))):
+        groups.setdefault(run.recipe, []).append(run)
+    hashes = {run.record.config_hash for group in groups.values() for run in group}
+    for config in configs:
+        if not any(one.startswith(config) for one in hashes):
+            raise UserError(f"no run has the config hash {config}; the runs have {', '.join(sorted(hashes))}")
+    return {recipe: _of_one_config(recipe, group, configs) for recipe, group in groups.items()}
+
+
+def _of_one_config(recipe: Recipe, group: Sequence[GateRun], configs: Sequence[str]) -> list[GateRun]:
+    chosen = [run for run in group if run.record.config_hash.startswith(tuple(configs))] or group
+    by_config = {run.record.config_hash: run.folder for run in chosen}
+    if len(by_config) > 1:
+        found = ", ".join(f"{config} ({folder})" for config, folder in by_config.items())
+        raise UserError(f"{recipe} has runs with several settings: {found}; choose one with --config HASH")
+    by_seed: dict[int, GateRun] = {}
+    for run in chosen:
+        if (other := by_seed.setdefault(run.record.seed, run)) is not run:
+            raise UserError(f"{other.folder} and {run.folder} are both seed {run.record.seed} of {recipe}; give one")
+    return [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def _read(folder: Path) -> GateRun:
@@ -103,7 +118,7 @@ def _read(folder: Path) -> GateRun:
     return GateRun(folder, record, table)
 
 
-def update_baseline(baseline: Path, runs: Sequence[Path], reason: str) -> str:
+def update_baseline(baseline: Path, runs: Sequence[Path], reason: str, configs: Sequence[str] = ()) -> str:
     """Replace the runs of the baseline by new runs of the same recipes; returns the new entry of CHANGES.md.
 
     UserError before anything is written: without a reason, with too few seeds of a trained recipe, or if a folder of
@@ -112,7 +127,7 @@ def update_baseline(baseline: Path, runs: Sequence[Path], reason: str) -> str:
     reason = " ".join(reason.split())
     if not reason:
         raise UserError("--update needs a reason, which is stored with the numbers: --update 'PGD starts at random'")
-    new = read_runs(runs)
+    new = read_runs(runs, configs)
     old = read_runs([baseline]) if any(baseline.rglob(RECORD)) else {}
     _check_update(baseline, old, new)
     for recipe, group in new.items():

@@ -55,14 +55,16 @@ class GateReport:
         return any(finding.outcome == "failed" for group in self.findings.values() for finding in group)
 
 
-def check_against_baseline(baseline: Path, runs: Sequence[Path], alpha: float = ALPHA) -> GateReport:
+def check_against_baseline(
+    baseline: Path, runs: Sequence[Path], alpha: float = ALPHA, configs: Sequence[str] = ()
+) -> GateReport:
     """Compare the runs at or below `runs` with the baseline; alpha is the family-wise error rate.
 
-    CheckError if a record does not follow from its table; UserError if there is no record, or a seed twice.
+    configs: config hashes of the new runs, for recipes with several settings. Errors are those of `read_runs`.
     """
     if not 0 < alpha < 1:
         raise UserError(f"--alpha is {alpha:g}; the probability of a false alarm must be in (0, 1), such as 0.01")
-    old, new = read_runs([baseline]), read_runs(runs)
+    old, new = read_runs([baseline]), read_runs(runs, configs)
     findings: dict[Recipe, list[GateFinding]] = {}
     for recipe in old | new:
         if recipe not in new:

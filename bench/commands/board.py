@@ -45,6 +45,8 @@ def add(commands: Any) -> None:
     sub = commands.add_parser("check", help="regression gate for CI: compare new runs with a baseline")
     sub.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="new runs, or folders of them (default: runs)")
     sub.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="folder with the runs to compare with")
+    help_text = "the runs to take of a defense that has runs with several settings: the first digits of config hashes"
+    sub.add_argument("--config", type=lambda text: text.split(","), default=[], metavar="HASH,...", help=help_text)
     sub.add_argument("--alpha", type=float, metavar="P", help="probability of a false alarm (default: 0.01)")
     sub.add_argument("--junit", type=Path, metavar="FILE", help="also write the findings as JUnit XML")
     sub.add_argument("--update", metavar="REASON", help="make the new runs the baseline, for this reason")
@@ -117,9 +119,9 @@ def act_check(args: argparse.Namespace) -> None:
 
     runs = args.runs or [Path("runs")]
     if args.update is not None:
-        print(update_baseline(args.baseline, runs, args.update))
+        print(update_baseline(args.baseline, runs, args.update, args.config))
         return
-    report = check_against_baseline(args.baseline, runs, ALPHA if args.alpha is None else args.alpha)
+    report = check_against_baseline(args.baseline, runs, ALPHA if args.alpha is None else args.alpha, args.config)
     print(gate_table(report))
     if args.junit is not None:
         write_atomically(args.junit, gate_junit(report).encode())

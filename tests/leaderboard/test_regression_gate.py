@@ -297,10 +297,21 @@ def test_a_record_without_weights_is_refused(tmp_path):
 def test_a_seed_twice_is_a_user_error(baseline, tmp_path):
     seeds(tmp_path / "a", [240])
     seeds(tmp_path / "b", [240])
-    with pytest.raises(UserError, match=r"seed 0 of mine on digits, small-cnn, Linf 0.2; give one of them"):
+    with pytest.raises(UserError, match=r"seed 0 of mine on digits, small-cnn, Linf 0.2; give one"):
         check_against_baseline(baseline, [tmp_path / "a", tmp_path / "b"])
     with pytest.raises(UserError, match=r"holds no record.json"):
         check_against_baseline(tmp_path / "nowhere", [tmp_path / "a"])
+
+
+def test_a_config_hash_chooses_the_runs_of_a_recipe_with_several_settings(baseline, tmp_path):
+    new = tmp_path / "new"
+    seeds(new / "long", [242] * 3, weights="l", config_hash="1aa")
+    seeds(new / "short", [180] * 2, first=3, weights="s", config_hash="2bb")
+    with pytest.raises(UserError, match=r"1aa \(.*long/mine/.\), 2bb \(.*--config HASH"):
+        check_against_baseline(baseline, [new])
+    assert not check_against_baseline(baseline, [new], configs=["1a"]).failed
+    with pytest.raises(UserError, match="no run has the config hash zz; the runs have 1aa, 2bb"):
+        check_against_baseline(baseline, [new], configs=["zz"])
 
 
 # --- how it is shown
