@@ -30,10 +30,10 @@ from bench.publish.untrusted_files import (
 )
 from leaderboard.published_results import ABOUT, REPORTED, About, Contest, check_name, read_about
 
-WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+LOG, WEIGHTS, CONFIG = "log.jsonl", "weights.safetensors", "config.json"
 ARTIFACTS = {"weights": WEIGHTS, "examples": TABLE, "witnesses": WITNESSES}
 MAX_BYTES = {
-    RECORD: MIB, CONFIG: MIB, "training.json": MIB, "log.jsonl": 16 * MIB, TABLE: 64 * MIB, WITNESSES: 1024 * MIB,
+    RECORD: MIB, CONFIG: MIB, LOG: 16 * MIB, TABLE: 64 * MIB, WITNESSES: 1024 * MIB,
     WEIGHTS: 4096 * MIB,
 }  # fmt: skip
 MAX_ABOUT, MAX_CONTEST = 64 * 1024, MIB

@@ -261,7 +261,7 @@ HOSTILE = {
     "link to a file": (lambda r: linked(r, "weights.safetensors"), "not a regular file"),
     "link to the record": (lambda r: linked(r, "record.json"), "not a regular file"),
     "link to a device": (lambda r: (r / "log.jsonl").unlink() or (r / "log.jsonl").symlink_to("/dev/zero"), "links"),
-    "pipe": (lambda r: (r / "training.json").unlink() or os.mkfifo(r / "training.json"), "not a regular file"),
+    "pipe": (lambda r: (r / "config.json").unlink() or os.mkfifo(r / "config.json"), "not a regular file"),
     "folder inside": (lambda r: (r / "contests").mkdir(), "does not belong to a run"),
     "code beside the record": (lambda r: (r / "conftest.py").write_text("import os"), "does not belong to a run"),
     "file name of two lines": (lambda r: (r / "a\nb\x1b").write_text(""), "does not belong to a run"),
