@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from attacks.libraries import eps_in_unit_box
+from attacks.pgd import rows_of
+from attacks.square import Square
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError
+from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
 
 MAX_TARGETS = 9
-MIN_SIDE = 5  # pixels, for Square under L2 and L1
+TILES = 5  # per side of the image, with which Square starts under L2 and L1
 PROGRESS = logging.getLogger("bench.progress")
 
 
@@ -28,7 +31,8 @@ class AutoAttack(Attack):
 
     Croce and Hein (2020), through their package pyautoattack. Each batch is one call, seeded by the generator, so its
     result depends only on the run's seed and the batch. With fewer than ten classes all incorrect classes are targets;
-    below four the targeted loss is undefined. Warnings of the package become Python warnings.
+    below four the targeted loss is undefined. Warnings of the package become Python warnings. Under L2 and L1 the
+    package's Square fails on images of some sizes (12x12); there `square` of this project replaces it, with a warning.
     """
 
     norms = ("Linf", "L2", "L1")
@@ -42,11 +46,6 @@ class AutoAttack(Attack):
             raise UserError(
                 f"autoattack version {self.version} needs at least {min_classes} classes for its DLR loss, not "
                 f"{classes}; use --attacks pgd:restarts=10"
-            )
-        if threat.norm != "Linf" and self.version != "rand" and min(shape[1:]) < MIN_SIDE:
-            raise UserError(
-                f"autoattack under {threat.norm} needs images of at least {MIN_SIDE}x{MIN_SIDE} pixels for its Square "
-                "attack; use autoattack:version=rand or pgd"
             )
         eps_in_unit_box(threat, "autoattack")
 
@@ -64,8 +63,30 @@ class AutoAttack(Attack):
             )
             for part in (attack.apgd_targeted, attack.fab):
                 part.n_target_classes = min(part.n_target_classes, MAX_TARGETS, classes - 1)
+            own_square = "square" in attack.attacks_to_run and not can_tile(threat, tuple(batch.x.shape[2:]))
+            if own_square:
+                attack.attacks_to_run.remove("square")
             x_adv, _ = attack.run_standard_evaluation(batch.x, batch.y, batch_size=len(batch))
+        if own_square:
+            height, width = batch.x.shape[2:]
+            warnings.warn(
+                f"the package's Square fails on {height}x{width} images under {threat.norm}; `square` replaced it",
+                stacklevel=2,
+            )
+            square = Square(queries=attack.square.n_queries)
+            rows = (model(x_adv).argmax(dim=1) == batch.y).nonzero().squeeze(1)
+            with on_rows(rows):
+                x_adv[rows] = square.perturb(model, rows_of(batch, rows), threat, generator=generator)
         return x_adv
+
+
+def can_tile(threat: ThreatModel, size: tuple[int, ...]) -> bool:
+    """Whether the tiles with which the package's Square starts fit into images of `size` (H,W)."""
+    side = size[0] // TILES
+    start = (size[0] - TILES * side) // 2
+    if threat.norm == "Linf" or side == 1:  # tiles of one pixel may lie outside
+        return True
+    return side > 0 and all(start + length // side * side <= length for length in size)
 
 
 class _Handler(logging.Handler):

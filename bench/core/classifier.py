@@ -106,10 +106,9 @@ class _Connected(torch.autograd.Function):
         return gradients[0], torch.zeros_like(ctx.saved_tensors[0])
 
 
-def _finite(gradient: Tensor) -> Tensor | None:
+def _finite(gradient: Tensor | None) -> Tensor | None:
     """The gradient (B,...) with NaN as 0 and infinity as the example's largest finite entry (1 if that is zero)."""
-    finite = gradient.isfinite()
-    if finite.all():
+    if gradient is None or (finite := gradient.isfinite()).all():  # None: operations without a derivative
         return None
     warnings.warn(NOT_FINITE, stacklevel=2)
     size = gradient.abs().masked_fill(~finite, 0).flatten(1).amax(dim=1)
@@ -117,13 +116,18 @@ def _finite(gradient: Tensor) -> Tensor | None:
     return torch.where(finite | gradient.isnan(), gradient.nan_to_num(nan=0.0), gradient.sign() * size)
 
 
+def is_training(module: nn.Module) -> bool:
+    """Whether a module is in train mode; frozen TorchScript has no modes."""
+    return bool(getattr(module, "training", False))
+
+
 def _left_in_train_mode(model: nn.Module) -> dict[str, nn.Module]:
     """The modules in train mode, by name, whose parent, or the parent of one of their parents, is in eval mode."""
     left: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if not module.training:
+        if not is_training(module):
             inside = {f"{name}.{child}" if name else child: part for child, part in module.named_modules() if child}
-            left |= {child: part for child, part in inside.items() if part.training}
+            left |= {child: part for child, part in inside.items() if is_training(part)}
     return left
 
 

@@ -1,7 +1,7 @@
 """The interfaces of the project: a batch, an attack, a certifier, a defense."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar
@@ -10,46 +10,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
-from bench.core.classifier import as_classifier, unwrapped
+from bench.core.batches import Batch as Batch
+from bench.core.classifier import as_classifier, is_training, unwrapped
 from bench.core.config import TrainingConfig
 from bench.core.errors import CheckError, UserError
 from bench.core.specs import check_counts_and_lengths
 from bench.core.threat import ThreatModel
-
-
-class View(Protocol):
-    """How a batch was cropped and flipped from its padded images (the canvas); invertible pixel by pixel."""
-
-    def read(self, canvas: Tensor, index: Tensor) -> Tensor: ...
-    def write(self, canvas: Tensor, index: Tensor, value: Tensor) -> None: ...
-
-
-@dataclass(frozen=True)
-class Batch:
-    """x (B,C,H,W) float32 in [0,1], y (B,) int64, index (B,) int64: the rows of the examples in their split."""
-
-    x: Tensor
-    y: Tensor
-    index: Tensor
-    view: View | None = None  # the crop and flip that made x; None if there was none
-    worst_points: Tensor | None = None  # like x: the points of lowest margin that earlier attacks found, for certifiers
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def read(self, bank: Tensor) -> Tensor:
-        """The batch's rows of a per-example bank, as float32: (N,) -> (B,); padded (N,C,H+2p,W+2p) -> like x."""
-        if bank.dim() < 4 or self.view is None:
-            return bank[self.index].float()
-        return self.view.read(bank, self.index).float()
-
-    def write(self, bank: Tensor, value: Tensor) -> None:
-        """Write `value` to the places that `read` reads; the rest, which was cropped away, keeps its values."""
-        value = value.detach().to(bank.dtype)
-        if bank.dim() < 4 or self.view is None:
-            bank[self.index] = value
-        else:
-            self.view.write(bank, self.index, value)
 
 
 @contextmanager
@@ -58,7 +24,7 @@ def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
 
     Parametrized weights (of a masked or binarised layer) are computed only once inside, because they do not change.
     """
-    before = [(module, module.training) for module in model.modules()]
+    before = [(module, is_training(module)) for module in model.modules()]
     model.train(training)
     try:
         with parametrize.cached():
@@ -199,13 +165,29 @@ def check_norm(method: Attack | Certifier, threat: ThreatModel) -> None:
 
 
 class Trainer(Protocol):
-    """What a defense may use of the training loop (bench/training/loop.py)."""
+    """What a defense may use of the training loop (bench/training/loop.py).
 
-    model: nn.Module  # images (B,C,H,W) in [0,1] -> logits (B,K); in train mode during train_step
-    generator: Generator  # on the device; the only source of randomness
-    bank: dict[str, Tensor]  # per-example state, (N,) or (N,C,H+2p,W+2p), saved in the checkpoint
-    epoch: int  # epochs finished so far
-    epochs: int  # epochs in all
+    A step is one batch of `Defense.batches`, and an epoch is one run through them.
+    """
+
+    model: nn.Module
+    """Images (B,C,H,W) in [0,1] -> logits (B,K). It is in train mode during train_step."""
+
+    generator: Generator
+    """The only source of random numbers, on the device of the model. Its state is saved in the checkpoint."""
+
+    bank: dict[str, Tensor]
+    """State for each training example, (N,) or (N,C,H+2p,W+2p), by name. It is saved in the checkpoint."""
+
+    epoch: int
+    """The number of finished epochs."""
+
+    epochs: int
+    """The number of epochs of the whole training."""
+
+    @property
+    def progress(self) -> float:
+        """The share of the steps that is done: 0 in the first step, below 1 in the last one."""
 
     @property
     def averaged(self) -> nn.Module | None:
@@ -244,7 +226,13 @@ class Trainer(Protocol):
         """backward, then step."""
 
     def starts(self, *fractions: float) -> bool:
-        """Whether the next epoch is the first one after one of these fractions of the training."""
+        """In `end_epoch`: whether the next epoch is the first one after one of these fractions of the training.
+
+        Fractions are rounded to whole epochs; a fraction that is rounded to nothing is a warning of the record.
+        """
+
+    def warn(self, message: str) -> None:
+        """Add a warning to the record of the training, unless it is there already."""
 
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
@@ -270,8 +258,18 @@ class Defense(ABC, Generic[ConfigT]):
     def prepare(self, trainer: Trainer) -> None:
         """Create the per-example banks, before the first epoch."""
 
+    def times(self) -> Mapping[str, Sequence[float]]:
+        """Points in time at which `train_step` changes, as fractions of the training (`trainer.progress`), by setting.
+
+        The loop warns of those that a short training does not have.
+        """
+        return {}
+
     def batches(self, trainer: Trainer) -> Iterator[Batch]:
-        """The batches of one epoch."""
+        """The batches of one epoch; as many in each epoch.
+
+        The loop goes through them once before the training, to count the steps, and undoes what this changes.
+        """
         yield from trainer.shuffled()
 
     @abstractmethod
@@ -285,5 +283,10 @@ class Defense(ABC, Generic[ConfigT]):
         """Called after each epoch: resets, snapshots."""
 
     def predictor(self, trainer: Trainer) -> nn.Module:
-        """The model to evaluate: the weight average if there is one, else the model."""
+        """The model to evaluate: the weight average if there is one, else the model.
+
+        It is saved as its weights and rebuilt by `build`, so it must be the network that `build` makes, with other
+        weights. The loop refuses any other before the training. An ensemble of snapshots, for example, is made in
+        `build`: it computes the mean in eval mode and is one network in train mode.
+        """
         return trainer.averaged if trainer.averaged is not None else trainer.model

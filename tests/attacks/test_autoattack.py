@@ -1,10 +1,13 @@
 import logging
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
+from pyautoattack.square import SquareAttack
 from torch import nn
 
+from attacks import autoattack
 from attacks.autoattack import AutoAttack
 from bench.core import seeds
 from bench.core.contracts import Batch
@@ -67,7 +70,41 @@ def test_too_few_classes_are_a_user_error(version, classes, works):
 
 
 @pytest.mark.parametrize("norm", ["L2", "L1"])
-def test_images_too_small_for_square_are_a_user_error(norm):
-    batch = Batch(torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long), torch.arange(2))
-    with pytest.raises(UserError, match="at least 5x5"):
-        AutoAttack()(linear_model((1, 4, 4), 5), batch, ThreatModel(norm, 0.5), generator=seeds.generator(CPU, 0))
+def test_the_package_s_square_is_run_on_the_sizes_on_which_it_works(norm):
+    for size in [
+        (4, 4),
+        (8, 8),
+        (9, 7),
+        (12, 12),
+        (14, 14),
+        (18, 18),
+        (24, 24),
+        (28, 28),
+        (28, 20),
+        (20, 28),
+        (48, 36),
+    ]:
+        model = linear_model((1, *size), 3)
+        x = torch.rand((1, 1, *size), generator=torch.Generator().manual_seed(0))
+        square = SquareAttack(model, norm=norm, n_queries=2, eps=1e-3)
+        works = autoattack.can_tile(ThreatModel(norm, 1e-3), size)
+        with nullcontext() if works else pytest.raises((RuntimeError, ZeroDivisionError)):
+            square.perturb(x, model(x).argmax(dim=1))
+
+
+def test_our_square_takes_the_place_of_the_package_s_with_a_warning():
+    """A model without a gradient, which only a black-box attack breaks."""
+    model = nn.Sequential(Rounded(), linear_model((1, 12, 12), 5))
+    x = torch.rand((6, 1, 12, 12), generator=torch.Generator().manual_seed(0))
+    batch, threat = Batch(x, model(x).argmax(dim=1), torch.arange(6)), ThreatModel("L2", 6.0)
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        x_adv = AutoAttack()(model, batch, threat, generator=seeds.generator(CPU, 0))
+    assert any("12x12" in str(each.message) for each in caught)
+    assert (model(x_adv).argmax(dim=1) != batch.y).any()
+
+
+class Rounded(nn.Module):
+    """Images rounded to ten grey levels, which has no gradient."""
+
+    def forward(self, x):
+        return (10 * x).round() / 10
