@@ -83,13 +83,14 @@ def evaluate_split(
         add(BRACKET, measurement)
     audited = audit_certificates(context, table)
     witnesses = collect_witnesses(measured)
+    results = {source: measurement.result for source, measurement in measured.items()}
     sanity = form_verdict(
-        context.model, context.test, context.threat, table, seed=context.seed, batch_size=context.batch_size
-    )
+        context.model, context.test, context.threat, table, seed=context.seed, batch_size=context.batch_size,
+        results=results,
+    )  # fmt: skip
     threats = {source: measurement.threat for source, measurement in measured.items()}
     stochastic = any(check.name == "stochastic" and check.outcome != "passed" for check in sanity.checks)
     check_evaluation(context, table, witnesses, threats, deterministic=not stochastic)
-    results = {source: measurement.result for source, measurement in measured.items()}
     of_attacks = {spec: result for spec, result in results.items() if isinstance(result, AttackResult)}
     of_certifiers = {spec: result for spec, result in results.items() if isinstance(result, CertifierResult)}
     of_bracket = next((result for result in results.values() if isinstance(result, Bracket)), None)

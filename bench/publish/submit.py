@@ -21,6 +21,7 @@ from bench.core import files
 from bench.core.config import get_suite
 from bench.core.errors import CheckError, UserError
 from bench.core.record_files import find_records, write_record
+from bench.core.record_verdict import results_of
 from bench.core.records import Record
 from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
@@ -172,7 +173,9 @@ def _repeat_verdict(folder: Path, record: Record, model: nn.Module, data: Arrays
     table = files.read_arrays(folder / ARTIFACTS["examples"])
     size = get_suite(record.suite or "").eval_batch
     threat, claimed = ThreatModel.from_record(record.threat), record.sanity.verdict
-    sanity = form_verdict(model.eval(), test, threat, table, seed=settings.seed, batch_size=size)
+    sanity = form_verdict(
+        model.eval(), test, threat, table, seed=settings.seed, batch_size=size, results=results_of(record)
+    )
     evidence = f"seed {settings.seed}: {'; '.join([sanity.verdict, *sanity.reasons])}"
     if sanity.verdict == "unreliable":
         return Finding("sanity", "failed", f"{evidence}: its accuracy is not a bound")
@@ -180,16 +183,16 @@ def _repeat_verdict(folder: Path, record: Record, model: nn.Module, data: Arrays
 
 
 def _objections(report: Sequence[Finding], record: Record) -> list[str]:
-    """Findings that refuse a submission: failed checks, and required checks that could not be made.
+    """Findings that refuse a submission: failed checks, weak attacks, and required checks that could not be made.
 
     Not required: the leakage checks, which need many examples, and repeating a probabilistic certificate.
     """
     probabilistic = [spec for spec, result in record.certifiers.items() if result.kind == "probabilistic"]
     optional = {*LEAK_CHECKS, *(f"certified again by {spec}" for spec in probabilistic)}
     return [
-        f"{each.name}: {each.evidence}" if each.outcome == "failed" else f"{each.name} not checkable: {each.evidence}"
+        f"{each.name}{' not checkable' if each.outcome == 'not checkable' else ''}: {each.evidence}"
         for each in report
-        if each.outcome == "failed" or (each.outcome == "not checkable" and each.name not in optional)
+        if each.outcome in ("failed", "weaker") or (each.outcome == "not checkable" and each.name not in optional)
     ]
 
 

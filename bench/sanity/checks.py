@@ -13,6 +13,7 @@ from bench.core import registry, seeds
 from bench.core.attack_specs import make_attacks
 from bench.core.errors import UserError
 from bench.core.example_table import Flags
+from bench.core.record_verdict import NEGLIGIBLE, ONE_STEP, SIGNIFICANCE, by_chance
 from bench.core.threat import TINY
 from bench.sanity.ascent import cross_entropy_gradient
 from bench.sanity.model_under_test import (
@@ -26,9 +27,6 @@ from bench.sanity.model_under_test import (
     ModelUnderTest,
 )
 
-SIGNIFICANCE = 1e-3  # of each check: with a dozen of them, about one sound record in a hundred at the tolerated share
-TOLERATED = 0.05  # share of examples that may show a sign; 50 sound models: 0.03, and 0.09 for queries-better
-NEGLIGIBLE = 0.01  # share of examples by which a weaker attack may win; random starts gave 0.015 of 200 examples
 BATCH_NOISE = 1e-2  # of the logits' spread; float32 gives 2e-5, TF32's rounding 4e-4, batch statistics 0.1 and more
 SUM_NOISE = 1e-3  # of a sum of probabilities
 SLACK = 0.1  # of the clean margin, by which one step may beat many because of rounding in the cross entropy
@@ -36,7 +34,6 @@ ALONE = 8  # images that are evaluated alone
 QUERIES = ("random-noise", "square:queries=100")  # attacks without gradients that the checks run
 BLACK_BOX = ("random-noise", "square")
 NOT_BY_GRADIENT = (*BLACK_BOX, "transfer", "autoattack")  # autoattack includes Square
-ONE_STEP = ("fgsm", "single-step")
 RANK = {"skipped": 0, "passed": 1, "suspect": 2, "unreliable": 3}
 
 
@@ -55,14 +52,6 @@ def skipped(reason: str) -> CheckResult:
 
 def worst(results: Iterable[CheckResult]) -> CheckResult:
     return max(results, key=lambda result: (RANK[result.outcome], result.value or 0))
-
-
-def by_chance(n: int, rate: float = TOLERATED) -> int:
-    """The largest number of n examples that show a sign of this rate, except with probability SIGNIFICANCE."""
-    from scipy.special import betainc  # here, because the import takes a tenth of a second
-
-    more = np.arange(1, n + 1)
-    return int((betainc(more, n - more + 1.0, rate) > SIGNIFICANCE).sum())  # P(at least `more` of n)
 
 
 def symptom(tested: ModelUnderTest, hits: Tensor | Flags, among: int, sign: str, *remedies: str) -> CheckResult:
@@ -111,7 +100,7 @@ def batch_dependent(tested: ModelUnderTest) -> CheckResult:
     x, half, few = tested.first.x, len(tested.first) // 2, min(ALONE, len(tested.first))
     try:
         alone = torch.cat([tested.logits(x[i : i + 1]) for i in range(few)])
-    except (RuntimeError, ValueError) as error:  # batch norm in train mode refuses one image
+    except (RuntimeError, ValueError, UserError) as error:  # batch norm in train mode refuses one image
         return CheckResult("unreliable", None, None, f"a batch of one image fails ({registry.one_line(error)})")
     reference = tested.first_logits
     pairs = {
@@ -129,14 +118,43 @@ def batch_dependent(tested: ModelUnderTest) -> CheckResult:
 
 
 def not_logits(tested: ModelUnderTest) -> CheckResult:
-    """The model returns probabilities, or log probabilities without declaring it."""
+    """The model returns probabilities, or log probabilities without declaring it.
+
+    The gradient of the cross entropy of probabilities vanishes where the model is confident, which misleads attacks.
+    Log probabilities are logits too; a model that returns them on purpose, such as the logarithm of the mean
+    probabilities of an ensemble, has the attribute `returns_log_probabilities = True`.
+    """
     z = tested.first_logits.double()
     softmax = (z >= 0).all(dim=1) & ((z.sum(dim=1) - 1).abs() < SUM_NOISE)
     logs = z.logsumexp(dim=1).abs() < SUM_NOISE
     if getattr(tested.model, "returns_log_probabilities", False):
         logs = torch.zeros_like(logs)
-    kind = "log probabilities (declare with returns_log_probabilities = True)" if logs.any() else "probabilities"
+    advice = "declare that with `model.returns_log_probabilities = True`"
+    kind = (
+        f"log probabilities; {advice}"
+        if logs.any()
+        else (
+            "probabilities, not logits; return logits, or the logarithm of the probabilities (of an ensemble: of their "
+            f"mean), and {advice}"
+        )
+    )
     return symptom(tested, softmax | logs, len(z), f"the outputs are {kind}", RESCALED)
+
+
+def one_class(tested: ModelUnderTest) -> CheckResult:
+    """One class is predicted for all examples, although many have another label.
+
+    A model that finds half of the examples of the other classes would miss n of them with probability 2^-n.
+    """
+    predictions, labels = tested.table["prediction"], tested.table["label"]
+    first, n = int(predictions[0]), len(labels)
+    others = int((labels != first).sum())
+    if (predictions != first).any():
+        return CheckResult("passed", None, None, f"several classes are predicted for {n} examples")
+    evidence = f"the model predicts class {first} for all {n} examples, of which {others} have another label"
+    if 0.5**others > SIGNIFICANCE:
+        return skipped(f"{evidence}, too few to decide")
+    return CheckResult("suspect", 1.0, None, f"{evidence}; its training may have failed")
 
 
 def zero_gradient(tested: ModelUnderTest) -> CheckResult:
@@ -251,7 +269,7 @@ def against_white_box(tested: ModelUnderTest, names: tuple[str, ...]) -> CheckRe
 
 Check = Callable[[ModelUnderTest], CheckResult]
 MODEL_CHECKS: dict[str, Check] = {
-    "stochastic": stochastic, "batch-dependent": batch_dependent, "not-logits": not_logits,
+    "stochastic": stochastic, "batch-dependent": batch_dependent, "not-logits": not_logits, "one-class": one_class,
 }  # fmt: skip
 ATTACK_CHECKS: dict[str, Check] = {
     "zero-gradient": zero_gradient, "vanishing-gradient": vanishing_gradient, "loss-not-raised": loss_not_raised,

@@ -185,7 +185,7 @@ def test_a_robust_model_has_no_warnings(robust, test, norm):
     found, checks = judged(robust, test, norm)
     assert (found.verdict, found.reasons) == ("no-warnings", [])
     assert {check.outcome for check in checks.values()} <= {"passed", "skipped"}
-    assert len(checks) == 14
+    assert len(checks) == 15
     assert checks["zero-gradient"].outcome == checks["twice-eps-no-better"].outcome == "passed"
 
 
@@ -207,11 +207,34 @@ def test_without_attacks_the_verdict_is_not_attacked_unless_a_check_alarms(robus
 
 
 @pytest.mark.slow
-def test_an_attack_under_another_threat_model_and_a_bracket_count_as_attacked(robust, test):
+def test_a_bracket_counts_as_attacked_and_an_attack_under_another_threat_model_does_not(robust, test):
     table = measure_clean(robust, test, 256)
     status = np.where(table["clean"], "open", "broken")
-    for columns in ({"robust/fgsm:norm=L2:eps=1.0": table["clean"]}, {"status": status}):
-        assert judged(robust, test, table=table | columns)[0].verdict == "no-warnings"
+    for columns, verdict in (
+        ({"robust/fgsm:norm=L2:eps=1.0": table["clean"]}, "not-attacked"),
+        ({"status": status}, "no-warnings"),
+    ):
+        assert judged(robust, test, table=table | columns)[0].verdict == verdict
+
+
+class OneClass(nn.Module):
+    """A network whose training failed: logits that depend on the image, class 3 always the largest."""
+
+    def forward(self, x):
+        return torch.eye(10)[3] + 1e-3 * x.flatten(1)[:, :10]
+
+
+def test_a_network_that_predicts_one_class_is_told_so_and_nothing_of_gradients(test):
+    found, checks = judged(OneClass(), test, specs=["fgsm"])
+    assert found.verdict == "suspect"
+    assert alarms(checks) == {"one-class"}
+    assert "one-class: the model predicts class 3 for all 150 examples" in found.reasons[0]
+    assert checks["zero-gradient"].outcome == "skipped"
+    few = Split.of_tensors(test.take(torch.arange(8)).x, test.take(torch.arange(8)).y)
+    assert judged(OneClass(), few, specs=["fgsm"])[1]["one-class"].outcome == "skipped"
+    of_class = (test.y == 3).nonzero()[:, 0]
+    only = Split.of_tensors(test.take(of_class).x, test.take(of_class).y)
+    assert judged(OneClass(), only, specs=["fgsm"])[1]["one-class"].outcome == "skipped"
 
 
 @pytest.mark.slow
@@ -266,6 +289,7 @@ def test_probabilities_and_unannounced_log_probabilities_are_not_logits(robust, 
         assert found.verdict == "suspect"
         assert alarms(checks) == {"not-logits"}
         assert what in found.reasons[0]
+        assert "`model.returns_log_probabilities = True`" in found.reasons[0]
 
 
 class Shifted(nn.Module):

@@ -1,0 +1,126 @@
+"""What the results of an evaluation and its verification say against it, for the verdict. Imports no torch.
+
+The checks here need no model, so they also judge records from before there was such a check.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from bench.core.example_table import BRACKET
+from bench.core.records import VERDICTS, AttackResult, Bracket, CertifierResult, Record, Sanity, SanityCheck
+from bench.core.spec_text import split_spec, split_steps
+
+SIGNIFICANCE = 1e-3  # of each check: with a dozen of them, about one sound record in a hundred at the tolerated share
+TOLERATED = 0.05  # share of examples that may show a sign; 50 sound models: 0.03, and 0.09 for queries-better
+NEGLIGIBLE = 0.01  # share of examples by which a weaker attack may win; random starts gave 0.015 of 200 examples
+ONE_STEP = ("fgsm", "r-fgsm", "single-step")
+ALARMS = {"failed": "unreliable", "weaker": "suspect"}  # outcomes of a verification -> outcome of a check
+
+Results = Mapping[str, AttackResult | CertifierResult | Bracket]  # by spec, and `bracket`
+
+
+class Finding(Protocol):
+    """One finding of a verification."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def outcome(self) -> str: ...
+    @property
+    def evidence(self) -> str: ...
+
+
+def by_chance(n: int, rate: float = TOLERATED) -> int:
+    """The largest number of n examples that show a sign of this rate, except with probability SIGNIFICANCE."""
+    from scipy.special import betainc  # here, because the import takes a tenth of a second
+
+    more = np.arange(1, n + 1)
+    return int((betainc(more, n - more + 1.0, rate) > SIGNIFICANCE).sum())  # P(at least `more` of n)
+
+
+def result_checks(results: Results) -> list[SanityCheck]:
+    """The checks of results: warnings of attacks, and a bracket that broke what the attacks had left."""
+    return [_attack_warnings(results), _bracket_better(results)]
+
+
+def heard(sanity: Sanity, results: Results) -> Sanity:
+    """The verdict with the alarms of result_checks, if it has not heard them; `not-attacked` if nothing attacked."""
+    if sanity.verdict == "no-warnings" and not _was_attacked(results):
+        sanity = msgspec.structs.replace(sanity, verdict="not-attacked")
+    known = {check.name for check in sanity.checks}
+    return _with_alarms(sanity, (check for check in result_checks(results) if check.name not in known))
+
+
+def results_of(record: Record) -> Results:
+    bracket = {} if record.bracket is None else {BRACKET: record.bracket}
+    return {**record.attacks, **record.certifiers, **bracket}
+
+
+def heard_record(record: Record) -> Record:
+    """The record with the verdict that has heard all of its results."""
+    return msgspec.structs.replace(record, sanity=heard(record.sanity, results_of(record)))
+
+
+def with_findings(record: Record, findings: Iterable[Finding]) -> Record:
+    """The record with the verdict that has heard the findings of a verification."""
+    checks = (
+        SanityCheck(f"verify {f.name}", ALARMS.get(f.outcome, "passed"), None, None, f.evidence) for f in findings
+    )
+    return msgspec.structs.replace(record, sanity=_with_alarms(record.sanity, checks))
+
+
+def _with_alarms(sanity: Sanity, checks: Iterable[SanityCheck]) -> Sanity:
+    alarms = [check for check in checks if check.outcome in ("suspect", "unreliable")]
+    if not alarms:
+        return sanity
+    order = list(VERDICTS)
+    verdicts = [sanity.verdict if sanity.verdict in VERDICTS else "unreliable", *(check.outcome for check in alarms)]
+    reasons = [f"{check.name}: {check.evidence}" for check in alarms]
+    return Sanity(max(verdicts, key=order.index), [*sanity.reasons, *reasons], [*sanity.checks, *alarms])
+
+
+def _own_attacks(results: Results) -> list[str]:
+    """The attacks under the record's own threat model."""
+    attacks = [spec for spec, result in results.items() if isinstance(result, AttackResult)]
+    return [spec for spec in attacks if not {"norm", "eps"} & split_spec(spec).options.keys()]
+
+
+def _was_attacked(results: Results) -> bool:
+    """Did anything that can break an example run under the record's own threat model, on any example?"""
+    searched = any(isinstance(result, CertifierResult) and result.broken is not None for result in results.values())
+    bracket = results.get(BRACKET)
+    tried = isinstance(bracket, Bracket) and any(
+        stage.backwards > 0 or (stage.broken > 0 and name != "clean") or name == "exact"
+        for name, stage in bracket.stages.items()
+    )
+    decided = isinstance(bracket, Bracket) and bracket.open == 0
+    return bool(_own_attacks(results)) or searched or tried or decided
+
+
+def _attack_warnings(results: Results) -> SanityCheck:
+    lines = [
+        f"{source}: {warning}"
+        for source, result in results.items()
+        if not isinstance(result, CertifierResult)
+        for warning in result.warnings
+    ]
+    text = " ".join("; ".join(lines).split())
+    return SanityCheck("attack-warnings", "suspect" if lines else "passed", None, None, text or "no attack warned")
+
+
+def _bracket_better(results: Results) -> SanityCheck:
+    """The stages of the bracket break more of what the attacks left than random starts explain."""
+    name, attacks, bracket = "bracket-better", _own_attacks(results), results.get(BRACKET)
+    strong = [spec for spec in attacks if split_steps(split_spec(spec).name)[0] not in ONE_STEP]
+    if not isinstance(bracket, Bracket) or not strong:
+        return SanityCheck(name, "skipped", None, None, "there is no bracket beside an attack of several steps")
+    stages = bracket.stages
+    n = next(iter(stages.values())).tried - stages["clean"].broken if "clean" in stages else 0
+    more = sum(stage.broken for source, stage in stages.items() if source not in results and source != "clean")
+    limit = by_chance(n, NEGLIGIBLE)
+    evidence = f"the bracket breaks {more} of {n} examples that {', '.join(attacks)} left"
+    outcome = "suspect" if more > limit else "passed"
+    return SanityCheck(name, outcome, more / max(n, 1), limit / max(n, 1), evidence)

@@ -1,0 +1,50 @@
+"""verification.json: what the last `bench verify` of a run found, beside its record. Imports no torch."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from bench.core.errors import UserError
+from bench.core.files import sha256, write_atomically
+from bench.core.record_files import RECORD
+from bench.core.record_verdict import Finding, with_findings
+from bench.core.records import Record
+from bench.core.registry import one_line
+
+VERIFICATION = "verification.json"
+
+
+class StoredFinding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    outcome: str
+    evidence: str
+
+
+class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The findings on the record with this hash, and how the examples were attacked again."""
+
+    record: str  # SHA-256 of record.json; of another record the findings say nothing
+    attack: str
+    sample: int
+    seed: int
+    findings: list[StoredFinding]
+
+
+def write_verification(folder: Path, findings: Iterable[Finding], *, attack: str, sample: int, seed: int) -> None:
+    """Store the findings of a verification of the run in `folder`."""
+    stored = [StoredFinding(finding.name, finding.outcome, finding.evidence) for finding in findings]
+    verification = Verification(sha256(folder / RECORD), attack, sample, seed, stored)
+    write_atomically(folder / VERIFICATION, msgspec.json.format(msgspec.json.encode(verification), indent=1) + b"\n")
+
+
+def verified(record: Record, folder: Path) -> Record:
+    """The record with a verdict that has heard its verification, if the folder holds one of this record."""
+    path = folder / VERIFICATION
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Verification)
+    except FileNotFoundError:
+        return record
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not a verification: {one_line(error)}; delete it and verify again") from error
+    return with_findings(record, found.findings) if found.record == sha256(folder / RECORD) else record
