@@ -1,5 +1,6 @@
 """Adversarial training with adaptive step size (Huang et al.; thesis, section 5.2)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +25,7 @@ class Config(TrainingConfig):
     largest: float = 1.75
     step_size: Literal["released", "eq-5.16"] = "released"
     warm_up: float = 5 / 30  # fraction of the training with the constant step size eps
-    resets: tuple[float, ...] = (10 / 30, 20 / 30)  # fractions after which the perturbations are drawn again
+    resets: tuple[float, ...] = (10 / 30, 20 / 30)  # when perturbations are drawn again, after two epochs at least
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,6 +45,9 @@ class ATAS(Defense[Config]):
     Thesis, Algorithm 5.3. Perturbations are kept from epoch to epoch, in float16, and follow the crop and flip of
     their image.
 
+    `resets` are fractions of the training, rounded to the end of an epoch; one that would discard perturbations before
+    their second epoch is left out, with a warning.
+
     Deviations: the default step size is that of the released code, a_i = 2 eps / (1 + sqrt(v_i) / c) clamped to
     [eps/2, 1.75 eps], after a warm-up with a_i = eps that does not update v. `step_size=eq-5.16` is the text's
     a_i = a / sqrt(v_i + c) with a / c = 2 eps, not clamped. The published c is for eps 8/255 and gradients of a batch
@@ -58,12 +62,22 @@ class ATAS(Defense[Config]):
     config_class = Config
     norms = ("Linf",)
 
+    def times(self) -> Mapping[str, Sequence[float]]:
+        return {"warm_up": (self.config.warm_up,)}
+
     def prepare(self, trainer: Trainer) -> None:
         trainer.bank["v"] = torch.zeros(trainer.examples, device=trainer.generator.device)  # line 1: v_i = 0
         start_bank(trainer)  # line 2: x_i^(0) = x_i + U(-eps, eps)
+        kept = self.reset_epochs(trainer.epochs)
+        wanted = [fraction for fraction in self.config.resets if 0 < fraction < 1]
+        if len(kept) < len(wanted):
+            trainer.warn(
+                f"resets: {trainer.epochs} epochs have room for {len(kept)} of {len(wanted)}, because perturbations "
+                "are used in at least two epochs"
+            )
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        warm = trainer.epoch < round(self.config.warm_up * trainer.epochs)
+        warm = trainer.progress < self.config.warm_up
         v_before = batch.read(trainer.bank["v"])
 
         def step_sizes(gradient: Tensor) -> Tensor:
@@ -80,8 +94,16 @@ class ATAS(Defense[Config]):
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))  # line 8
 
     def end_epoch(self, trainer: Trainer) -> None:
-        if trainer.starts(*self.config.resets):
+        if trainer.epoch + 1 in self.reset_epochs(trainer.epochs):
             start_bank(trainer)
+
+    def reset_epochs(self, epochs: int) -> list[int]:
+        """After which epochs, counted from 1, the perturbations are drawn again in a training of `epochs` epochs."""
+        kept = [0]
+        for epoch in sorted({round(fraction * epochs) for fraction in self.config.resets}):
+            if kept[-1] + 2 <= epoch < epochs:
+                kept.append(epoch)
+        return kept[1:]
 
     def alpha(self, v: Tensor, eps: float) -> Tensor:
         """Step sizes (B,) for moving averages v (B,) of squared gradient norms (Eq. 5.16)."""

@@ -102,7 +102,8 @@ class BinarySubnet(Subnet[Config]):
     Thesis, Algorithm 5.1 (edge pop-up with PGD), adaptive pruning (Eq. 5.11), binary initialisation and last batch norm
     (5.1.3). The weights of all linear and convolutional layers are the signs of the architecture's default
     initialisation. Biases, which are zero in the text, are removed. Weights are ranked by their score, as in the text;
-    the released code ranks by its absolute value (`rank=magnitude`).
+    the released code ranks by its absolute value (`rank=magnitude`). Deviation: the attack steps along the gradient's
+    sign (Linf) or the normalised gradient (L2), as PGD does; the box of the algorithm steps along the gradient itself.
 
     Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 3 seeds, 360 test images):
     clean 97.8, certified 0.0, attacked 43.8 +- 2.0. mnist (cnn, Linf 0.1, 2 epochs, 3 seeds, 1,000 test images): clean
@@ -116,7 +117,7 @@ class BinarySubnet(Subnet[Config]):
 class BinarySubnetFast(Subnet[FastConfig]):
     """binary-subnet with ATTA instead of PGD: one-step attacks that start from the last epoch's perturbation.
 
-    Thesis, section 5.1.5.
+    Thesis, section 5.1.4 (FGSM with ATTA).
 
     Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 3 seeds, 360 test images):
     clean 98.5, certified 0.0, attacked 38.3 +- 1.3. mnist (cnn, Linf 0.1, 2 epochs, 3 seeds, 1,000 test images): clean

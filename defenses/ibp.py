@@ -49,8 +49,15 @@ class IBP(Defense[Config]):
 
     config_class = Config
 
+    def prepare(self, trainer: Trainer) -> None:
+        ramp = [self.ramp(epoch / trainer.epochs) for epoch in range(trainer.epochs)]
+        if ramp[-1] < 1:
+            trainer.warn(f"ramp: the last of {trainer.epochs} epochs has {ramp[-1]:.0%} of eps; train for more epochs")
+        elif not any(0 < position < 1 for position in ramp):
+            trainer.warn(f"ramp: eps rises at once in a training of {trainer.epochs} epochs; train for more epochs")
+
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        loss, ramp = cross_entropy(trainer.model(batch.x), batch.y), self.ramp(trainer)
+        loss, ramp = cross_entropy(trainer.model(batch.x), batch.y), self.ramp(trainer.epoch / trainer.epochs)
         if ramp > 0:
             kappa = 1 - (1 - self.config.kappa) * ramp
             threat = replace(trainer.threat, eps=ramp * trainer.eps)
@@ -58,9 +65,9 @@ class IBP(Defense[Config]):
             loss = kappa * loss + (1 - kappa) * cross_entropy(worst, batch.y)
         trainer.update(loss)
 
-    def ramp(self, trainer: Trainer) -> float:
-        """The position in the ramp of eps and kappa, from 0 (not begun) to 1 (finished)."""
-        position = (trainer.epoch / trainer.epochs - self.config.warm_up) / self.config.ramp
+    def ramp(self, progress: float) -> float:
+        """The position in the ramp of eps and kappa at a share `progress` of the epochs: from 0 to 1, its end."""
+        position = (progress - self.config.warm_up) / self.config.ramp
         return min(1.0, max(0.0, position))
 
 

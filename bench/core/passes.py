@@ -1,16 +1,21 @@
 """Counters of forward and backward passes through a model, in total and per example."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
 
 from bench.core.threat import ThreatModel
 
+WorkOf = Callable[[Any, Tensor], int]  # (inputs, output) of a call of a layer -> its multiply-adds
+ROUNDING = 1e-6  # of a pass, in a sum of shares
 _ROWS: ContextVar[Tensor | None] = ContextVar("rows", default=None)
 
 
@@ -31,10 +36,30 @@ def on_rows(rows: Tensor) -> Iterator[None]:
 
 @dataclass
 class Passes:
-    """One pass is one example through the whole model."""
+    """Numbers of forward and backward passes. One pass is one example through the whole model.
+
+    - A call of the model is one pass for each example, whatever the model does inside.
+    - A call of a part of the model, outside of a call of the model itself, is a share of a pass: the multiply-adds of
+      its linear and convolutional layers, divided by those of one example through the whole model. So a part that
+      contains all these layers counts as the model does, the parts of a chain add up to one pass, and a batch in
+      chunks counts as one batch. `torch.func.functional_call` calls the module with other weights, and counts as well.
+    - The gradient of the output of a call is a backward pass, or the same share of one.
+
+    Code that uses the weights without calling a layer (bounds, for example) makes no passes. The work of "the whole
+    model" is that of a call in train mode if there was one, else of a call in eval mode. Shares are summed exactly and
+    rounded at the end of `count_passes`; the rounding error is kept for the next count.
+    """
 
     forwards: int = 0
     backwards: int = 0
+    forward_work: int = field(default=0, compare=False)  # multiply-adds in parts of the model that are not yet counted
+    backward_work: int = field(default=0, compare=False)
+    whole: dict[bool, int] = field(default_factory=dict, compare=False)  # multiply-adds of a pass, by model.training
+
+    @property
+    def work_of_a_pass(self) -> int:
+        """The multiply-adds of one example through the whole model; 0 if it was not called yet."""
+        return self.whole.get(True) or self.whole.get(False, 0)
 
     def forward(self, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
         """Count a call of the model, and its backward pass when it happens."""
@@ -45,18 +70,107 @@ class Passes:
     def backward(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)
 
+    def forward_part(self, output: Tensor, work: int) -> None:
+        """Count a call of one layer outside of a call of the model, and its backward pass when it happens."""
+        self.forward_work += work
+        if output.requires_grad:
+            output.register_hook(lambda _: self.backward_part(work))
+
+    def backward_part(self, work: int) -> None:
+        self.backward_work += work
+
+    def settle(self) -> None:
+        """Turn the work in parts of the model into passes, if the work of a pass is known."""
+        if work := self.work_of_a_pass:
+            forwards, backwards = ((2 * each + work) // (2 * work) for each in (self.forward_work, self.backward_work))
+            self.forwards, self.forward_work = self.forwards + forwards, self.forward_work - forwards * work
+            self.backwards, self.backward_work = self.backwards + backwards, self.backward_work - backwards * work
+
 
 PassesT = TypeVar("PassesT", bound=Passes)
 
 
 @contextmanager
 def count_passes(model: nn.Module, passes: PassesT) -> Iterator[PassesT]:
-    """Add to `passes`, inside the block, every call of the model and every gradient taken through its output."""
-    handle = model.register_forward_hook(lambda _, inputs, output: passes.forward(inputs, output))
+    """Add to `passes`, inside the block, every call of the model or of a part of it, and every gradient through it.
+
+    A copy of the model that is made inside the block counts as the model. Calls of parts of a compiled or scripted
+    model are not seen.
+    """
+    running, work = False, 0  # whether the model itself runs, and the work of its layers in this call
+    # hooks are functions, not methods: a copy of the model shares functions, and would have a copy of the object
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        nonlocal running, work
+        running, work = True, 0
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal running
+        running = False
+        if isinstance(output, Tensor):
+            passes.forward(inputs, output)
+            if module.training not in passes.whole and len(output):
+                passes.whole[module.training] = work // len(output)
+
+    def count_layer(work_of: WorkOf) -> Callable[[nn.Module, Any, Any], None]:
+        def count(module: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal work
+            if not isinstance(output, Tensor):
+                return
+            if not running:
+                passes.forward_part(output, work_of(inputs, output))
+            elif model.training not in passes.whole:
+                work += work_of(inputs, output)
+
+        return count
+
+    handles = [model.register_forward_pre_hook(enter)]
+    handles += [layer.register_forward_hook(count_layer(work_of)) for layer, work_of in _layers(model)]
+    handles.append(model.register_forward_hook(leave, always_call=True))
     try:
         yield passes
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+        passes.settle()
+
+
+def _layers(model: nn.Module) -> list[tuple[nn.Module, WorkOf]]:
+    """The layers with matrices of weights, once each, with the multiply-adds of a call."""
+    found: dict[nn.Module, WorkOf] = {}
+    rest = [model]
+    while rest:
+        module = rest.pop()
+        if module in found or _is_compiled(module) or isinstance(module, ParametrizationList):
+            continue
+        rest += module.children()
+        if isinstance(module, nn.Linear):
+            found[module] = _dense(module.in_features)
+        elif isinstance(module, _ConvNd):
+            taps, transposed = math.prod(module.kernel_size), module.transposed
+            fan = (module.out_channels if transposed else module.in_channels) * taps // module.groups
+            found[module] = _transposed(fan) if transposed else _dense(fan)
+        elif weights := sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1):
+            found[module] = _once(weights)  # a layer of another kind: each weight is used once per example
+    return list(found.items())
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether Python does not see the calls of the module's parts. (torch._dynamo is slow to import.)"""
+    compiled = type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+    return compiled or isinstance(module, torch.jit.ScriptModule)
+
+
+def _dense(fan_in: int) -> WorkOf:
+    return lambda _, output: output.numel() * fan_in
+
+
+def _transposed(fan_out: int) -> WorkOf:
+    return lambda inputs, _: int(inputs[0].numel()) * fan_out
+
+
+def _once(weights: int) -> WorkOf:
+    return lambda _, output: len(output) * weights
 
 
 class AttackPasses(Passes):
@@ -72,13 +186,14 @@ class AttackPasses(Passes):
         self.x, self.y, self.threat = x, y, threat
         self.passes_until_broken = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         self._per_example = torch.zeros(len(y), dtype=torch.float64, device=y.device)
+        self._work_per_example = torch.zeros(len(y), dtype=torch.float64, device=y.device)
 
     def forward(self, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
         super().forward(inputs, logits)
         rows = self._rows(len(logits))
-        self._add(rows, len(logits))
+        self._add(self._per_example, rows, len(logits))
         if logits.requires_grad:
-            logits.register_hook(lambda gradient: self._add(rows, len(gradient)))
+            logits.register_hook(lambda gradient: self._add(self._per_example, rows, len(gradient)))
         if rows is not None:
             misclassified = (logits.detach().argmax(dim=1) != self.y[rows]) & (self.passes_until_broken[rows] == 0)
             if misclassified.any():
@@ -87,9 +202,17 @@ class AttackPasses(Passes):
                 broken = candidates[self.threat.of(candidates).contains(points, self.x[candidates])]
                 self.passes_until_broken[broken] = self.total()[broken]
 
+    def forward_part(self, output: Tensor, work: int) -> None:
+        super().forward_part(output, work)
+        rows = self._rows(len(output))
+        self._add(self._work_per_example, rows, work)
+        if output.requires_grad:
+            output.register_hook(lambda _: self._add(self._work_per_example, rows, work))
+
     def total(self) -> Tensor:
         """The passes of each example so far, (B,) int64, rounded up."""
-        return self._per_example.ceil().long()
+        shares = self._work_per_example / self.work_of_a_pass if self.work_of_a_pass else 0.0
+        return (self._per_example + shares - ROUNDING).ceil().long()
 
     def _rows(self, inputs: int) -> Tensor | None:
         rows = _ROWS.get()
@@ -97,8 +220,10 @@ class AttackPasses(Passes):
             return torch.arange(inputs, device=self.y.device)
         return rows if rows is not None and len(rows) == inputs else None
 
-    def _add(self, rows: Tensor | None, inputs: int) -> None:
+    def _add(self, counts: Tensor, rows: Tensor | None, amount: int) -> None:
+        """Add an amount to the counts (B,) of some examples, in equal parts."""
         if rows is None:
-            self._per_example += inputs / len(self.y)
+            counts += amount / len(self.y)
         else:
-            self._per_example.index_add_(0, rows, torch.ones(inputs, dtype=torch.float64, device=rows.device))
+            share = torch.full((len(rows),), amount / len(rows), dtype=torch.float64, device=rows.device)
+            counts.index_add_(0, rows, share)

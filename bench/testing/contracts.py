@@ -159,6 +159,19 @@ class DefenseContract:
         resumed = self.loop(name, epochs=3).run(tmp_path)[0].state_dict()
         assert same(list(whole.values()), list(resumed.values()))
 
+    def test_predictor_is_rebuilt_from_its_weights(self, name: str) -> None:
+        loop = self.loop(name)
+        counted = loop.steps  # before the training
+        predictor, _ = loop.run()
+        assert loop.steps_done == counted
+        with torch.random.fork_rng([]):
+            torch.manual_seed(1)
+            rebuilt = self.make(name).build(tiny_model()).eval()
+        rebuilt.load_state_dict(predictor.state_dict(), strict=True)
+        x = tiny_batch().x
+        with torch.no_grad():
+            assert torch.allclose(rebuilt(x), predictor(x), atol=1e-5)
+
     def test_leaves_no_weight_gradients(self, name: str) -> None:
         loop = self.loop(name)
         loop.run()
@@ -230,7 +243,7 @@ class Stopped(Exception):  # noqa: N818 (not an error)
     """Raised to interrupt a training."""
 
 
-def stop_in_second_epoch(steps: int, note: str) -> None:
+def stop_in_second_epoch(steps: int, note: str, *, loss: Tensor | None = None) -> None:
     """Interrupt a training, as its progress report, after the first step of the second epoch."""
     if note.startswith("epoch 2/"):
         raise Stopped

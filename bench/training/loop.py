@@ -1,12 +1,13 @@
 """The training loop. A defense defines a step; the loop does everything else."""
 
-import json
+import copy
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +16,32 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bench.core import seeds
 from bench.core.contracts import Batch, Defense, mode_of
 from bench.core.errors import CheckError, UserError
-from bench.core.files import write_atomically
 from bench.core.passes import Passes, count_passes
 from bench.core.records import Training
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.training import checkpoints
+from bench.training import checkpoints, rehearsal
+from bench.training.optimizers import make_optimizer
 from bench.training.overfitting import has_collapsed
-from bench.training.schedules import learning_rate
+from bench.training.probe import Probe
+from bench.training.schedules import learning_rate, lost_times, times_of
 
-Probe = Callable[[nn.Module], dict[str, float]]  # a model -> {"fgsm": accuracy, "pgd": accuracy}
-Progress = Callable[[int, str], None]  # steps since the last call, a note
 PLAIN_STATE = ("bank", "best", "epoch", "steps_done", "seconds", "log", "warnings")  # saved as they are
+
+
+class Report(Protocol):
+    """What shows the progress of a training: called with the steps since the last call, a note and the last loss."""
+
+    def __call__(self, steps: int, note: str, *, loss: Tensor | None = None) -> None: ...
 
 
 class Loop:
     """Trains one model. It implements contracts.Trainer, whose members are documented there.
 
     The checkpoint of the last finished epoch holds the whole state: a run that was killed and is started again gives
-    the same weights, bit for bit.
+    the same weights, bit for bit. A step is one batch of the defense's `batches`, for the learning rate and for the
+    progress, however often the defense updates the weights in it. UserError if the defense or the model cannot be
+    trained, or if the predictor cannot be rebuilt from its weights; what can be known is checked before the training.
     """
 
     def __init__(
@@ -48,31 +56,43 @@ class Loop:
     ) -> None:
         self.config, self.defense, self.split, self.threat, self.probe = defense.config, defense, split, threat, probe
         self.device = split.y.device
+        rehearsal.check_precision(model)
         self.fast = self.config.amp == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.model = model.to(self.device)
         if self.fast:
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.optimizer = _optimizer(defense, self.model)
+        self.optimizer = make_optimizer(defense, self.model)
         self.averaged_model: AveragedModel | None = None
         if self.config.ema:
             average = get_ema_multi_avg_fn(self.config.ema)
             self.averaged_model = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.generator = seeds.generator(self.device, seed, "training")
         self.bank: dict[str, Tensor] = {}
-        self.epoch = 0
-        self.epochs = self.config.epochs
-        self.steps_done = 0
+        self.epoch, self.epochs, self.steps_done = 0, self.config.epochs, 0
         self.passes = Passes()
         self.seconds = 0.0
         self.log: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self.best: dict[str, Any] = {"pgd": -1.0, "state": None}
-        self._loss = torch.zeros((), device=self.device)
+        self._loss = self._loss_of_step = self._last_loss = torch.zeros((), device=self.device)
+        self._updates = 0
+        self.steps_per_epoch = split.count_batches(self.config.batch_size)
         self.defense.prepare(self)
+        self.steps_per_epoch = rehearsal.count_batches(self)
+        rehearsal.measure_pass(self)
+        rehearsal.check_predictors(self)
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        return self.steps_done / self.steps
 
     @property
     def lr(self) -> float:
-        return learning_rate(self.config, self.steps_done / (self.epochs * self.steps_per_epoch))
+        return learning_rate(self.config, self.progress)
 
     @property
     def eps(self) -> float:
@@ -91,12 +111,16 @@ class Loop:
     def averaged(self) -> nn.Module | None:
         return None if self.averaged_model is None else self.averaged_model.module
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.split.count_batches(self.config.batch_size)
-
     def starts(self, *fractions: float) -> bool:
-        return self.epoch + 1 in {round(fraction * self.epochs) for fraction in fractions}
+        ends = [round(fraction * self.epochs) for fraction in fractions]
+        for fraction, end in zip(fractions, ends, strict=True):
+            if 0 < fraction < 1 and not (0 < end < self.epochs and ends.count(end) == 1):
+                self.warn(f"{fraction:.3g} of the training is no end of an epoch of its own: {self.epochs} epochs")
+        return self.epoch + 1 in ends
+
+    def warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
 
     def shuffled(self) -> Iterator[Batch]:
         for batch in self.split.shuffled(self.config.batch_size, self.generator):
@@ -105,7 +129,7 @@ class Loop:
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
-        self._loss += loss.detach()
+        self._loss_of_step = self._loss_of_step + loss.detach()
 
     def step(self) -> None:
         if self.config.clip_grad:
@@ -115,6 +139,9 @@ class Loop:
             group["lr"] = self.lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._last_loss, self._loss_of_step = self._loss_of_step, torch.zeros_like(self._loss)
+        self._loss += self._last_loss
+        self._updates += 1
         self.defense.after_step(self)
         if self.averaged_model is not None:
             self.averaged_model.update_parameters(self.model)
@@ -123,7 +150,7 @@ class Loop:
         self.backward(loss)
         self.step()
 
-    def run(self, folder: Path | None = None, report: Progress | None = None) -> tuple[nn.Module, Training]:
+    def run(self, folder: Path | None = None, report: Report | None = None) -> tuple[nn.Module, Training]:
         """Train to the end, from the checkpoint in `folder` if there is one. Returns the predictor and the cost.
 
         With a folder, each epoch ends with a checkpoint and a line of log.jsonl.
@@ -134,27 +161,33 @@ class Loop:
             self.run_epoch(report)
             if folder is not None:
                 checkpoints.save_checkpoint(folder, self._state())
-                lines = "".join(json.dumps(line) + "\n" for line in self.log)
-                write_atomically(folder / "log.jsonl", lines.encode())
+                checkpoints.save_log(folder, self.log)
         if self.best["state"] is not None:
             self.model.load_state_dict(self.best["state"], strict=True)
             predictor = self.model
         else:
             predictor = self.defense.predictor(self)
+            rehearsal.check_predictor(self, predictor)
         predictor.eval()
+        for warning in lost_times({**times_of(self.config), **self.defense.times()}, self.steps):
+            self.warn(warning)
         cost = Training(
             epochs=self.epochs, seconds=round(self.seconds, 3), forwards=self.passes.forwards,
             backwards=self.passes.backwards, warnings=self.warnings,
         )  # fmt: skip
         return predictor, cost
 
-    def run_epoch(self, report: Progress | None = None) -> None:
-        """The steps of one epoch, the defense's `end_epoch`, the probe, and an entry of the log."""
+    def run_epoch(self, report: Report | None = None) -> None:
+        """The steps of one epoch, the defense's `end_epoch`, the probe, and an entry of the log.
+
+        The loss of the log is the mean over the updates of the weights; that of one update is the sum of the losses of
+        its calls of `backward`, whose gradient it follows.
+        """
         lr, seconds = self.lr, self.seconds
         with self._counted(self.model):
-            steps = self._run_steps(report)
+            self._run_steps(report)
             self.defense.end_epoch(self)
-            loss = float(self._loss) / steps if steps else math.nan
+            loss = float(self._loss) / self._updates
         if not math.isfinite(loss):
             raise CheckError(
                 f"training stopped: the loss is {loss} in epoch {self.epoch + 1} at learning rate {lr:g}; "
@@ -164,26 +197,33 @@ class Loop:
         self.log.append(line | {"seconds": round(self.seconds - seconds, 3)})
         self.epoch += 1
 
-    def _run_steps(self, report: Progress | None) -> int:
-        self._loss.zero_()
+    def _run_steps(self, report: Report | None) -> None:
+        self._loss, self._updates = torch.zeros_like(self._loss), 0
         self.model.train()
-        steps = 0
-        for batch in self.defense.batches(self):
-            with torch.autocast(self.device.type, torch.bfloat16) if self.fast else nullcontext():
-                self.defense.train_step(batch, self)
-            self.steps_done += 1
-            steps += 1
+        for batch in rehearsal.batches_of_an_epoch(self):
+            self.train_on(batch)
             if report is not None:
-                report(1, f"epoch {self.epoch + 1}/{self.epochs}")
-        return steps
+                report(1, f"epoch {self.epoch + 1}/{self.epochs}", loss=self._last_loss)
+        if not self._updates:
+            raise UserError(f"{type(self.defense).__name__}.train_step must call trainer.update, or trainer.step")
+
+    def train_on(self, batch: Batch) -> None:
+        """One step."""
+        with torch.autocast(self.device.type, torch.bfloat16) if self.fast else nullcontext():
+            self.defense.train_step(batch, self)
+        self.steps_done += 1
+
+    def is_probed(self) -> bool:
+        """Whether the running epoch ends with a probe."""
+        due = self.config.probe_every and (self.epoch + 1) % self.config.probe_every == 0
+        return bool(due) or self.epoch + 1 == self.epochs
 
     def _probe(self) -> dict[str, float]:
         """FGSM and PGD accuracy on a few examples, for the log, the overfitting warning and the selection.
 
         They count as a cost of training only if they select the weights.
         """
-        due = self.config.probe_every and (self.epoch + 1) % self.config.probe_every == 0
-        if self.probe is None or not (due or self.epoch + 1 == self.epochs):
+        if self.probe is None or not self.is_probed():
             return {}
         predictor = self.defense.predictor(self)
         selects = self.config.select == "best"
@@ -202,11 +242,25 @@ class Loop:
 
     @contextmanager
     def _counted(self, model: nn.Module) -> Iterator[None]:
-        """Add the time and the passes of the block to the cost of training."""
+        """Add the time and the passes of the block to the cost of training. The weight average counts as a model."""
         start = time.perf_counter()
-        with count_passes(model, self.passes):
+        average = None if self.averaged is model else self.averaged
+        with count_passes(model, self.passes), nullcontext() if average is None else count_passes(average, self.passes):
             yield
         self.seconds += time.perf_counter() - start
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Do not keep what the block does to the state of the training, nor its random draws."""
+        state, modes = copy.deepcopy(self._state()), [(module, module.training) for module in self.model.modules()]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            yield
+        self._restore(state)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._loss_of_step = torch.zeros_like(self._loss)
+        for module, training in modes:
+            module.training = training
 
     def _state(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on."""
@@ -216,10 +270,20 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "averaged": None if self.averaged_model is None else self.averaged_model.state_dict(),
             "generator": self.generator.get_state(),
-            "passes": [self.passes.forwards, self.passes.backwards],
+            "passes": dataclasses.asdict(self.passes),
         } | {name: getattr(self, name) for name in PLAIN_STATE}
 
-    def _resume(self, folder: Path, report: Progress | None) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"], strict=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged_model is not None:
+            self.averaged_model.load_state_dict(state["averaged"], strict=True)
+        self.generator.set_state(state["generator"].cpu())
+        self.passes = Passes(**state["passes"])
+        for name in PLAIN_STATE:
+            setattr(self, name, state[name])
+
+    def _resume(self, folder: Path, report: Report | None) -> None:
         """Continue from the checkpoint in `folder`, if there is one; UserError if it is of another device."""
         state = checkpoints.read_checkpoint(folder, self.device, set(self._state()))
         if state is None:
@@ -229,23 +293,6 @@ class Loop:
                 f"{folder} was begun on {state['device']}, whose random numbers differ from those on "
                 f"{self.device.type}; use --device {state['device']}, or another --out"
             )
-        self.model.load_state_dict(state["model"], strict=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.averaged_model is not None:
-            self.averaged_model.load_state_dict(state["averaged"], strict=True)
-        self.generator.set_state(state["generator"].cpu())
-        self.passes = Passes(*state["passes"])
-        for name in PLAIN_STATE:
-            setattr(self, name, state[name])
+        self._restore(state)
         if report is not None:
             report(self.steps_done, f"resumed after epoch {self.epoch}")
-
-
-def _optimizer(defense: Defense[Any], model: nn.Module) -> torch.optim.Optimizer:
-    config = defense.config
-    params = list(defense.parameters(model))
-    if not params:
-        raise UserError(f"{type(defense).__name__} has nothing to train in this model; use another --model")
-    if config.optimizer == "adam":
-        return torch.optim.Adam(params, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)

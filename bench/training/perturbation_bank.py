@@ -14,11 +14,14 @@ class BankConfig(TrainingConfig):
     """The settings of a defense whose perturbations start as Gaussian noise and are drawn again from time to time."""
 
     start_std: float = 0.001
-    reset_every: int = 10  # epochs after which the perturbations are drawn again
+    reset_every: int = 10  # epochs after which the perturbations are drawn again, at least 2: each is carried over once
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(start_std=(self.start_std >= 0, "not negative"), reset_every=(self.reset_every >= 1, "at least 1"))
+        self.check(
+            start_std=(self.start_std >= 0, "not negative"),
+            reset_every=(self.reset_every >= 2, "at least 2, so that perturbations are carried to another epoch"),
+        )
 
 
 def start_bank(trainer: Trainer, std: float | None = None) -> None:

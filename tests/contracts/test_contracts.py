@@ -83,6 +83,10 @@ class TestDefense(DefenseContract):
         super().test_resumes_from_a_checkpoint_bit_for_bit(name, tmp_path)
 
     @pytest.mark.slow
+    def test_predictor_is_rebuilt_from_its_weights(self, name: str) -> None:
+        super().test_predictor_is_rebuilt_from_its_weights(name)
+
+    @pytest.mark.slow
     def test_leaves_no_weight_gradients(self, name: str) -> None:
         super().test_leaves_no_weight_gradients(name)
 

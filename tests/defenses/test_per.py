@@ -154,7 +154,7 @@ def steps_of(name, monkeypatch, steps=1, epoch=0, **settings):
     monkeypatch.setattr(defenses.per, "regulariser", recorded)
     loop.model.register_forward_hook(lambda module, args, _: seen.append(args[0]) if module.training else None)
     loop.model.train()
-    loop.epoch = epoch
+    loop.steps_done = epoch * loop.steps_per_epoch
     batch = next(loop.shuffled())
     loop.defense.train_step(batch, loop)
     return loop, batch, calls, seen
@@ -217,11 +217,31 @@ def test_while_it_warms_up_it_is_adversarial_training(name, monkeypatch):
 def test_eps_doubles_at_each_fifth_of_the_training(schedule, factors, monkeypatch):
     loop, _, (call,), _ = steps_of("l-per", monkeypatch, epochs="10", eps_schedule=schedule, epoch=5)
     found = []
-    for loop.epoch in range(10):
+    for step in range(loop.steps):
+        loop.steps_done = step
         found.append(loop.defense.eps(loop))
-    assert found == pytest.approx([0.064 * loop.eps * factor for factor in factors for _ in range(2)])
-    assert call["threat"] == ThreatModel("Linf", found[5])
+    assert len(found) == 10 * 3
+    assert found == pytest.approx([0.064 * loop.eps * factor for factor in factors for _ in range(2 * 3)])
+    assert call["threat"] == ThreatModel("Linf", found[5 * 3])
     assert call["alpha"] == pytest.approx(1.5 * loop.eps)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7])
+def test_eps_reaches_its_end_in_a_training_of_few_epochs(epochs):
+    loop = DefenseContract().loop("l-per", epochs=epochs, batch_size=2, schedule="constant")
+    assert loop.steps_per_epoch == 20
+    loop.steps_done = 0
+    assert loop.defense.eps(loop) == pytest.approx(0.064 * loop.eps)
+    loop.steps_done = loop.steps - 1
+    assert loop.defense.eps(loop) == pytest.approx(1.024 * loop.eps)
+
+
+@pytest.mark.parametrize(("batch_size", "lost"), [(20, "0.2, 0.6, 0.8"), (40, "0.2, 0.4, 0.6, 0.8"), (8, None)])
+def test_a_schedule_without_steps_is_warned_of(batch_size, lost):
+    loop = DefenseContract().loop("i-per", epochs=1, batch_size=batch_size)
+    _, cost = loop.run()
+    warned = [warning for warning in cost.warnings if warning.startswith("eps_schedule")]
+    assert [f"after {lost} of" in warning for warning in warned] == ([] if lost is None else [True])
 
 
 def test_gradients_are_clamped_entry_by_entry(monkeypatch):

@@ -1,0 +1,41 @@
+"""A batch of labelled images, and the crop and flip that made them."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class View(Protocol):
+    """How a batch was cropped and flipped from its padded images (the canvas); invertible pixel by pixel."""
+
+    def read(self, canvas: Tensor, index: Tensor) -> Tensor: ...
+    def write(self, canvas: Tensor, index: Tensor, value: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x (B,C,H,W) float32 in [0,1], y (B,) int64, index (B,) int64: the rows of the examples in their split."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    view: View | None = None  # the crop and flip that made x; None if there was none
+    worst_points: Tensor | None = None  # like x: the points of lowest margin that earlier attacks found, for certifiers
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def read(self, bank: Tensor) -> Tensor:
+        """The batch's rows of a per-example bank, as float32: (N,) -> (B,); padded (N,C,H+2p,W+2p) -> like x."""
+        if bank.dim() < 4 or self.view is None:
+            return bank[self.index].float()
+        return self.view.read(bank, self.index).float()
+
+    def write(self, bank: Tensor, value: Tensor) -> None:
+        """Write `value` to the places that `read` reads; the rest, which was cropped away, keeps its values."""
+        value = value.detach().to(bank.dtype)
+        if bank.dim() < 4 or self.view is None:
+            bank[self.index] = value
+        else:
+            self.view.write(bank, self.index, value)

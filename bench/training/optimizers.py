@@ -1,0 +1,20 @@
+"""The optimizer of a config."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.core.contracts import Defense
+from bench.core.errors import UserError
+
+
+def make_optimizer(defense: Defense[Any], model: nn.Module) -> torch.optim.Optimizer:
+    """For the parameters that the defense trains; UserError if there are none."""
+    config = defense.config
+    params = list(defense.parameters(model))
+    if not params:
+        raise UserError(f"{type(defense).__name__} has nothing to train in this model; use another --model")
+    if config.optimizer == "adam":
+        return torch.optim.Adam(params, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)

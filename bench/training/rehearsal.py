@@ -1,0 +1,145 @@
+"""What is found out before a training: the steps of an epoch, the work of a pass, and whether the end can be saved."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.config import TrainingConfig
+from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.errors import UserError
+from bench.core.passes import Passes, count_passes
+from bench.datasets.split import Split
+
+MOST = 1000  # batches of a defense for each batch of the training split
+IMAGES = 4  # on which two networks are compared
+TOLERANCE = 1e-4  # of the largest logit
+
+
+class Loop(Trainer, Protocol):
+    """What is used here of the training loop (bench/training/loop.py)."""
+
+    config: TrainingConfig
+    defense: Defense[Any]
+    split: Split
+    device: torch.device
+    passes: Passes
+    steps_per_epoch: int
+    steps_done: int
+
+    @property
+    def steps(self) -> int: ...
+    def undone(self) -> AbstractContextManager[None]: ...
+    def train_on(self, batch: Batch) -> None: ...
+    def is_probed(self) -> bool: ...
+
+
+def check_precision(model: nn.Module) -> None:
+    """UserError if a weight is not in float32, the precision in which models are trained."""
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if weight.is_complex() or (weight.is_floating_point() and weight.dtype != torch.float32):
+            raise UserError(
+                f"the model's '{name}' is in {str(weight.dtype).removeprefix('torch.')}; models are trained in float32 "
+                "(and computed in bfloat16 where that is faster, unless amp=off), so return model.float()"
+            )
+
+
+def count_batches(loop: Loop) -> int:
+    """The number of batches in an epoch: those of the split, or of the defense's own `batches`, gone through once."""
+    defense, batches = loop.defense, loop.split.count_batches(loop.config.batch_size)
+    if type(defense).batches is Defense.batches:
+        return batches
+    with loop.undone():
+        found = sum(1 for _ in islice(defense.batches(loop), MOST * batches + 1))
+    if not 1 <= found <= MOST * batches:
+        many = "none" if not found else f"more than {MOST * batches}"
+        raise UserError(f"{type(defense).__name__}.batches must give the batches of one epoch; it gives {many}")
+    return found
+
+
+def batches_of_an_epoch(loop: Loop) -> Iterator[Batch]:
+    """The defense's batches; UserError if they are more or fewer than counted before the training."""
+    number = 0
+    for number, batch in enumerate(loop.defense.batches(loop), start=1):
+        if number > loop.steps_per_epoch:
+            break
+        yield batch
+    if number != loop.steps_per_epoch:
+        raise UserError(
+            f"{type(loop.defense).__name__}.batches must give as many batches in each epoch, so that the learning rate "
+            f"fits: it gave {loop.steps_per_epoch} before the training, and "
+            f"{'more' if number > loop.steps_per_epoch else number} in epoch {loop.epoch + 1}"
+        )
+
+
+def measure_pass(loop: Loop) -> None:
+    """Call the model once in train mode, so that a call of a part of it can be counted as a share of a pass."""
+    x = _images(loop)
+    passes = Passes()
+    with loop.undone(), mode_of(loop.model, training=True), count_passes(loop.model, passes), torch.no_grad():
+        loop.model(x)
+    loop.passes.whole |= passes.whole
+
+
+def check_predictors(loop: Loop) -> None:
+    """UserError if the defense's own `predictor` returns what cannot be rebuilt from its weights.
+
+    The training is rehearsed for this: one batch in each epoch, which is then undone.
+    """
+    defense = loop.defense
+    if type(defense).predictor is Defense.predictor:
+        return
+    with loop.undone():
+        loop.model.train()
+        for epoch in range(loop.epochs):
+            loop.epoch, loop.steps_done = epoch, epoch * loop.steps_per_epoch
+            loop.train_on(next(iter(defense.batches(loop))))
+            defense.end_epoch(loop)
+            if loop.config.select == "best" and loop.is_probed():
+                check_predictor(loop, defense.predictor(loop))
+        loop.epoch, loop.steps_done = loop.epochs, loop.steps
+        check_predictor(loop, defense.predictor(loop))
+
+
+def check_predictor(loop: Loop, predictor: nn.Module) -> None:
+    """UserError if the model that `build` makes, with the predictor's weights, is not the predictor."""
+    if predictor is loop.model or predictor is loop.averaged:
+        return
+    if problem := _difference(loop, predictor):
+        raise UserError(
+            f"{type(loop.defense).__name__}.predictor returns a network that cannot be rebuilt from its weights "
+            f"({problem}); let `build` make it, with another forward in train mode if need be"
+        )
+
+
+def _difference(loop: Loop, predictor: Any) -> str | None:
+    """How the predictor differs from the model of `build` with its weights; None if it does not."""
+    if not isinstance(predictor, nn.Module):
+        return f"it is a {type(predictor).__name__}"
+    x = _images(loop)
+    state = {key: value.clone() for key, value in predictor.state_dict().items()}
+    logits = _logits(predictor, x)
+    with loop.undone():
+        try:
+            loop.model.load_state_dict(state, strict=True)
+        except RuntimeError:
+            return f"it is a {type(predictor).__name__} with other weights than the model of `build`"
+        rebuilt = _logits(loop.model, x)
+    if logits.shape == rebuilt.shape and torch.allclose(
+        logits, rebuilt, rtol=0, atol=TOLERANCE * float(rebuilt.abs().max()), equal_nan=True
+    ):
+        return None
+    return "the model of `build` with its weights has other logits"
+
+
+def _images(loop: Loop) -> Tensor:
+    return loop.split.take(torch.arange(min(IMAGES, len(loop.split)), device=loop.device)).x
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    with mode_of(model, training=False), torch.no_grad():
+        logits: Tensor = model(x).float()
+        return logits
