@@ -17,7 +17,7 @@ from bench.core.errors import CheckError, UserError
 from bench.core.records import Record, Training
 from bench.runs.evaluate import PARTS, evaluate
 from bench.runs.plan import Plan
-from bench.runs.train import train
+from bench.runs.train import changed_files, train
 from bench.training.checkpoints import LOG, WEIGHTS, save_weights
 
 NAMED = 3  # files that a message names
@@ -57,11 +57,17 @@ def finished_result(plan: Plan, seed: int) -> SeedResult | None:
     if plan.request.force or not (folder / record_files.RECORD).exists():
         return None
     record = record_files.read_run(folder)
-    changed = plan.sources.changed_since(record)
+    changed = _changed(plan, record)
     if changed and not plan.request.reuse:
         return None
     by_other = f", by other source ({_listed(changed)})" if changed else ""
     return SeedResult(record, folder, f"was finished already, {record.provenance.get('finished')}{by_other}")
+
+
+def _changed(plan: Plan, record: Record) -> list[str]:
+    """The names of the source and data files by which a run differs from one of today."""
+    read = [] if plan.config.defense is None else changed_files(plan.training_folder(record.seed))
+    return plan.sources.changed_since(record) + read
 
 
 def _set_aside(plan: Plan, folder: Path) -> None:
@@ -79,7 +85,7 @@ def _set_aside(plan: Plan, folder: Path) -> None:
     if plan.request.force:
         why = "is made again"
     elif "source_files" in record.provenance:
-        why = f"was made by other source ({_listed(plan.sources.changed_since(record))}) and is made again"
+        why = f"was made by other source ({_listed(_changed(plan, record))}) and is made again"
     else:
         why = "was made by unknown source and is made again"
     print(f"{folder} {why}; the old one is kept in {aside}", file=sys.stderr)

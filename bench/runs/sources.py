@@ -58,11 +58,16 @@ def sources_of(
     ]
     training: dict[str, str] = {}
     if plan.config.defense is not None:
-        training = closure([*TRAINING, *built, *_named_in(spec.training.values())], alone=GLUE) | with_model
+        roots = [*TRAINING, *built, *_named_in(spec.training.values()), *_plugins_of_training(plan.request.plugins)]
+        training = closure(roots, alone=GLUE) | with_model
     stages = [] if plan.bracket is None else [stage.method for stage in plan.bracket.stages]
     attacks = [planned.attack for planned in plan.attacks.values()]
     methods = [path for method in (*attacks, *plan.certifiers.values(), *stages) for path in _files_of_type(method)]
-    evaluation = closure([*EVALUATION, *built, *methods], alone=GLUE) | with_model | _hashes(read_by_methods)
+    evaluation = (
+        closure([*EVALUATION, *built, *methods, *plan.request.plugins], alone=GLUE)
+        | with_model
+        | _hashes(read_by_methods)
+    )
     for text in plan.attacks:
         if (library := text.partition(".")[0]) in registry.library:
             evaluation |= package_version(library)
@@ -78,6 +83,15 @@ def _files_of_type(thing: Any) -> Iterator[Path]:
         path = getattr(sys.modules.get(name), "__file__", None)
         if path is not None and name.partition(".")[0] not in (*sys.stdlib_module_names, "torch"):
             yield Path(path)
+
+
+def _plugins_of_training(plugins: Iterable[Path]) -> Iterator[Path]:
+    """The plugins that register more than attacks and certifiers: what they import may take part in a training."""
+    for path in plugins:
+        module = registry.import_file(path, what="plugin").__name__
+        kinds = [kind for kind in registry.KINDS if any(entry.source == module for entry in kind.entries().values())]
+        if set(kinds) - {registry.attack, registry.certifier}:
+            yield path
 
 
 def _named_in(values: Iterable[Any]) -> Iterator[Path]:

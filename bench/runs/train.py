@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from bench.core import files
+from bench.core.opened_files import record_opened_files
 from bench.core.progress import Progress
 from bench.core.records import Training
 from bench.datasets.split import Split, hold_out
@@ -17,8 +19,6 @@ from bench.training.probe import make_probe
 from bench.training.rebuild import load_weights
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
     from bench.runs.plan import Plan
@@ -27,10 +27,11 @@ FINISHED = "training.json"
 
 
 class FinishedTraining(msgspec.Struct, frozen=True):
-    """training.json: the cost of a finished training, and the hash of its weights."""
+    """training.json: the cost of a finished training, the hash of its weights, and those of the files that it read."""
 
     weights: str  # SHA-256
     cost: Training
+    read: dict[str, str] = {}  # path -> SHA-256, of files that the defense's own code opened
 
 
 def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
@@ -48,24 +49,41 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     train = Split(x[train_rows], y[train_rows], plan.device, crop=config.crop, flip=config.flip)
     validation = Split(x[held_out], y[held_out], plan.device) if len(held_out) else None
     probe = make_probe(validation or train, plan.threat, None if validation else config.probe_examples)
-    loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe)
-    with Progress(f"train {plan.name}", loop.epochs * loop.steps_per_epoch, "step") as progress:
-        model, cost = loop.run(folder, progress.advance)
+    opened: set[Path] = set()
+    with record_opened_files(opened):
+        loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe)
+        with Progress(f"train {plan.name}", loop.epochs * loop.steps_per_epoch, "step") as progress:
+            model, cost = loop.run(folder, progress.advance)
     for warning in cost.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     save_weights(folder / WEIGHTS, model, plan.spec)
-    finished = FinishedTraining(files.sha256(folder / WEIGHTS), cost)
+    read = {str(path): files.sha256(path) for path in sorted(opened) if path.parent != folder.resolve()}
+    finished = FinishedTraining(files.sha256(folder / WEIGHTS), cost, read)
     files.write_atomically(folder / FINISHED, msgspec.json.encode(finished))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return model, cost
 
 
 def finished_training(folder: Path) -> Training | None:
-    """The cost of the training whose weights are in the folder; None if it is not finished."""
+    """The cost of the training whose weights are in the folder; None if it is not finished, or read other files."""
+    finished = _read(folder)
+    if finished is None or changed_files(folder) or files.sha256(folder / WEIGHTS) != finished.weights:
+        return None
+    return finished.cost
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The names of the files that a finished training read and that are not what they were."""
+    finished = _read(folder)
+    hashes = {} if finished is None else finished.read
+    paths = [Path(path) for path in hashes]
+    return [path.name for path in paths if not path.is_file() or files.sha256(path) != hashes[str(path)]]
+
+
+def _read(folder: Path) -> FinishedTraining | None:
     try:
-        finished = msgspec.json.decode((folder / FINISHED).read_bytes(), type=FinishedTraining)
-        if finished.weights == files.sha256(folder / WEIGHTS):
-            return finished.cost
+        if (folder / WEIGHTS).is_file():
+            return msgspec.json.decode((folder / FINISHED).read_bytes(), type=FinishedTraining)
     except (FileNotFoundError, msgspec.MsgspecError):
         pass
     return None

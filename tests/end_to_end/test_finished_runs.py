@@ -173,3 +173,32 @@ def test_data_of_a_model_file_are_part_of_training_and_evaluation(folder):
         assert "epoch 1/1" in done.stderr
     assert "mean.npy" in done.stderr
     assert "was finished already" in bench(folder, *words).stdout
+
+
+READS_LATER = """
+from pathlib import Path
+from torch.nn.functional import cross_entropy
+from bench.api import Defense, TrainingConfig, registry
+
+@registry.defense("scaled")
+class Scaled(Defense[TrainingConfig]):
+    "Cross-entropy times a factor."
+    config_class = TrainingConfig
+
+    def train_step(self, batch, trainer):
+        factor = float(Path("{folder}/factor.txt").read_text())
+        trainer.update(factor * cross_entropy(trainer.model(batch.x), batch.y))
+"""
+
+
+def test_files_that_a_defense_reads_while_it_trains_are_part_of_the_training(folder):
+    (folder / "scaled.py").write_text(READS_LATER.format(folder=folder))
+    words = ("run", "--defense", "scaled", "--plugin", "scaled.py", *QUICK, "--attacks")
+    for n, factor in enumerate(("1", "1", "2")):
+        (folder / "factor.txt").write_text(factor)
+        done = bench(folder, *words, f"pgd-{n + 1}")
+        assert done.returncode == 0, done.stderr
+        assert ("train scaled: was finished already" in done.stderr) == (n == 1)
+    (folder / "factor.txt").write_text("3")
+    again = bench(folder, *words, "pgd-3")
+    assert "other source (factor.txt)" in again.stderr
