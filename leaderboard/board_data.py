@@ -11,13 +11,28 @@ NOT_RECHECKABLE = (
 )
 
 
+INTERVALS = (
+    "[low, high] is a 95 % interval. Of a recipe with several seeds: for its expected accuracy over seeds and examples "
+    "(t and Clopper-Pearson half-widths, combined in quadrature). Of weights: for their accuracy over examples "
+    "(Clopper-Pearson). +- is the standard deviation over seeds. Open examples are neither certified nor broken; "
+    "`cut` means that the time budget ended before all methods had tried them."
+)
+
+
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """An accuracy: the mean over seeds, its 95 % Clopper-Pearson interval, and the standard deviation over seeds."""
+    """An accuracy: the mean over seeds, with a 95 % interval (low, high).
+
+    interval_of: `recipe`: for the expected accuracy over seeds and examples; `weights`: for the accuracy of these
+    weights over examples; None: there is no interval. spread: the standard deviation over seeds, None for one seed.
+    new_seed: the 95 % prediction interval of the accuracy of one new seed on the same examples; None for weights.
+    """
 
     acc: float
     low: float
     high: float
-    spread: float | None = None  # None for one seed
+    interval_of: Literal["recipe", "weights"] | None = "weights"
+    spread: float | None = None
+    new_seed: tuple[float, float] | None = None
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +57,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """The mean cost of a seed. passes: forward and backward passes of single examples through the model."""
 
+    training_epochs: float | None = None
     training_seconds: float | None = None
     training_passes: float | None = None
     evaluation_passes: float
@@ -57,6 +73,8 @@ class Seed(msgspec.Struct, frozen=True, kw_only=True):
     clean: float
     attacked: float | None
     certified: float | None
+    open: int | None = None  # examples that the bracket left undecided; None without a bracket
+    truncated: bool = False  # did its time budget end before all of its stages had tried them?
     weights: str  # SHA-256
     weights_url: str | None
     provenance: dict[str, str]
@@ -77,11 +95,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int | None
     extra_data: bool
     clean: Estimate | None
-    attacked: Estimate | None  # accuracy under all attacks
+    attacked: Estimate | None  # accuracy under everything that attacked
+    attacked_by: tuple[str, ...] = ()  # what set it, over all seeds
     certified: Estimate | None  # by any of the certifiers
     rank: int | None  # 1 + the number of entries that are significantly better; None if no rank can be claimed
-    rank_low: int  # the best and the worst rank that the tests leave open
-    rank_high: int
+    rank_low: int | None  # the best and the worst rank that the tests leave open; None if no rank can be claimed
+    rank_high: int | None
+    open: float | None = None  # examples that the brackets left undecided, mean over seeds; None without a bracket
+    truncated: bool = False  # did a time budget end before all stages had tried them?
     group: int | None = None  # begins with the first entry that the first of the previous group is better than
     verdict: str  # the worst of its seeds, a key of VERDICTS
     reasons: tuple[str, ...] = ()

@@ -5,25 +5,31 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from leaderboard.board_data import NOT_RECHECKABLE, Board, Estimate, Row
-from leaderboard.render import Format, interval, percent, render, verdict_text
+from leaderboard.board_data import INTERVALS, NOT_RECHECKABLE, Board, Estimate, Row
+from leaderboard.render import Format, compact, interval, percent, render, verdict_text, wrapped
 
-HEADERS = ("rank", "entry", "architecture", "clean", "certified", "attacked", "over seeds", "verdict", "status")
-ALIGN = "rllrrrrll"
+HEADERS = (
+    "rank", "entry", "architecture", "epochs", "passes", "clean %", "certified %", "attacked %", "attacked by",
+    "open", "interval of", "verdict", "status",
+)  # fmt: skip
+ALIGN = "rllrrrrrlrlll"
+METRICS = ("clean", "certified", "attacked")
+ENDS = ("", "_low", "_high", "_spread", "_new_seed_low", "_new_seed_high")
 CSV_HEADERS = (
     "suite", "name", "title", "kind", "status", "rank", "rank_low", "rank_high", "group", "dataset", "norm", "eps",
-    "architecture", "parameters", "extra_data", "seeds", "n_examples", "clean", "clean_low", "clean_high", "certified",
-    "certified_low", "certified_high", "attacked", "attacked_low", "attacked_high", "attacked_spread", "verdict",
-    "training_seconds", "training_passes", "evaluation_passes", "paper", "url", "licence",
+    "architecture", "parameters", "extra_data", "seeds", "n_examples", "interval_of",
+    *(f"{metric}{end}" for metric in METRICS for end in ENDS), "attacked_by", "open", "truncated", "verdict",
+    "training_epochs", "training_seconds", "training_passes", "evaluation_passes", "paper", "url", "licence",
 )  # fmt: skip
 
 
-def render_boards(boards: Sequence[Board], form: Format) -> str:
+def render_boards(boards: Sequence[Board], form: Format, width: int | None = None) -> str:
+    """width: of a terminal, which markdown is to fit; None for markdown as such."""
     if form == "json":
         return msgspec.json.format(msgspec.json.encode(list(boards)), indent=1).decode()
     if form == "csv":
         return render(CSV_HEADERS, [_csv_cells(board.suite, row) for board in boards for row in board.rows], "csv")
-    return "\n\n".join((_markdown if form == "markdown" else _latex)(board) for board in boards)
+    return "\n\n".join(_markdown(board, width) if form == "markdown" else _latex(board) for board in boards)
 
 
 def rank_text(row: Row) -> str:
@@ -35,31 +41,36 @@ def rank_text(row: Row) -> str:
 
 def _cells(row: Row, escape: Callable[[str], str] = str) -> list[str]:
     """The cells of HEADERS. `escape` is applied to the text that an entry brings."""
-    spread = row.attacked.spread if row.attacked else None
+    cost = row.cost
     return [
-        rank_text(row),
-        escape(" ".join(row.title.split())),
-        escape(row.architecture),
-        _accuracy(row.clean),
-        _accuracy(row.certified),
-        _accuracy(row.attacked),
-        "" if spread is None else f"+- {percent(spread)} ({len(row.seeds)})",
-        verdict_text(row.verdict),
-        row.status,
-    ]
+        rank_text(row), escape(" ".join(row.title.split())), escape(row.architecture),
+        "" if cost is None or cost.training_epochs is None else f"{cost.training_epochs:g}",
+        "" if cost is None or cost.training_passes is None else compact(cost.training_passes),
+        _accuracy(row.clean), _accuracy(row.certified), _accuracy(row.attacked), escape(", ".join(row.attacked_by)),
+        "" if row.open is None else f"{row.open:.0f}{' cut' if row.truncated else ''}", _interval_of(row),
+        verdict_text(row.verdict), row.status,
+    ]  # fmt: skip
 
 
 def _accuracy(estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
-    if estimate.low == estimate.high:  # reported without the number of examples
-        return percent(estimate.acc)
-    return f"{percent(estimate.acc)} {interval((estimate.low, estimate.high))}"
+    spread = "" if estimate.spread is None else f" +- {percent(estimate.spread)}"
+    ends = "" if estimate.interval_of is None else f" {interval((estimate.low, estimate.high))}"
+    return f"{percent(estimate.acc)}{spread}{ends}"
 
 
-def _markdown(board: Board) -> str:
-    table = render(HEADERS, [_cells(row, _escape) for row in board.rows], "markdown", ALIGN)
-    return "\n\n".join([f"## {board.suite}", board.summary, table, board.rule, *_status_note(board)])
+def _interval_of(row: Row) -> str:
+    """Which intervals the accuracies have: `recipe, 3 seeds`, `weights`, or none."""
+    what = row.clean.interval_of if row.clean is not None else None
+    return f"recipe, {len(row.seeds)} seeds" if what == "recipe" else what or ""
+
+
+def _markdown(board: Board, width: int | None) -> str:
+    rows = [_cells(row, _escape if width is None else str) for row in board.rows]
+    table = render(HEADERS, rows, "markdown", ALIGN, width, keys=2)
+    texts = [board.summary, table, board.rule, INTERVALS, *_status_note(board)]
+    return "\n\n".join([f"## {board.suite}", *(text if text is table else wrapped(text, width, "") for text in texts)])
 
 
 def _escape(text: str) -> str:
@@ -82,24 +93,30 @@ def _latex(board: Board) -> str:
             if group > row.group:
                 lines.insert(below, "\\addlinespace")
             group, below = row.group, at
-    return "\n".join([*(f"% {text}" for text in [f"{board.suite}: {board.rule}", *_status_note(board)]), *lines])
+    return "\n".join(
+        [*(f"% {text}" for text in [f"{board.suite}: {board.rule}", INTERVALS, *_status_note(board)]), *lines]
+    )
 
 
 def _csv_cells(suite: str, row: Row) -> list[object]:
     """The cells of CSV_HEADERS; accuracies are fractions."""
-    cost, spread = row.cost, row.attacked.spread if row.attacked else None
+    cost = row.cost
     return [
         suite, row.name, _no_formula(row.title), row.kind, row.status, row.rank, row.rank_low, row.rank_high,
         row.group, row.dataset, row.norm, row.eps, _no_formula(row.architecture), row.parameters, row.extra_data,
-        len(row.seeds), min((seed.n_examples for seed in row.seeds), default=None), *_ends(row.clean),
-        *_ends(row.certified), *_ends(row.attacked), spread, row.verdict, cost and cost.training_seconds,
+        len(row.seeds), min((seed.n_examples for seed in row.seeds), default=None), row.clean and row.clean.interval_of,
+        *(end for metric in METRICS for end in _ends(getattr(row, metric))), _no_formula(", ".join(row.attacked_by)),
+        row.open, row.truncated, row.verdict, cost and cost.training_epochs, cost and cost.training_seconds,
         cost and cost.training_passes, cost and cost.evaluation_passes, _no_formula(row.paper), _no_formula(row.url),
         _no_formula(row.licence),
     ]  # fmt: skip
 
 
-def _ends(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
-    return (None, None, None) if estimate is None else (estimate.acc, estimate.low, estimate.high)
+def _ends(estimate: Estimate | None) -> tuple[float | None, ...]:
+    """The values of ENDS."""
+    if estimate is None:
+        return (None,) * len(ENDS)
+    return (estimate.acc, estimate.low, estimate.high, estimate.spread, *(estimate.new_seed or (None, None)))
 
 
 def _no_formula(text: str | None) -> str | None:

@@ -17,6 +17,7 @@ from leaderboard.board_data import Board, Cost, Curve, Estimate, Measured, Row, 
 from leaderboard.published_results import Entry, EvaluatedRun, read_entries
 from leaderboard.ranks import RULE, Ranks, rank
 from leaderboard.render import threat_name
+from leaderboard.statistics import prediction, recipe_interval
 
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
 TOLERANCE = 1e-6  # relative: distances are stored as float32
@@ -55,21 +56,24 @@ def _order(row: Row) -> tuple[float, float, str]:
 
 
 def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
-    last = max(1, int(ranks.ranked.sum()))
     if entry.reported is not None:
-        return _reported(entry, last)
+        return _reported(entry)
     runs, about = entry.runs, entry.about
     records = [run.record for run in runs]
     first, ranked = records[0], bool(ranks.ranked[i])
+    brackets = [record.bracket for record in records if record.bracket is not None]
     return Row(
         name=entry.name, title=about.title, kind="recipe" if entry.recipe else "weights", status=_status(records),
         dataset=first.dataset, norm=first.threat.norm, eps=first.threat.eps, threat=threat_name(first.threat),
         architecture=first.model, parameters=first.parameters, extra_data=about.extra_data,
         clean=_estimate([_share(run.clean) for run in runs], runs),
         attacked=_estimate([_share(run.robust) for run in runs], runs) if entry.measured else None,
+        attacked_by=tuple(dict.fromkeys(source for run in runs for source in run.robust_by)),
         certified=_estimate([_share(run.certified) for run in runs], runs) if _all_certified(records) else None,
-        rank=int(ranks.low[i]) if ranked else None,
-        rank_low=int(ranks.low[i]), rank_high=int(ranks.high[i]) if ranked else last,
+        open=statistics.fmean(b.open for b in brackets) if len(brackets) == len(runs) else None,
+        truncated=any(bracket.cut_by_time for bracket in brackets),
+        rank=int(ranks.low[i]) if ranked else None, rank_low=int(ranks.low[i]) if ranked else None,
+        rank_high=int(ranks.high[i]) if ranked else None,
         verdict=max((record.sanity.verdict for record in records), key=list(VERDICTS).index),
         reasons=tuple(dict.fromkeys(reason for record in records for reason in record.sanity.reasons)),
         cost=_cost(records), attacks=_over_seeds(runs, lambda record: record.attacks),
@@ -79,20 +83,20 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
     )  # fmt: skip
 
 
-def _reported(entry: Entry, last: int) -> Row:
+def _reported(entry: Entry) -> Row:
     """What RobustBench lists for a model. There are no examples, so it has no interval and no rank."""
     info, about, suite = entry.reported, entry.about, get_suite(entry.suite)
     assert info is not None
 
     def reported(acc: float | None) -> Estimate | None:
-        return None if acc is None else Estimate(acc=acc, low=acc, high=acc)
+        return None if acc is None else Estimate(acc=acc, low=acc, high=acc, interval_of=None)
 
     return Row(
         name=entry.name, title=about.title, kind="reported", status="reported, not verified",
         dataset=info.dataset, norm=suite.norm, eps=suite.eps, threat=f"{suite.norm} {info.eps}",
         architecture=info.architecture or "", parameters=None, extra_data=info.additional_data,
-        clean=reported(info.clean), attacked=reported(info.attacked), certified=None, rank=None, rank_low=1,
-        rank_high=last, verdict="unreliable" if info.unreliable else "unchecked", paper=about.paper, url=about.url,
+        clean=reported(info.clean), attacked=reported(info.attacked), certified=None, rank=None, rank_low=None,
+        rank_high=None, verdict="unreliable" if info.unreliable else "unchecked", paper=about.paper, url=about.url,
         licence=about.licence, note=about.note,
     )  # fmt: skip
 
@@ -107,11 +111,17 @@ def _share(flags: Flags) -> float:
 
 
 def _estimate(shares: Sequence[float], runs: Runs) -> Estimate:
-    """The mean over seeds, with the interval of a single seed: all seeds are evaluated on the same examples."""
+    """The mean over seeds; runs: of which seeds are trainings of one recipe, or evaluations of fixed weights."""
     mean, n = statistics.fmean(shares), min(len(run.clean) for run in runs)
-    low, high = clopper_pearson.interval(mean * n, n, TAIL)
-    spread = statistics.stdev(shares) if len(shares) > 1 else None
-    return Estimate(acc=mean, low=float(low), high=float(high), spread=spread)
+    if len(shares) == 1 or runs[0].record.training is None:
+        low, high = clopper_pearson.interval(mean * n, n, TAIL)
+        return Estimate(acc=mean, low=float(low), high=float(high))
+    low, high = recipe_interval(shares, n)
+    new_low, new_high = prediction(shares, 1, 1 - 2 * TAIL, 1 / n)
+    return Estimate(
+        acc=mean, low=float(low), high=float(high), interval_of="recipe", spread=statistics.stdev(shares),
+        new_seed=(max(0.0, float(new_low)), min(1.0, float(new_high))),
+    )  # fmt: skip
 
 
 def _over_seeds(
@@ -150,6 +160,7 @@ def _cost(records: Sequence[Record]) -> Cost:
     n = provenance.get("threads")
     threads = f", {n} thread{'' if n == 1 else 's'}" if provenance.get("device") == "cpu" else ""
     return Cost(
+        training_epochs=statistics.fmean(each.epochs for each in training) if trained else None,
         training_seconds=statistics.fmean(each.seconds for each in training) if trained else None,
         training_passes=statistics.fmean(each.forwards + each.backwards for each in training) if trained else None,
         evaluation_passes=statistics.fmean(_passes(record) for record in records),
@@ -198,6 +209,8 @@ def _seed(run: EvaluatedRun) -> Seed:
     return Seed(
         seed=record.seed, config_hash=record.config_hash, n_examples=record.n_examples,
         clean=_share(run.clean), attacked=_share(run.robust), certified=_share(run.certified),
+        open=None if record.bracket is None else record.bracket.open,
+        truncated=record.bracket is not None and record.bracket.cut_by_time,
         weights=weights.sha256, weights_url=weights.url,
         provenance={key: str(value) for key, value in provenance.items() if value is not None},
     )  # fmt: skip

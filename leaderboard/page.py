@@ -13,7 +13,7 @@ import msgspec
 
 from bench.core.files import write_atomically
 from bench.core.records import VERDICTS
-from leaderboard.board_data import NOT_RECHECKABLE, Board
+from leaderboard.board_data import INTERVALS, NOT_RECHECKABLE, Board
 
 # JSON without `<` cannot contain `</script` (the end of a script element) or `<!--` (which changes how it is parsed).
 UNSAFE = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
@@ -36,7 +36,9 @@ def page_html(boards: Sequence[Board]) -> str:
     constants = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in texts.items())
     html, style, script = _part("page.html"), _part("page.css"), constants + "\n".join(map(_part, SCRIPTS))
     blocks = "\n".join(map(_data_block, boards))
-    return Template(html).substitute(policy=_policy(style, script), style=style, script=script, boards=blocks)
+    return Template(html).substitute(
+        policy=_policy(style, script), style=style, script=script, boards=blocks, intervals=escape(INTERVALS)
+    )
 
 
 def _part(name: str) -> str:

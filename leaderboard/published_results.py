@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.core.errors import UserError
-from bench.core.example_table import Flags, certified, survivors
+from bench.core.example_table import Flags, certified, survivors, worst_by
 from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.record_files import RECORD, TABLE, read_record, write_record
 from bench.core.records import Artifact, Record
+from bench.core.verification import verified
 from leaderboard.model_info import ModelInfo
 
 ABOUT, REPORTED, CONTESTS = "about.toml", "reported.json", "contests"
@@ -62,6 +63,7 @@ class EvaluatedRun:
     certified: Flags
     distances: dict[str, npt.NDArray[np.float32]]  # found by each minimum-norm attack
     contests: tuple[Contest, ...] = ()
+    robust_by: tuple[str, ...] = ()  # the attacks that set `robust`: see worst_by; and contests
 
     @property
     def attacked(self) -> bool:
@@ -119,19 +121,20 @@ def read_entry(folder: Path, suite: str) -> Entry:
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
     """A run without its weights; UserError if its table is not the one that its record names."""
-    record = read_record(folder)
+    record = verified(read_record(folder), folder)
     examples = record.artifacts.get("examples")
     if examples is None or sha256(folder / TABLE) != examples.sha256:
         raise UserError(f"{folder / TABLE} is not the table that {RECORD} names; restore both files from their source")
     table = read_arrays(folder / TABLE)
     if not np.array_equal(table["index"], np.arange(len(table["index"]))):
         raise UserError(f"{folder / TABLE} does not hold the first n test examples in order; boards compare those")
-    robust = survivors(table)
+    robust, robust_by = survivors(table), worst_by(table)
     contests = tuple(_read_contests(folder / CONTESTS))
     for contest in contests:
         robust &= ~np.isin(table["index"], contest.broken)
+        robust_by.append(f"contest by {contest.by}")
     distances = {key.removeprefix("distance/"): table[key] for key in table if key.startswith("distance/")}
-    return EvaluatedRun(folder, record, table["clean"], robust, certified(table), distances, contests)
+    return EvaluatedRun(folder, record, table["clean"], robust, certified(table), distances, contests, tuple(robust_by))
 
 
 def read_about(path: Path) -> About:

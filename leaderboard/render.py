@@ -68,6 +68,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def compact(count: float) -> str:
+    """A number with three significant digits and a unit: `86.2k`, `1.85M`."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{float(f'{count / size:.3g}'):g}{unit}"
+    return f"{count:.3g}"
+
+
 def interval(ci95: tuple[float, float]) -> str:
     return f"[{percent(ci95[0])}, {percent(ci95[1])}]"
 

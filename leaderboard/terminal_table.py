@@ -16,10 +16,17 @@ def fitted_table(header: Sequence[str], rows: Grid, align: str, width: int, keys
     """A table in which no line has more than `width` characters.
 
     align: a letter (l, r, c) for each column. keys: the number of leading columns that identify a row; they are
-    repeated in each part of the table.
+    repeated in each part of the table. If the table does not fit, a column with one value is a line above it.
     """
     table = [header, *rows]
     natural = [max(map(len, column)) for column in zip(*table, strict=True)]
+    constant = [i for i in range(keys, len(header)) if len(rows) > 1 and len({row[i] for row in rows}) == 1]
+    if _total(natural) > width and constant:
+        kept = [i for i in range(len(header)) if i not in constant]
+        common = "; ".join(f"{header[i]}: {rows[0][i]}" for i in constant if rows[0][i])
+        rest = [[row[i] for i in kept] for row in table]
+        fitted = fitted_table(rest[0], rest[1:], "".join(align[i] for i in kept), width, keys)
+        return "\n".join([*wrap(common, width), *([""] if common else []), fitted])
     least = [_least(column) for column in zip(*table, strict=True)]
     room = max(HARD, width - _total(least[:keys]) - GAP)
     least = least[:keys] + [min(each, room) for each in least[keys:]]

@@ -31,11 +31,16 @@ function bracketSection(row) {
 function factsOf(row) {
   const { cost, parameters } = row;
   const accuracy = (estimate) => estimate && [`${mean(estimate)} %`, small(interval(estimate))];
+  const newSeed = row.attacked?.new_seed;
   const trained = cost && known(cost.training_passes);
   return facts([
     ["Clean", accuracy(row.clean)],
     ["Attacked", accuracy(row.attacked)],
+    ["Attacked by", row.attacked_by.join(", ")],
+    ["Attacked, one new seed", newSeed && [range(...newSeed), small("95 % prediction interval")]],
     ["Certified", accuracy(row.certified)],
+    ["Intervals of", row.clean?.interval_of && intervalText(row)],
+    ["Open examples", known(row.open) && openCell(row)],
     ["Threat model", row.threat],
     ["Data", `${row.dataset}${row.extra_data ? ", and extra training data" : ""}`],
     ["Architecture", [breakable(row.architecture), known(parameters) ? `, ${whole(parameters)} parameters` : null]],
@@ -83,12 +88,12 @@ function curvesSection({ title, curves }) {
 }
 
 function seedsSection(seeds) {
-  const heads = ["Seed", "Examples", "Clean", "Attacked", "Certified", "Weights, SHA-256", "Recipe"];
+  const heads = ["Seed", "Examples", "Clean", "Attacked", "Certified", "Open", "Weights, SHA-256", "Recipe"];
   const lines = seeds.map((seed) => {
     const hash = seed.weights.slice(0, 12);
     const weights = make("code", { title: seed.weights }, seed.weights_url ? link(seed.weights_url, hash) : hash);
     return [seed.seed, whole(seed.n_examples), percent(seed.clean), percent(seed.attacked), percent(seed.certified),
-      weights, make("code", {}, seed.config_hash)];
+      openCell(seed), weights, make("code", {}, seed.config_hash)];
   });
   const provenance = seeds.map((seed) => make("details", { class: "provenance" },
     make("summary", {}, `Provenance of seed ${seed.seed}`), facts(Object.entries(seed.provenance))));

@@ -22,7 +22,7 @@ function verdict(row) {
 const ranks = ({ rank_low: low, rank_high: high }) => (low === high ? `${low}` : `${low}\u2013${high}`);
 
 function rankCell(row) {
-  if (row.rank === null) return [muted(ranks(row)), small("no claim")];
+  if (row.rank === null) return [muted(NONE), small("no claim")];
   const best = make("span", { class: "unseen" }, ", no entry is significantly better");
   return row.rank === 1 ? [ranks(row), best] : ranks(row);
 }
@@ -30,6 +30,17 @@ function rankCell(row) {
 function kindText({ kind, seeds }) {
   if (kind !== "recipe") return kind === "weights" ? "fixed weights" : kind;
   return seeds.length === 1 ? "1 seed" : `${seeds.length} seeds`;
+}
+
+/** Of what the intervals of a row are, as in `recipe, 3 seeds`. */
+function intervalText({ clean, seeds }) {
+  if (!clean?.interval_of) return NONE;
+  return clean.interval_of === "recipe" ? `recipe, ${seeds.length} seeds` : "weights";
+}
+
+function openCell({ open, truncated }) {
+  if (!known(open)) return muted(NONE);
+  return truncated ? [whole(Math.round(open)), small("cut by time")] : whole(Math.round(open));
 }
 
 const accuracyCell = (estimate) => (estimate ? [mean(estimate), small(interval(estimate))] : muted(NONE));

@@ -7,11 +7,15 @@ const COLUMNS = [
   accuracyColumn("clean", "Clean"),
   { id: "bracket", label: "Bracket", hint: "Sort by width", key: bracketWidth, ticks: [0, 50, 100],
     cell: (row) => [make("span", { class: "ends" }, bracketText(row)), bar(row)] },
-  accuracyColumn("attacked", "Attacked"),
+  { ...accuracyColumn("attacked", "Attacked"), cell: attackedCell },
   accuracyColumn("certified", "Certified"),
+  { id: "open", label: "Open", hint: "Examples neither certified nor broken", key: (row) => row.open, cell: openCell },
+  { id: "interval", label: "Interval of", key: intervalText, cell: intervalText },
   { id: "verdict", label: "Verdict", key: (row) => row.verdict, cell: verdict },
   { id: "architecture", label: "Architecture", key: (row) => row.architecture, cell: architectureCell },
   { id: "extra", label: "Extra data", key: extraData, cell: extraData },
+  { id: "epochs", label: "Epochs", key: (row) => row.cost?.training_epochs,
+    cell: (row) => (known(row.cost?.training_epochs) ? whole(row.cost.training_epochs) : NONE) },
   { id: "passes", label: "Training passes", key: (row) => row.cost?.training_passes,
     cell: (row) => count(row.cost?.training_passes) },
   { id: "seconds", label: "Training time", key: (row) => row.cost?.training_seconds,
@@ -21,6 +25,10 @@ const COLUMNS = [
 
 function accuracyColumn(id, label) {
   return { id, label, key: (row) => row[id]?.acc, down: true, cell: (row) => accuracyCell(row[id]) };
+}
+
+function attackedCell({ attacked, attacked_by: by }) {
+  return [accuracyCell(attacked), by.length ? small(`by ${by.join(", ")}`) : []];
 }
 
 /** The family of a model; on the next line its size and options, cut off at the width of the column. */

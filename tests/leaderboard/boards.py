@@ -32,7 +32,10 @@ EPS = tuple(0.025 * k for k in range(17))
 
 
 def estimate(acc, width=0.03, spread=None):
-    return Estimate(acc=acc, low=max(0.0, acc - width), high=min(1.0, acc + width), spread=spread)
+    interval_of = None if not width else "weights" if spread is None else "recipe"
+    new_seed = None if spread is None else (max(0.0, acc - 5 * spread), min(1.0, acc + 5 * spread))
+    low, high = max(0.0, acc - width), min(1.0, acc + width)
+    return Estimate(acc=acc, low=low, high=high, interval_of=interval_of, spread=spread, new_seed=new_seed)
 
 
 def measured(spec, acc, forwards=None, backwards=None, seconds=0.3):
@@ -43,7 +46,13 @@ def measured(spec, acc, forwards=None, backwards=None, seconds=0.3):
 
 
 def cost(passes):
-    return Cost(training_seconds=passes / 40_000, training_passes=passes, evaluation_passes=6_450.0, hardware=HARDWARE)
+    return Cost(
+        training_epochs=30.0,
+        training_seconds=passes / 40_000,
+        training_passes=passes,
+        evaluation_passes=6_450.0,
+        hardware=HARDWARE,
+    )
 
 
 def run(seed):
@@ -61,7 +70,8 @@ def row(**changes):
         "name": "pgd-at", "title": "PGD adversarial training", "kind": "recipe", "status": "re-checkable",
         "dataset": "digits", "norm": "Linf", "eps": 0.2, "threat": "Linf 0.2", "architecture": "small-cnn",
         "parameters": 23_978, "extra_data": False, "clean": estimate(0.983, 0.015, 0.004),
-        "attacked": estimate(0.65, 0.05, 0.007), "certified": estimate(0.382, 0.05), "rank": 1, "rank_low": 1,
+        "attacked": estimate(0.65, 0.05, 0.007), "attacked_by": ("autoattack", "bracket"), "open": 96.3,
+        "truncated": True, "certified": estimate(0.382, 0.05), "rank": 1, "rank_low": 1,
         "rank_high": 3, "verdict": "no-warnings", "cost": cost(172_440.0),
         "attacks": (
             measured("pgd-10", 0.722, 9.6, 8.6), measured("pgd-50", 0.7, 17.0, 16.1),
@@ -110,9 +120,10 @@ def _drawn(rng, place, attacked, n):
         changes["seeds"] = (run(0),)
     if kind == "reported":
         changes |= {
-            "status": "reported, not verified", "verdict": "unchecked", "reasons": (), "rank": None, "rank_low": 1,
-            "rank_high": n, "certified": None, "cost": None, "attacks": (), "certifiers": (), "curves": (),
-            "seeds": (), "command": None, "parameters": None, "clean": estimate(clean, 0),
+            "status": "reported, not verified", "verdict": "unchecked", "reasons": (), "rank": None, "rank_low": None,
+            "rank_high": None, "attacked_by": (), "open": None, "truncated": False, "certified": None, "cost": None,
+            "attacks": (), "certifiers": (), "curves": (), "seeds": (), "command": None,
+            "parameters": None, "clean": estimate(clean, 0),
             "attacked": estimate(attacked, 0),
         }  # fmt: skip
     return row(**changes)

@@ -7,16 +7,21 @@ import json
 import msgspec
 import pytest
 
-from leaderboard.board_data import Board, Estimate, Row
+from leaderboard.board_data import INTERVALS, Board, Estimate, Row
 from leaderboard.board_tables import rank_text, render_boards
+from tests.leaderboard.boards import cost, run
 
 
 def row(name, acc, **changes):
     values = {
         "name": name, "title": name, "kind": "recipe", "status": "re-checkable", "dataset": "digits", "norm": "Linf",
         "eps": 0.2, "threat": "Linf 0.2", "architecture": "small-cnn", "parameters": 9, "extra_data": False,
-        "clean": Estimate(acc=0.98, low=0.96, high=0.99), "certified": None,
-        "attacked": Estimate(acc=acc, low=acc - 0.05, high=acc + 0.05, spread=0.01), "rank": 1, "rank_low": 1,
+        "clean": Estimate(acc=0.98, low=0.96, high=0.99, interval_of="recipe", spread=0.005), "certified": None,
+        "attacked": Estimate(
+            acc=acc, low=acc - 0.05, high=acc + 0.05, interval_of="recipe", spread=0.01, new_seed=(acc - 0.1, acc + 0.1)
+        ),
+        "attacked_by": ("autoattack",), "open": 12.0, "truncated": True, "seeds": (run(0), run(1), run(2)),
+        "cost": cost(172_440.0), "rank": 1, "rank_low": 1,
         "rank_high": 2, "group": 1, "verdict": "no-warnings",
     }  # fmt: skip
     return Row(**(values | changes))
@@ -27,7 +32,21 @@ ROWS = (
     row("one", 0.7),
     row("two", 0.69),
     row("three", 0.5, rank=3, rank_low=3, rank_high=3, group=2),
-    row("reported", 0.4, rank=None, group=None, clean=Estimate(acc=0.9, low=0.9, high=0.9), attacked=None),
+    row(
+        "reported",
+        0.4,
+        kind="reported",
+        rank=None,
+        rank_low=None,
+        rank_high=None,
+        group=None,
+        attacked=None,
+        clean=Estimate(acc=0.9, low=0.9, high=0.9, interval_of=None),
+        attacked_by=(),
+        open=None,
+        seeds=(),
+        cost=None,
+    ),
     row("four", 0.3, rank=4, rank_low=4, rank_high=4, group=3, title=HOSTILE),
 )
 BOARD = Board(suite="digits", summary="small digits", rule="the rule", rows=ROWS)
@@ -38,16 +57,34 @@ def test_markdown_has_a_line_an_entry():
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + len(ROWS)
     assert "1-2" in table[2]
-    assert "70.0 [65.0, 75.0]" in table[2]
-    assert "+- 1.0" in table[2]
-    assert " - |" in table[5]
+    assert [cell.strip() for cell in table[2].split("|")[4:12]] == [
+        "30", "172k", "98.0 +- 0.5 [96.0, 99.0]", "", "70.0 +- 1.0 [65.0, 75.0]", "autoattack", "12 cut",
+        "recipe, 3 seeds",
+    ]  # fmt: skip
+    assert [cell.strip() for cell in table[5].split("|")[1:12]] == [
+        "-",
+        "reported",
+        "small-cnn",
+        "",
+        "",
+        "90.0",
+        *[""] * 5,
+    ]
     assert lines[0] == "## digits"
-    assert lines[-1] == "the rule"
+    assert lines[-3] == "the rule"
+    assert lines[-1] == INTERVALS
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_board_fits_the_terminal(width):
+    text = render_boards([BOARD], "markdown", width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\\_" not in text  # an escape of markdown
 
 
 def test_hostile_text_makes_no_cells_links_or_html_in_markdown():
     line = next(line for line in render_boards([BOARD], "markdown").splitlines() if "script" in line)
-    assert line.count("|") - line.count("\\|") == 10
+    assert line.count("|") - line.count("\\|") == 14
     for sign in "<>[]*`_&":
         assert line.count(sign) == line.count(f"\\{sign}") or sign in "[]"
     assert "\\[l\\](http" in line
@@ -73,6 +110,10 @@ def test_csv_holds_fractions_and_no_formula():
     assert (lines[0]["title"], lines[0]["licence"]) == ("'=1+1", "'@x")
     assert float(lines[0]["attacked"]) == 0.7
     assert lines[3]["attacked"] == ""
+    ends = ("attacked_spread", "attacked_new_seed_low", "clean_spread", "clean_low", "training_epochs", "open")
+    assert [float(lines[1][key]) for key in ends] == pytest.approx([0.01, 0.59, 0.005, 0.96, 30, 12])
+    assert (lines[1]["interval_of"], lines[1]["truncated"], lines[1]["attacked_by"]) == ("recipe", "True", "autoattack")
+    assert [lines[3][key] for key in ("rank", "rank_low", "rank_high", "interval_of", "clean_spread")] == [""] * 5
     assert lines[4]["title"] == HOSTILE
 
 
@@ -89,7 +130,7 @@ def test_an_empty_board_has_headers():
 
 @pytest.mark.parametrize(
     ("changes", "shown"),
-    [({}, "1-2"), ({"rank_high": 1}, "1"), ({"rank": None}, "-")],
+    [({}, "1-2"), ({"rank_high": 1}, "1"), ({"rank": None, "rank_low": None, "rank_high": None}, "-")],
 )
 def test_ranks_are_intervals(changes, shown):
     assert rank_text(row("x", 0.5, **changes)) == shown

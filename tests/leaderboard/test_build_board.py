@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 
 from bench.core import clopper_pearson
-from bench.core.records import Artifact, Sanity
+from bench.core.record_files import read_record, write_record
+from bench.core.records import Artifact, AttackResult, Sanity
+from bench.core.verification import write_verification
+from bench.verify.report import Finding
 from leaderboard.board_data import Cost
 from leaderboard.build_board import build_board
 from leaderboard.published_results import Contest, add_contest, add_run
+from leaderboard.statistics import recipe_interval
 from tests.publish.published import ABOUT, bracket_of, flags, publish, table_of, write_run
 
 
@@ -21,16 +25,29 @@ def rows(results):
     return {row.name: row for row in build_board(results, "digits").rows}
 
 
-def test_accuracies_are_means_over_seeds_with_the_interval_of_one(results):
+def test_accuracies_are_means_over_seeds_with_the_interval_of_the_recipe(results):
     publish(results, "mine", [table_of(flags(100, 60), certified=flags(100, 20)), table_of(flags(100, 70))])
     publish(results, "other", [table_of(flags(100, 50), certified=flags(100, 20))] * 2)
     found = rows(results)
     attacked = found["mine"].attacked
     assert (attacked.acc, attacked.spread) == (pytest.approx(0.65), pytest.approx(0.1 / np.sqrt(2)))
-    assert (attacked.low, attacked.high) == pytest.approx([float(end) for end in clopper_pearson.interval(65, 100)])
+    assert attacked.interval_of == "recipe"
+    assert (attacked.low, attacked.high) == pytest.approx([float(end) for end in recipe_interval([0.6, 0.7], 100)])
+    assert attacked.new_seed == (0.0, 1.0)  # of two seeds ten points apart
     assert found["mine"].certified is None  # one of its seeds was not certified
     assert found["other"].certified.acc == 0.2
     assert found["mine"].clean.acc == 1.0
+    assert found["mine"].attacks[0].accuracy == attacked
+    assert found["other"].certified.spread == 0
+
+
+def test_one_seed_and_fixed_weights_have_the_interval_of_these_weights(results):
+    publish(results, "one", [table_of(flags(100, 60))])
+    publish(results, "fixed", [table_of(flags(100, 60))] * 2, trained=False)
+    for row in rows(results).values():
+        assert (row.attacked.interval_of, row.attacked.spread, row.attacked.new_seed) == ("weights", None, None)
+        ends = [float(end) for end in clopper_pearson.interval(60, 100)]
+        assert (row.attacked.low, row.attacked.high) == pytest.approx(ends)
 
 
 def test_the_most_robust_is_first_and_what_was_never_attacked_last(results):
@@ -48,7 +65,7 @@ def test_ranks_and_groups(results):
         publish(results, name, [table_of(flags(100, each)) for each in hits])
     found = rows(results)
     ranks = {name: (row.rank, row.rank_low, row.rank_high, row.group) for name, row in found.items()}
-    assert ranks == {"a": (1, 1, 2, 1), "b": (1, 1, 2, 1), "c": (3, 3, 3, 2), "one-seed": (None, 1, 3, None)}
+    assert ranks == {"a": (1, 1, 2, 1), "b": (1, 1, 2, 1), "c": (3, 3, 3, 2), "one-seed": (None, None, None, None)}
 
 
 def test_a_contest_lowers_the_row_and_is_told(results):
@@ -59,6 +76,7 @@ def test_a_contest_lowers_the_row_and_is_told(results):
     assert row.attacked.acc == 0.5
     assert row.note == "Seed 0: X broke 1 more examples (today)."
     assert row.seeds[0].attacked == 0.5
+    assert row.attacked_by == ("pgd-50", "contest by X")
 
 
 def test_a_bracket_is_both_ends(results):
@@ -69,6 +87,11 @@ def test_a_bracket_is_both_ends(results):
     publish(results, "mine", [table], bracket=bracket_of(table))
     row = rows(results)["mine"]
     assert (row.certified.acc, row.attacked.acc, row.clean.acc) == (0.25, 0.5, 0.75)
+    assert row.attacked_by == ("bracket",)
+    assert (row.open, row.truncated, row.seeds[0].open, row.seeds[0].truncated) == (1.0, False, 1, False)
+    cut = msgspec.structs.replace(bracket_of(table), truncated=True)
+    publish(results, "cut", [table], bracket=cut)
+    assert (rows(results)["cut"].truncated, rows(results)["cut"].seeds[0].truncated) == (True, True)
 
 
 def test_the_worst_verdict_of_the_seeds_counts(results, tmp_path):
@@ -83,7 +106,11 @@ def test_cost_and_command_and_status(results):
     publish(results, "fixed", [table_of(flags(10, 6))], trained=False)
     found = rows(results)
     assert found["mine"].cost == Cost(
-        training_seconds=10.0, training_passes=7000.0, evaluation_passes=500.0, hardware="a machine, 1 thread"
+        training_epochs=1.0,
+        training_seconds=10.0,
+        training_passes=7000.0,
+        evaluation_passes=500.0,
+        hardware="a machine, 1 thread",
     )
     assert found["mine"].command == "bench run --defense mine --suite digits --seeds 0,1"
     assert (found["mine"].status, found["fixed"].status) == ("re-checkable", "not re-checkable")
@@ -114,6 +141,7 @@ def test_reported_entries_stand_beside_without_a_rank(results):
     row = rows(results)["theirs"]
     assert (row.kind, row.status, row.rank, row.verdict) == ("reported", "reported, not verified", None, "unchecked")
     assert (row.attacked.acc, row.clean.acc) == (pytest.approx(0.705), pytest.approx(0.9))
+    assert (row.attacked.interval_of, row.rank_low, row.rank_high) == (None, None, None)
     assert (row.norm, row.eps) == ("Linf", 0.2)
 
 
@@ -122,3 +150,17 @@ def test_a_record_that_does_not_name_its_source_code_says_so(results):
     assert rows(results)["mine"].seeds[0].provenance["source"] == "unknown"
     publish(results / "new", "new", [table_of(flags(100, 60))], provenance={"source": "0123456789ab"})
     assert rows(results / "new")["new"].seeds[0].provenance["source"] == "0123456789ab"
+
+
+def test_the_verdict_hears_warnings_and_verifications_of_published_runs(results):
+    warned = AttackResult(0.6, (0.4, 0.7), 1, 1, 1.0, warnings=["Square Attack has decreased"])
+    entry = publish(results, "failed", [table_of(flags(100, 60))])
+    publish(results, "fine", [table_of(flags(100, 60))])
+    write_verification(entry / "0", [Finding("predictions", "failed", "3 differ")], attack="pgd", sample=1, seed=0)
+    row = rows(results)["failed"]
+    assert (row.verdict, row.reasons) == ("unreliable", ("verify predictions: 3 differ",))
+    assert rows(results)["fine"].verdict == "no-warnings"
+    record = read_record(entry / "0")
+    write_record(entry / "0", msgspec.structs.replace(record, attacks={"pgd-50": warned}))
+    row = rows(results)["failed"]
+    assert (row.verdict, row.reasons) == ("suspect", ("attack-warnings: pgd-50: Square Attack has decreased",))
