@@ -1,17 +1,20 @@
 """The command line `bench COMMAND`, assembled from bench/commands."""
 
+import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
 from bench.commands import board, catalog, runs, submission
-from bench.commands.arguments import Parser, fail
-from bench.core.errors import CheckError, UserError
+from bench.commands.arguments import Parser, ShowVersion, fail
+from bench.core.errors import CheckError, UncheckedError, UserError
 from bench.core.package_origins import check_package_origins
 
 
 def parser() -> Parser:
     about = "Measure the robust accuracy of neural networks: certified bounds from below, attacks from above."
     top = Parser(prog="bench", description=about)
+    top.add_argument("--version", action=ShowVersion, nargs=0, help="print the version")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for subject in (catalog, runs, board, submission):
         subject.add(commands)
@@ -19,15 +22,21 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command. Exit code 0: success; 1: a check failed; 2: an error of the user. Errors are one line."""
+    """Run a command. Exit code 0: success; 1: a check failed; 2: an error of the user; 3: could not be checked.
+
+    Errors are one line on standard error.
+    """
     try:
         check_package_origins()
-        args = parser().parse_args(argv)
+        args = parser().parse_args(argv, argparse.Namespace(quiet=False))
+        logging.getLogger("bench.progress").disabled = args.quiet
         args.act(args)
     except UserError as error:
         fail(str(error))
     except CheckError as error:
         fail(str(error), code=1)
+    except UncheckedError as error:
+        fail(str(error), code=3)
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(1) from None

@@ -4,27 +4,60 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from bench.core.errors import UserError
+from bench.core.spec_text import split_specs
 from bench.core.specs import parse_value
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors in one line, with the nearest name of an unknown option."""
+    """An argument parser that reports errors in one line, with the nearest option or choice of this command."""
 
-    options: ClassVar[set[str]] = set()  # of all commands: unknown options are reported by the top-level parser
+    _words: Sequence[str] = ()
 
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        self.options.update(names)
-        return super().add_argument(*names, **settings)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse the words, but refuse unknown options here, where the options of the command are known."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        known, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return known, rest
 
     def error(self, message: str) -> NoReturn:
-        if unknown := re.fullmatch(r"unrecognized arguments: (--[\w-]+)(.*)", message):
-            nearest = difflib.get_close_matches(unknown[1], self.options, n=1)
-            message = f"unknown option {unknown[1]}{f'; did you mean {nearest[0]}?' if nearest else ''}"
+        if re.match("unrecognized arguments|the following arguments are required", message):
+            message = self._of_unknown_option() or message
+        if choice := re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            allowed = choice[3].replace("'", "")
+            by_folded = {word.casefold(): word for word in allowed.split(", ")}
+            nearest = difflib.get_close_matches(choice[2].casefold(), by_folded, n=1)
+            hint = f"; did you mean '{by_folded[nearest[0]]}'?" if nearest else ""
+            message = f"{choice[1]} takes {allowed}, not '{choice[2]}'{hint}"
         fail(f"{message}; see `{self.prog} --help`")
+
+    def _of_unknown_option(self) -> str | None:
+        """The message for the first word that looks like an option of this command and is none; None without one."""
+        options = self._option_string_actions
+        for word in self._words[: self._words.index("--") if "--" in self._words else None]:
+            name = word.partition("=")[0]
+            if re.fullmatch("--[a-zA-Z].*", name) and not any(option.startswith(name) for option in options):
+                nearest = difflib.get_close_matches(name, options, n=1)
+                return f"unknown option {name}{f': did you mean {nearest[0]}?' if nearest else ''}"
+        return None
+
+
+class ShowVersion(argparse.Action):
+    """Print the version of the installed distribution."""
+
+    def __call__(self, *_: Any) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"robust-bracket {version('robust-bracket')}")
+        except PackageNotFoundError:
+            print("robust-bracket, not installed (run from its source tree)")
+        raise SystemExit(0)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -65,7 +98,7 @@ def spec_list(option: str) -> Callable[[str], list[str]]:
     """Specs separated by commas; [] for `none`."""
 
     def parse(text: str) -> list[str]:
-        specs = [spec.strip() for spec in text.split(",")]
+        specs = split_specs(text)
         if "" in specs:
             raise UserError(f"{option} '{text}' has an empty spec; separate specs by single commas, or write none")
         return [] if specs == ["none"] else specs

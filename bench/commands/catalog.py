@@ -1,17 +1,24 @@
 """`bench list` and `bench study`."""
 
 import argparse
+import dataclasses
+import inspect
+import re
+import textwrap
 from typing import Any
 
-from bench.commands.options import add_plugin, print_json
+from bench.commands.options import add_plugin, add_quiet, print_json
 from bench.core import registry
-from bench.core.config import suites
+from bench.core.columns import columns, output_width
+from bench.core.config import Suite, get_suite, suites
 from bench.core.errors import UserError
+from bench.core.registry import did_you_mean
 from bench.core.spec_text import split_options
-from bench.core.specs import options_of, parse_value
+from bench.core.specs import options_of, parse_value, show_value
 
 # options of studies that can be given without --set
 STUDY_OPTIONS = ("table", "checkpoints", "checkpoint", "model", "dataset", "data_dir", "n_examples", "figure")
+WIDEST = 120  # characters of a line of a docstring
 
 KINDS: dict[str, registry.Registry] = {
     "defenses": registry.defense,
@@ -22,27 +29,38 @@ KINDS: dict[str, registry.Registry] = {
     "models": registry.model,
     "studies": registry.study,
 }
+HOW_TO_SET = {
+    "defenses": "bench run --defense {name} --set KEY=VALUE (a suite may set others: `bench list suites NAME`)",
+    "studies": "bench study {name} --set KEY=VALUE",
+}  # of all other kinds: in the spec
 
 
 def add(commands: Any) -> None:
     sub = commands.add_parser("list", help="list defenses, attacks, certifiers, data sets, models, studies, suites")
     sub.add_argument("kind", nargs="?", choices=[*KINDS, "suites"], help="default: all")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="one of this kind: what it does, and its options")
     sub.add_argument("--json", action="store_true", help="print JSON")
     add_plugin(sub)
     sub.set_defaults(act=act_list)
 
-    sub = commands.add_parser("study", help="run an experiment of a paper that is neither a defense nor an attack")
-    sub.add_argument("name", metavar="NAME", help="a name from `bench list studies`")
+    about = "run an experiment of a paper that is neither a defense nor an attack"
+    sub = commands.add_parser("study", help=about, description=about, add_help=False)
+    sub.add_argument("-h", "--help", action="store_true", dest="show_help", help="with NAME: the options of this study")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="a name from `bench list studies`")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a study option; repeatable")
     for name in STUDY_OPTIONS:
         sub.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"short for --set {name}=VALUE")
     add_plugin(sub)
-    sub.set_defaults(act=act_study)
+    add_quiet(sub)
+    sub.set_defaults(act=act_study, parser=sub)
 
 
 def act_list(args: argparse.Namespace) -> None:
     for path in args.plugins:
         registry.load_plugin(path)
+    if args.name is not None:
+        show_entry(args.kind, args.name, as_json=args.json)
+        return
     kinds = [args.kind] if args.kind else [*KINDS, "suites"]
     listing = {kind: _summaries(kind) for kind in kinds}
     if args.json:
@@ -51,9 +69,8 @@ def act_list(args: argparse.Namespace) -> None:
     for kind, summaries in listing.items():
         if not args.kind:
             print(f"{kind}:" if summaries else f"{kind}: none yet")
-        width = max(map(len, summaries), default=0)
-        for name, summary in summaries.items():
-            print(f"{'' if args.kind else '  '}{name:<{width}}  {summary}".rstrip())
+        if summaries:
+            print(columns(list(summaries.items()), indent="" if args.kind else "  "))
 
 
 def _summaries(kind: str) -> dict[str, str]:
@@ -62,15 +79,80 @@ def _summaries(kind: str) -> dict[str, str]:
     return {name: entry.summary for name, entry in KINDS[kind].entries().items()}
 
 
+def show_entry(kind: str, name: str, *, as_json: bool = False) -> None:
+    """Print what an entry is, and its options with defaults, meanings and types."""
+    from bench.core.option_docs import document_options
+
+    if kind == "suites":
+        _show_suite(get_suite(name), as_json=as_json)
+        return
+    target = KINDS[kind].get(name)
+    options = document_options(target.config_class if kind == "defenses" else target)
+    if as_json:
+        print_json({"name": name, "about": inspect.getdoc(target) or "", "options": [o._asdict() for o in options]})
+        return
+    print(f"{name}\n\n{_filled(inspect.getdoc(target) or KINDS[kind].entries()[name].summary)}\n")
+    if not options:
+        print("It has no options.")
+        return
+    print(_filled(f"Options: {HOW_TO_SET.get(kind, '{name}:OPTION=VALUE').format(name=name)}"))
+    rows = [(f"{o.name}={_short(o.default)}", f"{o.meaning} ({o.type})" if o.meaning else o.type) for o in options]
+    print(columns(rows, indent="  "))
+
+
+def _short(default: str) -> str:
+    """A default with at most six digits a number."""
+    return re.sub(r"\d+\.\d{7,}", lambda number: f"{float(number[0]):.6g}", default)
+
+
+def _show_suite(suite: Suite, *, as_json: bool) -> None:
+    rules = {field.name: getattr(suite, field.name) for field in dataclasses.fields(suite)}
+    if as_json:
+        print_json(rules)
+        return
+    tables = {"training": rules.pop("training"), **rules.pop("defenses")}
+    rows = [(key, ", ".join(value) if isinstance(value, tuple) else show_value(value)) for key, value in rules.items()]
+    print(columns([row for row in rows if row[1] != "None"]))
+    print("\nSettings that all defenses train with, and those of single ones:")
+    settings = [
+        (name, ", ".join(f"{key}={show_value(value)}" for key, value in tables[name].items())) for name in tables
+    ]
+    print(columns(settings, indent="  "))
+
+
+def _filled(doc: str) -> str:
+    """A docstring with its paragraphs and list items filled to the width of the output."""
+    width = min(output_width(), WIDEST)
+    paragraphs = [
+        "\n".join(
+            textwrap.fill(" ".join(item.split()), width, subsequent_indent="  " * item.startswith("- "))
+            for item in re.split(r"\n(?=- )", part)
+        )
+        for part in doc.strip().split("\n\n")
+    ]
+    return "\n\n".join(paragraphs)
+
+
 def act_study(args: argparse.Namespace) -> None:
     for path in args.plugins:
         registry.load_plugin(path)
+    if args.name is None:
+        if not args.show_help:
+            raise UserError(
+                f"name a study: {', '.join(registry.study.names())}; `bench study NAME --help` explains one"
+            )
+        args.parser.print_help()
+        return
+    if args.show_help:
+        show_entry("studies", args.name)
+        return
     study = registry.study.get(args.name)
     hints = options_of(study)
     options = {}
     given = [f"{name}={value}" for name in STUDY_OPTIONS if (value := getattr(args, name)) is not None]
     for key, value in split_options([*args.set, *given], "--set").items():
         if key not in hints:
-            raise UserError(f"study '{args.name}' has no option '{key}'; its options are {', '.join(hints)}")
+            hint = did_you_mean(key, hints)
+            raise UserError(f"study '{args.name}' has no option '{key}': {hint}its options are {', '.join(hints)}")
         options[key] = parse_value(value, hints[key][0], f"study '{args.name}': {key}")
     print(study(**options).run())

@@ -20,7 +20,12 @@ def add_plugin(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--plugin", action="append", default=[], dest="plugins", type=Path, metavar="FILE", help=help_text)
 
 
+def add_quiet(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--quiet", action="store_true", help="show no progress on standard error")
+
+
 def add_machine(sub: argparse.ArgumentParser) -> None:
+    add_quiet(sub)
     option = sub.add_argument
     option("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one")
     option("--threads", type=integer("--threads", 1, 1024), metavar="N", help="CPU threads (default: by model size)")
@@ -58,6 +63,11 @@ def add_evaluation(sub: argparse.ArgumentParser) -> None:
     option("--n-examples", type=integer("--n-examples", 1), metavar="N", help="use the first N test examples")
     add_machine(sub)
     option("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of run folders (default: runs)")
+    finished = sub.add_mutually_exclusive_group()
+    help_text = "print a finished run even if it was made by other source"
+    finished.add_argument("--reuse", action="store_true", help=help_text)
+    help_text = "train and evaluate again, even if the run is finished; the old one is kept in DIR/replaced"
+    finished.add_argument("--force", action="store_true", help=help_text)
     option("--json", action="store_true", help="print records as JSON instead of a table")
     add_plugin(sub)
 

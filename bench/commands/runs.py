@@ -12,12 +12,17 @@ from bench.commands import options
 from bench.commands.arguments import integer, seed_list
 from bench.core import registry
 from bench.core.config import get_suite
-from bench.core.errors import CheckError, UserError
+from bench.core.errors import CheckError, UncheckedError, UserError
 from bench.core.spec_text import split_options
 
 if TYPE_CHECKING:
     from bench.core.records import Record
     from bench.runs.request import Request
+
+VERIFY_EXIT_CODES = (
+    "Exit code 0: every run is verified (a run whose attacks are weaker than --attack is, and the report says so); "
+    "1: a check failed; 2: a mistake in the command; 3: predictions or witnesses of a run could not be checked."
+)
 
 
 def add(commands: Any) -> None:
@@ -44,7 +49,8 @@ def add(commands: Any) -> None:
     options.add_evaluation(sub)
     sub.set_defaults(act=act_sweep)
 
-    sub = commands.add_parser("verify", help="check the evidence of runs again: files, labels, witnesses, certificates")
+    about = "check the evidence of runs again: files, labels, witnesses, certificates"
+    sub = commands.add_parser("verify", help=about, epilog=VERIFY_EXIT_CODES)
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of them")
     options.add_verification(sub, min_sample=0)
     sub.add_argument("--json", action="store_true", help="print findings as JSON")
@@ -61,12 +67,11 @@ def act_run(args: argparse.Namespace) -> None:
     plan = make_plan(request)
     records: list[Record] = []
     for seed in args.seeds:
-        finished = (plan.folder(seed) / "record.json").exists()
-        record, folder = run_seed(plan, seed)
+        record, folder, finished_before = run_seed(plan, seed)
         records.append(record)
         if not args.json:
-            when = f" (was finished already, {record.provenance.get('finished')})" if finished else ""
-            print(f"\n{run_table(record)}\n\nrun folder: {folder}{when}")
+            note = f" ({finished_before})" if finished_before else ""
+            print(f"\n{run_table(record)}\n\nrun folder: {folder}{note}")
     if args.json or len(records) > 1:
         _print(records, args.json)
 
@@ -113,17 +118,36 @@ def _request(args: argparse.Namespace) -> Request:
 
 def act_verify(args: argparse.Namespace) -> None:
     from bench.core.record_files import find_records
-    from bench.verify.report import findings_table
+    from bench.core.verification import write_verification
+    from bench.verify.report import Finding, findings_table
     from bench.verify.run import verify
+    from bench.verify.summary import summarize
 
     folders = find_records(args.runs)
     settings = options.verification_settings(args)
-    reports = {str(folder): verify(folder, settings) for folder in folders}
+    attack, sample, seed = settings.attack, settings.sample, settings.seed
+    reports: dict[str, list[Finding]] = {}
+    for folder in folders:
+        reports[str(folder)] = verify(folder, settings)
+        try:
+            write_verification(folder, reports[str(folder)], attack=attack, sample=sample, seed=seed)
+        except OSError as error:  # the folder may be read-only
+            print(f"{folder}: the findings were not stored ({error.strerror})", file=sys.stderr)
+    summaries = {run: summarize(report) for run, report in reports.items()}
     if args.json:
-        used = {"attack": settings.attack, "sample": settings.sample, "seed": settings.seed}
-        options.print_json([{"run": run, **used, "findings": report} for run, report in reports.items()])
+        options.print_json([
+            {
+                "run": run, "attack": attack, "sample": sample, "seed": seed, "outcome": summaries[run].status,
+                "counts": summaries[run].counts, "findings": report,
+            }
+            for run, report in reports.items()
+        ])  # fmt: skip
     else:
-        print("\n\n".join(f"{run}\n{findings_table(report)}" for run, report in reports.items()))
-    failed = [run for run, report in reports.items() if any(finding.outcome == "failed" for finding in report)]
+        parts = [f"{run}\n{findings_table(report)}\n{summaries[run].as_line()}" for run, report in reports.items()]
+        print("\n\n".join(parts))
+    failed, incomplete = ([run for run in reports if summaries[run].status == s] for s in ("failed", "incomplete"))
     if failed:
         raise CheckError(f"{len(failed)} of {len(reports)} runs failed, the first is {failed[0]}")
+    if incomplete:
+        first = f"the first is {incomplete[0]}: {', '.join(summaries[incomplete[0]].unchecked)}"
+        raise UncheckedError(f"{len(incomplete)} of {len(reports)} runs could not be verified, {first}")

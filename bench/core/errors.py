@@ -1,4 +1,4 @@
-"""The two exceptions that end a command with one line: a wrong input, and a check that failed."""
+"""The exceptions that end a command with one line: a wrong input, a failed check, a check that could not be made."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class CheckError(Exception):
     """A measured result that fails a check. The message is one line (exit code 1)."""
+
+
+class UncheckedError(Exception):
+    """Nothing failed, but what had to be checked could not be. The message is one line (exit code 3)."""

@@ -83,10 +83,10 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
     common: options that all entries have, name -> (type, default).
     """
     name, texts = split_spec(text)
-    path, colon, function = name.partition(":")
+    path, colon, function = name.rpartition(".py:")
     implied: dict[str, Any] = {}
     if colon:
-        target = _from_file(Path(path), function, registry.kind)
+        target = _from_file(Path(f"{path}.py"), function, registry.kind)
     elif name.endswith(".py"):
         raise UserError(f"{registry.kind} '{text}': name the function in the file, as in {name}:build")
     else:
@@ -100,7 +100,9 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
         if key in implied:
             raise UserError(f"{registry.kind} '{text}': '{key}' is given twice; keep one")
         options[key] = parse_value(value, hints[key][0], f"{registry.kind} '{name}': option '{key}'")
-    shown = {k: _show(options[k]) for k in hints if k in options and k not in implied and options[k] != hints[k][1]}
+    shown = {
+        k: show_value(options[k]) for k in hints if k in options and k not in implied and options[k] != hints[k][1]
+    }
     return Spec(join_spec(name, shown), target, options, registry.kind)
 
 
@@ -155,7 +157,7 @@ def parse_value(value: Any, hint: Any, name: str) -> Any:
         return value
     elif hint is type(None) and value in (None, "none", "None"):
         return None
-    raise UserError(f"{name} takes {_type_name(hint)}, not '{value}'")
+    raise UserError(f"{name} takes {type_name(hint)}, not '{value}'")
 
 
 def _number(value: Any) -> float | None:
@@ -194,19 +196,21 @@ def _from_file(path: Path, function: str, kind: str) -> Callable[..., Any]:
     return target
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
+    """A type as users write values of it: `a whole number`, or the choices."""
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(map(_type_name, get_args(hint)))
+        return " or ".join(map(type_name, get_args(hint)))
     if get_origin(hint) is Literal:
         return ", ".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:
-        return f"several of {_type_name(get_args(hint)[0])}, joined by '+'"
+        return f"several of {type_name(get_args(hint)[0])}, joined by '+'"
     return TYPE_NAMES.get(hint, str(hint))
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """A value as it is written in a spec; parse_value reads it."""
     if isinstance(value, tuple):
-        return "+".join(map(_show, value))
+        return "+".join(map(show_value, value))
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     return str(value).lower() if isinstance(value, bool) else str(value)

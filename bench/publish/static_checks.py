@@ -19,6 +19,7 @@ from bench.core.files import read_arrays
 from bench.core.record_checks import check_record
 from bench.core.record_files import RECORD, TABLE, WITNESSES, read_record
 from bench.core.records import Artifact, Record
+from bench.core.verification import VERIFICATION
 from bench.publish.untrusted_files import (
     MIB,
     check_file,
@@ -34,7 +35,7 @@ LOG, WEIGHTS, CONFIG = "log.jsonl", "weights.safetensors", "config.json"
 ARTIFACTS = {"weights": WEIGHTS, "examples": TABLE, "witnesses": WITNESSES}
 MAX_BYTES = {
     RECORD: MIB, CONFIG: MIB, LOG: 16 * MIB, TABLE: 64 * MIB, WITNESSES: 1024 * MIB,
-    WEIGHTS: 4096 * MIB,
+    WEIGHTS: 4096 * MIB, VERIFICATION: MIB,
 }  # fmt: skip
 MAX_ABOUT, MAX_CONTEST = 64 * 1024, MIB
 MAX_LENGTHS = {"title": 200, "paper": 500, "licence": 100, "authors": 4000, "url": 1000, "note": 4000}
@@ -145,7 +146,7 @@ def _check_files(folder: Path) -> None:
     for name in (RECORD, TABLE):
         if name not in names:
             raise UserError(f"{folder} has no {name}; a finished run folder has one")
-    for name in {RECORD, CONFIG}.intersection(names):
+    for name in {RECORD, CONFIG, VERIFICATION}.intersection(names):
         read_json(folder / name, MAX_BYTES[name])
     check_npz(folder / TABLE, MAX_BYTES[TABLE])
     if WITNESSES in names:

@@ -1,6 +1,6 @@
 """Attack, and certify, a random sample of the examples of a finished evaluation again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from bench.core.example_table import BRACKET, Flags, Table, accuracy, certificat
 from bench.evaluate.cascade import limit_seconds
 from bench.evaluate.clean import predict
 from bench.evaluate.context import EvalContext
-from bench.verify.report import Finding, Outcome
+from bench.verify.report import Finding
 
 TOLERATED = 0.05  # share of the examples claimed robust that a stronger attack may break
 RADIUS_ROUNDING = 0.01  # share of a radius: on another machine, rounding may shorten the search for it
@@ -21,12 +21,18 @@ TIME_LIMITED_SAMPLE = 4  # examples for a certifier with a time limit per exampl
 TIME_LIMIT = 30.0  # seconds for each of them
 
 
-def attack_again(context: EvalContext, table: Table, attack: Attack, sample: int) -> Finding:
+def attack_again(
+    context: EvalContext, table: Table, attacks: Mapping[str, Attack], own: Mapping[str, Attack], sample: int
+) -> Finding:
     """Attack a random sample of the examples that are claimed robust, under the record's threat model.
 
-    Examples that a stronger attack breaks are a warning. It is a failure if the 95 % Clopper-Pearson interval of their
-    share lies above TOLERATED, because the claim was then too high, or if one of them was certified.
+    attacks: one attack, by its spec. own: the attacks of the run itself that can be repeated, by spec. Some broken
+    examples are a warning, because another attack, or another seed, finds others. If the 95 % Clopper-Pearson interval
+    of their share lies above TOLERATED, the run's own attacks are repeated on them: the claim is false (a failure) if
+    one of these breaks such a share too, and else the run's attacks are weaker. A broken certified example is a
+    failure.
     """
+    ((spec, attack),) = attacks.items()
     name = "attacked again"
     certified_rows = certified(table)
     attacked = bool(own_specs(table)) or "status" in table
@@ -36,22 +42,39 @@ def attack_again(context: EvalContext, table: Table, attack: Attack, sample: int
     if not len(claimed):
         return Finding(name, "passed", "no example is claimed robust")
     chosen = _sample(claimed, sample, context.seed)
-    n, results = len(chosen), []
-    for batch, generator in _batches(context, chosen):
-        x_adv = attack(context.model, batch, context.threat, generator=generator)
-        with frozen(context.model):
-            misclassified = predict(context.model, x_adv) != batch.y
-        results.append((misclassified & context.threat.contains(x_adv, batch.x)).cpu().numpy())
-    broken = np.concatenate(results)
+    n, broken = len(chosen), _broken_by(context, attack, chosen)
     refuted = chosen[broken & certified_rows[chosen]]
     if len(refuted):
         evidence = f"{len(refuted)} certified examples are broken, the first is test example {refuted[0]}"
         return Finding(name, "failed", evidence)
     share = f"{float(upper_bound(broken.sum(), n, 0.05)):.1%}"
     evidence = f"{broken.sum()} of {n} broken, so at most {share} (95 %) of all {len(claimed)} claimed robust"
-    low = accuracy(broken).ci95[0]
-    outcome: Outcome = "failed" if low > TOLERATED else "warning" if broken.any() else "passed"
-    return Finding(name, outcome, f"{evidence}; the first is {chosen[broken][0]}" if broken.any() else evidence)
+    if not broken.any():
+        return Finding(name, "passed", evidence)
+    evidence += f"; the first is {chosen[broken][0]}"
+    if not _exceeds_tolerance(int(broken.sum()), n):
+        return Finding(name, "warning", evidence)
+    for own_spec, own_attack in own.items():
+        again = int(_broken_by(context, own_attack, chosen[broken]).sum())
+        if _exceeds_tolerance(again, n):
+            return Finding(name, "failed", f"{evidence}; the run's own {own_spec} breaks {again} of {n}")
+    return Finding(name, "weaker", f"weaker than {spec}: {evidence}")
+
+
+def _broken_by(context: EvalContext, attack: Attack, chosen: npt.NDArray[np.int64]) -> Flags:
+    """Which of the chosen examples the attack breaks, by a fresh forward pass."""
+    results = []
+    for batch, generator in _batches(context, chosen):
+        x_adv = attack(context.model, batch, context.threat, generator=generator)
+        with frozen(context.model):
+            misclassified = predict(context.model, x_adv) != batch.y
+        results.append((misclassified & context.threat.contains(x_adv, batch.x)).cpu().numpy())
+    return np.concatenate(results)
+
+
+def _exceeds_tolerance(broken: int, n: int) -> bool:
+    """Whether the 95 % interval of a share lies above TOLERATED."""
+    return accuracy(np.arange(n) < broken).ci95[0] > TOLERATED
 
 
 def certified_by(table: Table, eps: float) -> dict[str, tuple[Flags, npt.NDArray[np.float32]]]:

@@ -4,21 +4,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from tabulate import tabulate
-
 from bench.core import registry
+from bench.core.columns import columns
 from bench.core.errors import CheckError, UserError
 
 T = TypeVar("T")
-Outcome = Literal["passed", "failed", "warning", "not checkable"]
+Outcome = Literal["passed", "failed", "weaker", "warning", "not checkable"]
 
 
 @dataclass(frozen=True)
 class Finding:
     """The outcome of one check, with one line of evidence.
 
-    warning: nothing contradicts the record, but the evidence should be inspected. not checkable: something that the
-    check needs is missing.
+    weaker: the record is what its attacks gave, but a stronger attack breaks many more examples. warning: nothing
+    contradicts the record, but the evidence should be inspected. not checkable: something that the check needs is
+    missing.
     """
 
     name: str
@@ -27,9 +27,8 @@ class Finding:
 
 
 def findings_table(report: Sequence[Finding]) -> str:
-    """One line per finding."""
-    rows = [(finding.outcome, finding.name, finding.evidence) for finding in report]
-    return tabulate(rows, tablefmt="plain", disable_numparse=True)
+    """One row per finding."""
+    return columns([(finding.outcome, finding.name, finding.evidence) for finding in report])
 
 
 def finding_of(examples: list[int], name: str, problem: str, evidence: str) -> Finding:

@@ -15,9 +15,11 @@ from torch import nn
 from bench.core import files, record_files, registry
 from bench.core.attack_specs import make_attacks
 from bench.core.config import Suite, content_hash
+from bench.core.contracts import Attack
 from bench.core.devices import choose_device, choose_threads
 from bench.core.errors import CheckError, UserError
-from bench.core.example_table import Table, check_columns
+from bench.core.example_table import Table, check_columns, own_specs
+from bench.core.progress import Progress
 from bench.core.record_checks import check_record
 from bench.core.records import Record
 from bench.core.specs import parse_spec
@@ -25,6 +27,7 @@ from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays, data_folder
 from bench.datasets.load import load_arrays
 from bench.datasets.split import Split
+from bench.evaluate.certificate_audit import STRONG_ATTACK
 from bench.evaluate.certified import make_certifiers
 from bench.evaluate.context import EvalContext
 from bench.training.checkpoints import WEIGHTS, read_spec
@@ -37,6 +40,8 @@ from bench.verify.witnesses import CERTIFICATES, WITNESS_CHECKS, check_contradic
 
 ATTACK = "bracket-attack"  # the default of --attack
 SAMPLE = 64
+
+Check = tuple[Sequence[str], Callable[[], list[Finding]]]  # the names of its findings, and how to make them
 
 load_once = lru_cache(maxsize=1)(load_arrays)  # the runs of a folder mostly share a data set
 
@@ -83,22 +88,20 @@ def verify(folder: Path, settings: Settings) -> list[Finding]:
     record = read_or_report(report, "record", lambda: record_files.read_record(folder), otherwise="failed")
     if record is None:
         return report
-    read, check = partial(read_or_report, report), partial(add_findings, report)
-    check(["configuration"], lambda: [_check_config(folder, record)])
-    for name in ("weights", "examples", "witnesses"):
-        check([f"hash of {name}"], partial(_check_file, folder, record, name))
-    if record.config.get("code"):
-        check(["code"], lambda: [_check_code(record, settings.trusted)])
+    checks = _plan_checks(folder, record, settings, report)
+    with Progress(f"verify {'/'.join(folder.parts[-2:])}", len(checks), "check") as progress:
+        for names, check in checks:
+            progress.advance(0, names[0])
+            add_findings(report, names, check)
+            progress.advance(1)
+    return report
 
+
+def _plan_checks(folder: Path, record: Record, settings: Settings, report: list[Finding]) -> list[Check]:
+    """Read the table, the data set and the model, and list the checks. What cannot be read is added to the report."""
+    read = partial(read_or_report, report)
     table = read("table", lambda: _read_table(folder), otherwise="failed")
-    check(["aggregates"], lambda: [_check_aggregates(record, require(table, "table"))])
-    check(["distances"], lambda: check_distances(record, require(table, "table")))
-    check(LEAK_CHECKS, lambda: check_leakage(require(table, "table"), _eval_batch(record)))
-
     data = read("data", lambda: load_data(record, table, settings))
-    check(["hash of the data"], lambda: [_check_data(record, require(data, "data"))])
-    check(["labels"], lambda: [check_labels(require(table, "table"), require(data, "data").y_test)])
-
     model = read("model", lambda: load_model(folder / WEIGHTS, record, require(data, "data"), settings))
     test = None if data is None else Split.test(data, settings.device)
     witnesses = partial(files.read_arrays, folder / record_files.WITNESSES)
@@ -107,16 +110,35 @@ def verify(folder: Path, settings: Settings) -> list[Finding]:
         context = make_context(require(model, "model"), require(test, "data"), record, settings)
         return context, require(table, "table")
 
-    check(["predictions"], lambda: [check_predictions(*inputs())])
-    check(WITNESS_CHECKS, lambda: check_witnesses(*inputs(), record, witnesses()))
+    checks: list[Check] = [
+        (["configuration"], lambda: [_check_config(folder, record)]),
+        *(
+            ([f"hash of {name}"], partial(_check_file, folder, record, name))
+            for name in ("weights", "examples", "witnesses")
+        ),
+        (["aggregates"], lambda: [_check_aggregates(record, require(table, "table"))]),
+        (["distances"], lambda: check_distances(record, require(table, "table"))),
+        (LEAK_CHECKS, lambda: check_leakage(require(table, "table"), _eval_batch(record))),
+        (["hash of the data"], lambda: [_check_data(record, require(data, "data"))]),
+        (["labels"], lambda: [check_labels(require(table, "table"), require(data, "data").y_test)]),
+        (["predictions"], lambda: [check_predictions(*inputs())]),
+        (WITNESS_CHECKS, lambda: check_witnesses(*inputs(), record, witnesses())),
+    ]
+    if record.config.get("code"):
+        checks.append((["code"], lambda: [_check_code(record, settings.trusted)]))
     if record.certifiers or record.bracket:
-        inconsistent = partial(check_contradictions, record=record)
-        check([CERTIFICATES], lambda: [inconsistent(require(test, "data"), require(table, "table"), witnesses())])
+        consistent = partial(check_contradictions, record=record)
+        checks.append(
+            ([CERTIFICATES], lambda: [consistent(require(test, "data"), require(table, "table"), witnesses())])
+        )
     if settings.sample:
-        check(["attacked again"], lambda: [_attack_again(*inputs(), require(data, "data").classes, settings)])
-        for spec in _certifying_specs(record):
-            check([f"certified again by {spec}"], partial(_certify_again, inputs, spec, settings))
-    return report
+        again = partial(_attack_again, record=record, settings=settings)
+        checks.append((["attacked again"], lambda: [again(*inputs(), classes=require(data, "data").classes)]))
+        checks += [
+            ([f"certified again by {spec}"], partial(_certify_again, inputs, spec, settings))
+            for spec in _certifying_specs(record)
+        ]
+    return checks
 
 
 def make_context(model: nn.Module, test: Split, record: Record, settings: Settings) -> EvalContext:
@@ -233,12 +255,28 @@ def load_model(path: Path, record: Record, data: Arrays, settings: Settings) -> 
     return model.to(settings.device)
 
 
-def _attack_again(context: EvalContext, table: Table, classes: int, settings: Settings) -> Finding:
+def _attack_again(context: EvalContext, table: Table, record: Record, classes: int, settings: Settings) -> Finding:
     (planned,) = make_attacks([settings.attack], context.threat).values()
-    planned.attack.check_fits(planned.threat, context.test.image_shape, classes)
-    own = replace(context, threat=planned.threat)
-    finding = attack_again(own, table, planned.attack, settings.sample)
+    planned.attack.check_fits(context.threat, context.test.image_shape, classes)
+    own = {spec: attack for spec in _own_attacks(record, table) for attack in _repeatable(spec, context, settings)}
+    finding = attack_again(context, table, {settings.attack: planned.attack}, own, settings.sample)
     return replace(finding, evidence=f"{settings.attack}, seed {settings.seed}: {finding.evidence}")
+
+
+def _own_attacks(record: Record, table: Table) -> list[str]:
+    """The specs of the attacks that left the record's accuracy; of the bracket only if its budget was not spent."""
+    bracket = record.bracket
+    finished = bracket is not None and bracket.seconds < bracket.budget_seconds
+    return [*own_specs(table), *([STRONG_ATTACK] if finished else [])]
+
+
+def _repeatable(spec: str, context: EvalContext, settings: Settings) -> list[Attack]:
+    """The attack; none if it needs code that the user has not named, or a file that is not here."""
+    try:
+        _check_trusted(spec, settings)
+        return [planned.attack for planned in make_attacks([spec], context.threat).values()]
+    except UserError:
+        return []
 
 
 def _certifying_specs(record: Record) -> list[str]:

@@ -39,17 +39,24 @@ def run(finished, tmp_path):
 
 
 def verified(capsys, *words):
-    """Exit code and findings (name -> outcome) of `bench verify --json`; whatever it says is one line at most."""
+    """Exit code and findings (name -> outcome) of `bench verify --json`; whatever it says is one line at most.
+
+    The outcome of the run agrees with the exit code.
+    """
     capsys.readouterr()
     code = 0
     try:
-        main(["verify", *map(str, words), "--json", "--seed", "0", "--threads", "1", "--attack", "pgd-10"])
+        main(["verify", *map(str, words), "--json", "--quiet", "--seed", "0", "--threads", "1", "--attack", "pgd-10"])
     except SystemExit as done:
         code = done.code
     out, err = capsys.readouterr()
     assert len(err.splitlines()) <= 1, err
-    findings = {} if code == 2 else {each["name"]: each["outcome"] for each in json.loads(out)[0]["findings"]}
-    return code, findings
+    if code == 2:
+        return code, {}
+    (run,) = json.loads(out)
+    assert run["outcome"] == {0: "verified", 1: "failed", 3: "incomplete"}[code]
+    assert sum(run["counts"].values()) == len(run["findings"])
+    return code, {each["name"]: each["outcome"] for each in run["findings"]}
 
 
 def those(findings, outcome):
@@ -97,6 +104,7 @@ def test_the_report_for_people_names_the_run_the_attack_and_the_seed(finished, c
     main(["verify", str(finished.parent), "--seed", "7", "--sample", "3", "--attack", "pgd-3"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(finished)
+    assert lines[-1].startswith("verified: ")
     (again,) = [line for line in lines if "attacked again" in line]
     assert "pgd-3, seed 7: " in again
     assert " of 3 broken" in again
@@ -241,7 +249,7 @@ def test_checks_without_their_files_are_not_checkable_and_the_others_run(case, r
     damage, fails, unknown = MISSING[case]
     damage(run)
     code, findings = verified(capsys, run)
-    assert code == (1 if fails else 0)
+    assert code == (1 if fails else 3)
     assert those(findings, "failed") == fails
     assert unknown <= those(findings, "not checkable")
     assert those(findings, "passed")
@@ -263,6 +271,7 @@ def test_a_consistently_forged_claim_is_refuted_by_the_second_attack(run, capsys
     def claim(record):
         for result in (*record["attacks"].values(), record["worst"]):
             result |= {"robust_acc": record["clean"]["acc"], "ci95": record["clean"]["ci95"]}
+        record["worst_by"] = []
 
     change_arrays(run, "examples.npz", forge)
     change_arrays(run, "witnesses.npz", lambda w: w.update({key: value[:0] for key, value in w.items()}))
@@ -294,7 +303,7 @@ def test_code_of_a_run_is_not_run_unless_the_user_names_it(tmp_path, monkeypatch
     (tmp_path / "mine.py").write_text(MODEL)
     main(["run", "--defense", "standard", "--epochs", "1", "--model", "mine.py:build", "--set", "probe_every=0", *RUN])
     code, findings = verified(capsys, "runs")
-    assert code == 0
+    assert code == 3
     assert {"code", "model", *OF_MODEL} == those(findings, "not checkable")
     code, findings = verified(capsys, "runs", "--plugin", "mine.py")
     assert code == 0

@@ -221,7 +221,7 @@ class Optimal(Attack):
     most = 1000
 
     def perturb(self, model, batch, threat, *, generator):
-        weight = model[1].weight
+        (weight,) = (p for p in model.parameters() if p.dim() == 2)
         logits = model(batch.x)
         other = logits.scatter(1, batch.y[:, None], -torch.inf).argmax(dim=1)
         step = threat.eps * (weight[other] - weight[batch.y]).sign().reshape(batch.x.shape)
@@ -233,8 +233,10 @@ class OptimalOnOne(Optimal):
     most = 1
 
 
-def again(run, table, attack=Optimal, sample=64, seed=0):
-    return attack_again(context_of(*run[:2], batch_size=64, seed=seed), table, attack(), sample)
+def again(run, table, attack=Optimal, sample=64, seed=0, own=Optimal):
+    """The run's own attack is the same, unless `own` is another, as by an honest run of weaker attacks."""
+    context = context_of(*run[:2], batch_size=64, seed=seed)
+    return attack_again(context, table, {"optimal": attack()}, {"its-own": own()}, sample)
 
 
 def test_examples_that_are_truly_robust_stand_the_second_attack(run):
@@ -245,6 +247,22 @@ def test_examples_that_are_truly_robust_stand_the_second_attack(run):
     found = again(run, table)
     assert found.outcome == "passed"
     assert f"0 of {claimed.sum()}" in found.evidence
+
+
+class Nothing(Attack):
+    def perturb(self, model, batch, threat, *, generator):
+        return batch.x
+
+
+def test_an_honest_run_whose_attacks_are_weak_is_weaker_and_has_not_failed(run):
+    """Its own attack, repeated, breaks no more than it did; a forged claim is broken by the run's own attack."""
+    table = run[2] | {"robust/random-noise": run[2]["clean"], "robust/pgd-10": run[2]["clean"]}
+    found = again(run, table, own=Nothing)
+    assert found.outcome == "weaker"
+    assert found.evidence.startswith("weaker than optimal: ")
+    forged = again(run, table)
+    assert forged.outcome == "failed"
+    assert "own its-own breaks" in forged.evidence
 
 
 def test_a_false_claim_of_robustness_fails_and_a_single_slip_warns(run):
