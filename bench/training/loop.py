@@ -4,10 +4,10 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,8 @@ from bench.training.overfitting import has_collapsed
 from bench.training.probe import Probe
 from bench.training.schedules import learning_rate, lost_times, times_of
 
+Report = Callable[..., None]  # (steps since the last call, a note, loss=the last one): Progress.advance
 PLAIN_STATE = ("bank", "best", "epoch", "steps_done", "seconds", "log", "warnings")  # saved as they are
-
-
-class Report(Protocol):
-    """What shows the progress of a training: called with the steps since the last call, a note and the last loss."""
-
-    def __call__(self, steps: int, note: str, *, loss: Tensor | None = None) -> None: ...
 
 
 class Loop:
@@ -227,8 +222,14 @@ class Loop:
             return {}
         predictor = self.defense.predictor(self)
         selects = self.config.select == "best"
-        with mode_of(predictor, training=False), self._counted(predictor) if selects else nullcontext():
-            accuracies = self.probe(predictor)
+        try:
+            with mode_of(predictor, training=False), self._counted(predictor) if selects else nullcontext():
+                accuracies = self.probe(predictor)
+        except (CheckError, UserError) as error:
+            if selects:
+                raise
+            self.warn(f"there is no probe after epoch {self.epoch + 1}: {error}")
+            return {}
         if selects and accuracies["pgd"] > self.best["pgd"]:
             state = {key: value.clone() for key, value in predictor.state_dict().items()}
             self.best = {"pgd": accuracies["pgd"], "state": state}

@@ -1,5 +1,6 @@
 """Robust accuracy on a few examples during a training, for its log and for the choice of the best epoch."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -31,7 +32,8 @@ def make_probe(split: Split, threat: ThreatModel, n: int | None) -> Probe | None
             for rows in index.split(256):
                 batch = split.take(rows)
                 generator = seeds.generator(rows.device, 0, "probe")
-                x_adv = planned.attack(model, batch, planned.threat, generator=generator)
+                with warnings.catch_warnings(action="ignore"):  # the evaluation of the finished model repeats them
+                    x_adv = planned.attack(model, batch, planned.threat, generator=generator)
                 with torch.no_grad():
                     correct += int((model(x_adv).argmax(dim=1) == batch.y).sum())
             accuracies[spec.partition(":")[0]] = correct / len(index)

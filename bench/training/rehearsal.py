@@ -106,7 +106,7 @@ def check_predictors(loop: Loop) -> None:
 
 def check_predictor(loop: Loop, predictor: nn.Module) -> None:
     """UserError if the model that `build` makes, with the predictor's weights, is not the predictor."""
-    if predictor is loop.model or predictor is loop.averaged:
+    if predictor is loop.model or (predictor is loop.averaged and predictor is not None):
         return
     if problem := _difference(loop, predictor):
         raise UserError(

@@ -71,3 +71,15 @@ def test_rows_are_forgotten_after_their_block():
             model(x[:1])
         model(x)
     assert passes.total().tolist() == [2, 1]
+
+
+def test_passes_through_a_part_of_the_model_are_counted_per_example():
+    x, y = images(0.1, 0.2, 0.3), torch.zeros(3, dtype=torch.int64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False), nn.Linear(2, 2, bias=False))  # 2 and 4
+    with count_passes(model, AttackPasses(x, y, ThreatModel("Linf", 1e-6))) as passes:
+        model(x)
+        with on_rows(torch.tensor([2])):
+            model[:2](x[2:])
+            model[2](model[:2](x[2:]).requires_grad_()).sum().backward()
+    assert passes.total().tolist() == [1, 1, 1 + 1 + 2]  # 1/3, then 1 forwards, and a backward pass
+    assert (passes.forwards, passes.backwards) == (3 + 1, 1)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -74,3 +76,81 @@ def test_counting_changes_no_result():
     with count_passes(model, Passes()):
         (counted,) = torch.autograd.grad(model(x).square().sum(), x)
     assert torch.equal(plain, counted)
+
+
+class Ensemble(nn.Module):
+    """In train mode one network, in eval mode the mean of two."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
+        self.other = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def forward(self, x):
+        return self.live(x) if self.training else (self.live(x) + self.other(x)) / 2
+
+
+def test_a_part_with_all_layers_is_the_model_and_parts_add_up():
+    model = Ensemble().train()
+    x = torch.rand(6, 3, requires_grad=True)
+    with count_passes(model, Passes()) as passes:
+        model(x)
+        torch.autograd.grad(model.live(x).sum(), x)
+        for chunk in x.split(4):
+            model.live(chunk)
+        hidden = model.live[:2](x)  # 12 of 20 multiply-adds
+        torch.autograd.grad(model.live[2](hidden).sum(), hidden)  # 8 of 20
+    assert (passes.forwards, passes.backwards) == (6 + 6 + 6 + 6, 6 + round(6 * 8 / 20))
+
+
+def test_the_whole_model_is_that_of_train_mode_if_it_was_called():
+    model, x = Ensemble(), torch.rand(6, 3)
+    for training, passes_of_live in ((True, 6), (False, 3)):
+        with count_passes(model.train(training), Passes()) as passes:
+            model(x)
+            model.live(x)
+        assert passes.forwards == 6 + passes_of_live
+
+
+def test_shares_of_a_pass_are_kept_for_the_next_count():
+    model, x, passes = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.rand(1, 3), Passes()
+    for _ in range(50):
+        with count_passes(model, passes):
+            if passes.forwards == 0:
+                model(x)
+            model[0](x)  # 0.6 of a pass
+    assert passes.forwards == 1 + 50 * 0.6
+
+
+@pytest.mark.parametrize(("layer", "shape", "work"), [
+    (nn.Linear(3, 4), (5, 3), 5 * 12),
+    (nn.Linear(3, 4), (5, 7, 3), 5 * 7 * 12),
+    (nn.Conv2d(4, 6, 3, padding=1, groups=2), (5, 4, 8, 8), 5 * 64 * 6 * 2 * 9),
+    (nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), (5, 4, 8, 8), 5 * 64 * 4 * 3 * 4),
+    (nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), (5, 3), 5 * 12),
+])  # fmt: skip
+def test_the_work_of_a_layer_is_its_multiply_adds(layer, shape, work):
+    model = nn.Sequential(layer)
+    with count_passes(model, Passes()) as passes:
+        layer(torch.rand(shape))
+    assert passes.forward_work == work
+    assert not layer._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_other_weights_and_copies_are_counted():
+    model, x = nn.Sequential(nn.Linear(3, 2)), torch.rand(4, 3)
+    weights = {name: 2 * weight for name, weight in model.named_parameters()}
+    with count_passes(model, Passes()) as passes:
+        torch.func.functional_call(model, weights, (x,))
+        torch.func.functional_call(model[0], {name[2:]: weight for name, weight in weights.items()}, (x,))
+        copy.deepcopy(model)(x)
+    assert passes.forwards == 3 * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_compiled_parts_are_left_alone():
+    model = nn.Sequential(torch.jit.script(nn.Linear(3, 2)), nn.Linear(2, 2))
+    with count_passes(model, Passes()) as passes:
+        model(torch.rand(4, 3))
+    assert passes.forwards == 4

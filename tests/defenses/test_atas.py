@@ -70,7 +70,10 @@ def test_the_perturbation_is_scattered_back_after_the_step():
     assert torch.equal(before["delta"][others], loop.bank["delta"][others])
 
 
-@pytest.mark.parametrize(("epochs", "when"), [(30, {10, 20}), (15, {5, 10})])
+@pytest.mark.parametrize(
+    ("epochs", "when"),
+    [(30, {10, 20}), (15, {5, 10}), (6, {2, 4}), (5, {2}), (4, {3}), (3, {2}), (2, set()), (1, set())],
+)
 def test_perturbations_are_drawn_anew_before_the_reset_epochs_and_v_is_kept(epochs, when):
     loop = DefenseContract().loop("atas", epochs=epochs)
     for epoch in range(epochs):
@@ -81,3 +84,36 @@ def test_perturbations_are_drawn_anew_before_the_reset_epochs_and_v_is_kept(epoc
         assert (loop.bank["delta"].abs().max() > 0) == (epoch + 1 in when)
         assert (loop.bank["v"] == 7).all()
     assert math.isclose(loop.eps, loop.threat.eps)
+
+
+@pytest.mark.parametrize("epochs", range(1, 13))
+@pytest.mark.parametrize("resets", [(10 / 30, 20 / 30), (0.1, 0.2, 0.3, 0.9), (0.0, 1.0)])
+def test_no_reset_discards_perturbations_that_were_not_used_twice(epochs, resets):
+    loop = DefenseContract().loop("atas", epochs=epochs, resets=resets)
+    used, fewest = 0, 2
+    for epoch in range(epochs):
+        used += 1
+        loop.epoch = epoch
+        before = loop.bank["delta"].clone()
+        loop.defense.end_epoch(loop)
+        if not torch.equal(before, loop.bank["delta"]):
+            fewest, used = min(fewest, used), 0
+    assert fewest == 2
+
+
+@pytest.mark.parametrize(("epochs", "room"), [(30, None), (6, None), (5, 1), (3, 1), (2, 0), (1, 0)])
+def test_a_reset_that_is_left_out_is_warned_of(epochs, room):
+    loop = DefenseContract().loop("atas", epochs=epochs)
+    text = f"resets: {epochs} epochs have room for {room} of 2, because perturbations are used in at least two epochs"
+    assert loop.warnings == ([] if room is None else [text])
+
+
+def test_the_warm_up_ends_after_its_share_of_the_steps(monkeypatch):
+    loop = DefenseContract().loop("atas", epochs=2, batch_size=2)  # 40 steps, of which 5/30 are 6.67
+    warm = []
+    for step in range(10):
+        loop.steps_done = step
+        loop.bank["v"].fill_(-1.0)
+        loop.defense.train_step(next(loop.shuffled()), loop)
+        warm.append(bool((loop.bank["v"] == -1).all()))
+    assert warm == [True] * 7 + [False] * 3

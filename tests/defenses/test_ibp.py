@@ -106,3 +106,15 @@ def test_bounds_see_batch_norm_in_eval_mode():
 def test_refuses_settings_without_a_meaning(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         Config(**settings)
+
+
+@pytest.mark.parametrize(("epochs", "said"), [
+    (1, "the last of 1 epochs has 0% of eps"),
+    (2, "eps rises at once in a training of 2 epochs"),
+    (10, None),
+    (30, None),
+])  # fmt: skip
+def test_a_ramp_that_is_too_short_is_warned_of(epochs, said):
+    warnings = DefenseContract().loop("ibp", epochs=epochs).warnings
+    assert len(warnings) == (said is not None)
+    assert said is None or said in warnings[0]

@@ -9,9 +9,11 @@ from bench.core.config import TrainingConfig
 from bench.core.errors import CheckError, UserError
 from bench.core.threat import ThreatModel
 from bench.testing.contracts import CPU, EPS, DefenseContract, tiny_batch, tiny_model, tiny_split
-from bench.training.checkpoints import save_checkpoint
+from bench.training.checkpoints import BuildSpec, save_checkpoint, save_weights
 from bench.training.loop import Loop
 from bench.training.overfitting import has_collapsed
+from bench.training.probe import make_probe
+from bench.training.rebuild import load_weights
 from bench.training.schedules import learning_rate
 from defenses.standard import Standard
 
@@ -131,6 +133,65 @@ def test_a_probe_is_a_cost_of_the_training_only_where_it_selects():
     for settings, passes in (({}, 0), ({"select": "best", "validation": 0.1}, 4 * 6)):
         _, cost = loop_of(probe, **settings).run()
         assert cost.forwards == 4 * 40 + passes
+
+
+class Sqrt(nn.Module):
+    """Its gradient is infinite at black pixels, and NaN where a factor of zero meets it."""
+
+    def forward(self, x):
+        return x.sqrt() + 0 * (x * 0).sqrt()
+
+
+def test_gradients_that_are_not_finite_do_not_end_a_training_by_its_probe():
+    split, model = tiny_split(), nn.Sequential(Sqrt(), *tiny_model())
+    split.canvas[:, :, :4] = 0
+    loop = loop_of(make_probe(split, ThreatModel("Linf", 0.3), None), model=model, epochs=2)
+    _, cost = loop.run()
+    assert all(0 <= line["pgd"] <= 1 for line in loop.log)
+    assert not [warning for warning in cost.warnings if "probe" in warning]
+
+
+def test_a_probe_that_fails_is_a_warning_unless_it_selects():
+    def probe(model):
+        raise CheckError("the attack failed")
+
+    _, cost = loop_of(probe, schedule="constant", probe_every=3).run()
+    assert cost.warnings == [f"there is no probe after epoch {epoch}: the attack failed" for epoch in (3, 4)]
+    with pytest.raises(CheckError, match="the attack failed"):
+        loop_of(probe, select="best", validation=0.1).run()
+
+
+class Tied(nn.Module):
+    """One layer under two names, used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        self.second = self.first
+        self.output = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.output(self.second(self.first(x.flatten(1)).relu()).relu())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_layer_that_is_used_twice_is_trained_saved_and_loaded(ema, tmp_path):
+    torch.manual_seed(0)
+    whole, _ = loop_of(model=Tied(), ema=ema).run()
+    torch.manual_seed(0)
+    part = loop_of(model=Tied(), ema=ema)
+    for _ in range(2):
+        part.run_epoch()
+    save_checkpoint(tmp_path, part._state())
+    resumed, _ = loop_of(model=Tied(), ema=ema).run(tmp_path)
+    spec = BuildSpec(model="mine.py:tied", shape=(1, 8, 8), classes=10, defense=None, training={})
+    save_weights(tmp_path / "weights.safetensors", whole, spec)
+    loaded = Tied().eval()
+    load_weights(loaded, tmp_path / "weights.safetensors")
+    x = tiny_batch().x
+    assert torch.equal(loaded(x), whole(x))
+    assert torch.equal(resumed(x), whole(x))
+    assert loaded.second.weight is loaded.first.weight
 
 
 def test_a_run_that_was_begun_on_another_device_is_not_gone_on_with(tmp_path):
