@@ -164,6 +164,36 @@ def test_published_hashes_are_computed_again():
     assert len(set(hashes)) > 20
 
 
+OLDER_SETTINGS = {("mnist", name) for name in ("l-per", "l-per-at", "i-per", "i-per-at")}  # before those of table 3.5
+
+
+def test_published_entries_have_the_settings_of_their_suite_or_are_listed_as_older():
+    """An entry is never edited: it holds all its settings, and a changed recipe is published under another name."""
+    older = set()
+    for path in ROOT.glob("leaderboard/results/*/*/*/record.json"):
+        record = json.loads(path.read_bytes())
+        if record["config"]["defense"] is not None and record["suite"] is not None:
+            suite, name, published = get_suite(record["suite"]), record["defense"], record["config"]["training"]
+            special = {key: value for key, value in suite.defenses.get(name, {}).items() if key != "model"}
+            config_class = registry.defense.get(name).config_class
+            today = as_json(make_config(config_class, name, suite.training, special, {"epochs": published["epochs"]}))
+            older |= {(suite.name, name)} if today != published else set()
+            assert as_json(make_config(config_class, name, published)) == published  # it can still be made again
+    assert older == OLDER_SETTINGS
+
+
+def test_the_cnns_of_mnist_have_the_settings_of_table_3_5():
+    for suite in (get_suite("mnist"), get_suite("fashion-mnist")):
+        for name in ("l-per", "l-per-at", "i-per", "i-per-at"):
+            config_class = registry.defense.get(name).config_class
+            config = make_config(config_class, name, suite.training, suite.defenses[name])
+            assert (config.beta, config.subsample) == (0.03 if name.endswith("-at") else 0.3, 20)
+            assert (config.eps_schedule, config.alpha, config.nearest) == ("constant", OfEps(1.5), 4)
+            assert (config.optimizer, config.lr, config.batch_size) == ("adam", 1e-3, 100)
+            assert (config.schedule, config.milestones, config.decay) == ("piecewise", (0.9,), 0.1)
+            assert 0 < config.warm_up < 1
+
+
 def test_run_as_json_is_plain():
     plain = dataclasses.replace(RUN, training={"alpha": OfEps(0.25)}).as_json()
     assert plain["attacks"] == ["pgd-10", "fgsm"]
