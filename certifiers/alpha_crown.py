@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bench.core import registry
 from bench.core.threat import ThreatModel
+from certifiers.activations import Rectifier
 from certifiers.backward import BackwardBound, propagate_backward
 from certifiers.input_regions import Region, region_of
 from certifiers.linear_bounds import BoundedNetwork, intersection
@@ -33,7 +34,7 @@ class AlphaCrown(MarginCertifier):
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         region = region_of(x, threat)
         bounded = [BoundedNetwork(network, "parallel"), BoundedNetwork(network, "adaptive")]
-        if any(network.activation(k).name != "relu" for k in network.activations):
+        if any(not isinstance(network.activation(k), Rectifier) for k in network.activations):
             bounded.append(BoundedNetwork(network, "tight"))
         others, forms = margin_specification(y, network.classes, network.image)
         size, channels = bounded[0].chunk_sizes(region, y)
@@ -84,5 +85,7 @@ class AlphaCrown(MarginCertifier):
                 slope.grad = gradient
             optimizer.step()
             for k, slope in slopes.items():
-                slope.clamp_(*network.activation(k).slope)
+                activation = network.activation(k)
+                assert isinstance(activation, Rectifier)
+                activation.clamp_slopes(slope)
         return best

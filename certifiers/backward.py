@@ -1,12 +1,14 @@
 """Backward bound propagation: linear bounds of a layer's output become linear bounds in the image."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from certifiers.activations import Activation
 from certifiers.input_regions import Region
-from certifiers.layers import Activation, Affine
+from certifiers.joins import Join
+from certifiers.layers import Affine
 from certifiers.linear_forms import LinearForms
 from certifiers.network import Network
 from certifiers.relaxations import LinearRelaxation, Relaxations
@@ -61,16 +63,21 @@ def propagate_backward(
             continue
         if isinstance(node.layer, Affine):
             forms, constant = node.layer.backward(forms, network.nodes[node.inputs[0]].shape)
+            parts: Sequence[LinearForms | None] = [forms]
             lower, upper = lower + constant, None if upper is None else upper + constant
             magnitude = magnitude + (constant.abs() if isinstance(constant, Tensor) else abs(constant))
         elif isinstance(node.layer, Activation):
             forms, below, above = _relaxed(forms, relaxations[k], both=upper is not None)
             lower, upper = lower + below, None if upper is None or above is None else upper + above
             magnitude = magnitude + below.abs()
-            passed_activation = True
+            passed_activation, parts = True, [forms]
+        else:
+            assert isinstance(node.layer, Join)
+            parts = node.layer.backward(forms, [network.nodes[i].shape for i in node.inputs])
         peak = max(peak, forms.coefficients.numel()) if passed_activation else 0
-        for i in node.inputs:
-            pending[i] = pending[i].plus(forms) if i in pending else forms
+        for i, part in zip(node.inputs, parts, strict=True):
+            if part is not None:
+                pending[i] = pending[i].plus(part) if i in pending else part
     return BackwardBound(arrived, lower, upper, magnitude, peak)
 
 

@@ -13,7 +13,8 @@ from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from certifiers.crown import FastLin
 from certifiers.margin_certifier import MarginCertifier
-from certifiers.network import NetworkCertifier, in_float64
+from certifiers.network import in_float64
+from certifiers.network_certifier import NetworkCertifier
 from certifiers.pec import PEC
 
 ENOUGH = 1e-6  # as in the authors' code: if all of eps but this is certified, the upper end of the search stays
@@ -51,6 +52,7 @@ class EpsSearch(NetworkCertifier):
             raise UserError(f"eps-search: precision {self.precision} and high {self.high} must be positive")
 
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
+        self.checked_network(model, batch.x, ThreatModel(threat.norm, self._high(threat, batch.x), threat.box))
         eps = threat.eps_like(batch.x).flatten().expand(len(batch))
         low = self.search(model, batch.x, batch.y, threat).low
         near = ((low > 0) & (low < eps) & (low + self.precision >= eps)).nonzero().squeeze(1)
@@ -67,7 +69,7 @@ class EpsSearch(NetworkCertifier):
         correct = model(x).argmax(dim=1) == y
         model, x = in_float64(model), x.double()
         low = torch.zeros_like(x[:, 0, 0, 0])
-        high = low + in_units(self.high, threat.eps_like(x).flatten())
+        high = low + self._high(threat, x)
         bounds = torch.zeros_like(y)
         while len(rows := (correct & (high - low > self.precision)).nonzero().squeeze(1)):
             eps = (low[rows] + high[rows]) / 2
@@ -76,6 +78,11 @@ class EpsSearch(NetworkCertifier):
             low[rows] = torch.maximum(low[rows], radius)
             high[rows] = torch.where(eps - ENOUGH > radius, eps, high[rows])
         return SearchInterval(low, high, bounds)
+
+    def _high(self, threat: ThreatModel, x: Tensor) -> Tensor:
+        """The largest eps that is tried, (B,) or (1,)."""
+        high = torch.as_tensor(in_units(self.high, threat.eps_like(x)), dtype=torch.float64, device=x.device)
+        return high.flatten()
 
     def _certified(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: Tensor) -> Tensor:
         """The radius that is certified by bounds over an eps (b,) of each image's own, (b,)."""

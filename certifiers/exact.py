@@ -14,13 +14,15 @@ from bench.core.contracts import Batch, Certificate
 from bench.core.errors import CheckError, UserError
 from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
+from certifiers.activations import Rectifier
 from certifiers.alpha_crown import AlphaCrown
 from certifiers.input_regions import region_of
 from certifiers.interval_bounds import interval_preactivation_bounds
 from certifiers.linear_bounds import BoundedNetwork, intersection
 from certifiers.milp_encoding import Encoding, affine_maps
 from certifiers.milp_solvers import find_solver
-from certifiers.network import Network, NetworkCertifier, in_float64
+from certifiers.network import Network, in_float64
+from certifiers.network_certifier import NetworkCertifier
 
 SLACK = 1e-6  # of the range of each variable: ten times the feasibility tolerance of the solvers' linear programs
 CLEAR = 1e-5  # of the largest logit: a witness's negative margin, so that it is misclassified on any machine
@@ -62,14 +64,14 @@ class Exact(NetworkCertifier):
 
     def check_network(self, network: Network) -> None:
         for k in network.activations:
-            if network.activation(k).name != "relu":
+            if not isinstance(network.activation(k), Rectifier):
                 raise UserError(
-                    f"layer '{network.nodes[k].name}' ({network.activation(k).name}) is not supported by exact, only "
-                    "ReLU and LeakyReLU are; use alpha-crown"
+                    f"{network.nodes[k].name} is not supported by exact, because {network.activation(k).name} is not "
+                    "piecewise linear; use alpha-crown"
                 )
 
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
-        self.check_network(Network(model, batch.x[:1]))
+        self.check_network(self.checked_network(model, batch.x, threat))
         search = CounterexampleSearch(model, batch, threat)
         starts = [batch.x] if batch.worst_points is None else [batch.x, batch.worst_points]
         for start in starts:

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from certifiers.backward import BackwardBound, propagate_backward
 from certifiers.input_regions import Ball, Box, Region
-from certifiers.layers import Add, Interval
+from certifiers.joins import Join
+from certifiers.layers import Interval
 from certifiers.linear_forms import identity_forms, margin_specification
 from certifiers.network import Network
 
@@ -20,9 +21,8 @@ def propagate_intervals(network: Network, region: Region) -> list[Interval]:
     intervals = [region.interval()]
     for k, node in enumerate(network.nodes[1:], start=1):
         inputs = [intervals[i] for i in node.inputs]
-        if isinstance(node.layer, Add):
-            (a, r), (b, s) = inputs
-            intervals.append((a + b, r + s))
+        if isinstance(node.layer, Join):
+            intervals.append(node.layer.interval(inputs))
         elif isinstance(region, Ball) and k + 1 in network.activations and network.is_linear(k):
             intervals.append(_linear_interval(network, k, region))
         else:

@@ -1,17 +1,18 @@
-"""The layers that can be bounded: how each propagates intervals forward and linear forms backward."""
+"""The layers that can be bounded: how each propagates intervals forward and linear forms backward.
+
+Affine layers are here, layers of several inputs in certifiers/joins.py, activations in certifiers/activations.py.
+certifiers/operations.py says which of torch's operations become which layers.
+"""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench.core.errors import UserError
-from certifiers.linear_forms import Kernel, LinearForms, Pair
+from certifiers.linear_forms import DenseForms, Kernel, LinearForms, Pair
 
 Interval = tuple[Tensor, Tensor]  # centre and radius, (B|1,*shape) each: all values within the radius of the centre
 
@@ -75,10 +76,37 @@ class Conv(Affine):
         return forms.conv_backward(self.kernel, shape), constant
 
 
+class TransposedConv(Affine):
+    """A transposed convolution; `kernel`, with weight (C,O/groups,h,w), is that of the convolution it transposes."""
+
+    def __init__(self, kernel: Kernel, bias: Tensor | None, output_padding: Pair) -> None:
+        super().__init__(kernel.weight, bias)
+        self.kernel, self.output_padding = kernel, output_padding
+        self.terms = math.prod(kernel.weight.shape[2:]) * (len(kernel.weight) // kernel.groups) + 1
+
+    def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        kernel = self.kernel
+        return F.conv_transpose2d(
+            z, weight, bias, kernel.stride, kernel.padding, self.output_padding, kernel.groups, kernel.dilation
+        )
+
+    def backward(self, forms: LinearForms, shape: tuple[int, ...]) -> tuple[LinearForms, Tensor | float]:
+        constant = 0.0 if self.bias is None else forms.dot(self.bias[None, :, None, None].expand(1, *forms.shape))
+        kernel, dense = self.kernel, forms.dense()
+        images = dense.coefficients.flatten(0, 1)
+        inputs = F.conv2d(images, kernel.weight, None, kernel.stride, kernel.padding, kernel.dilation, kernel.groups)
+        inputs = inputs[..., : shape[1], : shape[2]]
+        return DenseForms(inputs.unflatten(0, dense.coefficients.shape[:2])), constant
+
+
 class Scale(Affine):
-    """weight z + bias for each channel: a normalisation."""
+    """weight z + bias, with numbers that broadcast against (1,*shape): a normalisation."""
 
     bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight, bias)
+        self.terms = 2
 
     @property
     def absolute(self) -> Tensor:  # not cached, so that gradients are summed in the order of the layers
@@ -105,88 +133,14 @@ class Reshape(Affine):
         return forms.dense().reshaped(shape), 0.0
 
 
-class Add:
-    """The sum of two inputs of one shape."""
+def select(channels: int, offset: Pair, size: Pair, stride: Pair, padding: Pair, dilation: Pair, like: Tensor) -> Conv:
+    """One entry of each window of this size, the one at `offset`; 0 if it is beyond the border."""
+    weight = like.new_zeros(channels, 1, *size)
+    weight[:, :, offset[0], offset[1]] = 1
+    return Conv(Kernel(weight, stride, padding, dilation, channels), None)
 
 
-@dataclass(frozen=True)
-class Activation:
-    """A non-decreasing elementwise function. slope: the least and the greatest value of its derivative."""
-
-    name: str
-    function: Callable[[Tensor], Tensor]
-    slope: tuple[float, float]
-
-    def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        low, high = center - radius, center + radius
-        if self.function is F.relu:  # in place, because memory traffic dominates the time of interval bounds
-            low, high = low.relu_(), high.relu_()
-        else:
-            low, high = self.function(low), self.function(high)
-        center = torch.lerp(low, high, 0.5)
-        return center, center - low
-
-
-Layer = Affine | Add | Activation
-SIGMOID = Activation("sigmoid", torch.sigmoid, (0.0, 0.25))
-TANH = Activation("tanh", torch.tanh, (0.0, 1.0))
-
-
-def linear(module: nn.Linear, like: Tensor) -> Linear:
-    if like.dim() != 1:
-        raise UserError(f"it is applied to the last axis of {tuple(like.shape)}; put a Flatten before it")
-    return Linear(module.weight, module.bias)
-
-
-def conv(module: nn.Conv2d) -> Conv:
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        raise UserError(f"its padding is {module.padding_mode}, {module.padding}; use zeros and a padding in numbers")
-    kernel = Kernel(module.weight, _pair(module.stride), _pair(module.padding), _pair(module.dilation), module.groups)
-    return Conv(kernel, module.bias)
-
-
-def average_pool(module: nn.AvgPool2d, like: Tensor) -> Conv:
-    size, stride, padding = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
-    if module.ceil_mode or module.divisor_override or (padding != (0, 0) and not module.count_include_pad):
-        raise UserError(
-            "average pooling is supported without ceil_mode and divisor_override and with count_include_pad only"
-        )
-    return _average(size, stride, padding, like)
-
-
-def global_pool(module: nn.AdaptiveAvgPool2d, like: Tensor) -> Conv:
-    if _pair(module.output_size) != (1, 1):
-        raise UserError(f"its output size is {module.output_size}; only 1 is supported")
-    size = (like.shape[1], like.shape[2])
-    return _average(size, size, (0, 0), like)
-
-
-def _average(size: Pair, stride: Pair, padding: Pair, like: Tensor) -> Conv:
-    weight = like.new_full((len(like), 1, *size), 1 / math.prod(size))
-    return Conv(Kernel(weight, stride, padding, (1, 1), len(like)), None)
-
-
-def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, like: Tensor) -> Scale:
-    """With the running statistics, as in eval mode."""
-    if module.running_mean is None or module.running_var is None:
-        raise UserError("it has no running statistics; set track_running_stats=True")
-    factor = (module.running_var + module.eps).rsqrt()
-    factor = factor if module.weight is None else factor * module.weight
-    shift = -module.running_mean * factor
-    shift = shift if module.bias is None else shift + module.bias
-    shape = (-1, *[1] * (like.dim() - 1))
-    return Scale(factor.reshape(shape), shift.reshape(shape))
-
-
-def relu(slope: float = 0.0) -> Activation:
-    if not 0 <= slope <= 1:
-        raise UserError(f"its negative slope is {slope}; it must be in [0, 1]")
-    function = F.relu if slope == 0 else lambda x: F.leaky_relu(x, slope)
-    return Activation("relu", function, (slope, 1.0))
-
-
-def _pair(value: int | tuple[int | None, ...] | None) -> Pair:
-    height, width = (value, value) if isinstance(value, int) or value is None else value
-    if height is None or width is None:
-        raise UserError("a size of None is not supported; use numbers")
-    return height, width
+def average(channels: int, size: Pair, stride: Pair, padding: Pair, like: Tensor) -> Conv:
+    """The mean over each window; zeros beyond the border are counted."""
+    weight = like.new_full((channels, 1, *size), 1 / math.prod(size))
+    return Conv(Kernel(weight, stride, padding, (1, 1), channels), None)

@@ -15,7 +15,7 @@ from certifiers.input_regions import Region, region_of
 from certifiers.interval_bounds import PreActivationBounds, interval_preactivation_bounds
 from certifiers.linear_forms import DenseForms, identity_forms, margin_specification
 from certifiers.network import Network
-from certifiers.relaxations import LinearRelaxation, RelaxationKind, Relaxations, relax
+from certifiers.relaxations import LinearRelaxation, RelaxationKind, Relaxations
 
 Intermediate = Literal["linear", "ibp"]
 Channels = Mapping[int, int]  # by activation node: how many channels (or units) of its input to bound at a time
@@ -116,7 +116,7 @@ class BoundedNetwork:
 
     def relax(self, bounds: PreActivationBounds) -> dict[int, LinearRelaxation]:
         """The linear relaxation of each activation within its pre-activation bounds."""
-        return {k: relax(self.network.activation(k), *interval, self.relaxation) for k, interval in bounds.items()}
+        return {k: self.network.activation(k).relax(*interval, self.relaxation) for k, interval in bounds.items()}
 
     def margin_bounds(
         self, region: Region, y: Tensor, bounds: PreActivationBounds, relaxations: Relaxations

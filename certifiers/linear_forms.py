@@ -61,6 +61,10 @@ class LinearForms(ABC):
     def dense(self) -> DenseForms: ...
 
     @abstractmethod
+    def of_channels(self, start: int, stop: int) -> LinearForms:
+        """The part of the forms that belongs to some channels (or units) of the layer."""
+
+    @abstractmethod
     def conv_backward(self, kernel: Kernel, shape: tuple[int, ...]) -> LinearForms:
         """Propagated backward through a convolution (without its bias) whose input has `shape`."""
 
@@ -111,6 +115,9 @@ class DenseForms(LinearForms):
 
     def dense(self) -> DenseForms:
         return self
+
+    def of_channels(self, start: int, stop: int) -> DenseForms:
+        return DenseForms(self.coefficients[:, :, start:stop])
 
     def reshaped(self, shape: tuple[int, ...]) -> DenseForms:
         return DenseForms(self.coefficients.reshape(*self.coefficients.shape[:2], *shape))
@@ -176,6 +183,10 @@ class PatchForms(LinearForms):
 
     def align(self, values: Tensor) -> Tensor:
         return self._windows(values).unsqueeze(2)
+
+    def of_channels(self, start: int, stop: int) -> PatchForms:
+        part, shape = self.coefficients[:, :, :, start:stop], (stop - start, *self.shape[1:])
+        return PatchForms(part, shape, self.grid, self.stride, self.padding, outside=self.outside)
 
     def scaled(self, values: Tensor) -> PatchForms:
         return self.with_coefficients(self.coefficients * self.align(values), outside=False)

@@ -10,9 +10,13 @@ from bench.core import registry
 from bench.core.contracts import Batch, Certificate
 from bench.core.errors import UserError
 from bench.core.threat import TINY, ThreatModel
-from certifiers.layers import Activation, Add, Conv, Layer, Linear, Reshape, Scale
+from certifiers.activations import Activation
+from certifiers.graph import Layer
+from certifiers.joins import Join
+from certifiers.layers import Conv, Linear, Reshape, Scale, TransposedConv
 from certifiers.linear_forms import Kernel
-from certifiers.network import Network, NetworkCertifier
+from certifiers.network import Network
+from certifiers.network_certifier import NetworkCertifier
 from certifiers.rounding import margin_tolerance
 
 ROUNDING = 1 + 1e-9  # far above the error of singular values in float64
@@ -37,8 +41,8 @@ class Lipschitz(NetworkCertifier):
     norms = ("L2",)
 
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
-        network, label, eps = Network(model, batch.x[:1]), batch.y[:, None], threat.eps_like(batch.y)[:, None]
-        constants = margin_constants(network)[batch.y]
+        network, label = self.checked_network(model, batch.x, threat), batch.y[:, None]
+        eps, constants = threat.eps_like(batch.y)[:, None], margin_constants(network, batch.y)
         logits = model(batch.x).double()
         gaps = logits.gather(1, label) - logits
         margins = (gaps - eps * constants).scatter(1, label, torch.inf)
@@ -49,15 +53,17 @@ class Lipschitz(NetworkCertifier):
         return Certificate(radius, radius >= eps.squeeze(1), margins, error)
 
 
-def margin_constants(network: Network) -> Tensor:
-    """Lipschitz constants of the margins z_i - z_j in the L2 norm of the image, (K,K) float64."""
+def margin_constants(network: Network, y: Tensor) -> Tensor:
+    """Lipschitz constants of the margins z_y - z_j in the L2 norm of the image, (B,K) float64, for labels y (B,)."""
     last = network.nodes[-1]
     constants = layer_constants(network)
     if isinstance(last.layer, Linear):
         weight, below = last.layer.weight.double(), constants[last.inputs[0]]
     else:
         weight, below = torch.eye(network.classes, dtype=torch.float64, device=constants[-1].device), constants[-1]
-    return below * torch.linalg.vector_norm(weight[:, None] - weight, dim=2)
+    labels, rows = y.unique(return_inverse=True)
+    norms = [torch.linalg.vector_norm(weight[label] - weight, dim=1) for label in labels.tolist()]
+    return below * torch.stack(norms)[rows]
 
 
 def layer_constants(network: Network) -> list[Tensor]:
@@ -67,8 +73,8 @@ def layer_constants(network: Network) -> list[Tensor]:
         below = [constants[k] for k in node.inputs]
         if node.layer is None:
             constants.append(torch.ones((), dtype=torch.float64))
-        elif isinstance(node.layer, Add):
-            constants.append(below[0] + below[1])
+        elif isinstance(node.layer, Join):
+            constants.append(node.layer.lipschitz(below))
         else:
             constants.append(below[0] * operator_norm(node.layer, network.nodes[node.inputs[0]].shape, node.name))
     return constants
@@ -81,10 +87,18 @@ def operator_norm(layer: Layer, shape: tuple[int, ...], name: str) -> Tensor | f
             return torch.linalg.matrix_norm(layer.weight.double(), ord=2) * ROUNDING
         case Conv():
             return conv_norm(layer.kernel, (shape[1], shape[2]))
+        case TransposedConv():  # its norm is that of the convolution that it transposes
+            kernel, extra = layer.kernel, layer.output_padding
+            height, width = (
+                (shape[1 + k] - 1) * kernel.stride[k] - 2 * kernel.padding[k]
+                + kernel.dilation[k] * (kernel.weight.shape[2 + k] - 1) + extra[k] + 1
+                for k in (0, 1)
+            )  # fmt: skip
+            return conv_norm(kernel, (height, width))
         case Scale():
             return layer.weight.double().abs().max()
         case Activation():
-            return max(map(abs, layer.slope))
+            return layer.steepest
         case Reshape():
             return 1.0
     raise UserError(f"layer '{name}' ({type(layer).__name__}) is not supported by lipschitz")

@@ -8,7 +8,8 @@ from torch import Generator, Tensor, nn
 
 from bench.core.contracts import Batch, Certificate
 from bench.core.threat import ThreatModel
-from certifiers.network import Network, NetworkCertifier, in_float64
+from certifiers.network import Network, in_float64
+from certifiers.network_certifier import NetworkCertifier
 from certifiers.rounding import margin_tolerance
 
 
@@ -31,6 +32,7 @@ class MarginCertifier(NetworkCertifier):
         return margins, torch.zeros_like(margins[:, 0])
 
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
+        self.checked_network(model, batch.x, threat)
         margins, radius, error = self.bounds_with_error(model, batch.x, batch.y, threat)
         eps = threat.eps_like(batch.x).flatten().to(margins.dtype)
         certified = (margins.amin(dim=1) > error) | (radius >= eps)

@@ -13,7 +13,7 @@ margin no lower than the network's own at the same pixels. So half of the last h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from certifiers.activations import Rectifier
 from certifiers.interval_bounds import PreActivationBounds
-from certifiers.layers import Add, Affine
+from certifiers.joins import Add, Concatenate, Maximum
+from certifiers.layers import Affine
 from certifiers.linear_forms import DenseForms
 from certifiers.network import Network
 
@@ -108,8 +110,10 @@ class Encoding:
         outputs = [Map(sp.eye(start, self.size, format="csr"), np.zeros(start))]
         for k, node in enumerate(network.nodes[1:], start=1):
             before = outputs[node.inputs[0]]
-            if isinstance(node.layer, Add):
+            if isinstance(node.layer, Add | Maximum):  # the maximum is relu(a - b) + b
                 outputs.append(before + outputs[node.inputs[1]])
+            elif isinstance(node.layer, Concatenate):
+                outputs.append(stacked([outputs[each] for each in node.inputs]))
             elif isinstance(node.layer, Affine):
                 outputs.append(maps[k].after(before))
             else:
@@ -117,8 +121,8 @@ class Encoding:
                 end = start + len(units)
                 self.neurons.append(UnstableNeurons(slice(start, end), before[units], least[units], most[units]))
                 # slope a + (1 - slope) max(a, 0): the maximum is a if a >= 0 for sure, 0 if a <= 0, else a variable
-                slope = network.activation(k).slope[0]
-                entries = (np.full(len(units), 1 - slope), (units, np.arange(start, end)))
+                slope = leaks(network, k)
+                entries = (1 - slope[units], (units, np.arange(start, end)))
                 maximum = Map(sp.csr_matrix(entries, shape=before.coefficients.shape), np.zeros(len(least)))
                 outputs.append(before.scaled(np.where(least >= 0, 1.0, slope)) + maximum)
                 start = end
@@ -167,6 +171,20 @@ class Encoding:
             smaller |= (up @ smaller[neurons.variables] + down @ larger[neurons.variables]) > 0
             larger |= (up @ larger[neurons.variables] + down @ smaller[neurons.variables]) > 0
         return smaller, larger
+
+
+def stacked(maps: Sequence[Map]) -> Map:
+    """Several maps, one after the other."""
+    coefficients = sp.vstack([each.coefficients for each in maps], format="csr")
+    return Map(coefficients, np.concatenate([each.constants for each in maps]))
+
+
+def leaks(network: Network, k: int) -> Array:
+    """The slope on the left of each unit of a rectifier."""
+    activation, shape = network.activation(k), network.nodes[k].shape
+    assert isinstance(activation, Rectifier)
+    leak = torch.as_tensor(activation.leak, dtype=torch.float64)
+    return _flat(leak.expand(1, *shape))
 
 
 def _flat(values: Tensor) -> Array:

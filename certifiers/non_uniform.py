@@ -14,7 +14,8 @@ from bench.core.threat import ThreatModel
 from certifiers.eps_search import EpsSearch
 from certifiers.input_regions import Box
 from certifiers.linear_bounds import BoundedNetwork
-from certifiers.network import Network, NetworkCertifier
+from certifiers.network import Network
+from certifiers.network_certifier import NetworkCertifier
 from certifiers.rounding import rounding_error
 
 LARGEST = 1.0  # eps of a uniform box at which the search begins
@@ -57,6 +58,7 @@ class NonUniform(NetworkCertifier):
             raise UserError(f"non-uniform: shrink {self.shrink} must be in (0, 1) and growth {self.growth} at least 1")
 
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
+        self.checked_network(model, batch.x, ThreatModel("Linf", LARGEST, box=None))
         eps = threat.eps_like(batch.x)
         boxes, uniform = self.boxes(model, batch.x, batch.y)
         radius = torch.maximum(boxes.flatten(1).amin(dim=1), uniform)

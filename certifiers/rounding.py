@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from bench.core.threat import ThreatModel
+from certifiers.activations import Activation
 from certifiers.input_regions import Box, Region, region_of
 from certifiers.interval_bounds import PreActivationBounds, interval_preactivation_bounds
-from certifiers.layers import Activation, Add, Affine
+from certifiers.joins import Join
+from certifiers.layers import Affine
 from certifiers.linear_bounds import LinearBounds
 from certifiers.network import Network
 
@@ -36,14 +38,12 @@ def rounding_error(network: Network, region: Region) -> Tensor:
     center, radius = region.interval()
     magnitude = [center.abs() + radius]
     for node in network.nodes[1:]:
-        size = magnitude[node.inputs[0]]
-        if isinstance(node.layer, Add):
-            size = size + magnitude[node.inputs[1]]
-        elif isinstance(node.layer, Affine):
-            size = node.layer.magnitude(size)
-        elif isinstance(node.layer, Activation):
-            size = torch.maximum(node.layer.function(size).abs(), node.layer.function(-size).abs())
-        magnitude.append(size)
+        sizes = [magnitude[i] for i in node.inputs]
+        if isinstance(node.layer, Join):
+            magnitude.append(node.layer.magnitude(sizes))
+        else:
+            assert isinstance(node.layer, Affine | Activation)
+            magnitude.append(node.layer.magnitude(sizes[0]))
     unit = torch.finfo(magnitude[-1].dtype).eps / 2
     return accumulated_rounding_error(network, region) + DEVIATIONS * unit * 2 * magnitude[-1].amax(dim=1)
 
@@ -62,17 +62,18 @@ def accumulated_rounding_error(network: Network, region: Region, bounds: PreActi
     variance = [(unit * magnitude[0]).square()]
     for k, node in enumerate(network.nodes[1:], start=1):
         layer, i = node.layer, node.inputs[0]
-        if isinstance(layer, Add):
-            magnitude.append(magnitude[i] + magnitude[node.inputs[1]])
-            variance.append(variance[i] + variance[node.inputs[1]] + (unit * magnitude[k]).square())
+        if isinstance(layer, Join):
+            magnitude.append(layer.magnitude([magnitude[each] for each in node.inputs]))
+            before = layer.variance([variance[each] for each in node.inputs])
+            variance.append(before + (unit * magnitude[k]).square())
         elif isinstance(layer, Affine):
             magnitude.append(layer.magnitude(magnitude[i]))
             variance.append(layer.variance(variance[i] + layer.terms * (unit * magnitude[i]).square()))
         else:
             assert isinstance(layer, Activation)
-            low, high = (layer.function(end) for end in bounds[k])
+            low, high = layer.image(*bounds[k])
             magnitude.append(torch.maximum(low.abs(), high.abs()))
-            variance.append(variance[i] * layer.slope[1] ** 2 + (unit * magnitude[k]).square())
+            variance.append(variance[i] * layer.steepest**2 + (unit * magnitude[k]).square())
     return DEVIATIONS * (2 * variance[-1].amax(dim=1)).sqrt()
 
 

@@ -234,7 +234,7 @@ def test_a_proof_and_a_witness_at_once_is_an_error(monkeypatch):
 def test_refuses_what_it_cannot_do(monkeypatch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 2)).requires_grad_(False)
     batch = batch_for(model, (1, 1, 2))
-    with pytest.raises(UserError, match=r"layer '2' \(sigmoid\).*ReLU"):
+    with pytest.raises(UserError, match=r"layer '2' \(Sigmoid\).*piecewise linear"):
         run(Exact(), model, batch)
     with pytest.raises(UserError, match="no L2 form"):
         run(Exact(), mlp(0), batch, ThreatModel("L2", 0.1))

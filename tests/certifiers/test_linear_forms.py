@@ -8,6 +8,7 @@ from torch import nn
 
 from bench.core.layers import Normalize, Residual
 from certifiers.backward import BackwardBound, propagate_backward
+from certifiers.layers import Reshape
 from certifiers.linear_forms import DenseForms, PatchForms, identity_forms, margin_specification
 from certifiers.network import Network
 
@@ -36,7 +37,7 @@ def jacobian(module, shape, seed=0):
 def as_forms_of_image(module, shape, channels=None):
     """The units of a module's output (or some of its channels) as linear forms of its input."""
     network = Network(nn.Sequential(module, nn.Flatten()), torch.zeros((1, *shape), dtype=torch.float64))
-    k = network.output - 1
+    k = network.output - isinstance(network.nodes[-1].layer, Reshape)
     forms = identity_forms(network.nodes[k].shape, channels or range(network.nodes[k].shape[0]), DOUBLE)
     bound = propagate_backward(network, BackwardBound({k: forms}), {})
     return bound.forms[0], bound.lower

@@ -128,7 +128,7 @@ def test_radius_is_where_the_margin_ends_and_at_most_eps():
 @pytest.mark.parametrize(("last", "constant"), [(nn.Identity(), 2.0), (scaled(0.7, 4), 1.4)])
 def test_margins_with_and_without_a_linear_layer_at_the_end(last, constant):
     model = nn.Sequential(nn.Flatten(), scaled(2.0, 4), nn.ReLU(), last).eval()
-    constants = margin_constants(Network(model, torch.zeros(1, 1, 2, 2)))
+    constants = margin_constants(Network(model, torch.zeros(1, 1, 2, 2)), torch.arange(4))
     assert torch.allclose(constants, math.sqrt(2) * constant * (1 - torch.eye(4, dtype=torch.float64)))
 
 
@@ -140,7 +140,7 @@ def test_no_slope_of_a_margin_is_above_its_constant():
     )
     model.eval()
     x = torch.rand(50, 1, 6, 6)
-    constants = margin_constants(Network(model, x[:1]))
+    constants = margin_constants(Network(model, x[:1]), torch.arange(4))
     slopes = torch.func.vmap(torch.func.jacrev(lambda image: model(image[None])[0]))(x).flatten(2)
     steepest = torch.linalg.vector_norm(slopes[:, :, None] - slopes[:, None], dim=3).amax(dim=0)
     assert (steepest <= constants).all()

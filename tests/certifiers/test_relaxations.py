@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from certifiers import layers
-from certifiers.relaxations import relax
+from certifiers import activations
 
 ACTIVATIONS = {
-    "relu": (layers.relu(), lambda x: np.maximum(x, 0)),
-    "leaky": (layers.relu(0.1), lambda x: np.maximum(x, x * np.longdouble(0.1))),
-    "sigmoid": (layers.SIGMOID, lambda x: 1 / (1 + np.exp(-x))),
-    "tanh": (layers.TANH, np.tanh),
+    "relu": (activations.RELU, lambda x: np.maximum(x, 0)),
+    "leaky": (activations.leaky_relu(0.1), lambda x: np.maximum(x, x * np.longdouble(0.1))),
+    "sigmoid": (activations.SIGMOID, lambda x: 1 / (1 + np.exp(-x))),
+    "tanh": (activations.TANH, np.tanh),
 }
 RELAXATIONS = ("parallel", "adaptive", "tight")
 
@@ -55,7 +54,7 @@ def test_the_curve_is_between_its_lines(name, relaxation, dtype):
     last place of the interval's larger end."""
     activation, curve = ACTIVATIONS[name]
     low, high = intervals(dtype)
-    above, below = clearances(relax(activation, low, high, relaxation), curve, low, high)
+    above, below = clearances(activation.relax(low, high, relaxation), curve, low, high)
     unit = torch.finfo(dtype).eps
     allowed = 2 * unit * exact(torch.maximum(low.abs(), high.abs())) if activation.name == "relu" else 0 * exact(low)
     for side in (above, below):
@@ -71,7 +70,7 @@ def test_the_lines_are_no_further_away_than_they_need_be(name, relaxation):
     low, high = intervals(torch.float64)
     kept = (high - low > 1e-2) & (high - low < 50)
     low, high = low[kept], high[kept]
-    lines = relax(activation, low, high, relaxation)
+    lines = activation.relax(low, high, relaxation)
     above, below = clearances(lines, curve, low, high)
     if activation.name == "relu":
         crossing = ((low <= 0) & (high >= 0)).numpy()
@@ -94,20 +93,20 @@ def test_the_lines_are_no_further_away_than_they_need_be(name, relaxation):
 def test_relu_has_the_published_lines():
     """Eq. 3.4, and for the leaky one its chord; CROWN's lower slope is that of the longer side."""
     low, high = torch.tensor([-3.0, -1.0, -2.0, 0.5]), torch.tensor([1.0, 3.0, -1.0, 2.0])
-    lines = relax(layers.relu(), low, high, "parallel")
+    lines = activations.RELU.relax(low, high, "parallel")
     assert lines.parallel
     assert lines.lower_bias is None
     torch.testing.assert_close(lines.upper_slope, torch.tensor([0.25, 0.75, 0.0, 1.0]))
     torch.testing.assert_close(lines.upper_bias, torch.tensor([0.75, 0.75, 0.0, 0.0]))
-    adaptive = relax(layers.relu(), low, high, "adaptive")
+    adaptive = activations.RELU.relax(low, high, "adaptive")
     assert adaptive.lower_slope.tolist() == [0.0, 1.0, 0.0, 1.0]
     torch.testing.assert_close(adaptive.upper_slope, lines.upper_slope)
     torch.testing.assert_close(adaptive.upper_bias, lines.upper_bias)
-    leaky = relax(layers.relu(0.2), low, high, "parallel")
+    leaky = activations.leaky_relu(0.2).relax(low, high, "parallel")
     torch.testing.assert_close(leaky.upper_slope, torch.tensor([0.4, 0.8, 0.2, 1.0]))
     torch.testing.assert_close(leaky.upper_bias, torch.tensor([0.6, 0.6, 0.0, 0.0]))
     torch.testing.assert_close(
-        relax(layers.relu(0.2), low, high, "adaptive").lower_slope, torch.tensor([0.2, 1, 0.2, 1])
+        activations.leaky_relu(0.2).relax(low, high, "adaptive").lower_slope, torch.tensor([0.2, 1, 0.2, 1])
     )
 
 
@@ -117,7 +116,7 @@ def test_s_curves_have_the_published_lines(name):
     activation, curve = ACTIVATIONS[name]
     low = torch.tensor([-1.0, -3.0, -2.0, 0.3, -8.0, 4.8, -0.9, -5.0, -3.0]).double()
     high = torch.tensor([2.0, 0.5, -0.5, 2.5, -5.9, 6.0, 4.0, -3.0, -2.0]).double()
-    lines = relax(activation, low, high, "parallel")
+    lines = activation.relax(low, high, "parallel")
     assert lines.parallel
     d = (curve(high.numpy()) - curve(low.numpy())) / (high - low).numpy()
     flat = d < 0.01
@@ -138,7 +137,7 @@ def test_s_curves_have_the_published_lines(name):
 def test_tight_is_the_chord_wherever_that_is_a_bound(name):
     activation, _ = ACTIVATIONS[name]
     low, high = torch.tensor([-4.0, -0.5, -2.0]).double(), torch.tensor([0.5, 4.0, 2.0]).double()
-    wide, tight = relax(activation, low, high, "adaptive"), relax(activation, low, high, "tight")
+    wide, tight = activation.relax(low, high, "adaptive"), activation.relax(low, high, "tight")
     at_low, at_high = activation.function(low), activation.function(high)
     assert (tight.gap <= wide.gap + 1e-15).all()
     np.testing.assert_allclose((tight.upper_slope * high + tight.upper_bias)[0], at_high[0], atol=1e-14)
@@ -153,7 +152,7 @@ def test_tight_is_the_chord_wherever_that_is_a_bound(name):
 def test_every_gradient_is_a_number(name, relaxation):
     low, high = intervals(torch.float32)
     low, high = low.requires_grad_(), high.requires_grad_()
-    lines = relax(ACTIVATIONS[name][0], low, high, relaxation)
+    lines = ACTIVATIONS[name][0].relax(low, high, relaxation)
     total = lines.lower_slope.sum() + lines.upper_slope.sum() + lines.gap.sum()
     if lines.lower_bias is not None:
         total = total + lines.lower_bias.sum()
