@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from attacks.losses import margin
-from attacks.pgd import per_example
+from attacks.losses import margin, others_by_logit
+from attacks.pgd import per_example, without_blocked_pixels
 from bench.core.contracts import Batch
 from bench.core.passes import on_rows
 from bench.core.threat import TINY, ThreatModel
 
 CHECKS = 5  # how often all points are checked together in one batch at the end
 FARTHER = 1.001  # the factor by which the perturbation of a point that fails this check is scaled
+FIRST_DOUBLINGS = -20  # the first step that leaves a tie is 2 to this power
 ROUNDING = 2e-6  # of the largest logit: float32 logits were seen to change by up to 7e-7 with the size of the batch
 
 
@@ -22,6 +23,9 @@ class NearestAdversarial:
     point (B,C,H,W): the clean image if none was found. distance (B,) float64, in the threat's norm: zero if the clean
     image is misclassified, infinite if no adversarial point was found. logits (B,K): of the clean images.
     rows (b,): the examples to attack, which are the correctly classified ones.
+
+    An image whose label ties with another class counts as correct if it has the lower index (argmax). A margin of zero
+    tells the attacks no step size, so the first adversarial point of such images is searched here.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, threat: ThreatModel) -> None:
@@ -33,6 +37,24 @@ class NearestAdversarial:
         self.distance = torch.zeros(len(batch), dtype=torch.float64, device=batch.x.device)
         self.distance[correct] = torch.inf
         self.rows = correct.nonzero().squeeze(1)
+        tied = (correct & (margin(self.logits, self.y) <= rounding(self.logits))).nonzero().squeeze(1)
+        if len(tied) > 0:
+            self._leave_tie(tied)
+
+    def _leave_tie(self, rows: Tensor) -> None:
+        """Steps of doubled length from the images of `rows` (b,), towards the tied class of the largest gradient."""
+        x, y, logits = self.x[rows], self.y[rows], self.logits[rows]
+        steepest, norm = torch.zeros_like(x), torch.zeros_like(rows, dtype=x.dtype)
+        with on_rows(rows):
+            for gap_to_class, gradient in linearised(self.model, x, y, others_by_logit(logits, y)):
+                uphill = without_blocked_pixels(-gradient, x, self.threat)
+                larger = (gap_to_class <= rounding(logits)) & (self.threat.dual_norm(uphill) > norm)
+                steepest[larger], norm[larger] = uphill[larger], self.threat.dual_norm(uphill)[larger]
+            for doublings in range(FIRST_DOUBLINGS, 1):
+                x_adv = self.threat.clamp(x + 2.0**doublings * self.threat.steepest(steepest))
+                with torch.no_grad():
+                    adversarial = clearly_misclassified(self.model(x_adv), y)
+                self.update(x_adv, adversarial, rows)
 
     def update(self, x_adv: Tensor, adversarial: Tensor, rows: Tensor) -> None:
         """Take points x_adv (b,C,H,W) of `rows` (b,) into account, of which those in `adversarial` (b,) bool are so."""
@@ -75,7 +97,12 @@ class NearestAdversarial:
 def clearly_misclassified(logits: Tensor, y: Tensor) -> Tensor:
     """Where an incorrect class leads by more than rounding may take back: (B,) bool."""
     logits = logits.detach().float()
-    return margin(logits, y) < -ROUNDING * logits.abs().amax(dim=1)
+    return margin(logits, y) < -rounding(logits)
+
+
+def rounding(logits: Tensor) -> Tensor:
+    """By how much rounding may change the margin: (B,)."""
+    return ROUNDING * logits.abs().amax(dim=1)
 
 
 def linearised(

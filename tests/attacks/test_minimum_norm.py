@@ -104,3 +104,29 @@ def test_a_finite_point_is_returned_if_nothing_can_be_broken(spec, norm):
     x_adv = found_by(spec, norm, Constant(), batch)
     assert x_adv.isfinite().all()
     assert not wrong(Constant(), x_adv, batch.y).any()
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("spec", ["deepfool", "fmn-20", "fab-20", "cw:steps=20:search_steps=1", "single-step"])
+def test_a_tie_that_argmax_decides_for_the_label_is_broken_by_a_tiny_step(spec, norm):
+    attack = parse_spec(spec, registry.attack).make()
+    if norm not in attack.norms:
+        pytest.skip("no form for this norm")
+    model = linear_model(MEDIUM, 3)
+    with torch.no_grad():
+        model[1].bias.zero_()
+    tied = nn.Sequential(Centred(), model)
+    batch = Batch(torch.full((2, *MEDIUM), 0.5), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    assert not wrong(tied, batch.x, batch.y).any()
+    x_adv = found_by(spec, norm, tied, batch)
+    assert wrong(tied, x_adv, batch.y).all()
+    distance = ThreatModel(norm, 1.0).distance(x_adv, batch.x)
+    assert (distance > 0).all()
+    assert (distance < 1e-4).all()
+
+
+class Centred(nn.Module):
+    """x - 0.5, with which all logits of a linear model without bias are zero for a grey image."""
+
+    def forward(self, x):
+        return x - 0.5
