@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bench.core.errors import UserError
 from bench.core.record_files import find_records
 from leaderboard.published_results import EvaluatedRun, read_evaluated_run
-from leaderboard.render import percent, render, threat_name
+from leaderboard.render import percent, render, threat_name, wrapped
 from leaderboard.statistics import examples_needed, mcnemar, paired_difference, seeds_difference, seeds_needed
 
 SHOWN = 20  # examples that are listed
@@ -32,14 +32,16 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """A - B of one accuracy, with its 95 % interval and p-value, which are None if a side of seeds has only one.
+    """A - B of one accuracy on the first n examples, with its 95 % interval and p-value.
 
+    low, high and p are None if a side of seeds has only one.
     only_a, only_b: the test examples that count for one side only; empty if recipes are compared. needed: the number
     of examples, or of seeds of each side, for a power of 80 % at the 5 % level if the observed difference is the true
     one; None if it is 0.
     """
 
     metric: str
+    n: int
     a: float
     b: float
     difference: float
@@ -101,7 +103,7 @@ def _paired(metric: str, a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], n: 
     only_a, only_b = np.flatnonzero(a & ~b), np.flatnonzero(b & ~a)
     difference, low, high = (float(x) for x in paired_difference(len(only_a), len(only_b), n))
     return Difference(
-        metric, float(a.mean()), float(b.mean()), difference, low, high, float(mcnemar(len(only_a), len(only_b))),
+        metric, n, float(a.mean()), float(b.mean()), difference, low, high, float(mcnemar(len(only_a), len(only_b))),
         "McNemar, exact", tuple(only_a.tolist()), tuple(only_b.tolist()),
         examples_needed(len(only_a), len(only_b), n),
     )  # fmt: skip
@@ -111,25 +113,30 @@ def _over_seeds(metric: str, a: npt.NDArray[Any], b: npt.NDArray[Any], n: int) -
     sides = [each if len(each) > 1 else float(each[0]) for each in (a, b)]
     test = seeds_difference(sides[0], sides[1], 1 / n)
     return Difference(
-        metric, float(a.mean()), float(b.mean()), test.difference, test.low, test.high, test.p,
+        metric, n, float(a.mean()), float(b.mean()), test.difference, test.low, test.high, test.p,
         "t over seeds", needed=seeds_needed(sides[0], sides[1], 1 / n),
     )  # fmt: skip
 
 
-def comparison_table(a: Side, b: Side, differences: Sequence[Difference]) -> str:
-    """A line for each accuracy, in percent, and the examples that count for one side only."""
+def comparison_table(a: Side, b: Side, differences: Sequence[Difference], width: int | None = None) -> str:
+    """A line for each accuracy, in percent, and the examples that count for one side only.
+
+    width: of a terminal, which the text is to fit; None for markdown.
+    """
     recipes = a.recipe or b.recipe
     unit = "seeds a side" if recipes else "examples"
-    headers = ["accuracy %", "A", "B", "A - B", "95 % interval", "p", "test", f"{unit} to tell"]
+    what = "of recipes" if recipes else "of these weights"
+    headers = ["accuracy %", "n", "A", "B", "A - B", f"95 % interval, {what}", "p", "test", f"{unit} to tell"]
     rows = [
         [
-            d.metric, percent(d.a), percent(d.b), f"{100 * d.difference:+.1f}",
+            d.metric, f"{d.n:,}", percent(d.a), percent(d.b), f"{100 * d.difference:+.1f}",
             "" if d.low is None or d.high is None else f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]",
             "" if d.p is None else f"{d.p:.2g}", d.test, "" if d.needed is None else f"{d.needed:,}",
         ]
         for d in differences
     ]  # fmt: skip
-    notes = [
+    notes = _sizes(a, b)
+    notes += [
         _examples_of_one_side(d.metric, side, examples)
         for d in differences
         for side, examples in (("A", d.only_a), ("B", d.only_b))
@@ -138,8 +145,18 @@ def comparison_table(a: Side, b: Side, differences: Sequence[Difference]) -> str
     if not recipes:
         notes.append("This compares two networks. To compare the recipes behind them, give several seeds of each.")
     names = [f"{side.name} ({len(side.runs)} seeds)" if side.recipe else side.name for side in (a, b)]
-    lines = [f"A: {names[0]}", f"B: {names[1]}", "", render(headers, rows, "markdown", "lrrrrrlr")]
-    return "\n".join([*lines, *([""] if notes else []), *notes])
+    lines = [f"A: {names[0]}", f"B: {names[1]}", "", render(headers, rows, "markdown", "lrrrrrrlr", width)]
+    return "\n".join([*lines, *([""] if notes else []), *(wrapped(note, width) for note in notes)])
+
+
+def _sizes(a: Side, b: Side) -> list[str]:
+    """That the runs have different numbers of examples, and how many are compared."""
+    sizes = [sorted({len(run.clean) for run in side.runs}) for side in (a, b)]
+    each = sorted({*sizes[0], *sizes[1]})
+    if len(each) == 1:
+        return []
+    texts = [" and ".join(f"{size:,}" for size in side) for side in sizes]
+    return [f"A has {texts[0]} examples, B {texts[1]}: the first {each[0]:,}, which all have, are compared."]
 
 
 def _examples_of_one_side(metric: str, side: str, examples: Sequence[int]) -> str:

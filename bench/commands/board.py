@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from leaderboard.render import Format
 
 SUFFIXES: dict[Format, str] = {"markdown": "md", "csv": "csv", "latex": "tex", "json": "json"}
+FORMAT = "default: a table that fits the terminal; markdown in a pipe or a file"
 
 
 def add(commands: Any) -> None:
     sub = commands.add_parser("table", help="print a table of finished runs")
     sub.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders, or their parents (default: runs)")
-    sub.add_argument("--format", choices=[*SUFFIXES], default="markdown", help="default: markdown")
+    sub.add_argument("--format", choices=[*SUFFIXES], help=FORMAT)
     sub.set_defaults(act=act_table)
 
     sub = commands.add_parser("compare", help="test whether one run, or recipe, is better than another")
@@ -35,7 +36,7 @@ def add(commands: Any) -> None:
     option = sub.add_argument
     option("--suite", metavar="NAME", help="default: all suites with entries")
     option("--html", type=Path, metavar="DIR", help="write a page that works offline, and its data")
-    option("--format", choices=[*SUFFIXES], default="markdown", help="default: markdown")
+    option("--format", choices=[*SUFFIXES], help=FORMAT)
     option("--results", type=Path, metavar="DIR", help="published results (default: those of this package)")
     option("--export", metavar="SUITE/ENTRY", help="print this entry as a model_info JSON of RobustBench")
     option("--add-reported", type=Path, metavar="FILE", help="add a model_info JSON of RobustBench as --reported-as")
@@ -55,10 +56,19 @@ def add(commands: Any) -> None:
 
 def act_table(args: argparse.Namespace) -> None:
     from bench.core.record_files import find_records, read_run
-    from leaderboard.run_tables import runs_table
+    from bench.core.verification import verified
+    from leaderboard.runs_table import runs_table
 
     folders = find_records(args.runs or [Path("runs")])
-    print(runs_table([read_run(folder) for folder in folders], args.format))
+    records = [verified(read_run(folder), folder) for folder in folders]
+    print(runs_table(records, args.format or "markdown", _width(args.format)))
+
+
+def _width(form: Format | None) -> int | None:
+    """The columns of the terminal, unless a format was asked for."""
+    from leaderboard.render import terminal_width
+
+    return terminal_width() if form is None else None
 
 
 def act_compare(args: argparse.Namespace) -> None:
@@ -69,7 +79,7 @@ def act_compare(args: argparse.Namespace) -> None:
     if args.json:
         print_json(differences)
     else:
-        print(comparison_table(a, b, differences))
+        print(comparison_table(a, b, differences, _width(None)))
 
 
 def act_leaderboard(args: argparse.Namespace) -> None:
@@ -96,7 +106,7 @@ def act_leaderboard(args: argparse.Namespace) -> None:
         raise UserError(f"suite '{args.suite}' has no entries in {results}; suites with entries: {', '.join(suites)}")
     boards = [build_board(results, name) for name in ([args.suite] if args.suite else suites)]
     if args.html is None:
-        print(render_boards(boards, args.format))
+        print(render_boards(boards, args.format or "markdown", _width(args.format)))
         return
     args.html.mkdir(parents=True, exist_ok=True)
     print(write_page(boards, args.html))

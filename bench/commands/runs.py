@@ -60,18 +60,21 @@ def add(commands: Any) -> None:
 
 def act_run(args: argparse.Namespace) -> None:
     request = _request(args)
+    from bench.core.verification import verified
     from bench.runs.plan import make_plan
     from bench.runs.run import run_seed
+    from leaderboard.render import terminal_width
     from leaderboard.run_tables import run_table
 
     plan = make_plan(request)
     records: list[Record] = []
     for seed in args.seeds:
         record, folder, finished_before = run_seed(plan, seed)
+        record = verified(record, folder)
         records.append(record)
         if not args.json:
             note = f" ({finished_before})" if finished_before else ""
-            print(f"\n{run_table(record)}\n\nrun folder: {folder}{note}")
+            print(f"\n{run_table(record, terminal_width())}\n\nrun folder: {folder}{note}")
     if args.json or len(records) > 1:
         _print(records, args.json)
 
@@ -91,12 +94,13 @@ def act_sweep(args: argparse.Namespace) -> None:
 
 
 def _print(records: list[Record], as_json: bool) -> None:
-    from leaderboard.run_tables import runs_table
+    from leaderboard.render import terminal_width
+    from leaderboard.runs_table import runs_table
 
     if as_json:
         options.print_json(records)
     else:
-        print(f"\n{runs_table(records, 'markdown')}")
+        print(f"\n{runs_table(records, 'markdown', terminal_width())}")
 
 
 def _request(args: argparse.Namespace) -> Request:

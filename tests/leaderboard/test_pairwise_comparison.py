@@ -1,6 +1,7 @@
 """`bench compare`: the right test for what is compared."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -46,7 +47,19 @@ def test_recipes_are_compared_over_seeds(tmp_path):
 def test_the_examples_that_both_have_are_compared(tmp_path):
     a, b = run(tmp_path / "a", 60), run(tmp_path / "b", 40, n=50)
     robust = compare(read_side(a), read_side(b))[1]
-    assert (robust.a, robust.b) == (1.0, 0.8)
+    assert (robust.n, robust.a, robust.b) == (50, 1.0, 0.8)
+    text = comparison_table(read_side(a), read_side(b), [robust])
+    assert re.search(r"\| robust +\| +50 \| +100.0 \|", text)
+    assert "A has 100 examples, B 50: the first 50, which all have, are compared." in text
+    same = comparison_table(read_side(a), read_side(a), compare(read_side(a), read_side(a)))
+    assert "which all have" not in same
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_comparison_fits_the_terminal(width, tmp_path):
+    a, b = run(tmp_path / "a", 60), run(tmp_path / "b", 40, n=50, first=20)
+    text = comparison_table(read_side(a), read_side(b), compare(read_side(a), read_side(b)), width)
+    assert max(len(line) for line in text.splitlines() if line[:3] not in ("A: ", "B: ")) <= width  # paths stay whole
 
 
 @pytest.mark.parametrize(

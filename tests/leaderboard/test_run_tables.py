@@ -7,10 +7,13 @@ import sys
 
 import pytest
 
+from bench.core import clopper_pearson
 from bench.core.example_table import Accuracy, Robustness, Threat
 from bench.core.records import AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Training
 from leaderboard.render import interval, percent, threat_name
-from leaderboard.run_tables import by_recipe, run_table, runs_table
+from leaderboard.run_tables import run_table
+from leaderboard.runs_table import INTERVALS, by_recipe, runs_table
+from leaderboard.statistics import recipe_interval
 
 
 def make_record(seed=0, clean=0.912, pgd=0.5, worst=0.48, **changes):
@@ -38,7 +41,7 @@ def cells(table):
 
 
 def test_importing_tables_leaves_torch_out():
-    code = "import sys, leaderboard.run_tables; sys.exit('torch' in sys.modules)"
+    code = "import sys, leaderboard.runs_table; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -68,7 +71,7 @@ def test_run_table_holds_the_numbers():
     text = run_table(make_record(seed=7))
     assert text.splitlines()[0] == "pgd-at on digits, small-cnn, Linf 0.2, seed 7, 360 test examples"
     assert cells(text) == [
-        ["measured", "accuracy %", "95 % interval", "seconds", "forwards", "backwards"],
+        ["measured", "accuracy %", "95 %, these weights", "seconds", "forwards", "backwards"],
         ["clean", "91.2", "[88.0, 94.0]", "", "", ""],
         ["pgd-10", "50.0", "[45.0, 55.0]", "1.2", "12,345", "2,345"],
         ["worst of all attacks", "48.0", "[43.0, 53.0]", "", "", ""],
@@ -80,6 +83,27 @@ def test_run_table_ends_with_the_verdict_and_its_reasons():
     assert run_table(make_record()).endswith("\n\nverdict: no warning signs")
     suspect = make_record(sanity=Sanity("suspect", ["black box beats white box: 3 of 60"]))
     assert run_table(suspect).endswith("\n\nverdict: suspect\n  black box beats white box: 3 of 60")
+
+
+def test_the_worst_accuracy_is_that_of_everything_and_says_what_set_it():
+    named = make_record(worst_by=["pgd-10", "bracket"])
+    assert cells(run_table(named))[3][:2] == ["worst of all attacks (pgd-10, bracket)", "48.0"]
+    earlier = make_record(worst=0.51, bracket=NARROWED)  # over the attacks only
+    assert cells(run_table(earlier))[3][:3] == ["worst of all attacks", "50.0", "[45.0, 55.0]"]
+    header, row = cells(runs_table([earlier], "markdown"))
+    assert row[header.index("worst")] == "50.0 [45.0, 55.0]"
+    assert json.loads(runs_table([earlier], "json"))[0]["worst_acc"] == 0.5
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_terminal(width):
+    record = make_record(
+        bracket=NARROWED, certifiers={"ibp": IBP}, worst_by=["pgd-10", "bracket"],
+        sanity=Sanity("suspect", ["black box beats white box: 3 of 60 " * 5]),
+    )  # fmt: skip
+    for text in (run_table(record, width), runs_table([record, make_record(1), OTHER], "markdown", width)):
+        assert max(map(len, text.splitlines())) <= width
+        assert "suspect" in text
 
 
 def test_a_union_is_shown_where_there_is_one():
@@ -99,42 +123,85 @@ def test_run_table_without_attacks_and_training():
 def test_comparison_in_markdown():
     header, first, second = cells(runs_table([make_record(), OTHER], "markdown"))
     assert header == [
-        "defense",
-        "data",
-        "model",
-        "threat",
-        "seed",
-        "clean",
-        "pgd-10",
-        "fgsm",
-        "worst",
-        "verdict",
-        "training s",
-    ]
-    clean = "91.2 [88.0, 94.0]"
-    common = ["digits", "small-cnn", "Linf 0.2", "0", clean]
-    assert first == ["pgd-at", *common, "50.0 [45.0, 55.0]", "", "48.0 [43.0, 53.0]", "no warning signs", "61.0"]
-    assert second == ["standard", *common, "", "75.0 [70.0, 80.0]", "", "no warning signs", ""]
+        "defense", "seed", "data", "model", "threat", "n", "epochs", "clean", "pgd-10", "fgsm", "worst", "interval of",
+        "verdict", "training s",
+    ]  # fmt: skip
+    clean, last = "91.2 [88.0, 94.0]", ["weights", "no warning signs"]
+    common = ["0", "digits", "small-cnn", "Linf 0.2", "360"]
+    assert first == ["pgd-at", *common, "30", clean, "50.0 [45.0, 55.0]", "", "48.0 [43.0, 53.0]", *last, "61.0"]
+    assert second == ["standard", *common, "", clean, "", "75.0 [70.0, 80.0]", "", *last, ""]
 
 
 def test_comparison_has_mean_and_deviation_over_seeds():
     cleans, pgds, worsts, times = (0.9, 0.8, 0.85), (0.5, 0.6, 0.43), (0.4, 0.5, 0.3), (60.0, 70.0, 62.0)
     runs = [make_record(s, cleans[s], pgds[s], worsts[s], training=Training(3, times[s], 1, 1)) for s in range(3)]
-    rows = cells(runs_table([runs[0], OTHER, *runs[1:]], "markdown"))
-    assert [(row[0], row[4]) for row in rows[1:]] == [
+    text = runs_table([runs[0], OTHER, *runs[1:]], "markdown")
+    header, *rows = cells(text)
+    assert [(row[0], row[1]) for row in rows] == [
         ("pgd-at", "0"), ("pgd-at", "1"), ("pgd-at", "2"), ("pgd-at", "mean of 3"), ("standard", "0"),
     ]  # fmt: skip
+    mean = dict(zip(header, rows[3], strict=True))
+    for metric, values in (("clean", cleans), ("pgd-10", pgds), ("worst", worsts)):
+        low, high = recipe_interval(values, 360)
+        spread = f"{100 * statistics.mean(values):.1f} +- {100 * statistics.stdev(values):.1f}"
+        assert mean[metric] == f"{spread} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert mean["clean"].startswith("85.0 +- 5.0 [")
+    assert (mean["training s"], mean["interval of"], mean["verdict"], mean["fgsm"]) == ("64.0 +- 5.3", "recipe", "", "")
+    assert [row[header.index("interval of")] for row in rows] == ["weights"] * 3 + ["recipe", "weights"]
+    assert text.endswith(INTERVALS)
+    assert INTERVALS not in runs_table(runs[:1], "markdown")
 
-    def mean(values, scale=100):
-        return f"{scale * statistics.mean(values):.1f} +- {scale * statistics.stdev(values):.1f}"
 
-    assert rows[4][5:] == [mean(cleans), mean(pgds), "", mean(worsts), "", mean(times, 1)]
-    assert rows[4][5] == "85.0 +- 5.0"
+def test_seeds_of_fixed_weights_have_the_interval_of_the_weights():
+    runs = [make_record(seed, training=None) for seed in range(2)]
+    header, *rows = cells(runs_table(runs, "markdown"))
+    low, high = clopper_pearson.interval(0.912 * 360, 360)
+    assert rows[2][header.index("clean")] == f"91.2 +- 0.0 [{100 * low:.1f}, {100 * high:.1f}]"
+    assert rows[2][header.index("interval of")] == "weights"
 
 
 def test_mean_is_left_out_where_a_seed_has_no_value():
-    rows = cells(runs_table([make_record(0), make_record(1, worst=0.5, attacks=FGSM, training=None)], "markdown"))
-    assert rows[3][4:] == ["mean of 2", "91.2 +- 0.0", "", "", "49.0 +- 1.4", "", ""]
+    runs = [make_record(0), make_record(1, worst=0.5, attacks=FGSM, training=None)]
+    header, *rows = cells(runs_table(runs, "markdown"))
+    mean = dict(zip(header, rows[2], strict=True))
+    assert mean["worst"].startswith("49.0 +- 1.4 [")
+    assert (mean["pgd-10"], mean["fgsm"], mean["training s"]) == ("", "", "")
+
+
+def test_runs_of_one_defense_with_other_settings_are_told_apart():
+    command = "bench run --defense pgd-at --suite digits --set epochs=2 --set steps=3 --set lr=0.1 --seeds 0"
+    changed = make_record(provenance={"command": command}, config_hash="0123456789ab", training=Training(2, 1.0, 1, 1))
+    header, first, second = cells(runs_table([make_record(), changed], "markdown"))
+    shown = [[row[header.index(name)] for name in ("config", "epochs", "settings")] for row in (first, second)]
+    assert shown == [["abc", "30", ""], ["012345", "2", "steps=3 lr=0.1"]]
+    assert {"config", "settings"}.isdisjoint(cells(runs_table([make_record()], "markdown"))[0])
+    numbers = json.loads(runs_table([changed], "json"))[0]
+    assert (numbers["epochs"], numbers["settings"]) == (2, {"steps": "3", "lr": "0.1"})
+    (row,) = csv.DictReader(io.StringIO(runs_table([changed], "csv")))
+    assert (row["epochs"], row["settings"], row["config_hash"]) == ("2", "steps=3 lr=0.1", "0123456789ab")
+
+
+def test_every_format_holds_the_spread_of_every_metric():
+    narrow = Bracket(**{f: getattr(NARROWED, f) for f in NARROWED.__struct_fields__} | {"robust_acc": 0.45})
+    proofs = [{"ibp": CertifierResult(acc, (0.2, 0.4), 0.1, 1.0)} for acc in (0.3, 0.34)]
+    runs = [
+        make_record(0, certifiers=proofs[0], bracket=NARROWED),
+        make_record(1, 0.9, 0.6, 0.3, certifiers=proofs[1], bracket=narrow),
+    ]
+    mean = json.loads(runs_table(runs, "json"))[2]
+    metrics = ("clean", "pgd-10", "worst", "certified ibp", "bracket_certified", "bracket_robust")
+    assert set(mean["spreads"]) == set(mean["intervals"]) == set(metrics)
+    assert mean["spreads"]["certified ibp"] == pytest.approx(0.04 / 2**0.5)
+    assert (mean["seed"], mean["seeds"], mean["interval_of"], mean["verdict"]) == (None, [0, 1], "recipe", None)
+    row = list(csv.DictReader(io.StringIO(runs_table(runs, "csv"))))[2]
+    for metric in metrics:
+        assert float(row[f"{metric}_spread"]) == mean["spreads"][metric]
+        assert [float(row[f"{metric}_{end}"]) for end in ("low", "high")] == mean["intervals"][metric]
+    assert (
+        runs_table(runs, "markdown").splitlines()[4].count("+-")
+        == runs_table(runs, "latex").splitlines()[6].count("+-")
+        == 7
+    )
 
 
 def test_recipes_are_told_apart_by_their_hash():
@@ -159,7 +226,10 @@ def test_comparison_in_json_is_fractions():
     first, second = json.loads(runs_table([make_record(seed=2), OTHER], "json"))
     assert first == {
         "defense": "pgd-at", "suite": "digits", "dataset": "digits", "model": "small-cnn", "norm": "Linf", "eps": 0.2,
-        "seed": 2, "n_examples": 360, "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48,
+        "config_hash": "abc", "epochs": 30, "settings": {}, "seed": 2, "seeds": [2], "n_examples": 360,
+        "interval_of": "weights", "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48, "worst_by": [],
+        "intervals": {"clean": [0.88, 0.94], "pgd-10": [0.45, 0.55], "worst": [0.43, 0.53]},
+        "spreads": {"clean": None, "pgd-10": None, "worst": None},
         "union_acc": None, "certified_acc": {}, "bracket": None, "verdict": "no-warnings",
         "training_seconds": 61.04,
     }  # fmt: skip
@@ -192,7 +262,7 @@ NARROWED = Bracket(
 
 def test_run_table_holds_certificates_and_the_bracket():
     text = run_table(make_record(attacks={}, worst=None, certifiers={"ibp": IBP}, bracket=NARROWED))
-    assert cells(text)[2:4] == [
+    assert cells(text)[3:5] == [
         ["certified by ibp, mean radius 0.06", "30.0", "[25.0, 35.0]", "0.5", "", ""],
         ["bracket [certified, attacked]", "[40.0, 50.0]", "[35.0, 55.0]", "61.5", "1,656", "328"],
     ]
@@ -200,6 +270,10 @@ def test_run_table_holds_certificates_and_the_bracket():
         "bracket: 36 open; clean 32 broken, fgsm 100 broken, exact 144 certified and 48 broken",
         "  skipped ibp: IBP has no L2 form",
     ]
+    cut = Bracket(**{f: getattr(NARROWED, f) for f in NARROWED.__struct_fields__} | {"truncated": True})
+    assert "bracket: 36 open (cut: the budget of 600 s was spent); clean" in run_table(make_record(bracket=cut))
+    header, row = cells(runs_table([make_record(bracket=cut)], "markdown"))
+    assert row[header.index("open")] == "36 cut"
 
 
 def test_comparison_has_columns_for_certificates_and_brackets_where_there_are_any():
@@ -237,5 +311,5 @@ def test_csv_and_json_hold_certificates_and_brackets():
     assert (first["verdict"], second["verdict"]) == ("no-warnings", "no-warnings")
     plain = json.loads(runs_table(runs, "json"))
     assert plain[0]["certified_acc"] == {"ibp": 0.3}
-    assert plain[0]["bracket"] == {"certified_acc": 0.4, "robust_acc": 0.5, "open": 36}
+    assert plain[0]["bracket"] == {"certified_acc": 0.4, "robust_acc": 0.5, "open": 36, "truncated": False}
     assert plain[1]["bracket"] is None
