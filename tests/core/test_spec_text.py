@@ -1,7 +1,7 @@
 import pytest
 
 from bench.core.errors import UserError
-from bench.core.spec_text import SpecText, join_spec, split_options, split_spec, split_steps
+from bench.core.spec_text import SpecText, join_spec, join_specs, split_options, split_spec, split_specs, split_steps
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,9 @@ from bench.core.spec_text import SpecText, join_spec, split_options, split_spec,
         ("torchattacks.PGD:steps=3", "torchattacks.PGD", {"steps": "3"}),
         ("some/mine.py:build:width=3", "some/mine.py:build", {"width": "3"}),
         ("mine.py", "mine.py", {}),
+        (r"transfer:from=C:\runs\a:eps=0.1", "transfer", {"from": r"C:\runs\a", "eps": "0.1"}),
+        (r"C:\models\a,b.py:build:width=3", r"C:\models\a,b.py:build", {"width": "3"}),
+        ("C:/models/mine.py:build", "C:/models/mine.py:build", {}),
     ],
 )
 def test_split_and_join(text, name, options):
@@ -39,3 +42,18 @@ def test_split_steps(name, short, steps):
 def test_bad_options_are_user_errors_that_name_their_source(words):
     with pytest.raises(UserError, match=r"\A--set.*\Z"):
         split_options(words, "--set")
+
+
+@pytest.mark.parametrize(
+    ("text", "specs"),
+    [
+        ("pgd-10", ["pgd-10"]),
+        ("pgd-10, fgsm", ["pgd-10", "fgsm"]),
+        ("pgd-10,'transfer:from=runs/a,b',fgsm", ["pgd-10", "transfer:from=runs/a,b", "fgsm"]),
+        ("pgd-10,,fgsm", ["pgd-10", "", "fgsm"]),
+        ("", [""]),
+    ],
+)
+def test_specs_are_separated_by_commas_outside_of_quotes(text, specs):
+    assert split_specs(text) == specs
+    assert split_specs(join_specs(specs)) == specs
