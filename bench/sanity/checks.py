@@ -129,16 +129,15 @@ def not_logits(tested: ModelUnderTest) -> CheckResult:
     logs = z.logsumexp(dim=1).abs() < SUM_NOISE
     if getattr(tested.model, "returns_log_probabilities", False):
         logs = torch.zeros_like(logs)
-    advice = "declare that with `model.returns_log_probabilities = True`"
-    kind = (
-        f"log probabilities; {advice}"
-        if logs.any()
-        else (
-            "probabilities, not logits; return logits, or the logarithm of the probabilities (of an ensemble: of their "
-            f"mean), and {advice}"
-        )
+    kind = "log probabilities" if logs.any() else "probabilities"
+    result = symptom(tested, softmax | logs, len(z), f"the outputs are {kind}", RESCALED)
+    if RANK[result.outcome] < RANK["suspect"]:
+        return result
+    logarithm = (
+        "" if logs.any() else "return logits, or the logarithm of the probabilities (of an ensemble: of their mean); "
     )
-    return symptom(tested, softmax | logs, len(z), f"the outputs are {kind}", RESCALED)
+    advice = f"{logarithm}declare log probabilities with `model.returns_log_probabilities = True`"
+    return result._replace(evidence=f"{result.evidence}; {advice}")
 
 
 def one_class(tested: ModelUnderTest) -> CheckResult:

@@ -1,0 +1,82 @@
+"""`bench show RUN`: one record in full."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.commands.options import add_plugin, print_json
+from bench.core import registry
+from bench.core.config import Suite, as_json, make_config, suites
+from bench.core.errors import UserError
+from bench.core.specs import parse_spec
+
+if TYPE_CHECKING:
+    from bench.core.records import Record
+    from leaderboard.record_report import Setting
+
+
+def add(commands: Any) -> None:
+    sub = commands.add_parser("show", help="print one run in full: settings, costs, checks, provenance")
+    sub.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    sub.add_argument("--json", action="store_true", help="print the record as JSON, with the settings that differ")
+    add_plugin(sub)
+    sub.set_defaults(act=act_show)
+
+
+def act_show(args: argparse.Namespace) -> None:
+    from bench.core.record_files import find_records, read_run
+    from bench.core.verification import verified
+    from leaderboard.record_report import record_report
+    from leaderboard.render import terminal_width
+
+    folders = find_records([args.run])
+    if len(folders) > 1:
+        raise UserError(f"{args.run} holds {len(folders)} runs; give one of them, such as {folders[0]}")
+    for path in args.plugins:
+        registry.load_plugin(path)
+    folder = folders[0]
+    record = verified(read_run(folder), folder)
+    suite = _suite_of(record)
+    settings = _all_settings(record) if suite is None else _differences(record, suite)
+    if args.json:
+        name = None if suite is None else suite.name
+        print_json({"folder": str(folder), "suite": name, "settings": settings, "record": record})
+    else:
+        print(record_report(record, folder, settings, suite and suite.name, terminal_width()))
+
+
+def _suite_of(record: Record) -> Suite | None:
+    """The suite of the run; otherwise that of its data set."""
+    return suites().get(record.suite or "") or next((s for s in suites().values() if s.dataset == record.dataset), None)
+
+
+def _all_settings(record: Record) -> list[Setting]:
+    from leaderboard.record_report import Setting
+
+    training = record.config.get("training", {})
+    settings = {key: value for key, value in record.config.items() if key != "training"} | training
+    return [Setting(name, value, None) for name, value in settings.items()]
+
+
+def _differences(record: Record, suite: Suite) -> list[Setting]:
+    """The settings of a run that differ from the suite's rules, and from the defense's defaults where it has none.
+
+    Settings that the run's version did not have are left out, and those of a defense that is not registered here (give
+    its --plugin) are all listed.
+    """
+    from leaderboard.record_report import Setting
+
+    special = dict(suite.defenses.get(record.defense, {}))
+    model = special.pop("model", suite.model)
+    rules: dict[str, Any] = {"model": parse_spec(model, registry.model).text, "norm": suite.norm, "eps": suite.eps}
+    if not record.config.get("bracket"):  # with a bracket, the suite's attacks are not run by default
+        rules["attacks"] = [parse_spec(spec, registry.attack).text for spec in suite.attacks]
+    settings: dict[str, Any] = {key: record.config.get(key) for key in (*rules, "attacks", "certifiers", "bracket")}
+    if record.training is not None:
+        settings |= record.config.get("training", {})
+        if record.defense in registry.defense:
+            config_class = registry.defense.get(record.defense).config_class
+            rules |= as_json(make_config(config_class, record.defense, suite.training, special))
+    return [Setting(k, v, rules.get(k)) for k, v in settings.items() if (v or k in rules) and v != rules.get(k)]

@@ -1,0 +1,113 @@
+"""`bench show RUN`: everything that a record holds, as text."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.core.records import BracketStage, Record, StageResult
+from leaderboard.render import render, threat_name, wrapped
+from leaderboard.run_tables import accuracies_table, bracket_stages, verdict_lines
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a run and the value that the suite's rules give it; both as JSON values."""
+
+    name: str
+    value: Any
+    suites: Any
+
+
+def record_report(
+    record: Record, folder: Path, settings: Iterable[Setting], suite: str | None, width: int | None = None
+) -> str:
+    """All that a record holds. settings: those that differ from the suite's; all of them if there is no suite."""
+    parameters = "" if record.parameters is None else f" ({record.parameters:,} parameters)"
+    where = f"{record.defense} on {record.dataset}, {record.model}{parameters}, {threat_name(record.threat)}"
+    title = f"{where}, seed {record.seed}, {record.n_examples:,} test examples"
+    parts = [wrapped(title, width), f"run folder: {folder}", *_settings(list(settings), suite, width)]
+    parts += [accuracies_table(record, width), *_stages(record, width)]
+    if record.bracket is not None:
+        parts.append(wrapped(bracket_stages(record.bracket), width))
+    parts += [_sanity(record, width), *_warnings(record, width), _provenance(record, width)]
+    if command := record.provenance.get("command"):
+        parts.append(f"Command:\n\n    {command}")
+    return "\n\n".join(parts)
+
+
+def _settings(settings: list[Setting], suite: str | None, width: int | None) -> Iterator[str]:
+    if suite is None:
+        yield "Settings (no suite has this data set and threat model):"
+        yield render(["setting", "value"], [[s.name, _text(s.value)] for s in settings], "markdown", "ll", width)
+    elif settings:
+        yield f"Settings that differ from those of the suite {suite}:"
+        rows = [[s.name, _text(s.value), _text(s.suites)] for s in settings]
+        yield render(["setting", "this run", "suite"], rows, "markdown", "lll", width)
+    else:
+        yield f"All settings are those of the suite {suite}."
+
+
+def _text(value: Any) -> str:
+    """A JSON value as `--set` writes it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _stages(record: Record, width: int | None) -> Iterator[str]:
+    """The stages of staged attacks and of the bracket."""
+    headers = ["stage", "tried", "certified", "broken", "forwards", "backwards", "seconds"]
+    groups: dict[str, Mapping[str, StageResult | BracketStage]] = {
+        f"Stages of {spec}:": attack.stages for spec, attack in record.attacks.items() if attack.stages
+    }
+    if record.bracket is not None:
+        groups["Stages of the bracket:"] = record.bracket.stages
+    for title, stages in groups.items():
+        yield title
+        rows = [[name, *_stage(stage)] for name, stage in stages.items()]
+        yield render(headers, rows, "markdown", "lrrrrrr", width)
+
+
+def _stage(stage: StageResult | BracketStage) -> list[str]:
+    certified = "" if isinstance(stage, StageResult) else str(stage.certified)
+    tried = stage.attacked if isinstance(stage, StageResult) else stage.tried
+    cost = [f"{stage.forwards:,}", f"{stage.backwards:,}", f"{stage.seconds:.1f}"]
+    return [str(tried), certified, str(stage.broken), *cost]
+
+
+def _sanity(record: Record, width: int | None) -> str:
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.2g}"
+
+    rows = [
+        [check.name, check.outcome, number(check.value), number(check.threshold), check.evidence]
+        for check in record.sanity.checks
+    ]
+    audited = (
+        [f"{record.audited} certified examples were attacked as a check of the certifiers."] if record.audited else []
+    )
+    table = (
+        [render(["check", "outcome", "value", "limit", "evidence"], rows, "markdown", "llrrl", width)] if rows else []
+    )
+    return "\n\n".join([wrapped(verdict_lines(record), width), *table, *(wrapped(line, width) for line in audited)])
+
+
+def _warnings(record: Record, width: int | None) -> Iterator[str]:
+    sources = {**record.attacks, **record.certifiers, "bracket": record.bracket, "training": record.training}
+    lines = [f"  {name}: {text}" for name, source in sources.items() if source is not None for text in source.warnings]
+    if lines:
+        yield wrapped("\n".join(["Warnings:", *lines]), width)
+
+
+def _provenance(record: Record, width: int | None) -> str:
+    facts = {key: value for key, value in record.provenance.items() if key != "command"}
+    lines = [f"  config: {record.config_hash}"]
+    for key, value in facts.items():
+        if isinstance(value, dict) and key != "versions":
+            value = f"{len(value)} files"  # their hashes are in the record
+        text = ", ".join(f"{k} {v}" for k, v in value.items() if v) if isinstance(value, dict) else value
+        lines.append(f"  {key}: {text}")
+    for name, file in record.artifacts.items():
+        lines.append(f"  {name}: {file.url or file.path or 'not published'}, {file.bytes:,} bytes, {file.sha256[:12]}")
+    return wrapped("\n".join(["Provenance:", *lines]), width)

@@ -1,0 +1,91 @@
+"""`bench show` prints everything that a record holds, and which settings differ from the suite's."""
+
+import json
+
+import pytest
+
+from bench.cli import main
+from bench.core.config import as_json, get_suite, make_config
+from bench.core.record_verdict import heard
+from bench.core.records import Artifact, AttackResult, Sanity, SanityCheck, StageResult
+from bench.core.registry import defense
+from leaderboard.record_report import Setting, record_report
+from tests.leaderboard.test_run_tables import IBP, NARROWED, make_record
+from tests.publish.published import flags, table_of, write_run
+
+WARNING = "Square Attack has decreased the robust accuracy of 0.28%."
+AUTOATTACK = AttackResult(
+    0.5, (0.45, 0.55), 900, 400, 12.5, warnings=[WARNING], stages={"apgd-ce": StageResult(328, 140, 700, 300, 9.5)}
+)
+CHECK = SanityCheck("stochastic", "passed", 1e-7, 1e-4, "4 passes over the same 64 images differ by 1e-07")
+FULL = make_record(
+    attacks={"autoattack": AUTOATTACK}, certifiers={"ibp": IBP}, bracket=NARROWED, worst_by=["autoattack"], audited=3,
+    sanity=heard(Sanity("no-warnings", [], [CHECK]), {"autoattack": AUTOATTACK}),
+    artifacts={"weights": Artifact("0123456789abcdef", 288_296, url="https://example.org/w.safetensors")},
+    provenance={"hardware": "a machine", "versions": {"torch": "2.11.0", "foolbox": None}, "source_files": {"a": "b"},
+                "command": "bench run --defense pgd-at --set epochs=2 --seeds 0"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [None, 80, 120])
+def test_a_report_holds_all_of_a_record(width, tmp_path):
+    settings = [Setting("epochs", 2, 30), Setting("milestones", [0.5, 0.75], [0.8])]
+    text = record_report(FULL, tmp_path, settings, "digits", width)
+    for part in (
+        "(71,482 parameters)", "differ from those of the suite digits", "epochs", "0.5,0.75", "apgd-ce", "autoattack",
+        "Stages of the bracket", "36 open", "skipped ibp", "verdict: suspect", "stochastic", "Warnings:",
+        "torch 2.11.0",
+        "source_files: 1 files", "https://example.org/w.safetensors", "bench run --defense pgd-at --set epochs=2",
+        "3 certified examples were attacked", "certified by ibp", "1,000,000",
+    ):  # fmt: skip
+        assert part in " ".join(text.split()) or part in text, part
+    assert "foolbox" not in text
+    if width is not None:
+        whole = ("run folder: ", "    bench run")  # paths and commands are not broken
+        assert max(len(line) for line in text.splitlines() if not line.startswith(whole)) <= width
+
+
+def test_a_report_without_differences_says_so(tmp_path):
+    assert "All settings are those of the suite digits." in record_report(FULL, tmp_path, [], "digits")
+    text = record_report(FULL, tmp_path, [Setting("epochs", 2, None)], None)
+    assert "no suite has this data set" in text
+
+
+def run(folder, name="pgd-at", **overrides):
+    suite, config_class = get_suite("digits"), defense.get(name).config_class
+    training = as_json(make_config(config_class, name, suite.training, suite.defenses.get(name, {}), overrides))
+    config = {
+        "model": "small-cnn", "norm": "Linf", "eps": 0.2, "attacks": ["pgd-50"], "training": training,
+        "n_examples": 20,
+    }  # fmt: skip
+    artifacts = {"weights": Artifact("00", 5, url="https://example.org/w")}
+    return write_run(folder, table_of(flags(20, 12)), defense=name, config=config, artifacts=artifacts)
+
+
+def test_the_command_compares_with_the_rules_of_the_suite(tmp_path, capsys):
+    main(["show", str(run(tmp_path / "a", epochs=2, steps=3))])
+    text = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("|")]
+    assert rows[2:5] == [["attacks", "pgd-50", "pgd-10,pgd-50,autoattack"], ["epochs", "2", "30"], ["steps", "3", "10"]]
+    main(["show", str(tmp_path / "a"), "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert {"name": "epochs", "value": 2, "suites": 30} in shown["settings"]
+    assert shown["record"]["clean"]["acc"] == 1.0
+
+
+def test_the_command_takes_one_run(tmp_path, capsys):
+    run(tmp_path / "a")
+    run(tmp_path / "b")
+    with pytest.raises(SystemExit) as caught:
+        main(["show", str(tmp_path)])
+    assert caught.value.code == 2
+    assert "holds 2 runs; give one of them" in capsys.readouterr().err
+
+
+def test_settings_of_a_defense_that_is_not_registered_are_all_listed(tmp_path, capsys):
+    config = {"training": {"epochs": 2, "beta": 6.0}, "model": "small-cnn", "norm": "Linf", "eps": 0.2}
+    artifacts = {"weights": Artifact("00", 5, url="https://example.org/w")}
+    main(["show", str(write_run(tmp_path / "a", table_of(flags(20, 12)), config=config, artifacts=artifacts))])
+    text = capsys.readouterr().out
+    assert "| beta" in text
+    assert "| epochs" in text
