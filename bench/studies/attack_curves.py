@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,25 @@ import numpy.typing as npt
 from bench.core import files, record_files, registry
 from bench.core.errors import UserError
 from bench.core.example_table import attack_specs, threat_of
-from bench.studies.study import Study, new_figure
+from bench.studies.figure_style import check_figure, new_figure
+from bench.studies.study import Study
 from leaderboard.render import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Points = npt.NDArray[np.float64]
+
+
+class Setting(NamedTuple):
+    """What a run measured, in words: data set, model, threat model, defense, seed, number of examples."""
+
+    dataset: str
+    model: str
+    threat: str
+    defense: str
+    seed: str
+    examples: str
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class AccuracyCurve:
     """
 
     run: str
+    setting: Setting
     attack: str
     norm: str
     against: Literal["passes", "eps"]
@@ -48,19 +61,16 @@ class AccuracyCurve:
 class AttackCurvesStudy(Study):
     """Robust accuracy against the passes that an attack spends on an example, and against eps, from finished runs.
 
-    runs: run folders, or folders of them, separated by commas. figure: the file of the figure; a .csv of the points is
-    written beside it.
-
     Curves over passes need the columns `passes/SPEC`: an example counts as broken from the pass that broke it, and
     the curve ends at the last pass spent on an example that stayed robust. Curves over eps are drawn for minimum-norm
     attacks (`distance/SPEC`) and for attacks that ran at several eps.
     """
 
-    runs: tuple[str, ...] = ("runs",)
-    figure: str = "attack-curves.png"
+    runs: tuple[str, ...] = ("runs",)  # run folders, or folders of them
+    figure: str = "attack-curves.png"  # file of the figure; a .csv of the points is written beside it
 
     def run(self) -> str:
-        canvas = new_figure(self.figure, 11, 4.5)
+        check_figure(self.figure)
         folders = record_files.find_records([Path(run) for run in self.runs])
         curves = [curve for folder in folders for curve in curves_of(folder)]
         panels = [kind for kind in ("passes", "eps") if any(curve.against == kind for curve in curves)]
@@ -69,10 +79,12 @@ class AttackCurvesStudy(Study):
                 f"no run in {', '.join(self.runs)} has passes, distances or several eps in its table; evaluate its "
                 "weights.safetensors again with `bench eval`"
             )
-        for number, kind in enumerate(panels, start=1):
-            axes = canvas.add_subplot(1, len(panels), number)
-            draw(axes, kind, [curve for curve in curves if curve.against == kind], with_runs=len(folders) > 1)
-        canvas.savefig(self.figure)
+        title, names = name_runs({curve.run: curve.setting for curve in curves})
+        with new_figure(self.figure, 11, 4.5) as canvas:
+            canvas.suptitle(title)
+            for number, kind in enumerate(panels, start=1):
+                axes = canvas.add_subplot(1, len(panels), number)
+                draw(axes, kind, [curve for curve in curves if curve.against == kind], names)
         points = Path(self.figure).with_suffix(".csv")
         rows = [
             (curve.run, curve.attack, curve.norm, curve.against, x, accuracy)
@@ -89,11 +101,30 @@ class AttackCurvesStudy(Study):
         return f"{table}\nfigure: {self.figure}\npoints: {points}"
 
 
-def draw(axes: Axes, against: str, curves: Sequence[AccuracyCurve], *, with_runs: bool) -> None:
+def name_runs(settings: Mapping[str, Setting]) -> tuple[str, dict[str, str]]:
+    """What all runs have in common, for a title, and how each differs from the others, for a legend.
+
+    settings: by run. Runs of equal settings are numbered.
+    """
+    common = [values[0] if len(set(values)) == 1 else None for values in zip(*settings.values(), strict=True)]
+    names = {
+        run: ", ".join(value for value, shared in zip(setting, common, strict=True) if shared is None)
+        for run, setting in settings.items()
+    }
+    for name, times in Counter(names.values()).items():
+        if times > 1:
+            equal = [run for run in names if names[run] == name]
+            names |= {run: f"{name} ({number})".strip() for number, run in enumerate(equal, start=1)}
+    return ", ".join(value for value in common if value is not None), names
+
+
+def draw(axes: Axes, against: str, curves: Sequence[AccuracyCurve], names: Mapping[str, str]) -> None:
+    """names: of the runs; empty if there is only one."""
     for curve in curves:
         label = f"{curve.attack}, {curve.norm}" if against == "eps" else curve.attack
         style: dict[str, Any] = {"drawstyle": "steps-post"} if curve.steps else {"marker": "o"}
-        axes.plot(curve.x, 100 * curve.accuracy, label=f"{curve.run}: {label}" if with_runs else label, **style)
+        words = [word for word in (names[curve.run], label) if word]
+        axes.plot(curve.x, 100 * curve.accuracy, label=": ".join(words), **style)
     axes.set(
         xlabel="passes of an example" if against == "passes" else "eps", ylabel="robust accuracy, %", ylim=(0, 100)
     )
@@ -101,13 +132,17 @@ def draw(axes: Axes, against: str, curves: Sequence[AccuracyCurve], *, with_runs
         axes.set_xscale("symlog", linthresh=1)  # includes 0, the clean accuracy
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend()
 
 
 def curves_of(folder: Path) -> Iterator[AccuracyCurve]:
     """All curves of one run. CheckError if the run was changed after it finished."""
     record, table = record_files.read_run(folder), files.read_arrays(folder / record_files.TABLE)
     run = "/".join(folder.parts[-2:])
+    setting = Setting(
+        record.dataset, record.model, f"{record.threat.norm} {record.threat.eps:.3g}", record.defense,
+        f"seed {record.seed}", f"{record.n_examples:,} examples",
+    )  # fmt: skip
     clean = table["clean"]
     accuracy_by_eps: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
     for spec in attack_specs(table):
@@ -118,16 +153,16 @@ def curves_of(folder: Path) -> Iterator[AccuracyCurve]:
             passes = table[f"passes/{spec}"]
             x, accuracy = _step_curve(passes[clean & ~robust], clean, end=passes[clean].max(initial=0))
             powers = [10.0**k for k in range(1, 7) if 10.0**k < x[-1]]
-            yield AccuracyCurve(run, spec, threat.norm, "passes", x, accuracy, [*powers, float(x[-1])])
+            yield AccuracyCurve(run, setting, spec, threat.norm, "passes", x, accuracy, [*powers, float(x[-1])])
         if f"distance/{spec}" in table:
             distance = table[f"distance/{spec}"].astype(np.float64)
             x, accuracy = _step_curve(distance[clean & np.isfinite(distance)], clean)
             eps = threat.eps
-            yield AccuracyCurve(run, spec, threat.norm, "eps", x, accuracy, [eps / 2, eps, 2 * eps])
+            yield AccuracyCurve(run, setting, spec, threat.norm, "eps", x, accuracy, [eps / 2, eps, 2 * eps])
     for (spec, norm), by_eps in accuracy_by_eps.items():
         if len(by_eps) > 1:
             x, accuracy = np.array(sorted(by_eps.items())).T
-            yield AccuracyCurve(run, spec, norm, "eps", x, accuracy, x.tolist(), steps=False)
+            yield AccuracyCurve(run, setting, spec, norm, "eps", x, accuracy, x.tolist(), steps=False)
 
 
 def _without_eps(spec: str) -> str:

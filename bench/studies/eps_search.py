@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.runs.plan import Plan
-from bench.studies.study import ModelStudy, new_figure
+from bench.studies.figure_style import COLOURS, LINES, check_figure, new_figure
+from bench.studies.study import ModelStudy
 from bench.training.loop import Loop
 from certifiers.crown import FastLin
 from certifiers.eps_search import EpsSearch
@@ -73,26 +75,25 @@ def search_largest_eps(
 class EpsSearchStudy(ModelStudy):
     """The number of bounds that the search for the largest certified eps computes: PEC against plain bisection.
 
-    checkpoint: weights, with model, dataset, norm and eps as in `bench eval`; without it, an fc1 is trained on the
-    digits with pgd-at for five epochs. Both searches start from [0, high] and end when the interval is no longer than
-    `precision`. The number of bounds is averaged over the correctly classified examples. The figure shows the certified
-    radius of the image number `image` over the eps of the bounds (figure 3.6), and the distribution of the largest
-    certified eps over the examples (figure 3.9).
+    Without a checkpoint, an fc1 is trained on the digits with pgd-at for five epochs. The number of bounds is averaged
+    over the correctly classified examples. The figure shows the certified radius of one image over the eps of the
+    bounds (figure 3.6), and the distribution of the largest certified eps over the examples (figure 3.9).
     """
 
-    checkpoint: str | None = None
-    model: str | None = None
-    dataset: str | None = None
-    norm: str | None = None
-    eps: float | None = None
-    high: Length = OfEps(4)
-    precision: float = 1e-4
-    n_examples: int | None = None
-    image: int = 0
-    figure: str | None = "eps-search.png"
+    checkpoint: str | None = None  # file of weights, as of `bench eval`
+    model: str | None = None  # spec of the model
+    dataset: str | None = None  # name of the data set, or an .npz file
+    norm: Literal["Linf", "L2"] | None = None  # of the threat model; none: the suite's
+    eps: float | None = None  # of the threat model; none: the suite's
+    high: Length = OfEps(4)  # both searches start from the interval [0, high]
+    precision: float = 1e-4  # and end when the interval is no longer than this
+    n_examples: int | None = None  # the first N test examples; none: all
+    image: int = 0  # number of the image of the first panel
+    figure: str | None = "eps-search.png"  # file of the figure; none: no figure
 
     def run(self) -> str:
-        canvas = None if self.figure is None else new_figure(self.figure, 11, 4.5)
+        if self.figure is not None:
+            check_figure(self.figure)
         setting = {
             "dataset": self.dataset, "norm": self.norm, "eps": None if self.eps is None else [self.eps],
             "n_examples": self.n_examples,
@@ -106,24 +107,32 @@ class EpsSearchStudy(ModelStudy):
         assert isinstance(threat.eps, float)
         if not 0 <= self.image < len(test):
             raise UserError(f"image is {self.image}; it must be 0 to {len(test) - 1}")
+        high = in_units(self.high, threat.eps)
+        if not 0 < self.precision < high:
+            raise UserError(f"precision is {self.precision} and high {high:g}; take 0 < precision < high")
+        with frozen(untrained := plan.new_model(0).eval()):  # the architecture is checked before it is trained
+            EpsSearch(high=self.high, precision=self.precision).check_fits(untrained, test.image_shape, threat)
         model = loaded_model(plan)
         methods: tuple[Method, ...] = ("bisection", "pec")
         results = {
             method: search_largest_eps(model, test, threat, high=self.high, precision=self.precision, method=method)
             for method in methods
         }
+        if not (results["pec"].bounds > 0).any():
+            return f"none of {len(test)} examples is classified correctly, so there is nothing to search"
         ratio = results["pec"].mean_bounds / results["bisection"].mean_bounds
         lines = [(name, f"{each.mean_bounds:.2f}", f"{each.optimum.mean():.4f}") for name, each in results.items()]
         table = render(["search", "bounds", "mean largest eps"], lines)
         correct = int((results["pec"].bounds > 0).sum())
         text = f"{correct} of {len(test)} examples are classified correctly\n{table}\nratio {ratio:.4f}"
-        if canvas is None or self.figure is None:
+        if self.figure is None:
             return text
-        left, right = canvas.subplots(1, 2)
-        eps = np.linspace(0, in_units(self.high, threat.eps), 101)[1:]
-        draw_radii(left, eps, certified_radii(model, test, threat, self.image, eps), f"image {self.image}")
-        draw_distribution(right, {"pec": results["pec"].optimum}, threat.eps)
-        canvas.savefig(self.figure)
+        with new_figure(self.figure, 11, 4.5) as canvas:
+            canvas.suptitle(f"{plan.name} on {plan.arrays.name}, {plan.spec.model}, {threat.norm}")
+            left, right = canvas.subplots(1, 2)
+            eps = np.linspace(0, high, 101)[1:]
+            draw_radii(left, eps, certified_radii(model, test, threat, self.image, eps), f"image {self.image}")
+            draw_distribution(right, {"pec": results["pec"].optimum}, threat.eps)
         return f"{text}\nfigure: {self.figure}"
 
 
@@ -151,8 +160,8 @@ def certified_radii(model: nn.Module, test: Split, threat: ThreatModel, image: i
 
 def draw_radii(axes: Axes, eps: Values, radii: Mapping[str, Values], title: str) -> None:
     """Figure 3.6: the certified radius over the eps of the bounds."""
-    for (name, radius), style in zip(radii.items(), ("--", "-"), strict=True):
-        axes.plot(eps, radius, style, label=name)
+    for name, radius in radii.items():
+        axes.plot(eps, radius, label=name)
     axes.set(xlabel="eps of the bounds", ylabel="certified radius", title=title, xlim=(0, eps[-1]))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -163,8 +172,8 @@ def draw_distribution(axes: Axes, optima: Mapping[str, Values], eps: float) -> N
     """Figure 3.9: the distribution of the largest certified eps over the examples; a line marks `eps`."""
     largest = max(float(optimum.max(initial=0)) for optimum in optima.values())
     edges = np.linspace(0, max(largest, eps), 51)
-    for name, optimum in optima.items():
-        axes.hist(optimum, bins=edges.tolist(), histtype="step", label=name)
-    axes.axvline(eps, color="tab:red", label=f"eps {eps:.3g}")
+    for (name, optimum), line in zip(optima.items(), itertools.cycle(LINES)):  # bars take no line style from the cycle
+        axes.hist(optimum, bins=edges.tolist(), histtype="step", linestyle=line, label=name)
+    axes.axvline(eps, color=COLOURS[-1], linestyle=LINES[-1], label=f"eps {eps:.3g}")
     axes.set(xlabel="largest certified eps", ylabel="examples")
     axes.legend()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from bench.core.errors import UserError
 from bench.core.progress import Progress
 from bench.runs.plan import Plan
 from bench.runs.run import run_seed
+from bench.studies.figure_style import check_figure, new_figure
 from bench.studies.paper_tables import read_paper_table
-from bench.studies.study import ModelStudy, new_figure
+from bench.studies.study import ModelStudy
 from bench.training.checkpoints import WEIGHTS
 from bench.training.rebuild import load_weights
 from certifiers.non_uniform import NonUniform
@@ -69,34 +71,44 @@ class NonUniformStudy(ModelStudy):
     class 1 and one of class 7 as maps (figure 3.5).
     """
 
-    dataset: str = "mnist"
-    hidden: int = 100
-    epochs: int = 20
-    n_examples: int = 50
-    seed: int = 0
-    out: str = "runs"
-    figure: str = "non-uniform.png"
+    dataset: str = "mnist"  # name of the data set, or an .npz file
+    hidden: int = 100  # units of each hidden layer
+    epochs: int = 20  # of both trainings
+    n_examples: int = 50  # boxes of the first N test images
+    seed: int = 0  # of both trainings
+    out: str = "runs"  # folder of the trained networks
+    figure: str = "non-uniform.png"  # file of the figure
 
     def run(self) -> str:
         if self.n_examples < 2:
             raise UserError(f"n_examples is {self.n_examples}; it must be at least 2, for a cosine of two images")
-        canvas = new_figure(self.figure, 11, 8)
-        rows: list[list[str]] = []
-        boxes: dict[str, Boxes] = {}
-        for kind, defense in DEFENSES.items():
-            model = f"mlp:hidden={self.hidden},{self.hidden},{self.hidden}"
-            plan = self.plan(
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must be at least 0")
+        check_figure(self.figure)
+        model = f"mlp:hidden={self.hidden},{self.hidden},{self.hidden}"
+        plans = {  # both before the first training, so that a mistake ends the study at once
+            kind: self.plan(
                 defense=defense, dataset=self.dataset, model=model, norm="Linf", eps=(EPS,),
                 overrides={"epochs": str(self.epochs)}, out=Path(self.out),
-            )  # fmt: skip
-            boxes[kind] = measure_boxes(plan, self.seed, self.n_examples, kind)
-            rows += _rows(kind, boxes[kind], paper_row(self.dataset, model, kind))
-        draw(canvas, boxes)
-        canvas.savefig(self.figure)
+            )
+            for kind, defense in DEFENSES.items()
+        }  # fmt: skip
+        images = len(plans["vanilla"].arrays.y_test)
+        if self.n_examples > images:
+            raise UserError(f"n_examples is {self.n_examples}; {self.dataset} has {images} test images")
+        boxes = {kind: measure_boxes(plan, self.seed, self.n_examples, kind) for kind, plan in plans.items()}
+        rows = [row for kind in boxes for row in _rows(kind, boxes[kind], paper_row(self.dataset, model, kind))]
+        if drawn := {kind: each for kind, each in boxes.items() if len(each.x)}:
+            with new_figure(self.figure, 11, 8) as canvas:
+                canvas.suptitle(f"certified boxes, {self.dataset}, Linf, three hidden layers of {self.hidden}")
+                draw(canvas, drawn)
+            figure = f"figure: {self.figure}"
+        else:
+            figure = "no image has a certified box, so there is no figure"
         headers = ["model", "test accuracy %", "uniform eps", "non-uniform eps", "ratio", "mean cosine", "least cosine"]
         table = render(headers, rows, align="lrrrrrr")
         title = f"{self.dataset}, three hidden layers of {self.hidden}, {self.n_examples} images"
-        return f"{title}\n\n{table}\n\nfigure: {self.figure}"
+        return f"{title}\n\n{table}\n\n{figure}"
 
 
 def paper_row(dataset: str, model: str | None, kind: str) -> Row | None:
@@ -123,8 +135,13 @@ def measure_boxes(plan: Plan, seed: int, n: int, kind: str) -> Boxes:
 
 
 def draw(canvas: Figure, boxes_by_kind: Mapping[str, Boxes]) -> None:
-    """Figure 3.4: the sorted eps of one image's pixels. Figure 3.5: an image of each class of PAIR, and its maps."""
-    grid = canvas.add_gridspec(2, 1, height_ratios=[1, len(PAIR)])
+    """Figure 3.4: the sorted eps of one image's pixels. Figure 3.5: an image of each class of PAIR, and its maps.
+
+    Each of boxes_by_kind has a box. Without one of a class of PAIR, the image is the first that has a box.
+    """
+    pairs = [image_and_maps(boxes_by_kind, label) for label in PAIR]
+    rows = [panels for panels in pairs if panels] or [image_and_maps(boxes_by_kind, None)]
+    grid = canvas.add_gridspec(2, 1, height_ratios=[1, len(rows)])
     bottom = canvas.add_subfigure(grid[1])
     top = canvas.add_subfigure(grid[0]).add_subplot()
     for kind, boxes in boxes_by_kind.items():
@@ -132,33 +149,46 @@ def draw(canvas: Figure, boxes_by_kind: Mapping[str, Boxes]) -> None:
         top.plot(eps.numpy(), label=f"{kind} (uniform {UNITS * float(boxes.uniform[0]):.4f})")
     top.set(title="certified eps of the pixels of one image, sorted", xlabel="pixel", ylabel="eps", yscale="log")
     top.legend()
-    columns = 1 + len(boxes_by_kind)
-    for row, label in enumerate(PAIR):
-        for column, (kind, boxes) in enumerate(boxes_by_kind.items()):
-            rows = (boxes.y == label).nonzero().flatten()
-            if len(rows) == 0:
-                continue
-            maps = {0: ("image", boxes.x)} if column == 0 else {}
-            for place, (title, images) in (maps | {column + 1: (f"{kind}: 1 / eps", 1 / boxes.eps)}).items():
-                axes = bottom.add_subplot(len(PAIR), columns, row * columns + place + 1)
-                axes.imshow(images[rows[0]].mean(dim=0).numpy(), cmap="gray")
-                axes.set(title=title, xticks=[], yticks=[])
+    columns = max(map(len, rows))
+    for row, panels in enumerate(rows):
+        for column, (title, pixels) in enumerate(panels.items()):
+            axes = bottom.add_subplot(len(rows), columns, row * columns + column + 1)
+            axes.imshow(pixels.mean(dim=0).numpy(), cmap="gray")
+            axes.set(title=title, xticks=[], yticks=[])
+
+
+def image_and_maps(boxes_by_kind: Mapping[str, Boxes], label: int | None) -> dict[str, Tensor]:
+    """Panels (C,H,W) by title: an image of the class (None: any), and the map of its box by each model that has one.
+
+    Empty if no model has a box around an image of the class.
+    """
+    panels: dict[str, Tensor] = {}
+    for kind, boxes in boxes_by_kind.items():
+        rows = torch.arange(len(boxes.y)) if label is None else (boxes.y == label).nonzero().flatten()
+        if len(rows):
+            if not panels:
+                panels[f"image of class {int(boxes.y[rows[0]])}"] = boxes.x[rows[0]]
+            panels[f"{kind}: 1 / eps"] = 1 / boxes.eps[rows[0]]
+    return panels
 
 
 def _rows(kind: str, boxes: Boxes, paper: Row | None) -> list[list[str]]:
     """Our numbers, those of the thesis and the differences, with the ratio of non-uniform to uniform eps."""
     cosines = boxes.cosines()
     uniform, average = UNITS * float(boxes.uniform.mean()), UNITS * boxes.average
-    ours = _with_ratio((100 * boxes.accuracy, uniform, average, float(cosines.mean()), float(cosines.min())))
+    least = float(cosines.min()) if len(cosines) else math.nan
+    ours = _with_ratio((100 * boxes.accuracy, uniform, average, float(cosines.mean()), least))
     rows = [(f"{kind}, ours", ours, "")]
     if paper is not None:
         theirs = _with_ratio(paper)
         difference = tuple(a - b for a, b in zip(ours, theirs, strict=True))
         rows += [(f"{kind}, thesis", theirs, ""), ("", difference, "+")]
-    return [
-        [name, *(f"{value:{sign}.{digits}f}" for value, digits in zip(row, DECIMALS, strict=True))]
-        for name, row, sign in rows
-    ]
+    return [[name, *(_cell(*pair, sign) for pair in zip(row, DECIMALS, strict=True))] for name, row, sign in rows]
+
+
+def _cell(value: float, digits: int, sign: str) -> str:
+    """A dash for what no image, or no pair of images, defines."""
+    return "-" if math.isnan(value) else f"{value:{sign}.{digits}f}"
 
 
 def _with_ratio(row: Row) -> Row:

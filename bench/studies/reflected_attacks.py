@@ -14,6 +14,7 @@ from bench.datasets.split import Split
 from bench.studies.study import ModelStudy
 from leaderboard.render import render
 
+ATTACKS = ("fgsm", "r-fgsm", "bim:steps=40", "r-bim:steps=40", "pgd-40", "r-pgd")
 BATCH = 500
 
 
@@ -23,18 +24,17 @@ class ReflectedAttacksStudy(ModelStudy):
     """Accuracy under attacks on the cross entropy and on the reflected loss: points in [0, 1], and in the whole ball.
 
     reflected-loss.txt (section 4.2, table 1) compares such attacks and does not keep their points in [0, 1].
-    checkpoint: weights, with model, dataset, norm and eps as in `bench eval`. attacks: specs, separated by commas. A
-    point outside of [0, 1] is no image, so the second column is no robust accuracy, and no record has it.
+    A point outside of [0, 1] is no image, so the second column is no robust accuracy, and no record has it.
     """
 
-    checkpoint: str | None = None
-    model: str | None = None
-    dataset: str | None = None
-    norm: str | None = None
-    eps: float | None = None
-    n_examples: int | None = None
-    attacks: tuple[str, ...] = ("fgsm", "r-fgsm", "bim:steps=40", "r-bim:steps=40", "pgd-40", "r-pgd")
-    seed: int = 0
+    checkpoint: str | None = None  # file of weights, as of `bench eval`; it must be given
+    model: str | None = None  # spec of the model
+    dataset: str | None = None  # name of the data set, or an .npz file
+    norm: str | None = None  # of the threat model; none: the suite's
+    eps: float | None = None  # of the threat model; none: the suite's
+    n_examples: int | None = None  # the first N test examples; none: all
+    attacks: tuple[str, ...] = ATTACKS  # specs, separated by commas
+    seed: int = 0  # of the attacks
 
     def run(self) -> str:
         if self.checkpoint is None:

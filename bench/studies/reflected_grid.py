@@ -10,7 +10,8 @@ from torch.nn.functional import softplus
 from bench.core import registry
 from bench.core.errors import UserError
 from bench.core.progress import Progress
-from bench.studies.study import Study, new_figure
+from bench.studies.figure_style import COLOURS, check_figure, new_figure
+from bench.studies.study import Study
 from leaderboard.render import render
 
 X = (3.0, 2.0, 1.0)  # of the first class; the model is the identity, so these are its logits
@@ -63,13 +64,14 @@ class ReflectedGridStudy(Study):
     100 and 148 do, and none by the other three losses: only `margin` agrees with the paper's claim.
     """
 
-    size: int = 800
-    figure: str | None = "reflected-grid.png"
+    size: int = 800  # points of the grid along a side
+    figure: str | None = "reflected-grid.png"  # file of the figure; none: no figure
 
     def run(self) -> str:
         if self.size < 2:
             raise UserError(f"size is {self.size}; it must be at least 2")
-        canvas = None if self.figure is None else new_figure(self.figure, 9, 4)
+        if self.figure is not None:
+            check_figure(self.figure)
         grid = search_grid(self.size)
         counts = {name: [int(highest.flips[:k].sum()) for k in TOP] for name, highest in grid.highest.items()}
         lines = [
@@ -78,13 +80,15 @@ class ReflectedGridStudy(Study):
             render(["loss", *(f"k = {k}" for k in TOP)], [[name, *row] for name, row in counts.items()], align="lrrr"),
             "the paper (figure 2; no numbers in its text): far more by the reflected loss than by cross entropy",
         ]
-        if canvas is not None:
-            for panel, k in enumerate(TOP):
-                axes = canvas.add_subplot(1, len(TOP), panel + 1)
-                axes.bar(list(counts), [row[panel] for row in counts.values()], color=["tab:blue", *["tab:red"] * 3])
-                axes.set(title=f"k = {k}", ylim=(0, k), ylabel="label flips" if panel == 0 else "")
-                axes.tick_params(axis="x", rotation=90)
-            canvas.savefig(str(self.figure))
+        if self.figure is not None:
+            with new_figure(self.figure, 9, 4) as canvas:
+                canvas.suptitle(f"label flips among the k highest losses, f(x) = x, {self.size}^3 points")
+                for panel, k in enumerate(TOP):
+                    axes = canvas.add_subplot(1, len(TOP), panel + 1)
+                    colours = [COLOURS[0], *[COLOURS[1]] * (len(counts) - 1)]
+                    axes.bar(list(counts), [row[panel] for row in counts.values()], color=colours)
+                    axes.set(title=f"k = {k}", ylim=(0, k), ylabel="label flips" if panel == 0 else "")
+                    axes.tick_params(axis="x", rotation=90)
             lines.append(f"figure: {self.figure}")
         return "\n".join(lines)
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-import bench
 from attacks.pgd import ascend
 from bench.core import registry, seeds
 from bench.core.contracts import Batch, Certifier, frozen
@@ -24,9 +23,10 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.studies.checkpoint_names import CheckpointKey, find_checkpoints, method_of
 from bench.studies.eps_search import BATCH, draw_distribution, loaded_model, search_largest_eps
+from bench.studies.figure_style import check_figure, new_figure
 from bench.studies.paper_comparison import Comparison, Figure, Form
 from bench.studies.paper_tables import Block, Cell, PaperTable, paper_table_names, read_paper_table
-from bench.studies.study import ModelStudy, new_figure
+from bench.studies.study import ModelStudy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -43,34 +43,32 @@ Key = tuple[str, str]  # a kind of figure and the certifier: ("CRE", "fast-lin")
 class ReproduceStudy(ModelStudy):
     """Tables 3.6 to 3.9 of the thesis on its checkpoints: our numbers, those of the paper, and why they differ.
 
-    table: 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid and tanh) or 3.9 (the search for the largest eps; `figure`
-    names a file for figure 3.9). checkpoints: their folder (default: shared/checkpoints beside this checkout), with
-    file names as in bench/studies/checkpoint_names.py; named: FILE=NAME,... for files with other names; only: measure
-    the checkpoints whose path contains this. Rows without a checkpoint are listed. n_examples: the first N of the test
-    set; no verdicts are given unless it is all of them. exact: compute CRE MIP too, at most `seconds` per example.
-    form: markdown, csv or json.
+    Rows without a checkpoint are listed. File names are read as bench/studies/checkpoint_names.py says.
 
     CTE, PGD and CRE are errors in percent: clean; under PGD (20 steps of eps / 10, started from Gaussian noise scaled
     by the step, last iterate); and the share that is not certified. ACB is eps times the certified share, ACB PEC the
     mean radius. Under L2 the column CRE Lin is PEC's share; the extra row by fast-lin is that of the linear bounds.
     """
 
-    table: str = "3.6"
-    checkpoints: str | None = None
-    named: tuple[str, ...] = ()
-    only: str = ""
-    n_examples: int | None = None
-    exact: bool = False
-    seconds: float = 120.0
-    figure: str | None = None
-    form: Form = "markdown"
-    seed: int = 0
+    table: str = "3.6"  # 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid and tanh), 3.9 (search for the largest eps)
+    checkpoints: str | None = None  # folder of the published weights; it must be given
+    named: tuple[str, ...] = ()  # FILE=NAME for weights in files with other names
+    only: str = ""  # measure only the checkpoints whose path contains this
+    n_examples: int | None = None  # the first N test examples; verdicts are given only if it is all of them
+    exact: bool = False  # compute CRE MIP too
+    seconds: float = 120.0  # time limit of `exact` per example
+    figure: str | None = None  # file for figure 3.9, of table 3.9 only
+    form: Form = "markdown"  # of the report
+    seed: int = 0  # of PGD
 
     def run(self) -> str:
         paper = _paper_table(self.table)
-        canvas = self._new_figure()
-        default = Path(bench.__file__).parents[2] / "shared" / "checkpoints"
-        files = find_checkpoints(default if self.checkpoints is None else Path(self.checkpoints), self.named)
+        self._check_figure()
+        if self.checkpoints is None:
+            raise UserError("the weights of the thesis are not part of this package; give --checkpoints DIR")
+        if self.seconds <= 0:
+            raise UserError(f"seconds is {self.seconds:g}; it must be positive")
+        files = find_checkpoints(Path(self.checkpoints), self.named)
         figures: list[Figure] = []
         missing: list[tuple[str, str]] = []
         optima: dict[str, tuple[float, dict[str, Values]]] = {}  # block title -> eps, largest certified eps by row
@@ -97,18 +95,18 @@ class ReproduceStudy(ModelStudy):
                 optima.setdefault(block.title, (block.eps, {}))[1][row] = search.optimum
             figures += _figures(block, row, ours, paper)
         text = Comparison(paper, figures, missing, complete).as_text(self.form)
-        if canvas is None or not optima or self.form != "markdown":
+        if self.figure is None or not optima or self.form != "markdown":
             return text
-        draw_optima(canvas, optima)
-        canvas.savefig(str(self.figure))
+        with new_figure(self.figure, 11, 4.5) as canvas:
+            draw_optima(canvas, optima)
         return f"{text}\n\nfigure: {self.figure}"
 
-    def _new_figure(self) -> Canvas | None:
+    def _check_figure(self) -> None:
         if self.figure is None:
-            return None
+            return
         if self.table != "3.9":
             raise UserError(f"table {self.table} has no figure, 3.9 has one; leave out --figure")
-        return new_figure(self.figure, 11, 4.5)
+        check_figure(self.figure)
 
 
 def _paper_table(table: str) -> PaperTable:

@@ -7,7 +7,7 @@ from bench.core import files, record_files
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Threat, accuracy, attack_specs, union, worst
 from bench.core.records import SCHEMA, AttackResult, Record, Sanity
-from bench.studies.attack_curves import AttackCurvesStudy, curves_of
+from bench.studies.attack_curves import AttackCurvesStudy, Setting, curves_of, name_runs
 
 PGD = {
     "robust/pgd-10": np.array([0, 0, 1, 1, 0], np.bool_),
@@ -96,6 +96,16 @@ def test_there_is_a_panel_for_each_kind_of_curve_and_no_empty_one(columns, panel
     run_folder(tmp_path / "run" / "0", columns)
     AttackCurvesStudy(runs=(str(tmp_path / "run"),), figure=str(tmp_path / "curves.svg")).run()
     assert (tmp_path / "curves.svg").read_text().count('<g id="axes_') == panels
+
+
+def test_titles_say_what_runs_share_and_legends_what_they_do_not_without_hashes():
+    base = Setting("digits", "cnn", "Linf 0.2", "atas", "seed 0", "360 examples")
+    title, names = name_runs({"digits-atas-aa0fc6ac77bd/0": base})
+    assert (title, set(names.values())) == ("digits, cnn, Linf 0.2, atas, seed 0, 360 examples", {""})
+    title, names = name_runs({"a/0": base, "a/1": base._replace(seed="seed 1"), "b/0": base._replace(defense="trades")})
+    assert title == "digits, cnn, Linf 0.2, 360 examples"
+    assert names == {"a/0": "atas, seed 0", "a/1": "atas, seed 1", "b/0": "trades, seed 0"}
+    assert set(name_runs({"a/0": base, "b/0": base})[1].values()) == {"(1)", "(2)"}
 
 
 def test_runs_without_such_columns_and_changed_runs_are_refused(tmp_path):

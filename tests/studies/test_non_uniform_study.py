@@ -43,6 +43,43 @@ def test_the_printed_figures_are_found():
     assert paper_row("mnist", "mlp:hidden=50,50,50", "robust") is None
 
 
-def test_wrong_settings():
-    with pytest.raises(UserError, match="two images"):
-        NonUniformStudy(n_examples=1).run()
+@pytest.mark.parametrize(("settings", "fact"), [
+    ({"n_examples": 1}, "two images"),
+    ({"n_examples": 361}, "360 test images"),
+    ({"seed": -1}, "at least 0"),
+    ({"epochs": 0}, "at least 1"),
+    ({"hidden": 0}, "hidden"),
+    ({"threads": 0}, "1 to 1024"),
+    ({"figure": "boxes.txt"}, ".png"),
+])  # fmt: skip
+def test_wrong_settings_are_refused_before_the_first_training(settings, fact, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(non_uniform, "run_seed", None)
+    with pytest.raises(UserError, match=fact):
+        NonUniformStudy(**{"dataset": "digits", "hidden": 4, "epochs": 1, "n_examples": 2} | settings).run()
+
+
+def boxes_of(n, label=0):
+    """n images of one class with a box each."""
+    eps = torch.rand(n, 1, 2, 2) + 0.1
+    return Boxes(0.5, torch.rand(n, 1, 2, 2), torch.full((n,), label), eps, torch.full((n,), 0.1))
+
+
+@pytest.mark.parametrize(("vanilla", "robust", "panels"), [
+    (boxes_of(3, label=1), boxes_of(2, label=1), 1 + 3),  # curves; one image of class 1, a map of each model
+    (boxes_of(3, label=1), boxes_of(2, label=7), 1 + 2 + 2),
+    (boxes_of(3, label=4), boxes_of(1, label=5), 1 + 3),  # neither class: any image
+    (boxes_of(3, label=1), boxes_of(0), 1 + 2),
+    (boxes_of(0), boxes_of(0), 0),
+])  # fmt: skip
+def test_models_with_few_boxes_or_none_have_a_report_and_no_empty_panel(vanilla, robust, panels, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    measured = {"vanilla": vanilla, "robust": robust}
+    monkeypatch.setattr(non_uniform, "measure_boxes", lambda *given: measured[given[-1]])
+    figure = tmp_path / "boxes.svg"
+    settings = {"dataset": "digits", "hidden": 4, "epochs": 1, "n_examples": 3, "figure": str(figure)}
+    text = NonUniformStudy(**settings).run()
+    assert "nan" not in text
+    drawn = figure.read_text().count('<g id="axes_') if figure.exists() else 0
+    assert drawn == panels
+    assert ("so there is no figure" in text) == (panels == 0)

@@ -169,6 +169,7 @@ def test_table_39_and_its_figure(folder, tmp_path):
     [
         ({"table": "3.5"}, "table '3.5' is not one of 3.6, 3.7, 3.8, 3.9"),
         ({"checkpoints": "nowhere"}, "folder nowhere does not exist"),
+        ({"checkpoints": None}, "give --checkpoints DIR"),
         ({"n_examples": 0}, "n_examples is 0; mnist has 1 to 12"),
         ({"figure": "a.png"}, "table 3.6 has no figure"),
         ({"device": "tpu"}, "device 'tpu'"),
