@@ -36,7 +36,7 @@ def accuracies_table(record: Record, width: int | None = None) -> str:
         rows.append(_bracket_row(record.bracket))
     if record.training is not None:
         rows.append([f"training ({record.training.epochs} epochs)", "", "", *_cost(record.training)])
-    headers = ["measured", "accuracy %", "95 %, these weights", "seconds", "forwards", "backwards"]
+    headers = ["measured", "accuracy %", "95 % interval, weights", "seconds", "forwards", "backwards"]
     return render(headers, rows, "markdown", "lrrrrr", width)
 
 

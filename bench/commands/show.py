@@ -40,11 +40,11 @@ def act_show(args: argparse.Namespace) -> None:
     record = verified(read_run(folder), folder)
     suite = _suite_of(record)
     settings = _all_settings(record) if suite is None else _differences(record, suite)
+    name = None if suite is None else suite.name
     if args.json:
-        name = None if suite is None else suite.name
         print_json({"folder": str(folder), "suite": name, "settings": settings, "record": record})
     else:
-        print(record_report(record, folder, settings, suite and suite.name, terminal_width()))
+        print(record_report(record, folder, settings, name, terminal_width()))
 
 
 def _suite_of(record: Record) -> Suite | None:

@@ -71,7 +71,7 @@ def test_run_table_holds_the_numbers():
     text = run_table(make_record(seed=7))
     assert text.splitlines()[0] == "pgd-at on digits, small-cnn, Linf 0.2, seed 7, 360 test examples"
     assert cells(text) == [
-        ["measured", "accuracy %", "95 %, these weights", "seconds", "forwards", "backwards"],
+        ["measured", "accuracy %", "95 % interval, weights", "seconds", "forwards", "backwards"],
         ["clean", "91.2", "[88.0, 94.0]", "", "", ""],
         ["pgd-10", "50.0", "[45.0, 55.0]", "1.2", "12,345", "2,345"],
         ["worst of all attacks", "48.0", "[43.0, 53.0]", "", "", ""],
