@@ -42,9 +42,9 @@ class IBP(Defense[Config]):
     change once per epoch, not per step. The IBP models of the thesis had the schedules of Zhang et al. (2020) and
     B' = 20, which are not implemented here.
 
-    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 3 seeds, 360 test images): clean 87.4, certified 50.8, attacked
-    50.8 +- 3.7. mnist (cnn, Linf 0.1, 10 epochs, 3 seeds, 1,000 test images): clean 94.5, certified 84.0, attacked 84.9
-    +- 1.8.
+    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 3 seeds, 360 test images): clean 87.4 +- 1.8, certified
+    50.8 +- 3.7, attacked 50.8 +- 3.7. mnist (cnn, Linf 0.1, 10 epochs, 3 seeds, 1,000 test images): clean 94.5 +- 0.7,
+    certified 84.0 +- 2.5, attacked 84.9 +- 1.8.
     """
 
     config_class = Config

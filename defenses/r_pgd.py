@@ -34,9 +34,9 @@ class RPGD(Defense[Config]):
     (L2), as in the paper's deep experiments (`step=raw` is Algorithm 1's); the point after the last step is a candidate
     for the best point, which it is not in the text.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 97.5, certified 0.6, attacked
-    66.5 +- 1.5. mnist (cnn, Linf 0.1, 2 epochs, 3 seeds, 1,000 test images): clean 98.3, certified 59.4, attacked 93.7
-    +- 0.4.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 97.5 +- 0.3, certified
+    0.6 +- 1.0, attacked 66.5 +- 1.5. mnist (cnn, Linf 0.1, 2 epochs, 3 seeds, 1,000 test images): clean 98.3 +- 0.4,
+    certified 59.4 +- 3.9, attacked 93.7 +- 0.4.
     """
 
     config_class = Config

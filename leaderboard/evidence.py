@@ -33,18 +33,14 @@ def published(results: Path) -> dict[str, dict[str, list[Record]]]:
 
 
 def mean(shares: Sequence[float]) -> str:
-    return f"{100 * statistics.fmean(shares):.1f}"
-
-
-def spread(shares: Sequence[float]) -> str:
-    """The standard deviation over seeds, in percentage points; empty for one seed."""
-    return f" +- {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
+    """The mean, with the standard deviation over seeds if there are several; in percent."""
+    deviation = f" +- {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
+    return f"{100 * statistics.fmean(shares):.1f}{deviation}"
 
 
 def attacked(record: Record) -> float:
     """The accuracy under everything that attacked, the bracket included."""
-    ends = [end.robust_acc for end in (record.worst, record.bracket) if end is not None]
-    return min(ends, default=record.clean.acc)
+    return record.clean.acc if record.attacked is None else record.attacked.robust_acc
 
 
 def certified(record: Record) -> float:
@@ -63,7 +59,7 @@ def _sentence(suite: str, records: Sequence[Record]) -> str:
     return (
         f"{suite} ({first.model}, {first.threat.norm} {first.threat.eps:.4g}, {epochs} epochs, {len(records)} seeds, "
         f"{first.n_examples:,} test images): clean {mean([record.clean.acc for record in records])}, "
-        f"certified {mean([certified(record) for record in records])}, attacked {mean(attacks)}{spread(attacks)}."
+        f"certified {mean([certified(record) for record in records])}, attacked {mean(attacks)}."
     )
 
 
@@ -71,8 +67,8 @@ def with_evidence(source: str, by_defense: dict[str, dict[str, list[Record]]]) -
     """A file of defenses in which the `Evidence:` paragraph of each registered class is up to date."""
 
     def replace(match: re.Match[str]) -> str:
-        text = f"Evidence: {evidence(by_defense.get(match['name'], {}))}"
-        return match["head"] + fill(text, 120, initial_indent="    ", subsequent_indent="    ")
+        text = f"Evidence: {evidence(by_defense.get(match['name'], {}))}".replace(" +- ", "~+-~")  # one word
+        return match["head"] + fill(text, 120, initial_indent="    ", subsequent_indent="    ").replace("~", " ")
 
     one_class = rf'(?P<head>@registry\.defense\("(?P<name>[^"]+)"\)\n(?:(?!@registry\.).)*?){PARAGRAPH}'
     return re.sub(one_class, replace, source, flags=re.DOTALL)

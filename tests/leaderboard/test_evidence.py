@@ -47,7 +47,7 @@ def test_an_entry_of_another_name_is_a_changed_recipe_and_no_evidence(tmp_path):
     assert {name: len(suites["digits"]) for name, suites in evidence.published(tmp_path).items()} == {"atas": 1}
 
 
-def test_a_sentence_gives_means_over_seeds_and_the_spread_of_the_attacked_accuracy(atas):
+def test_a_sentence_gives_means_and_spreads_over_seeds(atas):
     records = [
         msgspec.structs.replace(record, worst=msgspec.structs.replace(record.worst, robust_acc=acc), bracket=None)
         for record, acc in zip(atas, (0.5, 0.6, 0.7), strict=True)
@@ -55,7 +55,8 @@ def test_a_sentence_gives_means_over_seeds_and_the_spread_of_the_attacked_accura
     text = evidence.evidence({"digits": records})
     assert "attacked 60.0 +- 10.0." in text
     assert "3 seeds" in text
-    assert "certified 0.0" in text
+    assert "certified 0.0 +- 0.0" in text
+    assert "clean 98.1 +- 0.3" in text
 
 
 def test_the_bracket_counts_as_an_attack(atas):
