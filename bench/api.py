@@ -1,16 +1,20 @@
-"""What a plugin may import, in one place: the contracts, what training shares, and `evaluate`."""
+"""What users and plugins import, in one place: `evaluate`, the contracts, and what attacks and trainings share."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from attacks.losses import margin
+from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.attack_specs import PlannedAttack, make_attacks
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Attack, Batch, Certificate, Certifier, Defense, Trainer, frozen, mode_of
 from bench.core.errors import CheckError, UserError
 from bench.core.failures import failures_of
+from bench.core.passes import on_rows
 from bench.core.specs import Length, OfEps, in_units
+from bench.core.staged_attack import Stage, StagedAttack
 from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
@@ -33,16 +37,21 @@ __all__ = [
     "Length",
     "OfEps",
     "Split",
+    "Stage",
+    "StagedAttack",
     "ThreatModel",
     "Trainer",
     "TrainingConfig",
     "UserError",
+    "ascend",
     "carried_start",
     "carry",
     "evaluate",
     "frozen",
     "in_units",
+    "margin",
     "mode_of",
+    "on_rows",
     "registry",
     "start_bank",
 ]
@@ -59,6 +68,7 @@ def evaluate(
     bracket: float | None = None,
     seed: int = 0,
     batch_size: int = 256,
+    progress: bool = False,
 ) -> Evaluation:
     """Attack, and certify, `model` on images x (N,C,H,W) in [0, 1] with labels y (N,) int64, all on one device.
 
@@ -67,8 +77,9 @@ def evaluate(
 
     attacks and certifiers are specs, or one text with commas between them. bracket: seconds in which attacks and
     certifiers decide the remaining examples. batch_size determines which examples share a batch and, with `seed`, all
-    randomness. The table of the result (bench/core/example_table.py) has the outcome of each example. UserError for
-    other inputs, and for whatever the model or an attack raises; CheckError if the result contradicts itself.
+    randomness. progress: show bars, and warnings of attacks, on standard error. The table of the result
+    (bench/core/example_table.py) has the outcome of each example; printed, the result is a summary. UserError for other
+    inputs, and for whatever the model or an attack raises; CheckError if the result contradicts itself.
     """
     classifier = checked_model(model)
     with evaluation_state(classifier), failures_of("evaluate"):
@@ -85,5 +96,7 @@ def evaluate(
             None if bracket is None else plan_bracket(classifier, shape, classes, threat, budget=bracket, known=known)
         )
         split = Split.of_tensors(x, y)
-        context = EvalContext(model=classifier, test=split, threat=threat, batch_size=batch_size, seed=seed)
+        context = EvalContext(
+            model=classifier, test=split, threat=threat, batch_size=batch_size, seed=seed, show_progress=progress
+        )
         return evaluate_split(context, planned, certifiers=certifiers_by_spec, bracket=plan)

@@ -38,6 +38,25 @@ def test_a_bracket_of_a_linear_model_closes(linear):
     assert sorted(found.witnesses["index"]) == np.flatnonzero(found.table["status"] == "broken").tolist()
 
 
+def test_a_printed_evaluation_is_a_short_summary(linear, capsys):
+    model, batch, _ = linear
+    found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=["fgsm", "pgd-10"], certifiers=["ibp"])
+    lines = str(found).splitlines()
+    assert lines[0] == "30 examples"
+    assert [line.split()[0] for line in lines[1:5]] == ["clean", "fgsm", "pgd-10", "certified"]
+    robust = found.table["robust/fgsm"] & found.table["robust/pgd-10"]
+    assert lines[5].split() == ["worst", "of", "all", "attacks", f"{robust.mean():.1%}"]
+    assert lines[6].startswith("verdict: ")
+    assert repr(found) == str(found)
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_is_shown_if_asked_for(linear, capsys):
+    model, batch, _ = linear
+    evaluate(model, batch.x, batch.y, threat=THREAT, attacks=["fgsm"], progress=True)
+    assert "attack fgsm: " in capsys.readouterr().err
+
+
 def test_what_cannot_be_certified_is_refused(linear):
     model, batch, _ = linear
     with pytest.raises(UserError, match="Linf"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bench.core.errors import UserError
-from bench.core.registry import Registry, attack, import_file, library, one_line, unknown
+from bench.core.registry import Registry, attack, did_you_mean, import_file, library, one_line, unknown
 from bench.core.spec_text import join_spec, split_spec, split_steps
 
 
@@ -49,6 +49,10 @@ def in_units(length: Length, eps: Any) -> Any:
     return length.factor * eps if isinstance(length, OfEps) else length
 
 
+# what a function of each kind takes, if it takes more than options
+SIGNATURES = {"model": "(shape, classes, *, its options with defaults), where shape is (C, H, W), and returns a Module"}
+
+
 @dataclass(frozen=True)
 class Spec:
     """A registered class or function, and its options."""
@@ -60,6 +64,11 @@ class Spec:
 
     def build(self, *args: Any) -> Any:
         """make, with any exception as a UserError: it comes from a user's code, or from options that do not work."""
+        try:
+            inspect.signature(self.target).bind(*args, **self.arguments)
+        except TypeError as error:
+            takes = SIGNATURES.get(self.kind, "its options by keyword, each with a default")
+            raise UserError(f"{self.kind} '{self.text}' cannot be called ({error}); it takes {takes}") from error
         try:
             return self.make(*args)
         except UserError:
@@ -95,8 +104,9 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
     options = dict(implied)
     for key, value in texts.items():
         if key not in hints:
+            hint = did_you_mean(key, hints) or _of_positional(target, key)
             allowed = f"its options are {', '.join(hints)}" if hints else "it has no options"
-            raise UserError(f"{registry.kind} '{name}' has no option '{key}' ({allowed})")
+            raise UserError(f"{registry.kind} '{name}' has no option '{key}': {hint}{allowed}")
         if key in implied:
             raise UserError(f"{registry.kind} '{text}': '{key}' is given twice; keep one")
         options[key] = parse_value(value, hints[key][0], f"{registry.kind} '{name}': option '{key}'")
@@ -115,6 +125,13 @@ def options_of(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
         for p in inspect.signature(target).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     }
+
+
+def _of_positional(target: Callable[..., Any], key: str) -> str:
+    """A hint if `key` is a parameter but no option, because it can be given by position or has no default."""
+    if key in inspect.signature(target).parameters:
+        return f"options are keyword-only and have defaults, as in (..., *, {key}=...); "
+    return ""
 
 
 def _option_name(parameter: str) -> str:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from bench.core.attack_specs import PlannedAttack
 from bench.core.classifier import as_classifier
+from bench.core.columns import columns
 from bench.core.contracts import Certifier
 from bench.core.errors import UserError
-from bench.core.example_table import BRACKET, Table
+from bench.core.example_table import BRACKET, Table, accuracy, survivors
 from bench.core.progress import Progress
 from bench.core.records import AttackResult, Bracket, CertifierResult, Sanity
 from bench.evaluate.attacked import measure_attack
@@ -27,9 +28,12 @@ from bench.evaluate.witnesses import Measurement, Result, collect_witnesses
 from bench.sanity.verdict import form_verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """The per-example table and all results; audited: how many certified examples were attacked."""
+    """The per-example table and all results; audited: how many certified examples were attacked.
+
+    Printed, it is a short summary.
+    """
 
     table: Table
     attacks: dict[str, AttackResult]
@@ -38,6 +42,20 @@ class Evaluation:
     certifiers: dict[str, CertifierResult] = field(default_factory=dict)
     bracket: Bracket | None = None
     audited: int = 0
+
+    def __repr__(self) -> str:
+        """A line for each accuracy in percent, and the verdict with its reasons."""
+        rows = [("clean", f"{accuracy(self.table['clean']).acc:.1%}")]
+        rows += [(spec, f"{attack.robust_acc:.1%}") for spec, attack in self.attacks.items()]
+        rows += [(f"certified by {spec}", f"{proof.certified_acc:.1%}") for spec, proof in self.certifiers.items()]
+        if self.bracket is not None:
+            certified, attacked = f"{self.bracket.certified_acc:.1%}", f"{self.bracket.robust_acc:.1%}"
+            rows.append((BRACKET, f"{certified} certified, {attacked} attacked, {self.bracket.open} examples open"))
+        if len(self.attacks) + (self.bracket is not None) > 1:
+            rows.append(("worst of all attacks", f"{accuracy(survivors(self.table)).acc:.1%}"))
+        title = f"{len(self.table['index'])} examples"
+        verdict = "\n  ".join([f"verdict: {self.sanity.verdict}", *self.sanity.reasons])
+        return f"{title}\n{columns(rows, indent='  ')}\n{verdict}"
 
 
 def evaluate_split(
