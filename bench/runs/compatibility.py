@@ -63,3 +63,22 @@ def check_model(model: nn.Module, arrays: Arrays, text: str) -> None:
     if not isinstance(logits, Tensor) or logits.shape != (2, arrays.classes):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"model '{text}' returns {shape} for 2 images; it must return logits (2, {arrays.classes})")
+
+
+def check_rebuilt(model: nn.Module, other: nn.Module, arrays: Arrays, text: str) -> None:
+    """The weights are all of the model: `other`, built with another seed, has its logits once it has its weights."""
+    images = torch.rand(2, *arrays.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, again = model.eval()(images), model(images)
+        try:
+            other.load_state_dict(model.state_dict(), strict=True)
+            rebuilt = other.eval()(images)
+        except RuntimeError as error:
+            reason = registry.one_line(error)
+            raise UserError(f"model '{text}' has other weights each time it is built ({reason})") from error
+    deterministic = torch.equal(logits, again)
+    if deterministic and not torch.allclose(logits, rebuilt, atol=1e-4 * float(logits.abs().max()), equal_nan=True):
+        raise UserError(
+            f"model '{text}' cannot be rebuilt from its weights: something else is random; make it a parameter, or "
+            "a buffer by register_buffer"
+        )

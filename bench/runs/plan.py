@@ -25,7 +25,13 @@ from bench.datasets.load import load_arrays
 from bench.datasets.split import Split
 from bench.evaluate.bracket import BracketPlan, plan_bracket
 from bench.evaluate.certified import check_certifier, make_certifiers
-from bench.runs.compatibility import check_checkpoint, check_distinct_names, check_model, check_training
+from bench.runs.compatibility import (
+    check_checkpoint,
+    check_distinct_names,
+    check_model,
+    check_rebuilt,
+    check_training,
+)
 from bench.runs.request import Request
 from bench.runs.sources import Sources, sources_of
 from bench.training.checkpoints import BuildSpec, read_spec
@@ -135,6 +141,8 @@ def _with_model(plan: Plan, saved_spec: BuildSpec | None, read_by_methods: set[P
     with record_opened_files(read_by_model):
         model = plan.new_model(0)
         check_model(model, plan.arrays, plan.spec.model)
+    if request.defense is not None:
+        check_rebuilt(model, plan.new_model(1), plan.arrays, plan.spec.model)
     initial = copy.deepcopy(model.state_dict())
     threads = request.threads or choose_threads(model, shape)
     if saved_spec is not None and request.checkpoint is not None:

@@ -1,11 +1,14 @@
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from bench.core.errors import UserError
-from bench.runs.compatibility import check_distinct_names
+from bench.datasets.load import load_arrays
+from bench.runs.compatibility import check_distinct_names, check_rebuilt
 from bench.runs.plan import make_plan
 from bench.runs.request import Request
 
@@ -117,3 +120,28 @@ def test_an_attack_and_a_certifier_with_the_same_name_are_refused():
     for attacks, certifiers in (({"a": None}, {"a": None}), ({"bracket": None}, {}), ({}, {"bracket": None})):
         with pytest.raises(UserError, match="names two things of one run"):
             check_distinct_names(attacks, certifiers)
+
+
+class Sketch(nn.Module):
+    """With random features in a buffer, or outside of the weights, or of a random number."""
+
+    def __init__(self, kind):
+        super().__init__()
+        features = torch.randn(64, torch.randint(5, 1000, ()) if kind == "shape" else 5)
+        if kind == "buffer":
+            self.register_buffer("features", features)
+        else:
+            self.features = features if kind == "attribute" else nn.Parameter(features)
+
+    def forward(self, x):
+        return (x.flatten(1) @ self.features)[:, :5]
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    ("buffer", None),
+    ("attribute", r"\Amodel 'it' cannot be rebuilt from its weights: .*register_buffer\Z"),
+    ("shape", r"\Amodel 'it' has other weights each time it is built.*\Z"),
+])  # fmt: skip
+def test_a_model_whose_weights_are_not_all_of_it_is_refused(kind, said):
+    with nullcontext() if said is None else pytest.raises(UserError, match=said):
+        check_rebuilt(Sketch(kind), Sketch(kind), load_arrays("digits", None), "it")
