@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,8 +87,10 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a broken pickle may raise anything
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it holds {foreign[1]}, and only tensors and plain values are read" if foreign else one_line(error)
         raise UserError(
-            f"checkpoint {path} cannot be read as plain tensors ({one_line(error)}); "
+            f"checkpoint {path} cannot be read as plain tensors ({reason}); "
             "save a state dict with torch.save(model.state_dict(), FILE) or as safetensors"
         ) from error
 

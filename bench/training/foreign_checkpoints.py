@@ -1,5 +1,7 @@
-"""Weights that another project trained, loaded by name, or by order and shape if the names differ."""
+"""Weights that another project trained: matched by name, or by shape if no name agrees."""
 
+import re
+from itertools import pairwise, product
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -7,25 +9,30 @@ from torch import Tensor, nn
 from bench.core.errors import UserError
 from bench.training.checkpoints import State, read_state
 
-Layer = tuple[str, dict[str, Tensor]]  # its name, and its tensors by kind (weight, bias, running_mean ...)
+Layers = dict[str, dict[str, Tensor]]  # by name, each with its tensors by kind (weight, bias, running_mean ...)
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 GIVE_MODEL = "give the architecture that it was trained with (--model)"
+COMPILED = "_orig_mod."  # what torch.compile puts before a module's names
 
 
 def load_foreign(model: nn.Module, path: Path) -> dict[str, str]:
-    """Load another project's weights: {our name: the file's name} of the tensors whose names differ.
+    """Load another project's weights: {our name: the file's name} of each tensor; empty if the names agree.
 
-    If not all names agree, the file's layers must match ours in order, in the kinds of their tensors and in shape.
-    safetensors have no order, so each of their layers must match exactly one of ours. UserError otherwise.
+    A prefix that all names of the file, or all of ours, have in common does not count. If the names then agree, they
+    decide. If none does, each layer of the file is matched with ours by the shapes of its tensors; layers of equal
+    shapes must be numbered, in the file and in the model, in the order in which they are listed. UserError for anything
+    else.
     """
     ours = _without_counters(model.state_dict())
-    in_file = read_state(path).items()
-    theirs = _without_counters(
-        {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in in_file}
-    )
-    if set(ours) == set(theirs):
-        mapping = {key: key for key in ours}
-    else:
-        mapping = _match_layers(path, _layers(ours), _layers(theirs), ordered=path.suffix != ".safetensors")
+    state = _without_counters(read_state(path))
+    in_file = {key.replace(COMPILED, ""): key for key in state}
+    theirs = {name: state[key] for name, key in in_file.items()}
+    if len(theirs) < len(state):
+        raise UserError(
+            f"checkpoint {path} has layers twice, with and without {COMPILED}; save model.state_dict() alone"
+        )
+    agreeing = _by_name(path, ours, theirs)
+    mapping = agreeing or _by_shape(path, _layers(ours), _layers(theirs))
     for key, name in mapping.items():
         if ours[key].shape != theirs[name].shape:
             raise UserError(
@@ -35,7 +42,7 @@ def load_foreign(model: nn.Module, path: Path) -> dict[str, str]:
         if not theirs[name].is_floating_point() or not theirs[name].isfinite().all():
             raise UserError(f"checkpoint {path}: {name} must hold finite floating-point numbers")
     model.load_state_dict(model.state_dict() | {key: theirs[name] for key, name in mapping.items()}, strict=True)
-    return {key: name for key, name in mapping.items() if key != name}
+    return {} if agreeing else {key: in_file[name] for key, name in mapping.items()}
 
 
 def _without_counters(state: State) -> State:
@@ -43,53 +50,90 @@ def _without_counters(state: State) -> State:
     return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
-def _layers(state: State) -> list[Layer]:
+def _by_name(path: Path, ours: State, theirs: State) -> dict[str, str] | None:
+    """{our name: their name} of each tensor if all names agree but for prefixes, None if no layer's name does."""
+    shared: set[str] = set()
+    for our_prefix, their_prefix in product(_common_prefixes(ours), _common_prefixes(theirs)):
+        our_names = {key.removeprefix(our_prefix): key for key in ours}
+        their_names = {key.removeprefix(their_prefix): key for key in theirs}
+        if set(our_names) == set(their_names):
+            return {key: their_names[name] for name, key in our_names.items()}
+        in_both = {_layer(name) for name in our_names} & {_layer(name) for name in their_names}
+        if len(in_both - {""}) > len(shared):
+            shared, missing, extra = in_both, set(our_names) - set(their_names), set(their_names) - set(our_names)
+    if not shared:
+        return None
+    details = [f"it has no {min(missing)}"] if missing else []
+    details += [f"the model has no {min(extra)}"] if extra else []
+    raise UserError(
+        f"checkpoint {path} shares some layer names with the model but not all ({', '.join(details)}); {GIVE_MODEL}, "
+        "or rename its keys to the model's"
+    )
+
+
+def _common_prefixes(state: State) -> list[str]:
+    """The prefixes that all names share and that end with a dot, from the empty one to the longest."""
+    prefixes = [""]
+    for parts in zip(*(key.split(".")[:-1] for key in state), strict=False):
+        if len(set(parts)) > 1:
+            break
+        prefixes.append(f"{prefixes[-1]}{parts[0]}.")
+    return prefixes
+
+
+def _layer(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _layers(state: State) -> Layers:
     """The layers in order of first appearance."""
-    layers: dict[str, dict[str, Tensor]] = {}
+    layers: Layers = {}
     for key, value in state.items():
-        layer, _, kind = key.rpartition(".")
-        layers.setdefault(layer, {})[kind] = value
-    return list(layers.items())
+        layers.setdefault(_layer(key), {})[key.rpartition(".")[2]] = value
+    return layers
 
 
-def _match_layers(path: Path, ours: list[Layer], theirs: list[Layer], ordered: bool) -> dict[str, str]:
-    """{our name: their name} of each tensor."""
+def _by_shape(path: Path, ours: Layers, theirs: Layers) -> dict[str, str]:
+    """{our name: their name} of each tensor, by the kinds and shapes of the layers' tensors."""
     if len(ours) != len(theirs):
         raise UserError(f"checkpoint {path} has {len(theirs)} layers with weights, the model {len(ours)}; {GIVE_MODEL}")
-    if {name for name, _ in ours} & {name for name, _ in theirs}:
-        raise UserError(
-            f"checkpoint {path} shares some layer names with the model but not all, so its order is not reliable; "
-            "rename its keys to the model's"
-        )
-    if not ordered:
-        theirs = _in_our_order(path, ours, theirs)
-    mapping: dict[str, str] = {}
-    for (our_name, our_layer), (their_name, their_layer) in zip(ours, theirs, strict=True):
-        if set(our_layer) != set(their_layer):
+    our_names, their_names = _names_by_shapes(ours), _names_by_shapes(theirs)
+    for shapes, names in their_names.items():
+        if len(names) != len(our_names.get(shapes, [])):
             raise UserError(
-                f"checkpoint {path} does not fit the model: {their_name} has {', '.join(their_layer)}, "
-                f"the model's {our_name} has {', '.join(our_layer)}; {GIVE_MODEL}"
+                f"checkpoint {path} does not fit the model: the model has {len(our_names.get(shapes, []))} layers of "
+                f"{_show(shapes)}, the file {len(names)} ({names[0]}); {GIVE_MODEL}"
             )
-        mapping |= {f"{our_name}.{kind}": f"{their_name}.{kind}" for kind in our_layer}
-    return mapping
+    same_order = list(map(_shapes, ours.values())) == list(map(_shapes, theirs.values()))
+    for shapes, names in their_names.items():
+        numbered = same_order and _are_numbered(names) and _are_numbered(our_names[shapes])
+        if len(names) > 1 and (path.suffix == ".safetensors" or not numbered):  # safetensors have no order
+            raise UserError(
+                f"checkpoint {path} has layers of equal shapes ({', '.join(names[:2])}), and their names do not tell "
+                f"which layer of the model each is; rename its keys to the model's ({', '.join(list(ours)[:2])}, ...)"
+            )
+    pairs = [pair for shapes in our_names for pair in zip(our_names[shapes], their_names[shapes], strict=True)]
+    prefix = {ours_: f"{ours_}." if ours_ else "" for ours_, _ in pairs}
+    other = {theirs_: f"{theirs_}." if theirs_ else "" for _, theirs_ in pairs}
+    return {f"{prefix[a]}{kind}": f"{other[b]}{kind}" for a, b in pairs for kind in ours[a]}
 
 
-def _in_our_order(path: Path, ours: list[Layer], theirs: list[Layer]) -> list[Layer]:
-    """Their layers in our order, by kinds and shapes; UserError if two layers have the same."""
-    by_shapes = {_shapes(layer): (name, layer) for name, layer in theirs}
-    wanted = [_shapes(layer) for _, layer in ours]
-    if len(by_shapes) < len(theirs) or len(set(wanted)) < len(wanted):
-        raise UserError(
-            f"checkpoint {path} has layers of equal shapes whose names are not the model's, and safetensors have no "
-            "order to tell them apart; rename its keys to the model's, or save it with torch.save"
-        )
-    if unmatched := set(by_shapes) - set(wanted):
-        name = next(name for name, layer in theirs if _shapes(layer) in unmatched)
-        raise UserError(
-            f"checkpoint {path} does not fit the model: none of its layers has {name}'s shapes; {GIVE_MODEL}"
-        )
-    return [by_shapes[shapes] for shapes in wanted]
+def _names_by_shapes(layers: Layers) -> dict[Shapes, list[str]]:
+    names: dict[Shapes, list[str]] = {}
+    for name, layer in layers.items():
+        names.setdefault(_shapes(layer), []).append(name)
+    return names
 
 
-def _shapes(layer: dict[str, Tensor]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def _shapes(layer: dict[str, Tensor]) -> Shapes:
     return tuple(sorted((kind, tuple(value.shape)) for kind, value in layer.items()))
+
+
+def _show(shapes: Shapes) -> str:
+    return ", ".join(f"{kind} {shape}" for kind, shape in shapes)
+
+
+def _are_numbered(names: list[str]) -> bool:
+    """Whether names differ in their numbers only, which increase: `layer_0`, `layer_2`; not `fc3`, `fc2`."""
+    numbers = [tuple(map(int, re.findall(r"\d+", name))) for name in names]
+    return len({re.sub(r"\d+", "#", name) for name in names}) == 1 and all(a < b for a, b in pairwise(numbers))

@@ -1,5 +1,8 @@
+from argparse import Namespace
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -45,7 +48,7 @@ def test_other_names_are_matched_in_order(wrap, tmp_path):
     torch.save(wrap(net(1).state_dict()), tmp_path / "a.ckpt")
     model = net()
     mapping = load_foreign(model, tmp_path / "a.ckpt")
-    assert mapping["0.weight"] == "net.layer_0x.weight"
+    assert mapping["0.weight"].removeprefix("module.") == "net.layer_0x.weight"
     assert len(mapping) == 10
     assert torch.equal(model[4].weight, net(1)[4].weight)
     assert torch.equal(model[1].running_var, net(1)[1].running_var)
@@ -68,9 +71,12 @@ def swap_kinds(state):
 
 
 WRONG = {
-    "another shape": (lambda s: renamed(s) | {"net.layer_4x.weight": torch.zeros(3, 6)}, "is (3, 6)"),
+    "another shape": (
+        lambda s: renamed(s) | {"net.layer_4x.weight": torch.zeros(3, 6)},
+        "0 layers of bias (3,), weight (3, 6)",
+    ),
     "too few layers": (lambda s: dict(list(renamed(s).items())[:4]), "layers with weights"),
-    "layers in another order": (lambda s: renamed(dict(reversed(s.items()))), "does not fit"),
+    "another shape under our names": (lambda s: s | {"4.weight": torch.zeros(3, 6)}, "is (3, 6)"),
     "other kinds of tensors": (lambda s: renamed({k: v for k, v in s.items() if k != "3.bias"}), "weight"),
     "some names in common": (lambda s: {k.replace("4.", "last."): v for k, v in s.items()}, "shares some layer names"),
     "not finite": (lambda s: s | {"0.weight": s["0.weight"] * float("nan")}, "finite"),
@@ -96,6 +102,83 @@ def test_layers_that_look_alike_are_refused_where_there_is_no_order(tmp_path):
         load_foreign(twins(), tmp_path / "a.safetensors")
     torch.save(renamed(twins().state_dict()), tmp_path / "a.pt")  # in a state dict the order tells them apart
     load_foreign(twins(), tmp_path / "a.pt")
+
+
+def hidden_twice():
+    return nn.Sequential(
+        OrderedDict(stem=nn.Linear(4, 3), fc3=nn.Linear(3, 3), fc2=nn.Linear(3, 3), out=nn.Linear(3, 2))
+    )
+
+
+def forward_order():
+    layers = dict(hidden_twice().named_children())
+    return nn.Sequential(OrderedDict((name, layers[name]) for name in ("stem", "fc2", "fc3", "out")))
+
+
+PREFIXES = ["", "model.", "module.", "net.module.", "_orig_mod.module.", "module._orig_mod."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_names_decide_even_if_shapes_are_repeated_and_the_order_is_another(prefix, suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    state = {prefix + key: value for key, value in hidden_twice().state_dict().items()}
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    model = forward_order()
+    assert load_foreign(model, path) == {}
+    for key, value in state.items():
+        assert torch.equal(model.state_dict()[key.removeprefix(prefix)], value)
+
+
+def test_a_prefix_of_our_names_does_not_count(tmp_path):
+    torch.save(hidden_twice().state_dict(), tmp_path / "a.pt")
+    model = nn.Sequential(OrderedDict(body=forward_order()))
+    assert load_foreign(model, tmp_path / "a.pt") == {}
+    load_foreign(forward_order(), tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(("names", "loads"), [
+    (("l0", "l1", "l2", "l3"), True), (("a.0.fc", "b.2.fc", "b.10.fc", "c"), True),
+    (("l0", "l2", "l1", "l3"), False), (("in", "left", "right", "out"), False), (("stem", "a1", "a2", "b"), False),
+])  # fmt: skip
+def test_layers_of_equal_shapes_under_other_names_need_ascending_numbers(names, loads, tmp_path):
+    state = forward_order().state_dict()
+    by_name = dict(zip(("stem", "fc2", "fc3", "out"), names, strict=True))
+    renamed = {f"{by_name[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in state.items()}
+    torch.save(renamed, tmp_path / "a.pt")
+    model = forward_order()
+    if loads:
+        load_foreign(model, tmp_path / "a.pt")
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    else:
+        with pytest.raises(UserError, match=r"\A.*(equal shapes \(|shares some layer names).*\Z"):
+            load_foreign(model, tmp_path / "a.pt")
+
+
+def test_our_layers_of_equal_shapes_need_numbers_too(tmp_path):
+    torch.save(renamed(twins().state_dict()), tmp_path / "a.pt")
+    model = nn.Sequential(OrderedDict(second=nn.Linear(4, 4), first=nn.Linear(4, 4)))
+    with pytest.raises(UserError, match="equal shapes"):
+        load_foreign(model, tmp_path / "a.pt")
+
+
+def test_shapes_decide_where_no_name_agrees(tmp_path):
+    torch.save(renamed(dict(reversed(net(1).state_dict().items()))), tmp_path / "a.pt")
+    model = net()
+    load_foreign(model, tmp_path / "a.pt")
+    assert agree(model, net(1))
+
+
+@pytest.mark.parametrize(("thing", "name"), [
+    (np.float64(0.9), "numpy._core.multiarray.scalar"), (Namespace(lr=0.1), "argparse.Namespace"),
+])  # fmt: skip
+@pytest.mark.parametrize("new_format", [True, False])
+def test_what_a_file_holds_beside_tensors_is_named(thing, name, new_format, tmp_path):
+    torch.save(
+        {"state_dict": net().state_dict(), "x": thing}, tmp_path / "a.pt", _use_new_zipfile_serialization=new_format
+    )
+    with pytest.raises(UserError, match=rf"it holds {name.replace('_core', '_?core')}, and only tensors"):
+        read_state(tmp_path / "a.pt")
 
 
 class Bomb:
