@@ -52,7 +52,10 @@ def add_training(sub: argparse.ArgumentParser) -> None:
 
 def add_evaluation(sub: argparse.ArgumentParser) -> None:
     option = sub.add_argument
-    option("--model", metavar="SPEC", help="for example cnn:activation=tanh, or FILE.py:FUNCTION")
+    help_text = (
+        "for example cnn:activation=tanh, or FILE.py:FUNCTION, called as FUNCTION(shape, classes): CONTRIBUTING.md"
+    )
+    option("--model", metavar="SPEC", help=help_text)
     help_text = "for example pgd-50,autoattack; 'none' for clean accuracy only"
     option("--attacks", type=spec_list("--attacks"), metavar="SPEC,...", help=help_text)
     help_text = "for example ibp,alpha-crown (default: none)"
