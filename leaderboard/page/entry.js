@@ -39,7 +39,7 @@ function factsOf(row) {
     ["Attacked by", row.attacked_by.join(", ")],
     ["Attacked, one new seed", newSeed && [range(...newSeed), small("95 % prediction interval")]],
     ["Certified", accuracy(row.certified)],
-    ["Intervals of", row.clean?.interval_of && intervalText(row)],
+    ["Intervals of", row.clean?.interval_of && kindText(row)],
     ["Open examples", known(row.open) && openCell(row)],
     ["Threat model", row.threat],
     ["Data", `${row.dataset}${row.extra_data ? ", and extra training data" : ""}`],

@@ -27,15 +27,10 @@ function rankCell(row) {
   return row.rank === 1 ? [ranks(row), best] : ranks(row);
 }
 
+/** What was measured, which its intervals are of: a recipe, or weights. */
 function kindText({ kind, seeds }) {
   if (kind !== "recipe") return kind === "weights" ? "fixed weights" : kind;
-  return seeds.length === 1 ? "1 seed" : `${seeds.length} seeds`;
-}
-
-/** Of what the intervals of a row are, as in `recipe, 3 seeds`. */
-function intervalText({ clean, seeds }) {
-  if (!clean?.interval_of) return NONE;
-  return clean.interval_of === "recipe" ? `recipe, ${seeds.length} seeds` : "weights";
+  return seeds.length === 1 ? "weights of 1 seed" : `recipe, ${seeds.length} seeds`;
 }
 
 function openCell({ open, truncated }) {

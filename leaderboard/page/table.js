@@ -10,7 +10,6 @@ const COLUMNS = [
   { ...accuracyColumn("attacked", "Attacked"), cell: attackedCell },
   accuracyColumn("certified", "Certified"),
   { id: "open", label: "Open", hint: "Examples neither certified nor broken", key: (row) => row.open, cell: openCell },
-  { id: "interval", label: "Interval of", key: intervalText, cell: intervalText },
   { id: "verdict", label: "Verdict", key: (row) => row.verdict, cell: verdict },
   { id: "architecture", label: "Architecture", key: (row) => row.architecture, cell: architectureCell },
   { id: "extra", label: "Extra data", key: extraData, cell: extraData },

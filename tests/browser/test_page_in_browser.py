@@ -318,10 +318,10 @@ def test_the_table_is_one_to_a_screen_reader(visit, site):
     for width in (1440, 375):
         with visit(site, width=width) as page:
             table = page.get_by_role("table", name="Entries of digits")
-            assert table.get_by_role("columnheader").count() == 15
+            assert table.get_by_role("columnheader").count() == 14
             assert table.get_by_role("row").count() == 25
             assert table.get_by_role("rowheader").count() == 24
-            assert table.get_by_role("cell").count() == 24 * 14
+            assert table.get_by_role("cell").count() == 24 * 13
 
 
 def test_the_first_stop_of_the_tab_key_skips_to_the_entries(visit, site):
