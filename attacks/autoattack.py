@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,8 @@ class AutoAttack(Attack):
         eps = eps_in_unit_box(threat, "autoattack")
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
         devices = [batch.x.device] if batch.x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _forwarded_messages():
+        messages = _Handler(len(batch))
+        with torch.random.fork_rng(devices), _forwarded(messages, model):
             attack = PyAutoAttack(
                 model, norm=threat.norm, eps=eps, seed=seed, device=batch.x.device, version=self.version
             )
@@ -66,6 +67,7 @@ class AutoAttack(Attack):
             own_square = "square" in attack.attacks_to_run and not can_tile(threat, tuple(batch.x.shape[2:]))
             if own_square:
                 attack.attacks_to_run.remove("square")
+            messages.passes = {stage: _passes(attack, stage) for stage in attack.attacks_to_run}
             x_adv, _ = attack.run_standard_evaluation(batch.x, batch.y, batch_size=len(batch))
         if own_square:
             height, width = batch.x.shape[2:]
@@ -89,27 +91,61 @@ def can_tile(threat: ThreatModel, size: tuple[int, ...]) -> bool:
     return side > 0 and all(start + length // side * side <= length for length in size)
 
 
+def _passes(attack: Any, stage: str) -> int:
+    """About how many forward passes a stage of the package makes with a batch."""
+    targets = attack.fab.n_target_classes if stage == "fab-t" else attack.apgd_targeted.n_target_classes
+    passes = {
+        "apgd-t": attack.apgd_targeted.n_iter * attack.apgd_targeted.n_restarts * targets,
+        "fab": 2 * attack.fab.n_iter * attack.fab.n_restarts,
+        "fab-t": 2 * attack.fab.n_iter * targets,
+        "square": attack.square.n_queries,
+    }
+    return int(passes.get(stage, attack.apgd.n_iter * attack.apgd.n_restarts))
+
+
 class _Handler(logging.Handler):
-    """Turns the package's warnings into Python warnings, and its progress messages into ours."""
+    """Turns the package's warnings into Python warnings, and its progress messages into ours.
+
+    While a stage runs, `ahead` says how much of the batch's `examples` counts as done: the finished stages, and the
+    share of this one by its forward passes. passes: the expected number by stage.
+    """
+
+    def __init__(self, examples: int) -> None:
+        super().__init__()
+        self.examples = examples
+        self.passes: dict[str, int] = {}
+        self.stage, self.made = "", 0
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.levelno >= logging.WARNING:
             warnings.warn(message, stacklevel=2)
         elif message.startswith("running"):
-            PROGRESS.info(message)
+            self.stage, self.made = message.removeprefix("running "), 0
+            self.count_pass()
+
+    def count_pass(self, *_: Any) -> None:
+        """A forward hook."""
+        if self.stage not in self.passes:
+            return
+        finished, share = list(self.passes).index(self.stage), min(self.made / self.passes[self.stage], 1.0)
+        self.made += 1
+        ahead = self.examples * (finished + share) / len(self.passes)
+        PROGRESS.info(f"running {self.stage}", extra={"ahead": ahead})
 
 
 @contextmanager
-def _forwarded_messages() -> Iterator[None]:
-    logger, handler = logging.getLogger("auto-attack"), _Handler()
+def _forwarded(messages: _Handler, model: nn.Module) -> Iterator[None]:
+    """Send the package's messages to a handler inside the block, and let it count the passes through the model."""
+    logger, hook = logging.getLogger("auto-attack"), model.register_forward_hook(messages.count_pass)
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
-    logger.addHandler(handler)
+    logger.addHandler(messages)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        hook.remove()
+        logger.removeHandler(messages)
         logger.setLevel(level)
         logger.propagate = propagate

@@ -20,7 +20,8 @@ from bench.datasets.split import Split
 from bench.evaluate.batch_results import AttackBatch, BatchResult, read_result, run_attack, run_certifier, write_result
 from bench.evaluate.context import EvalContext
 
-Report = Callable[[int, str], None]  # called after each batch with its number of examples and the name of its stage
+# called after each batch with the examples that it counts as, and the name of its stage; all together are `examples`
+Report = Callable[[float, str], None]
 
 
 def run_cascade(
@@ -43,9 +44,11 @@ def run_cascade(
     remaining = OpenExamples.of(context.test, examples, store_points=worst_points)
     effective: dict[str, bool] = {}
     rounds: Counter[str] = Counter()  # how often a stage of this name has run
-    spent = 0.0
+    spent, share = 0.0, len(remaining.index) / max(len(stages), 1)
+    report = report or _ignore
     for stage in stages:
         if len(remaining.index) == 0 or not stage.is_due(effective):
+            report(share, "")
             continue
         chosen = stage.choose(remaining.margin)
         rounds[stage.name] += 1
@@ -58,10 +61,13 @@ def run_cascade(
             spent += result.seconds
             remaining.update(rows, result)
             yield stage, result
-            if report is not None:
-                report(len(rows), stage.name)
+            report(share * len(rows) / len(chosen), stage.name)
         effective[stage.name] = was_effective(int(remaining.broken.sum()), len(chosen))
         remaining = remaining.undecided()
+
+
+def _ignore(examples: float, stage: str) -> None:
+    """The report of a cascade that nobody watches."""
 
 
 def _run_batch(

@@ -108,3 +108,27 @@ class Rounded(nn.Module):
 
     def forward(self, x):
         return (10 * x).round() / 10
+
+
+def test_its_progress_moves_inside_each_stage():
+    """`ahead` counts examples of the batch: it rises within a stage, and never beyond the batch."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("bench.progress")
+    logger.addHandler(handler)
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    batch, model = tiny_batch(), tiny_model()
+    batch = Batch(batch.x, model(batch.x).argmax(dim=1), batch.index)
+    try:
+        AutoAttack()(model, batch, ThreatModel("Linf", 1e-3), generator=seeds.generator(CPU, 0))
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+    stages = [record.getMessage() for record in records]
+    assert list(dict.fromkeys(stages)) == [f"running {name}" for name in ("apgd-ce", "apgd-t", "fab-t", "square")]
+    ahead = [record.ahead for record in records]
+    assert ahead == sorted(ahead)
+    assert 0 == ahead[0] < ahead[-1] <= len(batch)
+    assert all(len({a for a, s in zip(ahead, stages, strict=True) if s == stage}) > 2 for stage in set(stages))

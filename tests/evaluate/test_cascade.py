@@ -156,3 +156,20 @@ def test_a_stored_file_that_does_not_fit_is_ignored(damage, split, tmp_path):
     attacked.clear()
     run(split, stages, batch_size=9, partial_results=tmp_path)
     assert attacked == []
+
+
+def test_progress_counts_each_example_once_over_all_stages_that_run_or_not(split):
+    """A bar of a staged attack ends at its total, though later stages take fewer examples, or none."""
+    stages = [
+        Stage("low", Raise(by=0.4)), Stage("never", Raise(by=0.5), when="nothing"), Stage("some", Raise(by=0.45), 0.5),
+        Stage("all", Raise(by=0.5)), Stage("rest", Raise(by=0.5)),
+    ]  # fmt: skip
+    counts = []
+    list(
+        run_cascade(
+            context(split), stages, name="staged", examples=np.ones(10, np.bool_),
+            report=lambda examples, stage: counts.append((examples, stage)),
+        )
+    )  # fmt: skip
+    assert sum(examples for examples, _ in counts) == pytest.approx(10)
+    assert [stage for _, stage in counts][:3] == ["low"] * 3
