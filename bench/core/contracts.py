@@ -133,6 +133,10 @@ class Certifier(ABC):
         """UserError if the certifier does not support this norm, or cannot bound this model on images (C,H,W)."""
         check_norm(self, threat)
 
+    def seen(self, model: nn.Module) -> nn.Module:
+        """The model as `certify` gets it: the user's own, or as attacks see it if it is only queried (smoothing)."""
+        return as_classifier(model) if self.kind == "probabilistic" else unwrapped(model)
+
     @abstractmethod
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         """The model is in eval mode and its weights require no gradient."""
@@ -143,7 +147,7 @@ class Certifier(ABC):
         The evaluator checks that certified examples are classified correctly.
         """
         check_norm(self, threat)
-        model = unwrapped(model)
+        model = self.seen(model)
         with frozen(model), torch.no_grad():
             certificate = self.certify(model, batch, threat, generator=generator)
             false = ~certificate.radius.isfinite() | (certificate.radius < 0)

@@ -95,8 +95,11 @@ def count_passes(model: nn.Module, passes: PassesT) -> Iterator[PassesT]:
     """Add to `passes`, inside the block, every call of the model or of a part of it, and every gradient through it.
 
     A copy of the model that is made inside the block counts as the model. Calls of parts of a compiled or scripted
-    model are not seen.
+    model are not seen, nor any calls of a scripted model outside of a Classifier.
     """
+    if isinstance(model, torch.jit.ScriptModule):  # takes no hooks
+        yield passes
+        return
     running, work = False, 0  # whether the model itself runs, and the work of its layers in this call
     # hooks are functions, not methods: a copy of the model shares functions, and would have a copy of the object
 

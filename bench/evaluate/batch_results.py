@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bench.core.classifier import unwrapped
 from bench.core.contracts import Attack, Batch, Certifier, frozen
 from bench.core.errors import UserError
 from bench.core.example_table import Flags
@@ -104,7 +103,7 @@ def run_attack(
 def run_certifier(context: EvalContext, certifier: Certifier, batch: Batch, generator: torch.Generator) -> BatchResult:
     """One certifier on one batch."""
     start = time.perf_counter()
-    model = unwrapped(context.model)
+    model = certifier.seen(context.model)
     with (
         warnings.catch_warnings(record=True, action="always") as caught,
         count_passes(model, Passes()) as passes,

@@ -7,7 +7,6 @@ import numpy as np
 from torch import nn
 
 from bench.core import registry
-from bench.core.classifier import unwrapped
 from bench.core.contracts import Certifier, frozen
 from bench.core.errors import UserError
 from bench.core.example_table import Flags, Table, accuracy, mean_radius
@@ -44,7 +43,7 @@ def make_certifiers(names: str | Sequence[str]) -> dict[str, Certifier]:
 
 def check_certifier(certifier: Certifier, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
     """UserError if a certifier does not support the norm, or cannot bound this model on images of `shape` (C,H,W)."""
-    model = unwrapped(model)
+    model = certifier.seen(model)
     with failures_of(f"certifier {type(certifier).__name__}"), frozen(model):
         certifier.check_fits(model, shape, threat)
 
