@@ -6,6 +6,9 @@ from torch import nn
 
 from bench.core.layers import Normalize, Residual
 from bench.core.passes import Passes, count_passes
+from bench.core.threat import ThreatModel
+from bench.testing.contracts import batch_of
+from certifiers.ibp import IBP
 
 
 def test_normalize_per_channel():
@@ -146,6 +149,14 @@ def test_other_weights_and_copies_are_counted():
         torch.func.functional_call(model[0], {name[2:]: weight for name, weight in weights.items()}, (x,))
         copy.deepcopy(model)(x)
     assert passes.forwards == 3 * 4
+
+
+def test_a_model_whose_passes_are_counted_can_be_bounded():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    with count_passes(model, Passes()):
+        counted = IBP()(model, batch_of(model, (1, 2, 2), 2), ThreatModel("Linf", 0.1), generator=torch.Generator())
+    plain = IBP()(model, batch_of(model, (1, 2, 2), 2), ThreatModel("Linf", 0.1), generator=torch.Generator())
+    assert torch.equal(counted.margins, plain.margins)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
