@@ -25,7 +25,7 @@ class Config(TrainingConfig):
     largest: float = 1.75
     step_size: Literal["released", "eq-5.16"] = "released"
     warm_up: float = 5 / 30  # fraction of the training with the constant step size eps
-    resets: tuple[float, ...] = (10 / 30, 20 / 30)  # fractions at which perturbations are drawn again (kept for two epochs)
+    resets: tuple[float, ...] = (10 / 30, 20 / 30)  # fractions after which perturbations are drawn again
 
     def __post_init__(self) -> None:
         super().__post_init__()
