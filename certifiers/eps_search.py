@@ -12,8 +12,8 @@ from bench.core.errors import UserError
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from certifiers.crown import FastLin
+from certifiers.faithfulness import float64_twin
 from certifiers.margin_certifier import MarginCertifier
-from certifiers.network import in_float64
 from certifiers.network_certifier import NetworkCertifier
 from certifiers.pec import PEC
 
@@ -67,7 +67,7 @@ class EpsSearch(NetworkCertifier):
         In float64: near the largest eps, the rounding error of a float32 radius would cost one more bound.
         """
         correct = model(x).argmax(dim=1) == y
-        model, x = in_float64(model), x.double()
+        model, x = float64_twin(model, x), x.double()
         low = torch.zeros_like(x[:, 0, 0, 0])
         high = low + self._high(threat, x)
         bounds = torch.zeros_like(y)

@@ -16,12 +16,13 @@ from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
 from certifiers.activations import Rectifier
 from certifiers.alpha_crown import AlphaCrown
+from certifiers.faithfulness import float64_twin
 from certifiers.input_regions import region_of
 from certifiers.interval_bounds import interval_preactivation_bounds
 from certifiers.linear_bounds import BoundedNetwork, intersection
 from certifiers.milp_encoding import Encoding, affine_maps
 from certifiers.milp_solvers import find_solver
-from certifiers.network import Network, in_float64
+from certifiers.network import Network
 from certifiers.network_certifier import NetworkCertifier
 
 SLACK = 1e-6  # of the range of each variable: ten times the feasibility tolerance of the solvers' linear programs
@@ -130,8 +131,8 @@ class Encoder:
     """Encodes the examples of a batch as mixed-integer programs, in float64 on the CPU."""
 
     def __init__(self, model: nn.Module, batch: Batch, threat: ThreatModel) -> None:
-        x = batch.x.cpu().double()
-        self.network = Network(in_float64(model).cpu(), x[:1])
+        twin, x = float64_twin(model, batch.x).cpu(), batch.x.cpu().double()
+        self.network = Network(twin, x[:1])
         self.maps = affine_maps(self.network)
         eps = threat.eps.cpu() if isinstance(threat.eps, Tensor) else threat.eps
         self.region = region_of(x, ThreatModel(threat.norm, eps, threat.box))

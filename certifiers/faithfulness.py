@@ -13,7 +13,7 @@ from bench.core.contracts import mode_of
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from certifiers.layers import Affine
-from certifiers.network import Network
+from certifiers.network import Network, in_float64
 
 AT_ONCE = 256  # images in a forward pass
 DIFFERENCE = 1e-4  # of the largest logit: what rounding may do, with room
@@ -39,6 +39,18 @@ def check_computes(network: Network, model: nn.Module, x: Tensor, threat: Threat
             f"{name} cannot be bounded: its layers depend on the image, the number of images or the gradient"
         )
     check_logits(network, model, points)
+
+
+def float64_twin(model: nn.Module, x: Tensor) -> nn.Module:
+    """A copy of a model in float64. UserError if it has other layers than the model for images x (B,C,H,W)."""
+    try:
+        twin = in_float64(model)
+    except Exception as error:  # whatever copying a model raises
+        text = f"it cannot be copied to float64: {type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise UserError(f"{type(model).__name__} cannot be bounded: {text}") from error
+    if not same_layers(Network(model, x[:1]), Network(twin, x[:1].double()), DIFFERENCE):
+        raise UserError(f"{type(model).__name__} cannot be bounded: its copy in float64 has other layers")
+    return twin
 
 
 @torch.no_grad()

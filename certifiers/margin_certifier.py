@@ -7,8 +7,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bench.core.contracts import Batch, Certificate
+from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
-from certifiers.network import Network, in_float64
+from certifiers.faithfulness import float64_twin
+from certifiers.network import Network
 from certifiers.network_certifier import NetworkCertifier
 from certifiers.rounding import margin_tolerance
 
@@ -48,7 +50,11 @@ class MarginCertifier(NetworkCertifier):
         error = margin_tolerance(network, x, threat, least)
         doubtful = (least.abs() <= error).nonzero().squeeze(1)
         if len(doubtful) and x.dtype != torch.float64:
-            refined = self.bounds_with_error(in_float64(model), x[doubtful].double(), y[doubtful], threat.of(doubtful))
+            try:
+                twin = float64_twin(model, x)
+            except UserError:  # a model that converts its input, for example: float32 has to do
+                return margins, radius, error
+            refined = self.bounds_with_error(twin, x[doubtful].double(), y[doubtful], threat.of(doubtful))
             for single, double in zip((margins, radius, error), refined, strict=True):
                 single[doubtful] = double.to(single.dtype)
         return margins, radius, error

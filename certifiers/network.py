@@ -43,6 +43,8 @@ class Network:
 
         UserError names what cannot be bounded.
         """
+        if images.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"images of {images.dtype} cannot be bounded; convert them, and the model, to float32")
         recording = record(model, images if len(images) > 1 else images.repeat(2, *[1] * (images.dim() - 1)))
         if len(recording.calls[recording.output].shape) != 2:
             raise UserError(f"{type(model).__name__} cannot be bounded: it must return logits (B,K)")

@@ -1,72 +1,110 @@
-"""What a model keeps in Python: numbers and texts that its forward can read and change."""
+"""What a model keeps in Python: values that its forward can read and change."""
 
-from collections.abc import Iterator
-from types import CodeType, FunctionType, MethodType
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
-
-from bench.core import passes
+from torch import Tensor, nn
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
-DEPTH = 3
+DEPTH = 8
+LARGEST = 1000  # items of a container that are looked at
+# what the hooks of this project count does not change what a model computes
+LIBRARIES = {"bench", "torch", "numpy", *sys.stdlib_module_names} - {"__main__"}
+INTERNAL = set(vars(nn.Module())) - {"training"}
 
 
-def python_state(model: nn.Module) -> list[Any]:
-    """The plain values in the modules' attributes, and in the variables around their own functions and hooks."""
-    state: list[Any] = []
+@dataclass(frozen=True)
+class PythonState:
+    """`values`: equal for two states if no plain value has changed. tensors: all that are kept, by their id."""
+
+    values: list[Any]
+    tensors: dict[int, Tensor]
+
+    def changed_by(self, after: PythonState, used: Collection[int]) -> bool:
+        """Whether a plain value has changed, or a tensor that was used (by id) has been replaced."""
+        return self.values != after.values or any(key in self.tensors and key not in after.tensors for key in used)
+
+
+def python_state(model: nn.Module) -> PythonState:
+    """What is in the modules' attributes and classes, and in the variables around their functions and hooks."""
+    look = _Look()
+    values: list[Any] = []
     for module in model.modules():
-        attributes = vars(module)
-        state.append(_plain({key: value for key, value in attributes.items() if key[:1] != "_"}, DEPTH))
-        state += [_around(function) for function in _functions(module)]
-    return state
+        own = {key: value for key, value in vars(module).items() if key not in INTERNAL}
+        values.append(look.at(own, DEPTH))
+        values += [look.at(kind, DEPTH) for kind in type(module).__mro__ if not _of_library(kind)]
+        values += [
+            look.at(hook, DEPTH) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        ]
+        look.tensors |= {
+            id(each): each for each in (*module._parameters.values(), *module._buffers.values()) if each is not None
+        }
+    return PythonState(values, look.tensors)
 
 
-def _functions(module: nn.Module) -> Iterator[FunctionType]:
-    """The user's functions that a call of the module runs."""
-    candidates = [
-        *(value for kind in type(module).__mro__ if not _of_torch(kind) for value in vars(kind).values()),
-        *vars(module).values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values(),
-    ]  # fmt: skip
-    for each in candidates:
-        function = each.__func__ if isinstance(each, MethodType) else each
-        counts = getattr(function, "__module__", None) == passes.__name__  # our counters of passes
-        if isinstance(function, FunctionType) and not (counts or _of_torch(function)):
-            yield function
+class _Look:
+    """Copies plain values out of containers, objects and functions, each of these once."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[int, Tensor] = {}
+        self._seen: dict[int, Any] = {}  # kept, so that no id is reused
+
+    def at(self, value: Any, depth: int) -> Any:
+        name = type(value).__name__
+        if isinstance(value, PLAIN):
+            return value if value == value else "nan"
+        if isinstance(value, Tensor):
+            self.tensors[id(value)] = value
+            return "tensor"
+        if depth == 0 or isinstance(value, nn.Module) or id(value) in self._seen:
+            return name
+        self._seen[id(value)] = value
+        if isinstance(value, MethodType):
+            return [name, self.at(value.__func__, depth), self.at(value.__self__, depth - 1)]
+        if isinstance(value, FunctionType):
+            return name if _of_library(value) else [name, self._around(value, depth - 1)]
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [name, len(value), *(self.at(each, depth - 1) for each in list(value)[:LARGEST])]
+        if isinstance(value, dict):
+            return [name, *((str(key), self.at(each, depth - 1)) for key, each in list(value.items())[:LARGEST])]
+        if isinstance(value, (type, ModuleType)):
+            return name if _of_library(value) else [name, self.at(dict(vars(value)), depth - 1)]
+        if hasattr(value, "__dict__") and not _of_library(type(value)):
+            return [name, self.at(vars(value), depth - 1)]
+        try:  # an iterator, a generator of random numbers, an array
+            return pickle.dumps(value)
+        except Exception:  # whatever pickling it raises
+            return repr(value)[:LARGEST]
+
+    def _around(self, function: FunctionType, depth: int) -> list[Any]:
+        """What is in the closure and the defaults of a function, and in the global variables that it names."""
+        cells = []
+        for cell in function.__closure__ or ():
+            try:
+                cells.append(self.at(cell.cell_contents, depth))
+            except ValueError:  # an empty cell
+                cells.append(None)
+        names = sorted(_names(function.__code__) & function.__globals__.keys())
+        kept = (function.__defaults__, function.__kwdefaults__, vars(function))
+        return [
+            cells,
+            *(self.at(each, depth) for each in kept),
+            *(self.at(function.__globals__[k], depth) for k in names),
+        ]
 
 
-def _of_torch(thing: Any) -> bool:
-    return str(getattr(thing, "__module__", "")).partition(".")[0] in ("torch", "builtins")
-
-
-def _around(function: FunctionType) -> list[Any]:
-    """The plain values in the closure, the defaults, and the global variables that a function names."""
-    cells = []
-    for cell in function.__closure__ or ():
-        try:
-            cells.append(_plain(cell.cell_contents, DEPTH))
-        except ValueError:  # an empty cell
-            cells.append(None)
-    names = sorted(_names(function.__code__))
-    around = {name: _plain(function.__globals__[name], DEPTH) for name in names if name in function.__globals__}
-    return [cells, _plain(function.__defaults__, DEPTH), _plain(vars(function), DEPTH), around]
+def _of_library(thing: Any) -> bool:
+    """Whether a class, function or module is torch's, numpy's or Python's."""
+    name = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", "")
+    return str(name).partition(".")[0] in LIBRARIES
 
 
 def _names(code: CodeType) -> set[str]:
     inner = (_names(each) for each in code.co_consts if isinstance(each, CodeType))
     return set(code.co_names).union(*inner)
-
-
-def _plain(value: Any, depth: int) -> Any:
-    """A copy of the plain values in containers and objects, to some depth."""
-    if isinstance(value, PLAIN):
-        return value if value == value else "nan"
-    if depth == 0:
-        return type(value).__name__
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [type(value).__name__, len(value), *(_plain(each, depth - 1) for each in list(value)[:1000])]
-    if isinstance(value, dict):
-        return [[str(key), _plain(each, depth - 1)] for key, each in list(value.items())[:1000]]
-    if isinstance(value, (nn.Module, type)) or _of_torch(type(value)) or not hasattr(value, "__dict__"):
-        return repr(value)[:100] if type(value).__module__ in ("itertools", "collections") else type(value).__name__
-    return [type(value).__name__, _plain(vars(value), depth - 1)]

@@ -91,7 +91,7 @@ def record(model: nn.Module, x: Tensor) -> Recording:
     problems = recorder.problems
     if _random_state() != rng:
         problems.append("it draws random numbers")
-    if python_state(model) != state:
+    if state.changed_by(python_state(model), recorder.used()):
         problems.append("its forward changes its own state")
     if problems:
         raise UserError(f"{name} cannot be bounded: {problems[0]}")
@@ -113,6 +113,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.calls = [Call("image", {}, tuple(x.shape), "the image")]
         self.problems: list[str] = []
+        self.busy = False
         self.transposed: dict[int, Tensor] = {}
         self._model, self._names = model, {id(module): name for name, module in model.named_modules()}
         self._inside: list[nn.Module] = []
@@ -147,8 +148,18 @@ class Recorder(TorchDispatchMode):
             return f"{self._where()} uses a tensor after an in-place operation has changed it"
         return None
 
+    def used(self) -> list[int]:
+        """The ids of all tensors that took part."""
+        return [id(each) for each in self._kept]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        self.busy = True  # what the recorder itself reads is no read of the model
+        try:
+            return self._call(func, args, kwargs or {})
+        finally:
+            self.busy = False
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         given = list(_tensors((args, kwargs)))
         values = [self.value(each) for each in given]
         memories = {_memory(each) for each in given}
@@ -247,7 +258,11 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in READS and any(self.recorder.value(each) is not None for each in _tensors(args)):
+        if (
+            name in READS
+            and not self.recorder.busy
+            and any(self.recorder.value(each) is not None for each in _tensors(args))
+        ):
             where = self.recorder._where()
             self.recorder.problems.append(f"{where} makes its computation depend on values of the image ({name})")
         return func(*args, **(kwargs or {}))
