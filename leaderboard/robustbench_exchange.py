@@ -27,16 +27,20 @@ def export_model_info(entry: Entry) -> dict[str, Any]:
     if not entry.measured:
         raise UserError(f"{entry.name} was not attacked; RobustBench lists accuracies under attack only")
     records, about = [run.record for run in entry.runs], entry.about
-    attacked = statistics.fmean(float(run.robust.mean()) for run in entry.runs)
+    robust, clean = [float(run.robust.mean()) for run in entry.runs], [record.clean.acc for record in records]
+    attacked = statistics.fmean(robust)
     autoattack = [record.attacks["autoattack"].robust_acc for record in records if "autoattack" in record.attacks]
     by_autoattack = statistics.fmean(autoattack) if len(autoattack) == len(records) else None
     lower = by_autoattack is not None and _percent(attacked) != _percent(by_autoattack)
-    seeds = f"Mean over {len(records)} seeds." if len(records) > 1 else ""
+    seeds = ""
+    if len(records) > 1:
+        spreads = f"{_percent(statistics.stdev(clean))} (clean) and {_percent(statistics.stdev(robust))} (attacked)"
+        seeds = f"Mean over {len(records)} seeds, with standard deviations of {spreads} points."
     return ModelInfo(
         name=about.title, dataset=records[0].dataset, link=about.url, authors=about.authors, venue=about.paper,
         architecture=records[0].model, additional_data=about.extra_data,
         eps=threat_name(records[0].threat).partition(" ")[2],
-        clean_acc=_percent(statistics.fmean(record.clean.acc for record in records)), reported=_percent(attacked),
+        clean_acc=_percent(statistics.fmean(clean)), reported=_percent(attacked),
         autoattack_acc=None if by_autoattack is None else _percent(by_autoattack),
         external=_percent(attacked) if lower else None,
         footnote=" ".join(part for part in (about.note, seeds) if part) or None,

@@ -120,7 +120,8 @@ def test_ours_is_written_as_robustbench_writes(tmp_path):
     assert info["reported"] == info["autoattack_acc"] == "52.50"
     assert info["eps"] == "0.2"
     assert info["architecture"] == "small-cnn"
-    assert info["footnote"] == "A note. Mean over 2 seeds."
+    spreads = "with standard deviations of 0.00 (clean) and 3.54 (attacked) points"
+    assert info["footnote"] == f"A note. Mean over 2 seeds, {spreads}."
     assert "external" not in info
     (tmp_path / "back.json").write_text(json.dumps(info))
     assert ModelInfo.read(tmp_path / "back.json").clean == 0.975
