@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         for word in self._words[: self._words.index("--") if "--" in self._words else None]:
             name = word.partition("=")[0]
             if re.fullmatch("--[a-zA-Z].*", name) and not any(option.startswith(name) for option in options):
-                nearest = difflib.get_close_matches(name, options, n=1)
+                nearest = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
                 return f"unknown option {name}{f': did you mean {nearest[0]}?' if nearest else ''}"
         return None
 

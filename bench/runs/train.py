@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from bench.core import files
+from bench.core.failures import failures_of
 from bench.core.opened_files import record_opened_files
 from bench.core.progress import Progress
 from bench.core.records import Training
@@ -52,7 +53,8 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     opened: set[Path] = set()
     with record_opened_files(opened):
         loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe)
-        with Progress(f"train {plan.name}", loop.epochs * loop.steps_per_epoch, "step") as progress:
+        bar = Progress(f"train {plan.name}", loop.epochs * loop.steps_per_epoch, "step")
+        with bar as progress, failures_of(f"defense {plan.name}"):
             model, cost = loop.run(folder, progress.advance)
     for warning in cost.warnings:
         print(f"warning: {warning}", file=sys.stderr)

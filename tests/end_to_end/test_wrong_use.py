@@ -26,6 +26,14 @@ def folder(tmp_path):
         "from torch import nn\ndef build(shape, classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes), nn.Softmax(1), nn.Linear(classes, classes))\n"
     )
+    (tmp_path / "models.py").write_text(
+        "from torch import nn\ndef nothing():\n    return nn.Identity()\n"
+        "def positional(shape, classes, width=3):\n    return nn.Identity()\n"
+    )
+    (tmp_path / "failing.py").write_text(
+        "from bench.api import *\n@registry.defense('failing')\nclass Failing(Defense[TrainingConfig]):\n"
+        "    config_class = TrainingConfig\n    def train_step(self, batch, trainer):\n        raise OSError('why')\n"
+    )
     (tmp_path / "empty.py").touch()
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "data").mkdir()
@@ -113,6 +121,19 @@ WRONG = {
     "no threads": ((*ATAS, "--threads", "0"), "1 to 1024"),
     "seeds that are not numbers": ((*ATAS, "--seeds", "a,b"), "--seeds"),
     "table of nothing": (("table", "data"), "record.json"),
+    "option of another command": (("table", "--sort", "acc"), "unknown option --sort; see `bench table --help`"),
+    "option that argparse misses": (("run", "--defence", "atas"), "unknown option --defence: did you mean --defense?"),
+    "option with its value": (("check", "--basline=x"), "did you mean --baseline?"),
+    "choice in other letters": ((*ATAS, "--norm", "linf"), "did you mean 'Linf'?"),
+    "choice that there is not": (("table", "--format", "html"), "markdown, csv, latex, json, not 'html'"),
+    "model function without parameters": ((*ATAS, "--model", "models.py:nothing"), "it takes (shape, classes, *"),
+    "model option by position": ((*ATAS, "--model", "models.py:positional:width=4"), "(..., *, width=...)"),
+    "model option misspelt": ((*ATAS, "--model", "small-cnn:widht=4"), "did you mean 'width'?"),
+    "entry misspelt": (("list", "attacks", "pdg"), "'pgd'"),
+    "study without a name": (("study",), "overhead"),
+    "study option misspelt": (("study", "overhead", "--set", "pair=3"), "did you mean 'pairs'?"),
+    "study of another's weights": (("study", "reproduce"), "give --checkpoints DIR"),
+    "verify under another eps": (("verify", "data", "--attack", "pgd:eps=0.3"), "record.json"),
 }  # fmt: skip
 
 
@@ -130,6 +151,16 @@ def test_wrong_use_is_one_line(case, folder, monkeypatch, capsys):
     assert fact in err
     assert out == ""
     assert sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts) == before
+
+
+def test_a_defense_that_fails_in_a_step_is_one_line(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as done:
+        main(["run", "--plugin", "failing.py", "--defense", "failing", "--attacks", "none", "--quiet"])
+    assert done.value.code == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1] == "error: defense failing failed at failing.py:6: OSError: why"
+    )
 
 
 def test_wrong_use_is_one_line_in_a_process_of_its_own(folder):
