@@ -1,0 +1,75 @@
+"""Single-step adversarial training from the clean image, and from a noisy one (N-FGSM)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from attacks.pgd import ascend
+from bench.core import registry
+from bench.core.config import Schedule, TrainingConfig
+from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.specs import Length, OfEps, in_units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    lr: float = 0.2
+    schedule: Schedule = "triangular"
+    alpha: Length = OfEps(1.0)
+    attack_mode: Literal["eval", "train"] = "train"  # of batch norm during the attack
+
+
+@registry.defense("fgsm-at")
+class FGSMAT(Defense[Config]):
+    """FGSM adversarial training: one step of eps from the clean image.
+
+    Goodfellow et al. (2015), trained on adversarial examples alone. Long trainings at a large eps overfit to this
+    attack, which the log's PGD accuracy shows.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        x_adv, _ = ascend(
+            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=1, start=batch.x,
+            alpha=in_units(self.config.alpha, trainer.eps), mode=self.config.attack_mode,
+        )  # fmt: skip
+        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyConfig(Config):
+    noise: float = 2.0  # its half-width, in units of eps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(noise=(self.noise >= 0, "not negative"))
+
+
+@registry.defense("n-fgsm")
+class NFGSM(Defense[NoisyConfig]):
+    """N-FGSM: one step of eps from an image with uniform noise of 2 eps, without a projection onto the ball.
+
+    de Jorge et al. (2022), "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training". Points are
+    clamped to the range of pixels only, so the training sees perturbations of up to 3 eps. Linf only.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = NoisyConfig
+    norms = ("Linf",)
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        config, threat, x = self.config, trainer.threat, batch.x
+        uniform = 2 * torch.rand(x.shape, generator=trainer.generator, device=x.device) - 1
+        noisy = (x + config.noise * trainer.eps * uniform).requires_grad_()
+        with mode_of(trainer.model, training=config.attack_mode == "train"):
+            loss = cross_entropy(trainer.model(noisy), batch.y, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, noisy)
+        length = in_units(config.alpha, trainer.eps)
+        x_adv = threat.clamp(noisy.detach() + length * threat.steepest(gradient))
+        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))

@@ -1,0 +1,55 @@
+"""FGSM training with gradient alignment (Andriushchenko and Flammarion, 2020)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from bench.core import registry
+from bench.core.config import Schedule, TrainingConfig
+from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.specs import Length, OfEps, in_units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    lr: float = 0.2
+    schedule: Schedule = "triangular"
+    alpha: Length = OfEps(1.25)
+    penalty: float = 0.2  # lambda: 0.2 for CIFAR-10 at eps 8/255, 0.5 for CIFAR-100, 0.005 for ImageNet
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(penalty=(self.penalty >= 0, "not negative"))
+
+
+@registry.defense("gradalign")
+class GradAlign(Defense[Config]):
+    """FGSM-GA: FGSM training plus a penalty on how much the loss's gradient turns within the ball.
+
+    Andriushchenko and Flammarion (2020), Eq. 5: penalty * (1 - the mean cosine between the gradients at the image and
+    at a uniform point of the ball). The gradient at the image is held fixed, as in the authors' code. The step starts
+    at the image and is projected onto the ball. Batch norm is in train mode throughout.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        config, threat, model, x = self.config, trainer.threat, trainer.model, batch.x
+        gradient = input_gradient(model, x, batch.y)
+        x_adv = threat.project(x + in_units(config.alpha, trainer.eps) * threat.steepest(gradient), x)
+        elsewhere = threat.random_start(x, trainer.generator)
+        turned = input_gradient(model, elsewhere, batch.y, differentiable=True)
+        alignment = cosine_similarity(gradient.flatten(1), turned.flatten(1), dim=1).mean()
+        trainer.update(cross_entropy(model(x_adv), batch.y) + config.penalty * (1 - alignment))
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor, *, differentiable: bool = False) -> Tensor:
+    """The gradient (B,C,H,W) of each example's cross entropy at x; `differentiable` with respect to the weights."""
+    x = x.detach().requires_grad_()
+    loss = cross_entropy(model(x), y, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=differentiable)
+    return gradient
