@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bench.core import registry
 from bench.core.attack_specs import PlannedAttack
 from bench.core.config import TrainingConfig
-from bench.core.contracts import Certifier, Defense
+from bench.core.contracts import Certifier, Defense, frozen
 from bench.core.errors import UserError
 from bench.core.example_table import BRACKET
 from bench.core.threat import ThreatModel
@@ -53,8 +53,8 @@ def check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -
 def check_model(model: nn.Module, arrays: Arrays, text: str) -> None:
     """The model accepts the data set's images and returns logits of its classes."""
     try:
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(2, *arrays.shape))
+        with frozen(model), torch.no_grad():
+            logits = model(torch.zeros(2, *arrays.shape))
     except Exception as error:  # the model may come from a plugin
         raise UserError(
             f"model '{text}' does not accept the images of {arrays.name}, {arrays.shape} ({registry.one_line(error)}); "

@@ -33,7 +33,7 @@ from bench.runs.compatibility import (
     check_training,
 )
 from bench.runs.request import Request
-from bench.runs.sources import Sources, sources_of
+from bench.runs.sources import Ingredients, Sources
 from bench.training.checkpoints import BuildSpec, read_spec
 from bench.training.foreign_checkpoints import load_foreign
 from bench.training.rebuild import load_weights, make_defense, new_model
@@ -157,7 +157,13 @@ def _with_model(plan: Plan, saved_spec: BuildSpec | None, read_by_methods: set[P
         known=[*plan.attacks.values(), *plan.certifiers.values()],
     )  # fmt: skip
     plan = replace(plan, threads=threads, bracket=bracket, loaded=model if request.checkpoint else None)
-    return replace(plan, sources=sources_of(plan, initial, read_by_model, read_by_methods))
+    ingredients = Ingredients(
+        spec=plan.spec, trains=plan.config.defense is not None, dataset=plan.config.dataset, plugins=request.plugins,
+        defense=plan.defense, attacks=plan.attacks, certifiers=list(plan.certifiers.values()),
+        stages=bracket.stages if bracket is not None else (),
+        initial=initial, read_by_model=read_by_model, read_by_methods=read_by_methods,
+    )  # fmt: skip
+    return replace(plan, sources=ingredients.sources())
 
 
 def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:

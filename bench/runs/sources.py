@@ -1,24 +1,23 @@
 """What decides the weights and the evaluation of a plan besides its config: code, and files that it reads."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from bench.core import files, registry
+from bench.core.attack_specs import PlannedAttack
+from bench.core.contracts import Certifier, Defense
 from bench.core.foreign_attacks import CallableAttack
 from bench.core.package_origins import ROOT
+from bench.core.records import Record
 from bench.core.source_code import closure, files_of_spec, package_version
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bench.core.records import Record
-    from bench.runs.plan import Plan
+from bench.core.staged_attack import Stage
+from bench.training.checkpoints import BuildSpec
 
 # Their imports are not followed: they reach everything, and the plan's own entries are known.
 GLUE = [ROOT / "bench/runs" / name for name in ("plan.py", "run.py")]
@@ -43,35 +42,43 @@ class Sources:
         return sorted({name for name, _ in self.all.items() ^ recorded.items()})
 
 
-def sources_of(
-    plan: Plan, initial: Mapping[str, Tensor], read_by_model: set[Path], read_by_methods: set[Path]
-) -> Sources:
-    """initial: the state of the model with the weights of seed 0. read_by_*: data files that the user's code read."""
-    spec = plan.spec
-    with_model = _hashes(read_by_model)
-    if ".py:" in spec.model:  # its weights may come from a file that compiled code has read
-        with_model[f"initial weights of {Path(spec.model.partition(':')[0]).name}"] = _state_hash(initial)
-    built = [
-        *_files_of_type(plan.defense),
-        *files_of_spec(spec.model, registry.model),
-        *files_of_spec(plan.config.dataset, registry.dataset),
-    ]
-    training: dict[str, str] = {}
-    if plan.config.defense is not None:
-        roots = [*TRAINING, *built, *_named_in(spec.training.values()), *_plugins_of_training(plan.request.plugins)]
-        training = closure(roots, alone=GLUE) | with_model
-    stages = [] if plan.bracket is None else [stage.method for stage in plan.bracket.stages]
-    attacks = [planned.attack for planned in plan.attacks.values()]
-    methods = [path for method in (*attacks, *plan.certifiers.values(), *stages) for path in _files_of_type(method)]
-    evaluation = (
-        closure([*EVALUATION, *built, *methods, *plan.request.plugins], alone=GLUE)
-        | with_model
-        | _hashes(read_by_methods)
-    )
-    for text in plan.attacks:
-        if (library := text.partition(".")[0]) in registry.library:
-            evaluation |= package_version(library)
-    return Sources(training, evaluation)
+@dataclass(frozen=True, kw_only=True)
+class Ingredients:
+    """What a plan has resolved, as far as it leads to code and to files that this code reads."""
+
+    spec: BuildSpec
+    trains: bool
+    dataset: str
+    plugins: Sequence[Path]
+    defense: Defense[Any] | None
+    attacks: Mapping[str, PlannedAttack]
+    certifiers: Sequence[Certifier]
+    stages: Sequence[Stage[Any]]  # of the bracket
+    initial: Mapping[str, Tensor]  # the state of the model with the weights of seed 0
+    read_by_model: set[Path]  # data files that building and calling the model has read
+    read_by_methods: set[Path]  # data files that making the attacks and certifiers has read
+
+    def sources(self) -> Sources:
+        spec, with_model = self.spec, _hashes(self.read_by_model)
+        if ".py:" in spec.model:  # its weights may come from a file that compiled code has read
+            with_model[f"initial weights of {Path(spec.model.partition(':')[0]).name}"] = _state_hash(self.initial)
+        built = [
+            *_files_of_type(self.defense),
+            *files_of_spec(spec.model, registry.model),
+            *files_of_spec(self.dataset, registry.dataset),
+        ]
+        training: dict[str, str] = {}
+        if self.trains:
+            roots = [*TRAINING, *built, *_named_in(spec.training.values()), *_plugins_of_training(self.plugins)]
+            training = closure(roots, alone=GLUE) | with_model
+        attacks = [planned.attack for planned in self.attacks.values()]
+        methods = [*attacks, *self.certifiers, *(stage.method for stage in self.stages)]
+        roots = [*EVALUATION, *built, *(path for method in methods for path in _files_of_type(method)), *self.plugins]
+        evaluation = closure(roots, alone=GLUE) | with_model | _hashes(self.read_by_methods)
+        for text in self.attacks:
+            if (library := text.partition(".")[0]) in registry.library:
+                evaluation |= package_version(library)
+        return Sources(training, evaluation)
 
 
 def _files_of_type(thing: Any) -> Iterator[Path]:
