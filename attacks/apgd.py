@@ -100,7 +100,7 @@ class APGD(SequentialAttack):
     norms = ("Linf", "L2", "L1")
     min_classes: ClassVar[int] = 2  # for which the loss is defined
 
-    steps: int = 100
+    steps: int = 100  # gradient steps
 
     def check_fits(self, threat: ThreatModel, shape: tuple[int, ...], classes: int) -> None:
         super().check_fits(threat, shape, classes)
@@ -143,7 +143,7 @@ class APGDT(APGD):
 
     min_classes = 4
 
-    targets: int = 9
+    targets: int = 9  # target classes, those of the highest logits
 
     def losses(self, model: nn.Module, batch: Batch) -> Sequence[Loss]:
         with torch.no_grad():

@@ -37,7 +37,7 @@ class AutoAttack(Attack):
 
     norms = ("Linf", "L2", "L1")
 
-    version: Literal["standard", "plus", "rand"] = "standard"
+    version: Literal["standard", "plus", "rand"] = "standard"  # plus: more attacks; rand: for random models
 
     def check_fits(self, threat: ThreatModel, shape: tuple[int, ...], classes: int) -> None:
         super().check_fits(threat, shape, classes)

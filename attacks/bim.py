@@ -18,7 +18,7 @@ from bench.core.threat import ThreatModel
 class BIM(Attack):
     """Projected steps of size eps / steps from the image itself; returns the last iterate. Kurakin et al. (2017)."""
 
-    steps: int = 10
+    steps: int = 10  # gradient steps
     alpha: Length | None = None  # eps / steps
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:

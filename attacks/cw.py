@@ -41,14 +41,14 @@ class CW(Attack):
 
     minimum_norm = True
 
-    steps: int = 1000
-    search_steps: int = 9
-    initial_c: float = 0.01
-    largest_c: float = 20.0
-    lr: float = 0.01
-    shrink: float = 0.9
-    targets: int = 9
-    halvings: int = 10
+    steps: int = 1000  # of Adam, at most, for each c
+    search_steps: int = 9  # values of c
+    initial_c: float = 0.01  # first value of c
+    largest_c: float = 20.0  # largest value of c under Linf
+    lr: float = 0.01  # learning rate of Adam
+    shrink: float = 0.9  # Linf: factor of tau after a run that succeeds
+    targets: int = 9  # target classes, those of the highest logits
+    halvings: int = 10  # bisections between the adversarial point and the image
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,10 +31,10 @@ class DeepFool(Attack):
 
     minimum_norm = True
 
-    steps: int = 50
-    overshoot: float = 0.02
+    steps: int = 50  # gradient steps
+    overshoot: float = 0.02  # share of a step by which it goes beyond the boundary
     targets: int = 9
-    halvings: int = 10
+    halvings: int = 10  # bisections between the adversarial point and the image
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         nearest = NearestAdversarial(model, batch, threat)

@@ -36,13 +36,13 @@ class FAB(Attack):
     norms = ("Linf", "L2", "L1")
     minimum_norm = True
 
-    steps: int = 100
-    restarts: int = 1
-    targeted: bool = False
-    targets: int = 9
-    alpha_max: float = 0.1
-    eta: float = 1.05
-    beta: float = 0.9
+    steps: int = 100  # gradient steps
+    restarts: int = 1  # starts, each on the examples that are left
+    targeted: bool = False  # towards one class after another, not to the nearest boundary
+    targets: int = 9  # target classes, those of the highest logits
+    alpha_max: float = 0.1  # largest weight of the bias towards the image
+    eta: float = 1.05  # overshoot: the factor of a step
+    beta: float = 0.9  # backward step: the share of the perturbation that is kept
     until_eps: bool = False
 
     def __post_init__(self) -> None:

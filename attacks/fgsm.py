@@ -17,8 +17,8 @@ from bench.core.threat import ThreatModel
 class FGSM(Attack):
     """One step of size eps along the gradient's sign (Linf) or along the gradient (L2). Goodfellow et al. (2015)."""
 
-    alpha: Length = OfEps(1.0)
-    random_start: bool = False
+    alpha: Length = OfEps(1.0)  # step size
+    random_start: bool = False  # start at a uniform point of the ball, not at the image
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         start = threat.random_start(batch.x, generator) if self.random_start else batch.x

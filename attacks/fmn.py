@@ -38,11 +38,11 @@ class FMN(Attack):
     norms = ("Linf", "L2", "L1")
     minimum_norm = True
 
-    steps: int = 100
+    steps: int = 100  # gradient steps
     alpha: float = 1.0
     gamma: float = 0.05
-    targets: int = 9
-    halvings: int = 10
+    targets: int = 9  # target classes, those of the highest logits
+    halvings: int = 10  # bisections between the adversarial point and the image
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,7 +22,7 @@ class MIFGSM(Attack):
     Dong et al. (2018), Algorithm 1. The step is the sign of the sum (Linf), or the sum divided by its L2 norm (L2).
     """
 
-    steps: int = 10
+    steps: int = 10  # gradient steps
     alpha: Length | None = None  # eps / steps
     decay: float = 1.0  # mu: 0 forgets earlier gradients, 1 adds them up
 

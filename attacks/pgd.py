@@ -145,8 +145,8 @@ class WorstPoint:
 class SequentialAttack(Attack):
     """One run per loss and restart, each on the examples that no earlier one has broken."""
 
-    steps: int = 10
-    restarts: int = 1
+    steps: int = 10  # gradient steps
+    restarts: int = 1  # starts, each on the examples that are left
 
     @abstractmethod
     def run(
@@ -187,9 +187,9 @@ class PGD(SequentialAttack):
     steps need the care that `apgd-ce` takes.
     """
 
-    alpha: Length = OfEps(0.25)
-    random_start: bool = True
-    step: Literal["auto", "sign", "l2", "raw"] = "auto"
+    alpha: Length = OfEps(0.25)  # step size
+    random_start: bool = True  # start at a uniform point of the ball, not at the image
+    step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
 
     def run(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, loss: Loss, generator: torch.Generator

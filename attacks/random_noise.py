@@ -18,7 +18,7 @@ class RandomNoise(Attack):
 
     norms = ("Linf", "L2", "L1")
 
-    samples: int = 10
+    samples: int = 10  # random points for each example
 
     @torch.no_grad()
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:

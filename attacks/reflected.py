@@ -54,11 +54,11 @@ class RPGD(Attack):
     misclassified, with two classes).
     """
 
-    steps: int = 40
-    alpha: Length = 10.0
-    step: Literal["auto", "sign", "l2", "raw"] = "raw"
-    decay: float = 0.2
-    decay_every: int = 10
+    steps: int = 40  # gradient steps
+    alpha: Length = 10.0  # step size
+    step: Literal["auto", "sign", "l2", "raw"] = "raw"  # sign, L2-normalised or raw gradient; auto: by the norm
+    decay: float = 0.2  # factor of the step size
+    decay_every: int = 10  # steps between two decays
 
     def __post_init__(self) -> None:
         super().__post_init__()

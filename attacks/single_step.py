@@ -29,8 +29,8 @@ class SingleStep(Attack):
 
     minimum_norm = True
 
-    steps: int = 100
-    halvings: int = 10
+    steps: int = 100  # increases of the step size, at most
+    halvings: int = 10  # bisections between the adversarial point and the image
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         nearest = NearestAdversarial(model, batch, threat)

@@ -38,7 +38,7 @@ class Square(Attack):
 
     queries: int = 5000
     p_init: float = 0.8
-    restarts: int = 1
+    restarts: int = 1  # starts, each on the examples that are left
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,7 +29,7 @@ class Transfer(Attack):
 
     norms = ("Linf", "L2", "L1")
 
-    from_: str = ""
+    from_: str = ""  # folder of the finished run
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,8 +23,8 @@ class Universal(Attack):
     images it is evaluated on, batch by batch. It says nothing about unseen images, and is weaker for larger batches.
     """
 
-    steps: int = 100
-    alpha: Length = OfEps(0.05)
+    steps: int = 100  # gradient steps
+    alpha: Length = OfEps(0.05)  # step size
     clip: float = 9.0  # beta: images with a larger loss no longer contribute to the gradient
 
     def __post_init__(self) -> None:

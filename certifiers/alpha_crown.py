@@ -29,7 +29,7 @@ class AlphaCrown(MarginCertifier):
     """
 
     steps: int = 20
-    lr: float = 0.1
+    lr: float = 0.1  # learning rate of Adam for the slopes
 
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         region = region_of(x, threat)

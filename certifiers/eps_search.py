@@ -43,8 +43,8 @@ class EpsSearch(NetworkCertifier):
     norms = ("Linf", "L2")
 
     method: Literal["pec", "bisection"] = "pec"
-    high: Length = OfEps(4)
-    precision: float = 1e-4
+    high: Length = OfEps(4)  # upper end of the search
+    precision: float = 1e-4  # length of the interval at which the search ends
 
     def __post_init__(self) -> None:
         super().__post_init__()

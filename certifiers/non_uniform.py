@@ -41,11 +41,11 @@ class NonUniform(NetworkCertifier):
     norms = ("Linf",)
 
     steps: int = 20
-    inner: int = 10
-    lr: float = 0.01
-    clip: float = 0.1
-    rho: float = 0.1
-    growth: float = 1.2
+    inner: int = 10  # steps of Adam in each outer step
+    lr: float = 0.01  # learning rate of Adam
+    clip: float = 0.1  # largest norm of the gradient of Adam
+    rho: float = 0.1  # weight of the penalty in the first outer step
+    growth: float = 1.2  # factor of rho from one outer step to the next
     margin: float = 1e-3
     shrink: float = 0.99
 

@@ -37,7 +37,7 @@ class Smoothing(Certifier):
     sigma: float = 0.25
     n0: int = 100
     n: int = 10_000
-    alpha: float = 0.001
+    alpha: float = 0.001  # probability that a certificate is false
     batch: int = 1000
 
     def __post_init__(self) -> None:

@@ -22,8 +22,8 @@ class Config(TrainingConfig):
     beta: float = 0.5  # momentum of the moving average v of squared gradient norms
     c: float = 0.01  # at eps 8/255, for gradients of the mean over a batch of 128
     smallest: float = 0.5  # step sizes are clamped to [smallest, largest], in units of eps
-    largest: float = 1.75
-    step_size: Literal["released", "eq-5.16"] = "released"
+    largest: float = 1.75  # see smallest
+    step_size: Literal["released", "eq-5.16"] = "released"  # that of the authors' code, or of equation 5.16
     warm_up: float = 5 / 30  # fraction of the training with the constant step size eps
     resets: tuple[float, ...] = (10 / 30, 20 / 30)  # fractions after which perturbations are drawn again
 

@@ -13,7 +13,7 @@ from bench.training.perturbation_bank import BankConfig, carried_start, carry, r
 
 @dataclass(frozen=True, kw_only=True)
 class Config(BankConfig):
-    steps: int = 1
+    steps: int = 1  # of the attack
     alpha: Length = OfEps(0.5)  # 4/255 at eps 8/255
 
 

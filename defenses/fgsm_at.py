@@ -17,7 +17,7 @@ from bench.core.specs import Length, OfEps, in_units
 class Config(TrainingConfig):
     lr: float = 0.2
     schedule: Schedule = "triangular"
-    alpha: Length = OfEps(1.0)
+    alpha: Length = OfEps(1.0)  # step size of the attack
     attack_mode: Literal["eval", "train"] = "train"  # of batch norm during the attack
 
 

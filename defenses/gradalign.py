@@ -16,7 +16,7 @@ from bench.core.specs import Length, OfEps, in_units
 class Config(TrainingConfig):
     lr: float = 0.2
     schedule: Schedule = "triangular"
-    alpha: Length = OfEps(1.25)
+    alpha: Length = OfEps(1.25)  # step size of the attack
     penalty: float = 0.2  # lambda: 0.2 for CIFAR-10 at eps 8/255, 0.5 for CIFAR-100, 0.005 for ImageNet
 
     def __post_init__(self) -> None:

@@ -16,10 +16,10 @@ from bench.core.specs import Length, OfEps, in_units
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
-    beta: float = 5.0
-    steps: int = 10
-    alpha: Length = OfEps(0.25)
-    start_std: float = 0.001
+    beta: float = 5.0  # weight of the KL divergence
+    steps: int = 10  # of the attack
+    alpha: Length = OfEps(0.25)  # step size of the attack
+    start_std: float = 0.001  # standard deviation of the noise from which the attack starts
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,11 +27,11 @@ class Config(BoundsConfig):
     beta: float = 0.1  # weight of the regulariser
     nearest: int = 4  # C, the number of penalised hyperplanes
     subsample: int | None = None  # B', the examples that are regularised; None for the whole batch
-    eps_schedule: Literal["paper", "released", "constant"] = "paper"
-    eps_start: Length = OfEps(0.064)
+    eps_schedule: Literal["paper", "released", "constant"] = "paper"  # growth of eps: the paper's, the code's, none
+    eps_start: Length = OfEps(0.064)  # eps at the start of its schedule
     warm_up: float = 0.0  # fraction of the training that is adversarial training only
     steps: int = 10  # of the attack
-    step_size: Length = OfEps(0.2)
+    step_size: Length = OfEps(0.2)  # of the attack
     clip_value: float = 0.5  # largest entry of the weights' gradient
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class Config(BoundsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AttackedConfig(Config):
-    reading: Literal["released", "paper"] = "released"
+    reading: Literal["released", "paper"] = "released"  # what the released code does, or what the paper says
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -14,7 +14,7 @@ from bench.core.specs import Length, OfEps, in_units
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
-    steps: int = 10
+    steps: int = 10  # of the attack
     alpha: Length = OfEps(0.25)  # 2/255 at eps 8/255
     attack_mode: Literal["eval", "train"] = "eval"  # of batch norm during the attack
 

@@ -21,8 +21,8 @@ class Config(TrainingConfig):
     schedule: Schedule = "triangular"
     steps: int = 16  # the smallest of the paper's 2, 4, 16 and 32 that reaches its best result
     alpha: Length = OfEps(1 / 8)  # 1/255 at eps 8/255
-    step: Literal["auto", "sign", "l2", "raw"] = "auto"
-    random_start: bool = False
+    step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
+    random_start: bool = False  # of the attack: start at a uniform point of the ball
 
 
 @registry.defense("r-pgd")

@@ -25,25 +25,25 @@ class TrainingConfig:
     Times (milestones, peak) are fractions of the training.
     """
 
-    epochs: int = 30
-    batch_size: int = 128
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: Schedule = "piecewise"
+    epochs: int = 30  # passes over the training set
+    batch_size: int = 128  # examples of a batch
+    optimizer: Literal["sgd", "adam"] = "sgd"  # SGD with momentum, or Adam
+    lr: float = 0.1  # highest learning rate
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 5e-4  # L2 penalty of the optimizer
+    schedule: Schedule = "piecewise"  # of the learning rate: see milestones and peak
     milestones: tuple[float, ...] = (24 / 30, 28 / 30)  # piecewise: lr is multiplied by `decay` at each
-    decay: float = 0.1
+    decay: float = 0.1  # piecewise: the factor of the learning rate
     peak: float = 0.5  # triangular: lr rises from 0 until here, then falls to 0
     crop: int = 4  # pixels of zero padding for random crops; 0 for none
     flip: bool = True  # random horizontal flip
     validation: float = 0.0  # fraction of the training set that is held out for selection
-    validation_seed: int = 0
+    validation_seed: int = 0  # draws the validation split
     select: Literal["last", "best"] = "last"  # best: the epoch with the highest PGD accuracy on the validation split
     ema: float = 0.0  # decay of the weight average, 0 for none
     clip_grad: float = 0.0  # largest norm of the weights' gradient, 0 for none
     probe_every: int = 1  # epochs between two probes (FGSM and PGD accuracy, for the log), 0 for none
-    probe_examples: int = 128
+    probe_examples: int = 128  # training examples of a probe; with a validation split, its examples
     amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 and channels_last on GPUs that support bfloat16
 
     def __post_init__(self) -> None:

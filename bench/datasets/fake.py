@@ -19,7 +19,11 @@ def fake(
     test: int = 128,
     seed: int = 0,
 ) -> Arrays:
-    """The mean of noise and a prototype per class: `fake:shape=3+32+32:classes=10:train=512:test=128`."""
+    """The mean of noise and a prototype per class: `fake:shape=3+32+32:classes=10:train=512:test=128`.
+
+    shape: channels, height and width, joined by '+'. classes: how many. train, test: the number of images. seed: of all
+    random numbers.
+    """
     if len(shape) != 3 or min(*shape, train, test) < 1 or max(*shape, classes) > 4096 or classes < 2 or seed < 0:
         raise UserError("'fake' takes shape=C+H+W, each 1 to 4096, 2 to 4096 classes, train and test >= 1, seed >= 0")
     channels, height, width = shape

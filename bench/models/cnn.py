@@ -9,7 +9,10 @@ from bench.models.building_blocks import ACTIVATIONS, Activation, Shape, assembl
 
 @registry.model("cnn")
 def cnn(shape: Shape, classes: int, *, width: int = 16, activation: Activation = "relu") -> nn.Sequential:
-    """The thesis' CNN: conv 16 4x4/2, conv 32 4x4/2, fc 100, fc classes."""
+    """The thesis' CNN: conv 16 4x4/2, conv 32 4x4/2, fc 100, fc classes.
+
+    width: channels of the first convolution. activation: after each hidden layer.
+    """
     channels, height, size = shape
     if min(height, size) < 4:
         raise UserError(f"model 'cnn' halves the image size twice: it needs at least 4x4 pixels, not {height}x{size}")

@@ -8,7 +8,10 @@ from bench.models.building_blocks import Shape, assemble
 
 @registry.model("lenet")
 def lenet(shape: Shape, classes: int, *, width: int = 16, kernel: int = 5) -> nn.Sequential:
-    """LeNet(w), thesis table 4.1: conv 2w, conv 4w, fc 64w, fc classes; 2x2 max pooling after each convolution."""
+    """LeNet(w), thesis table 4.1: conv 2w, conv 4w, fc 64w, fc classes; 2x2 max pooling after each convolution.
+
+    width: w, the width factor. kernel: side of the convolutions.
+    """
     channels, height, size = shape
     features = 4 * width * (height // 2 // 2) * (size // 2 // 2)
     return assemble(

@@ -14,7 +14,10 @@ from bench.models.building_blocks import ACTIVATIONS, Activation, NamedLayers, S
 def mlp(
     shape: Shape, classes: int, *, hidden: tuple[int, ...] = (100, 100, 100), activation: Activation = "relu"
 ) -> nn.Sequential:
-    """inputs - 100 - 100 - 100 - classes: the networks of the thesis' table 3.2."""
+    """inputs - 100 - 100 - 100 - classes: the networks of the thesis' table 3.2.
+
+    hidden: units of each hidden layer. activation: after each hidden layer.
+    """
     if not hidden or min(hidden) < 1:
         raise UserError(f"model 'mlp' needs hidden layers of at least one unit, as hidden=100,100, not {hidden}")
     layers: NamedLayers = [("flatten", nn.Flatten())]
@@ -26,5 +29,8 @@ def mlp(
 
 @registry.model("fc1")
 def fc1(shape: Shape, classes: int, *, width: int = 1024, activation: Activation = "relu") -> nn.Sequential:
-    """The thesis' FC1: inputs - 1024 - classes."""
+    """The thesis' FC1: inputs - 1024 - classes.
+
+    width: units of the hidden layer. activation: after each hidden layer.
+    """
     return mlp(shape, classes, hidden=(width,), activation=activation)

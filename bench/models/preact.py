@@ -35,17 +35,26 @@ def preact_resnet(
 def preact_resnet18(
     shape: Shape, classes: int, *, width: int = 64, mean: PerChannel = (), std: PerChannel = ()
 ) -> nn.Sequential:
-    """PreActResNet-18 in its CIFAR form."""
+    """PreActResNet-18 in its CIFAR form.
+
+    width: channels of the first stage. mean, std: of each channel, for the normalisation; empty for none.
+    """
     return preact_resnet(shape, classes, width, [(2, width * 2**k) for k in range(4)], mean, std)
 
 
 @registry.model("wrn-28-10")
 def wrn_28_10(shape: Shape, classes: int, *, widen: int = 10, mean: PerChannel = (), std: PerChannel = ()) -> nn.Module:
-    """WideResNet-28-10."""
+    """WideResNet-28-10.
+
+    widen: the widening factor. mean, std: of each channel, for the normalisation; empty for none.
+    """
     return preact_resnet(shape, classes, 16, [(4, 16 * widen * 2**k) for k in range(3)], mean, std)
 
 
 @registry.model("wrn-34-10")
 def wrn_34_10(shape: Shape, classes: int, *, widen: int = 10, mean: PerChannel = (), std: PerChannel = ()) -> nn.Module:
-    """WideResNet-34-10."""
+    """WideResNet-34-10.
+
+    widen: the widening factor. mean, std: of each channel, for the normalisation; empty for none.
+    """
     return preact_resnet(shape, classes, 16, [(5, 16 * widen * 2**k) for k in range(3)], mean, std)

@@ -33,11 +33,17 @@ def resnet(
 
 @registry.model("resnet18")
 def resnet18(shape: Shape, classes: int, *, width: int = 64, mean: PerChannel = (), std: PerChannel = ()) -> nn.Module:
-    """ResNet-18 in its CIFAR form."""
+    """ResNet-18 in its CIFAR form.
+
+    width: channels of the first stage. mean, std: of each channel, for the normalisation; empty for none.
+    """
     return resnet(shape, classes, (2, 2, 2, 2), width, mean, std)
 
 
 @registry.model("resnet34")
 def resnet34(shape: Shape, classes: int, *, width: int = 64, mean: PerChannel = (), std: PerChannel = ()) -> nn.Module:
-    """ResNet-34 in its CIFAR form."""
+    """ResNet-34 in its CIFAR form.
+
+    width: channels of the first stage. mean, std: of each channel, for the normalisation; empty for none.
+    """
     return resnet(shape, classes, (3, 4, 6, 3), width, mean, std)

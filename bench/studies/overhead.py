@@ -31,7 +31,7 @@ class OverheadStudy(ModelStudy):
     defense: str = "atas"  # a defense that makes one step of the optimizer a batch
     model: str = "preact-resnet18"  # spec of the model
     dataset: str = "fake:train=256"  # name of the data set, or an .npz file
-    batch_size: int = 128
+    batch_size: int = 128  # examples of a batch
     pairs: int = 5  # how often both are timed
     eps: float = 8 / 255  # of the Linf threat model
     crop: int = 4  # pixels of padding for random crops; 0: neither crops nor flips

@@ -13,7 +13,7 @@ from bench.core.contracts import Batch, Trainer
 class BankConfig(TrainingConfig):
     """The settings of a defense whose perturbations start as Gaussian noise and are drawn again from time to time."""
 
-    start_std: float = 0.001
+    start_std: float = 0.001  # standard deviation of the noise from which the attacks start
     reset_every: int = 10  # epochs after which the perturbations are drawn again, at least 2: each is carried over once
 
     def __post_init__(self) -> None:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import pytest
+
+from bench.core import registry
 from bench.core.option_docs import document_options, option_meanings
 from bench.core.specs import Length, OfEps
 
@@ -30,7 +33,7 @@ class Method(Base):
     first: float | None = None
     second: tuple[float, ...] = (0.5, 1)
     from_: str = ""
-    noisy: int = 3  # noqa: A003
+    noisy: int = 3
 
 
 def function(shape, *, width: int = 16, depth: int = 2):
@@ -66,3 +69,16 @@ def test_functions_are_documented_by_their_docstring():
 def test_what_has_no_source_has_no_meanings():
     made = dataclass(frozen=True, kw_only=True)(type("Made", (), {"__annotations__": {"x": int}, "x": 1}))
     assert [option.name for option in document_options(made)] == ["x"]
+
+
+@pytest.mark.parametrize("kind", ["defense", "attack", "certifier", "model", "dataset", "study"])
+def test_every_option_of_every_entry_has_a_meaning(kind):
+    entries = getattr(registry, kind)
+    targets = {name: entries.get(name) for name in entries.names()}
+    silent = {
+        f"{name}: {option.name}"
+        for name, target in targets.items()
+        for option in document_options(getattr(target, "config_class", target))
+        if not option.meaning
+    }
+    assert not silent, "write a comment at the end of the line of each option"
