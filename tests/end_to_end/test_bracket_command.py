@@ -151,6 +151,7 @@ def claim_throughout(run):
         radius = float(table["radius/crown"].astype(np.float64).mean())
         record["artifacts"]["witnesses"].update(sha256=new.sha256, bytes=new.bytes)
         record["certifiers"]["crown"].update(certified_acc=acc, ci95=ci95, mean_radius=radius)
+        record["worst"], record["worst_by"] = {"robust_acc": acc, "ci95": ci95}, []
         record["bracket"].update(certified_acc=acc, certified_ci95=ci95, robust_acc=acc, robust_ci95=ci95, open=0)
         for name, stage in record["bracket"]["stages"].items():
             stage.update(certified=right if name == "crown" else 0, broken=stage["broken"] if name == "clean" else 0)

@@ -5,7 +5,7 @@ import json
 import stat
 
 from bench.cli import main
-from bench.core.example_table import accuracy, worst_case
+from bench.core.example_table import accuracy, worst, worst_by
 from bench.core.files import read_arrays, write_arrays
 from bench.core.record_files import artifact
 from leaderboard.published_results import About
@@ -63,9 +63,10 @@ def change_table(run, change):
     table = read_arrays(run / FILES["examples"])
 
     def follow(record):
-        clean, worst = accuracy(table["clean"]), accuracy(worst_case(table))
+        clean, lowest = accuracy(table["clean"]), worst(table)
         record["clean"] = {"acc": clean.acc, "ci95": clean.ci95}
-        record["worst"] = {"robust_acc": worst.acc, "ci95": worst.ci95}
+        record["worst"] = {"robust_acc": lowest.robust_acc, "ci95": lowest.ci95}
+        record["worst_by"] = worst_by(table)
         for spec, result in record["attacks"].items():
             robust = accuracy(table[f"robust/{spec}"])
             result |= {"robust_acc": robust.acc, "ci95": robust.ci95}
