@@ -73,7 +73,11 @@ def evaluate_split(
         names = shorten(", ".join(left), 80)
         if certifiers or bracket is not None:
             raise UserError(f"a model with modules in train mode cannot be certified ({names}); call model.eval()")
-        warnings.warn(f"modules in train mode inside of a model in eval mode stay so ({names})", stacklevel=2)
+        text = f"modules in train mode inside of a model in eval mode stay so ({names})"
+        if context.show_progress:
+            print(f"warning: {text}", file=sys.stderr)
+        else:
+            warnings.warn(text, stacklevel=2)
     table = measure_clean(context.model, context.test, context.batch_size)
     n_correct, show = int(table["clean"].sum()), context.show_progress
     measured: dict[str, Measurement[Result]] = {}

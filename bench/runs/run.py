@@ -106,7 +106,7 @@ def _compute(plan: Plan, seed: int, folder: Path) -> None:
         save_weights(folder / WEIGHTS, model, plan.spec)
     else:
         model, cost = _trained(plan, seed, folder)
-    record = evaluate(plan, seed, folder, model.eval(), cost)
+    record = evaluate(plan, seed, folder, model, cost)
     record_files.write_record(folder, record)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
 
