@@ -198,7 +198,9 @@ def test_several_seeds_give_a_mean_and_a_deviation(tmp_path):
     assert "mean of 2" in done.stdout
     assert "+-" in done.stdout
     table = bench(tmp_path, "table", "--format", "json")
-    assert [entry["seed"] for entry in json.loads(table.stdout)] == [0, 1]
+    assert [(entry["seed"], entry["seeds"]) for entry in json.loads(table.stdout)] == [
+        (0, [0]), (1, [1]), (None, [0, 1]),
+    ]  # fmt: skip
 
 
 def test_eval_of_our_own_weights_gives_the_same_predictions(finished, tmp_path):
