@@ -82,7 +82,7 @@ def drawn_weights(model: nn.Sequential, seed: int, gain: float) -> nn.Sequential
     """Normal weights, scaled so that activations keep their size at gain 1; random batch norm statistics."""
     draw = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             fan_in = math.prod(module.weight.shape[1:])
             module.weight.data = gain * torch.randn(module.weight.shape, generator=draw).double() / math.sqrt(fan_in)
             if module.bias is not None:
@@ -176,3 +176,118 @@ def margins_at(model: nn.Module, tried: Tensor, y: Tensor) -> Tensor:
         logits = torch.cat([model(each) for each in tried.flatten(0, 1).split(4096)]).unflatten(0, tried.shape[:2])
     label = y.expand(len(tried), -1)[:, :, None]
     return (logits.gather(2, label) - logits).scatter(2, label, torch.inf)
+
+
+class Concatenated(nn.Module):
+    """The outputs of two branches, one after the other."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+class Arithmetic(nn.Module):
+    """(x - mu) / sigma and more, with numbers and constants, as a function."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mu", torch.linspace(-0.3, 0.7, channels).view(1, -1, 1, 1))
+        self.sigma = nn.Parameter(torch.linspace(0.4, -0.8, channels).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mu) / self.sigma
+        return 0.3 - (2 * x - 1 + x / 3) * 0.7
+
+
+class Mean(nn.Module):
+    """The mean over the height, the width or both."""
+
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.axes, keepdim=True)
+
+
+class Extremes(nn.Module):
+    """max(x, a x + b) and min(x, c x): maxima and minima of two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(x, 0.3 - 0.5 * x), 2 * x)
+
+
+CURVES = {
+    "gelu": nn.GELU,
+    "gelu-tanh": lambda: nn.GELU("tanh"),
+    "silu": nn.SiLU,
+    "elu": lambda: nn.ELU(0.6),
+    "selu": nn.SELU,
+    "celu": lambda: nn.CELU(1.7),
+    "softplus": lambda: nn.Softplus(2.0),
+    "hardtanh": lambda: nn.Hardtanh(-0.4, 0.7),
+    "relu6": nn.ReLU6,
+    "hardsigmoid": nn.Hardsigmoid,
+    "extremes": Extremes,
+    "falling leaky": lambda: nn.LeakyReLU(-0.3),
+}
+LAYERS = (*CURVES, "prelu", "max-pool", "mean", "concatenation", "same", "transposed", "arithmetic")
+
+
+@st.composite
+def networks_with(draw: st.DrawFn, layer: str) -> tuple[nn.Sequential, tuple[int, int, int], int]:
+    """As `networks`, with one of LAYERS between two other layers."""
+    shape = draw(st.integers(1, 2)), draw(st.integers(3, 6)), draw(st.integers(3, 6))
+    classes, channels, size = draw(st.integers(2, 4)), draw(st.integers(1, 4)), list(shape[1:])
+    first: list[nn.Module] = []
+    if draw(st.booleans()):
+        first = [nn.Conv2d(shape[0], channels, 3, padding=1), *([activation(draw)] if draw(st.booleans()) else [])]
+    else:
+        channels = shape[0]
+    middle, channels, size = draw(layer_of(layer, channels, size))
+    last: list[nn.Module] = [activation(draw)] if draw(st.booleans()) else []
+    if draw(st.booleans()) and min(size) > 1:
+        last += [nn.Conv2d(channels, 3, 2), middle[0] if layer in CURVES else activation(draw)]
+        channels, size = 3, [each - 1 for each in size]
+    model = nn.Sequential(*first, *middle, *last, nn.Flatten(), nn.Linear(channels * math.prod(size), classes))
+    model = model.double().eval()
+    return drawn_weights(model, draw(st.integers(0, 10**6)), draw(st.sampled_from([0.5, 1.0, 3.0]))), shape, classes
+
+
+@st.composite
+def layer_of(draw: st.DrawFn, layer: str, channels: int, size: list[int]) -> tuple[list[nn.Module], int, list[int]]:
+    """One of LAYERS, and the channels and the size of its output."""
+    if layer in CURVES:
+        return [CURVES[layer]()], channels, size
+    if layer == "prelu":
+        prelu = nn.PReLU(channels)
+        nn.init.uniform_(prelu.weight, -1.0, 2.0)
+        prelu.weight.data = torch.tensor(draw(st.lists(st.floats(-1, 2), min_size=channels, max_size=channels)))
+        return [prelu], channels, size
+    if layer == "max-pool":
+        kernel, stride, border = draw(st.sampled_from([(2, 2, 0), (2, 1, 0), (3, 2, 1), (3, 1, 1), (3, 2, 0)]))
+        if draw(st.integers(0, 4)) == 0:
+            return [nn.AdaptiveMaxPool2d(1)], channels, [1, 1]
+        return [nn.MaxPool2d(kernel, stride, border)], channels, [(s + 2 * border - kernel) // stride + 1 for s in size]
+    if layer == "mean":
+        axes = draw(st.sampled_from([(2,), (3,), (2, 3), (-1, -2)]))
+        return [Mean(*axes)], channels, [1 if k in {axis % 4 for axis in axes} else size[k - 2] for k in (2, 3)]
+    if layer == "concatenation":
+        other = nn.Sequential(nn.Conv2d(channels, 2, 3, padding=1), activation(draw))
+        branches = [other, nn.Identity()] if draw(st.booleans()) else [nn.Identity(), other, activation(draw)]
+        return [Concatenated(*branches)], 2 + channels * (len(branches) - 1), size
+    if layer == "same":
+        kernel, dilation = draw(st.sampled_from([(3, 1), (3, 2), ((1, 5), 1), (2, 2), (4, 2)]))
+        return [nn.Conv2d(channels, 2, kernel, padding="same", dilation=dilation)], 2, size
+    if layer == "transposed":
+        kernel, stride, border, extra, dilation = draw(
+            st.sampled_from([(2, 2, 0, 0, 1), (3, 2, 1, 1, 1), (3, 1, 1, 0, 1), (2, 1, 0, 0, 2), (3, 3, 0, 2, 1)])
+        )
+        groups = channels if draw(st.booleans()) else 1
+        conv = nn.ConvTranspose2d(channels, 2 * groups, kernel, stride, border, extra, groups, dilation=dilation)
+        after = [(each - 1) * stride - 2 * border + dilation * (kernel - 1) + extra + 1 for each in size]
+        return [conv], 2 * groups, after
+    return [Arithmetic(channels)], channels, size
