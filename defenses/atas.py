@@ -46,7 +46,8 @@ class ATAS(Defense[Config]):
     their image.
 
     `resets` are fractions of the training, rounded to the end of an epoch; one that would discard perturbations before
-    their second epoch is left out, with a warning.
+    their second epoch is left out, with a warning. The published mnist results, of 2 epochs, are older: perturbations
+    were drawn again after the first epoch, and there was no warm-up.
 
     Deviations: the default step size is that of the released code, a_i = 2 eps / (1 + sqrt(v_i) / c) clamped to
     [eps/2, 1.75 eps], after a warm-up with a_i = eps that does not update v. `step_size=eq-5.16` is the text's

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bench.core import seeds
 from bench.core.contracts import Batch, Defense, mode_of
 from bench.core.errors import CheckError, UserError
+from bench.core.failures import failures_of
 from bench.core.passes import Passes, count_passes
 from bench.core.records import Training
 from bench.core.threat import ThreatModel
@@ -63,9 +64,8 @@ class Loop:
             self.averaged_model = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.generator = seeds.generator(self.device, seed, "training")
         self.bank: dict[str, Tensor] = {}
-        self.epoch, self.epochs, self.steps_done = 0, self.config.epochs, 0
+        self.epoch, self.epochs, self.steps_done, self.seconds = 0, self.config.epochs, 0, 0.0
         self.passes = Passes()
-        self.seconds = 0.0
         self.log: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self.best: dict[str, Any] = {"pgd": -1.0, "state": None}
@@ -146,7 +146,7 @@ class Loop:
         self.step()
 
     def run(self, folder: Path | None = None, report: Report | None = None) -> tuple[nn.Module, Training]:
-        """Train to the end, from the checkpoint in `folder` if there is one. Returns the predictor and the cost.
+        """Train to the end, from the checkpoint in `folder` if there is one: the predictor, and the training's cost.
 
         With a folder, each epoch ends with a checkpoint and a line of log.jsonl.
         """
@@ -204,7 +204,8 @@ class Loop:
 
     def train_on(self, batch: Batch) -> None:
         """One step."""
-        with torch.autocast(self.device.type, torch.bfloat16) if self.fast else nullcontext():
+        fast = torch.autocast(self.device.type, torch.bfloat16) if self.fast else nullcontext()
+        with failures_of(f"{type(self.defense).__name__}.train_step"), fast:
             self.defense.train_step(batch, self)
         self.steps_done += 1
 
@@ -254,8 +255,7 @@ class Loop:
     def undone(self) -> Iterator[None]:
         """Do not keep what the block does to the state of the training, nor its random draws."""
         state, modes = copy.deepcopy(self._state()), [(module, module.training) for module in self.model.modules()]
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             yield
         self._restore(state)
         self.optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
 from bench.core.errors import UserError
+from bench.core.failures import failures_of
 from bench.core.passes import Passes, count_passes
 from bench.datasets.split import Split
 
@@ -78,8 +79,9 @@ def batches_of_an_epoch(loop: Loop) -> Iterator[Batch]:
 def measure_pass(loop: Loop) -> None:
     """Call the model once in train mode, so that a call of a part of it can be counted as a share of a pass."""
     x = _images(loop)
-    passes = Passes()
-    with loop.undone(), mode_of(loop.model, training=True), count_passes(loop.model, passes), torch.no_grad():
+    passes, what = Passes(), f"the model in train mode, called on images of shape {tuple(x.shape)},"
+    counted = count_passes(loop.model, passes)
+    with loop.undone(), mode_of(loop.model, training=True), counted, torch.no_grad(), failures_of(what):
         loop.model(x)
     loop.passes.whole |= passes.whole
 

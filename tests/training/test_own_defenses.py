@@ -236,6 +236,23 @@ def test_a_predictor_with_other_weights_is_accepted():
     assert same(list(average.values()), states(predictor))
 
 
+def test_what_a_defense_or_a_model_raises_is_one_line():
+    class Broken(Standard):
+        def train_step(self, batch, trainer):
+            trainer.update(trainer.model(batch.x.flatten(1)).sum())
+
+    class OnlyEval(nn.Module):
+        def forward(self, x):
+            if self.training:
+                raise NotImplementedError("only eval mode")
+            return x.flatten(1)
+
+    with pytest.raises(UserError, match=r"\ABroken\.train_step failed at \S+\.py:\d+: RuntimeError.*\Z"):
+        loop_of(Broken).run()
+    with pytest.raises(UserError, match=r"\Athe model in train mode.* failed at .*only eval mode\Z"):
+        loop_of(Standard, model=nn.Sequential(OnlyEval(), nn.Linear(64, 10)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_models_in_another_precision_are_refused_before_the_training(dtype):
     with pytest.raises(UserError, match=rf"\Athe model's '0.weight' is in {str(dtype)[6:]}; .*model.float\(\)\Z"):
