@@ -25,7 +25,7 @@ class AlphaCrown(MarginCertifier):
     Xu et al., "Fast and Complete: Enabling Complete Verification with Rapid and Massively Parallel Incomplete
     Verifiers" (2021). It starts from the slopes of the better of the two and keeps the best bound seen, so it is never
     below either. steps: of Adam, with the learning rate lr. Deviations: the pre-activation bounds are the tighter of
-    those of fast-lin and crown, and are not optimised; sigmoid and tanh have no slopes to optimise.
+    those of fast-lin and crown, and are not optimised; sigmoid, tanh and other curves have no slopes to optimise.
     """
 
     steps: int = 20

@@ -52,6 +52,8 @@ class Crown(LinearCertifier):
     Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions" (2018).
     relaxation: of sigmoid and tanh, `eq35` two parallel tangents (thesis, Eq. 3.5), `tight` the chord wherever it is a
     bound. Deviation: the tangents' slope is the chord's, not searched for.
+    GELU, SiLU, ELU and softplus get, for each line, the best of the slopes of the chord and of the curve at both ends
+    and the middle.
     """
 
     relaxation: Literal["eq35", "tight"] = "eq35"

@@ -37,7 +37,8 @@ class Exact(NetworkCertifier):
     """Mixed-integer programs decide each example: certified, broken with a witness, or open at the time limit.
 
     Tjeng, Xiao and Tedrake, "Evaluating Robustness of Neural Networks with Mixed Integer Programming" (2019), for
-    networks of ReLU and leaky ReLU with at most some hundreds of unstable neurons, under Linf. An example that
+    networks of ReLU and its kin (max pooling, clamps, PReLU) with at most some hundreds of unstable neurons, under
+    Linf. An example that
     alpha-crown does not certify is attacked, with a few gradient steps towards each class that is not excluded, from
     the image and from `batch.worst_points`. Then each of these classes gets a program, the least margin first, until
     one has a solution or none has. seconds: the time limit for the programs of one example. solver: `auto` is SCIP if
