@@ -88,7 +88,7 @@ def verify(folder: Path, settings: Settings) -> list[Finding]:
     record = read_or_report(report, "record", lambda: record_files.read_record(folder), otherwise="failed")
     if record is None:
         return report
-    checks = _plan_checks(folder, record, settings, report)
+    checks = _plan_checks(folder, record, settings)
     with Progress(f"verify {'/'.join(folder.parts[-2:])}", len(checks), "check") as progress:
         for names, check in checks:
             progress.advance(0, names[0])
@@ -97,9 +97,10 @@ def verify(folder: Path, settings: Settings) -> list[Finding]:
     return report
 
 
-def _plan_checks(folder: Path, record: Record, settings: Settings, report: list[Finding]) -> list[Check]:
-    """Read the table, the data set and the model, and list the checks. What cannot be read is added to the report."""
-    read = partial(read_or_report, report)
+def _plan_checks(folder: Path, record: Record, settings: Settings) -> list[Check]:
+    """Read the table, the data set and the model, and list the checks; what could not be read is one of them."""
+    unread: list[Finding] = []
+    read = partial(read_or_report, unread)
     table = read("table", lambda: _read_table(folder), otherwise="failed")
     data = read("data", lambda: load_data(record, table, settings))
     model = read("model", lambda: load_model(folder / WEIGHTS, record, require(data, "data"), settings))
@@ -116,6 +117,7 @@ def _plan_checks(folder: Path, record: Record, settings: Settings, report: list[
             ([f"hash of {name}"], partial(_check_file, folder, record, name))
             for name in ("weights", "examples", "witnesses")
         ),
+        *(([finding.name], partial(list, [finding])) for finding in unread),
         (["aggregates"], lambda: [_check_aggregates(record, require(table, "table"))]),
         (["distances"], lambda: check_distances(record, require(table, "table"))),
         (LEAK_CHECKS, lambda: check_leakage(require(table, "table"), _eval_batch(record))),
