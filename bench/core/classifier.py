@@ -1,5 +1,6 @@
 """A user's model as attacks and measurements see it: float32 images in, float32 logits out, gradients finite."""
 
+import inspect
 import warnings
 from typing import Any
 
@@ -122,13 +123,23 @@ def is_training(module: nn.Module) -> bool:
 
 
 def _left_in_train_mode(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules in train mode, by name, whose parent, or the parent of one of their parents, is in eval mode."""
+    """The modules in train mode, by name, inside of a module in eval mode, if their mode makes a difference.
+
+    A layer that replaced another one after `model.eval()` is in train mode too.
+    """
     left: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if not is_training(module):
             inside = {f"{name}.{child}" if name else child: part for child, part in module.named_modules() if child}
-            left |= {child: part for child, part in inside.items() if is_training(part)}
+            left |= {child: part for child, part in inside.items() if is_training(part) and _depends_on_mode(part)}
     return left
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    """Whether a method of the module's class, or of one that it inherits from, reads `training`."""
+    kinds = [kind for kind in type(module).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
+    methods = [method for kind in kinds for method in vars(kind).values() if inspect.isfunction(method)]
+    return isinstance(module, torch.jit.ScriptModule) or any("training" in each.__code__.co_names for each in methods)
 
 
 def as_classifier(model: nn.Module) -> Classifier:

@@ -106,6 +106,15 @@ def test_modules_in_train_mode_inside_of_a_module_in_eval_mode_stay_so():
     assert not model.training
 
 
+def test_a_layer_whose_mode_makes_no_difference_is_not_reported():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(9, 4)).eval()
+    model[2] = nn.Linear(9, 4)
+    assert model[2].training
+    assert Classifier(model).random_modules == {}
+    model[1] = nn.Sequential(nn.Identity(), nn.BatchNorm1d(9), nn.ReLU())
+    assert list(Classifier(model).random_modules) == ["1.1"]
+
+
 def test_a_model_in_train_mode_is_put_into_eval_mode_as_a_whole():
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.BatchNorm1d(9), nn.Linear(9, 4)).train()
     model[2].eval()
