@@ -7,6 +7,7 @@ overridden Python code. All of these are therefore recorded as what they do.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -126,7 +127,8 @@ class Recorder(TorchDispatchMode):
     def active(self) -> Iterator[None]:
         """Record inside the block, compiled modules uncompiled and data-parallel ones on one device."""
         with ExitStack() as stack:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it would take seconds
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             for module in self._model.modules():
                 if isinstance(module, nn.DataParallel):
                     stack.callback(setattr, module, "device_ids", module.device_ids)
