@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from bench.core import registry
 from bench.core.errors import UserError
+from bench.core.progress import Progress
 from bench.datasets.split import Split
 from bench.models.build import build_model
 from bench.studies.study import ModelStudy
@@ -56,10 +56,12 @@ class OverheadStudy(ModelStudy):
         optimizer = torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         loop.run_epoch()  # warm up both
         bare_epoch(bare, optimizer, batches, self.eps)
-        seconds = [
-            (_timed(device, loop.run_epoch), _timed(device, lambda: bare_epoch(bare, optimizer, batches, self.eps)))
-            for _ in tqdm(range(self.pairs), desc="overhead", unit="pair")
-        ]
+        seconds = []
+        with Progress("overhead", self.pairs, "pair") as progress:
+            for _ in range(self.pairs):
+                ours = _timed(device, loop.run_epoch)
+                seconds.append((ours, _timed(device, lambda: bare_epoch(bare, optimizer, batches, self.eps))))
+                progress.advance(1)
         setting = f"{self.defense}, {self.model}, {self.dataset}, batch {self.batch_size}"
         head = f"{setting}, {device}, {plan.threads} threads"
         lines = [f"  {ours:.3f} s / {plain:.3f} s = {ours / plain:.3f}" for ours, plain in seconds]

@@ -262,7 +262,8 @@ def _attack_again(context: EvalContext, table: Table, record: Record, classes: i
     planned.attack.check_fits(context.threat, context.test.image_shape, classes)
     own = {spec: attack for spec in _own_attacks(record, table) for attack in _repeatable(spec, context, settings)}
     finding = attack_again(context, table, {settings.attack: planned.attack}, own, settings.sample)
-    return replace(finding, evidence=f"{settings.attack}, seed {settings.seed}: {finding.evidence}")
+    by = "" if finding.outcome == "weaker" else f"{settings.attack}, "  # its evidence names the attack
+    return replace(finding, evidence=f"{by}seed {settings.seed}: {finding.evidence}")
 
 
 def _own_attacks(record: Record, table: Table) -> list[str]:
