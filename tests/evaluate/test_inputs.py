@@ -98,6 +98,7 @@ def test_gradients_that_are_not_finite_are_a_warning_of_the_attack():
         assert attack.robust_acc < 0.3
 
 
+@pytest.mark.slow
 def test_dropout_left_in_train_mode_is_judged_as_it_is():
     model = nn.Sequential(*MODEL, nn.Dropout(0.5)).eval()
     with torch.no_grad():
