@@ -51,10 +51,9 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     validation = Split(x[held_out], y[held_out], plan.device) if len(held_out) else None
     probe = make_probe(validation or train, plan.threat, None if validation else config.probe_examples)
     opened: set[Path] = set()
-    with record_opened_files(opened):
+    with failures_of(f"defense {plan.name}"), record_opened_files(opened):
         loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe)
-        bar = Progress(f"train {plan.name}", loop.epochs * loop.steps_per_epoch, "step")
-        with bar as progress, failures_of(f"defense {plan.name}"):
+        with Progress(f"train {plan.name}", loop.steps, "step") as progress:
             model, cost = loop.run(folder, progress.advance)
     for warning in cost.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -202,3 +202,26 @@ def test_files_that_a_defense_reads_while_it_trains_are_part_of_the_training(fol
     (folder / "factor.txt").write_text("3")
     again = bench(folder, *words, "pgd-3")
     assert "other source (factor.txt)" in again.stderr
+
+
+FAILS = """
+from bench.api import Defense, TrainingConfig, registry
+
+@registry.defense("fails")
+class Fails(Defense[TrainingConfig]):
+    "Fails before the first step."
+    config_class = TrainingConfig
+
+    def prepare(self, trainer):
+        trainer.bank["v"][0] = 1
+
+    def train_step(self, batch, trainer):
+        pass
+"""
+
+
+def test_what_a_defense_raises_is_one_line(folder):
+    (folder / "fails.py").write_text(FAILS)
+    done = bench(folder, "run", "--defense", "fails", "--plugin", "fails.py", *QUICK)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: defense fails failed at fails.py:10: KeyError: 'v'"]
