@@ -21,6 +21,8 @@ from bench.core.passes import AttackPasses, Passes, count_passes
 from bench.evaluate.clean import predict_with_margin
 from bench.evaluate.context import EvalContext
 
+FOR_PROGRAMMERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchResult:
@@ -172,7 +174,9 @@ def _path(folder: Path, key: str) -> Path:
 
 
 def _messages(caught: Sequence[warnings.WarningMessage]) -> npt.NDArray[np.str_]:
-    return np.array(sorted({str(each.message) for each in caught}), dtype=np.str_)
+    """The texts of warnings about the result; not those for programmers, which libraries give about their own code."""
+    texts = {str(each.message) for each in caught if not issubclass(each.category, FOR_PROGRAMMERS)}
+    return np.array(sorted(texts), dtype=np.str_)
 
 
 def _array(values: Tensor) -> npt.NDArray[Any]:

@@ -1,5 +1,7 @@
 """`bench.api.evaluate` on inputs and models of all kinds: a result, or one line."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -156,3 +158,14 @@ def test_an_integer_eps_and_specs_as_one_text(expected):
     assert list(found.attacks) == ["fgsm", "pgd-5"]
     assert list(found.certifiers) == ["ibp"]
     assert same(robust(attacks="pgd-5,fab-5"), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # the model warns in other calls than the attack's too
+@pytest.mark.parametrize(("category", "expected"), [(UserWarning, ["look"]), (DeprecationWarning, [])])
+def test_warnings_about_the_code_of_a_library_are_not_those_of_an_attack(category, expected, no_verdict):
+    def warn(linear, x):
+        warnings.warn("look", category, stacklevel=2)
+        return linear(x)
+
+    found = evaluate(Around(warn), BATCH.x, BATCH.y, threat=THREAT, attacks=["fgsm"])
+    assert found.attacks["fgsm"].warnings == expected
