@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import random
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -108,3 +110,9 @@ def _of_library(thing: Any) -> bool:
 def _names(code: CodeType) -> set[str]:
     inner = (_names(each) for each in code.co_consts if isinstance(each, CodeType))
     return set(code.co_names).union(*inner)
+
+
+def random_state() -> tuple[Any, ...]:
+    """Of the generators that all Python code shares."""
+    kind, keys, *rest = np.random.get_state()
+    return random.getstate(), kind, np.asarray(keys).tobytes(), *rest

@@ -6,14 +6,12 @@ overridden Python code. All of these are therefore recorded as what they do.
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -22,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.core.contracts import mode_of
 from bench.core.errors import UserError
-from certifiers.python_state import python_state
+from certifiers.python_state import python_state, random_state
 
 # methods that take values out of a tensor, so that Python code can depend on them
 READS = {
@@ -69,7 +67,7 @@ class Recording:
 def record(model: nn.Module, x: Tensor) -> Recording:
     """Run a model in eval mode on images x (B,C,H,W). UserError if its answer depends on more than these images."""
     recorder, name = Recorder(model, x), type(model).__name__
-    rng, state = _random_state(), python_state(model)
+    rng, state = random_state(), python_state(model)
     try:
         with mode_of(model, training=False), recorder.active():
             logits = model(x)
@@ -90,7 +88,7 @@ def record(model: nn.Module, x: Tensor) -> Recording:
             f"{name} cannot be bounded: on images of shape {tuple(x.shape)} it raises {type(error).__name__}: {text}"
         ) from error
     problems = recorder.problems
-    if _random_state() != rng:
+    if random_state() != rng:
         problems.append("it draws random numbers")
     if state.changed_by(python_state(model), recorder.used()):
         problems.append("its forward changes its own state")
@@ -122,6 +120,10 @@ class Recorder(TorchDispatchMode):
         self._values = {id(x): Value(0, tuple(x.shape))}
         self._image = _memory(x)
         self._image_dependent, self._created, self._read = {self._image}, set[int](), set[int]()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, which takes seconds; nothing is compiled while it records
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -289,8 +291,3 @@ def _memory(tensor: Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):
         raise UserError(f"a tensor of layout {tensor.layout} cannot be bounded") from None
-
-
-def _random_state() -> tuple[Any, ...]:
-    kind, keys, *rest = np.random.get_state()
-    return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
