@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from certifiers.activations import Activation
 from certifiers.backward import BackwardBound, propagate_backward
 from certifiers.input_regions import Ball, Box, Region
-from certifiers.joins import Join
+from certifiers.joins import Join, Maximum
 from certifiers.layers import Interval
 from certifiers.linear_forms import identity_forms, margin_specification
 from certifiers.network import Network
@@ -34,15 +35,16 @@ def propagate_intervals(network: Network, region: Region) -> list[Interval]:
 def interval_margins(network: Network, region: Region, y: Tensor) -> Tensor:
     """Lower bounds of z_y - z_j, (B,K), inf at the label.
 
-    The layers after the last activations are merged into the margins: elision of the last layer (section 3.1.2).
+    The layers after the last activations (or maxima) are merged into the margins: elision of the last layer (section 3.1.2).
     """
     intervals = propagate_intervals(network, region)
+    bends = [k for k, node in enumerate(network.nodes) if isinstance(node.layer, Activation | Maximum)]
     margins = intervals[-1][0].new_full((len(y), network.classes), torch.inf)
     for label in y.unique():
         rows = (y == label).nonzero().squeeze(1)
         others, forms = margin_specification(label[None], network.classes, network.image)
         start = BackwardBound({network.output: forms}, upper=None)
-        bound = propagate_backward(network, start, {}, until=network.activations)
+        bound = propagate_backward(network, start, {}, until=bends)
         regions = {k: Box(*intervals[k]).of(rows) if k else region.of(rows) for k in bound.forms}
         margins[rows[:, None], others] = bound.concretize(regions)[0]
     return margins
