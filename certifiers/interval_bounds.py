@@ -35,7 +35,8 @@ def propagate_intervals(network: Network, region: Region) -> list[Interval]:
 def interval_margins(network: Network, region: Region, y: Tensor) -> Tensor:
     """Lower bounds of z_y - z_j, (B,K), inf at the label.
 
-    The layers after the last activations (or maxima) are merged into the margins: elision of the last layer (section 3.1.2).
+    The layers after the last activations (or maxima) are merged into the margins: elision of the last layer (section
+    3.1.2).
     """
     intervals = propagate_intervals(network, region)
     bends = [k for k, node in enumerate(network.nodes) if isinstance(node.layer, Activation | Maximum)]
