@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from bench.core.errors import CheckError, UserError
-from bench.core.example_table import accuracy
+from bench.core.example_table import accuracy, worst, worst_by
 from bench.core.files import read_arrays, sha256, write_arrays
 from bench.core.record_files import read_record
 from bench.core.records import Sanity
@@ -354,7 +354,7 @@ HOSTILE = {
     ),
     "evidence lost": (lambda r: (r / "witnesses.npz").unlink(), "is missing"),
     # claims
-    "edited table": (lambda r: change_arrays(r, "examples", claim_robust), "its table gives"),
+    "edited table": (lambda r: change_arrays(r, "examples", claim_robust), "the record and its table disagree"),
     "edited table, record and hash": (lambda r: change_table(r, claim_robust), "have a witness but are robust"),
     "forged throughout": (
         lambda r: (change_table(r, claim_robust), change_arrays(r, "witnesses", no_witnesses)), "attacked again",
@@ -563,9 +563,11 @@ def reopen(run, tried):
         table["status"][row], table["decided_by"][row] = "open", ""
 
     change_arrays(run, "examples", undecide)
-    robust = accuracy(read_arrays(run / "examples.npz")["status"] != "broken")
+    table = read_arrays(run / "examples.npz")
+    robust, strongest = accuracy(table["status"] != "broken"), worst(table)
 
     def follow(record):
+        record |= {"worst": msgspec.to_builtins(strongest), "worst_by": worst_by(table)}
         bracket = record["bracket"]
         bracket["stages"][stage]["broken"] -= 1
         bracket["stages"]["square"] = bracket["stages"]["clean"] | {"tried": tried, "broken": 0}
