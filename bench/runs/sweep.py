@@ -113,7 +113,10 @@ def _run_cell(request: Request, seed: int, log: Path) -> str | None:
         try:
             run_seed(make_plan(request), seed)
         except (UserError, CheckError) as error:
-            return str(error)
+            if error.__cause__ is None:
+                return str(error)
+            traceback.print_exception(error)  # code of a plugin or a library raised something else
+            return f"{error}; see {log}"
         except Exception as error:  # a plugin's code may raise anything; the other runs continue
             traceback.print_exc()
             return f"{registry.one_line(error)}; see {log}"

@@ -109,6 +109,7 @@ def test_stays_within_the_threat_model_and_depends_only_on_its_seed(name, norm):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the package's Square fails on")
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_holds_in_many_configurations(name, norm):
     check_invariants(name, norm, 4 if name == "bracket-attack" else 15)  # it runs thousands of queries
