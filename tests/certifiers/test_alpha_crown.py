@@ -42,6 +42,7 @@ def test_the_tightest_limits_are_taken():
     assert intersection([{}, {}]) == {}
 
 
+@pytest.mark.slow
 def test_steps_certify_more():
     model, batch = case()
     threat = ThreatModel("Linf", 0.1)

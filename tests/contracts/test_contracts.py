@@ -57,7 +57,7 @@ SMALL_CERTIFIERS = {
 }
 
 
-SLOW_CERTIFIERS = {"alpha-crown", "crown-ibp", "eps-search", "exact", "non-uniform"}
+SLOW_CERTIFIERS = {"alpha-crown", "crown", "crown-ibp", "eps-search", "exact", "non-uniform", "pec"}
 CERTIFIERS = [
     pytest.param(SMALL_CERTIFIERS.get(name, name), marks=[pytest.mark.slow] * (name in SLOW_CERTIFIERS))
     for name in registry.certifier.names()

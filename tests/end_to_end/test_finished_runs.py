@@ -109,6 +109,7 @@ def test_a_sweep_replaces_runs_of_other_source_too(folder):
     assert len(replaced(folder)) == 1
 
 
+@pytest.mark.slow
 def test_adversarial_examples_of_a_replaced_run_are_not_those_of_before(folder):
     shutil.copytree(only_run(folder), folder / "other")
     words = ("--attacks", "transfer:from=other")
@@ -164,6 +165,7 @@ def build(shape, classes):
 """
 
 
+@pytest.mark.slow
 def test_data_of_a_model_file_are_part_of_training_and_evaluation(folder):
     (folder / "net.py").write_text(MODEL.format(folder=folder))
     words = (*RUN, "--model", "net.py:build")
@@ -191,6 +193,7 @@ class Scaled(Defense[TrainingConfig]):
 """
 
 
+@pytest.mark.slow
 def test_files_that_a_defense_reads_while_it_trains_are_part_of_the_training(folder):
     (folder / "scaled.py").write_text(READS_LATER.format(folder=folder))
     words = ("run", "--defense", "scaled", "--plugin", "scaled.py", *QUICK, "--attacks")
