@@ -35,7 +35,8 @@ def accuracies_table(record: Record, width: int | None = None) -> str:
     if record.bracket is not None:
         rows.append(_bracket_row(record.bracket))
     if record.training is not None:
-        rows.append([f"training ({record.training.epochs} epochs)", "", "", *_cost(record.training)])
+        epochs = f"{record.training.epochs} epoch{'s' if record.training.epochs > 1 else ''}"
+        rows.append([f"training ({epochs})", "", "", *_cost(record.training)])
     headers = ["measured", "accuracy %", "95 % interval, weights", "seconds", "forwards", "backwards"]
     return render(headers, rows, "markdown", "lrrrrr", width)
 

@@ -195,7 +195,8 @@ class Arithmetic(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("mu", torch.linspace(-0.3, 0.7, channels).view(1, -1, 1, 1))
-        self.sigma = nn.Parameter(torch.linspace(0.4, -0.8, channels).view(-1, 1, 1))
+        signs = (-1.0) ** torch.arange(channels)
+        self.sigma = nn.Parameter((signs * torch.linspace(0.4, 0.8, channels)).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mu) / self.sigma
