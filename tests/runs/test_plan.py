@@ -9,8 +9,11 @@ from torch import nn
 from bench.core.errors import UserError
 from bench.datasets.load import load_arrays
 from bench.runs.compatibility import check_distinct_names, check_rebuilt
+from bench.runs.evaluate import evaluate
 from bench.runs.plan import make_plan
 from bench.runs.request import Request
+from bench.runs.sources import Sources
+from bench.training.checkpoints import WEIGHTS, save_weights
 
 QUICK = Request(defense="atas", attacks=["fgsm"])
 
@@ -145,3 +148,20 @@ class Sketch(nn.Module):
 def test_a_model_whose_weights_are_not_all_of_it_is_refused(kind, said):
     with nullcontext() if said is None else pytest.raises(UserError, match=said):
         check_rebuilt(Sketch(kind), Sketch(kind), load_arrays("digits", None), "it")
+
+
+def test_partial_results_of_other_source_are_not_used(monkeypatch, tmp_path):
+    folders = []
+
+    def stop(context, *_, **__):
+        folders.append(context.partial_results)
+        raise UserError("stopped")
+
+    monkeypatch.setattr("bench.runs.evaluate.evaluate_split", stop)
+    plan = make_plan(replace(QUICK, n_examples=10))
+    model = plan.new_model(0)
+    save_weights(tmp_path / WEIGHTS, model, plan.spec)
+    for source in ("1", "2", "1"):
+        with pytest.raises(UserError, match="stopped"):
+            evaluate(replace(plan, sources=Sources(evaluation={"attacks/pgd.py": source})), 0, tmp_path, model, None)
+    assert folders[0] == folders[2] != folders[1]
