@@ -99,6 +99,7 @@ class Certificate:
     tolerance: a bound on the rounding error of a margin, a number or (B,); a proven margin exceeds it.
     broken (B,) bool: `witness` (B,C,H,W) is a counterexample; None if the certifier does not search for any.
     prediction (B,): of the certified classifier, if it is not the model itself (smoothing).
+    proof: of each example, a proof for the whole threat model (bench/core/proof_format.py), b"" where there is none.
     """
 
     radius: Tensor
@@ -108,6 +109,7 @@ class Certificate:
     broken: Tensor | None = None
     witness: Tensor | None = None
     prediction: Tensor | None = None
+    proof: Sequence[bytes] | None = None
 
     @property
     def status(self) -> list[Literal["certified", "open", "broken"]]:
