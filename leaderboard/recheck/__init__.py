@@ -1,0 +1,1 @@
+"""An independent checker of proofs: numpy and float64, no torch, no code of the certifiers."""

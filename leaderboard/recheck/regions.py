@@ -1,0 +1,69 @@
+"""The sets of images over which proofs hold, and the least value of linear functions over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.core.errors import UserError
+from bench.core.example_table import Threat
+from leaderboard.recheck.affine import UNIT, relative_error
+from leaderboard.recheck.layers import Vector
+
+TOLERANCE = 1e-6  # of eps, by which a point may be further away: ThreatModel.contains allows it
+ORDERS = {"L2": 2.0, "L1": 1.0}
+
+
+@dataclass(frozen=True)
+class Region:
+    """All images within eps (1 + TOLERANCE) of x (n,) with pixels in [0, 1].
+
+    low, high: the smallest box that contains it, rounded outward.
+    """
+
+    norm: str
+    eps: float
+    x: Vector
+    low: Vector
+    high: Vector
+
+    @classmethod
+    def around(cls, x: Vector, threat: Threat) -> Region:
+        if threat.norm not in ("Linf", *ORDERS):
+            raise UserError(f"the record's norm {threat.norm} is not one that this checker knows")
+        eps = np.nextafter(threat.eps * (1 + TOLERANCE), np.inf)
+        low, high = np.nextafter(x - eps, -np.inf), np.nextafter(x + eps, np.inf)
+        return cls(threat.norm, float(eps), x, np.maximum(low, 0), np.minimum(high, 1))
+
+    @property
+    def largest(self) -> Vector:
+        """The largest absolute value of each pixel."""
+        return np.maximum(self.high, -self.low)
+
+    def minimum(self, forms: Vector) -> Vector:
+        """A lower bound of each linear function of the image (n, T): (T,).
+
+        Under L2 and L1 the better of that over the ball, by the dual norm, and that over all images in [0, 1]. Error: n
+        roundings of each sum of absolute values, and those of the norm.
+        """
+        negative = np.minimum(forms, 0)
+        error = relative_error(len(forms) + 8)
+        if self.norm == "Linf":
+            value = self.low @ (forms - negative) + self.high @ negative
+            return value - error * (self.largest @ np.abs(forms))
+        absolute = np.abs(forms)
+        dual = np.sqrt(np.square(forms).sum(axis=0)) if self.norm == "L2" else absolute.max(axis=0)
+        ball = self.x @ forms - self.eps * dual - error * (np.abs(self.x) @ absolute + self.eps * dual)
+        return np.maximum(ball, (1 + error) * negative.sum(axis=0))
+
+    def distance(self, point: Vector) -> float:
+        """Of another image, in the region's norm."""
+        difference = np.abs(point - self.x)
+        return float(difference.max() if self.norm == "Linf" else np.linalg.norm(difference, ORDERS[self.norm]))
+
+    def contains(self, point: Vector) -> npt.NDArray[np.bool_]:
+        """Whether an adversarial example counts: as ThreatModel.contains, in float64."""
+        inside = np.all((point >= 0) & (point <= 1))
+        return np.bool_(inside and self.distance(point) <= self.eps * (1 + 4 * UNIT))
