@@ -13,6 +13,7 @@ from certifiers.input_regions import region_of
 from certifiers.linear_bounds import BoundedNetwork, Intermediate
 from certifiers.margin_certifier import MarginCertifier, insert_label
 from certifiers.network import Network
+from certifiers.proofs import Rule, rule_proof
 from certifiers.relaxations import RelaxationKind
 
 
@@ -25,6 +26,10 @@ class LinearCertifier(MarginCertifier):
     @property
     @abstractmethod
     def kind_of_relaxation(self) -> RelaxationKind: ...
+
+    def proof(self, network: Network, label: int) -> bytes:
+        rule: Rule = "parallel" if self.kind_of_relaxation == "parallel" else "adaptive"
+        return rule_proof(network, label, rule, linear=self.intermediate == "linear")
 
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         bounded = BoundedNetwork(network, self.kind_of_relaxation, self.intermediate)

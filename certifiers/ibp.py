@@ -11,6 +11,7 @@ from certifiers.input_regions import region_of
 from certifiers.interval_bounds import interval_margins
 from certifiers.margin_certifier import MarginCertifier
 from certifiers.network import Network
+from certifiers.proofs import interval_proof
 
 CHUNK = 500  # examples at a time on a CPU, so that the intervals stay in its cache
 
@@ -23,6 +24,9 @@ class IBP(MarginCertifier):
     Gowal et al., "On the Effectiveness of Interval Bound Propagation" (2018); thesis, Algorithm 3.2. It costs about two
     forward passes. Under L2 and L1 the first layer is bounded over the ball, as in Algorithm 3.2.
     """
+
+    def proof(self, network: Network, label: int) -> bytes:
+        return interval_proof(network, label)
 
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         size = CHUNK if x.device.type == "cpu" else len(x)

@@ -1,6 +1,7 @@
 """The base class of certifiers that bound margins: from lower bounds of z_y - z_j to a certificate."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from bench.core.threat import ThreatModel
 from certifiers.faithfulness import float64_twin
 from certifiers.network import Network
 from certifiers.network_certifier import NetworkCertifier
+from certifiers.proofs import can_prove
 from certifiers.rounding import margin_tolerance
 
 
@@ -33,12 +35,24 @@ class MarginCertifier(NetworkCertifier):
         margins = self.margins(network, x, y, threat)
         return margins, torch.zeros_like(margins[:, 0])
 
+    def proof(self, network: Network, label: int) -> bytes | None:
+        """A proof of this label for every example whose margins are certified; None if there is no such."""
+        return None
+
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
-        self.checked_network(model, batch.x, threat)
+        network = self.checked_network(model, batch.x, threat)
         margins, radius, error = self.bounds_with_error(model, batch.x, batch.y, threat)
         eps = threat.eps_like(batch.x).flatten().to(margins.dtype)
-        certified = (margins.amin(dim=1) > error) | (radius >= eps)
-        return Certificate(torch.where(certified, eps, radius), certified, margins, error)
+        by_margins = margins.amin(dim=1) > error
+        certified = by_margins | (radius >= eps)
+        proofs = self.proofs(network, batch.y, by_margins) if can_prove(network) else None
+        return Certificate(torch.where(certified, eps, radius), certified, margins, error, proof=proofs)
+
+    def proofs(self, network: Network, y: Tensor, certified: Tensor) -> Sequence[bytes]:
+        """The proofs of the certified examples, b"" for the others."""
+        of_label = {label: self.proof(network, label) or b"" for label in set(y.tolist())}
+        flags = zip(y.tolist(), certified.tolist(), strict=True)
+        return [of_label[label] if is_certified else b"" for label, is_certified in flags]
 
     def bounds_with_error(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel

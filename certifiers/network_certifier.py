@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts import Certifier
+from bench.core.network_format import Description
 from bench.core.threat import ThreatModel
 from certifiers.faithfulness import check_computes
 from certifiers.network import Network
+from certifiers.network_description import described_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,9 @@ class NetworkCertifier(Certifier):
 
     def check_network(self, network: Network) -> None:
         """UserError if this certifier does not support one of the layers."""
+
+    def describe(self, model: nn.Module, image: Tensor) -> Description | None:
+        return described_network(model, image)
 
     def checked_network(self, model: nn.Module, x: Tensor, threat: ThreatModel) -> Network:
         """The layers of a model; UserError if they do not compute what it does around images x (B,C,H,W)."""

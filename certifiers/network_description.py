@@ -21,7 +21,7 @@ from certifiers.network import Network
 MOST_NUMBERS = 50_000  # constants of one layer that are written out; weights are named
 
 
-def describe(model: nn.Module, image: Tensor) -> Description:
+def described_network(model: nn.Module, image: Tensor) -> Description:
     """The layers of a model for images like `image` (1,C,H,W), with weights by their names in its state dict.
 
     UserError if a layer has no proofs, or has weights that are not in the state dict.

@@ -14,6 +14,7 @@ from certifiers.linear_bounds import BoundedNetwork, LinearBounds
 from certifiers.linear_forms import DenseForms
 from certifiers.margin_certifier import MarginCertifier, insert_label
 from certifiers.network import Network
+from certifiers.proofs import rule_proof
 from certifiers.rounding import linear_bounds_error, rounding_error
 
 
@@ -32,6 +33,10 @@ class PEC(MarginCertifier):
     norms = ("Linf", "L2")
 
     relaxation: Literal["eq35", "tight"] = "eq35"
+
+    def proof(self, network: Network, label: int) -> bytes:
+        """Of an example whose margins are positive over all of the region; the envelope has no proof."""
+        return rule_proof(network, label, "adaptive" if self.relaxation == "tight" else "parallel")
 
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         return self.bounds(network, x, y, threat)[0]

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bench.core.proof_format import ALONE, INTERVALS, LEAF, VERSION, Bounds, Line, Proof, Tree, encode
 from certifiers.activations import Rectifier
-from certifiers.joins import Maximum
 from certifiers.network import Network
 
 Rule = Literal["parallel", "adaptive"]

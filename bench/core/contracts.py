@@ -2,50 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.utils import parametrize
 
 from bench.core.batches import Batch as Batch
-from bench.core.classifier import as_classifier, is_training, unwrapped
+from bench.core.classifier import as_classifier, unwrapped
 from bench.core.config import TrainingConfig
 from bench.core.errors import CheckError, UserError
+from bench.core.modes import frozen as frozen
+from bench.core.modes import mode_of as mode_of
+from bench.core.network_format import Description
 from bench.core.specs import check_counts_and_lengths
 from bench.core.threat import ThreatModel
-
-
-@contextmanager
-def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put the model into train or eval mode inside the block, and restore the mode of every module afterwards.
-
-    Parametrized weights (of a masked or binarised layer) are computed only once inside, because they do not change.
-    """
-    before = [(module, is_training(module)) for module in model.modules()]
-    model.train(training)
-    try:
-        with parametrize.cached():
-            yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode without weight gradients inside the block, and restore all flags afterwards."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        with mode_of(model, training=False):
-            yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +109,13 @@ class Certifier(ABC):
     def seen(self, model: nn.Module) -> nn.Module:
         """The model as `certify` gets it: the user's own, or as attacks see it if it is only queried (smoothing)."""
         return as_classifier(model) if self.kind == "probabilistic" else unwrapped(model)
+
+    def describe(self, model: nn.Module, image: Tensor) -> Description | None:
+        """The layers that its proofs are about, for images like `image` (1,C,H,W); None if it gives no proofs.
+
+        UserError if a layer cannot be described, or has weights that are not in the model's state dict.
+        """
+        return None
 
     @abstractmethod
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:

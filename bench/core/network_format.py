@@ -1,7 +1,7 @@
 """network.json: the layers of a run's network, and which tensors of its weights file they use. Imports no torch.
 
 It is written by the evaluation (certifiers/network_description.py) and read by the checker of proofs, which computes
-with nothing else: layers are pure functions of real numbers, in the order in which they are listed. Layer 0 is the image.
+with nothing else: layers are functions of real numbers, each listed after its inputs. Layer 0 is the image.
 """
 
 from pathlib import Path
@@ -118,7 +118,7 @@ class Concatenate(_Layer, tag="concatenate"):
 
 
 class Maximum(_Layer, tag="maximum"):
-    """inputs r, b, a: r + b, where r = relu(m (a - b)) for an m of zeros and ones; so max(a, b) where m is 1, else b."""
+    """inputs r, b, a: r + b. r is relu(m (a - b)) with an m of 0 and 1, so this is max(a, b) where m is 1, else b."""
 
 
 Layer = Image | Linear | Conv | TransposedConv | Scale | Reshape | Rectifier | Add | Concatenate | Maximum

@@ -10,7 +10,7 @@ Encoded, a proof is msgpack; the first byte says whether LZMA follows or not (sh
 """
 
 import lzma
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,3 +180,28 @@ def at(values: Sequence[Any], index: int, what: str) -> Any:
     if not 0 <= index < len(values):
         raise UserError(f"it refers to {what} {index}, and has {len(values)} so far")
     return values[index]
+
+
+def proof_arrays(proofs: Mapping[int, bytes]) -> dict[str, npt.NDArray[Any]]:
+    """The proofs of a run, by index of the example, as arrays of a file.
+
+    index (M,) int64; end (M,) int64, where the proof of each ends in `data`, all proofs one after the other, uint8.
+    """
+    data = np.frombuffer(b"".join(proofs.values()), dtype=np.uint8)
+    ends = np.cumsum([len(proof) for proof in proofs.values()], dtype=np.int64)
+    return {"index": np.array(list(proofs), dtype=np.int64), "end": ends, "data": data}
+
+
+def proofs_from(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[int, bytes]:
+    """The inverse of `proof_arrays`. UserError if these are not such arrays."""
+    if set(arrays) != {"index", "end", "data"}:
+        raise UserError(f"it has the arrays {', '.join(sorted(arrays))}; proofs are in index, end and data")
+    index, ends, data = arrays["index"], arrays["end"], arrays["data"]
+    fits = index.dtype == ends.dtype == np.int64 and data.dtype == np.uint8 and data.ndim == 1
+    if not fits or index.ndim != 1 or index.shape != ends.shape or len(set(index.tolist())) != len(index):
+        raise UserError("its arrays do not have the types and shapes of proofs, or an example has two")
+    starts = np.concatenate([[0], ends])
+    if np.any(np.diff(starts) < 0) or starts[-1] != len(data):
+        raise UserError("its proofs do not fill its data one after the other")
+    parts = (data[start:end].tobytes() for start, end in zip(starts, ends, strict=False))
+    return dict(zip(index.tolist(), parts, strict=True))

@@ -13,6 +13,7 @@ from bench.core.records import SCHEMA, Artifact, Record
 from bench.core.registry import one_line
 
 RECORD, TABLE, WITNESSES = "record.json", "examples.npz", "witnesses.npz"
+PROOFS, NETWORK = "proofs.npz", "network.json"  # of runs with proofs
 REPLACED = "replaced"  # the folder of runs that were made again; below OUT
 
 

@@ -135,6 +135,13 @@ class Sanity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             msgspec.structs.force_setattr(self, "verdict", "no-warnings")
 
 
+class ProofSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many certified examples have a proof that `bench recheck` can check; missing: why none has, or ""."""
+
+    count: int
+    missing: str = ""
+
+
 class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A file of the run folder (path) or published elsewhere (url)."""
 
@@ -169,6 +176,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     union: Robustness | None = None  # over all attacks, if some ran under another threat model than `threat`
     certifiers: dict[str, CertifierResult]
     bracket: Bracket | None = None
+    proofs: ProofSummary | None = None  # None if nothing is certified, and in records from before there were proofs
     audited: int = 0  # certified examples that were attacked, as a check of the certifiers
     training: Training | None  # None if the weights were trained elsewhere
     sanity: Sanity

@@ -58,12 +58,17 @@ class AttackBatch(BatchResult):
 
 @dataclass(frozen=True, kw_only=True)
 class CertifierBatch(BatchResult):
-    """finds_counterexamples: if False, `broken` is unknown. prediction (B,): of another classifier; else empty."""
+    """finds_counterexamples: if False, `broken` is unknown. prediction (B,): of another classifier; else empty.
+
+    proofs: the bytes of all proofs, one after the other; proof_ends (B,): where each example's ends.
+    """
 
     radius: npt.NDArray[np.float32]
     tolerance: float
     prediction: npt.NDArray[np.int64]
     finds_counterexamples: bool
+    proofs: npt.NDArray[np.uint8]
+    proof_ends: npt.NDArray[np.int64]
 
 
 def run_attack(
@@ -116,6 +121,11 @@ def run_certifier(context: EvalContext, certifier: Certifier, batch: Batch, gene
     else:
         finds_counterexamples, broken = True, certificate.broken
         witness = certificate.witness[broken].to(batch.x.dtype)
+    flags = certificate.certified.tolist()
+    proofs = [
+        proof if is_certified else b""
+        for proof, is_certified in zip(certificate.proof or [b""] * len(batch), flags, strict=True)
+    ]
     return CertifierBatch(
         index=_array(batch.index),
         certified=_array(certificate.certified),
@@ -125,6 +135,8 @@ def run_certifier(context: EvalContext, certifier: Certifier, batch: Batch, gene
         tolerance=float(torch.as_tensor(certificate.tolerance, dtype=torch.float64).max()),
         prediction=_array(batch.y[:0] if certificate.prediction is None else certificate.prediction),
         finds_counterexamples=finds_counterexamples,
+        proofs=np.frombuffer(b"".join(proofs), dtype=np.uint8),
+        proof_ends=np.cumsum([len(proof) for proof in proofs], dtype=np.int64),
         forwards=passes.forwards,
         backwards=passes.backwards,
         seconds=time.perf_counter() - start,
@@ -138,6 +150,19 @@ def broken_in(results: Sequence[BatchResult]) -> tuple[npt.NDArray[np.int64], np
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
     index = np.concatenate([result.index[result.broken] for result in results])
     return index, np.concatenate([result.witnesses for result in results])
+
+
+def proofs_in(results: Sequence[BatchResult]) -> dict[int, bytes]:
+    """The proof of each example that has one, by index."""
+    found: dict[int, bytes] = {}
+    for result in results:
+        if isinstance(result, CertifierBatch):
+            start = 0
+            for example, end in zip(result.index.tolist(), result.proof_ends.tolist(), strict=True):
+                if end > start:
+                    found[example] = result.proofs[start:end].tobytes()
+                start = end
+    return found
 
 
 def warnings_in(results: Sequence[BatchResult]) -> list[str]:

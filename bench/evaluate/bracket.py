@@ -15,7 +15,7 @@ from bench.core.example_table import BRACKET, Flags, Table, accuracy, broken_by,
 from bench.core.records import Bracket, BracketStage
 from bench.core.staged_attack import Stage, StagedAttack
 from bench.core.threat import ThreatModel
-from bench.evaluate.batch_results import BatchResult, broken_in, seconds_in, warnings_in
+from bench.evaluate.batch_results import BatchResult, broken_in, proofs_in, seconds_in, warnings_in
 from bench.evaluate.cascade import Report, run_cascade
 from bench.evaluate.certificate_audit import STRONG_ATTACK
 from bench.evaluate.certified import check_certifier
@@ -114,7 +114,7 @@ def measure_bracket(
         truncated=open_examples > 0 and (limited or seconds >= plan.budget),
     )  # fmt: skip
     columns: Table = {"status": decisions.status, "decided_by": np.array(decisions.decided_by, dtype=np.str_)}
-    return Measurement(context.threat, columns, *broken_in(results), bracket)
+    return Measurement(context.threat, columns, *broken_in(results), bracket, proofs_in(results))
 
 
 def _known(table: Table) -> Iterator[tuple[str, Flags, Flags]]:

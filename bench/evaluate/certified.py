@@ -16,7 +16,7 @@ from bench.core.spec_text import list_of_specs
 from bench.core.specs import options_of, parse_spec
 from bench.core.staged_attack import Stage
 from bench.core.threat import ThreatModel
-from bench.evaluate.batch_results import CertifierBatch, broken_in, seconds_in, warnings_in
+from bench.evaluate.batch_results import CertifierBatch, broken_in, proofs_in, seconds_in, warnings_in
 from bench.evaluate.cascade import Report, run_cascade
 from bench.evaluate.context import EvalContext
 from bench.evaluate.witnesses import Measurement
@@ -66,7 +66,7 @@ def measure_certifier(
         kind=certifier.kind, tolerance=max((batch.tolerance for batch in batches), default=0.0),
         broken=None if broken is None else int(broken.sum()), warnings=warnings_in(batches),
     )  # fmt: skip
-    return Measurement(context.threat, columns, *broken_in(batches), result)
+    return Measurement(context.threat, columns, *broken_in(batches), result, proofs_in(batches))
 
 
 def _columns(spec: str, certifier: Certifier, batches: Sequence[CertifierBatch], n: int) -> Table:

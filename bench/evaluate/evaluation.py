@@ -24,6 +24,7 @@ from bench.evaluate.certified import measure_certifier
 from bench.evaluate.clean import measure_clean
 from bench.evaluate.context import EvalContext
 from bench.evaluate.invariants import check_certificates, check_evaluation
+from bench.evaluate.proofs import Proofs, collect_proofs
 from bench.evaluate.witnesses import Measurement, Result, collect_witnesses
 from bench.sanity.verdict import form_verdict
 
@@ -31,6 +32,8 @@ from bench.sanity.verdict import form_verdict
 @dataclass(frozen=True, repr=False)
 class Evaluation:
     """The per-example table and all results; audited: how many certified examples were attacked.
+
+    proofs: None if nothing is certified.
 
     Printed, it is a short summary.
     """
@@ -42,6 +45,7 @@ class Evaluation:
     certifiers: dict[str, CertifierResult] = field(default_factory=dict)
     bracket: Bracket | None = None
     audited: int = 0
+    proofs: Proofs | None = None
 
     def __repr__(self) -> str:
         """A line for each accuracy in percent, and the verdict with its reasons."""
@@ -105,6 +109,8 @@ def evaluate_split(
         add(BRACKET, measurement)
     audited = audit_certificates(context, table)
     witnesses = collect_witnesses(measured)
+    stages = [] if bracket is None else [stage.method for stage in bracket.stages]
+    proofs = collect_proofs(context, table, measured, [*(certifiers or {}).values(), *stages])
     results = {source: measurement.result for source, measurement in measured.items()}
     sanity = form_verdict(
         context.model, context.test, context.threat, table, seed=context.seed, batch_size=context.batch_size,
@@ -116,4 +122,4 @@ def evaluate_split(
     of_attacks = {spec: result for spec, result in results.items() if isinstance(result, AttackResult)}
     of_certifiers = {spec: result for spec, result in results.items() if isinstance(result, CertifierResult)}
     of_bracket = next((result for result in results.values() if isinstance(result, Bracket)), None)
-    return Evaluation(table, of_attacks, witnesses, sanity, of_certifiers, of_bracket, audited)
+    return Evaluation(table, of_attacks, witnesses, sanity, of_certifiers, of_bracket, audited, proofs)

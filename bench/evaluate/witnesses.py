@@ -1,7 +1,7 @@
 """What an attack, a certifier or the bracket measured on a split, and the witnesses of all broken examples."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -20,7 +20,8 @@ class Measurement(Generic[ResultT_co]):
     """The result of one attack, certifier or bracket on a test split.
 
     columns: of the per-example table. broken (M,): indices of the examples that it broke under `threat`;
-    witnesses (M,C,H,W): the adversarial example of each. result: what the record says of it.
+    witnesses (M,C,H,W): the adversarial example of each. result: what the record says of it. proofs: of certified
+    examples, by index.
     """
 
     threat: ThreatModel
@@ -28,6 +29,7 @@ class Measurement(Generic[ResultT_co]):
     broken: npt.NDArray[np.int64]
     witnesses: npt.NDArray[np.float32]
     result: ResultT_co
+    proofs: Mapping[int, bytes] = field(default_factory=dict)
 
 
 def collect_witnesses(measurements: Mapping[str, Measurement[Result]]) -> dict[str, npt.NDArray[Any]]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from bench.core import files, record_checks, record_files, seeds
 from bench.core.example_table import Threat, accuracy, union, worst, worst_by
+from bench.core.network_format import write_description
+from bench.core.proof_format import proof_arrays
 from bench.core.records import SCHEMA, Record
 from bench.core.source_code import combined
 from bench.evaluate.context import EvalContext
@@ -38,6 +40,11 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
     table = result.table
     files.write_arrays(folder / record_files.TABLE, table)
     files.write_arrays(folder / record_files.WITNESSES, result.witnesses)
+    paths = {"examples": record_files.TABLE, "witnesses": record_files.WITNESSES}
+    if result.proofs is not None and result.proofs.network is not None:
+        files.write_arrays(folder / record_files.PROOFS, proof_arrays(result.proofs.of_example))
+        write_description(folder / record_files.NETWORK, result.proofs.network)
+        paths |= {"proofs": record_files.PROOFS, "network": record_files.NETWORK}
     record = Record(
         schema=SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model,
         parameters=sum(p.numel() for p in model.parameters()), defense=plan.name, seed=seed,
@@ -45,11 +52,8 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
         n_examples=config.n_examples, clean=accuracy(table["clean"]), attacks=result.attacks,
         worst=worst(table), worst_by=worst_by(table), union=union(table), certifiers=result.certifiers,
         bracket=result.bracket, audited=result.audited, training=cost, sanity=result.sanity,
-        artifacts={
-            "weights": weights,
-            "examples": record_files.artifact(folder / record_files.TABLE),
-            "witnesses": record_files.artifact(folder / record_files.WITNESSES),
-        },
+        proofs=None if result.proofs is None else result.proofs.summary,
+        artifacts={"weights": weights} | {key: record_files.artifact(folder / name) for key, name in paths.items()},
         provenance=seeds.fingerprint(plan.device, plan.threads)
         | {
             "data_hash": config.data_hash,

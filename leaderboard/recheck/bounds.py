@@ -1,8 +1,8 @@
-"""Lower bounds of linear functions of a network, by linear relaxation and backward substitution (CROWN), with the error.
+"""Lower bounds of linear functions of a network, by linear relaxation and backward substitution (CROWN).
 
 Let c v be one term of a linear function, v_i = phi(z_i) the output of a rectifier with l_i <= z_i <= u_i. Where l_i < 0
-< u_i, phi lies between a line through the origin, alpha_i z, and the chord, s_i z + t_i; below the chord if it is convex
-(leak <= 1), above it otherwise. So c_i v_i is at least c_i times one of the two, and the sum is at least c' z + const
+< u_i, phi lies between a line through the origin, alpha_i z, and the chord, s_i z + t_i: below the chord if it is
+convex (leak <= 1), above it otherwise. So c_i v_i is at least c_i times one of the two, and the sum is at least c' z + const
 with c'_i = c_i alpha_i or c_i s_i. Elsewhere phi is one of its two pieces, exactly. Then z = A v + b, and the next
 variables are those of A (leaderboard/recheck/affine.py).
 

@@ -111,7 +111,7 @@ def linear_part(layer: described.Layer, before: list[int], reader: Reader) -> tu
 def _conv(weight: Vector, layer: described.Conv, read: list[int], written: list[int]) -> Matrix:
     """The matrix of a convolution from images of shape `read` to images of shape `written`."""
     _require(weight.ndim == 4 and layer.groups > 0 and min(layer.stride + layer.dilation) > 0, layer, read)
-    out, per_group, high, wide = weight.shape
+    out, per_group = weight.shape[:2]
     _require(written[0] == out and out % layer.groups == 0 and per_group * layer.groups == read[0], layer, read)
     # the index of each weight, and of each position in the output
     o, c, i, j = (axis[..., None, None] for axis in np.ix_(*map(np.arange, weight.shape)))
@@ -131,4 +131,4 @@ def _conv(weight: Vector, layer: described.Conv, read: list[int], written: list[
 def _require(fits: bool, layer: described.Layer, before: list[int]) -> None:
     if not fits:
         kind = type(layer).__name__
-        raise UserError(f"a layer {kind} of the description does not fit its input {before} and its output {layer.shape}")
+        raise UserError(f"a {kind} of the description does not fit its input {before} and its output {layer.shape}")

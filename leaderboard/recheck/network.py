@@ -65,7 +65,9 @@ class Network:
             except UserError as error:
                 raise UserError(f"layer {k} of the description: {error}") from None
         if len(self.variables) > MOST_VARIABLES - 8:
-            raise UserError(f"the network has {len(self.variables)} activations; this checker's error bound needs fewer")
+            raise UserError(
+                f"the network has {len(self.variables)} activations; this checker takes {MOST_VARIABLES - 8}"
+            )
         if len(self.layers[-1].shape) != 1:
             raise UserError("the last layer of the description must be the logits")
         self.output, self.classes = self._made[-1], self.layers[-1].shape[0]

@@ -120,8 +120,8 @@ class Derivation:
             least, most = [], []
             for below, above in bounds.linear:
                 if below == above:
-                    forms = Forms.of_rows(z, magnitude, [(part, 1.0)]).beside(Forms.of_rows(z, magnitude, [(part, -1.0)]))
-                    both = self._minimum(forms, [below], rectifier.position)
+                    lower, upper = (Forms.of_rows(z, magnitude, [(part, sign)]) for sign in (1.0, -1.0))
+                    both = self._minimum(lower.beside(upper), [below], rectifier.position)
                     least.append(both[: len(part)])
                     most.append(-both[len(part) :])
                 else:
@@ -143,9 +143,10 @@ class Derivation:
 
     def _add_maximum(self, variable: Maximum, low: Vector, high: Vector) -> None:
         """Between the maxima of the ends of a and b, and the bounds of z."""
-        (a_low, a_high), (b_low, b_high) = (self._interval(each, self._magnitude(each)) for each in (variable.a, variable.b))
-        self.low.append(np.maximum(low, np.where(variable.mask, np.maximum(a_low, b_low), b_low)))
-        self.high.append(np.minimum(high, np.where(variable.mask, np.maximum(a_high, b_high), b_high)))
+        a, b = (self._interval(each, self._magnitude(each)) for each in (variable.a, variable.b))
+        least, most = (np.where(variable.mask, np.maximum(*ends), ends[1]) for ends in zip(a, b, strict=True))
+        self.low.append(np.maximum(low, least))
+        self.high.append(np.minimum(high, most))
 
     def _by_intervals(self, forms: Forms) -> Vector:
         """The least values with each variable anywhere in its interval."""

@@ -1,0 +1,63 @@
+"""The proofs of an evaluation: one for each certified example that has one."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from bench.core.contracts import Certifier, frozen
+from bench.core.errors import UserError
+from bench.core.example_table import Table, certified
+from bench.core.network_format import Description
+from bench.core.records import ProofSummary
+from bench.evaluate.context import EvalContext
+from bench.evaluate.witnesses import Measurement, Result
+
+
+@dataclass(frozen=True)
+class Proofs:
+    """of_example: by index, in order. network: the layers that they are about. missing: why there is none, or ""."""
+
+    of_example: Mapping[int, bytes]
+    network: Description | None
+    missing: str = ""
+
+    @property
+    def summary(self) -> ProofSummary:
+        return ProofSummary(len(self.of_example), self.missing)
+
+
+def collect_proofs(
+    context: EvalContext, table: Table, measurements: Mapping[str, Measurement[Result]], methods: Iterable[object]
+) -> Proofs | None:
+    """The shortest proof of each certified example, of equally short ones the first; None if nothing is certified.
+
+    methods: what may have given the proofs; the first certifier that describes the network does so.
+    """
+    if not certified(table).any():
+        return None
+    shortest: dict[int, bytes] = {}
+    for measurement in measurements.values():
+        for example, proof in measurement.proofs.items():
+            if example not in shortest or len(proof) < len(shortest[example]):
+                shortest[example] = proof
+    if not shortest:
+        return Proofs({}, None, "no certifier of the run gives proofs for this network")
+    try:
+        network = _described(context, [method for method in methods if isinstance(method, Certifier)])
+    except UserError as error:
+        return Proofs({}, None, str(error))
+    if network is None:
+        return Proofs({}, None, "no certifier of the run describes the network")
+    return Proofs(dict(sorted(shortest.items())), network)
+
+
+def _described(context: EvalContext, certifiers: Iterable[Certifier]) -> Description | None:
+    image = next(context.test.in_order(1)).x
+    for certifier in certifiers:
+        model = certifier.seen(context.model)
+        with frozen(model), torch.no_grad():
+            description = certifier.describe(model, image)
+        if description is not None:
+            return description
+    return None
