@@ -151,7 +151,7 @@ class Evidence:
         }
         outcomes = {row: ("no witness", "nothing shows that it is broken") for row, _ in wanted}
         if self.network is None:
-            return {row: ("witness not checkable", self.missing) for row in outcomes}
+            return dict.fromkeys(outcomes, ("witness not checkable", self.missing))
         arrays = read_arrays(self._path("witnesses"))
         row_of = {index: row for row, index in enumerate(self.table["index"].tolist())}
         found = [
@@ -204,7 +204,7 @@ class Evidence:
                 raise CheckError(f"{self.folder / NETWORK} predicts another class of example {example} than the table")
 
     def _certificate(self, row: int, advance: Callable[[int], None]) -> tuple[str, str]:
-        index, proof = int(self.table["index"][row]), self.proofs.get(int(self.table["index"][row]))
+        proof = self.proofs.get(int(self.table["index"][row]))
         if self.network is None or proof is None:
             by = [source for source, column in certificates(self.table).items() if column[row]]
             by = [str(self.table["decided_by"][row]) if source == BRACKET else source for source in by]

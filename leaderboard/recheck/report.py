@@ -1,0 +1,55 @@
+"""What a check of a run's evidence found, as text."""
+
+from collections.abc import Iterator
+
+from leaderboard.recheck.run import BROKEN, CERTIFIED, Example, Report
+from leaderboard.render import percent, render, wrapped
+
+MEANING = {
+    "proven": "certified: proven",
+    "proof fails": "certified: THE PROOF FAILS",
+    "trusted solver": "certified: by a solver that gives no proof",
+    "no proof": "certified: no proof",
+    "witness valid": "broken: valid witness",
+    "witness invalid": "broken: THE WITNESS IS INVALID",
+    "no witness": "broken: NO WITNESS",
+    "witness not checkable": "broken: the witness cannot be checked",
+}
+NAMED = 20  # examples that failed
+
+
+def report_text(report: Report, *, every: bool, width: int | None = None) -> str:
+    """A table of outcomes, the examples that failed, and what is shown in total. every: a line for each example."""
+    n = len(report.examples)
+    counts = {"misclassified without an attack": sum(example.error for example in report.examples)}
+    counts |= {MEANING[outcome]: report.count(outcome) for outcome in (*CERTIFIED, *BROKEN)}
+    neither = [each for each in report.examples if not (each.error or each.proof or each.witness)]
+    counts["neither certified nor broken"] = len(neither)
+    rows = [[name, f"{count:,}", percent(count / n)] for name, count in counts.items() if count]
+    parts = [report.run, render(["outcome", "examples", "%"], rows, "markdown", "lrr", width)]
+    if report.missing:
+        parts.append(wrapped(f"no proofs: {report.missing}", width))
+    named = report.examples if every else report.failures[:NAMED]
+    if named:
+        parts.append("\n".join(_line(example) for example in named))
+    if not every and len(report.failures) > NAMED:
+        parts.append(f"and {len(report.failures) - NAMED} more that failed")
+    proofs = report.count("proven") + report.count("proof fails")
+    size = f" ({report.proof_bytes / proofs:,.0f} bytes a proof)" if proofs else ""
+    shown = f"robust accuracy on these examples is at least {percent(report.proven_acc)} %{size}"
+    if report.count("witness valid"):
+        shown += f" and at most {percent(1 - report.broken_acc)} %"
+    claimed = "" if report.certified_acc == report.proven_acc else f"; the record says {percent(report.certified_acc)} %"
+    return "\n\n".join([*parts, wrapped(f"checked: {shown}{claimed}", width)])
+
+
+def _line(example: Example) -> str:
+    return f"  example {example.index}: {'; '.join(_outcomes(example)) or 'neither certified nor broken'}"
+
+
+def _outcomes(example: Example) -> Iterator[str]:
+    if example.error:
+        yield "misclassified without an attack"
+    for outcome, reason in ((example.proof, example.proof_reason), (example.witness, example.witness_reason)):
+        if outcome:
+            yield outcome + (f" ({reason})" if reason else "")
