@@ -66,26 +66,25 @@ class Derivation:
 
     def check(self, label: int, columns: Sequence[Column]) -> None:
         """UserError if the bound of a leaf is not positive."""
-        output, bounds = self.network.output, np.zeros(len(columns))
-        magnitude = self._magnitude(output)
-        by_intervals = np.array([column.leaf.slopes == INTERVALS for column in columns])
-        for group in (by_intervals, ~by_intervals):
-            chosen = np.flatnonzero(group)
-            if not len(chosen):
-                continue
-            targets = np.array([columns[t].target for t in chosen])
-            labels = np.full_like(targets, label)
-            forms = Forms.of_rows(output, magnitude, [(labels, 1.0), (targets, -1.0)])
-            if group is by_intervals:
-                if any(len(columns[t].leaf.path) for t in chosen):
-                    raise UserError("a leaf below splits has no slopes")
-                bounds[chosen] = self._by_intervals(forms)
-            else:
-                bounds[chosen] = self._by_slopes(forms, [columns[t].leaf for t in chosen])
-        for column, bound in zip(columns, bounds.tolist(), strict=True):
+        for column, bound in zip(columns, self.bounds_of(label, columns).tolist(), strict=True):
             if not bound > 0:
                 where = f" at a leaf below {len(column.leaf.path)} splits" if column.leaf.path else ""
                 raise UserError(f"its bound of the margin to class {column.target} is {bound:.3g}{where}, not positive")
+
+    def bounds_of(self, label: int, columns: Sequence[Column]) -> Vector:
+        """The lower bound that each leaf gives."""
+        output, bounds = self.network.output, np.zeros(len(columns))
+        magnitude = self._magnitude(output)
+        by_intervals = np.array([column.leaf.slopes == INTERVALS for column in columns])
+        for rows in (np.flatnonzero(by_intervals), np.flatnonzero(~by_intervals)):
+            if len(rows):
+                leaves = [columns[t].leaf for t in rows]
+                targets = np.array([columns[t].target for t in rows])
+                labels = np.full_like(targets, label)
+                forms = Forms.of_rows(output, magnitude, [(labels, 1.0), (targets, -1.0)])
+                whole = leaves[0].slopes == INTERVALS
+                bounds[rows] = self._by_intervals(forms, leaves) if whole else self._by_slopes(forms, leaves)
+        return bounds
 
     def _magnitude(self, z: Affine) -> Vector:
         return z.magnitude([np.maximum(high, -low) for low, high in zip(self.low, self.high, strict=True)])
@@ -148,8 +147,10 @@ class Derivation:
         self.low.append(np.maximum(low, least))
         self.high.append(np.minimum(high, most))
 
-    def _by_intervals(self, forms: Forms) -> Vector:
+    def _by_intervals(self, forms: Forms, leaves: Sequence[Leaf]) -> Vector:
         """The least values with each variable anywhere in its interval."""
+        if any(leaf.path for leaf in leaves):
+            raise UserError("a leaf below splits has no slopes")
         total, lost = forms.constant, forms.error
         for j, coefficients in forms.coefficients.items():
             if j == 0:
