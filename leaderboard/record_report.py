@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.core.records import BracketStage, Record, StageResult
 from leaderboard.render import render, threat_name, wrapped
-from leaderboard.run_tables import accuracies_table, bracket_stages, verdict_lines
+from leaderboard.run_tables import accuracies_table, bracket_stages, proofs_line, verdict_lines
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ def record_report(
     parts += [accuracies_table(record, width), *_stages(record, width)]
     if record.bracket is not None:
         parts.append(wrapped(bracket_stages(record.bracket), width))
+    if record.proofs is not None:
+        parts.append(wrapped(proofs_line(record.proofs), width))
     parts += [_sanity(record, width), *_warnings(record, width), _provenance(record, width)]
     if command := record.provenance.get("command"):
         parts.append(f"Command:\n\n    {command}")

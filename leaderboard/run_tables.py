@@ -1,7 +1,7 @@
 """One run as a table: its accuracies with intervals and costs, its bracket and its verdict."""
 
 from bench.core.example_table import Accuracy
-from bench.core.records import AttackResult, Bracket, Record, Training
+from bench.core.records import AttackResult, Bracket, ProofSummary, Record, Training
 from leaderboard.render import interval, percent, render, threat_name, verdict_text, wrapped
 
 BRACKET = ("bracket_certified", "bracket_robust")  # the two ends of a bracket among the accuracies of a record
@@ -16,6 +16,8 @@ def run_table(record: Record, width: int | None = None) -> str:
     parts = [wrapped(f"{title}, {record.n_examples} test examples", width), accuracies_table(record, width)]
     if record.bracket is not None:
         parts.append(wrapped(bracket_stages(record.bracket), width))
+    if record.proofs is not None:
+        parts.append(wrapped(proofs_line(record.proofs), width))
     return "\n\n".join([*parts, wrapped(verdict_lines(record), width)])
 
 
@@ -69,6 +71,13 @@ def _bracket_row(bracket: Bracket) -> list[str]:
     cost = [f"{bracket.seconds:.1f}", f"{forwards:,}", f"{backwards:,}"]
     ends = f"[{percent(bracket.certified_acc)}, {percent(bracket.robust_acc)}]"
     return ["bracket [certified, attacked]", ends, confidence, *cost]
+
+
+def proofs_line(proofs: ProofSummary) -> str:
+    """How many certified examples have a proof."""
+    if not proofs.count:
+        return f"proofs: none ({proofs.missing})" if proofs.missing else "proofs: none"
+    return f"proofs: of {proofs.count:,} certified examples; `bench recheck` checks them"
 
 
 def bracket_stages(bracket: Bracket) -> str:

@@ -18,27 +18,27 @@ class _Tagged(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
     pass
 
 
-class Stored(_Tagged, tag="stored"):
+class Stored(_Tagged, frozen=True, tag="stored"):
     """A tensor of the weights file."""
 
     name: str
 
 
-class Numbers(_Tagged, tag="numbers"):
+class Numbers(_Tagged, frozen=True, tag="numbers"):
     """Constants that are no weights: a normalisation, the windows of a pooling."""
 
     shape: list[int]
     values: list[float]
 
 
-class Masked(_Tagged, tag="masked"):
+class Masked(_Tagged, frozen=True, tag="masked"):
     """A tensor of the weights file with zeros where `mask` (a bit for each entry, in order) is 0: pruned weights."""
 
     name: str
     mask: bytes
 
 
-class NormScale(_Tagged, tag="norm_scale"):
+class NormScale(_Tagged, frozen=True, tag="norm_scale"):
     """weight / sqrt(var + eps) of a batch norm; a weight that is None counts as 1."""
 
     var: str
@@ -46,7 +46,7 @@ class NormScale(_Tagged, tag="norm_scale"):
     eps: float
 
 
-class NormShift(_Tagged, tag="norm_shift"):
+class NormShift(_Tagged, frozen=True, tag="norm_shift"):
     """bias - mean weight / sqrt(var + eps) of a batch norm; a bias that is None counts as 0."""
 
     mean: str
@@ -59,25 +59,25 @@ class NormShift(_Tagged, tag="norm_shift"):
 Array = Stored | Numbers | Masked | NormScale | NormShift
 
 
-class _Layer(_Tagged):
+class _Layer(_Tagged, frozen=True):
     """inputs: the layers that it is applied to. shape: of its output for one image, (F,) or (C,H,W)."""
 
     inputs: list[int]
     shape: list[int]
 
 
-class Image(_Layer, tag="image"):
+class Image(_Layer, frozen=True, tag="image"):
     pass
 
 
-class Linear(_Layer, tag="linear"):
+class Linear(_Layer, frozen=True, tag="linear"):
     """weight (F, F_in) z + bias (F,)."""
 
     weight: Array
     bias: Array | None
 
 
-class Conv(_Layer, tag="conv"):
+class Conv(_Layer, frozen=True, tag="conv"):
     """A convolution with zero padding: weight (C, C_in/groups, h, w), bias (C,)."""
 
     weight: Array
@@ -88,36 +88,36 @@ class Conv(_Layer, tag="conv"):
     groups: int
 
 
-class TransposedConv(Conv, tag="transposed_conv"):
+class TransposedConv(Conv, frozen=True, tag="transposed_conv"):
     """The transpose of the convolution with this weight (C_in, C/groups, h, w); bias (C,)."""
 
 
-class Scale(_Layer, tag="scale"):
+class Scale(_Layer, frozen=True, tag="scale"):
     """weight z + bias, with arrays that broadcast against the shape; those of a batch norm, (C,), count as (C,1,1)."""
 
     weight: Array
     bias: Array
 
 
-class Reshape(_Layer, tag="reshape"):
+class Reshape(_Layer, frozen=True, tag="reshape"):
     pass
 
 
-class Rectifier(_Layer, tag="rectifier"):
+class Rectifier(_Layer, frozen=True, tag="rectifier"):
     """z where z > 0, leak z elsewhere; the leak broadcasts against the shape."""
 
     leak: Array
 
 
-class Add(_Layer, tag="add"):
+class Add(_Layer, frozen=True, tag="add"):
     pass
 
 
-class Concatenate(_Layer, tag="concatenate"):
+class Concatenate(_Layer, frozen=True, tag="concatenate"):
     """The inputs one after the other along the channels (or units)."""
 
 
-class Maximum(_Layer, tag="maximum"):
+class Maximum(_Layer, frozen=True, tag="maximum"):
     """inputs r, b, a: r + b. r is relu(m (a - b)) with an m of 0 and 1, so this is max(a, b) where m is 1, else b."""
 
 

@@ -50,6 +50,8 @@ def check_record(record: Record, table: Table) -> None:
         values = [acc, *ci95], [computed.acc, *computed.ci95]
         if not all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(*values, strict=True)):
             raise UserError(f"the record's {name} is {acc}; its table gives {computed.acc}")
+    if record.proofs is not None and not 0 <= record.proofs.count <= int(certified(table).sum()):
+        raise UserError(f"the record counts {record.proofs.count} proofs; its table has fewer certified examples")
     for spec, result in record.certifiers.items():
         _check_certifier(spec, result, record.threat, table)
     if record.bracket is not None:

@@ -17,7 +17,7 @@ from bench.core.errors import UserError
 from bench.core.example_table import PREFIXES, TYPES, Table
 from bench.core.files import read_arrays
 from bench.core.record_checks import check_record
-from bench.core.record_files import RECORD, TABLE, WITNESSES, read_record
+from bench.core.record_files import NETWORK, PROOFS, RECORD, TABLE, WITNESSES, read_record
 from bench.core.records import Artifact, Record
 from bench.core.verification import VERIFICATION
 from bench.publish.untrusted_files import (
@@ -32,10 +32,11 @@ from bench.publish.untrusted_files import (
 from leaderboard.published_results import ABOUT, REPORTED, About, Contest, check_name, read_about
 
 LOG, WEIGHTS, CONFIG = "log.jsonl", "weights.safetensors", "config.json"
-ARTIFACTS = {"weights": WEIGHTS, "examples": TABLE, "witnesses": WITNESSES}
+ARTIFACTS = {"weights": WEIGHTS, "examples": TABLE, "witnesses": WITNESSES, "proofs": PROOFS, "network": NETWORK}
+OPTIONAL = {"proofs", "network"}  # a record has both or none
 MAX_BYTES = {
     RECORD: MIB, CONFIG: MIB, LOG: 16 * MIB, TABLE: 64 * MIB, WITNESSES: 1024 * MIB,
-    WEIGHTS: 4096 * MIB, VERIFICATION: MIB,
+    WEIGHTS: 4096 * MIB, VERIFICATION: MIB, PROOFS: 1024 * MIB, NETWORK: 64 * MIB,
 }  # fmt: skip
 MAX_ABOUT, MAX_CONTEST = 64 * 1024, MIB
 MAX_LENGTHS = {"title": 200, "paper": 500, "licence": 100, "authors": 4000, "url": 1000, "note": 4000}
@@ -146,9 +147,10 @@ def _check_files(folder: Path) -> None:
     for name in (RECORD, TABLE):
         if name not in names:
             raise UserError(f"{folder} has no {name}; a finished run folder has one")
-    for name in {RECORD, CONFIG, VERIFICATION}.intersection(names):
+    for name in {RECORD, CONFIG, VERIFICATION, NETWORK}.intersection(names):
         read_json(folder / name, MAX_BYTES[name])
-    check_npz(folder / TABLE, MAX_BYTES[TABLE])
+    for name in {TABLE, PROOFS}.intersection(names):
+        check_npz(folder / name, MAX_BYTES[name])
     if WITNESSES in names:
         check_witness_file(folder / WITNESSES)
     if WEIGHTS in names:
@@ -201,8 +203,9 @@ def _check_board(record: Record, suite: Suite) -> None:
 
 def _check_artifacts(folder: Path, record: Record) -> None:
     """Each file is in the folder or published elsewhere. `bench verify` checks the hashes."""
-    if set(record.artifacts) != set(ARTIFACTS):
-        raise UserError(f"the record's artifacts must be {', '.join(ARTIFACTS)}, and nothing else")
+    if set(ARTIFACTS) - set(record.artifacts) not in (set(), OPTIONAL) or not record.artifacts.keys() <= set(ARTIFACTS):
+        required = ", ".join(name for name in ARTIFACTS if name not in OPTIONAL)
+        raise UserError(f"the record's artifacts must be {required} and, of proofs, {' and '.join(sorted(OPTIONAL))}")
     for name, file in record.artifacts.items():
         check_artifact(name, file)
         path = folder / ARTIFACTS[name]

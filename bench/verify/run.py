@@ -15,7 +15,7 @@ from torch import nn
 from bench.core import files, record_files, registry
 from bench.core.attack_specs import make_attacks
 from bench.core.config import Suite, content_hash
-from bench.core.contracts import Attack
+from bench.core.contracts import Attack, Certifier
 from bench.core.devices import choose_device, choose_threads
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Table, check_columns, own_specs
@@ -32,10 +32,12 @@ from bench.evaluate.certified import make_certifiers
 from bench.evaluate.context import EvalContext
 from bench.training.checkpoints import WEIGHTS, read_spec
 from bench.training.rebuild import load_weights, new_model
+from bench.verify.description import DESCRIPTION, check_description
 from bench.verify.leakage import LEAK_CHECKS, check_leakage
 from bench.verify.repeat import attack_again, certify_again
 from bench.verify.report import Finding, add_findings, read_or_report, require
 from bench.verify.table_checks import check_distances, check_labels, check_predictions
+from bench.verify.trusted_code import check_code, check_trusted
 from bench.verify.witnesses import CERTIFICATES, WITNESS_CHECKS, check_contradictions, check_witnesses
 
 ATTACK = "bracket-attack"  # the default of --attack
@@ -115,7 +117,7 @@ def _plan_checks(folder: Path, record: Record, settings: Settings) -> list[Check
         (["configuration"], lambda: [_check_config(folder, record)]),
         *(
             ([f"hash of {name}"], partial(_check_file, folder, record, name))
-            for name in ("weights", "examples", "witnesses")
+            for name in dict.fromkeys(("weights", "examples", "witnesses", *record.artifacts))
         ),
         *(([finding.name], partial(list, [finding])) for finding in unread),
         (["aggregates"], lambda: [_check_aggregates(record, require(table, "table"))]),
@@ -127,7 +129,10 @@ def _plan_checks(folder: Path, record: Record, settings: Settings) -> list[Check
         (WITNESS_CHECKS, lambda: check_witnesses(*inputs(), record, witnesses())),
     ]
     if record.config.get("code"):
-        checks.append((["code"], lambda: [_check_code(record, settings.trusted)]))
+        checks.append((["code"], lambda: [check_code(record, settings.trusted)]))
+    if "network" in record.artifacts:
+        described = partial(check_description, folder, record, partial(_certifiers, record, settings))
+        checks.append(([DESCRIPTION], lambda: [described(*inputs())]))
     if record.certifiers or record.bracket:
         consistent = partial(check_contradictions, record=record)
         checks.append(
@@ -185,24 +190,6 @@ def _check_file(folder: Path, record: Record, name: str) -> list[Finding]:
     return [Finding(title, "passed", f"{path.name} has {digest[:12]}")]
 
 
-def _check_code(record: Record, trusted: Mapping[Path, str]) -> Finding:
-    """The plugins and model files of the run are among those that the user named."""
-    used = set(record.config["code"])
-    if not trusted:
-        return Finding("code", "not checkable", f"the run used {len(used)} code files; name them with --plugin")
-    missing = used - set(trusted.values())
-    if missing:
-        return Finding("code", "failed", f"no --plugin has the hash {min(missing)[:12]} of a file that the run used")
-    return Finding("code", "passed", f"{len(used)} files are those of the run")
-
-
-def _check_trusted(text: str, settings: Settings) -> None:
-    """UserError if a spec of the run would import a file that the user has not named."""
-    path = Path(text.partition(":")[0])
-    if path.suffix == ".py" and path.resolve() not in settings.trusted:
-        raise UserError(f"'{text}' is code in a file; give --plugin {path} to run it")
-
-
 def _read_table(folder: Path) -> Table:
     """The table, with valid columns; CheckError if its rows are not the first examples of the test order."""
     table = files.read_arrays(folder / record_files.TABLE)
@@ -222,7 +209,7 @@ def _check_aggregates(record: Record, table: Table) -> Finding:
 
 def load_data(record: Record, table: Table | None, settings: Settings) -> Arrays:
     """The data set of a run. UserError if it is not available; CheckError if it is smaller than the table."""
-    _check_trusted(record.dataset, settings)
+    check_trusted(record.dataset, settings.trusted)
     data = load_once(record.dataset, settings.data_dir)
     if table is not None and len(table["index"]) > len(data.y_test):
         raise CheckError(f"the table has {len(table['index'])} examples, {data.name} only {len(data.y_test)}")
@@ -247,7 +234,7 @@ def load_model(path: Path, record: Record, data: Arrays, settings: Settings) -> 
         raise CheckError(f"{path.name} holds {spec.model} of {spec.defense}, not {record.model} of {record.defense}")
     if (spec.shape, spec.classes) != (data.shape, data.classes):
         raise CheckError(f"{path.name} is for images {spec.shape} and {spec.classes} classes, unlike {data.name}")
-    _check_trusted(spec.model, settings)
+    check_trusted(spec.model, settings.trusted)
     model = new_model(spec)
     try:
         load_weights(model, path)
@@ -276,7 +263,7 @@ def _own_attacks(record: Record, table: Table) -> list[str]:
 def _repeatable(spec: str, context: EvalContext, settings: Settings) -> list[Attack]:
     """The attack; none if it needs code that the user has not named, or a file that is not here."""
     try:
-        _check_trusted(spec, settings)
+        check_trusted(spec, settings.trusted)
         return [planned.attack for planned in make_attacks([spec], context.threat).values()]
     except UserError:
         return []
@@ -289,8 +276,16 @@ def _certifying_specs(record: Record) -> list[str]:
     return list(dict.fromkeys([*specs, *(name for name, stage in stages.items() if stage.certified)]))
 
 
+def _certifiers(record: Record, settings: Settings) -> list[Certifier]:
+    """Those that certified something; UserError if one needs code that the user has not named."""
+    specs = _certifying_specs(record)
+    for spec in specs:
+        check_trusted(spec, settings.trusted)
+    return list(make_certifiers(specs).values())
+
+
 def _certify_again(inputs: Callable[[], tuple[EvalContext, Table]], spec: str, settings: Settings) -> list[Finding]:
-    _check_trusted(spec, settings)
+    check_trusted(spec, settings.trusted)
     (certifier,) = make_certifiers([spec]).values()
     if certifier.kind == "probabilistic":
         raise UserError("its certificates depend on random draws, so another draw may give none")

@@ -2,9 +2,9 @@
 
 Let c v be one term of a linear function, v_i = phi(z_i) the output of a rectifier with l_i <= z_i <= u_i. Where l_i < 0
 < u_i, phi lies between a line through the origin, alpha_i z, and the chord, s_i z + t_i: below the chord if it is
-convex (leak <= 1), above it otherwise. So c_i v_i is at least c_i times one of the two, and the sum is at least c' z + const
-with c'_i = c_i alpha_i or c_i s_i. Elsewhere phi is one of its two pieces, exactly. Then z = A v + b, and the next
-variables are those of A (leaderboard/recheck/affine.py).
+convex (leak <= 1), above it otherwise. So c_i v_i is at least c_i times one of the two, and the sum is at least
+c' z + const with c'_i = c_i alpha_i or c_i s_i. Elsewhere phi is one of its two pieces, exactly. Then z = A v + b, and
+the next variables are those of A (leaderboard/recheck/affine.py).
 
 A split z_i >= 0 or z_i <= 0 with a multiplier beta >= 0 adds -beta z_i or +beta z_i, which is at most 0 where the split
 holds: the bound holds there. The split unit is replaced by the piece on its side of zero, also exactly.

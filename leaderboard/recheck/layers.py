@@ -28,10 +28,12 @@ class Reader:
 
     def __init__(self, tensors: Tensors) -> None:
         self.tensors = tensors
+        self.read_names: set[str] = set()
 
     def tensor(self, name: str) -> Vector:
         if name not in self.tensors:
             raise UserError(f"the description names a tensor '{name}', which the weights file does not have")
+        self.read_names.add(name)
         value = np.asarray(self.tensors[name], dtype=np.float64)
         if not np.isfinite(value).all():
             raise UserError(f"tensor '{name}' of the weights file is not finite")

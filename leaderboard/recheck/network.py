@@ -71,6 +71,8 @@ class Network:
         if len(self.layers[-1].shape) != 1:
             raise UserError("the last layer of the description must be the logits")
         self.output, self.classes = self._made[-1], self.layers[-1].shape[0]
+        floating = {name for name, tensor in tensors.items() if np.issubdtype(tensor.dtype, np.floating)}
+        self.unused = sorted(floating - self.reader.read_names)  # weights that no layer has
 
     def logits(self, images: Vector) -> Vector:
         """For images (N,C,H,W): (N,K), without a bound on the rounding error."""

@@ -78,8 +78,8 @@ class Derivation:
         by_intervals = np.array([column.leaf.slopes == INTERVALS for column in columns])
         for rows in (np.flatnonzero(by_intervals), np.flatnonzero(~by_intervals)):
             if len(rows):
-                leaves = [columns[t].leaf for t in rows]
-                targets = np.array([columns[t].target for t in rows])
+                leaves = [columns[t].leaf for t in rows.tolist()]
+                targets = np.array([columns[t].target for t in rows.tolist()])
                 labels = np.full_like(targets, label)
                 forms = Forms.of_rows(output, magnitude, [(labels, 1.0), (targets, -1.0)])
                 whole = leaves[0].slopes == INTERVALS

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.core.errors import UserError
 from bench.core.example_table import Threat
@@ -63,7 +62,7 @@ class Region:
         difference = np.abs(point - self.x)
         return float(difference.max() if self.norm == "Linf" else np.linalg.norm(difference, ORDERS[self.norm]))
 
-    def contains(self, point: Vector) -> npt.NDArray[np.bool_]:
+    def contains(self, point: Vector) -> bool:
         """Whether an adversarial example counts: as ThreatModel.contains, in float64."""
-        inside = np.all((point >= 0) & (point <= 1))
-        return np.bool_(inside and self.distance(point) <= self.eps * (1 + 4 * UNIT))
+        inside = bool(np.all((point >= 0) & (point <= 1)))
+        return inside and self.distance(point) <= self.eps * (1 + 4 * UNIT)

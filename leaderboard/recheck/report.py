@@ -29,18 +29,21 @@ def report_text(report: Report, *, every: bool, width: int | None = None) -> str
     parts = [report.run, render(["outcome", "examples", "%"], rows, "markdown", "lrr", width)]
     if report.missing:
         parts.append(wrapped(f"no proofs: {report.missing}", width))
+    if report.unused:
+        parts.append(wrapped(f"weights that are no part of the described network: {', '.join(report.unused)}", width))
     named = report.examples if every else report.failures[:NAMED]
     if named:
         parts.append("\n".join(_line(example) for example in named))
     if not every and len(report.failures) > NAMED:
         parts.append(f"and {len(report.failures) - NAMED} more that failed")
     proofs = report.count("proven") + report.count("proof fails")
-    size = f" ({report.proof_bytes / proofs:,.0f} bytes a proof)" if proofs else ""
-    shown = f"robust accuracy on these examples is at least {percent(report.proven_acc)} %{size}"
+    shown = f"robust accuracy on these examples is at least {percent(report.proven_acc)} %"
     if report.count("witness valid"):
         shown += f" and at most {percent(1 - report.broken_acc)} %"
-    claimed = "" if report.certified_acc == report.proven_acc else f"; the record says {percent(report.certified_acc)} %"
-    return "\n\n".join([*parts, wrapped(f"checked: {shown}{claimed}", width)])
+    same = report.certified_acc == report.proven_acc
+    claimed = "" if same else f"; the record says {percent(report.certified_acc)} %"
+    size = f"; {report.proof_bytes / proofs:,.0f} bytes a proof" if proofs else ""
+    return "\n\n".join([*parts, wrapped(f"checked: {shown}{claimed}{size}", width)])
 
 
 def _line(example: Example) -> str:

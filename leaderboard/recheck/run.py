@@ -1,7 +1,7 @@
 """Checking the evidence of a finished run: a proof for each certified example, a witness for each broken one.
 
-Nothing of the run is trusted but which network its weights file and its network.json say it is. That these are the
-record's is checked by their hashes, and by the predictions in its table, which must be those of the network.
+Proofs and witnesses are about the network that the weights file and network.json define. It must predict what the table
+says. That network.json describes the model as it was built is a check of `bench verify`, which builds it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from safetensors.numpy import load_file
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import (
     BRACKET,
-    Table,
     Threat,
     attack_specs,
     broken_by,
@@ -63,7 +62,8 @@ class Example(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """proven_acc: certified with a proof that was checked. broken_acc: that a valid witness breaks, or clean errors.
 
-    proof_bytes: of all proofs. missing: why the run has no proofs, or "".
+    proof_bytes: of all proofs. missing: why the run has no proofs, or "". unused: tensors of the weights file that the
+    description of the network leaves out.
     """
 
     run: str
@@ -73,6 +73,7 @@ class Report(msgspec.Struct, frozen=True):
     broken_acc: float
     proof_bytes: int
     missing: str
+    unused: list[str]
 
     @property
     def failures(self) -> list[Example]:
@@ -108,6 +109,7 @@ def recheck(
         str(folder), examples, float(certified(table).mean()),
         sum(example.proof == "proven" for example in examples) / n, lost / n,
         sum(map(len, evidence.proofs.values())), evidence.missing,
+        [] if evidence.network is None else evidence.network.unused,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import os
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def small(seed, *, widths=(8, 6, 6, 3)):
     """A network of two hidden layers on images of two pixels by four, in double precision."""
     generator = torch.Generator().manual_seed(seed)
     layers = [nn.Flatten()]
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after).double(), nn.ReLU()]
     model = nn.Sequential(*layers[:-1]).requires_grad_(False)
     for parameter in model.parameters():
@@ -213,7 +214,9 @@ def test_large_weights_do_not_make_the_bound_too_large():
 
 
 def test_slopes_and_multipliers_are_rounded_to_what_a_proof_holds():
-    network = Network(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.LeakyReLU(0.2), nn.Linear(3, 2)), torch.rand(1, 1, 2, 2))
+    network = Network(
+        nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.LeakyReLU(0.2), nn.Linear(3, 2)), torch.rand(1, 1, 2, 2)
+    )
     leaky = network.activation(network.activations[0])
     slopes = torch.tensor([0.2, 0.6001, 1.0])
     assert codes_of(leaky, slopes).tolist() == [0, 128, 255]

@@ -1,0 +1,33 @@
+"""Whether network.json describes the model that a run's weights belong to."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from bench.core.contracts import Certifier, frozen
+from bench.core.example_table import Table
+from bench.core.network_format import read_description
+from bench.core.record_files import NETWORK
+from bench.core.records import Record
+from bench.evaluate.context import EvalContext
+from bench.verify.report import Finding
+
+DESCRIPTION = "description of the network"
+
+
+def check_description(
+    folder: Path, record: Record, certifiers: Callable[[], Iterable[Certifier]], context: EvalContext, table: Table
+) -> Finding:
+    """The first certifier that describes the model does so as the run did: its proofs are about this network."""
+    claimed = read_description(folder / NETWORK)
+    image = next(context.test.in_order(1)).x
+    for certifier in certifiers():
+        model = certifier.seen(context.model)
+        with frozen(model), torch.no_grad():
+            found = certifier.describe(model, image)
+        if found is not None:
+            same, count = found == claimed, len(found.layers)
+            evidence = f"{count} layers of the model {'are' if same else 'are not'} those of {NETWORK}"
+            return Finding(DESCRIPTION, "passed" if same else "failed", evidence)
+    return Finding(DESCRIPTION, "not checkable", "no certifier of the run describes the network")
