@@ -43,11 +43,16 @@ class BackwardBound:
 
 
 def propagate_backward(
-    network: Network, start: BackwardBound, relaxations: Relaxations, until: Collection[int] = (0,)
+    network: Network,
+    start: BackwardBound,
+    relaxations: Relaxations,
+    until: Collection[int] = (0,),
+    *,
+    passed: dict[int, LinearForms] | None = None,
 ) -> BackwardBound:
     """Replace each node by its inputs, the last node first, until only the nodes of `until` (and the image) are left.
 
-    relaxations: one for each activation on the way (Eq. 3.7).
+    relaxations: one for each activation on the way (Eq. 3.7). passed: gets the forms of each activation's output.
     """
     pending = dict(start.forms)
     arrived: dict[int, LinearForms] = {}
@@ -67,6 +72,8 @@ def propagate_backward(
             lower, upper = lower + constant, None if upper is None else upper + constant
             magnitude = magnitude + (constant.abs() if isinstance(constant, Tensor) else abs(constant))
         elif isinstance(node.layer, Activation):
+            if passed is not None:
+                passed[k] = forms
             forms, below, above = _relaxed(forms, relaxations[k], both=upper is not None)
             lower, upper = lower + below, None if upper is None or above is None else upper + above
             magnitude = magnitude + below.abs()
@@ -92,6 +99,8 @@ def _relaxed(
     spread = negative.dot(relaxation.gap)
     below = spread if relaxation.lower_bias is None else spread + forms.dot(relaxation.lower_bias)
     scaled = forms.scaled(relaxation.lower_slope)
+    if relaxation.multiplier is not None:
+        scaled = scaled.with_coefficients(scaled.coefficients + scaled.align(relaxation.multiplier))
     if relaxation.parallel:
         return scaled, below, forms.dot(relaxation.upper_bias) - spread if both else None
     return scaled.plus(negative.scaled(relaxation.upper_slope - relaxation.lower_slope)), below, None

@@ -25,6 +25,13 @@ class Region(ABC):
         """The range of linear forms of the image over the region: centre and radius, (B,T) each."""
 
     @abstractmethod
+    def minimizer(self, forms: LinearForms) -> Tensor:
+        """A point where one linear form of each example, (B,1), has the lower end of its range: (B,C,H,W).
+
+        Where that end is the better of two bounds, it is the point of that bound, which may lie outside the region.
+        """
+
+    @abstractmethod
     def of(self, rows: Tensor) -> Region:
         """The regions of some of the examples."""
 
@@ -57,6 +64,9 @@ class Box(Region):
     def concretize(self, forms: LinearForms) -> Interval:
         return forms.dot(self.center), forms.absolute().dot(self.radius)
 
+    def minimizer(self, forms: LinearForms) -> Tensor:
+        return self.center - self.radius * forms.dense().coefficients.squeeze(1).sign()
+
     def of(self, rows: Tensor) -> Box:
         return Box(self.center[rows], self.radius[rows])
 
@@ -79,6 +89,15 @@ class Ball(Region):
         middle, half = Box.whole(self.x[:1], self.threat.box).concretize(forms)
         low, high = torch.maximum(center - radius, middle - half), torch.minimum(center + radius, middle + half)
         return (low + high) / 2, (high - low) / 2
+
+    def minimizer(self, forms: LinearForms) -> Tensor:
+        coefficients = forms.dense().coefficients.squeeze(1)
+        point = self.x - self.threat.eps_like(self.x).to(self.x.dtype) * self.threat.steepest(coefficients)
+        if self.threat.box is None:
+            return point
+        other = Box.whole(self.x[:1], self.threat.box).minimizer(forms)
+        better = (coefficients * (point - other)).flatten(1).sum(dim=1) >= 0
+        return torch.where(better.view(-1, *[1] * (point.dim() - 1)), point, other)
 
     def of(self, rows: Tensor) -> Ball:
         return Ball(self.x[rows], self.threat.of(rows))

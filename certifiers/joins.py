@@ -18,6 +18,10 @@ class Join(ABC):
     @abstractmethod
     def forward(self, inputs: Sequence[Tensor]) -> Tensor: ...
 
+    def linear(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The linear function of the inputs that `backward` transposes; it differs from `forward` for a maximum."""
+        return self.forward(inputs)
+
     @abstractmethod
     def interval(self, inputs: Sequence[Interval]) -> Interval: ...
 
@@ -91,6 +95,9 @@ class Maximum(Join):
         _, b, a = inputs
         most = torch.maximum(a, b)
         return most if self.valid is None else torch.where(self.valid, most, b)
+
+    def linear(self, inputs: Sequence[Tensor]) -> Tensor:
+        return inputs[0] + inputs[1]
 
     def interval(self, inputs: Sequence[Interval]) -> Interval:
         low = self.forward([center - radius for center, radius in inputs])

@@ -106,7 +106,7 @@ class BoundedNetwork:
             shape = self.network.nodes[k].shape
             step = shape[0] if channels is None else channels[k]
             parts = [
-                self._bound_units(region, k, range(at, min(at + step, shape[0])), relaxations)
+                self.bound_units(region, k, range(at, min(at + step, shape[0])), relaxations)
                 for at in range(0, shape[0], step)
             ]
             low, high = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
@@ -145,7 +145,7 @@ class BoundedNetwork:
         size = max(1, budget // largest)
         return size, {k: max(1, budget // (size * max(1, each))) for k, each in peaks.items()}
 
-    def _bound_units(self, region: Region, k: int, channels: range, relaxations: Relaxations) -> tuple[Tensor, Tensor]:
+    def bound_units(self, region: Region, k: int, channels: range, relaxations: Relaxations) -> tuple[Tensor, Tensor]:
         """Bounds of some channels (or units) of the input of activation k, (B,T) each."""
         start = self._start(k, channels)
         low, high = propagate_backward(self.network, start, relaxations).concretize({0: region})

@@ -45,10 +45,10 @@ class MarginCertifier(NetworkCertifier):
         eps = threat.eps_like(batch.x).flatten().to(margins.dtype)
         by_margins = margins.amin(dim=1) > error
         certified = by_margins | (radius >= eps)
-        proofs = self.proofs(network, batch.y, by_margins) if can_prove(network) else None
+        proofs = self.proofs(network, batch.x, batch.y, threat, by_margins) if can_prove(network) else None
         return Certificate(torch.where(certified, eps, radius), certified, margins, error, proof=proofs)
 
-    def proofs(self, network: Network, y: Tensor, certified: Tensor) -> Sequence[bytes]:
+    def proofs(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel, certified: Tensor) -> Sequence[bytes]:
         """The proofs of the certified examples, b"" for the others."""
         of_label = {label: self.proof(network, label) or b"" for label in set(y.tolist())}
         flags = zip(y.tolist(), certified.tolist(), strict=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -124,7 +125,20 @@ class ProofBuilder:
         """
         position = self.network.activations.index(k)
         before = self._bounds[position]
-        self._bounds[position] = Bounds([*before.linear, (lower, upper)], before.intersect or intersect)
+        linear = [*before.linear, (lower, upper)]
+        self._bounds[position] = Bounds(linear, before.intersect or intersect, before.units)
+
+    def bounds_of_units(self, k: int, units: Tensor, lower: Mapping[int, Tensor], upper: Mapping[int, Tensor]) -> None:
+        """Bound some units (m,) of the input of activation node k with slopes of their own, (m,*shape) by activation.
+
+        They are bounded by `bounds` too, and the tightest of all these bounds count.
+        """
+        position = self.network.activations.index(k)
+        entries = []
+        for row, unit in enumerate(units.tolist()):
+            sides = [self.slopes({j: each[row] for j, each in slopes.items()}) for slopes in (lower, upper)]
+            entries.append((unit, *sides))
+        self._bounds[position] = msgspec.structs.replace(self._bounds[position], units=entries)
 
     def prove(self, classes: Sequence[int], slopes: int) -> None:
         """The margins of these classes are positive with these slopes and no splits."""

@@ -14,13 +14,16 @@ class LinearRelaxation:
     """lower_slope x + lower_bias <= phi(x) <= upper_slope x + upper_bias for x in [low, high].
 
     Tensors in the shape of the interval, differentiable in its ends. Parallel lines share one slope tensor. lower_bias
-    None: the lower line passes through (0, 0).
+    None: the lower line passes through (0, 0). multiplier: a number for each unit, for lower bounds where the sign of
+    its input is known: -beta if x >= 0 and beta if x <= 0, for any beta >= 0 (beta-CROWN). A lower bound may add
+    multiplier x, which is not positive.
     """
 
     lower_slope: Tensor
     lower_bias: Tensor | None
     upper_slope: Tensor
     upper_bias: Tensor
+    multiplier: Tensor | None = None
 
     @property
     def parallel(self) -> bool:

@@ -43,10 +43,12 @@ class Bounds(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     First come intervals, from the bounds of earlier activations. Units that these prove stable keep them, and so do all
     units if `linear` is empty. The others get the tightest of several linear bounds: for each entry, the lower bound
     with the slopes of its first index and the upper bound with those of its second. `intersect`: and of the interval.
+    units: units with slopes of their own, for one more linear bound: the unit, and the two indices of slopes.
     """
 
     linear: list[tuple[int, int]] = []
     intersect: bool = False
+    units: list[tuple[int, int, int]] = []
 
 
 class Tree(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

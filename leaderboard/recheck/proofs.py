@@ -131,7 +131,23 @@ class Derivation:
                 least.append(low[part])
                 most.append(high[part])
             low[part], high[part] = np.max(least, axis=0), np.min(most, axis=0)
+        self._tighten_units(rectifier, bounds.units, low, high)
         return low, high
+
+    def _tighten_units(
+        self, rectifier: Rectifier, entries: Sequence[tuple[int, int, int]], low: Vector, high: Vector
+    ) -> None:
+        """Tighten, in place, the bounds of units that have slopes of their own."""
+        for start in range(0, len(entries), AT_ONCE):
+            part = np.array(entries[start : start + AT_ONCE])
+            units = part[:, 0]
+            if units.min() < 0 or units.max() >= len(low):
+                raise UserError(f"it has bounds of unit {units.max()} of an activation with {len(low)}")
+            for column, sign, side in ((1, 1.0, low), (2, -1.0, high)):
+                forms = Forms.of_rows(rectifier.z, self.magnitudes[-1], [(units, sign)])
+                bound = sign * self._minimum(forms, part[:, column].tolist(), rectifier.position)
+                better = np.maximum if sign > 0 else np.minimum
+                side[units] = better(side[units], bound)
 
     def _add_rectifier(self, rectifier: Rectifier, low: Vector, high: Vector) -> None:
         self.relaxations.append(Relaxation.within(low, high, rectifier))
