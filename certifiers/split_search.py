@@ -24,7 +24,8 @@ RULES: tuple[Rule, ...] = ("parallel", "adaptive")
 class SubProblems:
     """n sub-problems.
 
-    target: the wrong class, as a row of the margins. node: of this class's tree. unit: to split next. target, node, value and unit (n,); parameters and signs (n,U) as in LocalRelaxation.
+    target: the wrong class, as a row of the margins. node: of this class's tree. unit: to split next. target, node,
+    value and unit (n,); parameters and signs (n,U) as in LocalRelaxation.
     """
 
     target: Tensor
