@@ -75,7 +75,7 @@ def test_an_example_may_have_none():
 def test_a_network_that_cannot_be_described_has_no_proofs():
     proofs, _ = evaluated({"a": Proving(problem="layer 3 is odd")})
     assert (proofs.of_example, proofs.network, proofs.summary.missing) == ({}, None, "layer 3 is odd")
-    none, _ = evaluated({"a": Proving(every=100, length=0)})
+    none, _ = evaluated({"a": Proving(length=0)})
     assert none.summary.missing == "no certifier of the run gives proofs for this network"
 
 
