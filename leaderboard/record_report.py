@@ -30,7 +30,7 @@ def record_report(
     parts += [accuracies_table(record, width), *_stages(record, width)]
     if record.bracket is not None:
         parts.append(wrapped(bracket_stages(record.bracket), width))
-    if record.proofs is not None:
+    if record.proofs is not None and (record.proofs.count or record.proofs.missing):
         parts.append(wrapped(proofs_line(record.proofs), width))
     parts += [_sanity(record, width), *_warnings(record, width), _provenance(record, width)]
     if command := record.provenance.get("command"):

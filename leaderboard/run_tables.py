@@ -16,7 +16,7 @@ def run_table(record: Record, width: int | None = None) -> str:
     parts = [wrapped(f"{title}, {record.n_examples} test examples", width), accuracies_table(record, width)]
     if record.bracket is not None:
         parts.append(wrapped(bracket_stages(record.bracket), width))
-    if record.proofs is not None:
+    if record.proofs is not None and (record.proofs.count or record.proofs.missing):
         parts.append(wrapped(proofs_line(record.proofs), width))
     return "\n\n".join([*parts, wrapped(verdict_lines(record), width)])
 
@@ -76,7 +76,7 @@ def _bracket_row(bracket: Bracket) -> list[str]:
 def proofs_line(proofs: ProofSummary) -> str:
     """How many certified examples have a proof."""
     if not proofs.count:
-        return f"proofs: none ({proofs.missing})" if proofs.missing else "proofs: none"
+        return f"proofs: none ({proofs.missing})"
     return f"proofs: of {proofs.count:,} certified examples; `bench recheck` checks them"
 
 

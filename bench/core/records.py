@@ -176,7 +176,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     union: Robustness | None = None  # over all attacks, if some ran under another threat model than `threat`
     certifiers: dict[str, CertifierResult]
     bracket: Bracket | None = None
-    proofs: ProofSummary | None = None  # None if nothing is certified, and in records from before there were proofs
+    proofs: ProofSummary | None = None  # None without a certifier, and in records from before there were proofs
     audited: int = 0  # certified examples that were attacked, as a check of the certifiers
     training: Training | None  # None if the weights were trained elsewhere
     sanity: Sanity

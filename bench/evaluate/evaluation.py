@@ -33,7 +33,7 @@ from bench.sanity.verdict import form_verdict
 class Evaluation:
     """The per-example table and all results; audited: how many certified examples were attacked.
 
-    proofs: None if nothing is certified.
+    proofs: None without a certifier.
 
     Printed, it is a short summary.
     """

@@ -30,26 +30,25 @@ class Proofs:
 def collect_proofs(
     context: EvalContext, table: Table, measurements: Mapping[str, Measurement[Result]], methods: Iterable[object]
 ) -> Proofs | None:
-    """The shortest proof of each certified example, of equally short ones the first; None if nothing is certified.
+    """The shortest proof of each certified example, of equally short ones the first; None without a certifier.
 
-    methods: what may have given the proofs; the first certifier that describes the network does so.
+    methods: all that took part. The first certifier that describes the network does so, because witnesses can be
+    checked with it too.
     """
-    if not certified(table).any():
+    certifiers = [method for method in methods if isinstance(method, Certifier)]
+    if not certifiers:
         return None
+    try:
+        network = _described(context, certifiers)
+    except UserError as error:
+        return Proofs({}, None, str(error))
     shortest: dict[int, bytes] = {}
-    for measurement in measurements.values():
+    for measurement in measurements.values() if network is not None else ():
         for example, proof in measurement.proofs.items():
             if example not in shortest or len(proof) < len(shortest[example]):
                 shortest[example] = proof
-    if not shortest:
-        return Proofs({}, None, "no certifier of the run gives proofs for this network")
-    try:
-        network = _described(context, [method for method in methods if isinstance(method, Certifier)])
-    except UserError as error:
-        return Proofs({}, None, str(error))
-    if network is None:
-        return Proofs({}, None, "no certifier of the run describes the network")
-    return Proofs(dict(sorted(shortest.items())), network)
+    missing = "" if shortest or not certified(table).any() else "no certifier of the run gives proofs for this network"
+    return Proofs(dict(sorted(shortest.items())), network, missing)
 
 
 def _described(context: EvalContext, certifiers: Iterable[Certifier]) -> Description | None:

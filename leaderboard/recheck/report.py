@@ -28,7 +28,7 @@ def report_text(report: Report, *, every: bool, width: int | None = None) -> str
     rows = [[name, f"{count:,}", percent(count / n)] for name, count in counts.items() if count]
     parts = [report.run, render(["outcome", "examples", "%"], rows, "markdown", "lrr", width)]
     if report.missing:
-        parts.append(wrapped(f"no proofs: {report.missing}", width))
+        parts.append(wrapped(f"not checked: {report.missing}", width))
     if report.unused:
         parts.append(wrapped(f"weights that are no part of the described network: {', '.join(report.unused)}", width))
     named = report.examples if every else report.failures[:NAMED]

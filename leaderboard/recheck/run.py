@@ -183,7 +183,7 @@ class Evidence:
         """The network that the run describes; otherwise why there is none."""
         if "network" not in self.record.artifacts:
             known = self.record.proofs
-            return None, (known and known.missing) or "the run has no proofs, and does not describe its network"
+            return None, (known and known.missing) or "the run does not describe its network (runs with certifiers do)"
         try:
             network = Network(read_description(self._path("network")), load_file(self._path("weights")))
         except UserError as error:

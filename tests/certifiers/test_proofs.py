@@ -32,7 +32,10 @@ from certifiers.proofs import (
     slopes_of,
 )
 from leaderboard.recheck import regions
+from leaderboard.recheck.affine import Affine
+from leaderboard.recheck.bounds import Relaxation
 from leaderboard.recheck.network import Network as Checked
+from leaderboard.recheck.network import Rectifier
 from leaderboard.recheck.proofs import Column, Derivation
 from leaderboard.recheck.regions import Region
 from tests import networks as random_networks
@@ -197,6 +200,19 @@ def test_a_bound_of_a_linear_function_is_just_below_the_exact_one():
             exact = max(whole, sum(a * p for a, p in zip(c, pixels, strict=True)) - eps * dual)
         assert Fraction(float(bound)) <= exact + (size * Fraction(1, 2**52) if norm == "L2" else 0)
         assert exact - Fraction(float(bound)) < size * Fraction(1, 10**12)
+
+
+def test_the_chord_encloses_the_activation_in_exact_arithmetic():
+    random = np.random.default_rng(0)
+    low, high = (sign * 10.0 ** random.uniform(-9, 9, 2000) for sign in (-1, 1))
+    leak = random.choice([0.0, 0.1, -1.0, 1.0, 1.7], 2000)
+    z = Affine({}, np.zeros(2000), np.zeros(2000))
+    chord = Relaxation.within(low, high, Rectifier(z, leak, 0))
+    for ends in zip(low, high, chord.slope, chord.bias, leak, strict=True):
+        l, u, s, t, a = (Fraction(float(each)) for each in ends)  # noqa: E741 -- as in bounds.py
+        above = s * l + t - a * l, s * u + t - u
+        assert min(above) >= 0 if a <= 1 else max(above) <= 0
+        assert max(map(abs, above)) < Fraction(1, 10**13) * (u - l)
 
 
 def test_large_weights_do_not_make_the_bound_too_large():
