@@ -2,50 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.utils import parametrize
 
 from bench.core.batches import Batch as Batch
-from bench.core.classifier import as_classifier, is_training, unwrapped
+from bench.core.classifier import as_classifier, unwrapped
 from bench.core.config import TrainingConfig
 from bench.core.errors import CheckError, UserError
+from bench.core.frozen import frozen as frozen
+from bench.core.frozen import mode_of as mode_of
 from bench.core.specs import check_counts_and_lengths
 from bench.core.threat import ThreatModel
-
-
-@contextmanager
-def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put the model into train or eval mode inside the block, and restore the mode of every module afterwards.
-
-    Parametrized weights (of a masked or binarised layer) are computed only once inside, because they do not change.
-    """
-    before = [(module, is_training(module)) for module in model.modules()]
-    model.train(training)
-    try:
-        with parametrize.cached():
-            yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode without weight gradients inside the block, and restore all flags afterwards."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        with mode_of(model, training=False):
-            yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +67,7 @@ class Certificate:
     certified (B,) bool: this is proven for the whole threat model.
     margins (B,K): lower bounds of z_y - z_j over the threat model, +inf at j = y; None if logits are not bounded.
     tolerance: a bound on the rounding error of a margin, a number or (B,); a proven margin exceeds it.
+    nodes (B,) int64: the sub-problems that were searched for each example; None if the certifier does not search.
     broken (B,) bool: `witness` (B,C,H,W) is a counterexample; None if the certifier does not search for any.
     prediction (B,): of the certified classifier, if it is not the model itself (smoothing).
     """
@@ -105,6 +76,7 @@ class Certificate:
     certified: Tensor
     margins: Tensor | None = None
     tolerance: float | Tensor = 0.0
+    nodes: Tensor | None = None
     broken: Tensor | None = None
     witness: Tensor | None = None
     prediction: Tensor | None = None
@@ -120,11 +92,14 @@ class Certificate:
 class Certifier(ABC):
     """Proves that no point of the threat model changes the prediction. Its fields are its options.
 
-    A subclass implements `certify`; calling the certifier also checks the claims that are cheap to check.
+    A subclass implements `certify`; calling the certifier also checks the claims that are cheap to check. A certifier
+    that searches has an option `nodes`, the most sub-problems for one example: what it decides follows from that and
+    never from the time. It stops earlier only if the user has set a limit of time (bench/core/time_limit.py).
     """
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     kind: ClassVar[Literal["deterministic", "probabilistic"]] = "deterministic"
+    node_cost: ClassVar[int] = 1  # of a search: a node counts as this many sub-problems of a bracket's budget
 
     def __post_init__(self) -> None:
         check_counts_and_lengths(self)
