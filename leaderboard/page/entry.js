@@ -44,7 +44,7 @@ function decidedSection(row) {
   const lines = row.decided.map((stage) => [breakable(stage.stage), ...columns.map(([, cell]) => cell(stage))]);
   const limit = row.truncated
     ? ", because a time limit ended the search: another machine may decide more or fewer"
-    : known(row.budget) && row.open > 0 ? ` within a budget of ${whole(row.budget)} sub-problems for each` : "";
+    : known(row.budget) && row.open > 0 ? ` (budget: ${whole(row.budget)} sub-problems for each example)` : "";
   const seeds = row.seeds.length > 1 ? " Means over the seeds." : "";
   return section("How it was decided",
     grid("How it was decided", ["Stage", ...columns.map(([head]) => head)], lines),
