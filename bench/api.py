@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from attacks.losses import margin
 from attacks.pgd import ascend
 from bench.core import registry
-from bench.core.attack_specs import PlannedAttack, make_attacks
+from bench.core.attack_specs import make_attacks
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Attack, Batch, Certificate, Certifier, Defense, Trainer, frozen, mode_of
 from bench.core.errors import CheckError, UserError
@@ -65,7 +65,8 @@ def evaluate(
     threat: ThreatModel,
     attacks: str | Sequence[str] = ("pgd-10", "pgd-50", "autoattack"),
     certifiers: str | Sequence[str] = (),
-    bracket: float | None = None,
+    bracket: int | None = None,
+    time_limit: float | None = None,
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,
@@ -75,9 +76,11 @@ def evaluate(
     A model in train mode is evaluated in eval mode. Modules in train mode inside of a module in eval mode (Monte Carlo
     dropout) stay so, with a warning. The model is left as it was.
 
-    attacks and certifiers are specs, or one text with commas between them. bracket: seconds in which attacks and
-    certifiers decide the remaining examples. batch_size determines which examples share a batch and, with `seed`, all
-    randomness. progress: show bars, and warnings of attacks, on standard error. The table of the result
+    attacks and certifiers are specs, or one text with commas between them. bracket: attacks and certifiers decide the
+    remaining examples, with at most this many sub-problems for each example in each certifier that searches; 1000 is
+    usual. time_limit: seconds after which the bracket ends; what that cuts depends on the machine, and the result says
+    that it is `truncated`. batch_size determines which examples share a batch and, with `seed`, all randomness.
+    progress: show bars, and warnings of attacks, on standard error. The table of the result
     (bench/core/example_table.py) has the outcome of each example; printed, the result is a summary. UserError for other
     inputs, and for whatever the model or an attack raises; CheckError if the result contradicts itself.
     """
@@ -91,10 +94,12 @@ def evaluate(
             attack.attack.check_fits(attack.threat, shape, classes)
         for certifier in certifiers_by_spec.values():
             check_certifier(certifier, classifier, shape, threat)
-        known: list[PlannedAttack | Certifier] = [*planned.values(), *certifiers_by_spec.values()]
-        plan = (
-            None if bracket is None else plan_bracket(classifier, shape, classes, threat, budget=bracket, known=known)
-        )
+        if time_limit is not None and bracket is None:
+            raise UserError("time_limit is for a bracket; give bracket too, such as bracket=1000")
+        plan = None if bracket is None else plan_bracket(
+            classifier, shape, classes, threat, budget=bracket, time_limit=time_limit,
+            known=[*planned.values(), *certifiers_by_spec.values()],
+        )  # fmt: skip
         split = Split.of_tensors(x, y)
         context = EvalContext(
             model=classifier, test=split, threat=threat, batch_size=batch_size, seed=seed, show_progress=progress

@@ -1,10 +1,9 @@
-"""The complete certifier: given enough time, every example is certified or broken."""
+"""The complete certifier: given enough nodes, every example is certified or broken."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,6 +13,7 @@ from bench.core.contracts import Batch, Certificate
 from bench.core.errors import CheckError, UserError
 from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
+from bench.core.time_limit import seconds_left
 from certifiers.activations import Rectifier
 from certifiers.alpha_crown import AlphaCrown
 from certifiers.faithfulness import float64_twin
@@ -27,6 +27,7 @@ from certifiers.network_certifier import NetworkCertifier
 
 SLACK = 1e-6  # of the range of each variable: ten times the feasibility tolerance of the solvers' linear programs
 CLEAR = 1e-5  # of the largest logit: a witness's negative margin, so that it is misclassified on any machine
+INTEGERS_PER_NODE = 10  # a program with more has a tree that is far too large, and its first node may take minutes
 STEPS = 20  # of gradient ascent towards one class
 SHRINK = 0.75  # the step size's factor from step to step
 
@@ -34,15 +35,16 @@ SHRINK = 0.75  # the step size's factor from step to step
 @registry.certifier("exact")
 @dataclass(frozen=True, kw_only=True)
 class Exact(NetworkCertifier):
-    """Mixed-integer programs decide each example: certified, broken with a witness, or open at the time limit.
+    """Mixed-integer programs decide each example: certified, broken with a witness, or open after `nodes` nodes.
 
     Tjeng, Xiao and Tedrake, "Evaluating Robustness of Neural Networks with Mixed Integer Programming" (2019), for
     networks of ReLU and its kin (max pooling, clamps, PReLU) with at most some hundreds of unstable neurons, under
     Linf. An example that
     alpha-crown does not certify is attacked, with a few gradient steps towards each class that is not excluded, from
     the image and from `batch.worst_points`. Then each of these classes gets a program, the least margin first, until
-    one has a solution or none has. seconds: the time limit for the programs of one example. solver: `auto` is SCIP if
-    pyscipopt is installed, else HiGHS, which takes several times as long.
+    one has a solution or none has. nodes: of branch and bound, the most for all programs of one example; each program
+    takes one at least, and one with more than 10 integers for each of the nodes is not begun. solver: `auto` is SCIP if
+    pyscipopt is installed, else HiGHS, which takes many times as long. No clock decides when a solver ends.
 
     A solution is a witness if the model's own forward pass confirms it, there or a few gradient steps further; else the
     example stays open. Rounding: a class is excluded if no point has a margin below a slack above zero, of 1e-6 of the
@@ -54,14 +56,13 @@ class Exact(NetworkCertifier):
     """
 
     norms = ("Linf",)
+    node_cost: ClassVar[int] = 100  # an integer program's node, against the bounds of one sub-problem
 
-    seconds: float = 120.0
+    nodes: int = 1000
     solver: Literal["auto", "scip", "highs"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seconds <= 0:
-            raise UserError(f"exact: seconds is {self.seconds}; it must be positive")
         find_solver(self.solver)
 
     def check_network(self, network: Network) -> None:
@@ -86,27 +87,35 @@ class Exact(NetworkCertifier):
                 rows = rows[~proven[rows, other]]
                 search.ascend(start[rows], rows, other, step=1.0)
         undecided = [i for i in search.unbroken().tolist() if not proven[i].all()]
+        nodes = torch.zeros_like(batch.y)
         if undecided:
             encoder = Encoder(model, batch, threat)
             for i in undecided:
-                self._decide(i, encoder, margins[i], proven[i], search)
+                nodes[i] = self._decide(i, encoder, margins[i], proven[i], search)
         contradicted = search.broken & proven.gather(1, search.answer[:, None])[:, 0]
         if contradicted.any():
             raise CheckError(f"exact: test example {int(batch.index[contradicted][0])} is both proven and broken")
         certified = proven.all(dim=1) & ~search.broken
         eps = threat.eps_like(batch.x).flatten().to(batch.x.dtype)
-        return Certificate(torch.where(certified, eps, 0.0), certified, broken=search.broken, witness=search.witness)
+        radius = torch.where(certified, eps, 0.0)
+        return Certificate(radius, certified, nodes=nodes, broken=search.broken, witness=search.witness)
 
-    def _decide(self, i: int, encoder: Encoder, margins: Tensor, proven: Tensor, search: CounterexampleSearch) -> None:
-        """Solve a program for each class that is not `proven` (K,) for example i, in the order of `margins` (K,)."""
-        end = time.monotonic() + self.seconds
+    def _decide(self, i: int, encoder: Encoder, margins: Tensor, proven: Tensor, search: CounterexampleSearch) -> int:
+        """Solve a program for each class that is not `proven` (K,) for example i, in the order of `margins` (K,).
+
+        Returns the nodes that it took.
+        """
+        taken = 0
         solve, encoding = find_solver(self.solver), encoder.encoding(i)
         for other in margins.argsort().tolist():
-            seconds = end - time.monotonic()
-            if proven[other] or seconds <= 0:
+            if proven[other] or taken >= self.nodes or seconds_left() == 0:
                 continue
             program = encoding.program(int(search.batch.y[i]), other)
-            answer = solve(program, SLACK * float((program.high - program.low).sum()), seconds)
+            if int(program.integer.sum()) > INTEGERS_PER_NODE * self.nodes:
+                continue
+            slack = SLACK * float((program.high - program.low).sum())
+            answer, nodes = solve(program, slack, self.nodes - taken)
+            taken += nodes
             if isinstance(answer, str):
                 proven[other] = answer == "none"
                 continue
@@ -114,7 +123,8 @@ class Exact(NetworkCertifier):
             point = torch.from_numpy(answer[: x.numel()]).to(x).reshape(x.shape)
             search.ascend(point, torch.tensor([i], device=x.device), other, step=0.1)
             if search.broken[i]:
-                return
+                break
+        return taken
 
 
 def linear_margins(model: nn.Module, batch: Batch, threat: ThreatModel, rows: Tensor) -> tuple[Tensor, Tensor]:

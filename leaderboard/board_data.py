@@ -15,7 +15,7 @@ INTERVALS = (
     "[low, high] is a 95 % interval. Of a recipe with several seeds: for its expected accuracy over seeds and examples "
     "(t and Clopper-Pearson half-widths, combined in quadrature). Of weights: for their accuracy over examples "
     "(Clopper-Pearson). +- is the standard deviation over seeds. Open examples are neither certified nor broken; "
-    "`cut` means that the time budget ended before all methods had tried them."
+    "`cut` means that a time limit ended before all methods had tried them: another machine may decide more or fewer."
 )
 
 
@@ -43,6 +43,23 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     forwards: float | None = None  # passes of single examples, for each seed
     backwards: float | None = None
     seconds: float
+
+
+class Decided(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one stage of the bracket decided, and its work: means over the seeds, 0 for a seed that it did not run on.
+
+    nodes: sub-problems of a search; proofs: certificates with a proof that was checked. None if no seed has any.
+    """
+
+    stage: str
+    tried: float
+    certified: float
+    broken: float
+    forwards: float  # passes of single examples
+    backwards: float
+    seconds: float
+    nodes: float | None = None
+    proofs: float | None = None
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +91,7 @@ class Seed(msgspec.Struct, frozen=True, kw_only=True):
     attacked: float | None
     certified: float | None
     open: int | None = None  # examples that the bracket left undecided; None without a bracket
-    truncated: bool = False  # did its time budget end before all of its stages had tried them?
+    truncated: bool = False  # did a time limit end before all of its stages had tried them?
     weights: str  # SHA-256
     weights_url: str | None
     provenance: dict[str, str]
@@ -102,7 +119,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     rank_low: int | None  # the best and the worst rank that the tests leave open; None if no rank can be claimed
     rank_high: int | None
     open: float | None = None  # examples that the brackets left undecided, mean over seeds; None without a bracket
-    truncated: bool = False  # did a time budget end before all stages had tried them?
+    truncated: bool = False  # did a time limit end before all stages had tried them?
+    budget: int | None = None  # of the brackets: sub-problems for each example; None if it was a time
+    decided: tuple[Decided, ...] = ()  # by the stages of the brackets, in their order
     group: int | None = None  # begins with the first entry that the first of the previous group is better than
     verdict: str  # the worst of its seeds, a key of VERDICTS
     reasons: tuple[str, ...] = ()

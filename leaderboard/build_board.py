@@ -11,9 +11,9 @@ import numpy as np
 from bench.core import clopper_pearson
 from bench.core.config import get_suite, suites
 from bench.core.example_table import Flags, Threat, threat_of
-from bench.core.records import VERDICTS, AttackResult, CertifierResult, Record
+from bench.core.records import VERDICTS, AttackResult, Bracket, BracketStage, CertifierResult, Record
 from bench.core.spec_text import join_spec, split_spec
-from leaderboard.board_data import Board, Cost, Curve, Estimate, Measured, Row, Seed, Status
+from leaderboard.board_data import Board, Cost, Curve, Decided, Estimate, Measured, Row, Seed, Status
 from leaderboard.published_results import Entry, EvaluatedRun, read_entries
 from leaderboard.ranks import RULE, Ranks, rank
 from leaderboard.render import threat_name
@@ -22,6 +22,7 @@ from leaderboard.statistics import prediction, recipe_interval
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
 TOLERANCE = 1e-6  # relative: distances are stored as float32
 TAIL = (1 - 0.95) / 2  # of a 95 % interval
+NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # of a bracket in which it had nothing to try
 POINTS = 41  # of a curve that is drawn from distances
 
 
@@ -72,6 +73,8 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
         certified=_estimate([_share(run.certified) for run in runs], runs) if _all_certified(records) else None,
         open=statistics.fmean(b.open for b in brackets) if len(brackets) == len(runs) else None,
         truncated=any(bracket.cut_by_time for bracket in brackets),
+        budget=brackets[0].budget if brackets else None,
+        decided=tuple(_decided(brackets)) if len(brackets) == len(runs) else (),
         rank=int(ranks.low[i]) if ranked else None, rank_low=int(ranks.low[i]) if ranked else None,
         rank_high=int(ranks.high[i]) if ranked else None,
         verdict=max((record.sanity.verdict for record in records), key=list(VERDICTS).index),
@@ -143,6 +146,22 @@ def _measured(spec: str, results: Sequence[AttackResult | CertifierResult], runs
         forwards=statistics.fmean(each.forwards for each in attacks) if attacks else None,
         backwards=statistics.fmean(each.backwards for each in attacks) if attacks else None,
     )  # fmt: skip
+
+
+def _decided(brackets: Sequence[Bracket]) -> Iterable[Decided]:
+    """The stages of the brackets of all seeds."""
+    for name in dict.fromkeys(name for bracket in brackets for name in bracket.stages):
+        stages = [bracket.stages.get(name, NO_STAGE) for bracket in brackets]
+        means = {
+            field: statistics.fmean(getattr(stage, field) for stage in stages)
+            for field in ("tried", "certified", "broken", "forwards", "backwards", "seconds")
+        }
+        optional = {
+            field: statistics.fmean(getattr(stage, field) or 0 for stage in stages)
+            for field in ("nodes", "proofs")
+            if any(getattr(stage, field) is not None for stage in stages)
+        }
+        yield Decided(stage=name, **means, **optional)
 
 
 def _all_certified(records: Sequence[Record]) -> bool:

@@ -58,8 +58,8 @@ def _text(value: Any) -> str:
 
 
 def _stages(record: Record, width: int | None) -> Iterator[str]:
-    """The stages of staged attacks and of the bracket."""
-    headers = ["stage", "tried", "certified", "broken", "forwards", "backwards", "seconds"]
+    """The stages of staged attacks and of the bracket. Columns of a bracket that no stage has are left out."""
+    headers = ["stage", "tried", "certified", "broken", "forwards", "backwards", "seconds", "sub-problems", "proofs"]
     groups: dict[str, Mapping[str, StageResult | BracketStage]] = {
         f"Stages of {spec}:": attack.stages for spec, attack in record.attacks.items() if attack.stages
     }
@@ -68,14 +68,17 @@ def _stages(record: Record, width: int | None) -> Iterator[str]:
     for title, stages in groups.items():
         yield title
         rows = [[name, *_stage(stage)] for name, stage in stages.items()]
-        yield render(headers, rows, "markdown", "lrrrrrr", width)
+        shown = [k for k in range(len(headers)) if any(row[k] for row in rows)]
+        rows = [[row[k] for k in shown] for row in rows]
+        yield render([headers[k] for k in shown], rows, "markdown", "l" + "r" * (len(shown) - 1), width)
 
 
 def _stage(stage: StageResult | BracketStage) -> list[str]:
-    certified = "" if isinstance(stage, StageResult) else str(stage.certified)
-    tried = stage.attacked if isinstance(stage, StageResult) else stage.tried
     cost = [f"{stage.forwards:,}", f"{stage.backwards:,}", f"{stage.seconds:.1f}"]
-    return [str(tried), certified, str(stage.broken), *cost]
+    if isinstance(stage, StageResult):
+        return [str(stage.attacked), "", str(stage.broken), *cost, "", ""]
+    optional = ["" if value is None else f"{value:,}" for value in (stage.nodes, stage.proofs)]
+    return [str(stage.tried), str(stage.certified), str(stage.broken), *cost, *optional]
 
 
 def _sanity(record: Record, width: int | None) -> str:

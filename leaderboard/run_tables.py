@@ -81,12 +81,16 @@ def proofs_line(proofs: ProofSummary) -> str:
 
 
 def bracket_stages(bracket: Bracket) -> str:
-    """How many examples each stage decided, how many are open, and the stages that were skipped."""
+    """How many examples each stage decided, how many are open and why, and the stages that were skipped."""
     decided = []
     for name, stage in bracket.stages.items():
         counts = [(stage.certified, "certified"), (stage.broken, "broken")]
         if any(n for n, _ in counts):
             decided.append(f"{name} {' and '.join(f'{n} {outcome}' for n, outcome in counts if n)}")
-    cut = f" (cut: the budget of {bracket.budget_seconds:g} s was spent)" if bracket.cut_by_time else ""
+    limit, why = bracket.limit_of_time, ""
+    if bracket.cut_by_time and limit is not None:
+        why = f" (cut by the time limit of {limit:g} s: another machine may decide more or fewer)"
+    elif bracket.open and bracket.budget is not None:
+        why = f" (budget: {bracket.budget:,} sub-problems for each example)"
     skipped = "".join(f"\n  skipped {name}: {reason}" for name, reason in bracket.skipped.items())
-    return f"bracket: {bracket.open} open{cut}; {', '.join(decided)}{skipped}"
+    return f"bracket: {bracket.open} open{why}; {', '.join(decided)}{skipped}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bench.core.contracts import Batch, Certificate, Certifier
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
+from bench.core.time_limit import seconds_left
 from tests.linear import exact_margin
 
 calls: list[tuple[str, list[int], Tensor | None]] = []  # who certified which examples, given which worst points
@@ -37,13 +38,26 @@ class Exact(Certifier):
 class Slow(Exact):
     """Advances `clock`, which tests may use instead of the machine's, by `pause` for each batch."""
 
-    seconds: float = 100.0
     pause: float = 0.05
 
     def certify(self, model, batch, threat, *, generator):
-        limits.append(self.seconds)
+        limits.append(seconds_left())
         clock.now += self.pause
         return super().certify(model, batch, threat, generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searching(Exact):
+    """Needs three more sub-problems for each further example, from one on: index i is certified with 1 + 3 i nodes."""
+
+    nodes: int = 1000
+
+    def certify(self, model, batch, threat, *, generator):
+        limits.append(self.nodes)
+        found = super().certify(model, batch, threat, generator=generator)
+        needed = 1 + 3 * batch.index
+        certified = found.certified & (needed <= self.nodes)
+        return Certificate(threat.eps * certified, certified, nodes=needed.clamp(max=self.nodes))
 
 
 class Clock:
@@ -56,7 +70,7 @@ class Clock:
 
 
 clock = Clock()
-limits: list[float] = []  # seconds for an example that Slow was given
+limits: list[float] = []  # the seconds that were left to Slow, and the nodes that Searching had
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,12 +30,23 @@ def test_certifiers_prove_what_is_exactly_known_of_a_linear_model(linear):
 
 def test_a_bracket_of_a_linear_model_closes(linear):
     model, batch, margin = linear
-    found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=[], bracket=60.0)
+    found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=[], bracket=100)
     clear = np.abs(margin) > 1e-4
     assert np.array_equal((found.table["status"] == "certified")[clear], (margin > 0)[clear])
     assert np.array_equal((found.table["status"] == "broken")[clear], (margin < 0)[clear])
     assert found.attacks == {}
     assert sorted(found.witnesses["index"]) == np.flatnonzero(found.table["status"] == "broken").tolist()
+
+
+def test_a_bracket_takes_a_count_and_a_limit_of_time_is_an_option_of_its_own(linear):
+    model, batch, _ = linear
+    with pytest.raises(UserError, match=r"such as 1000, not 60\.0"):
+        evaluate(model, batch.x, batch.y, threat=THREAT, attacks=[], bracket=60.0)
+    with pytest.raises(UserError, match="time_limit is for a bracket"):
+        evaluate(model, batch.x, batch.y, threat=THREAT, attacks=[], time_limit=60.0)
+    found = evaluate(model, batch.x, batch.y, threat=THREAT, attacks=[], bracket=100, time_limit=0.001)
+    assert found.bracket.truncated
+    assert (found.bracket.budget, found.bracket.time_limit) == (100, 0.001)
 
 
 def test_a_printed_evaluation_is_a_short_summary(linear, capsys):
@@ -62,6 +73,6 @@ def test_what_cannot_be_certified_is_refused(linear):
     with pytest.raises(UserError, match="Linf"):
         evaluate(model, batch.x, batch.y, threat=THREAT, attacks=[], certifiers=["smoothing"])
     hard = nn.Sequential(*model, nn.Softmax(dim=1))
-    for asked in ({"certifiers": ["ibp"]}, {"bracket": 1.0}):
+    for asked in ({"certifiers": ["ibp"]}, {"bracket": 1}):
         with pytest.raises(UserError, match="Softmax"):
             evaluate(hard, batch.x, batch.y, threat=THREAT, attacks=[], **asked)

@@ -106,10 +106,20 @@ def spec_list(option: str) -> Callable[[str], list[str]]:
     return parse
 
 
+def work(text: str) -> int:
+    """The budget of a bracket."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise UserError(
+            f"--budget takes a number of sub-problems for each example, such as 1000, not '{text}'; a limit of time is "
+            "--time-limit 10m"
+        )
+    return int(text)
+
+
 def duration(text: str) -> float:
     """`90s`, `10m` or `2h`, in seconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     seconds = 0.0 if match is None else float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
-    if not 0 < seconds < 1e9:
-        raise UserError(f"--budget takes a duration such as 90s, 10m or 2h, not '{text}'")
-    return seconds
+    if not 0.001 <= seconds < 1e9:
+        raise UserError(f"--time-limit takes a duration such as 90s, 10m or 2h, not '{text}'")
+    return round(seconds, 3)  # as the seconds of a record, which are compared with it

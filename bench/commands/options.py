@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.commands.arguments import duration, eps_list, integer, seed_list, spec_list
+from bench.commands.arguments import duration, eps_list, integer, seed_list, spec_list, work
 
 if TYPE_CHECKING:
     from bench.verify.run import Settings
 
-BUDGET = 600.0  # seconds of --bracket without --budget
+BUDGET = 1000  # sub-problems for each example: of --bracket without --budget
 
 
 def add_plugin(sub: argparse.ArgumentParser) -> None:
@@ -61,8 +61,11 @@ def add_evaluation(sub: argparse.ArgumentParser) -> None:
     help_text = "for example ibp,alpha-crown (default: none)"
     option("--certifiers", type=spec_list("--certifiers"), default=(), metavar="SPEC,...", help=help_text)
     help_text = "run attacks and certifiers until each example is decided"
-    option("--bracket", action="store_const", const=BUDGET, help=help_text)
-    option("--budget", type=duration, metavar="10m", help="time limit of --bracket: 90s, 10m, 2h (default: 10m)")
+    option("--bracket", action="store_true", help=help_text)
+    help_text = f"work of --bracket: sub-problems for each example in the certifiers that search (default: {BUDGET})"
+    option("--budget", type=work, metavar="N", help=help_text)
+    help_text = "end --bracket after 90s, 10m, 2h (default: no limit); a result that it cuts is not publishable"
+    option("--time-limit", type=duration, metavar="10m", help=help_text)
     option("--n-examples", type=integer("--n-examples", 1), metavar="N", help="use the first N test examples")
     add_machine(sub)
     option("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of run folders (default: runs)")

@@ -112,12 +112,14 @@ def _request(args: argparse.Namespace) -> Request:
         overrides["epochs"] = str(args.epochs)
     if "defense" in args and not args.plugins and args.defense not in registry.defense:
         registry.defense.get(args.defense)
-    if args.budget is not None and args.bracket is None:
-        raise UserError("--budget is for --bracket; give --bracket too")
+    for option, value in (("--budget", args.budget), ("--time-limit", args.time_limit)):
+        if value is not None and not args.bracket:
+            raise UserError(f"{option} is for --bracket; give --bracket too")
     from bench.runs.request import Request
 
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(Request) if field.name in args}
-    return Request(**fields | {"overrides": overrides, "bracket": args.budget or args.bracket})
+    budget = (args.budget or options.BUDGET) if args.bracket else None
+    return Request(**fields | {"overrides": overrides, "budget": budget})
 
 
 def act_verify(args: argparse.Namespace) -> None:

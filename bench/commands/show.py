@@ -71,9 +71,10 @@ def _differences(record: Record, suite: Suite) -> list[Setting]:
     special = dict(suite.defenses.get(record.defense, {}))
     model = special.pop("model", suite.model)
     rules: dict[str, Any] = {"model": parse_spec(model, registry.model).text, "norm": suite.norm, "eps": suite.eps}
-    if not record.config.get("bracket"):  # with a bracket, the suite's attacks are not run by default
+    if record.bracket is None:  # with a bracket, the suite's attacks are not run by default
         rules["attacks"] = [parse_spec(spec, registry.attack).text for spec in suite.attacks]
-    settings: dict[str, Any] = {key: record.config.get(key) for key in (*rules, "attacks", "certifiers", "bracket")}
+    named = (*rules, "attacks", "certifiers", "budget", "time_limit", "bracket")
+    settings: dict[str, Any] = {key: record.config.get(key) for key in named}
     if record.training is not None:
         settings |= record.config.get("training", {})
         if record.defense in registry.defense:

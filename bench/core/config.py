@@ -157,6 +157,9 @@ def get_suite(name: str) -> Suite:
     return suites()[name]
 
 
+OPTIONAL = ("certifiers", "budget", "time_limit", "bracket")  # fields of RunConfig
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything except the seed that determines the result of a run. Its hash names the run folder.
@@ -178,11 +181,13 @@ class RunConfig:
     training: Mapping[str, Any] = field(default_factory=dict)  # the defense's whole config, defaults included
     code: tuple[str, ...] = ()  # SHA-256 of each plugin and of the user's model file
     certifiers: tuple[str, ...] = ()
-    bracket: float | None = None  # the budget in seconds; None for no bracket
+    budget: int | None = None  # of the bracket: sub-problems for each example; None for no bracket
+    time_limit: float | None = None  # of the bracket, in seconds; None for none
+    bracket: float | None = None  # the budget in seconds of configs from before budgets were work
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values. `certifiers` and `bracket` are left out if empty, which keeps published hashes."""
-        return {key: value for key, value in as_json(self).items() if value or key not in ("certifiers", "bracket")}
+        """The fields as JSON values, without those of OPTIONAL that are empty, which keeps published hashes."""
+        return {key: value for key, value in as_json(self).items() if value or key not in OPTIONAL}
 
     @property
     def content_hash(self) -> str:

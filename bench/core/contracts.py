@@ -68,6 +68,7 @@ class Certificate:
     certified (B,) bool: this is proven for the whole threat model.
     margins (B,K): lower bounds of z_y - z_j over the threat model, +inf at j = y; None if logits are not bounded.
     tolerance: a bound on the rounding error of a margin, a number or (B,); a proven margin exceeds it.
+    nodes (B,) int64: the sub-problems that were searched for each example; None if the certifier does not search.
     broken (B,) bool: `witness` (B,C,H,W) is a counterexample; None if the certifier does not search for any.
     prediction (B,): of the certified classifier, if it is not the model itself (smoothing).
     proof: of each example, a proof for the whole threat model (bench/core/proof_format.py), b"" where there is none.
@@ -77,6 +78,7 @@ class Certificate:
     certified: Tensor
     margins: Tensor | None = None
     tolerance: float | Tensor = 0.0
+    nodes: Tensor | None = None
     broken: Tensor | None = None
     witness: Tensor | None = None
     prediction: Tensor | None = None
@@ -93,11 +95,14 @@ class Certificate:
 class Certifier(ABC):
     """Proves that no point of the threat model changes the prediction. Its fields are its options.
 
-    A subclass implements `certify`; calling the certifier also checks the claims that are cheap to check.
+    A subclass implements `certify`; calling the certifier also checks the claims that are cheap to check. A certifier
+    that searches has an option `nodes`, the most sub-problems for one example: what it decides follows from that and
+    never from the time. It stops earlier only if the user has set a limit of time (bench/core/time_limit.py).
     """
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     kind: ClassVar[Literal["deterministic", "probabilistic"]] = "deterministic"
+    node_cost: ClassVar[int] = 1  # of a search: a node counts as this many sub-problems of a bracket's budget
 
     def __post_init__(self) -> None:
         check_counts_and_lengths(self)

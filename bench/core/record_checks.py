@@ -99,7 +99,16 @@ def _check_certifier(spec: str, result: CertifierResult, threat: Threat, table: 
 
 
 def _check_bracket(bracket: Bracket, table: Table) -> None:
-    """UserError if the stages do not follow from the columns, or the run has decided an example that is open here."""
+    """UserError if the stages do not follow from the columns, the run has decided an example that is open here, or
+    `truncated` does not follow from the time limit.
+    """
+    if (bracket.budget is None) == (bracket.budget_seconds is None):
+        raise UserError("the record's bracket has either a budget or, in earlier records, budget_seconds")
+    if bracket.budget is not None and bracket.truncated != (bracket.open > 0 and bracket.time_is_spent):
+        raise UserError(
+            f"the record says that its bracket is {'' if bracket.truncated else 'not '}truncated, with a time limit of "
+            f"{bracket.time_limit} s, {bracket.seconds} s spent and {bracket.open} examples open"
+        )
     status, decided_by = table["status"], table["decided_by"]
     if bracket.open != (open_count := int((status == "open").sum())):
         raise UserError(f"the record counts {bracket.open} open examples; its table gives {open_count}")

@@ -61,11 +61,13 @@ class CertifierResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warnings: list[str] = []
 
 
-class BracketStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BracketStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one stage of a bracket decided of the examples that were open, and its cost.
 
     The stage `clean`, and those that are specs of the run's --attacks or --certifiers, hold what was known before the
-    bracket; their cost is not counted here.
+    bracket; their cost is not counted here. tried: the number of examples; in records from before budgets were work,
+    an example counts once for each round. nodes: sub-problems of a search. proofs: how many of the certificates carry
+    a proof that was checked.
     """
 
     tried: int
@@ -74,14 +76,20 @@ class BracketStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     forwards: int
     backwards: int
     seconds: float
+    nodes: int | None = None
+    proofs: int | None = None
 
 
 class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The true robust accuracy lies in [certified_acc, robust_acc]: what is certified, and what nothing has broken.
 
-    open: the number of examples in neither. seconds: of all stages; no batch starts after budget_seconds.
-    truncated: the time budget ended before every stage had tried the open examples, so another machine may decide more
-    or fewer of them; None in records from before it was noted. skipped: the stages that are not possible, and why.
+    open: the number of examples in neither. seconds: of all stages. budget: the most sub-problems of each certifier
+    that searches, for one example. time_limit: the seconds after which no batch started; None if there was no limit.
+    truncated: the time limit ended the stages before they had tried the open examples, so another machine may decide
+    more or fewer of them. skipped: the stages that are not possible, and why.
+
+    In records from before budgets were work, the budget is the time limit budget_seconds, and the oldest do not say
+    whether they are truncated.
     """
 
     certified_acc: float
@@ -89,18 +97,28 @@ class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     robust_acc: float
     robust_ci95: tuple[float, float]
     open: int
-    budget_seconds: float
     seconds: float
     stages: dict[str, BracketStage]
     skipped: dict[str, str]
     warnings: list[str] = []
+    budget: int | None = None
+    time_limit: float | None = None
     truncated: bool | None = None
+    budget_seconds: float | None = None
+
+    @property
+    def limit_of_time(self) -> float | None:
+        """The seconds after which no batch started; None if no clock decided anything."""
+        return self.time_limit if self.budget_seconds is None else self.budget_seconds
+
+    @property
+    def time_is_spent(self) -> bool:
+        return self.limit_of_time is not None and self.seconds >= self.limit_of_time
 
     @property
     def cut_by_time(self) -> bool:
-        """`truncated`; of earlier records, whether examples were open when the budget was spent."""
-        spent = self.open > 0 and self.seconds >= self.budget_seconds
-        return spent if self.truncated is None else self.truncated
+        """`truncated`; of the earliest records, whether examples were open when the time was spent."""
+        return self.open > 0 and self.time_is_spent if self.truncated is None else self.truncated
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

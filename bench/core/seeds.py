@@ -12,7 +12,10 @@ import torch
 
 from bench.core.package_origins import ROOT
 
-PACKAGES = ("robust-bracket", "torch", "torchvision", "numpy", "pyautoattack", "torchattacks", "foolbox", "adv-lib")
+PACKAGES = (
+    "robust-bracket", "torch", "torchvision", "numpy", "scipy", "pyscipopt", "pyautoattack", "torchattacks", "foolbox",
+    "adv-lib",
+)  # fmt: skip
 
 
 def derive(seed: int, *names: str | int) -> int:

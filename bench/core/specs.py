@@ -35,10 +35,13 @@ TYPE_NAMES: dict[Any, str] = {
 }  # fmt: skip
 
 
+COUNTS = ("steps", "restarts", "samples", "queries", "targets", "nodes")  # options that are at least 1
+
+
 def check_counts_and_lengths(options: Any) -> None:
-    """UserError if a field called steps, restarts, samples, queries or targets is below 1, or alpha not positive."""
+    """UserError if a field that COUNTS names is below 1, or alpha is not positive."""
     for name, value in vars(options).items():
-        if name in ("steps", "restarts", "samples", "queries", "targets") and value is not None and value < 1:
+        if name in COUNTS and value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
         if name == "alpha" and value is not None and in_units(value, 1.0) <= 0:
             raise UserError(f"alpha is {value}; it must be positive")

@@ -29,7 +29,7 @@ class Stage(Generic[MethodT_co]):
 
     share: the stage takes only this share of them, those of smallest margin at their worst point so far.
     when: it runs only if the stage of this name was effective.
-    batch: the largest batch size, for stages under a time budget.
+    batch: the largest batch size.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """The result of one attack or certifier on one batch, stored in a file until the run is finished."""
 
 import hashlib
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from bench.core.errors import UserError
 from bench.core.example_table import Flags
 from bench.core.files import read_arrays, write_arrays
 from bench.core.passes import AttackPasses, Passes, count_passes
+from bench.core.time_limit import time_limit
 from bench.evaluate.clean import predict_with_margin
 from bench.evaluate.context import EvalContext
 
@@ -40,6 +42,11 @@ class BatchResult:
     seconds: float
     warnings: npt.NDArray[np.str_]
 
+    @property
+    def searched(self) -> int | None:
+        """The sub-problems of a search, of all examples; None if there was none."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttackBatch(BatchResult):
@@ -61,6 +68,7 @@ class CertifierBatch(BatchResult):
     """finds_counterexamples: if False, `broken` is unknown. prediction (B,): of another classifier; else empty.
 
     proofs: the bytes of all proofs, one after the other; proof_ends (B,): where each example's ends.
+    nodes (B,): the sub-problems that were searched; empty if the certifier does not search.
     """
 
     radius: npt.NDArray[np.float32]
@@ -69,6 +77,11 @@ class CertifierBatch(BatchResult):
     finds_counterexamples: bool
     proofs: npt.NDArray[np.uint8]
     proof_ends: npt.NDArray[np.int64]
+    nodes: npt.NDArray[np.int64]
+
+    @property
+    def searched(self) -> int | None:
+        return int(self.nodes.sum()) if len(self.nodes) else None
 
 
 def run_attack(
@@ -107,11 +120,14 @@ def run_attack(
     )
 
 
-def run_certifier(context: EvalContext, certifier: Certifier, batch: Batch, generator: torch.Generator) -> BatchResult:
-    """One certifier on one batch."""
+def run_certifier(
+    context: EvalContext, certifier: Certifier, batch: Batch, generator: torch.Generator, *, seconds: float = math.inf
+) -> BatchResult:
+    """One certifier on one batch. seconds: the limit of time that the user has set, if it is finite."""
     start = time.perf_counter()
     model = certifier.seen(context.model)
     with (
+        time_limit(start + seconds if seconds < math.inf else None),
         warnings.catch_warnings(record=True, action="always") as caught,
         count_passes(model, Passes()) as passes,
     ):
@@ -137,6 +153,7 @@ def run_certifier(context: EvalContext, certifier: Certifier, batch: Batch, gene
         finds_counterexamples=finds_counterexamples,
         proofs=np.frombuffer(b"".join(proofs), dtype=np.uint8),
         proof_ends=np.cumsum([len(proof) for proof in proofs], dtype=np.int64),
+        nodes=_array(batch.y[:0] if certificate.nodes is None else certificate.nodes),
         forwards=passes.forwards,
         backwards=passes.backwards,
         seconds=time.perf_counter() - start,

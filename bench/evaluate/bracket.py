@@ -1,5 +1,10 @@
-"""The bracket [certified, attacked]: attacks and certifiers in turn, until every example is decided or time is up."""
+"""The bracket [certified, attacked]: attacks and certifiers in turn, the cheapest first, on the examples left open.
 
+The budget is an amount of work for each example: the most sub-problems of each certifier that searches. So what is
+decided does not depend on the machine's load, and a certifier decides an example whatever the other ones are.
+"""
+
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,22 +23,26 @@ from bench.core.threat import ThreatModel
 from bench.evaluate.batch_results import BatchResult, broken_in, proofs_in, seconds_in, warnings_in
 from bench.evaluate.cascade import Report, run_cascade
 from bench.evaluate.certificate_audit import STRONG_ATTACK
-from bench.evaluate.certified import check_certifier
+from bench.evaluate.certified import BATCHES, check_certifier
 from bench.evaluate.context import EvalContext
 from bench.evaluate.witnesses import Measurement
 
 ORDER = ("fgsm", "ibp", "fast-lin", "crown", STRONG_ATTACK, "alpha-crown", "exact")
-BATCHES = {"alpha-crown": 32, "exact": 1}  # small, so that a slow stage can stop when the budget is spent
-ROUNDS = (2.0, 10.0, 60.0)  # seconds per example: easy examples need not wait for hard ones
+FIRST_ROUND, GROWTH = 10, 10  # nodes for each example: easy examples need not wait for hard ones
 
 
 @dataclass(frozen=True)
 class BracketPlan:
-    """The stages of a bracket, the skipped ones with the reason, and the budget in seconds."""
+    """The stages of a bracket, and the skipped ones with the reason.
+
+    budget: the most sub-problems of each certifier that searches, for one example. time_limit: in seconds; None for no
+    limit.
+    """
 
     stages: Sequence[Stage[Attack | Certifier]]
     skipped: dict[str, str]
-    budget: float
+    budget: int
+    time_limit: float | None = None
 
 
 def plan_bracket(
@@ -42,13 +51,22 @@ def plan_bracket(
     classes: int,
     threat: ThreatModel,
     *,
-    budget: float,
+    budget: int,
+    time_limit: float | None = None,
     known: Sequence[PlannedAttack | Certifier] = (),
 ) -> BracketPlan:
     """The stages of a bracket for this model, on images of `shape` (C,H,W).
 
-    known: what the run measures anyway, which is not planned again. UserError if no certifier supports the model.
+    known: what the run measures anyway, which is not planned again. UserError if no certifier supports the model, or
+    for another budget or time limit than a BracketPlan has.
     """
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise UserError(
+            f"the budget of a bracket is a number of sub-problems for each example, such as 1000, not {budget!r}; a "
+            "limit in seconds is the time limit"
+        )
+    if time_limit is not None and not 0.001 <= time_limit < math.inf:
+        raise UserError(f"the time limit of a bracket is {time_limit} s; it must be at least 0.001 s")
     stages: list[Stage[Attack | Certifier]] = []
     skipped: dict[str, str] = {}
     for name in ORDER:
@@ -61,24 +79,37 @@ def plan_bracket(
                         attack.stages(threat, classes) if isinstance(attack, StagedAttack) else [Stage(name, attack)]
                     )
             else:
-                certifier: Certifier = registry.certifier.get(name)()
-                check_certifier(certifier, model, shape, threat)
-                if certifier not in known:
-                    stages += [Stage(name, each, batch=BATCHES.get(name)) for each in _in_rounds(certifier)]
+                *_, last = rounds = in_rounds(registry.certifier.get(name)(), budget)
+                check_certifier(last, model, shape, threat)
+                if not any(isinstance(own, Certifier) and _covers(own, last) for own in known):
+                    stages += [Stage(name, each, batch=BATCHES.get(name)) for each in rounds]
         except UserError as error:
             skipped[name] = str(error)
     certifiers = [method for method in (*known, *(stage.method for stage in stages)) if isinstance(method, Certifier)]
     if all(certifier.kind == "probabilistic" for certifier in certifiers):
         reasons = dict.fromkeys(reason for name, reason in skipped.items() if name in registry.certifier)
         raise UserError(f"no certifier can bound this model, so there is no bracket ({'; '.join(reasons)})")
-    return BracketPlan(stages, skipped, budget)
+    return BracketPlan(stages, skipped, budget, None if time_limit is None else round(time_limit, 3))
 
 
-def _in_rounds(certifier: Certifier) -> list[Certifier]:
-    """The certifier with shorter limits first, if it has a time limit per example (an option `seconds`)."""
-    limit = getattr(certifier, "seconds", None)
-    shorter = [] if limit is None else [seconds for seconds in ROUNDS if seconds < limit]
-    return [*(replace(certifier, seconds=seconds) for seconds in shorter), certifier]  # type: ignore[call-arg]
+def in_rounds(certifier: Certifier, budget: int) -> list[Certifier]:
+    """The certifier with growing limits up to `budget`, if it searches (has an option `nodes`); else as it is.
+
+    The limits before the last one are the same for every budget, and so is what they decide.
+    """
+    if not hasattr(certifier, "nodes"):
+        return [certifier]
+    most = max(1, budget // certifier.node_cost)
+    limits = [n for k in range(len(str(most))) if (n := FIRST_ROUND * GROWTH**k) < most]
+    return [replace(certifier, nodes=n) for n in (*limits, most)]  # type: ignore[call-arg]
+
+
+def _covers(own: Certifier, planned: Certifier) -> bool:
+    """Whether a certifier does what another one does, with as many nodes or more."""
+    nodes, least = getattr(own, "nodes", 0), getattr(planned, "nodes", 0)
+    if type(own) is type(planned) and nodes > least:
+        planned = replace(planned, nodes=nodes)  # type: ignore[call-arg]
+    return own == planned
 
 
 def measure_bracket(
@@ -86,7 +117,7 @@ def measure_bracket(
 ) -> Measurement[Bracket]:
     """Run the stages on the examples that the clean images and the columns of the table do not decide.
 
-    The columns are `status` and `decided_by`. The budget counts the seconds of stored partial results too.
+    The columns are `status` and `decided_by`. The time limit counts the seconds of stored partial results too.
     report(examples, stage) is called with the number of decided examples.
     """
     decisions = Decisions(len(table["index"]))
@@ -95,12 +126,11 @@ def measure_bracket(
     if report is not None:
         report(int((decisions.status != "open").sum()), "known before")
     results: list[BatchResult] = []
-    limited = False  # did a certifier have less time for an open example than its own limit?
+    time_limit = math.inf if plan.time_limit is None else plan.time_limit
     for stage, result in run_cascade(
-        context, plan.stages, name=BRACKET, examples=decisions.status == "open", budget=plan.budget, worst_points=True
-    ):
-        left = plan.budget - seconds_in(results)
-        limited |= getattr(stage.method, "seconds", 0.0) > left and not (result.broken | result.certified).all()
+        context, plan.stages, name=BRACKET, examples=decisions.status == "open", time_limit=time_limit,
+        worst_points=True,
+    ):  # fmt: skip
         decisions.decide(stage.name, result.broken, result.certified, result)
         results.append(result)
         if report is not None:
@@ -109,9 +139,9 @@ def measure_bracket(
     open_examples, seconds = int((decisions.status == "open").sum()), seconds_in(results)
     bracket = Bracket(
         certified_acc=low.acc, certified_ci95=low.ci95, robust_acc=high.acc, robust_ci95=high.ci95,
-        open=open_examples, budget_seconds=plan.budget, seconds=seconds, stages=decisions.stages,
-        skipped=dict(plan.skipped), warnings=warnings_in(results),
-        truncated=open_examples > 0 and (limited or seconds >= plan.budget),
+        open=open_examples, seconds=seconds, stages=decisions.stages, skipped=dict(plan.skipped),
+        warnings=warnings_in(results), budget=plan.budget, time_limit=plan.time_limit,
+        truncated=open_examples > 0 and seconds >= time_limit,
     )  # fmt: skip
     columns: Table = {"status": decisions.status, "decided_by": np.array(decisions.decided_by, dtype=np.str_)}
     return Measurement(context.threat, columns, *broken_in(results), bracket, proofs_in(results))
@@ -133,6 +163,7 @@ class Decisions:
         self.status: npt.NDArray[np.str_] = np.full(n, "open", dtype="U9")
         self.decided_by = [""] * n
         self.stages: dict[str, BracketStage] = {}
+        self._tried: dict[str, Flags] = {}  # by stage: an example that comes in several rounds is tried once
 
     def decide(self, stage: str, broken: Flags, certified: Flags, result: BatchResult | None = None) -> None:
         """Enter what a stage decided of all examples, or of those of a batch, with its cost; earlier decisions stay."""
@@ -142,9 +173,13 @@ class Decisions:
         self.status[index[broken]], self.status[index[certified]] = "broken", "certified"
         for row in index[broken | certified]:
             self.decided_by[row] = stage
+        tried = self._tried.setdefault(stage, np.zeros_like(self.status, dtype=np.bool_))
+        tried[index] |= is_open
         total = self.stages.get(stage, BracketStage(0, 0, 0, 0, 0, 0.0))
         cost = (0, 0, 0.0) if result is None else (result.forwards, result.backwards, result.seconds)
+        searched = None if result is None else result.searched
         self.stages[stage] = BracketStage(
-            total.tried + int(is_open.sum()), total.certified + int(certified.sum()), total.broken + int(broken.sum()),
+            int(tried.sum()), total.certified + int(certified.sum()), total.broken + int(broken.sum()),
             total.forwards + cost[0], total.backwards + cost[1], round(total.seconds + cost[2], 3),
+            total.nodes if searched is None else (total.nodes or 0) + searched,
         )  # fmt: skip

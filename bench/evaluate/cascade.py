@@ -31,14 +31,14 @@ def run_cascade(
     name: str,
     examples: Flags,
     report: Report | None = None,
-    budget: float = math.inf,
+    time_limit: float = math.inf,
     worst_points: bool = False,
 ) -> Iterator[tuple[Stage[Attack | Certifier], BatchResult]]:
     """Run each stage on those of `examples` (N,) that the earlier stages have not decided.
 
     Each stage packs its examples into new batches, in test order, so that the device stays full. The randomness of a
-    batch depends only on the seed, the name, the stage and the number of the batch. budget: no batch starts once the
-    batches before it have taken this many seconds. worst_points: whether certifiers get the points of lowest margin
+    batch depends only on the seed, the name, the stage and the number of the batch. time_limit: no batch starts once
+    the batches before it have taken this many seconds. worst_points: whether certifiers get the points of lowest margin
     that the attacks before them found, as `batch.worst_points`.
     """
     remaining = OpenExamples.of(context.test, examples, store_points=worst_points)
@@ -54,10 +54,10 @@ def run_cascade(
         rounds[stage.name] += 1
         title = f"{name}/{stage.name}" + (f"#{rounds[stage.name]}" if rounds[stage.name] > 1 else "")
         for number, rows in enumerate(chosen.split(min(stage.batch or context.batch_size, context.batch_size))):
-            if spent >= budget:
+            if spent >= time_limit:
                 return
             with failures_of(_describe(stage, name)):
-                result = _run_batch(context, stage.method, remaining, rows, f"{title}/{number}", budget - spent)
+                result = _run_batch(context, stage.method, remaining, rows, f"{title}/{number}", time_limit - spent)
             spent += result.seconds
             remaining.update(rows, result)
             yield stage, result
@@ -84,7 +84,7 @@ def _run_batch(
             result = run_attack(context, method, batch, generator, store_points=points is not None)
         else:
             batch = replace(batch, worst_points=None if points is None else points[rows].to(device))
-            result = run_certifier(context, limit_seconds(method, seconds), batch, generator)
+            result = run_certifier(context, method, batch, generator, seconds=seconds)
         write_result(context.partial_results, key, result)
     return result
 
@@ -94,12 +94,6 @@ def _describe(stage: Stage[Attack | Certifier], name: str) -> str:
     if not stage.name:
         return f"attack {name}" if isinstance(stage.method, Attack) else name
     return f"stage {stage.name} of {name}"
-
-
-def limit_seconds(certifier: Certifier, seconds: float) -> Certifier:
-    """The certifier with at most `seconds` per example, if it has a time limit (an option `seconds`)."""
-    limit = getattr(certifier, "seconds", None)
-    return certifier if limit is None or limit <= seconds else replace(certifier, seconds=seconds)  # type: ignore[call-arg]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from bench.core.errors import UserError
 from bench.core.example_table import Flags, Table, accuracy, mean_radius
 from bench.core.failures import failures_of
 from bench.core.records import CertifierResult
-from bench.core.spec_text import list_of_specs
+from bench.core.spec_text import list_of_specs, split_spec
 from bench.core.specs import options_of, parse_spec
 from bench.core.staged_attack import Stage
 from bench.core.threat import ThreatModel
@@ -20,6 +20,10 @@ from bench.evaluate.batch_results import CertifierBatch, broken_in, proofs_in, s
 from bench.evaluate.cascade import Report, run_cascade
 from bench.evaluate.context import EvalContext
 from bench.evaluate.witnesses import Measurement
+
+# Certifiers that take few examples at a time: slow ones, whose results are stored batch by batch, and `exact`, whose
+# gradient steps amplify the rounding errors, which differ with the number of examples in a batch.
+BATCHES = {"alpha-crown": 32, "exact": 1}
 
 
 def make_certifiers(names: str | Sequence[str]) -> dict[str, Certifier]:
@@ -57,7 +61,8 @@ def measure_certifier(
     are `certified/SPEC`, `radius/SPEC`, and `broken/SPEC` and `prediction/SPEC` if the certifier gives them.
     """
     examples = np.ones_like(clean) if certifier.kind == "probabilistic" else clean
-    cascade = run_cascade(context, [Stage("", certifier)], name=f"certifier {spec}", examples=examples, report=report)
+    stage = Stage("", certifier, batch=BATCHES.get(split_spec(spec).name))
+    cascade = run_cascade(context, [stage], name=f"certifier {spec}", examples=examples, report=report)
     batches = [result for _, result in cascade if isinstance(result, CertifierBatch)]
     columns = _columns(spec, certifier, batches, len(clean))
     share, broken = accuracy(columns[f"certified/{spec}"]), columns.get(f"broken/{spec}")

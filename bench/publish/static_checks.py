@@ -193,6 +193,14 @@ def _check_board(record: Record, suite: Suite) -> None:
             unit = " (of images in [0, 1])" if what == "eps" else ""
             raise UserError(f"the run has the {what} {value}{unit}; suite {suite.name} has {wanted}")
     bracket = record.bracket
+    if bracket is not None and bracket.cut_by_time:
+        raise UserError(
+            f"the bracket was cut by its time limit of {bracket.limit_of_time:g} s with {bracket.open} examples open, "
+            "so its result depends on the machine; run it again without --time-limit, and with a smaller --budget if "
+            "it takes too long"
+        )
+    if bracket is not None and bracket.budget is None:
+        raise UserError("the bracket's budget was a limit of time, as in earlier versions; run it again")
     tried = 0 if bracket is None or LAST_STAGE not in bracket.stages else bracket.stages[LAST_STAGE].tried
     if not set(record.attacks) & set(suite.board_attacks) and (bracket is None or tried < bracket.open):
         raise UserError(f"none of the attacks of the board ran; run with --attacks {', '.join(suite.board_attacks)}")

@@ -127,7 +127,7 @@ def make_plan(request: Request) -> Plan:
         defense=request.defense, checkpoint=files.sha256(request.checkpoint) if request.checkpoint else None,
         norm=threat.norm, eps=threat.eps, attacks=tuple(attacks), n_examples=request.n_examples or n,
         eval_batch=suite.eval_batch, training=spec.training if request.defense else {}, code=tuple(code),
-        certifiers=tuple(certifiers), bracket=request.bracket,
+        certifiers=tuple(certifiers), budget=request.budget, time_limit=request.time_limit,
     )  # fmt: skip
     device = choose_device(request.device)
     plan = Plan(request, config, spec, arrays, threat, attacks, certifiers, defense, device)
@@ -152,8 +152,8 @@ def _with_model(plan: Plan, saved_spec: BuildSpec | None, read_by_methods: set[P
             print(f"{request.checkpoint.name}: {theirs} -> {ours}", file=sys.stderr)
     for certifier in plan.certifiers.values():
         check_certifier(certifier, model, shape, plan.threat)
-    bracket = None if request.bracket is None else plan_bracket(
-        model, shape, plan.arrays.classes, plan.threat, budget=request.bracket,
+    bracket = None if request.budget is None else plan_bracket(
+        model, shape, plan.arrays.classes, plan.threat, budget=request.budget, time_limit=request.time_limit,
         known=[*plan.attacks.values(), *plan.certifiers.values()],
     )  # fmt: skip
     plan = replace(plan, threads=threads, bracket=bracket, loaded=model if request.checkpoint else None)
@@ -201,7 +201,7 @@ def _threat_of(request: Request, suite: Suite, arrays: Arrays) -> ThreatModel:
 
 def _attacks_of(request: Request, suite: Suite, threat: ThreatModel) -> dict[str, PlannedAttack]:
     """The requested attacks; those without their own norm or eps are repeated at each further --eps."""
-    default = suite.attacks if request.bracket is None else ()
+    default = suite.attacks if request.budget is None else ()
     names = list(default if request.attacks is None else request.attacks)
     repeated = [name for name in names if not re.search(r":(norm|eps)=", name)]
     names += [f"{name}:eps={eps!r}" for eps in (request.eps or ())[1:] for name in repeated]

@@ -21,7 +21,8 @@ class Request:
     eps: Sequence[float] | None = None  # the first is the threat model's; every attack also runs at the others
     attacks: Sequence[str] | None = None  # None with a bracket: only the bracket's
     certifiers: Sequence[str] = ()
-    bracket: float | None = None  # its budget in seconds; None for no bracket
+    budget: int | None = None  # of the bracket: sub-problems for each example; None for no bracket
+    time_limit: float | None = None  # of the bracket, in seconds
     n_examples: int | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     device: str = "auto"
@@ -46,8 +47,10 @@ class Request:
             ("--certifiers", join_specs(self.certifiers) or None),
         ]  # fmt: skip
         words += [word for option, value in options if value is not None for word in (option, value)]
-        if self.bracket is not None:
-            words += ["--bracket", "--budget", f"{self.bracket:g}s"]
+        if self.budget is not None:
+            words += ["--bracket", "--budget", str(self.budget)]
+        if self.time_limit is not None:
+            words += ["--time-limit", f"{self.time_limit!r}s"]
         if self.n_examples is not None:
             words += ["--n-examples", str(self.n_examples)]
         words += [word for path in self.plugins for word in ("--plugin", path.name)]

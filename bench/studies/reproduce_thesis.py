@@ -56,7 +56,7 @@ class ReproduceStudy(ModelStudy):
     only: str = ""  # measure only the checkpoints whose path contains this
     n_examples: int | None = None  # the first N test examples; verdicts are given only if it is all of them
     exact: bool = False  # compute CRE MIP too
-    seconds: float = 120.0  # time limit of `exact` per example
+    nodes: int = 5000  # the most nodes of `exact` for one example
     figure: str | None = None  # file for figure 3.9, of table 3.9 only
     form: Form = "markdown"  # of the report
     seed: int = 0  # of PGD
@@ -66,8 +66,8 @@ class ReproduceStudy(ModelStudy):
         self._check_figure()
         if self.checkpoints is None:
             raise UserError("the weights of the thesis are not part of this package; give --checkpoints DIR")
-        if self.seconds <= 0:
-            raise UserError(f"seconds is {self.seconds:g}; it must be positive")
+        if self.nodes < 1:
+            raise UserError(f"nodes is {self.nodes}; it must be at least 1")
         files = find_checkpoints(Path(self.checkpoints), self.named)
         figures: list[Figure] = []
         missing: list[tuple[str, str]] = []
@@ -86,7 +86,7 @@ class ReproduceStudy(ModelStudy):
             test, threat, model = plan.test_split(), plan.threat, loaded_model(plan)
             complete &= len(test) == len(plan.arrays.y_test)
             if block.high is None:
-                certifiers = _certifiers(paper, self.seconds if self.exact else None)
+                certifiers = _certifiers(paper, self.nodes if self.exact else None)
                 draw = seeds.generator(plan.device, self.seed, "reproduce", *vars(key).values())
                 ours = measure(model, test, threat, certifiers, generator=draw, title=files[key].stem)
             else:
@@ -122,14 +122,14 @@ def _rows(paper: PaperTable) -> Iterator[tuple[Block, str, CheckpointKey]]:
             yield block, row, CheckpointKey(block.dataset, block.model, block.norm, method_of(row))
 
 
-def _certifiers(paper: PaperTable, seconds: float | None) -> dict[str, Certifier]:
-    """The certifiers of a table's columns, by spec, in the order in which they run; exact only if given `seconds`."""
+def _certifiers(paper: PaperTable, nodes: int | None) -> dict[str, Certifier]:
+    """The certifiers of a table's columns, by spec, in the order in which they run; exact only if given `nodes`."""
     columns = [column.split()[1] for column in paper.columns if column.startswith(("CRE", "ACB"))]
     wanted = {"fast-lin", *(CERTIFIERS[name] for name in columns), *(note.certifier for note in paper.notes)}
     order = [*CERTIFIERS.values(), *sorted(spec for spec in wanted if spec and spec not in CERTIFIERS.values())]
     certifiers = {spec: parse_spec(spec, registry.certifier).make() for spec in order if spec in wanted - {"exact"}}
-    if seconds is not None and "exact" in wanted:
-        certifiers["exact"] = registry.certifier.get("exact")(seconds=seconds)
+    if nodes is not None and "exact" in wanted:
+        certifiers["exact"] = registry.certifier.get("exact")(nodes=nodes)
     return certifiers
 
 

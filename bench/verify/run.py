@@ -27,6 +27,7 @@ from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays, data_folder
 from bench.datasets.load import load_arrays
 from bench.datasets.split import Split
+from bench.evaluate.bracket import in_rounds
 from bench.evaluate.certificate_audit import STRONG_ATTACK
 from bench.evaluate.certified import make_certifiers
 from bench.evaluate.context import EvalContext
@@ -40,10 +41,10 @@ from bench.verify.table_checks import check_distances, check_labels, check_predi
 from bench.verify.trusted_code import check_code, check_trusted
 from bench.verify.witnesses import CERTIFICATES, WITNESS_CHECKS, check_contradictions, check_witnesses
 
-ATTACK = "bracket-attack"  # the default of --attack
-SAMPLE = 64
+ATTACK, SAMPLE = "bracket-attack", 64  # the defaults of --attack and --sample
 
 Check = tuple[Sequence[str], Callable[[], list[Finding]]]  # the names of its findings, and how to make them
+Inputs = Callable[[], tuple[EvalContext, Table]]
 
 load_once = lru_cache(maxsize=1)(load_arrays)  # the runs of a folder mostly share a data set
 
@@ -142,7 +143,7 @@ def _plan_checks(folder: Path, record: Record, settings: Settings) -> list[Check
         again = partial(_attack_again, record=record, settings=settings)
         checks.append((["attacked again"], lambda: [again(*inputs(), classes=require(data, "data").classes)]))
         checks += [
-            ([f"certified again by {spec}"], partial(_certify_again, inputs, spec, settings))
+            ([f"certified again by {spec}"], partial(_certify_again, inputs, spec, record, settings))
             for spec in _certifying_specs(record)
         ]
     return checks
@@ -254,9 +255,8 @@ def _attack_again(context: EvalContext, table: Table, record: Record, classes: i
 
 
 def _own_attacks(record: Record, table: Table) -> list[str]:
-    """The specs of the attacks that left the record's accuracy; of the bracket only if its budget was not spent."""
-    bracket = record.bracket
-    finished = bracket is not None and bracket.seconds < bracket.budget_seconds
+    """The specs of the attacks that left the record's accuracy; of the bracket only if its time was not spent."""
+    finished = record.bracket and not record.bracket.time_is_spent
     return [*own_specs(table), *([STRONG_ATTACK] if finished else [])]
 
 
@@ -284,9 +284,11 @@ def _certifiers(record: Record, settings: Settings) -> list[Certifier]:
     return list(make_certifiers(specs).values())
 
 
-def _certify_again(inputs: Callable[[], tuple[EvalContext, Table]], spec: str, settings: Settings) -> list[Finding]:
+def _certify_again(inputs: Inputs, spec: str, record: Record, settings: Settings) -> list[Finding]:
     check_trusted(spec, settings.trusted)
     (certifier,) = make_certifiers([spec]).values()
+    if spec not in record.certifiers and record.bracket and record.bracket.budget:
+        *_, certifier = in_rounds(certifier, record.bracket.budget)
     if certifier.kind == "probabilistic":
         raise UserError("its certificates depend on random draws, so another draw may give none")
     return [certify_again(*inputs(), spec, certifier, settings.sample)]

@@ -28,6 +28,29 @@ function bracketSection(row) {
     make("p", {}, make("b", {}, bracketText(row)), bounds.length ? `: ${bounds.join(", ")}.` : ""));
 }
 
+/** Counts of examples, as means over seeds: whole numbers where they are whole. */
+const examples = (value) => (known(value) ? (Number.isInteger(value) ? whole(value) : value.toFixed(1)) : NONE);
+
+/** How each example was decided: by which stage, with how much work. Columns that no stage has are left out. */
+function decidedSection(row) {
+  const columns = [
+    ["Tried", (stage) => examples(stage.tried)], ["Certified", (stage) => examples(stage.certified)],
+    ["Broken", (stage) => examples(stage.broken)], ["Forwards", (stage) => count(stage.forwards)],
+    ["Backwards", (stage) => count(stage.backwards)],
+    ["Sub-problems", (stage) => count(stage.nodes), row.decided.some((stage) => known(stage.nodes))],
+    ["Time", (stage) => duration(stage.seconds)],
+    ["Proofs checked", (stage) => examples(stage.proofs), row.decided.some((stage) => known(stage.proofs))],
+  ].filter(([, , shown = true]) => shown);
+  const lines = row.decided.map((stage) => [breakable(stage.stage), ...columns.map(([, cell]) => cell(stage))]);
+  const limit = row.truncated
+    ? ", because a time limit ended the search: another machine may decide more or fewer"
+    : known(row.budget) && row.open > 0 ? ` (budget: ${whole(row.budget)} sub-problems for each example)` : "";
+  const seeds = row.seeds.length > 1 ? " Means over the seeds." : "";
+  return section("How it was decided",
+    grid("How it was decided", ["Stage", ...columns.map(([head]) => head)], lines),
+    make("p", {}, `${examples(row.open)} examples are open${limit}.${seeds}`));
+}
+
 function factsOf(row) {
   const { cost, parameters } = row;
   const accuracy = (estimate) => estimate && [`${mean(estimate)} %`, small(interval(estimate))];
@@ -112,6 +135,7 @@ function entryParts(row) {
     factsOf(row),
     row.reasons.length && section(`Reasons for the verdict: ${verdictText(row.verdict)}`, reasons),
     row.command && reproduce(row.command),
+    row.decided.length && decidedSection(row),
     row.attacks.length && measuredSection("Attacks", "Attack", row.attacks),
     row.certifiers.length && measuredSection("Certifiers", "Certifier", row.certifiers),
     row.curves.length && curvesSection(row),

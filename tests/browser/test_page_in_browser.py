@@ -3,8 +3,9 @@ from itertools import pairwise
 
 import pytest
 
+from leaderboard.board_data import Board
 from leaderboard.page import write_page
-from tests.leaderboard.boards import HOSTILE, board
+from tests.leaderboard.boards import HOSTILE, board, row, run
 
 CLOSED, OPEN = "dialog:not([open])", "dialog[open]"
 
@@ -146,6 +147,39 @@ def test_opens_and_closes_an_entry_by_keyboard(visit, site):
         page.wait_for_selector(CLOSED, state="attached")
         assert "entry" not in state(page)
         assert button.evaluate("node => node === document.activeElement")
+
+
+def stages(page):
+    """The table of how the examples were decided, as rows of texts, and what is said below it."""
+    section = page.locator(OPEN).locator("section", has=page.get_by_role("heading", name="How it was decided"))
+    rows = [row.locator("th, td").all_inner_texts() for row in section.locator("tr").all()]
+    return rows, section.locator("p").inner_text()
+
+
+def test_an_entry_shows_how_its_examples_were_decided(visit, tmp_path):
+    cut = row(name="cut", title="cut", truncated=True)
+    open_ = row(name="open", title="open", truncated=False, budget=1000, decided=cut.decided[:2])
+    closed = row(name="closed", title="closed", truncated=False, budget=1000, open=0.0, decided=(), seeds=(run(0),))
+    plain = Board(suite="digits", summary="", rule="", rows=(cut, open_, closed))
+    uri = write_page([plain], tmp_path).as_uri()
+    with visit(f"{uri}#suite=digits&entry=cut") as page:
+        (head, *rows), below = stages(page)
+        assert head == [
+            "Stage", "Tried", "Certified", "Broken", "Forwards", "Backwards", "Sub-problems", "Time", "Proofs checked",
+        ]  # fmt: skip
+        none = "\u2014"
+        assert rows[1] == ["crown", "354", "130.7", "0", "708", "354", none, "3.5 s", none]
+        assert rows[2] == ["exact", "103.3", "7", "0", "207", "103", "51.3K", "2.0 h", "6.3"]
+        assert below == (
+            "96.3 examples are open, because a time limit ended the search: another machine may decide more or fewer. "
+            "Means over the seeds."
+        )
+    with visit(f"{uri}#suite=digits&entry=open") as page:
+        (head, *_), below = stages(page)
+        assert {"Sub-problems", "Proofs checked"}.isdisjoint(head)
+        assert below.startswith("96.3 examples are open (budget: 1,000 sub-problems for each example). Means")
+    with visit(f"{uri}#suite=digits&entry=closed") as page:
+        assert page.locator(OPEN).get_by_role("heading", name="How it was decided").count() == 0
 
 
 def test_closes_by_its_button_by_a_click_beside_it_and_by_going_back(visit, site):

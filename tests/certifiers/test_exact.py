@@ -4,7 +4,9 @@ import functools
 import importlib.util
 import itertools
 import math
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from bench.core.contracts import Batch
 from bench.core.errors import CheckError, UserError
 from bench.core.layers import Normalize, Residual
 from bench.core.threat import ThreatModel
+from bench.core.time_limit import time_limit
 from certifiers import exact, milp_solvers
 from certifiers.alpha_crown import AlphaCrown
 from certifiers.exact import CounterexampleSearch, Exact
@@ -187,16 +190,78 @@ def test_what_is_wrong_already_needs_no_program(monkeypatch):
 
 
 def test_no_time_leaves_it_open(monkeypatch):
+    """If the user has set a time limit."""
     without_help(monkeypatch)
     model, batch, _ = least_margins(0, 0.3)
-    certificate = run(Exact(seconds=1e-9), model, batch)
+    with time_limit(time.perf_counter()):
+        certificate = run(Exact(), model, batch)
     assert set(certificate.status) == {"open"}
     assert not certificate.radius.any()
+    assert not certificate.nodes.any()
+
+
+def test_the_nodes_of_an_example_are_shared_by_its_programs(monkeypatch):
+    without_help(monkeypatch)
+    model, batch, _ = least_margins(0, 0.3)
+    given: list[list[int]] = []
+
+    def solve(program, slack, nodes):
+        given[-1].append(nodes)
+        return "none", 3
+
+    monkeypatch.setattr(exact, "find_solver", lambda _: given.append([]) or solve)
+    certificate = run(Exact(nodes=7), model, batch)
+    assert given[-1:] == [[7, 4]]  # one for each of two wrong classes
+    assert set(certificate.status) == {"certified"}
+    assert certificate.nodes.tolist() == [6] * len(batch)
+    assert set(run(Exact(nodes=3), model, batch).status) == {"open"}
+    assert given[-1] == [3]
+
+
+def test_a_program_with_far_more_integers_than_nodes_is_not_begun(monkeypatch):
+    without_help(monkeypatch)
+    model = mlp(0, widths=(8, 40, 20, 2))
+    batch = batch_for(model, (1, 2, 4), n=1)
+    integers = exact.Encoder(model, batch, THREAT).encoding(0).program(int(batch.y), 1 - int(batch.y)).integer.sum()
+    assert 10 < integers < 50
+    for nodes, begun in ((1, False), (int(integers + 9) // 10 - 1, False), (int(integers + 9) // 10, True)):
+        assert bool(run(Exact(nodes=nodes), model, batch).nodes[0]) == begun
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solver_takes_no_more_nodes_than_it_has_and_no_clock_decides(solver, monkeypatch):
+    model = mlp(0, widths=(16, 40, 30, 2))
+    batch = batch_for(model, (1, 4, 4), n=3)
+    encoding = exact.Encoder(model, batch, ThreatModel("Linf", 0.4)).encoding(2)
+    program = encoding.program(int(batch.y[2]), 1 - int(batch.y[2]))
+    solve = milp_solvers.find_solver(solver)
+    given = [(-200.0, 3), (-60.0, 3), (-60.0, 2)] if solver == "scip" else [(-200.0, 3), (1e9, 3)]
+    usual = [solve(program, *each) for each in given]
+    assert [nodes for _, nodes in usual] == ([1, 3, 2] if solver == "scip" else [1, 1])
+    hours = itertools.count(step=3600.0)
+    for name in ("time", "monotonic", "perf_counter", "process_time"):
+        monkeypatch.setattr(time, name, lambda: next(hours))
+    for (answer, nodes), each in zip(usual, given, strict=True):
+        again, nodes_again = solve(program, *each)
+        assert nodes == nodes_again
+        assert np.array_equal(answer, again)
+
+
+def test_highs_that_ends_without_an_answer_took_all_its_nodes(monkeypatch):
+    model = mlp(0)
+    batch = batch_for(model, (1, 1, 2), n=1)
+    program = exact.Encoder(model, batch, THREAT).encoding(0).program(int(batch.y[0]), (int(batch.y[0]) + 1) % 3)
+    nothing = SimpleNamespace(status=4, x=None, mip_node_count=None)
+    monkeypatch.setattr("scipy.optimize.milp", lambda *_, **options: asked.append(options["options"]) or nothing)
+    asked = []
+    assert milp_solvers.highs(program, 0.0, 17) == ("unknown", 17)
+    assert asked[0]["node_limit"] == 17
+    assert "time_limit" not in asked[0]
 
 
 def test_what_no_solver_decides_is_open(monkeypatch):
     without_help(monkeypatch)
-    monkeypatch.setattr(exact, "find_solver", lambda _: lambda *_: "unknown")
+    monkeypatch.setattr(exact, "find_solver", lambda _: lambda *_: ("unknown", 1))
     model, batch, _ = least_margins(0, 0.3)
     assert set(run(Exact(), model, batch).status) == {"open"}
 
@@ -207,14 +272,15 @@ def test_solvers_say_when_their_time_is_over(solver):
     batch = batch_for(model, (1, 2, 4), n=1)
     program = exact.Encoder(model, batch, THREAT).encoding(0).program(int(batch.y[0]), 1 - int(batch.y[0]))
     solve = milp_solvers.find_solver(solver)
-    assert isinstance(solve(program, 1e9, 60.0), np.ndarray)
-    assert solve(program, -1e9, 60.0) == "none"
-    assert solve(program, 0.0, 1e-6) == "unknown"
+    assert isinstance(solve(program, 1e9, 1000)[0], np.ndarray)
+    assert solve(program, -1e9, 1000)[0] == "none"
+    with time_limit(time.perf_counter() + 1e-6):
+        assert solve(program, 0.0, 1000)[0] == "unknown"
 
 
 def test_a_solution_that_the_model_does_not_confirm_is_no_witness(monkeypatch):
     without_help(monkeypatch)
-    monkeypatch.setattr(exact, "find_solver", lambda _: lambda program, *_: program.low)
+    monkeypatch.setattr(exact, "find_solver", lambda _: lambda program, *_: (program.low, 1))
     model, batch, margins = least_margins(0, 0.3)
     certificate = run(Exact(), model, batch)
     assert certificate.status[0] == "open"
@@ -238,8 +304,8 @@ def test_refuses_what_it_cannot_do(monkeypatch):
         run(Exact(), model, batch)
     with pytest.raises(UserError, match="no L2 form"):
         run(Exact(), mlp(0), batch, ThreatModel("L2", 0.1))
-    with pytest.raises(UserError, match="seconds"):
-        Exact(seconds=0)
+    with pytest.raises(UserError, match="nodes is 0; it must be at least 1"):
+        Exact(nodes=0)
     monkeypatch.setattr(milp_solvers.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'robust-bracket\[exact\]'"):
         Exact(solver="scip")

@@ -34,7 +34,7 @@ def bracket(broken, *, known=90, n=360, open_examples=0, backwards=9):
         "pgd-50": BracketStage(n - 10, 0, known, 0, 0, 0.0),
         "malt": BracketStage(n - 10 - known, 0, broken, 9, backwards, 1.0),
     }
-    return Bracket(0.0, (0.0, 0.1), 0.5, (0.4, 0.6), open_examples, 10.0, 1.0, stages, {})
+    return Bracket(0.0, (0.0, 0.1), 0.5, (0.4, 0.6), open_examples, 1.0, stages, {}, budget=10)
 
 
 def test_the_warning_of_an_attack_is_a_reason():
@@ -57,7 +57,7 @@ def test_a_bracket_that_broke_more_than_the_attacks_is_a_reason(broken, verdict)
 def test_a_bracket_promises_nothing_of_one_step():
     stages = bracket(200).stages
     one_step = {name.replace("pgd-50", "fgsm"): stage for name, stage in stages.items()}
-    found = Bracket(0.0, (0.0, 0.1), 0.5, (0.4, 0.6), 0, 10.0, 1.0, one_step, {})
+    found = Bracket(0.0, (0.0, 0.1), 0.5, (0.4, 0.6), 0, 1.0, one_step, {}, budget=10)
     assert heard(QUIET, {"fgsm": attack(), "bracket": found}) == QUIET
 
 

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -51,7 +52,7 @@ def bracketed(**changes):
     status, by = np.array(["broken"] * 4), np.array(["malt", "pgd-10", "fgsm", "clean"])
     table = make_table(status=status, decided_by=by)
     none, stages = accuracy(hits([0, 0, 0, 0])), {name: BracketStage(4, 0, 1, 1, 1, 1.0) for name in by.tolist()}
-    bracket = Bracket(none.acc, none.ci95, none.acc, none.ci95, 0, 10.0, 1.0, stages, {})
+    bracket = Bracket(none.acc, none.ci95, none.acc, none.ci95, 0, 1.0, stages, {}, budget=10, truncated=False)
     return make_record(bracket=bracket, **changes), table
 
 
@@ -81,9 +82,23 @@ def test_worst_includes_the_bracket_and_in_earlier_records_it_does_not():
         (3, 11.0, False, False),
     ],
 )
-def test_what_the_time_budget_cut_is_known_of_earlier_records_too(open_examples, seconds, truncated, cut):
+def test_what_a_time_limit_cut_is_known_of_earlier_records_too(open_examples, seconds, truncated, cut):
     ends = (0.0, (0.0, 0.1))
-    assert Bracket(*ends, *ends, open_examples, 10.0, seconds, {}, {}, truncated=truncated).cut_by_time == cut
+    bracket = Bracket(*ends, *ends, open_examples, seconds, {}, {}, truncated=truncated, budget_seconds=10.0)
+    assert bracket.cut_by_time == cut
+    assert bracket.limit_of_time == 10.0
+    free = Bracket(*ends, *ends, open_examples, seconds, {}, {}, truncated=False, budget=10)
+    assert (free.cut_by_time, free.time_is_spent, free.limit_of_time) == (False, False, None)
+
+
+EARLIER = [*Path(__file__).parents[2].glob("leaderboard/results/*/*/*/record.json")]
+
+
+def test_published_records_whose_budget_was_time_are_read():
+    brackets = [record_files.read_record(path.parent).bracket for path in EARLIER]
+    assert {bracket.budget_seconds for bracket in brackets} == {20.0}
+    assert {bracket.budget for bracket in brackets} == {None}
+    assert 0 < sum(bracket.cut_by_time for bracket in brackets) < len(brackets)
 
 
 NEARLY = Accuracy(0.75, (accuracy(hits(CLEAN)).ci95[0], 0.99))
@@ -132,7 +147,7 @@ def narrowed(**changes):
     low, high = accuracy(hits([1, 0, 0, 0])), accuracy(hits([1, 0, 0, 0]))
     values = {
         "certified_acc": low.acc, "certified_ci95": low.ci95, "robust_acc": high.acc, "robust_ci95": high.ci95,
-        "open": 0, "budget_seconds": 60.0, "seconds": 1.0, "skipped": {},
+        "open": 0, "budget": 60, "seconds": 1.0, "skipped": {}, "truncated": False,
         "stages": {
             "clean": stage(4, broken=1), "fgsm": stage(3, broken=1), "pgd-10": stage(2, broken=1),
             "ibp": stage(1, certified=1),
@@ -175,6 +190,11 @@ STAGES = narrowed().stages
         ({"bracket": narrowed(stages=STAGES | {"ibp": stage(0, certified=1)})}, "stage ibp decided"),
         ({"bracket": narrowed(stages=STAGES | {"crown": stage(1, certified=1)})}, "stage crown decided 1"),
         ({"threat": Threat("Linf", 0.3)}, "'radius/ibp' is below eps"),
+        ({"bracket": narrowed(budget=None)}, "either a budget or"),
+        ({"bracket": narrowed(budget_seconds=60.0)}, "either a budget or"),
+        ({"bracket": narrowed(truncated=True)}, "bracket is truncated, with a time limit of None s"),
+        ({"bracket": narrowed(truncated=None)}, "bracket is not truncated, with"),
+        ({"bracket": narrowed(truncated=True, time_limit=0.5)}, "truncated, with a time limit of 0.5 s.* and 0 ex"),
     ],
 )
 def test_a_tampered_record_of_certificates_is_a_user_error(changes, said):

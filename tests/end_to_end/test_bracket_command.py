@@ -15,7 +15,7 @@ from tests.end_to_end.command import bench, bench_killed, bench_process
 pytestmark = pytest.mark.slow
 TRAIN = ("run", "--defense", "standard", "--epochs", "6", "--set", "probe_every=0", "--threads", "1")
 EVAL = ("--eps", "0.05", "--n-examples", "60", "--threads", "1")
-BRACKET = ("--certifiers", "crown", "--bracket", "--budget", "3s")
+BRACKET = ("--certifiers", "crown", "--bracket", "--budget", "300")
 
 
 def run_of(folder):
@@ -53,9 +53,9 @@ def test_the_record_has_the_interval_and_the_stages(finished):
     assert {"clean", "fgsm", "ibp", "crown"} <= set(bracket.stages)
     assert bracket.stages["crown"].certified == table["certified/crown"].sum() > 0
     assert bracket.stages["fgsm"].broken > 0
-    assert bracket.budget_seconds == 3
+    assert (bracket.budget, bracket.time_limit, bracket.truncated) == (300, None, False)
     assert record.audited == 1
-    assert record.config["bracket"] == 3
+    assert record.config["budget"] == 300
     witnesses = read_arrays(finished / "witnesses.npz")
     broken = table["clean"] & (table["status"] == "broken")
     assert witnesses["index"].tolist() == np.flatnonzero(broken).tolist()
@@ -235,8 +235,4 @@ def test_a_killed_bracket_continues_and_ends_like_an_undisturbed_one(weights, fi
     assert not list(tmp_path.rglob("record.json"))
     done = bench(tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    ours, theirs = read_arrays(run_of(tmp_path) / "examples.npz"), read_arrays(finished / "examples.npz")
-    early = np.isin(theirs["decided_by"], ["clean", "crown", "fgsm", "apgd-ce"])  # the budget cannot cut these
-    assert early.sum() > 40
-    for key in theirs:
-        assert np.array_equal(ours[key][early], theirs[key][early])
+    assert (run_of(tmp_path) / "examples.npz").read_bytes() == (finished / "examples.npz").read_bytes()

@@ -1,5 +1,6 @@
 """The bracket: who is decided by which stage, within which budget, and what stops it from lying."""
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from bench.evaluate.bracket import BracketPlan, measure_bracket, plan_bracket
 from bench.evaluate.clean import measure_clean
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
-from tests.certifying import Complete, Exact, Liar, Slow, Smooth, calls, clock, limits, worst_points
+from tests.certifying import Complete, Exact, Liar, Searching, Slow, Smooth, calls, clock, limits, worst_points
 from tests.linear import exact_margin, interior_batch, linear_model
 
 SHAPE = (1, 5, 5)
@@ -47,7 +48,8 @@ def _no_audit(request, monkeypatch):
 @pytest.fixture
 def _clock(monkeypatch):
     """Only Slow takes any time."""
-    monkeypatch.setattr("bench.evaluate.batch_results.time", clock)
+    for module_ in ("bench.evaluate.batch_results", "bench.core.time_limit"):
+        monkeypatch.setattr(f"{module_}.time", clock)
 
 
 @pytest.fixture
@@ -71,8 +73,8 @@ class Half(Attack):
         return batch.x + way * (worst_points(model, batch, threat) - batch.x)
 
 
-def planned(*stages, budget=60.0):
-    return BracketPlan(stages, {"none": "a reason"}, budget)
+def planned(*stages, time_limit=None):
+    return BracketPlan(stages, {"none": "a reason"}, 1000, time_limit)
 
 
 def context_of(linear, threat=THREAT, **options):
@@ -198,19 +200,19 @@ def test_a_point_with_a_higher_margin_does_not_replace_the_worst(linear):
 
 @pytest.mark.usefixtures("_clock")
 @pytest.mark.parametrize("stored", [True, False])
-def test_the_budget_stops_between_batches_and_leaves_the_rest_open(stored, linear, tmp_path):
+def test_a_time_limit_stops_between_batches_and_leaves_the_rest_open(stored, linear, tmp_path):
     slow = Stage("slow", Slow(pause=0.05), batch=5)
     folder = tmp_path if stored else None
-    found = evaluated(linear, planned(slow, EXACT, budget=0.12), partial_results=folder)
+    found = evaluated(linear, planned(slow, EXACT, time_limit=0.12), partial_results=folder)
     assert [name for name, _, _ in calls] == ["Slow"] * 3  # 0.05, 0.10, 0.15 s
     assert found.bracket.stages["slow"].tried == 15
     assert found.bracket.open == 35 - found.bracket.stages["slow"].certified
     assert found.bracket.seconds == 0.15
-    assert found.bracket.budget_seconds == 0.12
+    assert (found.bracket.budget, found.bracket.time_limit) == (1000, 0.12)
     assert found.bracket.truncated
     if stored:  # the seconds that were spent count when the run goes on
         calls.clear()
-        again = evaluated(linear, planned(slow, EXACT, budget=0.12), partial_results=folder)
+        again = evaluated(linear, planned(slow, EXACT, time_limit=0.12), partial_results=folder)
         assert calls == []
         assert again.bracket == found.bracket
 
@@ -218,43 +220,102 @@ def test_the_budget_stops_between_batches_and_leaves_the_rest_open(stored, linea
 @pytest.mark.usefixtures("_clock")
 def test_a_run_that_was_killed_goes_on_with_the_time_that_was_left(linear, tmp_path):
     slow = Stage("slow", Slow(pause=0.05), batch=5)
-    evaluated(linear, planned(slow, budget=0.07), partial_results=tmp_path)
+    evaluated(linear, planned(slow, time_limit=0.07), partial_results=tmp_path)
     assert len(calls) == 2
-    evaluated(linear, planned(slow, budget=0.17), partial_results=tmp_path)
+    evaluated(linear, planned(slow, time_limit=0.17), partial_results=tmp_path)
     assert len(calls) == 4  # two more, and not four
 
 
 @pytest.mark.usefixtures("_clock")
-def test_a_certifier_with_a_limit_is_given_no_more_than_what_is_left(linear):
-    found = evaluated(linear, planned(Stage("slow", Slow(pause=0.05, seconds=100.0), batch=18), budget=2.0))
-    assert limits == [2.0, 1.95, 1.9]
-    assert found.bracket.truncated  # with all of its own limit it might have decided more
+def test_a_certifier_knows_how_much_of_the_time_limit_is_left(linear):
+    found = evaluated(linear, planned(Stage("slow", Slow(pause=0.05, least=1e9), batch=16), time_limit=2.0))
+    assert limits == pytest.approx([2.0, 1.95, 1.9])
+    assert not found.bracket.truncated
+    limits.clear()
+    evaluated(linear, planned(Stage("slow", Slow(pause=0.05, least=1e9), batch=16)))
+    assert limits == [np.inf] * 3
 
 
 @pytest.mark.usefixtures("_clock")
 @pytest.mark.parametrize(
-    ("stage", "open_examples"), [(Stage("slow", Slow(pause=0.05, seconds=0.5)), True), (COMPLETE, False)]
+    ("stage", "open_examples", "truncated"),
+    [
+        (Stage("slow", Slow(pause=1.9, least=1e9), batch=40), True, False),
+        (Stage("slow", Slow(pause=2.0, least=1e9), batch=40), True, True),  # it may have ended before it was ready
+        (COMPLETE, False, False),
+    ],
 )
-def test_a_bracket_that_ends_by_itself_is_not_truncated(stage, open_examples, linear):
-    found = evaluated(linear, planned(stage, budget=2.0))
-    assert (found.bracket.open > 0, found.bracket.truncated) == (open_examples, False)
+def test_a_bracket_is_truncated_if_the_time_was_spent_and_examples_are_open(stage, open_examples, truncated, linear):
+    found = evaluated(linear, planned(stage, time_limit=2.0), batch_size=40)
+    assert (found.bracket.open > 0, found.bracket.truncated) == (open_examples, truncated)
 
 
-@pytest.mark.usefixtures("_clock")
-def test_a_slow_certifier_comes_in_rounds(linear, monkeypatch):
-    monkeypatch.setattr(module, "ROUNDS", (2.0, 10.0, 200.0))
-    rounds = module._in_rounds(Slow(seconds=100.0, pause=1.0, least=1e9))
-    assert [each.seconds for each in rounds] == [2.0, 10.0, 100.0]
-    assert module._in_rounds(Exact()) == [Exact()]
-    found = evaluated(linear, planned(*(Stage("slow", each, batch=20) for each in rounds), budget=50.0), batch_size=40)
-    assert limits == [2.0, 2.0, 10.0, 10.0, 46.0, 45.0]  # at last what is left of 50
-    assert found.bracket.stages["slow"].tried == 3 * 35
+class Runaway:
+    """A clock that is an hour further at every look."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 3600.0
+        return self.now
+
+
+def test_without_a_time_limit_no_clock_decides(linear, monkeypatch):
+    plan = planned(HALF, COARSE, *(Stage("searching", each, batch=7) for each in module.in_rounds(Searching(), 1000)))
+    usual = evaluated(linear, plan)
+    for name in ("time", "monotonic", "perf_counter", "process_time"):
+        monkeypatch.setattr(time, name, Runaway())
+    hurried = evaluated(linear, plan)
+    assert hurried.bracket.seconds > 3600
+    assert not hurried.bracket.truncated
+    assert hurried.table.keys() == usual.table.keys()
+    assert all(np.array_equal(hurried.table[key], usual.table[key]) for key in usual.table)
+
+
+def test_a_search_comes_in_rounds_of_growing_limits_and_sees_all_open_examples(linear):
+    rounds = module.in_rounds(Searching(), 100)
+    assert [each.nodes for each in rounds] == [10, 100]
+    assert [each.nodes for each in module.in_rounds(Searching(nodes=7), 10)] == [10]
+    assert module.in_rounds(Exact(), 100) == [Exact()]
+    found, margin = evaluated(linear, planned(*(Stage("searching", each, batch=20) for each in rounds))), linear[2]
+    assert limits == [10, 10, 10, 100, 100, 100]
+    index = np.arange(40)
+    certified = (margin > 0) & (1 + 3 * index <= 100)
+    assert np.array_equal(found.table["status"] == "certified", certified)
+    stage = found.bracket.stages["searching"]
+    assert (stage.tried, stage.certified) == (35, certified.sum())  # an example counts once
+    first, needed = index[5:], 1 + 3 * index[5:]
+    second = needed[~certified[first] | (needed > 10)]
+    assert stage.nodes == np.minimum(needed, 10).sum() + np.minimum(second, 100).sum()
+    assert found.bracket.stages["clean"].nodes is None
+
+
+def test_a_node_of_a_certifier_may_count_as_several_sub_problems():
+    @dataclass(frozen=True, kw_only=True)
+    class Costly(Searching):
+        node_cost = 50
+
+    for budget, nodes in ((1, [1]), (99, [1]), (500, [10]), (1000, [10, 20]), (50_000, [10, 100, 1000])):
+        assert [each.nodes for each in module.in_rounds(Costly(), budget)] == nodes
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_a_certifier_decides_an_example_whatever_the_others_and_the_batches_are(batch, linear):
+    stages = [COARSE, *(Stage("searching", each) for each in module.in_rounds(Searching(), 1000))]
+    whole = evaluated(linear, planned(*stages))
+    other = evaluated(linear, planned(*stages), batch_size=batch)
+    assert np.array_equal(other.table["decided_by"], whole.table["decided_by"])
+    few = linear[1].take(torch.arange(10, 20))
+    context = context_of((linear[0], Split.of_tensors(few.x, few.y)))
+    alone = evaluate_split(context, {}, bracket=planned(COARSE)).table
+    assert np.array_equal(alone["decided_by"] == "coarse", whole.table["decided_by"][10:20] == "coarse")
 
 
 def test_rounds_do_not_read_each_others_partial_results(linear, tmp_path):
-    rounds = [Stage("slow", Slow(seconds=s, pause=0.0, least=1e9), batch=35) for s in (1.0, 2.0)]
+    rounds = [Stage("searching", Searching(nodes=n), batch=35) for n in (1, 2)]
     evaluated(linear, planned(*rounds), partial_results=tmp_path, batch_size=40)
-    assert limits == [1.0, 2.0]
+    assert limits == [1, 2]
 
 
 def test_a_bracket_resumes_from_partial_results_and_ends_the_same(linear, tmp_path):
@@ -320,7 +381,7 @@ class TestPlan:
 
     def plan(self, model=None, norm="Linf", **options):
         model = linear_model(SHAPE, 4) if model is None else model
-        return plan_bracket(model, SHAPE, 4, ThreatModel(norm, 0.03), budget=1.0, **options)
+        return plan_bracket(model, SHAPE, 4, ThreatModel(norm, 0.03), **({"budget": 100} | options))
 
     def test_stages_in_order_and_those_that_cannot_be_with_a_reason(self):
         module.registry.certifier("ibp")(Exact)
@@ -347,6 +408,24 @@ class TestPlan:
         names = [stage.name for stage in self.plan(known=known).stages]
         assert names[0] == "apgd-ce"
         assert "ibp" not in names
+
+    def test_a_search_with_as_many_nodes_is_not_made_again(self):
+        module.registry.certifier("ibp")(Searching)
+        for nodes, limits_ in ((99, [10, 100]), (100, []), (101, [])):
+            stages = self.plan(known=[Searching(nodes=nodes)]).stages
+            assert [stage.method.nodes for stage in stages if stage.name == "ibp"] == limits_
+        stages = self.plan(known=[Searching(nodes=500, least=0.1)]).stages
+        assert [stage.method.nodes for stage in stages if stage.name == "ibp"] == [10, 100]
+
+    def test_a_budget_is_a_count_and_a_time_limit_a_duration(self):
+        module.registry.certifier("ibp")(Exact)
+        for budget in (0, -1, 60.0, True):
+            with pytest.raises(UserError, match="a number of sub-problems for each example, such as 1000, not"):
+                self.plan(budget=budget)
+        for seconds in (0.0, -1.0, np.inf, np.nan):
+            with pytest.raises(UserError, match="time limit of a bracket is"):
+                self.plan(time_limit=seconds)
+        assert self.plan(time_limit=0.12345).time_limit == 0.123  # of a record's precision
 
     def test_a_model_in_training_mode_is_planned_for_as_it_is_evaluated(self):
         modes = []

@@ -32,7 +32,7 @@ BUGS = {
         "low, high = ThreatModel(self.norm, 2 * self.eps, self.box)._interval(x)\n            return",
     ),
     "batch norm in train mode": Bug(
-        "bench/core/contracts.py", "with mode_of(model, training=False):", "with mode_of(model, training=True):"
+        "bench/core/modes.py", "with mode_of(model, training=False):", "with mode_of(model, training=True):"
     ),
     "eps in the wrong unit": Bug(
         "bench/core/threat.py", "eps = torch.as_tensor(self.eps, ", "eps = torch.as_tensor(self.eps / 255, "

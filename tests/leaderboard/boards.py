@@ -3,7 +3,7 @@
 import hashlib
 import random
 
-from leaderboard.board_data import Board, Cost, Curve, Estimate, Measured, Row, Seed
+from leaderboard.board_data import Board, Cost, Curve, Decided, Estimate, Measured, Row, Seed
 
 HOSTILE = (
     "<script>window.broken = 1</script>",
@@ -64,6 +64,18 @@ def run(seed):
     )  # fmt: skip
 
 
+def decided(stage, tried, certified, broken, **work):
+    work = {"forwards": 2.0 * tried, "backwards": 1.0 * tried, "seconds": tried / 100} | work
+    return Decided(stage=stage, tried=tried, certified=certified, broken=broken, **work)
+
+
+DECIDED = (
+    decided("clean", 360.0, 0.0, 6.0),
+    decided("crown", 354.0, 130.7, 0.0),
+    decided("exact", 103.3, 7.0, 0.0, seconds=7300.0, nodes=51_300.0, proofs=6.3),
+)
+
+
 def row(**changes):
     """One entry, with all there is to say of one."""
     known = {
@@ -71,7 +83,7 @@ def row(**changes):
         "dataset": "digits", "norm": "Linf", "eps": 0.2, "threat": "Linf 0.2", "architecture": "small-cnn",
         "parameters": 23_978, "extra_data": False, "clean": estimate(0.983, 0.015, 0.004),
         "attacked": estimate(0.65, 0.05, 0.007), "attacked_by": ("autoattack", "bracket"), "open": 96.3,
-        "truncated": True, "certified": estimate(0.382, 0.05), "rank": 1, "rank_low": 1,
+        "truncated": True, "certified": estimate(0.382, 0.05), "rank": 1, "rank_low": 1, "decided": DECIDED,
         "rank_high": 3, "verdict": "no-warnings", "cost": cost(172_440.0),
         "attacks": (
             measured("pgd-10", 0.722, 9.6, 8.6), measured("pgd-50", 0.7, 17.0, 16.1),
@@ -122,7 +134,7 @@ def _drawn(rng, place, attacked, n):
         changes |= {
             "status": "reported, not verified", "verdict": "unchecked", "reasons": (), "rank": None, "rank_low": None,
             "rank_high": None, "attacked_by": (), "open": None, "truncated": False, "certified": None, "cost": None,
-            "attacks": (), "certifiers": (), "curves": (), "seeds": (), "command": None,
+            "attacks": (), "certifiers": (), "curves": (), "seeds": (), "command": None, "decided": (),
             "parameters": None, "clean": estimate(clean, 0),
             "attacked": estimate(attacked, 0),
         }  # fmt: skip
@@ -137,7 +149,8 @@ def hostile():
             name=f"entry-{i}", title=text, architecture=text, threat=text, norm=text, verdict=text, paper=text,
             url=text, licence=text, note=text, command=text, status=text, dataset=text, reasons=(text,), cost=None,
             clean=estimate(nothing) if i % 2 else estimate(-5.0), attacked=estimate(1e300),
-            attacks=(measured(text, nothing, seconds=nothing),),
+            attacks=(measured(text, nothing, seconds=nothing),), open=nothing, truncated=bool(i % 2), budget=7,
+            decided=(decided(text, nothing, -1.0, 1e300, nodes=nothing, proofs=nothing),),
             curves=(Curve(norm=text, label=text, eps=(0.0, 0.1), acc=(1.0, nothing)),),
             seeds=(
                 Seed(

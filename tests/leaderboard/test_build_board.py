@@ -10,7 +10,7 @@ from bench.core.records import Artifact, AttackResult, Sanity
 from bench.core.verification import write_verification
 from bench.verify.report import Finding
 from leaderboard.board_data import Cost
-from leaderboard.build_board import build_board
+from leaderboard.build_board import _decided, build_board
 from leaderboard.published_results import Contest, add_contest, add_run
 from leaderboard.statistics import recipe_interval
 from tests.publish.published import ABOUT, bracket_of, flags, publish, table_of, write_run
@@ -89,9 +89,34 @@ def test_a_bracket_is_both_ends(results):
     assert (row.certified.acc, row.attacked.acc, row.clean.acc) == (0.25, 0.5, 0.75)
     assert row.attacked_by == ("bracket",)
     assert (row.open, row.truncated, row.seeds[0].open, row.seeds[0].truncated) == (1.0, False, 1, False)
-    cut = msgspec.structs.replace(bracket_of(table), truncated=True)
+    cut = msgspec.structs.replace(bracket_of(table), truncated=True, time_limit=4.0)
     publish(results, "cut", [table], bracket=cut)
     assert (rows(results)["cut"].truncated, rows(results)["cut"].seeds[0].truncated) == (True, True)
+
+
+def test_a_row_says_how_its_examples_were_decided(results):
+    """Means over the seeds. A stage that a seed did not need counts as nothing there."""
+    by = [np.array(["ibp", "", "bab", "clean"]), np.array(["ibp", "ibp", "ibp", "clean"])]
+    clean, tables, brackets = np.array([True, True, True, False]), [], []
+    for names in by:
+        status = np.select([names == "", np.isin(names, ["ibp", "bab"])], ["open", "certified"], "broken")
+        tables.append(table_of(clean.copy(), clean=clean, status=status, decided_by=names))
+        brackets.append(bracket_of(tables[-1]))
+    search = msgspec.structs.replace(brackets[0].stages["bab"], nodes=12, proofs=1)
+    brackets[0] = msgspec.structs.replace(brackets[0], stages=brackets[0].stages | {"bab": search})
+    publish(results, "one", tables[:1], bracket=brackets[0])
+    publish(results, "fixed", tables[1:], bracket=brackets[1])
+    found = rows(results)
+    ibp, bab, wrong = found["one"].decided
+    assert (ibp.stage, ibp.certified, ibp.nodes, ibp.proofs) == ("ibp", 1.0, None, None)
+    assert (bab.tried, bab.certified, bab.broken, bab.forwards, bab.seconds) == (4.0, 1.0, 0.0, 50.0, 1.0)
+    assert (bab.nodes, bab.proofs, wrong.broken) == (12.0, 1.0, 1.0)
+    assert [each.stage for each in found["fixed"].decided] == ["ibp", "clean"]
+    assert (found["one"].budget, found["one"].open) == (10, 1.0)
+    both = list(_decided(brackets))
+    assert [(each.stage, each.certified, each.nodes) for each in both] == [
+        ("ibp", 2.0, None), ("bab", 0.5, 6.0), ("clean", 0.0, None),
+    ]  # fmt: skip
 
 
 def test_the_worst_verdict_of_the_seeds_counts(results, tmp_path):

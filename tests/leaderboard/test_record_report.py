@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 from bench.cli import main
@@ -10,7 +11,7 @@ from bench.core.record_verdict import heard
 from bench.core.records import Artifact, AttackResult, Sanity, SanityCheck, StageResult
 from bench.core.registry import defense
 from leaderboard.record_report import Setting, record_report
-from tests.leaderboard.test_run_tables import IBP, NARROWED, make_record
+from tests.leaderboard.test_run_tables import IBP, NARROWED, changed, make_record
 from tests.publish.published import flags, table_of, write_run
 
 WARNING = "Square Attack has decreased the robust accuracy of 0.28%."
@@ -43,6 +44,20 @@ def test_a_report_holds_all_of_a_record(width, tmp_path):
     if width is not None:
         whole = ("run folder: ", "    bench run")  # paths and commands are not broken
         assert max(len(line) for line in text.splitlines() if not line.startswith(whole)) <= width
+
+
+def test_the_stages_of_the_bracket_have_their_work(tmp_path):
+    def columns(record):
+        text = record_report(record, tmp_path, [], "digits")
+        lines = text.partition("Stages of the bracket:")[2].strip().split("\n\n")[0].splitlines()
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+    known = ["stage", "tried", "certified", "broken", "forwards", "backwards", "seconds"]
+    assert columns(FULL)[0] == known
+    search = msgspec.structs.replace(NARROWED.stages["exact"], nodes=12345, proofs=140)
+    head, *_, last = columns(make_record(bracket=changed(NARROWED, stages=NARROWED.stages | {"exact": search})))
+    assert head == [*known, "sub-problems", "proofs"]
+    assert last == ["exact", "228", "144", "48", "1,000", "0", "0.0", "12,345", "140"]
 
 
 def test_a_report_without_differences_says_so(tmp_path):

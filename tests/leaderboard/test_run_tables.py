@@ -182,7 +182,7 @@ def test_runs_of_one_defense_with_other_settings_are_told_apart():
 
 
 def test_every_format_holds_the_spread_of_every_metric():
-    narrow = Bracket(**{f: getattr(NARROWED, f) for f in NARROWED.__struct_fields__} | {"robust_acc": 0.45})
+    narrow = changed(NARROWED, robust_acc=0.45)
     proofs = [{"ibp": CertifierResult(acc, (0.2, 0.4), 0.1, 1.0)} for acc in (0.3, 0.34)]
     runs = [
         make_record(0, certifiers=proofs[0], bracket=NARROWED),
@@ -248,10 +248,14 @@ def stage(tried, certified=0, broken=0, forwards=0, backwards=0, seconds=0.0):
     return BracketStage(tried, certified, broken, forwards, backwards, seconds)
 
 
+def changed(bracket, **changes):
+    return Bracket(**{f: getattr(bracket, f) for f in bracket.__struct_fields__} | changes)
+
+
 IBP = CertifierResult(0.3, (0.25, 0.35), mean_radius=0.06, seconds=0.5)
 NARROWED = Bracket(
     certified_acc=0.4, certified_ci95=(0.35, 0.45), robust_acc=0.5, robust_ci95=(0.45, 0.55), open=36,
-    budget_seconds=600, seconds=61.5,
+    seconds=61.5, budget=1000, truncated=False,
     stages={
         "clean": stage(360, broken=32), "fgsm": stage(328, broken=100, forwards=656, backwards=328),
         "crown": stage(228), "exact": stage(228, certified=144, broken=48, forwards=1000),
@@ -267,11 +271,17 @@ def test_run_table_holds_certificates_and_the_bracket():
         ["bracket [certified, attacked]", "[40.0, 50.0]", "[35.0, 55.0]", "61.5", "1,656", "328"],
     ]
     assert text.split("\n\n")[2].splitlines() == [
-        "bracket: 36 open; clean 32 broken, fgsm 100 broken, exact 144 certified and 48 broken",
+        "bracket: 36 open (budget: 1,000 sub-problems for each example); clean 32 broken, fgsm 100 broken, exact 144 "
+        "certified and 48 broken",
         "  skipped ibp: IBP has no L2 form",
     ]
-    cut = Bracket(**{f: getattr(NARROWED, f) for f in NARROWED.__struct_fields__} | {"truncated": True})
-    assert "bracket: 36 open (cut: the budget of 600 s was spent); clean" in run_table(make_record(bracket=cut))
+    closed = changed(NARROWED, open=0)
+    assert "bracket: 0 open; clean" in run_table(make_record(bracket=closed))
+    said = "bracket: 36 open (cut by the time limit of 60 s: another machine may decide more or fewer); clean"
+    cut, earlier = {"time_limit": 60.0, "truncated": True}, {"budget_seconds": 60.0, "budget": None, "truncated": None}
+    for changes in (cut, earlier):
+        assert said in run_table(make_record(bracket=changed(NARROWED, **changes)))
+    cut = changed(NARROWED, **cut)
     header, row = cells(runs_table([make_record(bracket=cut)], "markdown"))
     assert row[header.index("open")] == "36 cut"
 
@@ -287,7 +297,7 @@ def test_comparison_has_columns_for_certificates_and_brackets_where_there_are_an
 
 
 def test_the_mean_of_brackets_is_of_their_ends():
-    wider = Bracket(**{f: getattr(NARROWED, f) for f in NARROWED.__struct_fields__} | {"robust_acc": 0.6})
+    wider = changed(NARROWED, robust_acc=0.6)
     runs = [make_record(seed, bracket=each) for seed, each in enumerate((NARROWED, wider))]
     rows = cells(runs_table(runs, "markdown"))
     assert rows[3][rows[0].index("bracket")] == "[40.0 +- 0.0, 55.0 +- 7.1]"

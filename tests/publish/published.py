@@ -104,4 +104,7 @@ def bracket_of(table):
         )
         for name in dict.fromkeys(by[by != ""].tolist())
     }  # fmt: skip
-    return Bracket(low.acc, low.ci95, high.acc, high.ci95, int((status == "open").sum()), 10.0, 5.0, stages, {})
+    return Bracket(
+        low.acc, low.ci95, high.acc, high.ci95, int((status == "open").sum()), 5.0, stages, {}, budget=10,
+        truncated=False,
+    )  # fmt: skip

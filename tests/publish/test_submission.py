@@ -67,7 +67,7 @@ def other_runs(tmp_path_factory, finished):
     for name, words in {
         "few": ("--attacks", "bracket-attack", "--n-examples", "60"),
         "weak": ("--attacks", "pgd-10"),
-        "bracket": ("--bracket", "--budget", "5s", "--certifiers", "ibp", "--n-examples", "20"),
+        "bracket": ("--bracket", "--budget", "100", "--certifiers", "ibp", "--n-examples", "20"),
     }.items():
         runs[name] = evaluated(tmp_path_factory.mktemp(name), weights, *words)
     return runs
@@ -582,8 +582,18 @@ def test_a_bracket_whose_attacks_all_ran_counts_as_an_attack_of_the_board(world,
     assert check_submission(run, world / "results", "mine").bracket.open == 0
     reopen(run, tried=1)
     assert check_submission(run, world / "results", "mine").bracket.open == 1
+    shutil.copytree(run, world / "cut")
     change_record(run, lambda r: r["bracket"]["stages"]["square"].update(tried=0))
     assert "none of the attacks of the board" in refused(world, run=run)
+    spent = {"truncated": True, "time_limit": 0.5, "seconds": 0.6}
+    change_record(world / "cut", lambda r: r["bracket"].update(spent))
+    assert "time limit of 0.5 s with 1 examples open" in (line := refused(world, run=world / "cut"))
+    assert "run it again without --time-limit" in line
+    change_record(world / "cut", lambda r: r["bracket"].update(truncated=False))  # a lie
+    assert "bracket is not truncated, with a time limit of 0.5 s, 0.6 s spent" in refused(world, run=world / "cut")
+    earlier = {"truncated": False, "time_limit": None, "budget": None, "budget_seconds": 600.0}
+    change_record(world / "cut", lambda r: r["bracket"].update(earlier))
+    assert "budget was a limit of time" in refused(world, run=world / "cut")
 
 
 def test_a_reported_entry_gets_no_seeds(world):

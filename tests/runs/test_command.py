@@ -15,7 +15,8 @@ REQUESTS = [
     Request(defense="atas", suite="digits", overrides={"epochs": "3", "lr": "0.05"}, n_examples=50),
     Request(defense="pgd-at", dataset="digits", norm="L2", eps=(0.5, 1 / 3), model="fc1:activation=tanh"),
     Request(defense="l-per", attacks=["pgd:steps=3", "fgsm"], certifiers=["crown-ibp", "ibp"]),
-    Request(defense="standard", attacks=[], bracket=90.0),
+    Request(defense="standard", attacks=[], budget=90),
+    Request(defense="standard", attacks=[], budget=1000, time_limit=90.125),
 ]
 
 

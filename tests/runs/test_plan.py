@@ -94,18 +94,19 @@ def test_the_hash_of_a_run_without_certifiers_is_the_published_one():
 
 @pytest.mark.slow
 def test_certifiers_and_the_bracket_are_part_of_the_hash():
-    asked = [{"certifiers": ["ibp"]}, {"certifiers": ["ibp", "crown"]}, {"bracket": 60.0}, {"bracket": 90.0}]
+    asked = [{"certifiers": ["ibp"]}, {"certifiers": ["ibp", "crown"]}, {"budget": 60}, {"budget": 90}]
+    asked.append({"budget": 60, "time_limit": 90.0})
     configs = [make_plan(replace(QUICK, **each)).config for each in asked]
-    assert len({config.content_hash for config in [make_plan(QUICK).config, *configs]}) == 5
+    assert len({config.content_hash for config in [make_plan(QUICK).config, *configs]}) == 6
     assert configs[1].as_json()["certifiers"] == ["ibp", "crown"]
-    assert configs[2].as_json()["bracket"] == 60.0
+    assert configs[2].as_json()["budget"] == 60
 
 
 @pytest.mark.slow
 def test_a_bracket_runs_only_its_own_attacks_by_default():
-    assert make_plan(Request(defense="atas", bracket=60.0)).attacks == {}
-    assert list(make_plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"])).attacks) == ["fgsm"]
-    names = [stage.name for stage in make_plan(Request(defense="atas", bracket=60.0)).bracket.stages]
+    assert make_plan(Request(defense="atas", budget=60)).attacks == {}
+    assert list(make_plan(Request(defense="atas", budget=60, attacks=["fgsm"])).attacks) == ["fgsm"]
+    names = [stage.name for stage in make_plan(Request(defense="atas", budget=60)).bracket.stages]
     assert names[:4] == ["fgsm", "ibp", "fast-lin", "crown"]
     assert "malt" in names
     assert names.index("malt") < names.index("alpha-crown")
@@ -113,7 +114,7 @@ def test_a_bracket_runs_only_its_own_attacks_by_default():
 
 
 def test_a_bracket_does_not_repeat_the_attacks_and_certifiers_of_the_run():
-    bracket = make_plan(Request(defense="atas", bracket=60.0, attacks=["fgsm"], certifiers=["crown"])).bracket
+    bracket = make_plan(Request(defense="atas", budget=60, attacks=["fgsm"], certifiers=["crown"])).bracket
     assert [stage.name for stage in bracket.stages][:2] == ["ibp", "fast-lin"]
     assert "crown" not in [stage.name for stage in bracket.stages]
 
