@@ -43,6 +43,10 @@ class Activation(ABC):
         low, high = self.image(-size, size)
         return torch.maximum(low.abs(), high.abs())
 
+    def unstable(self, low: Tensor, high: Tensor) -> Tensor:
+        """Where the function is not linear over [low, high], so that its relaxation depends on the ends, bool."""
+        return torch.ones_like(low, dtype=torch.bool)
+
     @abstractmethod
     def relax(self, low: Tensor, high: Tensor, kind: RelaxationKind) -> LinearRelaxation:
         """The linear relaxation over [low, high].
@@ -78,6 +82,9 @@ class Rectifier(Activation):
         low, high = (center - radius).relu_(), (center + radius).relu_()
         center = torch.lerp(low, high, 0.5)
         return center, center - low
+
+    def unstable(self, low: Tensor, high: Tensor) -> Tensor:
+        return (low < 0) & (high > 0)
 
     def relax(self, low: Tensor, high: Tensor, kind: RelaxationKind) -> LinearRelaxation:
         """The chord, and a line through the origin on the other side of the kink: by default the chord's parallel."""

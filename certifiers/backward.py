@@ -1,5 +1,7 @@
 """Backward bound propagation: linear bounds of a layer's output become linear bounds in the image."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +31,16 @@ class BackwardBound:
     upper: Tensor | float | None = 0.0
     magnitude: Tensor | float = 0.0
     peak: int = 0
+
+    def of_units(self, units: Tensor) -> BackwardBound:
+        """Of bounds that are the same for all examples, those `units` (B,T) of each example."""
+
+        def chosen(constant: Tensor | float) -> Tensor | float:
+            return constant[0][units] if isinstance(constant, Tensor) else constant
+
+        upper = None if self.upper is None else chosen(self.upper)
+        forms = {k: each.of_units(units) for k, each in self.forms.items()}
+        return BackwardBound(forms, chosen(self.lower), upper, chosen(self.magnitude), self.peak)
 
     def concretize(self, regions: Mapping[int, Region]) -> tuple[Tensor, Tensor | None]:
         """The least and (if `upper` is given) the greatest value, (B,T) each, with each node's output in its region."""

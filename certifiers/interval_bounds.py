@@ -1,14 +1,18 @@
 """Interval bound propagation (Algorithm 3.2)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from certifiers.activations import Activation
 from certifiers.backward import BackwardBound, propagate_backward
+from certifiers.graph import Node
 from certifiers.input_regions import Ball, Box, Region
 from certifiers.joins import Join, Maximum
 from certifiers.layers import Interval
-from certifiers.linear_forms import identity_forms, margin_specification
+from certifiers.linear_forms import margin_specification
+from certifiers.patch_forms import identity_forms
 from certifiers.network import Network
 
 PreActivationBounds = dict[int, tuple[Tensor, Tensor]]  # by activation node: the least and greatest of its input
@@ -22,14 +26,19 @@ def propagate_intervals(network: Network, region: Region) -> list[Interval]:
     intervals = [region.interval()]
     for k, node in enumerate(network.nodes[1:], start=1):
         inputs = [intervals[i] for i in node.inputs]
-        if isinstance(node.layer, Join):
-            intervals.append(node.layer.interval(inputs))
-        elif isinstance(region, Ball) and k + 1 in network.activations and network.is_linear(k):
+        if isinstance(region, Ball) and k + 1 in network.activations and network.is_linear(k):
             intervals.append(_linear_interval(network, k, region))
         else:
-            assert node.layer is not None
-            intervals.append(node.layer.interval(*inputs[0]))
+            intervals.append(node_interval(node, inputs))
     return intervals
+
+
+def node_interval(node: Node, inputs: Sequence[Interval]) -> Interval:
+    """The interval of one node's output from those of its inputs."""
+    if isinstance(node.layer, Join):
+        return node.layer.interval(inputs)
+    assert node.layer is not None
+    return node.layer.interval(*inputs[0])
 
 
 def interval_margins(network: Network, region: Region, y: Tensor) -> Tensor:

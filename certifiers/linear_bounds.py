@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,12 +13,13 @@ from bench.core.threat import ThreatModel
 from certifiers.backward import BackwardBound, propagate_backward
 from certifiers.input_regions import Region, region_of
 from certifiers.interval_bounds import PreActivationBounds, interval_preactivation_bounds
-from certifiers.linear_forms import DenseForms, identity_forms, margin_specification
+from certifiers.linear_forms import DenseForms, margin_specification
 from certifiers.network import Network
+from certifiers.patch_forms import identity_forms
 from certifiers.relaxations import LinearRelaxation, RelaxationKind, Relaxations
+from certifiers.unstable_units import ForwardIntervals, groups, unit_lists
 
 Intermediate = Literal["linear", "ibp"]
-Channels = Mapping[int, int]  # by activation node: how many channels (or units) of its input to bound at a time
 # coefficients held at once; 4 MiB stay in a CPU's cache, which is five times faster
 BUDGET = {"cpu": 2**20, "cuda": 2**28}
 
@@ -75,43 +76,48 @@ class BoundedNetwork:
     """A network and how to bound it.
 
     Pre-activation bounds are computed first, layer by layer. Then each activation is replaced by its linear relaxation,
-    and the margins z_y - z_j are propagated backward to the image.
+    and the margins z_y - z_j are propagated backward to the image. Units that intervals prove to be stable keep their
+    intervals (certifiers/unstable_units.py). budget: how many coefficients to hold at once.
     """
 
-    def __init__(self, network: Network, relaxation: RelaxationKind, intermediate: Intermediate = "linear") -> None:
+    def __init__(
+        self, network: Network, relaxation: RelaxationKind, intermediate: Intermediate = "linear",
+        *, budget: int | None = None,
+    ) -> None:  # fmt: skip
         self.network, self.relaxation, self.intermediate = network, relaxation, intermediate
+        self.budget = budget or BUDGET.get(network.image.device.type, BUDGET["cpu"])
         self._starts: dict[tuple[int, int, int], BackwardBound] = {}
 
-    def bound(self, region: Region, y: Tensor, *, channels: Channels | None = None) -> LinearBounds:
+    def bound(self, region: Region, y: Tensor) -> LinearBounds:
         """Bounds of the margins of labels y (B,) over the region."""
-        bounds = self.preactivation_bounds(region, channels=channels)
+        bounds = self.preactivation_bounds(region)
         return self.margin_bounds(region, y, bounds, self.relax(bounds))
 
-    def in_chunks(self, region: Region, y: Tensor, budget: int | None = None) -> Iterator[tuple[Tensor, LinearBounds]]:
-        """Bounds of so many examples at a time that the coefficients held at once stay within `budget`.
+    def in_chunks(self, region: Region, y: Tensor) -> Iterator[tuple[Tensor, LinearBounds]]:
+        """Bounds of so many examples at a time that the coefficients held at once stay within the budget.
 
         Yields the examples' rows, (b,) int64, and their bounds.
         """
-        size, channels = self.chunk_sizes(region, y, budget)
-        for rows in torch.arange(len(y), device=y.device).split(size):
-            yield rows, self.bound(region.of(rows), y[rows], channels=channels)
+        for rows in torch.arange(len(y), device=y.device).split(self.chunk_size(region, y)):
+            yield rows, self.bound(region.of(rows), y[rows])
 
-    def preactivation_bounds(self, region: Region, *, channels: Channels | None = None) -> PreActivationBounds:
-        """Bounds of the input of each activation, of all channels at a time if `channels` is None."""
+    def preactivation_bounds(self, region: Region) -> PreActivationBounds:
+        """Bounds of the input of each activation."""
         if self.intermediate == "ibp":
             return interval_preactivation_bounds(self.network, region)
         bounds: PreActivationBounds = {}
         relaxations: dict[int, LinearRelaxation] = {}
+        intervals = ForwardIntervals(self.network, region)
         for k in self.network.activations:
             shape = self.network.nodes[k].shape
-            step = shape[0] if channels is None else channels[k]
-            parts = [
-                self.bound_units(region, k, range(at, min(at + step, shape[0])), relaxations)
-                for at in range(0, shape[0], step)
-            ]
-            low, high = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
-            bounds[k] = (low.unflatten(1, shape), high.unflatten(1, shape))
+            if self.network.is_linear(self.network.nodes[k].inputs[0]):
+                low, high = self.bound_units(region, k, range(shape[0]), {})
+            else:
+                low, high, unstable = (each.flatten(1) for each in intervals.of_input(k))
+                low, high = self._replaced(region, k, (low, high), unstable, relaxations)
+            bounds[k] = low.unflatten(1, shape), high.unflatten(1, shape)
             relaxations |= self.relax({k: bounds[k]})
+            intervals.relax(k, relaxations[k], *bounds[k])
         return bounds
 
     def relax(self, bounds: PreActivationBounds) -> dict[int, LinearRelaxation]:
@@ -129,31 +135,72 @@ class BoundedNetwork:
         slopes = bound.forms[0].dense().coefficients
         return LinearBounds(others, slopes, zero + bound.lower, margin, bounds, zero + bound.magnitude)
 
-    def chunk_sizes(self, region: Region, y: Tensor, budget: int | None = None) -> tuple[int, Channels]:
-        """How many examples, and how many channels, to bound at a time: measured on one channel of one example."""
-        budget = budget or BUDGET.get(y.device.type, BUDGET["cpu"])
-        region, y = region.of(torch.zeros(1, dtype=torch.int64, device=y.device)), y[:1]
-        relaxations = self.relax(interval_preactivation_bounds(self.network, region))
-        _, forms = margin_specification(y, self.network.classes, self.network.image)
-        start = BackwardBound({self.network.output: forms}, upper=None)
-        peak = propagate_backward(self.network, start, relaxations).peak
-        peaks: dict[int, int] = {}
-        if self.intermediate == "linear":
-            for k in self.network.activations:
-                peaks[k] = propagate_backward(self.network, self._start(k, range(1)), relaxations).peak
-        largest = max(1, peak, *(each * self.network.nodes[k].shape[0] for k, each in peaks.items()))
-        size = max(1, budget // largest)
-        return size, {k: max(1, budget // (size * max(1, each))) for k, each in peaks.items()}
+    def bound_units(
+        self, region: Region, k: int, units: Tensor | range, relaxations: Relaxations
+    ) -> tuple[Tensor, Tensor]:
+        """Linear bounds of some units of the input of activation k, (B,T) each.
 
-    def bound_units(self, region: Region, k: int, channels: range, relaxations: Relaxations) -> tuple[Tensor, Tensor]:
-        """Bounds of some channels (or units) of the input of activation k, (B,T) each."""
-        start = self._start(k, channels)
+        units: those of each example, (B,T) int64, or a range of channels, whose units are all bounded in their order.
+        relaxations: of the activations before it, for the same examples.
+        """
+        start = self._start(k, units) if isinstance(units, range) else self._all(k).of_units(units)
         low, high = propagate_backward(self.network, start, relaxations).concretize({0: region})
         if high is None:
             forms = {j: form.negated() for j, form in start.forms.items()}
             negated = BackwardBound(forms, -start.lower, None, start.magnitude)
             high = -propagate_backward(self.network, negated, relaxations).concretize({0: region})[0]
         return low, high
+
+    def chunk_size(self, region: Region, y: Tensor) -> int:
+        """How many examples to bound at a time: measured on the margins of one."""
+        region, y = region.of(torch.zeros(1, dtype=torch.int64, device=y.device)), y[:1]
+        relaxations = self.relax(interval_preactivation_bounds(self.network, region))
+        _, forms = margin_specification(y, self.network.classes, self.network.image)
+        start = BackwardBound({self.network.output: forms}, upper=None)
+        return max(1, self.budget // max(1, propagate_backward(self.network, start, relaxations).peak))
+
+    def _replaced(
+        self, region: Region, k: int, interval: tuple[Tensor, Tensor], unstable: Tensor, relaxations: Relaxations
+    ) -> tuple[Tensor, Tensor]:
+        """The interval (B,F) of activation k's input, with linear bounds of the `unstable` units (B,F)."""
+        capacity = max(1, self.budget // self._peak(k, relaxations))
+        order, lows, highs = [], [], []
+        for rows, count in groups(unstable.sum(dim=1), unstable.shape[1], capacity):
+            low, high = interval[0][rows], interval[1][rows]
+            if count:
+                own = {j: relaxation.of(rows) for j, relaxation in relaxations.items()}
+                pieces, listed = self._pieces(k, unstable[rows], count, capacity)
+                found = [self.bound_units(region.of(rows), k, units, own) for units in pieces]
+                below, above = (torch.cat(side, dim=1)[listed] for side in zip(*found, strict=True))
+                low, high = low.masked_scatter(unstable[rows], below), high.masked_scatter(unstable[rows], above)
+            order.append(rows)
+            lows.append(low)
+            highs.append(high)
+        back = torch.cat(order).argsort()
+        return torch.cat(lows)[back], torch.cat(highs)[back]
+
+    def _pieces(self, k: int, unstable: Tensor, count: int, capacity: int) -> tuple[Sequence[Tensor | range], Tensor]:
+        """Units to bound at a time, and which of the bounds (B,T) of all of them are those of `unstable` units (B,F).
+
+        count: the number of units for each example. If it is all of them, they are bounded channel by channel.
+        """
+        channels, capacity = self.network.nodes[k].shape[0], max(1, capacity // len(unstable))
+        if count == unstable.shape[1]:
+            step = max(1, capacity * channels // count)
+            return [range(at, min(at + step, channels)) for at in range(0, channels, step)], unstable
+        units, listed = unit_lists(unstable)
+        return units.split(capacity, dim=1), listed
+
+    def _peak(self, k: int, relaxations: Relaxations) -> int:
+        """How many coefficients one unit of the input of activation k holds at once."""
+        start = self._all(k)  # with its graph, because it is cached
+        with torch.no_grad():
+            first = torch.zeros((1, 1), dtype=torch.int64, device=self.network.image.device)
+            own = {j: relaxation.of(first[0]) for j, relaxation in relaxations.items()}
+            return max(1, propagate_backward(self.network, start.of_units(first), own).peak)
+
+    def _all(self, k: int) -> BackwardBound:
+        return self._start(k, range(self.network.nodes[k].shape[0]))
 
     def _start(self, k: int, channels: range) -> BackwardBound:
         """Units of the input of activation k as forms of the activations before it: the same for every example."""

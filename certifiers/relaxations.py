@@ -1,9 +1,12 @@
 """Linear relaxations: two lines that enclose an activation wherever its input is in [low, high]."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 RelaxationKind = Literal["parallel", "adaptive", "tight"]
@@ -28,6 +31,20 @@ class LinearRelaxation:
     @property
     def parallel(self) -> bool:
         return self.lower_slope is self.upper_slope
+
+    def of(self, rows: Tensor) -> LinearRelaxation:
+        """The relaxation of some of the examples."""
+        lower_bias = None if self.lower_bias is None else self.lower_bias[rows]
+        upper_slope = self.upper_slope[rows]
+        lower_slope = upper_slope if self.parallel else self.lower_slope[rows]
+        multiplier = None if self.multiplier is None else self.multiplier[rows]
+        return LinearRelaxation(lower_slope, lower_bias, upper_slope, self.upper_bias[rows], multiplier)
+
+    def enclosure(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The least value of the lower line and the greatest of the upper line over [low, high]."""
+        least = torch.minimum(self.lower_slope * low, self.lower_slope * high)
+        most = torch.maximum(self.upper_slope * low, self.upper_slope * high) + self.upper_bias
+        return least if self.lower_bias is None else least + self.lower_bias, most
 
     @property
     def gap(self) -> Tensor:

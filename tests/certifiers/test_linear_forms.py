@@ -9,8 +9,9 @@ from torch import nn
 from bench.core.layers import Normalize, Residual
 from certifiers.backward import BackwardBound, propagate_backward
 from certifiers.layers import Reshape
-from certifiers.linear_forms import DenseForms, PatchForms, identity_forms, margin_specification
+from certifiers.linear_forms import DenseForms, margin_specification
 from certifiers.network import Network
+from certifiers.patch_forms import PatchForms, identity_forms
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 
@@ -34,12 +35,13 @@ def jacobian(module, shape, seed=0):
     return matrix.flatten(1), module(zero).flatten().detach()
 
 
-def as_forms_of_image(module, shape, channels=None):
-    """The units of a module's output (or some of its channels) as linear forms of its input."""
+def as_forms_of_image(module, shape, channels=None, units=None):
+    """The units of a module's output (or some of its channels, or of its units) as linear forms of its input."""
     network = Network(nn.Sequential(module, nn.Flatten()), torch.zeros((1, *shape), dtype=torch.float64))
     k = network.output - isinstance(network.nodes[-1].layer, Reshape)
     forms = identity_forms(network.nodes[k].shape, channels or range(network.nodes[k].shape[0]), DOUBLE)
-    bound = propagate_backward(network, BackwardBound({k: forms}), {})
+    start = BackwardBound({k: forms}) if units is None else BackwardBound({k: forms}).of_units(units)
+    bound = propagate_backward(network, start, {})
     return bound.forms[0], bound.lower
 
 
@@ -70,6 +72,27 @@ def agrees(module, shape):
         constant = torch.zeros(1, len(at_zero), dtype=torch.float64)
     torch.testing.assert_close(constant[0], at_zero)
     return forms
+
+
+def agree_of_some_units(module, shape, forms):
+    """Units that differ from example to example, selected in the module's output or (of its `forms`) in its input."""
+    matrix, at_zero = jacobian(module, shape)
+    draw = torch.Generator().manual_seed(2)
+    units = torch.randint(len(matrix), (3, 4), generator=draw)
+    values = torch.randn((3, *shape), generator=draw, dtype=torch.float64)
+    flat, wanted = values.flatten(1), matrix[units]
+    with torch.no_grad():
+        backward, constant = as_forms_of_image(module, shape, units=units)
+    for each in (backward, forms.of_units(units), backward.dense()):
+        torch.testing.assert_close(each.dense().coefficients.flatten(2), wanted)
+        torch.testing.assert_close(each.dot(values), (wanted @ flat[:, :, None])[:, :, 0])
+        torch.testing.assert_close(each.dot(values[:1]), wanted @ flat[0])
+        torch.testing.assert_close(each.norm(2.0), torch.linalg.vector_norm(wanted, dim=2))
+        twice = each.scaled(values).plus(each)
+        torch.testing.assert_close(twice.dense().coefficients.flatten(2), wanted * (1 + flat[:, None]))
+        torch.testing.assert_close(each.of_channels(0, 1).dense().coefficients, wanted.unflatten(2, shape)[:, :, :1])
+    if isinstance(constant, torch.Tensor):
+        torch.testing.assert_close(constant.expand(3, 4), at_zero[units])
 
 
 @st.composite
@@ -105,7 +128,7 @@ def convolutions(draw):
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(convolutions())
 def test_backward_through_convolutions(case):
-    agrees(*case)
+    agree_of_some_units(*case, agrees(*case))
 
 
 TRANSPOSED = [
@@ -174,7 +197,8 @@ SIZES = {"other strides": (6, 6), "other strides, large": (9, 9), "left over": (
 @pytest.mark.parametrize("name", BRANCHES)
 def test_backward_through_sums(name):
     size = SIZES.get(name, (7, 10))
-    agrees(randomized(Residual(*BRANCHES[name]), 3), (2, *size))
+    module = randomized(Residual(*BRANCHES[name]), 3)
+    agree_of_some_units(module, (2, *size), agrees(module, (2, *size)))
 
 
 LAYERS = {
@@ -202,7 +226,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_backward_through_layers(name):
     module, shape = LAYERS[name]
-    agrees(randomized(module, 5), shape)
+    agree_of_some_units(module, shape, agrees(randomized(module, 5), shape))
 
 
 SINGLE = [name for name, (module, _) in LAYERS.items() if not isinstance(module, nn.Sequential)]

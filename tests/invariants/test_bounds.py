@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import certifiers.linear_bounds
 from bench.core.contracts import Batch
 from bench.core.layers import Residual
 from bench.core.threat import NORMS, TOLERANCE, ThreatModel
+from certifiers.backward import propagate_backward
 from certifiers.crown import Crown, CrownIBP, FastLin
 from certifiers.ibp import IBP
 from certifiers.input_regions import region_of
@@ -304,24 +306,39 @@ def test_chunks_change_nothing(relaxation, intermediate, norm):
     bounded = BoundedNetwork(Network(model, x[:1]), relaxation, intermediate)
     whole = bounded.bound(region, y)
     for budget in (1, 3000, 20000, 10**9):
-        parts = list(BoundedNetwork(Network(model, x[:1]), relaxation, intermediate).in_chunks(region, y, budget))
+        parts = list(
+            BoundedNetwork(Network(model, x[:1]), relaxation, intermediate, budget=budget).in_chunks(region, y)
+        )
         assert len(parts) == (1 if budget == 10**9 else 7 if budget < 3000 else len(parts))
         assert torch.cat([rows for rows, _ in parts]).tolist() == list(range(7))
         for field in ("others", "A", "b", "margin"):
             torch.testing.assert_close(torch.cat([getattr(part, field) for _, part in parts]), getattr(whole, field))
 
 
-def test_a_small_budget_holds_few_coefficients():
+def test_a_small_budget_holds_few_coefficients(monkeypatch):
     model = drawn_weights(RESIDUAL.eval(), 3, 1.0)
     x, y = images((1, 6, 6), 7, 0), torch.arange(7) % 3
     region = region_of(x, ThreatModel("Linf", 0.1))
-    bounded = BoundedNetwork(Network(model, x[:1]), "parallel")
-    sizes = [bounded.chunk_sizes(region.of(torch.tensor([0])), y[:1], budget) for budget in (1, 10_000, 10**6)]
-    assert sizes[0][0] == 1
-    assert set(sizes[0][1].values()) == {1}
-    assert sizes[2][0] > sizes[1][0] >= 1
-    for _, part in sizes:
-        assert all(channels >= 1 for channels in part.values())
+    held = []
+
+    def recorded(*arguments, **options):
+        bound = propagate_backward(*arguments, **options)
+        held.append(bound.peak)
+        return bound
+
+    monkeypatch.setattr(certifiers.linear_bounds, "propagate_backward", recorded)
+    most = []
+    for budget in (1, 10_000, 10**6):
+        bounded = BoundedNetwork(Network(model, x[:1]), "parallel", budget=budget)
+        size = bounded.chunk_size(region, y)
+        assert size >= 1
+        held.clear()
+        bounded.preactivation_bounds(region)
+        most.append((size, max(held)))
+    assert most[0][0] == 1
+    assert most[0][1] <= 9 * 36  # one channel of one example: 9 positions, 4 channels of 3x3
+    assert most[1][1] <= 10_000 < most[2][1] <= 10**6
+    assert most[2][0] > most[1][0]
 
 
 @pytest.mark.parametrize(("relaxation", "intermediate"), KINDS)
