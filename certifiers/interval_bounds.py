@@ -12,8 +12,8 @@ from certifiers.input_regions import Ball, Box, Region
 from certifiers.joins import Join, Maximum
 from certifiers.layers import Interval
 from certifiers.linear_forms import margin_specification
-from certifiers.patch_forms import identity_forms
 from certifiers.network import Network
+from certifiers.patch_forms import identity_forms
 
 PreActivationBounds = dict[int, tuple[Tensor, Tensor]]  # by activation node: the least and greatest of its input
 

@@ -109,16 +109,25 @@ class BoundedNetwork:
         relaxations: dict[int, LinearRelaxation] = {}
         intervals = ForwardIntervals(self.network, region)
         for k in self.network.activations:
-            shape = self.network.nodes[k].shape
-            if self.network.is_linear(self.network.nodes[k].inputs[0]):
-                low, high = self.bound_units(region, k, range(shape[0]), {})
-            else:
-                low, high, unstable = (each.flatten(1) for each in intervals.of_input(k))
-                low, high = self._replaced(region, k, (low, high), unstable, relaxations)
-            bounds[k] = low.unflatten(1, shape), high.unflatten(1, shape)
+            bounds[k] = self.input_bounds(region, k, intervals, relaxations)
             relaxations |= self.relax({k: bounds[k]})
             intervals.relax(k, relaxations[k], *bounds[k])
         return bounds
+
+    def input_bounds(
+        self, region: Region, k: int, intervals: ForwardIntervals, relaxations: Relaxations
+    ) -> tuple[Tensor, Tensor]:
+        """Bounds of the input of activation k, (B,*shape) each, given relaxations of the activations before it.
+
+        intervals: of the nodes before it; where they prove a unit to be stable, they are its bounds.
+        """
+        shape = self.network.nodes[k].shape
+        if self.network.is_linear(self.network.nodes[k].inputs[0]):
+            low, high = self.bound_units(region, k, range(shape[0]), {})
+        else:
+            low, high, unstable = (each.flatten(1) for each in intervals.of_input(k))
+            low, high = self._replaced(region, k, (low, high), unstable, relaxations)
+        return low.unflatten(1, shape), high.unflatten(1, shape)
 
     def relax(self, bounds: PreActivationBounds) -> dict[int, LinearRelaxation]:
         """The linear relaxation of each activation within its pre-activation bounds."""

@@ -13,6 +13,7 @@ from certifiers.linear_bounds import BoundedNetwork, intersection
 from certifiers.linear_forms import DenseForms
 from certifiers.local_relaxation import LocalRelaxation
 from certifiers.network import Network
+from certifiers.unstable_units import ForwardIntervals
 
 ROWS = 128  # problems at a time
 
@@ -40,15 +41,16 @@ def optimized_preactivation_bounds(
     bounds: PreActivationBounds = {}
     optimized: dict[int, OptimizedUnits] = {}
     bounded = [BoundedNetwork(network, "parallel"), BoundedNetwork(network, "adaptive")]
+    intervals = ForwardIntervals(network, region)
     for k in network.activations:
         shape = network.nodes[k].shape
         tightest = intersection([
-            {k: each.bound_units(region, k, range(shape[0]), each.relax(bounds))} for each in bounded
+            {k: each.input_bounds(region, k, intervals, each.relax(bounds))} for each in bounded
         ])[k]  # fmt: skip
         low, high = (each.flatten() for each in tightest)
         units = ((low < 0) & (high > 0)).nonzero().squeeze(1)
         source = network.nodes[k].inputs[0]
-        if bounds and len(units) and not network.is_linear(source):
+        if steps and len(units) and not network.is_linear(source):
             local = LocalRelaxation(network, region, bounds)
             sides = []
             for side, sign in ((low, 1.0), (high, -1.0)):
@@ -65,4 +67,5 @@ def optimized_preactivation_bounds(
                 sides.append({j: relaxations[j].lower_slope for j in local.units})
             optimized[k] = OptimizedUnits(units, *sides)
         bounds[k] = (low.view(1, *shape), high.view(1, *shape))
+        intervals.relax(k, bounded[-1].relax({k: bounds[k]})[k], *bounds[k])
     return bounds, optimized
