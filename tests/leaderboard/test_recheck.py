@@ -34,14 +34,14 @@ def numbers(*values):
     return Numbers(shape=list(array.shape), values=array.ravel().tolist())
 
 
-def one_pixel():
+def one_pixel(weight=([1, -1], [0, 0]), bias=(0.1, 0), leak=0.0):
     """z = x - 1/2 for one pixel x; two equal ReLUs of z. Logits (1/10 + first - second, 0), so the margin is 1/10."""
     layers = [
         Image(inputs=[], shape=[1, 1, 1]),
         Reshape(inputs=[0], shape=[1]),
         Linear(inputs=[1], shape=[2], weight=numbers([1], [1]), bias=numbers(-0.5, -0.5)),
-        Rectifier(inputs=[2], shape=[2], leak=Numbers(shape=[], values=[0.0])),
-        Linear(inputs=[3], shape=[2], weight=numbers([1, -1], [0, 0]), bias=numbers(0.1, 0)),
+        Rectifier(inputs=[2], shape=[2], leak=Numbers(shape=[], values=[leak])),
+        Linear(inputs=[3], shape=[len(bias)], weight=numbers(*weight), bias=numbers(*bias)),
     ]
     return Network(Description(1, layers), {})
 
@@ -128,6 +128,24 @@ def test_a_proof_that_was_tampered_with_is_not_accepted(way):
     proof, reason = TAMPERED[way]
     with pytest.raises(UserError, match=reason):
         checked(proof)
+
+
+def test_each_leaf_has_its_own_slopes():
+    """Margins 1/10 + relu(z), which needs a slope below 1/5, and 3/10 + relu(z) - relu(z), which needs 1/2."""
+    network = one_pixel(weight=([0, 0], [-1, 0], [-1, 1]), bias=(0, -0.1, -0.3))
+    slopes = [Tree([1], [-1], [0]), Tree([2], [-1], [1])]
+    proof = changed(lines=[(-1, bytes([0, 0])), (-1, bytes([128, 128]))], slopes=[[0], [1]], trees=slopes)
+    check_proof(network, encode(proof), HALF, 0, WHOLE)
+    with pytest.raises(UserError, match="not positive"):
+        check_proof(network, encode(changed(proof, slopes=[[1], [0]])), HALF, 0, WHOLE)
+
+
+def test_an_activation_that_falls_is_least_where_it_turns():
+    """With the leak -1 the margin is |z| + bias, at least the bias."""
+    intervals = changed(trees=[Tree([1], [-1], [-1])])
+    check_proof(one_pixel(weight=([1, 0], [0, 0]), bias=(0.01, 0), leak=-1.0), encode(intervals), HALF, 0, WHOLE)
+    with pytest.raises(UserError, match=r"is -0\.01, not positive"):
+        check_proof(one_pixel(weight=([1, 0], [0, 0]), bias=(-0.01, 0), leak=-1.0), encode(intervals), HALF, 0, WHOLE)
 
 
 def test_a_bound_has_no_place_in_a_proof():
