@@ -213,7 +213,8 @@ def _check_artifacts(folder: Path, record: Record) -> None:
     """Each file is in the folder or published elsewhere. `bench verify` checks the hashes."""
     if set(ARTIFACTS) - set(record.artifacts) not in (set(), OPTIONAL) or not record.artifacts.keys() <= set(ARTIFACTS):
         required = ", ".join(name for name in ARTIFACTS if name not in OPTIONAL)
-        raise UserError(f"the record's artifacts must be {required} and, of proofs, {' and '.join(sorted(OPTIONAL))}")
+        both = " and ".join(sorted(OPTIONAL))
+        raise UserError(f"the record's artifacts must be {required}, both or none of {both}, and nothing else")
     for name, file in record.artifacts.items():
         check_artifact(name, file)
         path = folder / ARTIFACTS[name]

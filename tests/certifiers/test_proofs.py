@@ -79,6 +79,19 @@ class Draw:
         codes = torch.randint(256, shape, generator=self.generator, dtype=torch.uint8)
         return slopes_of(self.network.activation(k), codes, self.network.image)
 
+    def units(self, position, k):
+        """Some units of activation k, and slopes for the lower and the upper bound of each."""
+        size = int(np.prod(self.network.nodes[k].shape))
+        units = torch.from_numpy(self.random.choice(size, min(3, size), replace=False))
+        slopes = []
+        for _ in range(2):
+            slopes.append({})
+            for j in self.network.activations[:position]:
+                shape = (len(units), *self.network.nodes[j].shape)
+                codes = torch.randint(256, shape, generator=self.generator, dtype=torch.uint8)
+                slopes[-1][j] = slopes_of(self.network.activation(j), codes, self.network.image)
+        return units, *slopes
+
     def tree(self, target):
         tree, activations = SplitTree([target]), self.network.activations
         waiting = [(0, [])]
@@ -99,6 +112,8 @@ class Draw:
             for _ in range(int(self.random.integers(3))):
                 both = self.assignment(position), self.assignment(position)
                 self.builder.bounds(k, *both, intersect=bool(self.random.integers(2)))
+            if position and self.random.random() < 0.5:
+                self.builder.bounds_of_units(k, *self.units(position, k))
         for target in range(self.network.classes):
             if target != self.label:
                 self.builder.prove_by_splits(self.tree(target))

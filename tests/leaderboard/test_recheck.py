@@ -140,6 +140,38 @@ def test_each_leaf_has_its_own_slopes():
         check_proof(network, encode(changed(proof, slopes=[[1], [0]])), HALF, 0, WHOLE)
 
 
+def test_a_unit_may_have_bounds_of_its_own():
+    """A second layer relu(3/10 + relu(z) - relu(z)). Its input is at least -1/5 by slope 0, and 1/20 by slope 1/2.
+
+    The margin is its output less 1/25, which is positive only where it is known to be active.
+    """
+    first = one_pixel().layers[:4]
+    zero = Numbers(shape=[], values=[0.0])
+    layers = [
+        *first,
+        Linear(inputs=[3], shape=[1], weight=numbers([1, -1]), bias=numbers(0.3)),
+        Rectifier(inputs=[4], shape=[1], leak=zero),
+        Linear(inputs=[5], shape=[2], weight=numbers([1], [0]), bias=numbers(-0.04, 0)),
+    ]
+    network = Network(Description(1, layers), {})
+
+    def proof(*units):
+        lines = [(-1, bytes([0, 0])), (-1, bytes([128, 128])), (-1, bytes([0]))]
+        bounds = [Bounds(), Bounds([(0, 0)], False, list(units))]
+        return encode(Proof(1, 0, lines, [[0], [1], [1, 2]], bounds, [Tree([1], [-1], [2])]))
+
+    check_proof(network, proof((0, 1, 1)), HALF, 0, WHOLE)
+    for units, reason in (
+        ([], r"is -0\.04, not positive"),
+        ([(0, 0, 1)], r"is -0\.04, not positive"),
+        ([(1, 1, 1)], "bounds of unit 1 of an activation with 1"),
+        ([(-1, 1, 1)], "bounds of unit"),
+        ([(0, 3, 1)], "refers to slopes 3"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            check_proof(network, proof(*units), HALF, 0, WHOLE)
+
+
 def test_an_activation_that_falls_is_least_where_it_turns():
     """With the leak -1 the margin is |z| + bias, at least the bias."""
     intervals = changed(trees=[Tree([1], [-1], [-1])])
