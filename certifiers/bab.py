@@ -59,20 +59,19 @@ class BranchAndBound(NetworkCertifier):
         for start in starts:
             rows = search.unbroken()
             search.check(start[rows], rows)
-        proofs = [b""] * len(batch)
+        proofs, nodes = [b""] * len(batch), torch.zeros_like(batch.y)
         for i in search.unbroken().tolist():
             row = torch.tensor([i], device=batch.x.device)
-            proofs[i] = self._decide(network, region_of(batch.x[row], threat.of(row)), row, starts, search)
+            proofs[i], nodes[i] = self._decide(network, region_of(batch.x[row], threat.of(row)), row, starts, search)
         certified = torch.tensor([bool(proof) for proof in proofs], device=batch.x.device)
         eps = threat.eps_like(batch.x).flatten().to(batch.x.dtype)
-        return Certificate(
-            torch.where(certified, eps, 0.0), certified, broken=search.broken, witness=search.witness, proof=proofs
-        )
+        radius = torch.where(certified, eps, 0.0)
+        return Certificate(radius, certified, nodes=nodes, broken=search.broken, witness=search.witness, proof=proofs)
 
     def _decide(
         self, network: Network, region: Region, row: Tensor, starts: Sequence[Tensor], search: CounterexampleSearch
-    ) -> bytes:
-        """The proof of the example in `row` (1,) of the batch; b"" if it is broken, or open after `nodes`."""
+    ) -> tuple[bytes, int]:
+        """The proof of the example in `row` (1,) of the batch, b"" if it is broken or open; the nodes it took."""
         label = int(search.batch.y[row])
         tree = SplitSearch(network, region, label)
         tree.bound_root(steps=ROOT_STEPS, intermediate_steps=self.intermediate_steps, lr=self.lr)
@@ -84,4 +83,4 @@ class BranchAndBound(NetworkCertifier):
             most = min(self.batch, self.nodes - tree.nodes)
             images = tree.branch(most, steps=self.steps, lr=self.lr, candidates=self.candidates)
             search.check(images, row.expand(len(images)))
-        return b"" if tree.has_open() or search.broken[row] else tree.proof()
+        return b"" if tree.has_open() or search.broken[row] else tree.proof(), tree.nodes

@@ -27,7 +27,7 @@ from bench.evaluate.certified import BATCHES, check_certifier
 from bench.evaluate.context import EvalContext
 from bench.evaluate.witnesses import Measurement
 
-ORDER = ("fgsm", "ibp", "fast-lin", "crown", STRONG_ATTACK, "alpha-crown", "exact")
+ORDER = ("fgsm", "ibp", "fast-lin", "crown", STRONG_ATTACK, "bab", "alpha-crown", "exact")
 FIRST_ROUND, GROWTH = 10, 10  # nodes for each example: easy examples need not wait for hard ones
 
 
@@ -79,6 +79,8 @@ def plan_bracket(
                         attack.stages(threat, classes) if isinstance(attack, StagedAttack) else [Stage(name, attack)]
                     )
             else:
+                if name == "alpha-crown" and stages and stages[-1].name == "bab":
+                    raise UserError("bab begins with its bounds")
                 *_, last = rounds = in_rounds(registry.certifier.get(name)(), budget)
                 check_certifier(last, model, shape, threat)
                 if not any(isinstance(own, Certifier) and _covers(own, last) for own in known):

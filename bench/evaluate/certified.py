@@ -23,7 +23,7 @@ from bench.evaluate.witnesses import Measurement
 
 # Certifiers that take few examples at a time: slow ones, whose results are stored batch by batch, and `exact`, whose
 # gradient steps amplify the rounding errors, which differ with the number of examples in a batch.
-BATCHES = {"alpha-crown": 32, "exact": 1}
+BATCHES = {"alpha-crown": 32, "bab": 1, "exact": 1}
 
 
 def make_certifiers(names: str | Sequence[str]) -> dict[str, Certifier]:

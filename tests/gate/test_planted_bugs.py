@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from attacks import pgd
-from bench.core import frozen
+from bench.core import modes
 from bench.core.errors import CheckError
 from bench.core.threat import ThreatModel
 from bench.runs.plan import make_plan
@@ -86,12 +86,12 @@ def test_the_gate_catches_eps_in_the_wrong_unit(trained, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_batch_norm_in_train_mode_leaves_no_run_to_check(trained, tmp_path, monkeypatch):
-    original = frozen.mode_of
+    original = modes.mode_of
 
     def train_mode(model, training):
         return original(model, training=True)
 
-    monkeypatch.setattr(frozen, "mode_of", train_mode)
+    monkeypatch.setattr(modes, "mode_of", train_mode)
     with pytest.raises(CheckError, match="classified correctly"):
         run(tmp_path, checkpoint=trained / "weights.safetensors")
 
