@@ -61,6 +61,7 @@ class ATAS(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
     norms = ("Linf",)
 
     def times(self) -> Mapping[str, Sequence[float]]:
@@ -92,7 +93,8 @@ class ATAS(Defense[Config]):
             alpha=trainer.eps if warm else step_sizes, start=carried_start(trainer, batch),
         )  # fmt: skip
         carry(trainer, batch, x_adv)
-        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))  # line 8
+        smoothing = self.config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))  # line 8
 
     def end_epoch(self, trainer: Trainer) -> None:
         if trainer.epoch + 1 in self.reset_epochs(trainer.epochs):

@@ -55,10 +55,11 @@ class ATTA(Carried[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        x_adv = self.attacked(batch, trainer)
-        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
+        x_adv, smoothing = self.attacked(batch, trainer), self.config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +84,23 @@ class ATTARW(Carried[AdaptiveConfig]):
     """
 
     config_class = AdaptiveConfig
+    composes = ("awp", "label_smoothing")
 
     def times(self) -> Mapping[str, Sequence[float]]:
         return {"warm_up": (self.config.warm_up,)}
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         x_adv = self.attacked(batch, trainer)
-        logits = trainer.model(x_adv)
-        losses = cross_entropy(logits, batch.y, reduction="none")
-        if trainer.progress < self.config.warm_up:
-            trainer.update(losses.mean())
-        else:
+
+        def loss() -> Tensor:
+            logits = trainer.model(x_adv)
+            losses = cross_entropy(logits, batch.y, reduction="none", label_smoothing=self.config.label_smoothing)
+            if trainer.progress < self.config.warm_up:
+                return losses.mean()
             weights = logits.detach().softmax(dim=1).gather(1, batch.y[:, None]).squeeze(1)
-            trainer.update((weights * losses).sum() / weights.sum())
+            return (weights * losses).sum() / weights.sum()
+
+        trainer.update(loss)
 
 
 @dataclass(frozen=True, kw_only=True)

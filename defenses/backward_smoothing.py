@@ -37,13 +37,14 @@ class BackwardSmoothing(Defense[Config]):
     """Backward smoothing: TRADES with one step, from a start that moves the logits in a random direction.
 
     Chen et al. (2022), "Efficient Robust Training via Backward Smoothing": psi is uniform in [-1, 1]^K; the start xi is
-    one step from the image that lowers ||f(x + xi) - f(x) - gamma psi||^2; one step of the KL divergence follows. Chosen
-    here, because the sources at hand do not say it: the search starts at the image, and both step sizes are eps.
+    one step from the image that lowers ||f(x + xi) - f(x) - gamma psi||^2; one step of the KL divergence follows.
+    Chosen here, because the sources at hand do not say it: the search starts at the image, and both step sizes are eps.
 
     Evidence: not yet reproduced.
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, threat, x = self.config, trainer.model, trainer.threat, batch.x
@@ -63,5 +64,10 @@ class BackwardSmoothing(Defense[Config]):
             model, x, batch.y, threat=threat, steps=1, start=start, loss=kl_from(clean),
             alpha=in_units(config.alpha, trainer.eps),
         )  # fmt: skip
-        logits, logits_adv = model(x), model(x_adv)
-        trainer.update(cross_entropy(logits, batch.y) + config.beta * kl(logits, logits_adv).mean())
+
+        def loss() -> Tensor:
+            logits, logits_adv = model(x), model(x_adv)
+            clean_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            return clean_loss + config.beta * kl(logits, logits_adv).mean()
+
+        trainer.update(loss)

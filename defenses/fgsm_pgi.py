@@ -39,13 +39,14 @@ class FGSMPGI(Defense[Config]):
     Jia et al. (2022), "Prior-Guided Adversarial Initialization for Fast Adversarial Training". `prior=ep` starts at the
     perturbation of the last epoch; `mep` (their best) at a point that moves by alpha along the sign of the momentum
     m <- mu m + sign(gradient). The loss is CE(f(x'), y) + penalty * the mean of (f(x') - f(start))^2 over examples and
-    classes. Starts are uniform in the first epoch, and follow crop and flip. Batch norm is in train mode in both passes,
-    and the authors' label smoothing is left to `label_smoothing`. Linf only.
+    classes. Starts are uniform in the first epoch, and follow crop and flip. Batch norm is in train mode in both
+    passes, and the authors' label smoothing is left to `label_smoothing`. Linf only.
 
     Evidence: not yet reproduced.
     """
 
     config_class = Config
+    composes = ("label_smoothing",)
     norms = ("Linf",)
 
     def prepare(self, trainer: Trainer) -> None:
@@ -68,7 +69,8 @@ class FGSMPGI(Defense[Config]):
             batch.write(trainer.bank["momentum"], momentum)
             carry(trainer, batch, threat.project(start + alpha * momentum.sign(), batch.x))
         logits = model(x_adv)
-        trainer.update(cross_entropy(logits, batch.y) + config.penalty * (logits - logits_start).square().mean())
+        step_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+        trainer.update(step_loss + config.penalty * (logits - logits_start).square().mean())
 
     def end_epoch(self, trainer: Trainer) -> None:
         if (trainer.epoch + 1) % self.config.reset_every == 0:

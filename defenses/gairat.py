@@ -36,6 +36,7 @@ class GAIRAT(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
 
     def times(self) -> Mapping[str, Sequence[float]]:
         return {"burn_in": (self.config.burn_in,)}
@@ -51,9 +52,13 @@ class GAIRAT(Defense[Config]):
             trainer.model, batch.x, batch.y, threat=threat, steps=config.steps, visit=count,
             alpha=in_units(config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
         )  # fmt: skip
-        losses = cross_entropy(trainer.model(x_adv), batch.y, reduction="none")
+        weights = (1 + torch.tanh(config.shift + 5 * (1 - 2 * kappa / config.steps))) / 2
         if trainer.progress < config.burn_in:
-            trainer.update(losses.mean())
-        else:
-            weights = (1 + torch.tanh(config.shift + 5 * (1 - 2 * kappa / config.steps))) / 2
-            trainer.update((weights * losses).sum() / weights.sum())
+            weights = torch.ones_like(kappa)
+        weights = weights / weights.sum()
+
+        def loss() -> Tensor:
+            logits, smoothing = trainer.model(x_adv), config.label_smoothing
+            return (weights * cross_entropy(logits, batch.y, reduction="none", label_smoothing=smoothing)).sum()
+
+        trainer.update(loss)

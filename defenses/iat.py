@@ -46,6 +46,7 @@ class IAT(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
 
     def times(self) -> Mapping[str, Sequence[float]]:
         return {"warm_up": (self.config.warm_up,)}
@@ -58,7 +59,8 @@ class IAT(Defense[Config]):
         if trainer.progress >= self.config.warm_up:
             eps = self.adapted(eps, batch, trainer)
             batch.write(trainer.bank["eps"], eps)
-        trainer.update(cross_entropy(trainer.model(self.attacked(eps, batch, trainer)), batch.y))
+        x_adv, smoothing = self.attacked(eps, batch, trainer), self.config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
 
     def adapted(self, eps: Tensor, batch: Batch, trainer: Trainer) -> Tensor:
         """Algorithm 2: the next eps (B,) of each example."""

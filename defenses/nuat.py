@@ -41,6 +41,7 @@ class NuAT(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
     norms = ("Linf",)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
@@ -53,10 +54,15 @@ class NuAT(Defense[Config]):
                 clean = model(x)
             (gradient,) = torch.autograd.grad(nuclear_norm(model(start) - clean), start)
         x_adv = threat.project(start.detach() + in_units(config.alpha, trainer.eps) * threat.steepest(gradient), x)
-        logits, logits_adv = model(x), model(x_adv)
         drops = sum(trainer.progress >= m for m in config.milestones) if config.schedule == "piecewise" else 0
         penalty = config.penalty * config.growth**drops / len(batch)
-        trainer.update(cross_entropy(logits, batch.y) + penalty * nuclear_norm(logits_adv - logits))
+
+        def loss() -> Tensor:
+            logits, logits_adv = model(x), model(x_adv)
+            clean_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            return clean_loss + penalty * nuclear_norm(logits_adv - logits)
+
+        trainer.update(loss)
 
 
 def nuclear_norm(matrix: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class PGDAT(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat = self.config, trainer.threat
@@ -39,7 +40,8 @@ class PGDAT(Defense[Config]):
             steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
             start=threat.random_start(batch.x, trainer.generator), mode=config.attack_mode,
         )  # fmt: skip
-        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
+        smoothing = self.config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ class RPGD(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat = self.config, trainer.threat
@@ -53,4 +54,5 @@ class RPGD(Defense[Config]):
         with mode_of(trainer.model, training=False), torch.no_grad():
             best.update(x_adv, trainer.model(x_adv))
         # Algorithm 2, line 5: the cross entropy at the iterate of the highest reflected loss
-        trainer.update(cross_entropy(trainer.model(best.point), batch.y))
+        smoothing = config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(best.point), batch.y, label_smoothing=smoothing))

@@ -12,10 +12,14 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from bench.core.errors import UserError
 from bench.core.registry import did_you_mean, unknown
-from bench.core.specs import check_counts_and_lengths, parse_value
+from bench.core.specs import Length, OfEps, check_counts_and_lengths, in_units, parse_value
 
 SUITES = Path(__file__).parents[1] / "suites"
 Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
+# settings of TrainingConfig that are newer than published records: a config leaves them out where they are off
+MODIFIERS = (
+    "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,16 @@ class TrainingConfig:
     probe_every: int = 1  # epochs between two probes (FGSM and PGD accuracy, for the log), 0 for none
     probe_examples: int = 128  # training examples of a probe; with a validation split, its examples
     amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 and channels_last on GPUs that support bfloat16
+    lr_warm_up: float = 0.0  # fraction of the training (of each period) in which the learning rate rises from 0
+    periods: tuple[float, ...] = ()  # fractions after which the learning rate and the growth of eps begin anew
+    eps_growth: Literal["none", "linear", "cosine"] = "none"  # eps rises from eps_min to eps_max, at most to eps
+    eps_min: Length = OfEps(0.0)  # see eps_growth
+    eps_max: Length = OfEps(1.0)  # see eps_growth; with 2eps, eps is reached in the middle
+    swa: float = 0.0  # fraction of the training after which weights are averaged, once an epoch; 0 for no average
+    awp: float = 0.0  # gamma of adversarial weight perturbation: 0.01 for pgd-at, 0.005 for trades; 0 for none
+    awp_start: float = 0.0  # fraction of the training after which awp begins
+    label_smoothing: float = 0.0  # share of the label that is spread over all classes
+    cutout: int = 0  # side of the square that is set to 0 in each training image, 0 for none
 
     def __post_init__(self) -> None:
         self.check(
@@ -61,6 +75,17 @@ class TrainingConfig:
             validation_seed=(self.validation_seed >= 0, "not negative"),
             ema=(0 <= self.ema < 1, "in [0, 1)"),
             clip_grad=(self.clip_grad >= 0, "not negative"),
+            lr_warm_up=(0 <= self.lr_warm_up < 1, "in [0, 1)"),
+            periods=(
+                all(0 < p < 1 for p in self.periods) and list(self.periods) == sorted(set(self.periods)),
+                "increasing fractions of the training, in (0, 1)",
+            ),
+            eps_max=(in_units(self.eps_max, 1.0) > 0, "positive"),
+            swa=(0 <= self.swa < 1 and not (self.swa and self.ema), "in [0, 1), and 0 with ema"),
+            awp=(self.awp >= 0, "not negative"),
+            awp_start=(0 <= self.awp_start < 1, "in [0, 1)"),
+            label_smoothing=(0 <= self.label_smoothing < 1, "in [0, 1)"),
+            cutout=(self.cutout >= 0, "not negative"),
             probe_every=(self.probe_every >= 0, "not negative"),
             probe_examples=(self.probe_examples >= 1, "at least 1"),
             select=(
@@ -201,7 +226,14 @@ def content_hash(config: Mapping[str, Any]) -> str:
 
 
 def as_json(config: TrainingConfig | RunConfig) -> dict[str, Any]:
-    """A config as JSON values, from which make_config makes an equal config of a defense."""
+    """A config as JSON values, from which make_config makes an equal config of a defense.
+
+    MODIFIERS that have their default are left out, which keeps published hashes; a defense that changes the default of
+    one of them is newer, and its configs hold it.
+    """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    off = {field.name: field.default for field in dataclasses.fields(TrainingConfig) if field.name in MODIFIERS}
+    own = {field.name: field.default for field in dataclasses.fields(config)}
+    fields = {name: v for name, v in fields.items() if name not in off or not v == own[name] == off[name]}
     plain: dict[str, Any] = json.loads(json.dumps(fields, default=str))  # str: of a length in units of eps
     return plain
