@@ -11,6 +11,7 @@ from defenses.gradalign import input_gradient
 from defenses.mart import boosted_cross_entropy
 from tests.defenses.exact_step import Step
 
+
 def test_fgsm_at():
     step = Step("fgsm-at")
     x_adv = step.clip(step.x + step.eps * step.gradient(step.x).sign())
