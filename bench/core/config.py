@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from bench.core.errors import UserError
 from bench.core.registry import did_you_mean, unknown
@@ -59,6 +59,7 @@ class TrainingConfig:
     awp_start: float = 0.0  # fraction of the training after which awp begins
     label_smoothing: float = 0.0  # share of the label that is spread over all classes
     cutout: int = 0  # side of the square that is set to 0 in each training image, 0 for none
+    newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:
         self.check(
@@ -120,6 +121,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 def make_config(config_class: type[ConfigT], name: str, *layers: Mapping[str, Any]) -> ConfigT:
     """A config from layers of key -> value, of which later ones take precedence; UserError if one is not valid."""
     hints = get_type_hints(config_class)
+    hints = {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
     values = {}
     for key, value in (pair for layer in layers for pair in layer.items()):
         if key not in hints:
@@ -229,11 +231,12 @@ def as_json(config: TrainingConfig | RunConfig) -> dict[str, Any]:
     """A config as JSON values, from which make_config makes an equal config of a defense.
 
     MODIFIERS that have their default are left out, which keeps published hashes; a defense that changes the default of
-    one of them is newer, and its configs hold it.
+    one of them is newer, and its configs hold it. `newer` names such settings of a defense's own config.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     off = {field.name: field.default for field in dataclasses.fields(TrainingConfig) if field.name in MODIFIERS}
     own = {field.name: field.default for field in dataclasses.fields(config)}
+    off |= {name: own[name] for name in getattr(config, "newer", ())}
     fields = {name: v for name, v in fields.items() if name not in off or not v == own[name] == off[name]}
     plain: dict[str, Any] = json.loads(json.dumps(fields, default=str))  # str: of a length in units of eps
     return plain

@@ -169,3 +169,28 @@ def test_additional_data_that_do_not_fit(tmp_path, weights, x, y, said):
     np.savez(tmp_path / "it.npz", x_extra=x, y_extra=np.array(y))
     with pytest.raises(UserError, match=said):
         DefenseContract().loop("finetune", checkpoint=weights[0], extra=str(tmp_path / "it.npz"))
+
+
+@pytest.mark.parametrize("defense", ["pgd-at", "r-pgd"])
+def test_raw_steps_that_decay(defense):
+    step = Step(
+        defense, steps=3, step="raw", alpha=2.0, alpha_decay=0.5, alpha_decay_every=2, random_start="false", crop=0,
+    )  # fmt: skip
+    points = [step.x]
+    for size in (2.0, 2.0, 1.0):
+        x = points[-1].clone().requires_grad_()
+        logits = step.model.eval()(x)
+        others = logits.detach().masked_fill(torch.nn.functional.one_hot(step.y, 10).bool(), -torch.inf).argmax(dim=1)
+        up, sign = (step.y, -1) if defense == "pgd-at" else (others, 1)
+        height = sign * logits.log_softmax(dim=1)[torch.arange(len(up)), up].sum()
+        points.append(step.clip(x.detach() + size * torch.autograd.grad(height, x)[0]))
+    chosen = points[-1]
+    if defense == "r-pgd":  # the highest reflected loss of all
+        heights = []
+        for point in points:
+            own = torch.nn.functional.one_hot(step.y, 10).bool()
+            logits = step.in_eval_mode(point)
+            heights.append(logits.log_softmax(dim=1).masked_fill(own, -torch.inf).amax(dim=1))
+        chosen = torch.stack(points)[torch.stack(heights).argmax(dim=0), torch.arange(len(step.y))]
+    step.model.train()
+    step.check(cross_entropy(step.model(chosen), step.y))
