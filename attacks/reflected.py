@@ -68,7 +68,7 @@ class RPGD(Attack):
         x_adv = batch.x
         for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
             x_adv, _ = ascend(  # leave: a broken example costs one pass per call and no more
-                model, batch.x, batch.y, threat=threat, steps=steps, start=x_adv, loss=reflected, leave=True, alpha=alpha,
-                step=None if self.step == "auto" else self.step,
+                model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=x_adv, loss=reflected,
+                leave=True, step=None if self.step == "auto" else self.step,
             )  # fmt: skip
         return x_adv

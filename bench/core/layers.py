@@ -35,7 +35,7 @@ class Residual(nn.Module):
 
 
 class TwoLogits(nn.Module):
-    """One output f (B,1) of a binary classifier as the logits -f/2 and f/2, whose cross entropy is the logistic loss."""
+    """One output f (B,1) of a binary classifier as logits -f/2 and f/2, whose cross entropy is the logistic loss."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([-x / 2, x / 2], dim=1)

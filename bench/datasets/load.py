@@ -9,7 +9,7 @@ from bench.datasets.filters import parse_filtered
 
 
 def load_arrays(dataset: str, data_dir: Path | None) -> Arrays:
-    """A data set by spec, which may filter it (filters.py), or by the path of an .npz. All of its arrays are checked."""
+    """A data set by spec, which may have filters, or by the path of an .npz. All of its arrays are checked."""
     if dataset.endswith(".npz"):
         return read_npz(Path(dataset))
     spec, filters = parse_filtered(dataset, registry.dataset)

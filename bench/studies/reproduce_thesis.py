@@ -26,6 +26,7 @@ from bench.studies.eps_search import BATCH, draw_distribution, loaded_model, sea
 from bench.studies.figure_style import check_figure, new_figure
 from bench.studies.paper_comparison import Comparison, Figure, Form
 from bench.studies.paper_tables import Block, Cell, PaperTable, paper_table_names, read_paper_table
+from bench.studies.reflected_binary import ReflectedBinaryStudy
 from bench.studies.study import ModelStudy
 
 if TYPE_CHECKING:
@@ -44,13 +45,14 @@ class ReproduceStudy(ModelStudy):
     """Tables 3.6 to 3.9 of the thesis on its checkpoints: our numbers, those of the paper, and why they differ.
 
     Rows without a checkpoint are listed. File names are read as bench/studies/checkpoint_names.py says.
+    `reflected-1` is `bench study reflected-binary`, which trains.
 
     CTE, PGD and CRE are errors in percent: clean; under PGD (20 steps of eps / 10, started from Gaussian noise scaled
     by the step, last iterate); and the share that is not certified. ACB is eps times the certified share, ACB PEC the
     mean radius. Under L2 the column CRE Lin is PEC's share; the extra row by fast-lin is that of the linear bounds.
     """
 
-    table: str = "3.6"  # 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid and tanh), 3.9 (search for the largest eps)
+    table: str = "3.6"  # 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid, tanh), 3.9 (largest eps), or reflected-1
     checkpoints: str | None = None  # folder of the published weights; it must be given
     named: tuple[str, ...] = ()  # FILE=NAME for weights in files with other names
     only: str = ""  # measure only the checkpoints whose path contains this
@@ -62,6 +64,11 @@ class ReproduceStudy(ModelStudy):
     seed: int = 0  # of PGD
 
     def run(self) -> str:
+        if self.table == "reflected-1":  # trained here
+            return ReflectedBinaryStudy(
+                data_dir=self.data_dir, device=self.device, threads=self.threads, n_examples=self.n_examples,
+                form=self.form,
+            ).run()  # fmt: skip
         paper = _paper_table(self.table)
         self._check_figure()
         if self.checkpoints is None:
@@ -112,7 +119,7 @@ class ReproduceStudy(ModelStudy):
 def _paper_table(table: str) -> PaperTable:
     tables = [name.removeprefix("thesis-") for name in paper_table_names() if name.startswith("thesis-")]
     if table not in tables:
-        raise UserError(f"table '{table}' is not one of {', '.join(tables)}; choose one with --table")
+        raise UserError(f"table '{table}' is not one of {', '.join(tables)}, reflected-1; choose one with --table")
     return read_paper_table(f"thesis-{table}")
 
 
