@@ -28,7 +28,7 @@ class Carried(Defense[ConfigT]):
     """The attack and the bank that the three methods share."""
 
     def prepare(self, trainer: Trainer) -> None:
-        start_bank(trainer, self.config.start_std)
+        start_bank(trainer, self.config.start_std, self.config.store_size)
 
     def attacked(self, batch: Batch, trainer: Trainer) -> Tensor:
         x_adv, _ = ascend(

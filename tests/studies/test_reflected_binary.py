@@ -7,6 +7,8 @@ from bench.core.errors import UserError
 from bench.studies.reflected_binary import ATTACKS, ReflectedBinaryStudy
 from bench.studies.reproduce_thesis import ReproduceStudy
 
+ROWS = ("Standard", "R-PGD-2")
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -20,11 +22,11 @@ def folder(tmp_path):
 
 @pytest.mark.slow
 def test_each_training_is_attacked_in_eight_ways(folder):
-    study = ReflectedBinaryStudy(data_dir=folder, seeds=1, epochs=1, rows=("Standard", "R-PGD-2"), form="json")
+    study = ReflectedBinaryStudy(
+        data_dir=folder, threads=1, seeds=1, epochs=1, rows=("Standard", "R-PGD-2"), form="json"
+    )
     figures = json.loads(study.run())["figures"]
-    assert [(each["row"], each["figure"]) for each in figures] == [
-        (row, name) for row in ("Standard", "R-PGD-2") for name in ATTACKS
-    ]
+    assert [(each["row"], each["figure"]) for each in figures] == [(row, name) for row in ROWS for name in ATTACKS]
     assert figures[0]["paper"] == 23.6
     assert all(0 <= each["ours"] <= 100 for each in figures)
     by_name = {each["figure"]: each["ours"] for each in figures[:8]}
@@ -33,7 +35,7 @@ def test_each_training_is_attacked_in_eight_ways(folder):
 
 
 def test_what_was_run_shorter_is_said(folder):
-    text = ReflectedBinaryStudy(data_dir=folder, seeds=1, epochs=1, rows=("Standard",)).run()
+    text = ReflectedBinaryStudy(data_dir=folder, threads=1, seeds=1, epochs=1, rows=("Standard",)).run()
     assert "1 seeds instead of 10, 1 epochs instead of 20" in text
     assert "the paper's Standard" in text
 
