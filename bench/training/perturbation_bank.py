@@ -62,7 +62,7 @@ def carry(trainer: Trainer, batch: Batch, x_adv: Tensor) -> None:
     else:
         canvas = enlarged(trainer, batch)
         on_its_own(batch).write(canvas, x_adv - batch.x)
-        bank[batch.index] = adaptive_avg_pool2d(canvas, bank.shape[2:]).to(bank.dtype)
+        bank[batch.index] = adaptive_avg_pool2d(canvas, (bank.shape[2], bank.shape[3])).to(bank.dtype)
 
 
 def enlarged(trainer: Trainer, batch: Batch) -> Tensor:
