@@ -56,9 +56,9 @@ def test_fgsm_pgi(prior):
     step = Step("fgsm-pgi", prior=prior, momentum_of_gradients=0.4, penalty=5.0, alpha="0.6eps")
     start, momentum = step.clip(step.x + step.batch.read(step.loop.bank["delta"])), 0.0
     for _ in range(3):
-        direction = step.gradient(start).sign()
-        x_adv = step.clip(start + 0.6 * step.eps * direction)
+        gradient = step.gradient(start)
+        x_adv = step.clip(start + 0.6 * step.eps * gradient.sign())
         before, after = step.model(start), step.model(x_adv)
         step.check(cross_entropy(after, step.y) + 5.0 * ((after - before) ** 2).mean())
-        momentum = 0.4 * momentum + direction
+        momentum = 0.4 * momentum + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
         start = x_adv if prior == "ep" else step.clip(start + 0.6 * step.eps * momentum.sign())
