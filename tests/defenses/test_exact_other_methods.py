@@ -43,7 +43,7 @@ def test_at():
 
 
 def test_at_projects_the_points_of_a_minimum_norm_attack(monkeypatch):
-    monkeypatch.setattr(DeepFool, "perturb", lambda self, model, batch, threat, generator: batch.x + 0.5)
+    monkeypatch.setattr(DeepFool, "perturb", lambda *call, **_: call[2].x + 0.5)
     loop = DefenseContract().loop("at", attack="deepfool")
     seen = []
     loop.model.register_forward_pre_hook(lambda *call: seen.append(call[1][0].detach()))
