@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from attacks.losses import cross_entropy
 from attacks.pgd import ascend
+from attacks.step_sizes import check_decay, parts
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.specs import Length, OfEps, in_units
@@ -20,11 +21,20 @@ class BIM(Attack):
 
     steps: int = 10  # gradient steps
     alpha: Length | None = None  # eps / steps
+    decay: float = 1.0  # factor of the step size
+    decay_every: int = 10  # steps between two decays
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_decay(self.decay, self.decay_every)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """What the steps maximize."""
         return cross_entropy(logits, y)
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
-        x, alpha = batch.x, in_units(self.alpha or OfEps(1 / self.steps), threat.eps)
-        return ascend(model, x, batch.y, threat=threat, steps=self.steps, alpha=alpha, start=x, loss=self.loss)[0]
+        x, y, first = batch.x, batch.y, in_units(self.alpha or OfEps(1 / self.steps), threat.eps)
+        x_adv = x
+        for steps, alpha in parts(self.steps, first, self.decay, self.decay_every):
+            x_adv, _ = ascend(model, x, y, threat=threat, steps=steps, alpha=alpha, start=x_adv, loss=self.loss)
+        return x_adv

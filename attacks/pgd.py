@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.losses import Loss, cross_entropy, loss_of, margin
+from attacks.step_sizes import check_decay, parts
 from bench.core import registry
 from bench.core.contracts import Attack, Batch, mode_of
 from bench.core.passes import on_rows
@@ -190,13 +191,20 @@ class PGD(SequentialAttack):
     alpha: Length = OfEps(0.25)  # step size
     random_start: bool = True  # start at a uniform point of the ball, not at the image
     step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
+    decay: float = 1.0  # factor of the step size
+    decay_every: int = 10  # steps between two decays
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_decay(self.decay, self.decay_every)
 
     def run(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, loss: Loss, generator: torch.Generator
     ) -> Tensor:
-        return ascend(
-            model, batch.x, batch.y,
-            threat=threat, steps=self.steps, alpha=in_units(self.alpha, threat.eps), loss=loss, leave=True,
-            start=threat.random_start(batch.x, generator) if self.random_start else batch.x,
-            step=None if self.step == "auto" else self.step,
-        )[0]  # fmt: skip
+        x_adv = threat.random_start(batch.x, generator) if self.random_start else batch.x
+        for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
+            x_adv, _ = ascend(  # leave: a broken example costs one pass per call and no more
+                model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, loss=loss, leave=True, start=x_adv,
+                step=None if self.step == "auto" else self.step,
+            )  # fmt: skip
+        return x_adv

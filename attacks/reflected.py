@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from attacks.bim import BIM
 from attacks.losses import reflected
 from attacks.pgd import ascend
+from attacks.step_sizes import check_decay, parts
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
-from bench.core.errors import UserError
 from bench.core.specs import Length, in_units
 from bench.core.threat import ThreatModel
 
@@ -62,19 +62,13 @@ class RPGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decay <= 0 or self.decay_every < 1:
-            raise UserError(
-                f"r-pgd: decay is {self.decay:g} and decay_every {self.decay_every}; both must be positive "
-                "(decay=1 keeps the step size)"
-            )
+        check_decay(self.decay, self.decay_every)
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
-        x_adv, alpha = batch.x, in_units(self.alpha, threat.eps)
-        for first in range(0, self.steps, self.decay_every):
+        x_adv = batch.x
+        for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
             x_adv, _ = ascend(  # leave: a broken example costs one pass per call and no more
-                model, batch.x, batch.y,
-                threat=threat, steps=min(self.decay_every, self.steps - first), start=x_adv, loss=reflected, leave=True,
-                alpha=alpha * self.decay ** (first // self.decay_every),
-                step=None if self.step == "auto" else self.step,
+                model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=x_adv, loss=reflected,
+                leave=True, step=None if self.step == "auto" else self.step,
             )  # fmt: skip
         return x_adv

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class Config(TrainingConfig):
     step_size: Literal["released", "eq-5.16"] = "released"  # that of the authors' code, or of equation 5.16
     warm_up: float = 5 / 30  # fraction of the training with the constant step size eps
     resets: tuple[float, ...] = (10 / 30, 20 / 30)  # fractions after which perturbations are drawn again
+    store_size: int = 0  # side of a stored perturbation, as 32 for ImageNet; 0 for that of the padded image
+    newer: ClassVar[tuple[str, ...]] = ("store_size",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,6 +36,7 @@ class Config(TrainingConfig):
             c=(self.c > 0, "positive"),
             smallest=(0 <= self.smallest <= self.largest, f"from 0 to largest = {self.largest}"),
             warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"),
+            store_size=(self.store_size >= 0, "not negative"),
             resets=(all(0 <= r <= 1 for r in self.resets), "fractions of the training, in [0, 1]"),
         )
 
@@ -61,6 +64,7 @@ class ATAS(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
     norms = ("Linf",)
 
     def times(self) -> Mapping[str, Sequence[float]]:
@@ -68,7 +72,7 @@ class ATAS(Defense[Config]):
 
     def prepare(self, trainer: Trainer) -> None:
         trainer.bank["v"] = torch.zeros(trainer.examples, device=trainer.generator.device)  # line 1: v_i = 0
-        start_bank(trainer)  # line 2: x_i^(0) = x_i + U(-eps, eps)
+        start_bank(trainer, size=self.config.store_size)  # line 2: x_i^(0) = x_i + U(-eps, eps)
         kept = self.reset_epochs(trainer.epochs)
         wanted = [fraction for fraction in self.config.resets if 0 < fraction < 1]
         if len(kept) < len(wanted):
@@ -92,11 +96,12 @@ class ATAS(Defense[Config]):
             alpha=trainer.eps if warm else step_sizes, start=carried_start(trainer, batch),
         )  # fmt: skip
         carry(trainer, batch, x_adv)
-        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))  # line 8
+        smoothing = self.config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))  # line 8
 
     def end_epoch(self, trainer: Trainer) -> None:
         if trainer.epoch + 1 in self.reset_epochs(trainer.epochs):
-            start_bank(trainer)
+            start_bank(trainer, size=self.config.store_size)
 
     def reset_epochs(self, epochs: int) -> list[int]:
         """After which epochs, counted from 1, the perturbations are drawn again in a training of `epochs` epochs."""

@@ -127,7 +127,7 @@ class BinarySubnetFast(Subnet[FastConfig]):
     config_class = FastConfig
 
     def prepare(self, trainer: Trainer) -> None:
-        start_bank(trainer, self.config.start_std)
+        start_bank(trainer, self.config.start_std, self.config.store_size)
 
     def start(self, batch: Batch, trainer: Trainer) -> Tensor:
         return carried_start(trainer, batch)

@@ -32,13 +32,15 @@ class FGSMAT(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         x_adv, _ = ascend(
             trainer.model, batch.x, batch.y, threat=trainer.threat, steps=1, start=batch.x,
             alpha=in_units(self.config.alpha, trainer.eps), mode=self.config.attack_mode,
         )  # fmt: skip
-        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
+        smoothing = self.config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class FGSMRS(Defense[RandomStartConfig]):
     """
 
     config_class = RandomStartConfig
+    composes = ("awp", "label_smoothing")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         threat = trainer.threat
@@ -66,7 +69,8 @@ class FGSMRS(Defense[RandomStartConfig]):
             trainer.model, batch.x, batch.y, threat=threat, steps=1, alpha=in_units(self.config.alpha, trainer.eps),
             start=threat.random_start(batch.x, trainer.generator), mode=self.config.attack_mode,
         )  # fmt: skip
-        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
+        smoothing = self.config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,7 @@ class NFGSM(Defense[NoisyConfig]):
     """
 
     config_class = NoisyConfig
+    composes = ("awp", "label_smoothing")
     norms = ("Linf",)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
@@ -100,4 +105,5 @@ class NFGSM(Defense[NoisyConfig]):
             (gradient,) = torch.autograd.grad(loss, noisy)
         length = in_units(config.alpha, trainer.eps)
         x_adv = threat.clamp(noisy.detach() + length * threat.steepest(gradient))
-        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
+        smoothing = self.config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))

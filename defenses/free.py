@@ -34,6 +34,7 @@ class Free(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("label_smoothing",)
 
     def prepare(self, trainer: Trainer) -> None:
         _, channels, *padded = trainer.canvas
@@ -49,7 +50,8 @@ class Free(Defense[Config]):
         threat, delta = trainer.threat, trainer.bank["delta"][: len(batch)]
         x_adv = threat.project(batch.x + delta, batch.x).requires_grad_()
         # Algorithm 1, lines 6 to 8: the gradients of weights and images come from one backward pass
-        trainer.backward(cross_entropy(trainer.model(x_adv), batch.y))
+        smoothing = self.config.label_smoothing
+        trainer.backward(cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
         assert x_adv.grad is not None
         step = in_units(self.config.alpha, trainer.eps) * threat.steepest(x_adv.grad)
         ball = replace(threat, box=None)  # the next minibatch has other images

@@ -36,15 +36,21 @@ class GradAlign(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat, model, x = self.config, trainer.threat, trainer.model, batch.x
         gradient = input_gradient(model, x, batch.y)
         x_adv = threat.project(x + in_units(config.alpha, trainer.eps) * threat.steepest(gradient), x)
         elsewhere = threat.random_start(x, trainer.generator)
-        turned = input_gradient(model, elsewhere, batch.y, differentiable=True)
-        alignment = cosine_similarity(gradient.flatten(1), turned.flatten(1), dim=1).mean()
-        trainer.update(cross_entropy(model(x_adv), batch.y) + config.penalty * (1 - alignment))
+
+        def loss() -> Tensor:
+            turned = input_gradient(model, elsewhere, batch.y, differentiable=True)
+            alignment = cosine_similarity(gradient.flatten(1), turned.flatten(1), dim=1).mean()
+            step_loss = cross_entropy(model(x_adv), batch.y, label_smoothing=config.label_smoothing)
+            return step_loss + config.penalty * (1 - alignment)
+
+        trainer.update(loss)
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor, *, differentiable: bool = False) -> Tensor:

@@ -37,6 +37,7 @@ class MART(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp",)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, x, y = self.config, trainer.model, batch.x, batch.y
@@ -45,9 +46,13 @@ class MART(Defense[Config]):
             model, x, y, threat=trainer.threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
             start=trainer.threat.project(x + config.start_std * noise, x),
         )  # fmt: skip
-        logits, logits_adv = model(x), model(x_adv)
-        p_y = logits.softmax(dim=1).gather(1, y[:, None]).squeeze(1)
-        trainer.update((boosted_cross_entropy(logits_adv, y) + config.beta * kl(logits, logits_adv) * (1 - p_y)).mean())
+
+        def loss() -> Tensor:
+            logits, logits_adv = model(x), model(x_adv)
+            p_y = logits.softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+            return (boosted_cross_entropy(logits_adv, y) + config.beta * kl(logits, logits_adv) * (1 - p_y)).mean()
+
+        trainer.update(loss)
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

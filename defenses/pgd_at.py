@@ -1,11 +1,12 @@
 """PGD adversarial training (Madry et al., 2018)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch.nn.functional import cross_entropy
 
 from attacks.pgd import ascend
+from attacks.step_sizes import check_decay, parts
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
@@ -17,6 +18,15 @@ class Config(TrainingConfig):
     steps: int = 10  # of the attack
     alpha: Length = OfEps(0.25)  # 2/255 at eps 8/255
     attack_mode: Literal["eval", "train"] = "eval"  # of batch norm during the attack
+    step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
+    random_start: bool = True  # of the attack: start at a uniform point of the ball, not at the image
+    alpha_decay: float = 1.0  # factor of the step size
+    alpha_decay_every: int = 10  # steps of the attack between two decays
+    newer: ClassVar[tuple[str, ...]] = ("step", "random_start", "alpha_decay", "alpha_decay_every")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_decay(self.alpha_decay, self.alpha_decay_every)
 
 
 @registry.defense("pgd-at")
@@ -31,15 +41,20 @@ class PGDAT(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat = self.config, trainer.threat
-        x_adv, _ = ascend(
-            trainer.model, batch.x, batch.y, threat=threat,
-            steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
-            start=threat.random_start(batch.x, trainer.generator), mode=config.attack_mode,
-        )  # fmt: skip
-        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
+        x_adv = threat.random_start(batch.x, trainer.generator) if config.random_start else batch.x
+        for steps, alpha in parts(
+            config.steps, in_units(config.alpha, trainer.eps), config.alpha_decay, config.alpha_decay_every
+        ):
+            x_adv, _ = ascend(
+                trainer.model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=x_adv,
+                step=None if config.step == "auto" else config.step, mode=config.attack_mode,
+            )  # fmt: skip
+        smoothing = self.config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
 
 
 @dataclass(frozen=True, kw_only=True)

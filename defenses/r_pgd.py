@@ -1,13 +1,14 @@
 """Adversarial training by the reflected loss (papers/reflected-loss.txt)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from attacks.losses import reflected
 from attacks.pgd import WorstPoint, ascend
+from attacks.step_sizes import check_decay, parts
 from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
@@ -23,6 +24,13 @@ class Config(TrainingConfig):
     alpha: Length = OfEps(1 / 8)  # 1/255 at eps 8/255
     step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
     random_start: bool = False  # of the attack: start at a uniform point of the ball
+    alpha_decay: float = 1.0  # factor of the step size
+    alpha_decay_every: int = 10  # steps of the attack between two decays
+    newer: ClassVar[tuple[str, ...]] = ("alpha_decay", "alpha_decay_every")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_decay(self.alpha_decay, self.alpha_decay_every)
 
 
 @registry.defense("r-pgd")
@@ -40,17 +48,21 @@ class RPGD(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat = self.config, trainer.threat
         best = WorstPoint(batch.x, batch.y, reflected)
-        x_adv, _ = ascend(  # Algorithm 1, lines 1 to 4
-            trainer.model, batch.x, batch.y, threat=threat, steps=config.steps,
-            alpha=in_units(config.alpha, trainer.eps), loss=reflected,
-            start=threat.random_start(batch.x, trainer.generator) if config.random_start else batch.x,
-            step=None if config.step == "auto" else config.step, visit=best.update,
-        )  # fmt: skip
+        x_adv = threat.random_start(batch.x, trainer.generator) if config.random_start else batch.x
+        for steps, alpha in parts(
+            config.steps, in_units(config.alpha, trainer.eps), config.alpha_decay, config.alpha_decay_every
+        ):
+            x_adv, _ = ascend(  # Algorithm 1, lines 1 to 4
+                trainer.model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, loss=reflected, start=x_adv,
+                step=None if config.step == "auto" else config.step, visit=best.update,
+            )  # fmt: skip
         with mode_of(trainer.model, training=False), torch.no_grad():
             best.update(x_adv, trainer.model(x_adv))
         # Algorithm 2, line 5: the cross entropy at the iterate of the highest reflected loss
-        trainer.update(cross_entropy(trainer.model(best.point), batch.y))
+        smoothing = config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(best.point), batch.y, label_smoothing=smoothing))

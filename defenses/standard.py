@@ -17,7 +17,9 @@ class Standard(Defense[TrainingConfig]):
     """
 
     config_class = TrainingConfig
+    composes = ("awp", "label_smoothing")
     norms = ("Linf", "L2", "L1")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        trainer.update(cross_entropy(trainer.model(batch.x), batch.y))
+        smoothing = self.config.label_smoothing
+        trainer.update(lambda: cross_entropy(trainer.model(batch.x), batch.y, label_smoothing=smoothing))

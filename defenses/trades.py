@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from attacks.losses import kl, kl_from
@@ -40,6 +41,7 @@ class TRADES(Defense[Config]):
     """
 
     config_class = Config
+    composes = ("awp", "label_smoothing")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, x = self.config, trainer.model, batch.x
@@ -50,5 +52,10 @@ class TRADES(Defense[Config]):
             model, x, batch.y, threat=trainer.threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
             start=trainer.threat.project(x + config.start_std * noise, x), loss=kl_from(clean),
         )  # fmt: skip
-        logits, logits_adv = model(x), model(x_adv)
-        trainer.update(cross_entropy(logits, batch.y) + config.beta * kl(logits, logits_adv).mean())
+
+        def loss() -> Tensor:
+            logits, logits_adv = model(x), model(x_adv)
+            clean_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            return clean_loss + config.beta * kl(logits, logits_adv).mean()
+
+        trainer.update(loss)

@@ -13,7 +13,7 @@ from bench.commands.arguments import integer, seed_list
 from bench.core import registry
 from bench.core.config import get_suite
 from bench.core.errors import CheckError, UncheckedError, UserError
-from bench.core.spec_text import split_options
+from bench.core.spec_text import split_options, split_spec
 
 if TYPE_CHECKING:
     from bench.core.records import Record
@@ -27,7 +27,8 @@ VERIFY_EXIT_CODES = (
 
 def add(commands: Any) -> None:
     sub = commands.add_parser("run", help="train and evaluate a defense; continues an interrupted run")
-    sub.add_argument("--defense", required=True, metavar="NAME", help="a name from `bench list defenses`")
+    help_text = "a name from `bench list defenses`, or with settings, as in at:attack=mi-fgsm"
+    sub.add_argument("--defense", required=True, metavar="NAME", help=help_text)
     options.add_training(sub)
     options.add_setting(sub)
     options.add_evaluation(sub)
@@ -106,6 +107,12 @@ def _print(records: list[Record], as_json: bool) -> None:
 def _request(args: argparse.Namespace) -> Request:
     """The request whose fields have the names of the options. Unknown names fail before torch is loaded."""
     overrides = split_options(args.set, "--set")
+    settings: dict[str, str] = {}
+    if "defense" in args:
+        args.defense, settings = split_spec(args.defense)
+    if both := overrides.keys() & settings.keys():
+        raise UserError(f"'{min(both)}' is given in --defense and by --set; keep one")
+    overrides |= settings
     if args.epochs is not None:
         if "epochs" in overrides:
             raise UserError("--epochs and --set epochs=... are both given; keep one")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -27,10 +28,10 @@ class Batch:
         return len(self.y)
 
     def read(self, bank: Tensor) -> Tensor:
-        """The batch's rows of a per-example bank, as float32: (N,) -> (B,); padded (N,C,H+2p,W+2p) -> like x."""
-        if bank.dim() < 4 or self.view is None:
-            return bank[self.index].float()
-        return self.view.read(bank, self.index).float()
+        """The batch's rows of a per-example bank, at least in float32: (N,...) -> (B,...); padded
+        (N,C,H+2p,W+2p) -> like x."""
+        rows = bank[self.index] if bank.dim() < 4 or self.view is None else self.view.read(bank, self.index)
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def write(self, bank: Tensor, value: Tensor) -> None:
         """Write `value` to the places that `read` reads; the rest, which was cropped away, keeps its values."""

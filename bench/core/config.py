@@ -8,14 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from bench.core.errors import UserError
 from bench.core.registry import did_you_mean, unknown
-from bench.core.specs import check_counts_and_lengths, parse_value
+from bench.core.specs import Length, OfEps, check_counts_and_lengths, in_units, parse_value
 
 SUITES = Path(__file__).parents[1] / "suites"
 Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
+# settings of TrainingConfig that are newer than published records: a config leaves them out where they are off
+MODIFIERS = (
+    "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,17 @@ class TrainingConfig:
     probe_every: int = 1  # epochs between two probes (FGSM and PGD accuracy, for the log), 0 for none
     probe_examples: int = 128  # training examples of a probe; with a validation split, its examples
     amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 and channels_last on GPUs that support bfloat16
+    lr_warm_up: float = 0.0  # fraction of the training (of each period) in which the learning rate rises from 0
+    periods: tuple[float, ...] = ()  # fractions after which the learning rate and the growth of eps begin anew
+    eps_growth: Literal["none", "linear", "cosine"] = "none"  # eps rises from eps_min to eps_max, at most to eps
+    eps_min: Length = OfEps(0.0)  # see eps_growth
+    eps_max: Length = OfEps(1.0)  # see eps_growth; with 2eps, eps is reached in the middle
+    swa: float = 0.0  # fraction of the training after which weights are averaged, once an epoch; 0 for no average
+    awp: float = 0.0  # gamma of adversarial weight perturbation: 0.01 for pgd-at, 0.005 for trades; 0 for none
+    awp_start: float = 0.0  # fraction of the training after which awp begins
+    label_smoothing: float = 0.0  # share of the label that is spread over all classes
+    cutout: int = 0  # side of the square that is set to 0 in each training image, 0 for none
+    newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:
         self.check(
@@ -61,6 +76,17 @@ class TrainingConfig:
             validation_seed=(self.validation_seed >= 0, "not negative"),
             ema=(0 <= self.ema < 1, "in [0, 1)"),
             clip_grad=(self.clip_grad >= 0, "not negative"),
+            lr_warm_up=(0 <= self.lr_warm_up < 1, "in [0, 1)"),
+            periods=(
+                all(0 < p < 1 for p in self.periods) and list(self.periods) == sorted(set(self.periods)),
+                "increasing fractions of the training, in (0, 1)",
+            ),
+            eps_max=(in_units(self.eps_max, 1.0) > 0, "positive"),
+            swa=(0 <= self.swa < 1 and not (self.swa and self.ema), "in [0, 1), and 0 with ema"),
+            awp=(self.awp >= 0, "not negative"),
+            awp_start=(0 <= self.awp_start < 1, "in [0, 1)"),
+            label_smoothing=(0 <= self.label_smoothing < 1, "in [0, 1)"),
+            cutout=(self.cutout >= 0, "not negative"),
             probe_every=(self.probe_every >= 0, "not negative"),
             probe_examples=(self.probe_examples >= 1, "at least 1"),
             select=(
@@ -95,6 +121,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 def make_config(config_class: type[ConfigT], name: str, *layers: Mapping[str, Any]) -> ConfigT:
     """A config from layers of key -> value, of which later ones take precedence; UserError if one is not valid."""
     hints = get_type_hints(config_class)
+    hints = {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
     values = {}
     for key, value in (pair for layer in layers for pair in layer.items()):
         if key not in hints:
@@ -201,7 +228,15 @@ def content_hash(config: Mapping[str, Any]) -> str:
 
 
 def as_json(config: TrainingConfig | RunConfig) -> dict[str, Any]:
-    """A config as JSON values, from which make_config makes an equal config of a defense."""
+    """A config as JSON values, from which make_config makes an equal config of a defense.
+
+    MODIFIERS that have their default are left out, which keeps published hashes; a defense that changes the default of
+    one of them is newer, and its configs hold it. `newer` names such settings of a defense's own config.
+    """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    off = {field.name: field.default for field in dataclasses.fields(TrainingConfig) if field.name in MODIFIERS}
+    own = {field.name: field.default for field in dataclasses.fields(config)}
+    off |= {name: own[name] for name in getattr(config, "newer", ())}
+    fields = {name: v for name, v in fields.items() if name not in off or not v == own[name] == off[name]}
     plain: dict[str, Any] = json.loads(json.dumps(fields, default=str))  # str: of a length in units of eps
     return plain

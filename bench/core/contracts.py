@@ -1,7 +1,7 @@
 """The interfaces of the project: a batch, an attack, a certifier, a defense."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -180,11 +180,11 @@ class Trainer(Protocol):
 
     @property
     def averaged(self) -> nn.Module | None:
-        """The weight average; None if the config keeps none (ema = 0)."""
+        """The weight average (ema, swa); None if there is none, or none yet."""
 
     @property
     def eps(self) -> float:
-        """The eps of the threat model, in the scale of images in [0, 1]."""
+        """The eps of the threat model, in the scale of images in [0, 1]; a setting may let it grow (eps_growth)."""
 
     @property
     def lr(self) -> float:
@@ -211,8 +211,8 @@ class Trainer(Protocol):
     def step(self) -> None:
         """Update the weights with the gradients so far, then set these to zero."""
 
-    def update(self, loss: Tensor) -> None:
-        """backward, then step."""
+    def update(self, loss: Tensor | Callable[[], Tensor]) -> None:
+        """backward, then step. If it is a function, the loop computes the loss at perturbed weights (awp)."""
 
     def starts(self, *fractions: float) -> bool:
         """In `end_epoch`: whether the next epoch is the first one after one of these fractions of the training.
@@ -232,6 +232,8 @@ class Defense(ABC, Generic[ConfigT]):
 
     config_class: ClassVar[type[TrainingConfig]]
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    composes: ClassVar[tuple[str, ...]] = ()
+    """Of `awp` (updates by functions) and `label_smoothing`: those that `train_step` has; others are refused."""
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

@@ -32,3 +32,10 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.branch(x) + self.shortcut(x)
         return out
+
+
+class TwoLogits(nn.Module):
+    """One output f (B,1) of a binary classifier as logits -f/2 and f/2, whose cross entropy is the logistic loss."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([-x / 2, x / 2], dim=1)

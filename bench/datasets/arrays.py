@@ -51,9 +51,9 @@ def check_arrays(name: str, arrays: dict[str, Any]) -> Arrays:
     """The data set called `name` in a dict with KEYS; UserError if anything about it is wrong."""
     if missing := [key for key in KEYS if key not in arrays]:
         raise UserError(f"{name}: {', '.join(missing)} missing; it must hold {', '.join(KEYS)}")
-    x_train, x_test = (_check_images(f"{name}: {key}", arrays[key]) for key in ("x_train", "x_test"))
-    y_train = _check_labels(f"{name}: y_train", arrays["y_train"], len(x_train))
-    y_test = _check_labels(f"{name}: y_test", arrays["y_test"], len(x_test))
+    x_train, x_test = (check_images(f"{name}: {key}", arrays[key]) for key in ("x_train", "x_test"))
+    y_train = check_labels(f"{name}: y_train", arrays["y_train"], len(x_train))
+    y_test = check_labels(f"{name}: y_test", arrays["y_test"], len(x_test))
     train, test = x_train.shape[1:], x_test.shape[1:]
     if train != test:
         raise UserError(f"{name}: training images are {train}, test images {test}; both must be of one size")
@@ -66,7 +66,7 @@ def check_arrays(name: str, arrays: dict[str, Any]) -> Arrays:
     return Arrays(name, x_train, y_train, x_test, y_test)
 
 
-def _check_images(name: str, x: np.ndarray) -> np.ndarray:
+def check_images(name: str, x: np.ndarray) -> np.ndarray:
     if x.dtype != np.uint8:
         raise UserError(f"{name} is {x.dtype}; images must be uint8, 0 to 255")
     if x.shape[:1] == (0,):
@@ -78,7 +78,7 @@ def _check_images(name: str, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _check_labels(name: str, y: np.ndarray, n: int) -> np.ndarray:
+def check_labels(name: str, y: np.ndarray, n: int) -> np.ndarray:
     if y.dtype.kind not in "iu":
         raise UserError(f"{name} is {y.dtype}; labels must be whole numbers")
     if y.shape != (n,):

@@ -1,4 +1,4 @@
-"""Random crop and flip of a batch, on the device, as one gather that can be inverted pixel by pixel."""
+"""Random crop, flip and cutout of a batch, on the device, which can be inverted pixel by pixel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from bench.core.batches import View
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,41 @@ class CropFlip:
             self.rows[:, None, :, None],
             self.columns[:, None, None, :],
         )
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A square of each image that is set to 0 (DeVries and Taylor, 2017), after the crop and flip of `view`.
+
+    kept (B,1,H,W) bool: the pixels outside of the square. A canvas that holds perturbations keeps its values at the
+    places of the others, because an attack there has not seen the image; they are read as 0.
+    """
+
+    kept: Tensor
+    view: View | None
+
+    @classmethod
+    def draw(cls, n: int, size: tuple[int, int], side: int, view: View | None, generator: torch.Generator) -> Cutout:
+        """n squares of `side` pixels with a uniform centre; what lies outside of the image is cut off."""
+        device = generator.device
+        inside = []
+        for length in size:
+            centre = torch.randint(length, (n, 1), generator=generator, device=device)
+            place = torch.arange(length, device=device) - (centre - side // 2)
+            inside.append((place >= 0) & (place < side))
+        return cls(~(inside[0][:, None, :, None] & inside[1][:, None, None, :]), view)
+
+    def read(self, canvas: Tensor, index: Tensor) -> Tensor:
+        """(N,C,H+2p,W+2p) and index (B,) -> (B,C,H,W)."""
+        return self._whole(canvas, index) * self.kept
+
+    def write(self, canvas: Tensor, index: Tensor, value: Tensor) -> None:
+        """The inverse of read where pixels are kept, for value (B,C,H,W)."""
+        value = torch.where(self.kept, value, self._whole(canvas, index))
+        if self.view is None:
+            canvas[index] = value
+        else:
+            self.view.write(canvas, index, value)
+
+    def _whole(self, canvas: Tensor, index: Tensor) -> Tensor:
+        return canvas[index] if self.view is None else self.view.read(canvas, index)

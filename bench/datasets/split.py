@@ -9,19 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
+from bench.core.batches import View
 from bench.core.contracts import Batch
 from bench.datasets.arrays import Arrays
-from bench.datasets.augment import CropFlip
+from bench.datasets.augment import CropFlip, Cutout
 
 
 class Split:
     """x uint8 (N,H,W,C), y int64 (N,). For random crops, the images are stored on a canvas padded by `crop` zeros."""
 
     def __init__(
-        self, x: np.ndarray, y: np.ndarray, device: torch.device, *, crop: int = 0, flip: bool = False
+        self, x: np.ndarray, y: np.ndarray, device: torch.device, *, crop: int = 0, flip: bool = False, cutout: int = 0
     ) -> None:
         images = torch.from_numpy(np.ascontiguousarray(x)).to(device).permute(0, 3, 1, 2)
         self._hold(images, torch.from_numpy(np.ascontiguousarray(y)).to(device), crop, flip)
+        self.cutout = cutout
 
     @classmethod
     def test(cls, arrays: Arrays, device: torch.device, n_examples: int | None = None) -> Split:
@@ -39,7 +41,7 @@ class Split:
         self.size = (images.shape[2], images.shape[3])
         self.canvas: Tensor = zero_pad(images, [crop] * 4).contiguous()
         self.y: Tensor = y
-        self.crop, self.flip = crop, flip
+        self.crop, self.flip, self.cutout = crop, flip, 0
 
     def __len__(self) -> int:
         return len(self.y)
@@ -75,10 +77,14 @@ class Split:
         return max(1, full + (rest > 1))
 
     def augmented(self, index: Tensor, generator: torch.Generator) -> Batch:
-        """The examples `index`, randomly cropped and flipped if the split has `crop` or `flip`."""
-        if not (self.crop or self.flip):
+        """The examples `index`, with the random crop, flip and cutout of the split."""
+        view: View | None = None
+        if self.crop or self.flip:
+            view = CropFlip.draw(len(index), self.size, self.crop, self.flip, generator)
+        if self.cutout:
+            view = Cutout.draw(len(index), self.size, self.cutout, view, generator)
+        if view is None:
             return self.take(index)
-        view = CropFlip.draw(len(index), self.size, self.crop, self.flip, generator)
         return Batch(_in_unit_range(view.read(self.canvas, index)), self.y[index], index, view)
 
 

@@ -42,6 +42,11 @@ def check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -
     config: TrainingConfig = defense.config
     if threat.norm not in defense.norms:
         raise UserError(f"{type(defense).__name__} supports {', '.join(defense.norms)}, not {threat.norm}")
+    for name in ("awp", "label_smoothing"):
+        if getattr(config, name) and name not in defense.composes:
+            raise UserError(f"{type(defense).__name__} does not take {name}; leave it out, or use pgd-at or trades")
+    if config.cutout > min(arrays.shape[1:]):
+        raise UserError(f"cutout is {config.cutout}; it must not exceed a side of the images {arrays.shape}")
     if config.crop > min(arrays.shape[1:]):
         raise UserError(f"crop is {config.crop}; it must not exceed a side of the images {arrays.shape}")
     if len(hold_out(len(arrays.y_train), config.validation, config.validation_seed)[0]) < 2:

@@ -121,10 +121,11 @@ def make_plan(request: Request) -> Plan:
     if request.n_examples is not None and not 1 <= request.n_examples <= n:
         raise UserError(f"n_examples is {request.n_examples}; {arrays.name} has 1 to {n} test examples")
     assert isinstance(threat.eps, float)
-    in_suite = suite.name and (threat.norm, threat.eps) == (suite.norm, suite.eps)
+    in_suite = (arrays.name, threat.norm, threat.eps) == (suite.dataset, suite.norm, suite.eps)
     config = RunConfig(
-        suite=suite.name if in_suite else None, dataset=arrays.name, data_hash=arrays.hash, model=spec.model,
-        defense=request.defense, checkpoint=files.sha256(request.checkpoint) if request.checkpoint else None,
+        suite=suite.name if suite.name and in_suite else None,
+        dataset=arrays.name, data_hash=arrays.hash, model=spec.model, defense=request.defense,
+        checkpoint=files.sha256(request.checkpoint) if request.checkpoint else None,
         norm=threat.norm, eps=threat.eps, attacks=tuple(attacks), n_examples=request.n_examples or n,
         eval_batch=suite.eval_batch, training=spec.training if request.defense else {}, code=tuple(code),
         certifiers=tuple(certifiers), budget=request.budget, time_limit=request.time_limit,

@@ -26,7 +26,9 @@ from bench.studies.eps_search import BATCH, draw_distribution, loaded_model, sea
 from bench.studies.figure_style import check_figure, new_figure
 from bench.studies.paper_comparison import Comparison, Figure, Form
 from bench.studies.paper_tables import Block, Cell, PaperTable, paper_table_names, read_paper_table
+from bench.studies.reflected_binary import ReflectedBinaryStudy
 from bench.studies.study import ModelStudy
+from bench.studies.trained_tables import TABLES, compare_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -44,14 +46,16 @@ class ReproduceStudy(ModelStudy):
     """Tables 3.6 to 3.9 of the thesis on its checkpoints: our numbers, those of the paper, and why they differ.
 
     Rows without a checkpoint are listed. File names are read as bench/studies/checkpoint_names.py says.
+    `reflected-1` is `bench study reflected-binary`, which trains; 4.2, 4.6, 4.7 and 5.11 read your runs.
 
     CTE, PGD and CRE are errors in percent: clean; under PGD (20 steps of eps / 10, started from Gaussian noise scaled
     by the step, last iterate); and the share that is not certified. ACB is eps times the certified share, ACB PEC the
     mean radius. Under L2 the column CRE Lin is PEC's share; the extra row by fast-lin is that of the linear bounds.
     """
 
-    table: str = "3.6"  # 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid and tanh), 3.9 (search for the largest eps)
-    checkpoints: str | None = None  # folder of the published weights; it must be given
+    table: str = "3.6"  # 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid, tanh), 3.9 (largest eps), or reflected-1
+    checkpoints: str | None = None  # folder of the published weights; it must be given, for tables 3.6 to 3.9
+    runs: str | None = None  # folder of runs, for the tables of trainings 4.2, 4.6, 4.7 and 5.11
     named: tuple[str, ...] = ()  # FILE=NAME for weights in files with other names
     only: str = ""  # measure only the checkpoints whose path contains this
     n_examples: int | None = None  # the first N test examples; verdicts are given only if it is all of them
@@ -62,8 +66,17 @@ class ReproduceStudy(ModelStudy):
     seed: int = 0  # of PGD
 
     def run(self) -> str:
+        if self.table == "reflected-1":  # trained here
+            return ReflectedBinaryStudy(
+                data_dir=self.data_dir, device=self.device, threads=self.threads, n_examples=self.n_examples,
+                form=self.form,
+            ).run()  # fmt: skip
         paper = _paper_table(self.table)
         self._check_figure()
+        if self.table in TABLES:
+            if self.runs is None:
+                raise UserError(f"table {self.table} is one of trainings; give the folder of your runs with --runs DIR")
+            return compare_runs(self.table, paper, Path(self.runs), self.form)
         if self.checkpoints is None:
             raise UserError("the weights of the thesis are not part of this package; give --checkpoints DIR")
         if self.nodes < 1:
@@ -112,7 +125,7 @@ class ReproduceStudy(ModelStudy):
 def _paper_table(table: str) -> PaperTable:
     tables = [name.removeprefix("thesis-") for name in paper_table_names() if name.startswith("thesis-")]
     if table not in tables:
-        raise UserError(f"table '{table}' is not one of {', '.join(tables)}; choose one with --table")
+        raise UserError(f"table '{table}' is not one of {', '.join(tables)}, reflected-1; choose one with --table")
     return read_paper_table(f"thesis-{table}")
 
 

@@ -38,16 +38,24 @@ def save_log(folder: Path, log: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_checkpoint(folder: Path, device: torch.device, keys: set[str]) -> dict[str, Any] | None:
-    """The last state that was saved; None if there is none, or, with a warning, if it is broken."""
-    path = folder / CHECKPOINT
+    """The last state that was saved; None if there is none, or, with a warning, if it is broken.
+
+    UserError if it is of another kind of device.
+    """
+    path, state = folder / CHECKPOINT, None
     if not path.exists():
         return None
     with suppress(UserError), _readable(path):
         state = torch.load(path, map_location=device, weights_only=True)
-        if isinstance(state, dict) and set(state) == keys:
-            return state
-    print(f"warning: {path} is broken; the training starts again", file=sys.stderr)
-    return None
+    if not isinstance(state, dict) or set(state) != keys:
+        print(f"warning: {path} is broken; the training starts again", file=sys.stderr)
+        return None
+    if state["device"] != device.type:
+        raise UserError(
+            f"{folder} was begun on {state['device']}, whose random numbers differ from those on {device.type}; use "
+            f"--device {state['device']}, or another --out"
+        )
+    return state
 
 
 class BuildSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

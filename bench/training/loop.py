@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench.core import seeds
 from bench.core.contracts import Batch, Defense, mode_of
@@ -22,10 +21,12 @@ from bench.core.records import Training
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.training import checkpoints, rehearsal
-from bench.training.optimizers import make_optimizer
+from bench.training.averaging import WeightAverage
+from bench.training.optimizers import make_optimizer, step_of
 from bench.training.overfitting import has_collapsed
 from bench.training.probe import Probe
-from bench.training.schedules import learning_rate, lost_times, times_of
+from bench.training.schedules import eps_at, learning_rate, lost_times, times_of
+from bench.training.weight_perturbation import Loss, perturbed_weights
 
 Report = Callable[..., None]  # (steps since the last call, a note, loss=the last one): Progress.advance
 PLAIN_STATE = ("bank", "best", "epoch", "steps_done", "seconds", "log", "warnings")  # saved as they are
@@ -50,7 +51,8 @@ class Loop:
         seed: int,
         probe: Probe | None = None,
     ) -> None:
-        self.config, self.defense, self.split, self.threat, self.probe = defense.config, defense, split, threat, probe
+        self.config, self.defense, self.split, self.probe = defense.config, defense, split, probe
+        self._whole_threat = threat
         self.device = split.y.device
         rehearsal.check_precision(model)
         self.fast = self.config.amp == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -58,10 +60,7 @@ class Loop:
         if self.fast:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(defense, self.model)
-        self.averaged_model: AveragedModel | None = None
-        if self.config.ema:
-            average = get_ema_multi_avg_fn(self.config.ema)
-            self.averaged_model = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.average = WeightAverage(self.config, self.model)
         self.generator = seeds.generator(self.device, seed, "training")
         self.bank: dict[str, Tensor] = {}
         self.epoch, self.epochs, self.steps_done, self.seconds = 0, self.config.epochs, 0, 0.0
@@ -91,8 +90,12 @@ class Loop:
 
     @property
     def eps(self) -> float:
-        assert isinstance(self.threat.eps, float)
-        return self.threat.eps
+        assert isinstance(self._whole_threat.eps, float)
+        return eps_at(self.config, self._whole_threat.eps, self.progress)
+
+    @property
+    def threat(self) -> ThreatModel:
+        return dataclasses.replace(self._whole_threat, eps=self.eps)
 
     @property
     def examples(self) -> int:
@@ -104,7 +107,7 @@ class Loop:
 
     @property
     def averaged(self) -> nn.Module | None:
-        return None if self.averaged_model is None else self.averaged_model.module
+        return self.average.model
 
     def starts(self, *fractions: float) -> bool:
         ends = [round(fraction * self.epochs) for fraction in fractions]
@@ -118,31 +121,29 @@ class Loop:
             self.warnings.append(message)
 
     def shuffled(self) -> Iterator[Batch]:
+        layout = torch.channels_last if self.fast else torch.contiguous_format
         for batch in self.split.shuffled(self.config.batch_size, self.generator):
-            x = batch.x.contiguous(memory_format=torch.channels_last) if self.fast else batch.x
-            yield Batch(x, batch.y, batch.index, batch.view)
+            yield dataclasses.replace(batch, x=batch.x.contiguous(memory_format=layout))
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
         self._loss_of_step = self._loss_of_step + loss.detach()
 
     def step(self) -> None:
-        if self.config.clip_grad:
-            params = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(params, self.config.clip_grad)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        step_of(self.optimizer, lr=self.lr, clip_grad=self.config.clip_grad)
         self._last_loss, self._loss_of_step = self._loss_of_step, torch.zeros_like(self._loss)
         self._loss += self._last_loss
         self._updates += 1
         self.defense.after_step(self)
-        if self.averaged_model is not None:
-            self.averaged_model.update_parameters(self.model)
+        self.average.after_step(self.model)
 
-    def update(self, loss: Tensor) -> None:
-        self.backward(loss)
+    def update(self, loss: Tensor | Loss) -> None:
+        if isinstance(loss, Tensor):
+            self.backward(loss)
+        else:
+            gamma = self.config.awp if self.progress >= self.config.awp_start else 0.0
+            with perturbed_weights(self.model, self.defense.parameters(self.model), loss, gamma):
+                self.backward(loss())
         self.step()
 
     def run(self, folder: Path | None = None, report: Report | None = None) -> tuple[nn.Module, Training]:
@@ -182,6 +183,7 @@ class Loop:
         with self._counted(self.model):
             self._run_steps(report)
             self.defense.end_epoch(self)
+            self.average.after_epoch(self.model, (self.epoch + 1) / self.epochs)
             loss = float(self._loss) / self._updates
         if not math.isfinite(loss):
             raise CheckError(
@@ -269,7 +271,7 @@ class Loop:
             "device": self.device.type,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "averaged": None if self.averaged_model is None else self.averaged_model.state_dict(),
+            "averaged": None if self.average.copy is None else self.average.copy.state_dict(),
             "generator": self.generator.get_state(),
             "passes": dataclasses.asdict(self.passes),
         } | {name: getattr(self, name) for name in PLAIN_STATE}
@@ -277,23 +279,16 @@ class Loop:
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.averaged_model is not None:
-            self.averaged_model.load_state_dict(state["averaged"], strict=True)
+        if self.average.copy is not None:
+            self.average.copy.load_state_dict(state["averaged"], strict=True)
         self.generator.set_state(state["generator"].cpu())
         self.passes = Passes(**state["passes"])
         for name in PLAIN_STATE:
             setattr(self, name, state[name])
 
     def _resume(self, folder: Path, report: Report | None) -> None:
-        """Continue from the checkpoint in `folder`, if there is one; UserError if it is of another device."""
-        state = checkpoints.read_checkpoint(folder, self.device, set(self._state()))
-        if state is None:
-            return
-        if state["device"] != self.device.type:
-            raise UserError(
-                f"{folder} was begun on {state['device']}, whose random numbers differ from those on "
-                f"{self.device.type}; use --device {state['device']}, or another --out"
-            )
-        self._restore(state)
-        if report is not None:
-            report(self.steps_done, f"resumed after epoch {self.epoch}")
+        """Continue from the checkpoint in `folder`, if there is one."""
+        if (state := checkpoints.read_checkpoint(folder, self.device, set(self._state()))) is not None:
+            self._restore(state)
+            if report is not None:
+                report(self.steps_done, f"resumed after epoch {self.epoch}")

@@ -1,4 +1,4 @@
-"""The optimizer of a config."""
+"""The optimizer of a config, and its step."""
 
 from typing import Any
 
@@ -18,3 +18,14 @@ def make_optimizer(defense: Defense[Any], model: nn.Module) -> torch.optim.Optim
     if config.optimizer == "adam":
         return torch.optim.Adam(params, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def step_of(optimizer: torch.optim.Optimizer, *, lr: float, clip_grad: float) -> None:
+    """One step with this learning rate and largest norm of the gradient (0 for none); then the gradients are zero."""
+    if clip_grad:
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(params, clip_grad)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

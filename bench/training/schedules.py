@@ -1,19 +1,50 @@
-"""Learning rates as functions of the training's progress, and points in time that a short training does not have."""
+"""Learning rates and eps as functions of the training's progress, and points in time that a short one does not have."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from bench.core.config import TrainingConfig
+from bench.core.specs import in_units
+
+SMALLEST = 1e-6  # of eps: a schedule that begins at 0 begins here, because a threat model has a positive eps
+
+
+def in_period(config: TrainingConfig, progress: float) -> float:
+    """The progress within the running one of the config's periods."""
+    ends = [0.0, *config.periods, 1.0]
+    start = max(end for end in ends[:-1] if end <= progress)
+    return (progress - start) / (ends[ends.index(start) + 1] - start)
+
+
+def eps_at(config: TrainingConfig, eps: float, progress: float) -> float:
+    """The eps to train with after a share `progress` of the steps, for the `eps` of the threat model.
+
+    Thesis, Eq. 4.29, clipped to [0, eps], with d / D as the progress in the period, step by step.
+    """
+    if config.eps_growth == "none":
+        return eps
+    low, high = (in_units(length, eps) for length in (config.eps_min, config.eps_max))
+    share = in_period(config, progress)
+    if config.eps_growth == "cosine":
+        share = (1 - math.cos(math.pi * share)) / 2
+    return float(min(max((high - low) * share + low, SMALLEST * eps), eps))
 
 
 def learning_rate(config: TrainingConfig, progress: float) -> float:
     """The learning rate after a share `progress` in [0, 1) of the steps."""
+    progress = in_period(config, progress)
+    rising = min(1.0, progress / config.lr_warm_up) if config.lr_warm_up else 1.0
+    return rising * _scheduled(config, progress)
+
+
+def _scheduled(config: TrainingConfig, progress: float) -> float:
     match config.schedule:
         case "piecewise":
             return config.lr * config.decay ** sum(progress >= m for m in config.milestones)
         case "triangular":
-            rising = progress < config.peak
-            return config.lr * (progress / config.peak if rising else (1 - progress) / (1 - config.peak))
+            before = progress < config.peak
+            return config.lr * (progress / config.peak if before else (1 - progress) / (1 - config.peak))
         case "cosine":
             return config.lr * (1 + math.cos(math.pi * progress)) / 2
         case "constant":
@@ -21,9 +52,14 @@ def learning_rate(config: TrainingConfig, progress: float) -> float:
 
 
 def times_of(config: TrainingConfig) -> dict[str, tuple[float, ...]]:
-    """The points in time at which the learning rate changes, by setting."""
+    """The points in time at which the learning rate or a modifier changes, by setting."""
+    ends = [0.0, *config.periods, 1.0]
+    times = {"periods": config.periods, "awp_start": (config.awp_start,), "lr_warm_up": (config.lr_warm_up,)}
     by_schedule = {"piecewise": ("milestones", config.milestones), "triangular": ("peak", (config.peak,))}
-    return dict([by_schedule[config.schedule]]) if config.schedule in by_schedule else {}
+    if config.schedule in by_schedule:
+        name, points = by_schedule[config.schedule]
+        times[name] = tuple(a + (b - a) * point for a, b in pairwise(ends) for point in points)
+    return times
 
 
 def lost_times(times: Mapping[str, Sequence[float]], steps: int) -> Iterator[str]:

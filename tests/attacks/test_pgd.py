@@ -2,12 +2,15 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.bim import BIM
 from attacks.pgd import PGD, WorstPoint, ascend, direction
+from attacks.step_sizes import parts
 from bench.core import seeds
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import CheckError, UserError
 from bench.core.threat import ThreatModel
 from bench.testing.contracts import tiny_batch, tiny_model
+from tests.linear import interior_batch, linear_model
 
 CPU = torch.device("cpu")
 
@@ -125,3 +128,26 @@ def test_an_attack_refuses_a_norm_it_does_not_have():
 def test_counts_are_at_least_one(option):
     with pytest.raises(UserError, match="at least 1"):
         PGD(**{option: 0})
+
+
+def test_step_sizes_decay_in_stretches():
+    assert list(parts(25, 10.0, 0.2, 10)) == [(10, 10.0), (10, 2.0), (5, pytest.approx(0.4))]
+    assert list(parts(25, 10.0, 1.0, 10)) == [(25, 10.0)]
+
+
+@pytest.mark.parametrize("attack", [PGD, BIM])
+def test_an_attack_with_a_decay_takes_smaller_steps(attack):
+    model, threat = linear_model((1, 4, 4), 3), ThreatModel("Linf", 0.3)
+    batch = interior_batch(model, (1, 4, 4), 4)
+    options = {"random_start": False} if attack is PGD else {}
+    x_adv = attack(steps=4, alpha=0.001, decay=0.1, decay_every=2, **options)(
+        model, batch, threat, generator=torch.Generator().manual_seed(0)
+    )
+    assert torch.allclose((x_adv - batch.x).abs().amax(dim=(1, 2, 3)), torch.tensor(0.0022), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"decay": 0.0}, {"decay_every": 0}])
+def test_an_invalid_decay_is_a_user_error(options):
+    for attack in (PGD, BIM):
+        with pytest.raises(UserError, match="both must be positive"):
+            attack(**options)

@@ -1,12 +1,16 @@
 """The contract suite over everything that is registered."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bench.core import registry
+from bench.core.contracts import Defense
 from bench.testing import AttackContract, CertifierContract, DatasetContract, DefenseContract, ModelContract
+from bench.testing.contracts import tiny_model
 from tests.attacks.short_autoattack import shorten_autoattack
 
 SMALL = {name: f"{name}:widen=1" for name in ("wrn-28-10", "wrn-34-10")} | {
@@ -68,8 +72,20 @@ CERTIFIERS = [
 class TestCertifier(CertifierContract): ...
 
 
+FILES = {"finetune": ("checkpoint",), "kd-swa": ("robust_teacher", "standard_teacher")}  # settings that name weights
+
+
 @pytest.mark.parametrize("name", registry.defense.names())
 class TestDefense(DefenseContract):
+    @pytest.fixture(autouse=True)
+    def _weights(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        self.weights = tmp_path_factory.getbasetemp() / "weights.pt"
+        if not self.weights.exists():
+            torch.save(tiny_model().state_dict(), self.weights)
+
+    def make(self, name: str, **settings: Any) -> Defense[Any]:
+        return super().make(name, **dict.fromkeys(FILES.get(name, ()), str(self.weights)) | settings)
+
     @pytest.mark.slow
     def test_trains_under_each_of_its_norms(self, name: str) -> None:
         super().test_trains_under_each_of_its_norms(name)

@@ -1,61 +1,15 @@
 """One step of a defense against the formulas of its paper, written out plainly, in float64."""
 
-import copy
 import math
 
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from bench.core.contracts import Batch
 from bench.testing.contracts import DefenseContract
 from defenses.gradalign import input_gradient
 from defenses.mart import boosted_cross_entropy
-
-PLAIN = {"lr": 1.0, "schedule": "constant", "momentum": 0.0, "weight_decay": 0.0}  # the update is minus the gradient
-
-
-class Step:
-    """A loop in float64 before a step, and a copy of its model and generator for the reference."""
-
-    def __init__(self, name, **settings):
-        self.loop = DefenseContract().loop(name, **PLAIN, **settings)
-        self.loop.model.double().train()
-        self.loop.bank = {key: bank.double() for key, bank in self.loop.bank.items()}
-        batch = next(self.loop.shuffled())
-        self.batch = Batch(batch.x.double(), batch.y, batch.index, batch.view)
-        self.model = copy.deepcopy(self.loop.model)
-        self.generator = torch.Generator()
-        self.generator.set_state(self.loop.generator.get_state())
-        self.eps, self.x, self.y = self.loop.eps, self.batch.x, self.batch.y
-
-    def uniform(self):
-        """The next uniform draw in [-1, 1] of the training's generator."""
-        return 2 * torch.rand(self.x.shape, generator=self.generator) - 1
-
-    def start(self):
-        return self.loop.threat.random_start(self.x, self.generator)
-
-    def clip(self, x_adv):
-        return torch.maximum(torch.minimum(x_adv, self.x + self.eps), self.x - self.eps).clamp(0, 1)
-
-    def gradient(self, x, training=True):
-        self.model.train(training)
-        x = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(cross_entropy(self.model(x), self.y), x)
-        self.model.train()
-        return gradient
-
-    def check(self, loss):
-        """The step of the defense moves the weights along minus the gradient of this loss."""
-        wanted = torch.autograd.grad(loss, list(self.model.parameters()))
-        before = [p.detach().clone() for p in self.loop.model.parameters()]
-        self.loop.defense.train_step(self.batch, self.loop)
-        for old, new, gradient in zip(before, self.loop.model.parameters(), wanted, strict=True):
-            assert torch.allclose(old - new, gradient, rtol=1e-6, atol=1e-9)
-        with torch.no_grad():  # what the reference needs for another step
-            for own, trained in zip(self.model.parameters(), self.loop.model.parameters(), strict=True):
-                own.copy_(trained)
+from tests.defenses.exact_step import Step
 
 
 def test_fgsm_at():

@@ -45,3 +45,14 @@ def test_small_models_get_one_thread_and_large_ones_all():
     assert multiply_adds(build_model("fc1", MNIST, 10), MNIST) == 784 * 1024 + 10240
     assert choose_threads(build_model("cnn", MNIST, 10), MNIST) == 1
     assert multiply_adds(build_model("resnet18", CIFAR, 10), CIFAR) > 500e6
+
+
+def test_a_scalar_output_has_the_logistic_loss():
+    model = build_model("fc1:width=5:scalar=true", (1, 2, 2), 2)
+    x, y = torch.rand(6, 1, 2, 2), torch.tensor([0, 1] * 3)
+    f = model[:-1](x)
+    assert f.shape == (6, 1)
+    logistic = torch.nn.functional.softplus(-(2 * y - 1) * f.squeeze(1)).mean()
+    assert torch.allclose(torch.nn.functional.cross_entropy(model(x), y), logistic)
+    with pytest.raises(UserError, match="two classes"):
+        build_model("mlp:scalar=true", (1, 2, 2), 3)

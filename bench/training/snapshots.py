@@ -1,0 +1,34 @@
+"""An ensemble of the states that one network had during its training."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Snapshots(nn.Module):
+    """In train mode the network `live`; in eval mode the logarithm of the mean softmax of the snapshots taken so far.
+
+    Its cross entropy is -log of the mean probability. Before the first snapshot it is `live` in eval mode too.
+    """
+
+    taken: Tensor
+
+    def __init__(self, live: nn.Module, members: int) -> None:
+        super().__init__()
+        self.live = live
+        self.members = nn.ModuleList(copy.deepcopy(live).requires_grad_(False) for _ in range(members))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+
+    def take(self) -> None:
+        """Keep the state of `live` as the next snapshot."""
+        self.members[int(self.taken)].load_state_dict(self.live.state_dict())
+        self.taken += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or not self.taken:
+            logits: Tensor = self.live(x)
+            return logits
+        log_p = [member(x).log_softmax(dim=1) for member in list(self.members)[: int(self.taken)]]
+        return torch.stack(log_p).logsumexp(dim=0) - math.log(len(log_p))

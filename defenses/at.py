@@ -1,0 +1,54 @@
+"""Adversarial training against any attack."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from bench.core import registry
+from bench.core.attack_specs import PlannedAttack, make_attacks
+from bench.core.config import TrainingConfig
+from bench.core.contracts import Batch, Defense, Trainer, check_norm
+from bench.core.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    attack: str = "pgd-10"  # spec of the attack, as `bench list attacks` shows them
+
+
+@registry.defense("at")
+class AT(Defense[Config]):
+    """Adversarial training against any registered attack: `at:attack=mi-fgsm`, or `--set attack=pgd:steps=40`.
+
+    Madry et al. (2018), with the attack as the inner maximization: each step minimises the cross entropy at the points
+    that the attack returns for the batch. It sees the model as an evaluation does, in eval mode. Points of a
+    minimum-norm attack are projected onto the threat model. A method of its own name (pgd-at, fgsm-rs) is faster,
+    because an evaluation's attack checks its result.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+    composes = ("awp", "label_smoothing")
+
+    def prepare(self, trainer: Trainer) -> None:
+        planned = self.planned(trainer)
+        check_norm(planned.attack, planned.threat)
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        planned = self.planned(trainer)
+        x_adv = planned.attack(trainer.model, batch, planned.threat, generator=trainer.generator)
+        x_adv = trainer.threat.project(x_adv, batch.x) if planned.attack.minimum_norm else x_adv
+
+        def loss() -> Tensor:
+            return cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=self.config.label_smoothing)
+
+        trainer.update(loss)
+
+    def planned(self, trainer: Trainer) -> PlannedAttack:
+        """The attack, with the threat model of the moment or the eps of its spec."""
+        planned = list(make_attacks([self.config.attack], trainer.threat).values())
+        if planned[0].threat.norm != trainer.threat.norm:
+            raise UserError(f"attack '{self.config.attack}' has another norm than the training; leave out its norm")
+        return planned[0]

@@ -1,0 +1,78 @@
+"""Adversarial fine-tuning of trained weights, with additional data (thesis, section 4.3.5)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from attacks.losses import kl
+from attacks.pgd import ascend
+from bench.core import registry
+from bench.core.config import Schedule, TrainingConfig
+from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.specs import Length, OfEps, in_units
+from bench.training.extra_data import ExtraData
+from bench.training.other_weights import read_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    epochs: int = 1
+    lr: float = 1e-3
+    schedule: Schedule = "constant"
+    checkpoint: str = ""  # file of weights of this architecture, from which the training starts
+    extra: str = ""  # .npz with x_extra (uint8) and y_extra; without it the training data alone
+    share: float = 0.5  # of each batch that comes from `extra`
+    reweight: bool = True  # RW: examples are weighted by the probability of their label
+    beta: float = 6.0  # KL: lambda, the weight of the divergence of attacked from clean outputs; 0 for none
+    steps: int = 10  # of the attack
+    alpha: Length = OfEps(0.25)  # step size of the attack
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(beta=(self.beta >= 0, "not negative"), share=(0 < self.share < 1, "in (0, 1)"))
+
+
+@registry.defense("finetune")
+class FineTune(Defense[Config]):
+    """Fine-tuning: PGD training of finished weights at a small learning rate, with additional data, RW and KL.
+
+    Thesis, section 4.3.5, L_FT: sum of w_i (CE(f(x_i'), y_i) + lambda KL(p_i || p_i')), with w_i proportional to
+    p_y(x_i') without a gradient (RW) or uniform. An epoch uses each training example once; the thesis counts epochs of
+    the additional data. The cost of the first training is not counted here.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+    composes = ("awp", "label_smoothing")
+
+    def prepare(self, trainer: Trainer) -> None:
+        trainer.model.load_state_dict(read_weights(self.config.checkpoint, "checkpoint", trainer.model), strict=True)
+        if self.config.extra:
+            ExtraData(self.config.extra, self.config.share, self.config).check(trainer)
+
+    def batches(self, trainer: Trainer) -> Iterator[Batch]:
+        if not self.config.extra:
+            return trainer.shuffled()
+        return ExtraData(self.config.extra, self.config.share, self.config).mixed(trainer)
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        config, model, threat, y = self.config, trainer.model, trainer.threat, batch.y
+        x_adv, _ = ascend(
+            model, batch.x, y, threat=threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
+            start=threat.random_start(batch.x, trainer.generator),
+        )  # fmt: skip
+
+        def loss() -> Tensor:
+            logits_adv = model(x_adv)
+            losses = cross_entropy(logits_adv, y, reduction="none", label_smoothing=config.label_smoothing)
+            if config.beta:
+                losses = losses + config.beta * kl(model(batch.x), logits_adv)
+            if not config.reweight:
+                return losses.mean()
+            weights = logits_adv.detach().softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+            return (weights * losses).sum() / weights.sum()
+
+        trainer.update(loss)

@@ -1,0 +1,64 @@
+"""GAIRAT: geometry-aware instance-reweighted adversarial training (Zhang et al., 2021)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from attacks.pgd import ascend, is_misclassified
+from bench.core import registry
+from bench.core.config import TrainingConfig
+from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.specs import Length, OfEps, in_units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    epochs: int = 100
+    milestones: tuple[float, ...] = (0.6, 0.9)
+    steps: int = 10  # K: of the attack
+    alpha: Length = OfEps(0.25)  # step size of the attack
+    shift: float = -1.0  # lambda: the smaller, the less the examples count that the attack breaks late
+    burn_in: float = 0.6  # fraction of the training without weights
+
+
+@registry.defense("gairat")
+class GAIRAT(Defense[Config]):
+    """GAIRAT: PGD adversarial training in which examples that PGD breaks in fewer steps have larger weights.
+
+    Zhang et al. (2021), Algorithms 1 and 2: w_i = (1 + tanh(lambda + 5 (1 - 2 kappa_i / K))) / 2, normalised over the
+    batch, where kappa_i counts the points before each step that are classified correctly. Such networks hide their
+    gradients: PGD on the cross entropy overestimates them (Hitaj et al., 2021), so attack them with `autoattack`.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+    composes = ("awp", "label_smoothing")
+
+    def times(self) -> Mapping[str, Sequence[float]]:
+        return {"burn_in": (self.config.burn_in,)}
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        config, threat = self.config, trainer.threat
+        kappa = torch.zeros(len(batch), device=batch.x.device)
+
+        def count(x_adv: Tensor, logits: Tensor) -> None:
+            kappa.add_((~is_misclassified(logits, batch.y)).float())
+
+        x_adv, _ = ascend(
+            trainer.model, batch.x, batch.y, threat=threat, steps=config.steps, visit=count,
+            alpha=in_units(config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
+        )  # fmt: skip
+        weights = (1 + torch.tanh(config.shift + 5 * (1 - 2 * kappa / config.steps))) / 2
+        if trainer.progress < config.burn_in:
+            weights = torch.ones_like(kappa)
+        weights = weights / weights.sum()
+
+        def loss() -> Tensor:
+            logits, smoothing = trainer.model(x_adv), config.label_smoothing
+            return (weights * cross_entropy(logits, batch.y, reduction="none", label_smoothing=smoothing)).sum()
+
+        trainer.update(loss)

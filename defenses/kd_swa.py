@@ -1,0 +1,77 @@
+"""KD-SWA: adversarial training smoothed by distillation and weight averaging (Chen et al., 2021)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from attacks.losses import kl
+from attacks.pgd import ascend
+from bench.core import registry
+from bench.core.config import TrainingConfig
+from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.specs import Length, OfEps, in_units
+from bench.training.other_weights import logits_with, read_weights, store
+
+TEACHERS = ("robust_teacher", "standard_teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    epochs: int = 200
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    swa: float = 0.5  # the weights are averaged from the first drop of the learning rate on
+    robust_teacher: str = ""  # file of weights of this architecture, trained by pgd-at
+    standard_teacher: str = ""  # file of weights of this architecture, trained by standard
+    robust_share: float = 0.25  # weight of the distillation from the robust teacher
+    standard_share: float = 0.25  # weight of the distillation from the standard teacher; the labels have the rest
+    temperature: float = 2.0  # of the distillation
+    steps: int = 10  # of the attack
+    alpha: Length = OfEps(0.25)  # step size of the attack
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(
+            robust_share=(0 <= self.robust_share <= 1, "in [0, 1]"),
+            standard_share=(0 <= self.standard_share <= 1 - self.robust_share, "from 0 to 1 - robust_share"),
+            temperature=(self.temperature > 0, "positive"),
+        )
+
+
+@registry.defense("kd-swa")
+class KDSWA(Defense[Config]):
+    """KD-SWA: PGD training with soft labels of a robust and a standard teacher, and averaged weights.
+
+    Chen et al. (2021), "Robust Overfitting may be mitigated by properly learned smoothening": the loss is
+    (1 - a - b) CE(f(x'), y) + a KD(f(x'), robust(x')) + b KD(f(x'), standard(x')), KD = T^2 KL(teacher / T || f / T).
+    The teachers are finished trainings of the same architecture, and their cost is not counted here. Chosen here,
+    because the sources at hand do not say it: the shares, and that both teachers see the attacked images.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+    composes = ("awp", "label_smoothing")
+
+    def prepare(self, trainer: Trainer) -> None:
+        for teacher in TEACHERS:
+            file: str = getattr(self.config, teacher)
+            store(trainer.bank, teacher, read_weights(file, teacher, trainer.model))
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        config, model, threat = self.config, trainer.model, trainer.threat
+        x_adv, _ = ascend(
+            model, batch.x, batch.y, threat=threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
+            start=threat.random_start(batch.x, trainer.generator),
+        )  # fmt: skip
+        with mode_of(model, training=False):
+            robust, standard = (logits_with(model, trainer.bank, teacher, x_adv) for teacher in TEACHERS)
+        t, a, b = config.temperature, config.robust_share, config.standard_share
+
+        def loss() -> Tensor:
+            logits = model(x_adv)
+            distance = a * kl(robust / t, logits / t).mean() + b * kl(standard / t, logits / t).mean()
+            labels = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            return (1 - a - b) * labels + t**2 * distance
+
+        trainer.update(loss)

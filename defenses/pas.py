@@ -1,0 +1,75 @@
+"""PAS: periodic adversarial scheduling (Liu et al., 2020; thesis, section 4.2.4)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from attacks.pgd import ascend
+from bench.core import registry
+from bench.core.config import TrainingConfig
+from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.specs import Length, OfEps, in_units
+from bench.training.snapshots import Snapshots
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    epochs: int = 200
+    weight_decay: float = 1e-3
+    periods: tuple[float, ...] = (0.5, 0.75)  # 0:100:150:200 epochs
+    eps_growth: Literal["none", "linear", "cosine"] = "cosine"  # in each period
+    eps_max: Length = OfEps(2.0)  # 16/255 for CIFAR-10 at eps 8/255; 1.5eps (cosine) and 2eps (linear) for MNIST
+    ensemble: bool = True  # of the networks at the ends of the periods; else the last one
+    steps: int = 10  # of the attack
+    alpha: Length = OfEps(0.25)  # step size of the attack, in units of the eps of the moment
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        averages = self.ema > 0 or self.swa > 0
+        self.check(ensemble=(not (self.ensemble and averages), "false with a weight average (ema, swa)"))
+        self.check(select=(not self.ensemble or self.select == "last", "last with an ensemble"))
+
+
+@registry.defense("pas")
+class PAS(Defense[Config]):
+    """PAS: PGD training in periods, in which eps grows and the learning rate falls anew; their ends are an ensemble.
+
+    Thesis, section 4.2.4 and Eq. 4.29. The ensemble is the mean of the softmax outputs of the networks at the ends of
+    the periods, as one network: attacks maximise -log of the mean probability. Softmax has no bounds here, so only
+    `smoothing` certifies it. Deviation: eps follows the progress step by step, not epoch by epoch.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+    composes = ("awp", "label_smoothing")
+
+    def build(self, model: nn.Module) -> nn.Module:
+        return Snapshots(model, len(self.config.periods) + 1) if self.config.ensemble else model
+
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        return list(live_of(model).parameters())
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        config, threat, live = self.config, trainer.threat, live_of(trainer.model)
+        x_adv, _ = ascend(
+            live, batch.x, batch.y, threat=threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
+            start=threat.random_start(batch.x, trainer.generator),
+        )  # fmt: skip
+
+        def loss() -> Tensor:
+            return cross_entropy(live(x_adv), batch.y, label_smoothing=config.label_smoothing)
+
+        trainer.update(loss)
+
+    def end_epoch(self, trainer: Trainer) -> None:
+        ends = trainer.starts(*self.config.periods) or trainer.epoch + 1 == trainer.epochs
+        if ends and isinstance(trainer.model, Snapshots):
+            trainer.model.take()
+
+
+def live_of(model: nn.Module) -> nn.Module:
+    """The network in training."""
+    return model.live if isinstance(model, Snapshots) else model

@@ -1,0 +1,70 @@
+"""SAT: self-adaptive training (Huang et al., 2020)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from attacks.losses import kl, kl_from
+from attacks.pgd import ascend
+from bench.core import registry
+from bench.core.config import TrainingConfig
+from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.specs import Length, OfEps, in_units
+from bench.training.moving_targets import move_targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    epochs: int = 100
+    milestones: tuple[float, ...] = (0.75, 0.9)
+    beta: float = 6.0  # weight of the KL divergence
+    momentum_of_targets: float = 0.9  # of the moving average of predictions
+    start: float = 0.7  # fraction of the training after which the targets move: 90 of 200 epochs in the thesis
+    steps: int = 10  # of the attack
+    alpha: Length = OfEps(0.25)  # step size of the attack
+    start_std: float = 0.001  # standard deviation of the noise from which the attack starts
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(
+            beta=(self.beta >= 0, "not negative"),
+            momentum_of_targets=(0 <= self.momentum_of_targets < 1, "in [0, 1)"),
+            start=(0 <= self.start <= 1, "a fraction of the training, in [0, 1]"),
+            start_std=(self.start_std >= 0, "not negative"),
+        )
+
+
+@registry.defense("sat")
+class SAT(Defense[Config]):
+    """SAT: TRADES whose labels move towards the model's predictions on clean images, and weigh the examples.
+
+    Huang et al. (2020), Algorithm 1: t_i <- momentum t_i + (1 - momentum) p(x_i), with the weight max_j t_ij; for
+    adversarial training its cross entropy is the first term of TRADES. Before `start` it is TRADES.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+
+    def times(self) -> Mapping[str, Sequence[float]]:
+        return {"start": (self.config.start,)}
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        config, model, x = self.config, trainer.model, batch.x
+        noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
+        with mode_of(model, training=False), torch.no_grad():
+            clean = model(x)
+        x_adv, _ = ascend(
+            model, x, batch.y, threat=trainer.threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
+            start=trainer.threat.project(x + config.start_std * noise, x), loss=kl_from(clean),
+        )  # fmt: skip
+        logits, logits_adv = model(x), model(x_adv)
+        if trainer.progress < config.start:
+            loss = cross_entropy(logits, batch.y)
+        else:
+            targets = move_targets(trainer, batch, logits, config.momentum_of_targets)
+            weights = targets.amax(dim=1)
+            loss = (weights * cross_entropy(logits, targets, reduction="none")).sum() / weights.sum()
+        trainer.update(loss + config.beta * kl(logits, logits_adv).mean())

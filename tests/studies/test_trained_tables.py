@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.core.errors import UserError
+from bench.studies.paper_tables import read_paper_table
+from bench.studies.reproduce_thesis import ReproduceStudy
+from bench.studies.trained_tables import DEFENSES, TABLES
+
+PUBLISHED = Path(__file__).parents[2] / "leaderboard/results/mnist/atas"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A run that differs from a published one in some fields, in a folder of its own."""
+
+    def write_run(seed, acc, *, epochs=30, n=10_000, defense="atas", settings=None, **fields):
+        record = json.loads((PUBLISHED / "0" / "record.json").read_text())
+        attack = next(iter(record["attacks"].values()))
+        record |= {
+            "seed": seed, "dataset": "cifar10", "model": "resnet18:mean=0.5+0.5+0.5:std=1+1+1", "defense": defense,
+            "threat": {"norm": "Linf", "eps": 8 / 255}, "n_examples": n,
+            "attacks": {"pgd-10": attack | {"robust_acc": acc}},
+        } | fields  # fmt: skip
+        record["config"] |= {"training": record["config"]["training"] | (settings or {})}
+        record["training"]["epochs"] = epochs
+        folder = tmp_path / f"{defense}-{seed}"
+        folder.mkdir()
+        (folder / "record.json").write_text(json.dumps(record))
+
+    return write_run
+
+
+def report(tmp_path, table, **options):
+    return ReproduceStudy(table=table, runs=str(tmp_path), **options).run()
+
+
+def test_the_mean_over_seeds_is_beside_the_papers(write, tmp_path):
+    write(0, 0.48)
+    write(1, 0.50)
+    figures = json.loads(report(tmp_path, "5.11", form="json"))["figures"]
+    (pgd,) = [each for each in figures if each["figure"] == "PGD10"]
+    assert (pgd["row"], pgd["ours"], pgd["paper"], pgd["verdict"]) == ("ATAS", pytest.approx(49.0), 50.03, "equal")
+    text = report(tmp_path, "5.11")
+    assert "here" not in text
+    assert "not available (no checkpoint): cifar10, resnet18, Linf 0.0314: PGD10, FreeAT" in text
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"epochs": 29}, "ATAS has 29 of 30 epochs here"), ({"n": 500}, "ATAS has 500 of 10000 test examples here"),
+    ({"model": "small-cnn"}, "ATAS is a small-cnn here"),
+    ({"dataset": "cifar10:train=100"}, "ATAS has the data cifar10:train=100 here"),
+])  # fmt: skip
+def test_a_smaller_run_has_no_verdict_and_is_named(write, tmp_path, fields, said):
+    write(0, 0.48, **fields)
+    text = report(tmp_path, "5.11")
+    assert said in text
+    assert "equal" not in text
+
+
+def test_settings_tell_rows_apart_and_table_42_has_errors(write, tmp_path):
+    for seed, growth in enumerate(("none", "linear")):
+        settings = {"eps_growth": growth, "periods": [0.5, 0.75]}
+        write(seed, 0.5, defense="pas", model="resnet18:width=8", epochs=200, settings=settings, config_hash=growth)
+    figures = json.loads(report(tmp_path, "4.2", form="json"))["figures"]
+    found = {(each["model"], each["row"]): each["ours"] for each in figures if each["figure"] == "PGD"}
+    assert found["resnet18:width=8", "Constant, periods"] == found["resnet18:width=8", "Linear, periods"] == 50.0
+    assert not [row for _, row in found if row.startswith("Cosine")]
+
+
+def test_every_row_of_the_tables_is_a_defense():
+    for table in TABLES:
+        for block in read_paper_table(f"thesis-{table}").blocks:
+            assert set(block.rows) <= set(DEFENSES)
+
+
+def test_a_folder_of_runs_must_be_given():
+    with pytest.raises(UserError, match="--runs DIR"):
+        ReproduceStudy(table="5.11").run()
