@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Normalize(nn.Module):
@@ -32,3 +33,16 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.branch(x) + self.shortcut(x)
         return out
+
+
+class FixedLinear(nn.Module):
+    """x W^T with a weight (out, in) that no training changes: it is a buffer, so it is saved and not a parameter."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight)
