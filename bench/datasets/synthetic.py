@@ -16,18 +16,19 @@ TRIES = 1000  # draws of one point of the sphere, at most
 
 
 def separable_points(
-    rng: np.random.Generator, n: int, *, dim: int, radius: float, gamma: float
+    rng: np.random.Generator, n: int, *, dim: int, radius: float, gamma: float, farthest: float | None = None
 ) -> tuple[Points, Labels, Points]:
     """x (n, dim) with |x| <= radius, y (n,) of 0 and 1, and the unit vector v with (2y - 1) v^T x >= gamma.
 
-    Assumption 3.3 of reflected-loss.txt. |v^T x| is uniform in [gamma, radius]; the rest of x is uniform in the ball
-    that is left.
+    Assumption 3.3 of reflected-loss.txt. |v^T x| is uniform in [gamma, farthest]; the rest of x is uniform in the ball
+    that is left. farthest: none for the radius; gamma puts all points at the margin, where they are hardest.
     """
-    if not (0 < gamma <= radius and n >= 1 and dim >= 2):
-        raise UserError("separable data need 0 < gamma <= radius, dim >= 2 and n >= 1")
+    farthest = radius if farthest is None else farthest
+    if not (0 < gamma <= farthest <= radius and n >= 1 and dim >= 2):
+        raise UserError("separable data need 0 < gamma <= farthest <= radius, dim >= 2 and n >= 1")
     v = _unit(rng.standard_normal((1, dim)))
     y = rng.integers(0, 2, n)
-    along = rng.uniform(gamma, radius, (n, 1))
+    along = rng.uniform(gamma, farthest, (n, 1))
     rest = rng.standard_normal((n, dim))
     rest = _unit(rest - (rest @ v.T) * v)
     length = np.sqrt(radius**2 - along**2) * rng.uniform(0, 1, (n, 1)) ** (1 / (dim - 1))

@@ -65,8 +65,8 @@ def two_layer(
 def deep_ntk(shape: Shape, classes: int, *, width: int = 512, depth: int = 2) -> nn.Sequential:
     """f(x) = a^T h_H, h_k = relu(W_k h_(k-1)), h_0 = A x: A and a fixed, the square matrices W_1 .. W_H trained.
 
-    convergence-overparametrized.txt, Eq. 1: entries of A and W_k from N(0, 2/width), of a from N(0, 1). Two classes have
-    the logits -f/2 and f/2.
+    convergence-overparametrized.txt, Eq. 1: entries of A and W_k from N(0, 2/width), of a from N(0, 1). Two classes
+    have the logits -f/2 and f/2.
 
     width: units of each layer. depth: the number H of trained layers.
     """
