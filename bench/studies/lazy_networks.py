@@ -81,7 +81,7 @@ class Lazy:
         gradients = torch.autograd.grad(cross_entropy(self.model(x), y).mean(), parameters)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter -= lr * gradient
+                parameter.sub_(lr * gradient)
 
     def error(self, points: Points) -> float:
         with torch.no_grad():

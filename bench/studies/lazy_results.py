@@ -131,8 +131,8 @@ def draw(canvas: Figure, *, plan: Plan, curves: dict[Variant, Curve], left: Grid
     axes.hist(sizes[np.isfinite(sizes)], bins=40)
     axes.axvline(dims[-1] ** -0.5, color="black", linewidth=0.8)
     axes.set(title=f"Flipping step (figure 7), d = {dims[-1]}", xlabel="|perturbation| / |x|, L2", ylabel="test points")
-    for panel, grid, row, column in ((8, left, "d", "delta sqrt(d)"), (9, right, "m", "V sqrt(m)")):
-        heat_map(canvas.add_subplot(3, 3, panel), grid, row, column)
+    for panel, grid, name, column in ((8, left, "d", "delta sqrt(d)"), (9, right, "m", "V sqrt(m)")):
+        heat_map(canvas.add_subplot(3, 3, panel), grid, name, column)
 
 
 def heat_map(axes: Axes, grid: Grid, row: str, column: str) -> None:

@@ -160,10 +160,10 @@ def exponent(x: Sequence[float] | Floats, y: Floats) -> Interval:
 def falls(values: Floats) -> tuple[float, float]:
     """Whether the columns of values (seeds, k) fall: (mean Spearman correlation with the column, one-sided p).
 
-    The p-value is that of a t test over seeds of the correlation being below zero.
+    The p-value is that of a t test over seeds of the correlation being below zero. Constant rows have correlation 0.
     """
     columns = np.arange(values.shape[1])
-    correlations = np.array([stats.spearmanr(columns, row).statistic for row in values])
+    correlations = np.array([stats.spearmanr(columns, row).statistic if np.ptp(row) else 0.0 for row in values])
     if np.ptp(correlations) == 0:  # equal in all seeds: a sign test
         return float(correlations[0]), 0.5 ** len(correlations) if correlations[0] < 0 else 1.0
     return float(correlations.mean()), float(stats.ttest_1samp(correlations, 0, alternative="less").pvalue)
