@@ -26,7 +26,7 @@ from bench.studies.theory import Findings, Floats, Table, exponent, judged, smal
 
 IMAGE_SCALES = (0.1, 1.0, 10.0)  # of figure 2
 DIM, EPS = 5, 0.05  # of the networks on which the theorems are tested
-ETAS = (0.5, 0.2, 0.1)  # step sizes in units of eps^2 (Theorem 3.1 asks for eta < eps^2)
+ETAS = (0.8, 0.4, 0.2)  # step sizes in units of eps^2 (Theorem 3.1 asks for eta < eps^2)
 Paths = dict[tuple[float, float], Floats]  # by (scale or epochs, ratio): progress along PGD, (steps + 1, images)
 
 
@@ -34,7 +34,7 @@ Paths = dict[tuple[float, float], Floats]  # by (scale or epochs, ratio): progre
 class Plan:
     """The sizes of the experiments. The paper's are in a supplement that we do not have, except scales and ratios."""
 
-    networks: int = 6
+    networks: int = 5
     width: int = 128
     etas: tuple[float, ...] = ETAS
     shrinking: int = 400  # steps with a shrinking learning rate
@@ -42,7 +42,7 @@ class Plan:
     ratios: tuple[float, ...] = (0.001, 0.1, 10.0)  # of figure 2
     steps: int = 100  # of figures 2 and 3
     train: int = 500  # images of the adversarial training of figure 3
-    epochs: tuple[int, ...] = (0, 2, 12)
+    epochs: tuple[int, ...] = (0, 2, 20)
 
 
 SMALL = Plan()

@@ -19,7 +19,7 @@ from bench.models.build import build_model
 CPU = torch.device("cpu")
 HALVINGS, EACH = 6, 10  # of the step size where an optimum is searched, and steps of each size
 AWAY = 0.01  # of eps: how far from the local minimum a trajectory starts
-RATIO, BATCH, LR, STEPS = 0.1, 50, 0.3, 5  # of adversarial training (ours): eps / mean |x|, batch, SGD, steps of PGD
+RATIO, BATCH, LR, STEPS = 0.1, 50, 0.1, 5  # of adversarial training (ours): eps / mean |x|, batch, SGD, steps of PGD
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from bench.studies.lazy_results import (
     draw,
     where_it_passes_half,
 )
-from bench.studies.theory import Claim, Findings, Floats, Table, TheoryStudy, exponent, judged, smaller
+from bench.studies.theory import Claim, Findings, Floats, Table, TheoryStudy, exponent, follows, judged, smaller
 
 NEAR = 0.15  # how far an exponent may be from the theory's, if its interval is narrower
 FAILURE = 0.01  # probability in lemma 4.3
@@ -82,8 +82,8 @@ class LazyRegimeStudy(TheoryStudy):
                         steps, curve = flipping_steps(net, test), curves[variant]
                         for name, values in zip(THEORY, (steps.eta, steps.gradient, steps.size), strict=True):
                             curve.mean[name][row, column] = float(values[values.isfinite()].mean())
+                            curve.points[name][row, column] = values.numpy()
                         curve.error[row, column] = net.error(test)
-                        curve.size[row, column] = steps.size.numpy()
                         progress.advance(1)
         return curves
 
@@ -117,10 +117,11 @@ def report_exponents(plan: Plan, curves: dict[Variant, Curve], found: Findings) 
         rows.append((variant.name, *map(str, powers.values()), float(100 * curve.error.mean())))
         if (variant.width, variant.c0) == plan.main:
             for name, power in powers.items():
-                near = abs(power.mean - THEORY[name]) <= max(NEAR, power.high - power.mean)
                 figure = "Figure 2" if variant.inputs == "raw" else "Figure 5"
                 claim = f"{figure}: {name} behaves as d^{THEORY[name]:g} ({variant.name})"
-                found.claims.append(judged(claim, f"exponent {power} over {plan.seeds} seeds", near))
+                found.claims.append(
+                    follows(claim, f"exponent {power} over {plan.seeds} seeds", power, THEORY[name], NEAR)
+                )
     theory = ("theory (|x| = 1)", *(f"{power:g}" for power in THEORY.values()), "-")
     title = f"Exponents of d in {', '.join(map(str, dims))}, MNIST 0/1, L2, {plan.seeds} seeds"
     found.tables.append(Table(title, ("networks", *THEORY, "test error, %"), [*rows, theory]))
@@ -183,7 +184,7 @@ def report_sign_changes(plan: Plan, test: Points, found: Findings) -> None:
     power = exponent(widths, np.stack([each.mean(axis=1) for each in counts], axis=1))
     text = f"exponent {power} of m from {widths[0]} to {widths[-1]}"
     claim = "Lemma 4.3: the number grows as sqrt(m)"
-    found.claims.append(judged(claim, text, abs(power.mean - 0.5) <= max(0.05, power.high - power.mean)))
+    found.claims.append(follows(claim, text, power, 0.5, near=0.05))
 
 
 def report_transitions(left: Grid, right: Grid, found: Findings, setting: str) -> None:
@@ -207,8 +208,8 @@ def report_transitions(left: Grid, right: Grid, found: Findings, setting: str) -
     if len(complete) >= 2:
         power = exponent(right.rows, complete / np.sqrt(right.rows))
         text = f"exponent {power} over {len(complete)} seeds, m from {right.rows[0]} to {right.rows[-1]}"
-        near = abs(power.mean + 0.5) <= max(NEAR, power.high - power.mean)
-        found.claims.append(judged("Figure 4, right: the transition V behaves as m^-0.5", text, near))
+        claim = "Figure 4, right: the transition V behaves as m^-0.5"
+        found.claims.append(follows(claim, text, power, -0.5, NEAR))
     found.notes.append(
         "Figure 4: the factors depend on C0 (left) and on delta (right), which our copy of the paper does not give."
     )

@@ -67,17 +67,23 @@ class Plan:
 class Curve:
     """What the networks of a variant gave. mean: by quantity, (seeds, dims), over the test points.
 
-    error: on the test points, (seeds, dims). size: perturbation / |x| of each test point, (seeds, dims, points).
+    error: on the test points, (seeds, dims). points: by quantity, of each test point, (seeds, dims, points).
     """
 
     mean: dict[str, Floats]
     error: Floats
-    size: Floats
+    points: dict[str, Floats]
+
+    @property
+    def size(self) -> Floats:
+        """perturbation / |x|."""
+        return self.points["perturbation / |x|"]
 
     @classmethod
     def empty(cls, plan: Plan) -> Curve:
         shape = (plan.seeds, len(plan.sides))
-        return cls({name: np.empty(shape) for name in THEORY}, np.empty(shape), np.empty((*shape, plan.test)))
+        points = {name: np.empty((*shape, plan.test)) for name in THEORY}
+        return cls({name: np.empty(shape) for name in THEORY}, np.empty(shape), points)
 
 
 @dataclass
@@ -124,13 +130,19 @@ def draw(canvas: Figure, *, plan: Plan, curves: dict[Variant, Curve], left: Grid
                     axes.plot(dims, curve.mean[name].mean(axis=0), label=variant.name)
             axes.plot(dims, dims.astype(float) ** power, color="black", linewidth=0.8, label=f"d^{power:g}")
             axes.set(xscale="log", yscale="log", xlabel="d", ylabel=name, title=f"MNIST 0/1, {title}")
+            axes.set_xticks(dims, [str(d) for d in dims])
+            axes.set_xticks([], minor=True)
             if panel == 1:
                 axes.legend(fontsize="x-small")
     axes = canvas.add_subplot(3, 3, 7)
-    sizes = curves[Variant("normalised", *plan.main)].size[:, -1].ravel()
-    axes.hist(sizes[np.isfinite(sizes)], bins=40)
-    axes.axvline(dims[-1] ** -0.5, color="black", linewidth=0.8)
-    axes.set(title=f"Flipping step (figure 7), d = {dims[-1]}", xlabel="|perturbation| / |x|, L2", ylabel="test points")
+    for line, (name, power) in zip(("-", "--", ":"), THEORY.items(), strict=True):
+        scaled = curves[Variant("normalised", *plan.main)].points[name][:, -1].ravel() / dims[-1] ** power
+        label = f"{name} / d^{power:g}"
+        axes.hist(scaled[np.isfinite(scaled)], bins=60, range=(0, 4), histtype="step", linestyle=line, label=label)
+    axes.set(
+        title=f"One step that flips (figure 7), d = {dims[-1]}", xlabel="in units of the theory", ylabel="test points"
+    )
+    axes.legend(fontsize="x-small")
     for panel, grid, name, column in ((8, left, "d", "delta sqrt(d)"), (9, right, "m", "V sqrt(m)")):
         heat_map(canvas.add_subplot(3, 3, panel), grid, name, column)
 

@@ -30,6 +30,7 @@ Size = Literal["small", "paper"]
 Verdict = Literal["holds", "does not hold", "not tested at this size"]
 Floats = npt.NDArray[np.float64]
 LEVEL = 0.95  # of all intervals
+WIDEST = 0.5  # half-width of the interval of an exponent that says something
 
 
 class Claim(NamedTuple):
@@ -155,6 +156,14 @@ def exponent(x: Sequence[float] | Floats, y: Floats) -> Interval:
     log_x, log_y = np.log(np.asarray(x, dtype=np.float64)), np.log(y)
     centred = log_x - log_x.mean()
     return mean_interval(log_y @ centred / (centred @ centred))
+
+
+def follows(claim: str, text: str, power: Interval, theory: float, near: float) -> Claim:
+    """Whether an exponent is the theory's: within `near` of it, or its interval contains it and is narrow enough."""
+    half = power.high - power.mean
+    if half > WIDEST:
+        return Claim(claim, text, "not tested at this size")
+    return judged(claim, text, abs(power.mean - theory) <= max(near, half))
 
 
 def falls(values: Floats) -> tuple[float, float]:

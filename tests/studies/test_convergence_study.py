@@ -135,6 +135,7 @@ def test_errors_are_exact_on_a_separating_line():
     assert robust_error(model, data, 0) == pytest.approx(float((worst <= 0).double().mean()))
 
 
+@pytest.mark.slow
 def test_the_study_reports_every_claim(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     tiny = convergence.Plan(

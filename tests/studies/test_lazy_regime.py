@@ -120,6 +120,7 @@ def test_a_crossing_is_interpolated_in_the_logarithm():
     assert grid.passes().tolist() == [[pytest.approx(2.0), pytest.approx(2.0)]]
 
 
+@pytest.mark.slow
 def test_the_study_reports_every_figure(mnist, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     tiny = Plan(
