@@ -8,9 +8,11 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from attacks.fosc import fosc
 from bench.core import seeds
 from bench.core.progress import Progress
 from bench.studies.first_order_dynamics import (
@@ -55,19 +57,28 @@ PAPER = Plan(
 def trajectories(plan: Plan, seed: int, nets: Sequence[Landscape], loss: LossName, found: Findings) -> None:
     """Theorem 3.1, Lemma 4.5 and Corollary 3.1: steps until near an optimum, by step size; then shrinking steps."""
     needed, ends, bad = np.empty((len(nets), len(plan.etas))), list[Tensor](), 0
+    open_ = np.empty_like(needed)  # how far from stationary the ends are: 0 to 2
     with Progress(f"first-order: {loss}", needed.size, "network") as progress:
         for k, column in np.ndindex(*needed.shape):
             space, eta = nets[k], plan.etas[column] * EPS**2
             generator = seeds.generator(CPU, seed, "first-order", "trajectories", k)
             mean, entered, end = steps_until_near(space, space.starts(20, generator), eta)
             needed[k, column], bad = mean, bad + entered
+            gradient = space.gradients(end)
+            condition = fosc(end, torch.zeros_like(end), gradient, space.threat)
+            open_[k, column] = float((condition / (EPS * gradient.norm(dim=1))).max())
             if column == len(plan.etas) - 1:
                 ends.append(end)
             progress.advance(1)
     etas = [eta * EPS**2 for eta in plan.etas]
-    rows = [(eta, float(needed[:, j].mean()), float(needed[:, j].max())) for j, eta in enumerate(etas)]
+    rows = [
+        (eta, float(needed[:, j].mean()), float(needed[:, j].max()), float(open_[:, j].max()))
+        for j, eta in enumerate(etas)
+    ]
     title = f"Steps of PGD until |Gamma| <= sqrt(eta) on the sphere, {loss}, d = {DIM}, eps = {EPS:g}, 20 starts"
-    found.tables.append(Table(title, ("eta", "mean steps", "most (of network means)"), rows))
+    found.tables.append(
+        Table(title, ("eta", "mean steps", "most (of network means)", "FOSC / (eps |grad|) at the ends, most"), rows)
+    )
     arrived = bool(np.isfinite(needed).all())
     text = f"on the sphere and near an optimum within {LONGEST} steps: {'all' if arrived else 'not all'} trajectories"
     found.claims.append(judged(f"Theorem 3.1 ({loss}): PGD ends on the sphere near a local optimum", text, arrived))
