@@ -203,7 +203,7 @@ class ConvergenceStudy(TheoryStudy):
     def interpolation(self, plan: Plan, found: Findings) -> Floats:
         """The least width that interpolates: (seeds, 2), plainly and robustly; infinite if none does."""
         fewest = np.full((plan.interpolation_seeds, 2), np.inf)
-        with Progress("convergence: interpolation", fewest.size, "search") as progress:
+        with Progress("convergence: interpolation", fewest.size, "fit") as progress:
             for row, robust in np.ndindex(*fewest.shape):
                 data = sphere_data(plan.interpolated, plan.dim, plan.interpolated_delta, self.seed * 1000 + row)
                 for width in plan.fewest:
