@@ -17,7 +17,9 @@ from bench.core.spec_text import split_options
 from bench.core.specs import options_of, parse_value, show_value
 
 # options of studies that can be given without --set
-STUDY_OPTIONS = ("table", "checkpoints", "checkpoint", "model", "dataset", "data_dir", "n_examples", "figure")
+STUDY_OPTIONS = (
+    "table", "checkpoints", "checkpoint", "model", "dataset", "data_dir", "n_examples", "figure", "seed", "size",
+)  # fmt: skip
 WIDEST = 120  # characters of a line of a docstring
 
 KINDS: dict[str, registry.Registry] = {
@@ -50,6 +52,9 @@ def add(commands: Any) -> None:
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a study option; repeatable")
     for name in STUDY_OPTIONS:
         sub.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"short for --set {name}=VALUE")
+    sub.add_argument(
+        "--json", action="store_const", const="true", help="short for --set json=true, where a study has it"
+    )
     add_plugin(sub)
     add_quiet(sub)
     sub.set_defaults(act=act_study, parser=sub)
@@ -149,7 +154,7 @@ def act_study(args: argparse.Namespace) -> None:
     study = registry.study.get(args.name)
     hints = options_of(study)
     options = {}
-    given = [f"{name}={value}" for name in STUDY_OPTIONS if (value := getattr(args, name)) is not None]
+    given = [f"{name}={value}" for name in (*STUDY_OPTIONS, "json") if (value := getattr(args, name)) is not None]
     for key, value in split_options([*args.set, *given], "--set").items():
         if key not in hints:
             hint = did_you_mean(key, hints)

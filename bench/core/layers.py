@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Normalize(nn.Module):
@@ -39,3 +40,16 @@ class TwoLogits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([-x / 2, x / 2], dim=1)
+
+
+class FixedLinear(nn.Module):
+    """x W^T with a weight (out, in) that no training changes: it is a buffer, so it is saved and not a parameter."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight)

@@ -1,0 +1,201 @@
+"""What the studies of theory papers share: tables, claims with verdicts, and intervals over seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import stats
+from torch import nn
+
+from bench.core import seeds
+from bench.core.errors import UserError
+from bench.models.build import build_model
+from bench.studies.figure_style import check_figure, new_figure
+from bench.studies.study import Study
+from leaderboard.render import render, terminal_width, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Size = Literal["small", "paper"]
+Verdict = Literal["holds", "does not hold", "not tested at this size"]
+Floats = npt.NDArray[np.float64]
+LEVEL = 0.95  # of all intervals
+WIDEST = 0.5  # half-width of the interval of an exponent that says something
+
+
+class Claim(NamedTuple):
+    """A statement of a paper, what was measured, and whether it holds there."""
+
+    claim: str
+    measured: str
+    verdict: Verdict
+
+
+def judged(claim: str, measured: str, holds: bool) -> Claim:
+    return Claim(claim, measured, "holds" if holds else "does not hold")
+
+
+class Table(NamedTuple):
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+@dataclass
+class Findings:
+    """The result of a study. draw: fills a figure of `inches` (width, height). notes: what the reader must know."""
+
+    tables: list[Table] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    draw: Callable[[Figure], None] | None = None
+    inches: tuple[float, float] = (11.0, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TheoryStudy(Study):
+    """A study of a theory paper: one section of its findings after another, then each claim with its verdict."""
+
+    seed: int = 0  # of all random numbers
+    size: Size = "small"  # small: at most two minutes on one core; paper: the paper's settings
+    figure: str | None = None  # file of the figure, .svg, .pdf or .png; none: no figure
+    json: bool = False  # print JSON instead of tables
+
+    @abstractmethod
+    def findings(self) -> Findings:
+        """Do the experiments."""
+
+    def run(self) -> str:
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must not be negative")
+        if self.figure is not None:
+            check_figure(self.figure)
+        found = self.findings()
+        if self.figure is not None and found.draw is not None:
+            with new_figure(self.figure, *found.inches) as canvas:
+                found.draw(canvas)
+        return as_json(self, found) if self.json else as_text(self, found)
+
+    @property
+    def small(self) -> bool:
+        return self.size == "small"
+
+
+def as_json(study: TheoryStudy, found: Findings) -> str:
+    return json.dumps(
+        {
+            "seed": study.seed,
+            "size": study.size,
+            "tables": [
+                {"title": table.title, "rows": [dict(zip(table.header, row, strict=True)) for row in table.rows]}
+                for table in found.tables
+            ],
+            "claims": [claim._asdict() for claim in found.claims],
+            "notes": found.notes,
+        },
+        indent=1,
+    )
+
+
+def as_text(study: TheoryStudy, found: Findings) -> str:
+    width = terminal_width()
+    parts = [
+        f"{table.title}\n" + render(table.header, [tuple(map(show, row)) for row in table.rows], width=width)
+        for table in found.tables
+    ]
+    parts += [wrapped(f"note: {note}", width) for note in found.notes]
+    claims = "\n".join(
+        wrapped(f"- {each.claim}\n    measured: {each.measured}\n    {each.verdict}", width, "    ")
+        for each in found.claims
+    )
+    parts.append(f"Claims, at size {study.size}, seed {study.seed}:\n{claims}")
+    if study.figure is not None:
+        parts.append(f"figure: {study.figure}")
+    return "\n\n".join(parts)
+
+
+def show(value: Any) -> str:
+    """A cell: floats with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+class Interval(NamedTuple):
+    """A mean and its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def mean_interval(values: Sequence[float] | Floats) -> Interval:
+    """The mean of independent values, at least two of them, with its t interval (95 %)."""
+    array = np.asarray(values, dtype=np.float64)
+    mean = float(array.mean())
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(array) - 1) * array.std(ddof=1)) / math.sqrt(len(array))
+    return Interval(mean, mean - half, mean + half)
+
+
+def exponent(x: Sequence[float] | Floats, y: Floats) -> Interval:
+    """The power p of y = c x^p: least squares of log y on log x for each seed, then the mean over seeds.
+
+    x (k,) positive; y (seeds, k) positive.
+    """
+    log_x, log_y = np.log(np.asarray(x, dtype=np.float64)), np.log(y)
+    centred = log_x - log_x.mean()
+    return mean_interval(log_y @ centred / (centred @ centred))
+
+
+def follows(claim: str, text: str, power: Interval, theory: float, near: float) -> Claim:
+    """Whether an exponent is the theory's: within `near` of it, or its interval contains it and is narrow enough."""
+    half = power.high - power.mean
+    if half > WIDEST:
+        return Claim(claim, text, "not tested at this size")
+    return judged(claim, text, abs(power.mean - theory) <= max(near, half))
+
+
+def falls(values: Floats) -> tuple[float, float]:
+    """Whether the columns of values (seeds, k) fall: (mean Spearman correlation with the column, one-sided p).
+
+    The p-value is that of a t test over seeds of the correlation being below zero. Constant rows have correlation 0.
+    """
+    columns = np.arange(values.shape[1])
+    correlations = np.array([stats.spearmanr(columns, row).statistic if np.ptp(row) else 0.0 for row in values])
+    if np.ptp(correlations) == 0:  # equal in all seeds: a sign test
+        return float(correlations[0]), 0.5 ** len(correlations) if correlations[0] < 0 else 1.0
+    return float(correlations.mean()), float(stats.ttest_1samp(correlations, 0, alternative="less").pvalue)
+
+
+def smaller(a: Floats, b: Floats) -> tuple[Interval, float]:
+    """Paired over seeds: the mean of a - b with its interval, and the one-sided p-value (Wilcoxon) of a < b."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy warns of ties; its p-value is then a normal approximation
+        p = float(stats.wilcoxon(a, b, alternative="less").pvalue) if (a != b).any() else 1.0
+    return mean_interval(a - b), p
+
+
+def network(spec: str, dim: int, seed: int, *names: str | int) -> nn.Sequential:
+    """A two-class network on vectors (B, dim) in float64, drawn by a seed for one purpose."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(seed, *names))
+        model = build_model(spec, (1, 1, dim), 2)
+    assert isinstance(model, nn.Sequential)
+    return model.double().eval()
+
+
+def output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """f(x) (B,) of a two-class network: the difference of its logits, positive for class 1."""
+    logits: torch.Tensor = model(x)
+    return logits[:, 1] - logits[:, 0]

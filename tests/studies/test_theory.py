@@ -1,0 +1,51 @@
+import json
+
+import numpy as np
+import pytest
+
+from bench.cli import main
+from bench.studies.theory import Findings, Table, TheoryStudy, exponent, falls, judged, mean_interval, smaller
+
+
+def test_an_exponent_and_its_interval():
+    x = np.array([1.0, 2.0, 4.0])
+    powers = np.array([[-0.5], [-0.6], [-0.7]])
+    found = exponent(x, 3 * x**powers)
+    assert found.mean == pytest.approx(-0.6)
+    assert found == pytest.approx(mean_interval([-0.5, -0.6, -0.7]))
+    assert found.high - found.mean == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)  # t of 2 degrees of freedom
+
+
+def test_trends_and_pairs_are_tested_over_seeds():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(10, 4))
+    assert falls(0.1 * noise - np.arange(4))[1] < 0.01
+    assert falls(noise + np.arange(4))[1] > 0.5
+    assert falls(np.ones((3, 4))) == (0.0, 1.0)
+    assert falls(np.tile(-np.arange(4.0), (10, 1))) == (pytest.approx(-1), pytest.approx(0.5**10))
+    assert smaller(noise[:, 0] - 2, noise[:, 0])[1] == pytest.approx(0.5**10)
+    assert smaller(noise[:, 0], noise[:, 0])[1] == 1.0
+
+
+class Example(TheoryStudy):
+    """One table and two claims."""
+
+    def findings(self):
+        claims = [judged("one", "1 of 1", holds=True), judged("two", "0 of 1", holds=False)]
+        return Findings([Table("a table", ("x", "y"), [(1, 0.123456)])], claims, ["a note"])
+
+
+def test_the_report_ends_with_the_claims():
+    report = Example().run()
+    assert "| 1   | 0.123 |" in report
+    assert report.endswith("- one\n    measured: 1 of 1\n    holds\n- two\n    measured: 0 of 1\n    does not hold")
+    result = json.loads(Example(json=True, seed=4).run())
+    assert result["tables"] == [{"title": "a table", "rows": [{"x": 1, "y": 0.123456}]}]
+    assert [claim["verdict"] for claim in result["claims"]] == ["holds", "does not hold"]
+    assert result["seed"] == 4
+
+
+def test_json_is_an_option_of_the_studies_that_have_it(capsys):
+    with pytest.raises(SystemExit):
+        main(["study", "reflected-grid", "--json"])
+    assert "no option 'json'" in capsys.readouterr().err
