@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,8 @@ from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from certifiers.activations import Rectifier
 from certifiers.exact import CounterexampleSearch
-from certifiers.input_regions import Region, region_of
+from certifiers.faithfulness import float64_twin
+from certifiers.input_regions import region_of
 from certifiers.network import Network
 from certifiers.network_certifier import NetworkCertifier
 from certifiers.split_search import SplitSearch
@@ -31,7 +31,8 @@ class BranchAndBound(NetworkCertifier):
     from those of its parent. The first bounds are those of alpha-crown. Units are chosen by filtered smart branching
     (de Palma et al. 2021). Networks of rectifiers (ReLU and its kin, max pooling, clamps); Linf, L2 and L1 balls.
 
-    A certificate holds for the network as a function of real numbers, and comes with a proof. The image at which a
+    A certificate holds for the network as a function of real numbers, and comes with a proof. The bounds of all
+    sub-problems are computed again in float64 before an example is certified. The image at which a
     sub-problem's bound is attained is tried as a counterexample. Examples are decided one by one, so that the result
     depends on the example, the weights and the options only. Deviations: pre-activation bounds are those of the root,
     and a split changes only those of its own unit; examples are not batched, only the sub-problems of one example.
@@ -54,6 +55,7 @@ class BranchAndBound(NetworkCertifier):
 
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         network = self.checked_network(model, batch.x, threat)
+        twin = _float64_network(model, batch.x)
         search = CounterexampleSearch(model, batch, threat)
         starts = [batch.x] if batch.worst_points is None else [batch.x, batch.worst_points]
         for start in starts:
@@ -62,25 +64,45 @@ class BranchAndBound(NetworkCertifier):
         proofs, nodes = [b""] * len(batch), torch.zeros_like(batch.y)
         for i in search.unbroken().tolist():
             row = torch.tensor([i], device=batch.x.device)
-            proofs[i], nodes[i] = self._decide(network, region_of(batch.x[row], threat.of(row)), row, starts, search)
+            tree = self._tree(network, twin, search, row)
+            for start in starts:
+                for target in tree.open_classes():
+                    if not search.broken[i]:
+                        search.ascend(start[row], row, target, step=1.0)
+            proofs[i] = self._decide(tree, search, row)
+            nodes[i] = tree.nodes
         certified = torch.tensor([bool(proof) for proof in proofs], device=batch.x.device)
-        eps = threat.eps_like(batch.x).flatten().to(batch.x.dtype)
-        radius = torch.where(certified, eps, 0.0)
+        radius = torch.where(certified, threat.eps_like(batch.x).flatten().to(batch.x.dtype), 0.0)
         return Certificate(radius, certified, nodes=nodes, broken=search.broken, witness=search.witness, proof=proofs)
 
-    def _decide(
-        self, network: Network, region: Region, row: Tensor, starts: Sequence[Tensor], search: CounterexampleSearch
-    ) -> tuple[bytes, int]:
-        """The proof of the example in `row` (1,) of the batch, b"" if it is broken or open; the nodes it took."""
-        label = int(search.batch.y[row])
-        tree = SplitSearch(network, region, label)
+    def _tree(self, network: Network, twin: Network | None, search: CounterexampleSearch, row: Tensor) -> SplitSearch:
+        """The sub-problems of the example in `row` (1,) of the batch, before the first split."""
+        x, threat, label = search.batch.x[row], search.threat.of(row), int(search.batch.y[row])
+        confirmed_by = None if twin is None else (twin, region_of(x.to(twin.image.dtype), threat))
+        tree = SplitSearch(network, region_of(x, threat), label, confirmed_by)
         tree.bound_root(steps=ROOT_STEPS, intermediate_steps=self.intermediate_steps, lr=self.lr)
-        for start in starts:
-            for target in tree.open_classes():
-                if not search.broken[row]:
-                    search.ascend(start[row], row, target, step=1.0)
-        while tree.can_branch() and tree.nodes + 2 <= self.nodes and not search.broken[row]:
+        return tree
+
+    def _decide(self, tree: SplitSearch, search: CounterexampleSearch, row: Tensor) -> bytes:
+        """Split until the example in `row` (1,) is decided or `nodes` are spent: its proof, b"" if there is none."""
+        while not search.broken[row]:
+            if not tree.has_open():
+                tree.confirm()
+                if not tree.has_open():
+                    return tree.proof()
+            if not tree.can_branch() or tree.nodes + 2 > self.nodes:
+                break
             most = min(self.batch, self.nodes - tree.nodes)
             images = tree.branch(most, steps=self.steps, lr=self.lr, candidates=self.candidates)
             search.check(images, row.expand(len(images)))
-        return b"" if tree.has_open() or search.broken[row] else tree.proof(), tree.nodes
+        return b""
+
+
+def _float64_network(model: nn.Module, x: Tensor) -> Network | None:
+    """The layers of the model in float64; None if it cannot be converted, or is in float64 already."""
+    if x.dtype == torch.float64:
+        return None
+    try:
+        return Network(float64_twin(model, x), x[:1].double())
+    except UserError:  # a model that converts its input, for example: float32 has to do
+        return None

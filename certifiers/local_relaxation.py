@@ -93,6 +93,28 @@ class LocalRelaxation:
         relaxations = self.relaxations(unsplit)
         return {k: relaxations[k].lower_slope for k in self.units}
 
+    def transferred(self, parameters: Tensor, signs: Tensor, other: LocalRelaxation) -> tuple[Tensor, Tensor]:
+        """The parameters and signs (n,U) of problems for another relaxation of the same network.
+
+        What only one of the two has as an unstable unit is left out, or gets the slope of crown.
+        """
+        all_parameters, all_signs = [], []
+        for k, unit in other.units.items():
+            size = (len(parameters), self.lines[k].upper_slope[0].numel())
+            values, sides, known = parameters.new_zeros(size), signs.new_zeros(size), signs.new_zeros(size[1])
+            values[:, self.units[k]], sides[:, self.units[k]] = parameters[:, self.at[k]], signs[:, self.at[k]]
+            known[self.units[k]] = 1
+            start = other.start(1)[:, other.at[k]].to(values.dtype)
+            all_parameters.append(torch.lerp(start.expand_as(values[:, unit]), values[:, unit], known[unit]))
+            all_signs.append(sides[:, unit])
+        dtype = other.low.dtype
+        empty = parameters[:, :0]
+        return torch.cat([empty, *all_parameters], dim=1).to(dtype), torch.cat([empty, *all_signs], dim=1).to(dtype)
+
+    def parameters_of(self, slopes: Mapping[int, Tensor]) -> Tensor:
+        """The parameters (n,U) with these slopes (n,*shape) of the rectifiers' lower lines."""
+        return torch.cat([slopes[k].flatten(1)[:, unit] for k, unit in self.units.items()], dim=1)
+
     def start(self, n: int) -> Tensor:
         """The slopes of crown for n problems, (n,U)."""
         return torch.where(self.high > -self.low, 1.0, self.leak).expand(n, -1).clone()

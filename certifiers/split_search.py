@@ -12,10 +12,11 @@ from certifiers.input_regions import Region
 from certifiers.linear_forms import DenseForms, margin_specification
 from certifiers.local_relaxation import LocalRelaxation
 from certifiers.network import Network
-from certifiers.optimized_bounds import OptimizedUnits, optimized_preactivation_bounds
+from certifiers.optimized_bounds import OptimizedUnits, bounds_of_slopes, optimized_preactivation_bounds
 from certifiers.proofs import ProofBuilder, Rule, SplitTree
-from certifiers.rounding import rounding_error
+from certifiers.rounding import accumulated_rounding_error, rounding_error
 
+ROWS = 64  # sub-problems at a time
 LAST_STEPS = 200  # of Adam when no unit is left to split
 RULES: tuple[Rule, ...] = ("parallel", "adaptive")
 
@@ -46,22 +47,28 @@ class SubProblems:
 class SplitSearch:
     """Proves that all margins of one image's label are positive over its region (a single row).
 
-    nodes: the number of sub-problems that were bounded. open: those that have to be split.
+    confirmed_by: the same network and region in float64, for `confirm`. enough: a sub-problem is closed if its bound is
+    above this number, which is the typical rounding error if bounds are confirmed, and else the greatest. nodes: how
+    many sub-problems were bounded. open: those that have to be split.
     """
 
     open: SubProblems
 
-    def __init__(self, network: Network, region: Region, label: int) -> None:
+    def __init__(
+        self, network: Network, region: Region, label: int, confirmed_by: tuple[Network, Region] | None = None
+    ) -> None:
         self.network, self.region, self.label, self.nodes = network, region, label, 0
         y = torch.tensor([label], device=network.image.device)
         others, forms = margin_specification(y, network.classes, network.image)
         self.classes, self.forms = others[0].tolist(), DenseForms(forms.coefficients.transpose(0, 1))
-        self.enough = rounding_error(network, region).item()
+        error = accumulated_rounding_error if confirmed_by else rounding_error
+        self.confirmed_by, self.enough = confirmed_by, error(network, region).item()
         self.best = forms.coefficients.new_full((len(self.classes),), -torch.inf)  # of each margin, without splits
         self.trees = [SplitTree([j]) for j in self.classes]
         self.paths: dict[tuple[int, int], list[int]] = {(target, 0): [] for target in range(len(self.classes))}
         self.optimized: dict[int, OptimizedUnits] = {}
         self.closed: list[tuple[LocalRelaxation, SubProblems]] = []
+        self.confirmed = 0  # how many entries of `closed` were confirmed
         self.stuck = False  # is there a sub-problem with all units split and no positive bound?
 
     def bound_root(self, *, steps: int, intermediate_steps: int, lr: float) -> None:
@@ -153,6 +160,37 @@ class SplitSearch:
         proven = (solution.value > self.enough).nonzero().squeeze(1)
         self.closed.append((self.local, replace(problems, parameters=solution.parameters).of(proven)))
         self.stuck |= len(proven) < len(problems.target)
+
+    def confirm(self) -> None:
+        """Bound what is closed again in float64; what this does not prove is open again."""
+        if self.confirmed_by is None:
+            return
+        network, region = self.confirmed_by
+        bounds = bounds_of_slopes(network, region, self.optimized)
+        exact, error = LocalRelaxation(network, region, bounds), rounding_error(network, region).item()
+        for number in range(self.confirmed, len(self.closed)):
+            local, leaves = self.closed[number]
+            proven = torch.zeros_like(leaves.target, dtype=torch.bool)
+            for rows in torch.arange(len(leaves.target), device=proven.device).split(ROWS):
+                part = leaves.of(rows)
+                parameters, signs = local.transferred(part.parameters, part.signs, exact)
+                forms = DenseForms(self.forms.coefficients[part.target].to(parameters.dtype))
+                proven[rows] = exact.bound(network.output, forms, parameters, signs) > error
+            self.closed[number] = (local, leaves.of(proven.nonzero().squeeze(1)))
+            self._reopen(local, leaves.of((~proven).nonzero().squeeze(1)))
+        self.confirmed = len(self.closed)
+
+    def _reopen(self, local: LocalRelaxation, problems: SubProblems) -> None:
+        """Put sub-problems back to those that have to be split."""
+        if len(problems.target) == 0:
+            return
+        parameters, signs = local.transferred(problems.parameters, problems.signs, self.local)
+        again = replace(problems, parameters=parameters, signs=signs)
+        forms = DenseForms(self.forms.coefficients[problems.target])
+        solution = self.local.maximize(self.network.output, forms, parameters, signs, steps=0, lr=0.0)
+        unit = choose_units(self.local, forms, solution, signs, candidates=1, enough=self.enough)
+        self.open = self.open.joined(replace(again, unit=unit).of((unit != NONE).nonzero().squeeze(1)))
+        self.stuck |= bool((unit == NONE).any())
 
     def proof(self) -> bytes:
         """The proof, once nothing is open."""
