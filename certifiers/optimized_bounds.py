@@ -113,5 +113,5 @@ def _of_units(network: Network, node: int, units: Tensor, sign: float) -> DenseF
 
 
 def _tighten(side: Tensor, sign: float, units: Tensor, value: Tensor) -> None:
-    """Tighten, in place, the lower (sign 1) or upper (-1) bounds of some units; `value` bounds sign times them below."""
+    """Tighten, in place, lower (sign 1) or upper (-1) bounds of some units; `value` bounds sign times them below."""
     side[units] = torch.maximum(sign * side[units], value) * sign
