@@ -4,9 +4,6 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from bench.core.errors import UserError
 from bench.core.registry import Registry
@@ -56,7 +53,10 @@ class Filters:
     def _resized(self, x: np.ndarray) -> np.ndarray:
         if self.size is None or not 1 <= self.size <= 4096:
             raise UserError(f"size is {self.size}; it must be 1 to 4096 pixels")
-        images: Tensor = torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).float()
+        import torch  # here, because reading a data set must not need torch (bench recheck)
+        from torch.nn.functional import interpolate
+
+        images = torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).float()
         resized = interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
         return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
