@@ -87,7 +87,8 @@ class ConvergenceStudy(TheoryStudy):
     and 6.1, Definition 5.1. Points of the unit sphere have random labels, and perturbations stay on the sphere within
     L2 0.2; the loss is log(1 + e^-yf). `deep` is Eq. 1 (ReLU, frozen ends), `two-layer` Eq. 4 (softplus, mirrored
     start). L_* is bracketed: a strong attack from below, linear bounds over the whole L2 ball from above. The paper has
-    no experiment and its widths (R^9 H^16 / eps^7) are out of reach, so only trends can be shown.
+    no experiment and its widths (R^9 H^16 / eps^7) are out of reach, so only trends can be shown. The
+    six seeds of `small` are too few to show that of Theorem 6.1.
     """
 
     def findings(self) -> Findings:
