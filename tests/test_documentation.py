@@ -39,6 +39,12 @@ def test_every_command_parses(name):
         assert parser().parse_args(words).act, words
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_linked_files_exist(name):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text_of(name)):
+        assert (ROOT / target).is_file(), target
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "source", "words"), [pytest.param(*each, id=each[0]) for each in plugins()])
 def test_the_examples_of_contributing_run_as_printed(file, source, words, tmp_path, monkeypatch, capsys):
