@@ -128,12 +128,11 @@ def draw(canvas: Figure, *, plan: Plan, curves: dict[Variant, Curve], left: Grid
             for variant, curve in curves.items():
                 if (variant.c0 == plan.main[1]) if row == 0 else (variant.width == plan.main[0]):
                     axes.plot(dims, curve.mean[name].mean(axis=0), label=variant.name)
-            axes.plot(dims, dims.astype(float) ** power, color="black", linewidth=0.8, label=f"d^{power:g}")
+            theory = axes.plot(dims, dims.astype(float) ** power, "k-", linewidth=0.8, label=f"theory: d^{power:g}")
             axes.set(xscale="log", yscale="log", xlabel="d", ylabel=name, title=f"MNIST 0/1, {title}")
             axes.set_xticks(dims, [str(d) for d in dims])
             axes.set_xticks([], minor=True)
-            if panel == 1:
-                axes.legend(fontsize="x-small")
+            axes.legend(handles=None if panel == 1 else theory, fontsize="x-small")
     axes = canvas.add_subplot(3, 3, 7)
     for line, (name, power) in zip(("-", "--", ":"), THEORY.items(), strict=True):
         scaled = curves[Variant("normalised", *plan.main)].points[name][:, -1].ravel() / dims[-1] ** power
@@ -155,4 +154,4 @@ def heat_map(axes: Axes, grid: Grid, row: str, column: str) -> None:
         axes.text(j, i, f"{100 * mean[i, j]:.0f}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(grid.columns)), [f"{c:g}" for c in grid.columns])
     axes.set_yticks(range(len(grid.rows)), [str(name) for name in grid.rows])
-    axes.set(title="Robust accuracy, %, PGD-L2 (figure 4)", xlabel=column, ylabel=row)
+    axes.set(title="Robust acc., %, PGD-L2 (figure 4)", xlabel=column, ylabel=row)
