@@ -67,7 +67,7 @@ class ATAS(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "cutmix")
     norms = ("Linf",)
 
     def times(self) -> Mapping[str, Sequence[float]]:
@@ -95,12 +95,12 @@ class ATAS(Defense[Config]):
             return self.alpha(v, trainer.eps)
 
         x_adv, _ = ascend(  # line 7
-            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=1,
+            trainer.model, batch.x, batch.target, threat=trainer.threat, steps=1,
             alpha=trainer.eps if warm else step_sizes, start=carried_start(trainer, batch),
         )  # fmt: skip
         carry(trainer, batch, x_adv)
         smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))  # line 8
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))  # line 8
 
     def end_epoch(self, trainer: Trainer) -> None:
         if trainer.epoch + 1 in self.reset_epochs(trainer.epochs):
@@ -154,7 +154,7 @@ class ATASText(Defense[TextConfig]):
     """
 
     config_class = TextConfig
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "cutmix")
     norms = ("Linf",)
 
     def prepare(self, trainer: Trainer) -> None:
@@ -178,9 +178,9 @@ class ATASText(Defense[TextConfig]):
             return steps
 
         x_adv, _ = ascend(  # line 7
-            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=1, alpha=step_sizes,
+            trainer.model, batch.x, batch.target, threat=trainer.threat, steps=1, alpha=step_sizes,
             start=carried_start(trainer, batch),
         )  # fmt: skip
         carry(trainer, batch, x_adv)
         smoothing = config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))  # line 8
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))  # line 8

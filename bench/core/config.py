@@ -19,6 +19,7 @@ Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 # settings of TrainingConfig that are newer than published records: a config leaves them out where they are off
 MODIFIERS = (
     "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
+    "cutmix",
 )  # fmt: skip
 
 
@@ -59,6 +60,7 @@ class TrainingConfig:
     awp_start: float = 0.0  # fraction of the training after which awp begins
     label_smoothing: float = 0.0  # share of the label that is spread over all classes
     cutout: int = 0  # side of the square that is set to 0 in each training image, 0 for none
+    cutmix: float = 0.0  # share of the batches whose images get a rectangle of another image: 0.5 for CIFAR-10
     newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class TrainingConfig:
             awp_start=(0 <= self.awp_start < 1, "in [0, 1)"),
             label_smoothing=(0 <= self.label_smoothing < 1, "in [0, 1)"),
             cutout=(self.cutout >= 0, "not negative"),
+            cutmix=(0 <= self.cutmix <= 1, "a share, in [0, 1]"),
             probe_every=(self.probe_every >= 0, "not negative"),
             probe_examples=(self.probe_examples >= 1, "at least 1"),
             select=(

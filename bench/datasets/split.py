@@ -12,18 +12,20 @@ from torch.nn.functional import pad as zero_pad
 from bench.core.batches import View
 from bench.core.contracts import Batch
 from bench.datasets.arrays import Arrays
-from bench.datasets.augment import CropFlip, Cutout
+from bench.datasets.augment import CropFlip, CutMix, Cutout
 
 
 class Split:
     """x uint8 (N,H,W,C), y int64 (N,). For random crops, the images are stored on a canvas padded by `crop` zeros."""
 
     def __init__(
-        self, x: np.ndarray, y: np.ndarray, device: torch.device, *, crop: int = 0, flip: bool = False, cutout: int = 0
-    ) -> None:
+        self, x: np.ndarray, y: np.ndarray, device: torch.device, *, crop: int = 0, flip: bool = False, cutout: int = 0,
+        cutmix: float = 0.0, classes: int | None = None,
+    ) -> None:  # fmt: skip
+        """classes: of the labels that CutMix makes; None: as many as `y` has."""
         images = torch.from_numpy(np.ascontiguousarray(x)).to(device).permute(0, 3, 1, 2)
         self._hold(images, torch.from_numpy(np.ascontiguousarray(y)).to(device), crop, flip)
-        self.cutout = cutout
+        self.cutout, self.cutmix, self.classes = cutout, cutmix, classes
 
     @classmethod
     def test(cls, arrays: Arrays, device: torch.device, n_examples: int | None = None) -> Split:
@@ -41,7 +43,8 @@ class Split:
         self.size = (images.shape[2], images.shape[3])
         self.canvas: Tensor = zero_pad(images, [crop] * 4).contiguous()
         self.y: Tensor = y
-        self.crop, self.flip, self.cutout = crop, flip, 0
+        self.crop, self.flip, self.cutout, self.cutmix = crop, flip, 0, 0.0
+        self.classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -77,14 +80,20 @@ class Split:
         return max(1, full + (rest > 1))
 
     def augmented(self, index: Tensor, generator: torch.Generator) -> Batch:
-        """The examples `index`, with the random crop, flip and cutout of the split."""
+        """The examples `index`, with the random crop, flip, cutout and CutMix of the split."""
         view: View | None = None
         if self.crop or self.flip:
             view = CropFlip.draw(len(index), self.size, self.crop, self.flip, generator)
         if self.cutout:
             view = Cutout.draw(len(index), self.size, self.cutout, view, generator)
-        if view is None:
-            return self.take(index)
+        batch = self.take(index) if view is None else self._seen(index, view)
+        if not self.cutmix or float(torch.rand((), generator=generator, device=generator.device)) >= self.cutmix:
+            return batch
+        mixture = CutMix.draw(len(index), self.size, view, generator)
+        classes = int(self.y.max()) + 1 if self.classes is None else self.classes
+        return Batch(mixture.mix(batch.x), batch.y, index, mixture, mixture.labels(batch.y, classes))
+
+    def _seen(self, index: Tensor, view: View) -> Batch:
         return Batch(_in_unit_range(view.read(self.canvas, index)), self.y[index], index, view)
 
 

@@ -47,8 +47,10 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     config = plan.defense.config
     train_rows, held_out = hold_out(len(plan.arrays.y_train), config.validation, config.validation_seed)
     x, y = plan.arrays.x_train, plan.arrays.y_train
-    augmented = {"crop": config.crop, "flip": config.flip, "cutout": config.cutout}
-    train = Split(x[train_rows], y[train_rows], plan.device, **augmented)
+    train = Split(
+        x[train_rows], y[train_rows], plan.device, crop=config.crop, flip=config.flip, cutout=config.cutout,
+        cutmix=config.cutmix, classes=plan.arrays.classes,
+    )  # fmt: skip
     validation = Split(x[held_out], y[held_out], plan.device) if len(held_out) else None
     probe = make_probe(validation or train, plan.threat, None if validation else config.probe_examples)
     opened: set[Path] = set()

@@ -90,8 +90,10 @@ def cost_of(plan: Plan, epochs: int) -> Cost:
     """Train for one epoch and then for `epochs` more, and the cost of these."""
     assert plan.defense is not None
     config = plan.defense.config
-    augmented = {"crop": config.crop, "flip": config.flip, "cutout": config.cutout}
-    split = Split(plan.arrays.x_train, plan.arrays.y_train, plan.device, **augmented)
+    split = Split(
+        plan.arrays.x_train, plan.arrays.y_train, plan.device, crop=config.crop, flip=config.flip, cutout=config.cutout,
+        cutmix=config.cutmix,
+    )  # fmt: skip
     loop = TimedLoop(plan.new_model(0), plan.defense, split, plan.threat, seed=0)
     loop.run_epoch()
     loop.clear()

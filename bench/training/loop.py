@@ -21,7 +21,7 @@ from bench.core.records import Training
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.training import checkpoints, rehearsal
-from bench.training.averaging import WeightAverage
+from bench.training.averaging import WeightAverage, short_averages
 from bench.training.optimizers import make_optimizer, step_of
 from bench.training.overfitting import has_collapsed
 from bench.training.probe import Probe
@@ -165,7 +165,8 @@ class Loop:
             predictor = self.defense.predictor(self)
             rehearsal.check_predictor(self, predictor)
         predictor.eval()
-        for warning in lost_times({**times_of(self.config), **self.defense.times()}, self.steps):
+        lost = lost_times({**times_of(self.config), **self.defense.times()}, self.steps)
+        for warning in (*lost, *short_averages(self.config, self.steps, self.epochs)):
             self.warn(warning)
         cost = Training(
             epochs=self.epochs, seconds=round(self.seconds, 3), forwards=self.passes.forwards,

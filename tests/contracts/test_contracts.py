@@ -14,7 +14,8 @@ from bench.testing.contracts import tiny_model
 from tests.attacks.short_autoattack import shorten_autoattack
 
 SMALL = {name: f"{name}:widen=1" for name in ("wrn-28-10", "wrn-34-10")} | {
-    name: f"{name}:width=8" for name in ("resnet18", "resnet34", "preact-resnet18", "lenet")
+    name: f"{name}:width=8"
+    for name in ("resnet18", "resnet34", "preact-resnet18", "lenet", "imagenet-resnet18", "imagenet-resnet50")
 }
 SHAPES = {"mnist": (28, 28), "fashion-mnist": (28, 28), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)} | {
     "svhn": (32, 32, 3)
