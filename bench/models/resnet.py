@@ -1,5 +1,7 @@
 """ResNets for 32x32 images (He et al., 2016): a 3x3 stem, no pooling after it."""
 
+from itertools import pairwise
+
 from torch import nn
 
 from bench.core import registry
@@ -63,3 +65,19 @@ def resnet34(
     mean, std: of each channel, for the normalisation; empty for none.
     """
     return resnet(shape, classes, (3, 4, 6, 3), widths or doubling(width, 4), mean, std)
+
+
+@registry.model("small-resnet")
+def small_resnet(
+    shape: Shape, classes: int, *, widths: Widths = (16, 24, 48), mean: PerChannel = (), std: PerChannel = ()
+) -> nn.Module:
+    """A 3x3 stem of stride 2 and two basic blocks of stride 2: 1.2 million multiply-adds for 32x32 colour images.
+
+    widths: channels of the stem and of the two blocks. mean, std: of each channel, for the normalisation; empty for
+    none.
+    """
+    if len(widths) != 3 or min(widths) < 1:
+        raise UserError(f"model 'small-resnet' takes three widths, each at least 1, not {len(widths)}")
+    stem = [("stem", conv3x3(shape[0], widths[0], 2)), ("bn", nn.BatchNorm2d(widths[0])), ("act", nn.ReLU())]
+    blocks = [(f"block{k}", basic_block(a, b, 2)) for k, (a, b) in enumerate(pairwise(widths), start=1)]
+    return assemble([*stem, *blocks, *classifier(widths[-1], classes)], mean, std)

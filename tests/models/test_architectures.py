@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from bench.core.config import get_suite
 from bench.core.devices import choose_threads, multiply_adds
 from bench.core.errors import UserError
 from bench.models.build import build_model
@@ -58,7 +59,14 @@ def test_normalisation_is_a_layer_of_the_model():
 
 
 @pytest.mark.parametrize(
-    "spec", ["resnet18:mean=0.5", "resnet18:mean=0.5:std=0", "cnn:activation=gelu", "resnet34:widths=1+2"]
+    "spec",
+    [
+        "resnet18:mean=0.5",
+        "resnet18:mean=0.5:std=0",
+        "cnn:activation=gelu",
+        "resnet34:widths=1+2",
+        "small-resnet:widths=8",
+    ],
 )
 def test_impossible_options_are_one_line(spec):
     with pytest.raises(UserError):
@@ -69,6 +77,12 @@ def test_small_models_get_one_thread_and_large_ones_all():
     assert multiply_adds(build_model("fc1", MNIST, 10), MNIST) == 784 * 1024 + 10240
     assert choose_threads(build_model("cnn", MNIST, 10), MNIST) == 1
     assert multiply_adds(build_model("resnet18", CIFAR, 10), CIFAR) > 500e6
+
+
+def test_the_network_of_cifar10_small_fits_a_cpu():
+    suite = get_suite("cifar10-small")
+    assert multiply_adds(build_model(suite.model, CIFAR, 10), CIFAR) < 1_500_000
+    assert suite.dataset == "cifar10:train=10000:test=1000"
 
 
 def test_a_scalar_output_has_the_logistic_loss():
