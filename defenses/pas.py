@@ -44,7 +44,7 @@ class PAS(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "cutmix")
+    composes = ("awp", "label_smoothing", "cutmix", "extra")
 
     def build(self, model: nn.Module) -> nn.Module:
         return Snapshots(model, len(self.config.periods) + 1) if self.config.ensemble else model

@@ -19,7 +19,7 @@ Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 # settings of TrainingConfig that are newer than published records: a config leaves them out where they are off
 MODIFIERS = (
     "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
-    "cutmix",
+    "cutmix", "extra", "extra_share",
 )  # fmt: skip
 
 
@@ -61,6 +61,8 @@ class TrainingConfig:
     label_smoothing: float = 0.0  # share of the label that is spread over all classes
     cutout: int = 0  # side of the square that is set to 0 in each training image, 0 for none
     cutmix: float = 0.0  # share of the batches whose images get a rectangle of another image: 0.5 for CIFAR-10
+    extra: str = ""  # file of additional training data: .npz with x_extra (uint8) and y_extra
+    extra_share: float = 0.5  # of each batch that comes from `extra`
     newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:
@@ -89,7 +91,8 @@ class TrainingConfig:
             awp_start=(0 <= self.awp_start < 1, "in [0, 1)"),
             label_smoothing=(0 <= self.label_smoothing < 1, "in [0, 1)"),
             cutout=(self.cutout >= 0, "not negative"),
-            cutmix=(0 <= self.cutmix <= 1, "a share, in [0, 1]"),
+            cutmix=(0 <= self.cutmix <= 1 and not (self.cutmix and self.extra), "a share, in [0, 1], and 0 with extra"),
+            extra_share=(0 < self.extra_share < 1, "in (0, 1)"),
             probe_every=(self.probe_every >= 0, "not negative"),
             probe_examples=(self.probe_examples >= 1, "at least 1"),
             select=(

@@ -233,8 +233,8 @@ class Defense(ABC, Generic[ConfigT]):
     config_class: ClassVar[type[TrainingConfig]]
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     composes: ClassVar[tuple[str, ...]] = ()
-    """Of `awp` (updates by functions), `label_smoothing` and `cutmix` (`batch.target` for `batch.y`): those that
-    `train_step` has; others are refused."""
+    """Of `awp` (updates by functions), `label_smoothing`, `cutmix` (`batch.target` for `batch.y`) and `extra` (no state
+    for each example: `batch.index` is -1 for additional data): those that `train_step` has; others are refused."""
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

@@ -22,6 +22,7 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.training import checkpoints, rehearsal
 from bench.training.averaging import WeightAverage, short_averages
+from bench.training.extra_data import ExtraData
 from bench.training.optimizers import make_optimizer, step_of
 from bench.training.overfitting import has_collapsed
 from bench.training.probe import Probe
@@ -71,6 +72,7 @@ class Loop:
         self._loss = self._loss_of_step = self._last_loss = torch.zeros((), device=self.device)
         self._updates = 0
         self.steps_per_epoch = split.count_batches(self.config.batch_size)
+        self.extra = ExtraData(self.config, self) if self.config.extra else None
         self.defense.prepare(self)
         self.steps_per_epoch = rehearsal.count_batches(self)
         rehearsal.measure_pass(self)
@@ -122,7 +124,8 @@ class Loop:
 
     def shuffled(self) -> Iterator[Batch]:
         layout = torch.channels_last if self.fast else torch.contiguous_format
-        for batch in self.split.shuffled(self.config.batch_size, self.generator):
+        batches = self.split.shuffled(self.config.batch_size, self.generator)
+        for batch in batches if self.extra is None else self.extra.mixed(batches, self.generator):
             yield dataclasses.replace(batch, x=batch.x.contiguous(memory_format=layout))
 
     def backward(self, loss: Tensor) -> None:

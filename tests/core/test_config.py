@@ -9,6 +9,7 @@ from bench.core.config import RunConfig, TrainingConfig, as_json, get_suite, mak
 from bench.core.errors import UserError
 from bench.core.specs import OfEps, parse_spec
 from bench.core.threat import ThreatModel
+from bench.datasets.filters import parse_filtered
 
 RUN = RunConfig(
     suite="digits", dataset="digits", data_hash="ab", model="cnn", defense="pgd-at", checkpoint=None, norm="Linf",
@@ -67,7 +68,7 @@ def test_a_length_in_units_of_eps_survives_json():
 def test_suite_names_what_exists(name):
     suite = get_suite(name)
     ThreatModel(suite.norm, suite.eps)
-    parse_spec(suite.dataset, registry.dataset)
+    assert parse_filtered(suite.dataset, registry.dataset)[0].text == suite.dataset
     parse_spec(suite.model, registry.model)
     for spec in suite.attacks:
         assert parse_spec(spec, registry.attack).text == spec

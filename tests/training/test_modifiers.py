@@ -19,6 +19,7 @@ from bench.runs.compatibility import check_training
 from bench.testing.contracts import DefenseContract, tiny_batch, tiny_model
 from bench.training.schedules import eps_at, learning_rate, lost_times, times_of
 from bench.training.weight_perturbation import perturbed_weights
+from defenses.atas import ATAS
 from defenses.fgsm_pgi import FGSMPGI
 from defenses.free import Free
 from defenses.pgd_at import PGDAT
@@ -35,6 +36,7 @@ def test_a_config_without_modifiers_has_the_json_of_before():
 @pytest.mark.parametrize(("setting", "value"), [
     ("periods", (0.5, 0.25)), ("periods", (0.0,)), ("awp", -1), ("label_smoothing", 1), ("cutout", -1), ("swa", 1),
     ("lr_warm_up", 1), ("eps_max", 0), ("eps_growth", "fast"), ("cutmix", 1.5),
+    ("extra_share", 1),
 ])  # fmt: skip
 def test_settings_out_of_range(setting, value):
     with pytest.raises(UserError, match=setting):
@@ -129,11 +131,15 @@ def test_label_smoothing_of_a_step():
     step.check(-(0.7 * own + 0.3 * log_p.mean(dim=1)).mean())
 
 
-@pytest.mark.parametrize(("defense", "setting"), [(Free, "awp"), (FGSMPGI, "awp"), (Free, "cutmix")])
+@pytest.mark.parametrize(("defense", "setting"), [(Free, "awp"), (FGSMPGI, "awp"), (Free, "cutmix"), (ATAS, "extra")])
 def test_a_defense_that_does_not_take_a_modifier_refuses_it(defense, setting):
     data = Arrays("it", *2 * (np.zeros((9, 4, 4, 1), np.uint8), np.arange(9) % 2))
     with pytest.raises(UserError, match=f"does not take {setting}"):
-        check_training(defense(defense.config_class(**{setting: 0.1})), data, ThreatModel("Linf", 0.1))
+        check_training(
+            defense(defense.config_class(**{setting: "it.npz" if setting == "extra" else 0.1})),
+            data,
+            ThreatModel("Linf", 0.1),
+        )
     check_training(PGDAT(PGDAT.config_class(awp=0.1)), data, ThreatModel("Linf", 0.1))
     with pytest.raises(UserError, match="cutout is 5"):
         check_training(PGDAT(PGDAT.config_class(cutout=5)), data, ThreatModel("Linf", 0.1))
