@@ -1,0 +1,32 @@
+"""ImageNet and other data in folders of image files, which are streamed."""
+
+from pathlib import Path
+from typing import Any
+
+from bench.core import registry
+from bench.core.errors import UserError
+from bench.datasets.arrays import Arrays, check_arrays, data_folder
+from bench.datasets.image_files import find_image_files
+
+
+@registry.dataset("image-folder")
+def image_folder(data_dir: Path | None = None, *, folder: str = "imagenet", size: int = 224) -> Arrays:
+    """Images in DATA_DIR/FOLDER/train/CLASS/ and DATA_DIR/FOLDER/val/CLASS/, decoded when they are needed.
+
+    Training reads a batch ahead. Test images are kept in memory, so take some of them (`:test=5000`). In the hash of
+    the data, names and lengths of the files stand for their contents. Images are resized and cut out as for the
+    evaluation on ImageNet; random crops of a padded image and flips are the augmentation, as for other data sets,
+    because stored perturbations follow these.
+
+    folder: name of the folder. size: side of the images.
+    """
+    if not 1 <= size <= 4096:
+        raise UserError(f"size is {size}; it must be 1 to 4096 pixels")
+    root = data_folder(data_dir) / folder
+    arrays: dict[str, Any] = {}
+    for split, name in (("train", "train"), ("test", "val")):
+        arrays[f"x_{split}"], arrays[f"y_{split}"] = find_image_files(root / name, size)
+    classes = [sorted(path.name for path in (root / name).iterdir() if path.is_dir()) for name in ("train", "val")]
+    if classes[0] != classes[1]:
+        raise UserError(f"{root}: train and val have different classes; they must have folders of the same names")
+    return check_arrays("image-folder", arrays)
