@@ -20,6 +20,8 @@ from bench.datasets.streaming import StreamedCanvas
 class Split:
     """x uint8 (N,H,W,C), y int64 (N,). For random crops, the images are stored on a canvas padded by `crop` zeros."""
 
+    classes: int | None
+
     def __init__(
         self, x: np.ndarray, y: np.ndarray, device: torch.device, *, crop: int = 0, flip: bool = False, cutout: int = 0,
         cutmix: float = 0.0, classes: int | None = None,
@@ -50,7 +52,7 @@ class Split:
         self.canvas = canvas
         self.y: Tensor = y
         self.crop, self.flip, self.cutout, self.cutmix = crop, flip, 0, 0.0
-        self.classes: int | None = None
+        self.classes = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -68,11 +70,11 @@ class Split:
 
     def take(self, index: Tensor) -> Batch:
         """The examples `index`, not augmented."""
-        inside = (slice(None), *(slice(self.crop, self.crop + side) for side in self.size))
+        rows, columns = (slice(self.crop, self.crop + side) for side in self.size)
         if isinstance(self.canvas, StreamedCanvas):
-            x = self.canvas.rows(index)[:, *inside]
+            x = self.canvas.rows(index)[:, :, rows, columns]
         else:
-            x = self.canvas[index, *inside]
+            x = self.canvas[index, :, rows, columns]
         return Batch(_in_unit_range(x), self.y[index], index)
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:

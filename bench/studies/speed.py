@@ -67,7 +67,8 @@ class SpeedStudy(ModelStudy):
         rows = [
             [
                 name, f"{1000 * cost.seconds / cost.steps:.2f}", f"{cost.per_example / base.per_example:.2f}",
-                f"{cost.work / base.work:.2f}", f"{cost.passes / base.passes:.2f}", *(f"{100 * part / cost.seconds:.0f}" for part in cost.parts),
+                f"{cost.work / base.work:.2f}", f"{cost.passes / base.passes:.2f}",
+                *(f"{100 * part / cost.seconds:.0f}" for part in cost.parts),
             ]
             for name, cost in costs.items()
         ]  # fmt: skip
