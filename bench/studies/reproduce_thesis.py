@@ -46,16 +46,17 @@ class ReproduceStudy(ModelStudy):
     """Tables 3.6 to 3.9 of the thesis on its checkpoints: our numbers, those of the paper, and why they differ.
 
     Rows without a checkpoint are listed. File names are read as bench/studies/checkpoint_names.py says.
-    `reflected-1` is `bench study reflected-binary`, which trains; 4.2, 4.6, 4.7 and 5.11 read your runs.
+    `reflected-1` is `bench study reflected-binary`, which trains; 4.2, 4.6, 4.7, 5.11 and reflected-2 read your runs.
+    Those of reflected-2 are attacked by `pgd:steps=50:restarts=10:eps=8/255`, whatever the eps of the training is.
 
     CTE, PGD and CRE are errors in percent: clean; under PGD (20 steps of eps / 10, started from Gaussian noise scaled
     by the step, last iterate); and the share that is not certified. ACB is eps times the certified share, ACB PEC the
     mean radius. Under L2 the column CRE Lin is PEC's share; the extra row by fast-lin is that of the linear bounds.
     """
 
-    table: str = "3.6"  # 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid, tanh), 3.9 (largest eps), or reflected-1
+    table: str = "3.6"  # 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid, tanh), 3.9 (largest eps), or another one
     checkpoints: str | None = None  # folder of the published weights; it must be given, for tables 3.6 to 3.9
-    runs: str | None = None  # folder of runs, for the tables of trainings 4.2, 4.6, 4.7 and 5.11
+    runs: str | None = None  # folder of runs, for the tables of trainings
     named: tuple[str, ...] = ()  # FILE=NAME for weights in files with other names
     only: str = ""  # measure only the checkpoints whose path contains this
     n_examples: int | None = None  # the first N test examples; verdicts are given only if it is all of them
@@ -123,10 +124,11 @@ class ReproduceStudy(ModelStudy):
 
 
 def _paper_table(table: str) -> PaperTable:
-    tables = [name.removeprefix("thesis-") for name in paper_table_names() if name.startswith("thesis-")]
-    if table not in tables:
-        raise UserError(f"table '{table}' is not one of {', '.join(tables)}, reflected-1; choose one with --table")
-    return read_paper_table(f"thesis-{table}")
+    in_order = sorted(paper_table_names(), reverse=True, key=lambda name: name.startswith("thesis"))
+    names = {name.removeprefix("thesis-"): name for name in in_order if name != "non-uniform"}
+    if table not in names:
+        raise UserError(f"table '{table}' is not one of {', '.join(names)}; choose one with --table")
+    return read_paper_table(names[table])
 
 
 def _rows(paper: PaperTable) -> Iterator[tuple[Block, str, CheckpointKey]]:

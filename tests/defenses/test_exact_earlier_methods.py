@@ -1,12 +1,14 @@
-"""One step of standard, PGD, FGSM-RS, TRADES, R-PGD, ATTA and ATAS against plain formulas, in float64."""
+"""One step of standard, PGD, FGSM-RS, TRADES, R-PGD, ATTA, ATAS and binary-subnet against plain formulas, in float64."""
 
 import math
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, softplus
+from torch.nn.utils import parametrize
 
 from attacks.losses import reflected
+from bench.training.subnet import linear_layers, masks
 from tests.defenses.exact_step import Step
 
 
@@ -129,3 +131,23 @@ def test_atas_text(root, monotone):
         step.check(cross_entropy(step.model(x_adv), step.y))
         assert torch.allclose(step.batch.read(step.loop.bank["delta"]), x_adv - step.x)
     assert (largest > v).any()
+
+
+@pytest.mark.parametrize("name", ["binary-subnet", "binary-subnet-fast"])
+def test_binary_subnet(name):
+    step = Step(name, r=0.5, steps=2, alpha="0.25eps")
+    scores, signs, weights = [], [], []
+    for layer in linear_layers(step.model):  # the weights as the text has them: signs where the score is among the top
+        mask = layer.parametrizations.weight[0]
+        scores.append(mask.scores.detach().clone())
+        signs.append(layer.parametrizations.weight.original.detach().clone())
+        lowest = mask.scores.flatten().sort(descending=True).values[mask.keep - 1]
+        parametrize.remove_parametrizations(layer, "weight")
+        layer.weight = torch.nn.Parameter(signs[-1] * (scores[-1] >= lowest))
+        weights.append(layer.weight)
+    start = carried(step) if name.endswith("fast") else step.start()
+    loss = cross_entropy(step.model(step.pgd(start, steps=2)), step.y)
+    gradients = torch.autograd.grad(loss, weights)
+    step.loop.defense.train_step(step.batch, step.loop)
+    for mask, before, sign, gradient in zip(masks(step.loop.model), scores, signs, gradients, strict=True):
+        assert torch.allclose(before - mask.scores, sign * gradient, rtol=1e-6, atol=1e-9)

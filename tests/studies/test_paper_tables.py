@@ -35,7 +35,7 @@ def test_cells_are_as_printed(where, printed):
 def test_all_blocks_and_rows_are_there():
     sizes = {name: [len(block.rows) for block in read_paper_table(name).blocks] for name in paper_table_names()}
     assert sizes == {
-        "non-uniform": [2] * 5, "reflected-1": [5],
+        "non-uniform": [2] * 5, "reflected-1": [5], "reflected-2": [8] * 4,
         "thesis-4.2": [3, 6, 6], "thesis-4.6": [6, 1], "thesis-4.7": [9, 9], "thesis-5.11": [7, 7, 7, 7, 6, 5],
         "thesis-3.6": [11] * 3, "thesis-3.7": [11] * 3, "thesis-3.8": [8] * 4, "thesis-3.9": [7] * 6,
     }  # fmt: skip
