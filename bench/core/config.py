@@ -217,10 +217,13 @@ class RunConfig:
     budget: int | None = None  # of the bracket: sub-problems for each example; None for no bracket
     time_limit: float | None = None  # of the bracket, in seconds; None for none
     bracket: float | None = None  # the budget in seconds of configs from before budgets were work
+    box: bool = True  # whether points are kept in [0, 1]
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values, without those of OPTIONAL that are empty, which keeps published hashes."""
-        return {key: value for key, value in as_json(self).items() if value or key not in OPTIONAL}
+        """The fields as JSON values, without those of OPTIONAL that are empty and without a box of [0, 1], which keeps
+        published hashes."""
+        fields = {key: value for key, value in as_json(self).items() if value or key not in OPTIONAL}
+        return {key: value for key, value in fields.items() if key != "box" or not value}
 
     @property
     def content_hash(self) -> str:

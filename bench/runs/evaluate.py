@@ -48,7 +48,7 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
     record = Record(
         schema=SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model,
         parameters=sum(p.numel() for p in model.parameters()), defense=plan.name, seed=seed,
-        threat=Threat(config.norm, config.eps), config=config.as_json(), config_hash=config.content_hash,
+        threat=Threat(config.norm, config.eps, config.box), config=config.as_json(), config_hash=config.content_hash,
         n_examples=config.n_examples, clean=accuracy(table["clean"]), attacks=result.attacks,
         worst=worst(table), worst_by=worst_by(table), union=union(table), certifiers=result.certifiers,
         bracket=result.bracket, audited=result.audited, training=cost, sanity=result.sanity,

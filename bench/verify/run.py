@@ -169,6 +169,7 @@ def _check_config(folder: Path, record: Record) -> Finding:
         return Finding(name, "failed", f"the config has the hash {computed}, not {record.config_hash}")
     repeated: dict[str, Any] = {"suite": record.suite, "dataset": record.dataset, "model": record.model}
     repeated |= {"n_examples": record.n_examples, "norm": record.threat.norm, "eps": record.threat.eps}
+    repeated |= {} if record.threat.box else {"box": False}
     for key, value in repeated.items():
         if config.get(key) != value:
             return Finding(name, "failed", f"the record has {key} {value}, its config {config.get(key)}")
