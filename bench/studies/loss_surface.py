@@ -68,7 +68,7 @@ class LossSurfaceStudy(ModelStudy):
             (batch,) = plan.test_split().in_order(self.n_examples)
             generator = seeds.generator(plan.device, self.seed, "loss-surface")
             surface, bulge = loss_surface(loaded_model(plan), batch, plan.threat, self.points, generator)
-            name = "/".join(Path(file).parts[-3:])
+            name = "/".join(Path(file).parts[-3:-1]) or file  # the folder of the run
             surfaces[name] = surface
             places = [(0, 0), (self.points // 2, 0), (-1, 0), (0, -1)]
             rows.append([name, *(f"{surface[place]:.3g}" for place in places), f"{100 * bulge:.0f}"])
@@ -119,3 +119,4 @@ def draw(canvas: Figure, surfaces: dict[str, Surface]) -> None:
         fgsm, random = np.meshgrid(shares, shares, indexing="ij")
         axes.plot_surface(fgsm, random, surface, cmap="viridis")
         axes.set(xlabel="FGSM / eps", ylabel="random / eps", zlabel="loss", title=name)
+        axes.set_box_aspect(None, zoom=0.85)  # room for the label of the third axis

@@ -58,12 +58,12 @@ class TrainingSchedulesStudy(Study):
         table = render(["training", "epoch", "learning rate", "eps, of its target"], rows, align="lrrr")
         if self.figure is None:
             return table
-        with new_figure(self.figure, 11, 4) as canvas:
+        with new_figure(self.figure, 11, 4.5) as canvas:
             left, right = canvas.subplots(1, 2)
             for text, (epochs, lr, radius) in curves.items():
                 left.plot(epochs, lr, label=text)
                 right.plot(epochs, radius, label=text)
             left.set(xlabel="epoch", ylabel="learning rate", title="thesis, figure 4.12")
             right.set(xlabel="epoch", ylabel="eps", title="thesis, figure 4.13")
-            right.legend()
+            canvas.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         return f"{table}\n\nfigure: {self.figure}"
