@@ -120,10 +120,11 @@ class TestDataset(DatasetContract):
     @pytest.fixture(autouse=True)
     def _folder(self, name: str, tmp_path: Path) -> None:
         self.data_dir = tmp_path
-        if name == "image-folder":
+        if name in ("image-folder", "imagenet"):
             for folder in (f"{split}/{label}" for split in ("train", "val") for label in "ab"):
-                (tmp_path / "imagenet" / folder).mkdir(parents=True)
-                Image.new("RGB", (9, 7)).save(tmp_path / "imagenet" / folder / "it.png")
+                path = tmp_path / ("imagenet" if name == "imagenet" else "images") / folder
+                path.mkdir(parents=True)
+                Image.new("RGB", (9, 7)).save(path / "it.png")
         if name in SHAPES:
             classes = 100 if name == "cifar100" else 10
             x, y = np.zeros((classes, *SHAPES[name]), np.uint8), np.arange(classes)

@@ -50,6 +50,12 @@ def test_the_set_is_read_in_order_of_names(root):
     assert not (pixels[1] == pixels[1][..., :1]).all()
 
 
+def test_imagenet_is_a_folder_of_its_own(root):
+    (root / "it").rename(root / "imagenet")
+    arrays = load_arrays(f"imagenet:size={SIZE}:classes=1+0", root)
+    assert (arrays.shape, arrays.y_test.tolist()) == ((3, SIZE, SIZE), [1, 1, 0, 0])
+
+
 def test_the_centre_is_cut_out(root):
     # a uniform image with a border that resizing does not reach: 14 x 28 pixels, resized to 9 x 18
     image = np.zeros((14, 28, 3), np.uint8)
