@@ -26,7 +26,7 @@ from bench.training.extra_data import ExtraData
 from bench.training.optimizers import make_optimizer, step_of
 from bench.training.overfitting import has_collapsed
 from bench.training.probe import Probe
-from bench.training.schedules import eps_at, learning_rate, lost_times, times_of
+from bench.training.schedules import eps_at, learning_rate, lost_times, times_of, unreached_eps
 from bench.training.weight_perturbation import Loss, perturbed_weights
 
 Report = Callable[..., None]  # (steps since the last call, a note, loss=the last one): Progress.advance
@@ -169,7 +169,8 @@ class Loop:
             rehearsal.check_predictor(self, predictor)
         predictor.eval()
         lost = lost_times({**times_of(self.config), **self.defense.times()}, self.steps)
-        for warning in (*lost, *short_averages(self.config, self.steps, self.epochs)):
+        short = (*unreached_eps(self.config, self.steps), *short_averages(self.config, self.steps, self.epochs))
+        for warning in (*lost, *short):
             self.warn(warning)
         cost = Training(
             epochs=self.epochs, seconds=round(self.seconds, 3), forwards=self.passes.forwards,

@@ -17,7 +17,7 @@ from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.runs.compatibility import check_training
 from bench.testing.contracts import DefenseContract, tiny_batch, tiny_model
-from bench.training.schedules import eps_at, learning_rate, lost_times, times_of
+from bench.training.schedules import eps_at, learning_rate, lost_times, times_of, unreached_eps
 from bench.training.weight_perturbation import perturbed_weights
 from defenses.atas import ATAS
 from defenses.fgsm_pgi import FGSMPGI
@@ -235,6 +235,19 @@ def test_one_step_on_mixed_images():
         return -(soft * step.model(x).log_softmax(dim=1)).sum(dim=1).mean()
 
     step.check(loss(step.pgd(step.start(), steps=1, loss=loss)))
+
+
+@pytest.mark.parametrize(("growth", "eps_max", "steps", "said"), [
+    ("linear", 1, 10, "90% of eps"), ("linear", 1, 200, None), ("cosine", 1, 10, "98% of eps"), ("linear", 2, 10, None),
+    ("linear", 0.5, 200, "50% of eps"), ("none", 1, 1, None),
+])  # fmt: skip
+def test_an_eps_that_does_not_reach_its_end_is_warned_of(growth, eps_max, steps, said):
+    config = TrainingConfig(eps_growth=growth, eps_max=OfEps(eps_max))
+    warnings = list(unreached_eps(config, steps))
+    assert [said in warning for warning in warnings] == ([] if said is None else [True])
+    loop = DefenseContract().loop("standard", epochs=1, schedule="constant", eps_growth=growth, eps_max=f"{eps_max}eps")
+    _, cost = loop.run()
+    assert cost.warnings == list(unreached_eps(config, loop.steps))
 
 
 @pytest.mark.parametrize(("settings", "epochs", "said"), [
