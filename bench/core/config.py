@@ -19,6 +19,7 @@ Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 # settings of TrainingConfig that are newer than published records: a config leaves them out where they are off
 MODIFIERS = (
     "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
+    "last_norm", "binary",
 )  # fmt: skip
 
 
@@ -59,6 +60,8 @@ class TrainingConfig:
     awp_start: float = 0.0  # fraction of the training after which awp begins
     label_smoothing: float = 0.0  # share of the label that is spread over all classes
     cutout: int = 0  # side of the square that is set to 0 in each training image, 0 for none
+    last_norm: bool = False  # a batch norm over the logits (LBN), as the last layer of the model
+    binary: bool = False  # BinaryConnect: linear and convolutional layers use the signs of their weights
     newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:
