@@ -17,7 +17,7 @@ from bench.core.specs import Length, OfEps, in_units
 from bench.training.architecture import linear_layers
 from bench.training.budgets import adaptive_budgets
 from bench.training.perturbation_bank import BankConfig, carried_start, carry, reset_bank, start_bank
-from bench.training.subnet import fan_in, mask_layers, masks
+from bench.training.subnet import Start, fan_in, mask_layers, masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Subnet(Defense[ConfigT]):
             raise UserError("a robust subnetwork needs a model whose last layer is linear; use another --model")
         budgets = adaptive_budgets([layer.weight.numel() for layer in layers], 1 - config.r, config.gamma)
         fix_weights(model, config.init, config.r)
-        start = config.score_range if config.score_start == "range" else "fan-in"
+        start: Start = config.score_range if config.score_start == "range" else "fan-in"
         mask_layers(model, budgets, start, config.rank)
         return model
 

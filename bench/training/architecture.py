@@ -1,5 +1,6 @@
 """Changes of any architecture before its training: a batch norm over the logits, and weights that are used as signs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,5 +64,17 @@ class StraightThrough(torch.autograd.Function):
 def clip_binary(model: nn.Module) -> None:
     """Clip the weights that are used as signs to [-1, 1], where a gradient can still change their sign."""
     for layer in linear_layers(model):
-        if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], Sign):
-            layer.parametrizations.weight.original.clamp_(-1, 1)
+        if isinstance(next(iter(parametrizations_of(layer)), None), Sign):
+            latent(layer).clamp_(-1, 1)
+
+
+def parametrizations_of(layer: Layer) -> Sequence[nn.Module]:
+    """What is applied to the layer's trained weight, in order; empty for a plain weight."""
+    weights = layer.parametrizations["weight"] if parametrize.is_parametrized(layer, "weight") else ()  # type: ignore[index]
+    return tuple(weights)
+
+
+def latent(layer: Layer) -> nn.Parameter:
+    """The weight that is trained, or fixed, before signs and masks are applied to it."""
+    name = "parametrizations.weight.original" if parametrize.is_parametrized(layer, "weight") else "weight"
+    return layer.get_parameter(name)

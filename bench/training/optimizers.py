@@ -11,7 +11,7 @@ from bench.training.architecture import clip_binary
 
 
 def make_optimizer(defense: Defense[Any], model: nn.Module) -> torch.optim.Optimizer:
-    """For the parameters that the defense trains; UserError if there are none. With `binary`, its steps clip weights."""
+    """For the parameters that the defense trains; UserError if there are none. Its steps clip weights with `binary`."""
     config = defense.config
     params = list(defense.parameters(model))
     if not params:
