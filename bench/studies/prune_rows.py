@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from bench.studies.paper_tables import Block
@@ -62,6 +63,5 @@ def compared_method(row: str, binary: bool, r: float) -> Training | None:
 
 def cells_of(block: Block, columns: tuple[str, ...]) -> list[tuple[str, str, float]]:
     """(row, column, printed) of each figure of a block; cells that the thesis leaves empty are not there."""
-    cells = [
-        (row, name, value) for row, values in block.rows.items() for name, value in zip(columns, values, strict=True)
-    ]
+    named = {row: dict(zip(columns, values, strict=True)) for row, values in block.rows.items()}
+    return [(row, name, v) for row, figures in named.items() for name, v in figures.items() if not math.isnan(v)]
