@@ -13,6 +13,8 @@ from bench.core.errors import UserError
 from bench.models.build import build_model
 from bench.training.architecture import built
 from bench.training.checkpoints import BuildSpec, read_state
+from bench.training.packed import load_packed
+from bench.training.packed_format import SUFFIX
 
 
 def make_defense(spec: BuildSpec) -> Defense[Any] | None:
@@ -35,6 +37,8 @@ def new_model(spec: BuildSpec, seed: int = 0) -> nn.Module:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load our own weights into the model of their build spec; UserError if they do not fit it."""
+    if path.suffix == SUFFIX:
+        return load_packed(model, path)
     try:
         model.load_state_dict(read_state(path), strict=True)
     except RuntimeError as error:
