@@ -1,8 +1,11 @@
 """ResNets for 32x32 images (He et al., 2016): a 3x3 stem, no pooling after it."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from bench.core import registry
+from bench.core.errors import UserError
 from bench.core.layers import Residual
 from bench.models.building_blocks import PerChannel, Shape, assemble, classifier, conv1x1, conv3x3, residual_stages
 
@@ -23,12 +26,14 @@ def basic_block(channels_in: int, channels_out: int, stride: int) -> nn.Sequenti
 
 
 def resnet(
-    shape: Shape, classes: int, depths: tuple[int, ...], width: int, mean: PerChannel, std: PerChannel
+    shape: Shape, classes: int, stages: Sequence[tuple[int, int]], mean: PerChannel, std: PerChannel
 ) -> nn.Sequential:
-    """Stages of `depths` basic blocks; from one to the next the width doubles and the size halves."""
+    """Stages of (basic blocks, channels); from one to the next the size halves. The stem has the first's channels."""
+    width = stages[0][1]
     stem = [("stem", conv3x3(shape[0], width)), ("bn", nn.BatchNorm2d(width)), ("act", nn.ReLU())]
-    stages = residual_stages(basic_block, width, [(depth, width * 2**k) for k, depth in enumerate(depths)])
-    return assemble([*stem, *stages, *classifier(width * 2 ** (len(depths) - 1), classes)], mean, std)
+    return assemble(
+        [*stem, *residual_stages(basic_block, width, stages), *classifier(stages[-1][1], classes)], mean, std
+    )
 
 
 @registry.model("resnet18")
@@ -37,13 +42,25 @@ def resnet18(shape: Shape, classes: int, *, width: int = 64, mean: PerChannel = 
 
     width: channels of the first stage. mean, std: of each channel, for the normalisation; empty for none.
     """
-    return resnet(shape, classes, (2, 2, 2, 2), width, mean, std)
+    return resnet(shape, classes, [(2, width * 2**k) for k in range(4)], mean, std)
 
 
 @registry.model("resnet34")
-def resnet34(shape: Shape, classes: int, *, width: int = 64, mean: PerChannel = (), std: PerChannel = ()) -> nn.Module:
-    """ResNet-34 in its CIFAR form.
+def resnet34(
+    shape: Shape,
+    classes: int,
+    *,
+    width: int = 64,
+    widths: tuple[int, ...] = (),
+    mean: PerChannel = (),
+    std: PerChannel = (),
+) -> nn.Module:
+    """ResNet-34 in its CIFAR form. The small ones of thesis Table 5.6 have widths=23+25+27+29 and widths=6+13+26+51.
 
-    width: channels of the first stage. mean, std: of each channel, for the normalisation; empty for none.
+    width: channels of the first stage, which double from one to the next. widths: channels of each of the four stages,
+    instead of `width`. mean, std: of each channel, for the normalisation; empty for none.
     """
-    return resnet(shape, classes, (3, 4, 6, 3), width, mean, std)
+    channels = widths or tuple(width * 2**k for k in range(4))
+    if len(channels) != 4 or min(channels) < 1:
+        raise UserError(f"model 'resnet34' has four stages of at least one channel; widths is {widths}")
+    return resnet(shape, classes, list(zip((3, 4, 6, 3), channels, strict=True)), mean, std)

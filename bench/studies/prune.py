@@ -61,8 +61,8 @@ class PruneStudy(ModelStudy):
     epochs: int = 30  # of each training
     seeds: int = 2  # trainings of each cell
     r: float = 0.99  # pruning rate of the tables that have one
-    rows: tuple[str, ...] = ()  # parts of the rows' names, joined by '+'; none: all rows
-    columns: tuple[str, ...] = ()  # parts of the columns' names, joined by '+'; none: all columns
+    rows: tuple[str, ...] = ()  # names of rows or their parts between commas, joined by '+'; none: all
+    columns: tuple[str, ...] = ()  # names of columns, joined by '+'; none: all
     fast: bool = False  # train with one step of 1.25 eps (FGSM-RS) instead of the defense's attack
     attack: str = "pgd-20"  # that measures the robust accuracy
     n_examples: int | None = None  # the first N test examples; none: all
@@ -95,7 +95,7 @@ class PruneStudy(ModelStudy):
     def planned(self, block: Block, columns: tuple[str, ...]) -> Iterator[tuple[Cell, Plan]]:
         """The cells that are asked for, each with its plan; all are checked before the first training."""
         for row, column, printed in cells_of(block, columns):
-            wanted = all(not parts or any(part in name for part in parts)
+            wanted = all(not parts or any(part in (name, *name.split(", ")) for part in parts)
                          for parts, name in ((self.rows, row), (self.columns, column)))  # fmt: skip
             training = training_of(self.table, row, column, self.r) if wanted else None
             if training is None:

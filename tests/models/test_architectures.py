@@ -23,6 +23,19 @@ def test_parameters_are_as_published(spec, shape, parameters):
         assert sum(p.numel() for p in build_model(spec, shape, 10).parameters()) == parameters
 
 
+@pytest.mark.parametrize(("widths", "printed", "with_norms"), [
+    ("64+128+256+512", 21_265_088, False), ("23+25+27+29", 201_078, True), ("6+13+26+51", 216_360, True),
+])  # fmt: skip
+def test_networks_have_the_weights_of_table_5_6(widths, printed, with_norms):
+    # the thesis counts the affine parameters of batch norm in the small networks, and not in RN34; never the last bias
+    with torch.device("meta"):
+        model = build_model(f"resnet34:widths={widths}", CIFAR, 10)
+    counted = [
+        p.numel() for name, p in model.named_parameters() if p.dim() > 1 or (with_norms and name != "output.bias")
+    ]
+    assert sum(counted) == printed
+
+
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
 def test_the_thesis_networks_take_three_activations(activation):
     for name in ("fc1", "cnn"):
@@ -35,7 +48,15 @@ def test_normalisation_is_a_layer_of_the_model():
     assert torch.allclose(model.normalize(torch.full((1, *CIFAR), 0.7))[0, :, 0, 0], torch.tensor([1.0, 1.0, 0.4]))
 
 
-@pytest.mark.parametrize("spec", ["resnet18:mean=0.5", "resnet18:mean=0.5:std=0", "cnn:activation=gelu"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "resnet18:mean=0.5",
+        "resnet18:mean=0.5:std=0",
+        "cnn:activation=gelu",
+        "resnet34:widths=1+2",
+    ],
+)
 def test_impossible_options_are_one_line(spec):
     with pytest.raises(UserError):
         build_model(spec, CIFAR, 10)
