@@ -20,6 +20,7 @@ Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 MODIFIERS = (
     "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
     "cutmix", "extra", "extra_share",
+    "last_norm", "binary",
 )  # fmt: skip
 
 
@@ -63,6 +64,8 @@ class TrainingConfig:
     cutmix: float = 0.0  # share of the batches whose images get a rectangle of another image: 0.5 for CIFAR-10
     extra: str = ""  # file of additional training data: .npz with x_extra (uint8) and y_extra
     extra_share: float = 0.5  # of each batch that comes from `extra`
+    last_norm: bool = False  # a batch norm over the logits (LBN), as the last layer of the model
+    binary: bool = False  # BinaryConnect: linear and convolutional layers use the signs of their weights
     newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:

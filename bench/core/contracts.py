@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -167,6 +167,9 @@ class Trainer(Protocol):
 
     bank: dict[str, Tensor]
     """State for each training example, (N,) or (N,C,H+2p,W+2p), by name. It is saved in the checkpoint."""
+
+    log: list[dict[str, Any]]
+    """A line for each finished epoch: `epoch`, `loss` and, after a probe, the accuracies `fgsm` and `pgd`."""
 
     epoch: int
     """The number of finished epochs."""

@@ -59,7 +59,7 @@ def resnet18(
 def resnet34(
     shape: Shape, classes: int, *, width: int = 64, widths: Widths = (), mean: PerChannel = (), std: PerChannel = ()
 ) -> nn.Module:
-    """ResNet-34 in its CIFAR form.
+    """ResNet-34 in its CIFAR form. The small ones of thesis Table 5.6 have widths=23+25+27+29 and widths=6+13+26+51.
 
     width: channels of the first stage, which double from stage to stage. widths: channels of each stage, instead.
     mean, std: of each channel, for the normalisation; empty for none.

@@ -33,6 +33,7 @@ from bench.studies.trained_tables import TABLES, compare_runs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+PRUNED = tuple(f"5.{number}" for number in range(2, 11))  # tables of `bench study prune`
 PRECISION = 1e-4  # of the searches of table 3.9
 CERTIFIERS = {"IBP": "ibp", "Lin": "fast-lin", "PEC": "pec", "CRO": "crown", "MIP": "exact"}  # by column name
 
@@ -72,6 +73,8 @@ class ReproduceStudy(ModelStudy):
                 data_dir=self.data_dir, device=self.device, threads=self.threads, n_examples=self.n_examples,
                 form=self.form,
             ).run()  # fmt: skip
+        if self.table in PRUNED:
+            raise UserError(f"table {self.table} is of pruned networks; see `bench study prune --help`")
         paper = _paper_table(self.table)
         self._check_figure()
         if self.table in TABLES:
@@ -126,6 +129,7 @@ class ReproduceStudy(ModelStudy):
 def _paper_table(table: str) -> PaperTable:
     in_order = sorted(paper_table_names(), reverse=True, key=lambda name: name.startswith("thesis"))
     names = {name.removeprefix("thesis-"): name for name in in_order if name != "non-uniform"}
+    names = {table: name for table, name in names.items() if table not in PRUNED}
     if table not in names:
         raise UserError(f"table '{table}' is not one of {', '.join(names)}; choose one with --table")
     return read_paper_table(names[table])
