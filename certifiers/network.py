@@ -73,10 +73,14 @@ class Network:
 
     def logits(self, x: Tensor) -> Tensor:
         """What the layers compute for images x (B,C,H,W): (B,K)."""
+        return self.values(x)[-1]
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        """The output of each node, (B,*shape), for images x (B,C,H,W)."""
         outputs = [x]
         for node in self.nodes[1:]:
             outputs.append(apply(node.layer, [outputs[k] for k in node.inputs]))
-        return outputs[-1]
+        return outputs
 
 
 def layers_of(recording: Recording, image: Tensor) -> list[Node]:
