@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bench.core.contracts import mode_of
 from bench.core.errors import UserError
-from bench.core.threat import DUAL_ORDER, TINY, Norm
+from bench.core.threat import DUAL_ORDER, Norm
 from certifiers.activations import Rectifier
 from certifiers.backward import BackwardBound, propagate_backward
 from certifiers.linear_forms import LinearForms, margin_specification
@@ -22,9 +22,9 @@ def plane_distances(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple
     """Distances of images x (B,C,H,W) to the planes on which a ReLU switches, (B,U), and on which z_y = z_j, (B,K-1).
 
     Croce, Andriushchenko and Hein (2019), Section 3: |z| / |grad z| of the linear function that holds at x, without the
-    box of pixels; for the decisions (z_y - z_j) / |grad (z_y - z_j)|, negative where j is predicted. U: the inputs of
-    all activations, which must be ReLUs or made of ReLUs; UserError otherwise. Differentiable in the weights. Batch
-    norm is in eval mode.
+    box of pixels; for the decisions (z_y - z_j) / |grad (z_y - z_j)|, negative where j is predicted; inf where the
+    gradient is zero. U: the inputs of all activations, which must be ReLUs or made of ReLUs; UserError otherwise.
+    Differentiable in the weights. Batch norm is in eval mode.
     """
     with mode_of(model, training=False):
         network = Network(model, x[:1])
@@ -53,4 +53,5 @@ def _gradient(network: Network, k: int, forms: LinearForms, pieces: dict[int, Li
 
 
 def _distance(value: Tensor, gradient: LinearForms, norm: Norm) -> Tensor:
-    return value / gradient.norm(DUAL_ORDER[norm]).clamp(min=TINY)
+    length = gradient.norm(DUAL_ORDER[norm])
+    return torch.where(length > 0, value / torch.where(length > 0, length, 1), torch.inf)

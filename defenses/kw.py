@@ -26,7 +26,7 @@ class Config(RampConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            eps_start=(in_units(self.eps_start, 1.0) >= 0, "not negative"),
+            eps_start=(in_units(self.eps_start, 1.0) > 0, "positive"),
             attacked=(self.attacked >= 0, "not negative"),
             step_size=(in_units(self.step_size, 1.0) > 0, "positive"),
         )
@@ -60,12 +60,10 @@ class KW(Ramped[Config]):
         hinges = worst + 1 - one_hot(y, worst.shape[1])  # 0 at the label
         loss = cross_entropy(worst, y) if config.loss == "cross-entropy" else hinges.amax(dim=1).mean()
         if config.attacked:
-            alpha, begin = (
-                in_units(config.step_size, trainer.eps),
-                trainer.threat.random_start(batch.x, trainer.generator),
-            )
             x_adv, _ = ascend(
-                model, batch.x, batch.y, threat=trainer.threat, steps=config.steps, alpha=alpha, start=begin
-            )
+                model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
+                alpha=in_units(config.step_size, trainer.eps),
+                start=trainer.threat.random_start(batch.x, trainer.generator),
+            )  # fmt: skip
             loss = loss + config.attacked * cross_entropy(model(x_adv), batch.y)
         trainer.update(loss)

@@ -93,10 +93,10 @@ class MMR(MaximumMargin[Config]):
 
     Croce, Andriushchenko and Hein (2019), Eq. 6 and Section 4: the mean of max(0, 1 - d / gamma) over the nearest
     planes on which a ReLU switches, plus the same over the planes of decisions, both from the function that is linear
-    around the image, without the box of pixels. The share of planes falls linearly from 20 to 5 % (in the authors' code
-    from 10 to 2 %), lambda rises over the first tenth. Only for networks of ReLUs. The gammas are those of an example
-    in the authors' code, for fc1 under Linf 0.1; those of the thesis' table are not printed. Under L2 their code has
-    lr=1e-4 on MNIST. Batch norm is in eval mode in the regulariser.
+    around the image, without the box of pixels. The share of planes falls linearly from 20 to 5 % (in the authors'
+    code from 10 to 2 %), lambda rises over the first tenth. Only for networks of ReLUs. lambda and the gammas are those
+    of an example of the authors for fc1 on Fashion-MNIST under Linf 0.1; those of the thesis' tables are not printed.
+    Under L2 their code has lr=1e-4 on MNIST. Batch norm is in eval mode in the regulariser.
 
     Deviation: the paper's code counts the label itself as one more decision, whose hinge is 0, in the mean.
 
