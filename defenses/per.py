@@ -127,7 +127,9 @@ def regulariser(
         with torch.no_grad():  # the box only increases distances, so most hyperplanes can be excluded without it
             known = BoundedNetwork(network, "parallel", intermediate).bound(region, y)
             near = distance_without_box(known.A, known.at(x), threat) < alpha
-            rows = near.any(dim=1).nonzero().squeeze(1)
+            rows, penalties = near.any(dim=1).nonzero().squeeze(1), torch.zeros_like(known.b[:, 0])
+        if not len(rows):
+            return penalties
         bounded = BoundedNetwork(network, "parallel", intermediate)  # line 4
         bounds = bounded.bound(region.of(rows), y[rows], known.of(rows).preactivation)
     close = near[rows].nonzero(as_tuple=True)
@@ -138,7 +140,7 @@ def regulariser(
         distance = torch.where(undefined, distance_without_box(normal, value, threat), distance)
     penalty = torch.zeros_like(bounds.b).index_put(close, (1 - distance / alpha).clamp(min=0))
     largest = penalty.topk(min(nearest, penalty.shape[1])).values.sum(dim=1)  # line 6
-    return torch.zeros_like(x[:, 0, 0, 0]).index_put((rows,), largest)
+    return penalties.index_put((rows,), largest)
 
 
 def distance_without_box(normal: Tensor, value: Tensor, threat: ThreatModel) -> Tensor:

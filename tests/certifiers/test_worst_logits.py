@@ -7,6 +7,9 @@ from torch.nn.functional import cross_entropy
 
 from bench.core.threat import ThreatModel
 from bench.testing.contracts import DefenseContract
+from certifiers.input_regions import region_of
+from certifiers.linear_bounds import BoundedNetwork
+from certifiers.network import Network
 from certifiers.worst_logits import interval_worst_logits, linear_worst_logits
 
 EPS = {"Linf": 0.05, "L2": 0.2}
@@ -89,6 +92,23 @@ def test_gradient_is_that_of_finite_differences(norm, kind):
                 weight += step * 1e-6 * direction
                 ends.append(loss())
         assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]).item() / 2e-6, abs=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_units_that_are_known_to_be_stable_need_no_gradient(norm):
+    model, (x, y) = network(), images()
+    region, recorded = region_of(x, ThreatModel(norm, 3 * EPS[norm])), Network(model, x[:1])
+    with torch.no_grad():
+        known = BoundedNetwork(recorded, "parallel").preactivation_bounds(region)
+    low, high = known[recorded.activations[-1]]
+    assert 0 < ((low < 0) & (high > 0)).double().mean() < 1
+    whole, part = (BoundedNetwork(recorded, "parallel").bound(region, y, each) for each in (None, known))
+    assert torch.allclose(whole.margin, part.margin, atol=1e-12)
+    ends = [(low.requires_grad, low.grad_fn is not None) for low, _ in part.preactivation.values()]
+    assert ends == [(True, True)] * 2
+    weights = list(model.parameters())
+    both = (torch.autograd.grad(bounds.margin.square().sum(), weights, retain_graph=True) for bounds in (whole, part))
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*both, strict=True))
 
 
 @pytest.mark.parametrize("kind", [interval_worst_logits, linear_worst_logits])
