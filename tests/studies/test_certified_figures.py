@@ -22,7 +22,7 @@ def test_the_lines_of_relu(tmp_path):
 @pytest.mark.slow
 def test_non_uniform_boxes_are_larger(tmp_path):
     pytest.importorskip("matplotlib")
-    few = {"dataset": "nearest-seed:train=600:test=20", "epochs": 3, "threads": 1}
+    few = {"dataset": "nearest-seed:train=600:test=20", "epochs": 30, "threads": 1}
     report = CertifiedFiguresStudy(of="boxes", figure=str(tmp_path / "boxes.svg"), **few).run()
     uniform, own = map(float, re.findall(r"uniform ([\d.]+)", report))
     assert own > uniform > 0
