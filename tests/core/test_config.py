@@ -7,7 +7,7 @@ import pytest
 from bench.core import config, registry
 from bench.core.config import RunConfig, TrainingConfig, as_json, get_suite, make_config, suites
 from bench.core.errors import UserError
-from bench.core.specs import OfEps, parse_spec
+from bench.core.specs import OfEps, in_units, parse_spec
 from bench.core.threat import ThreatModel
 from bench.datasets.filters import parse_filtered
 
@@ -194,6 +194,31 @@ def test_the_cnns_of_mnist_have_the_settings_of_table_3_5():
             assert (config.optimizer, config.lr, config.batch_size) == ("adam", 1e-3, 100)
             assert (config.schedule, config.milestones, config.decay) == ("piecewise", (0.9,), 0.1)
             assert 0 < config.warm_up < 1
+
+
+TABLE_3_5 = {  # the paper's: alpha, beta of PER, beta of PER+at, the first eps (that of the threat if constant), B'
+    "mnist-fc1": (0.15, 0.1, 0.1, 0.0064, None),
+    "cifar10-cnn": (0.1, 0.0003, 0.001, 2 / 255, 10),
+    "mnist-fc1-l2": (0.45, 1.0, 1.0, 0.02, None),
+    "mnist-cnn-l2": (0.45, 1.0, 1.0, 0.3, 20),
+    "cifar10-cnn-l2": (0.15, 0.3, 1.0, 0.1, 10),
+}
+
+
+@pytest.mark.parametrize("suite", TABLE_3_5)
+@pytest.mark.parametrize("name", ["l-per", "l-per-at", "i-per", "i-per-at"])
+def test_suites_of_table_3_5(suite, name):
+    alpha, beta, beta_at, first_eps, subsample = TABLE_3_5[suite]
+    rules = get_suite(suite)
+    config = make_config(registry.defense.get(name).config_class, name, rules.training, rules.defenses[name])
+    assert in_units(config.alpha, rules.eps) == pytest.approx(alpha)
+    assert config.beta == (beta_at if name.endswith("-at") else beta)
+    start = in_units(config.eps_start, rules.eps) if config.eps_schedule == "paper" else rules.eps
+    assert start == pytest.approx(first_eps)
+    assert config.subsample == subsample
+    assert (config.optimizer, config.lr, config.batch_size, config.epochs) == ("adam", 1e-3, 100, 100)
+    assert (config.milestones == (0.9,) and config.schedule == "piecewise") == ("cnn" in suite)
+    assert (config.warm_up > 0) == ("cnn" in suite)
 
 
 def test_run_as_json_is_plain():

@@ -44,7 +44,7 @@ def test_the_mean_over_seeds_is_beside_the_papers(write, tmp_path):
     assert (pgd["row"], pgd["ours"], pgd["paper"], pgd["verdict"]) == ("ATAS", pytest.approx(49.0), 50.03, "equal")
     text = report(tmp_path, "5.11")
     assert "here" not in text
-    assert "not available (no checkpoint): cifar10, resnet18, Linf 0.0314: PGD10, FreeAT" in text
+    assert "not available (no weights): cifar10, resnet18, Linf 0.0314: PGD10, FreeAT" in text
 
 
 @pytest.mark.parametrize(("fields", "said"), [
