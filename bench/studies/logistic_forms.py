@@ -142,10 +142,11 @@ def least_loss_l2(x: Floats, y: Labels, eps: float, rng: np.random.Generator) ->
             ).x[:-1]
         )  # fmt: skip
 
-    # the solver may end in 0, where the bound has no gradient, so it also starts beside it
-    ends = [search(start) for start in (0.1 * rng.normal(size=x.shape[1]), 0.01 * signed.mean(axis=0))]
-    losses = [loss(np.append(w, np.linalg.norm(w))) for w in ends]
-    w = ends[int(np.argmin(losses))]
+    # the solver may end in 0, where the bound has no gradient, so short steps along the mean count too
+    short = [length * signed.mean(axis=0) for length in (1e-3, 1e-2)]
+    candidates = [search(0.1 * rng.normal(size=x.shape[1])), search(short[1]), *short]
+    losses = [loss(np.append(w, np.linalg.norm(w))) for w in candidates]
+    w = candidates[int(np.argmin(losses))]
     return min(losses), np.stack([-w, w]) / 2
 
 
