@@ -19,6 +19,7 @@ Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 # settings of TrainingConfig that are newer than published records: a config leaves them out where they are off
 MODIFIERS = (
     "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
+    "keep_losses", "keep_curves",
 )  # fmt: skip
 
 
@@ -59,6 +60,8 @@ class TrainingConfig:
     awp_start: float = 0.0  # fraction of the training after which awp begins
     label_smoothing: float = 0.0  # share of the label that is spread over all classes
     cutout: int = 0  # side of the square that is set to 0 in each training image, 0 for none
+    keep_losses: bool = False  # keep the loss of each training example in each epoch: losses.npz of the run
+    keep_curves: int = 0  # training and test examples whose loss and error are logged after each epoch, 0 for none
     newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:
@@ -87,6 +90,7 @@ class TrainingConfig:
             awp_start=(0 <= self.awp_start < 1, "in [0, 1)"),
             label_smoothing=(0 <= self.label_smoothing < 1, "in [0, 1)"),
             cutout=(self.cutout >= 0, "not negative"),
+            keep_curves=(self.keep_curves >= 0, "not negative"),
             probe_every=(self.probe_every >= 0, "not negative"),
             probe_examples=(self.probe_examples >= 1, "at least 1"),
             select=(

@@ -30,8 +30,11 @@ DataName = Literal["digits", "mnist"]
 DIGITS: DataName = "digits"
 ATTACK_STEPS = 10  # of PGD, with steps of eps / 4
 CHUNK = 1000  # images that are attacked together
-MODELS: dict[DataName, str] = {"digits": "small-cnn", "mnist": "lenet:width=2"}
-SETTINGS: Mapping[str, Any] = {"crop": 0, "flip": False, "probe_every": 0, "batch_size": 64}
+MODELS: dict[DataName, str] = {"digits": "small-cnn:width=8:hidden=64", "mnist": "lenet:width=2"}
+SETTINGS: Mapping[str, Any] = {
+    "crop": 0, "flip": False, "probe_every": 0, "batch_size": 64, "optimizer": "adam", "lr": 2e-3, "weight_decay": 0.0,
+    "schedule": "constant", "amp": "off",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,14 @@ def trained(loop: Loop) -> nn.Module:
     return model
 
 
-def attacked(model: nn.Module, batch: Batch, threat: ThreatModel | None, seed: int, steps: int = ATTACK_STEPS) -> Tensor:
+def attacked(model: nn.Module, batch: Batch, threat: ThreatModel | None, seed: int) -> Tensor:
     """PGD from a uniform start with steps of eps / 4; the images themselves without a threat model."""
     if threat is None:
         return batch.x
     assert isinstance(threat.eps, float)
     start = threat.random_start(batch.x, seeds.generator(CPU, seed, "study"))
     with frozen(model):
-        return ascend(model, batch.x, batch.y, threat=threat, steps=steps, alpha=threat.eps / 4, start=start)[0]
+        return ascend(model, batch.x, batch.y, threat=threat, steps=ATTACK_STEPS, alpha=threat.eps / 4, start=start)[0]
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,9 @@ class ClosedFormsStudy(TheoryStudy):
             ends = [np.linalg.eigvalsh(logistic.curvature_with_norm(x, y, unit, e))[-1] for e in (0, 0.9 * under_l2)]
             falls += ends[1] < ends[0]
         claim = "Theorem 4.1: in a separable problem the curvature grows with eps in every direction"
-        text = f"least eigenvalue of the difference of Hessians, over |X|^2: {least.min():.2g}, {plan.settings} settings"
+        text = (
+            f"least eigenvalue of the difference of Hessians, over |X|^2: {least.min():.2g}, {plan.settings} settings"
+        )
         found.claims.append(judged(claim, text, bool(least.min() > -ROUNDING)))
         found.notes.append(
             "Theorem 4.1 counts the dual norm of w as the constant 1. With |w| as a function of w (L2), the largest "
@@ -136,15 +138,13 @@ class ClosedFormsStudy(TheoryStudy):
         descents = [descend(eps, plan.nets, plan.steps, rng) for eps in EPS]
         shares = np.array([[each.share_above(gamma).max() for gamma in GAMMAS] for each in descents])
         bounds = np.array([[printed_bound(gamma), derived_bound(gamma)] for gamma in GAMMAS])
-        rows = [
-            (gamma, *map(float, shares[:, k]), *map(float, bounds[k])) for k, gamma in enumerate(GAMMAS)
-        ]
+        rows = [(gamma, *map(float, shares[:, k]), *map(float, bounds[k])) for k, gamma in enumerate(GAMMAS)]
         header = ("gamma", *(f"eps {eps:g}" for eps in EPS), "Eq. 4.17", "4 / (gamma - 2)^2")
         title = f"Theorem 4.3: share of steps with |gradient| > gamma eps L, the largest of {plan.nets} networks"
         found.tables.append(Table(title, header, rows))
         slack = float((shares / bounds[:, 0]).max())
         claim = "Theorem 4.3: P(|gradient| > gamma eps L) < 4 / (gamma^2 - 2 gamma + 4)"
-        text = f"at most {slack:.2g} times the bound, {len(EPS) * plan.nets} networks, gamma {GAMMAS[0]:g} to {GAMMAS[-1]:g}"
+        text = f"at most {slack:.2g} times the bound, {len(EPS) * plan.nets} networks, gamma from {GAMMAS[0]:g}"
         found.claims.append(judged(claim, text, slack < 1))
         found.notes.append(
             "Theorem 4.3: Eq. 4.24 gives 4 / (gamma - 2)^2; the printed bound has 2 gamma in place of 4 gamma, and is "
@@ -176,8 +176,9 @@ class ClosedFormsStudy(TheoryStudy):
         ratio = mean_interval(angles.adversarial[-1] / angles.adversarial[0])
         nearer = int((angles.adversarial[-1] < angles.adversarial[0]).sum())
         claim = "Theorem 4.4: adversarial logistic regression turns to the max-margin direction"
-        text = f"the angle after {plan.descent[-1]:,} steps is {ratio} of that after {plan.descent[0]}, smaller in {nearer} of"
-        found.claims.append(judged(claim, f"{text} {plan.settings} settings", ratio.high < 0.5 and nearer == plan.settings))
+        last, count = plan.descent[-1], plan.settings
+        text = f"angle after {last:,} steps: {ratio} of that after {plan.descent[0]}, smaller in {nearer} of {count} settings"
+        found.claims.append(judged(claim, text, ratio.high < 0.5 and nearer == count))
         return angles
 
     def mixture(self, plan: Plan, found: Findings) -> None:
@@ -197,7 +198,9 @@ class ClosedFormsStudy(TheoryStudy):
         inside = int((np.abs(z) <= stats.norm.ppf(0.975)).sum())
         p = stats.binomtest(inside, plan.settings, 0.95).pvalue
         claim = "Theorem 4.5: Eq. 4.38 is the robust error, within the error of a simulation"
-        text = f"the formula is in the 95 % interval in {inside} of {plan.settings} settings (binomial test p = {p:.2g})"
+        text = (
+            f"the formula is in the 95 % interval in {inside} of {plan.settings} settings (binomial test p = {p:.2g})"
+        )
         found.claims.append(judged(claim, text, bool(p > SIGNIFICANT)))
         count = plan.settings // 2
         wide = [mixtures.random_mixture(rng, wide=True) for _ in range(count)]
@@ -241,7 +244,7 @@ def kinks(found: Findings) -> None:
         jumps.append(float((right - 2 * at + left) / step))
         least.append(float(theta[logistic.scalar_loss(theta, eps).argmin()]))
     claim = "Figure 4.2: g_eps has a kink of height eps at 0, and 0 is the optimum for eps > |x| = 1 only"
-    text = f"jumps {jumps[0]:.3g} at eps 0.6 and {jumps[1]:.3g} at 1.2; least loss in [-2, 2] at {least[0]:g} and {least[1]:g}"
+    text = f"jumps {jumps[0]:.3g} and {jumps[1]:.3g} at eps 0.6 and 1.2; optima in [-2, 2]: {least[0]:g}, {least[1]:g}"
     holds = math.isclose(jumps[0], 0.6, abs_tol=1e-4) and math.isclose(jumps[1], 1.2, abs_tol=1e-4)
     found.claims.append(judged(claim, text, holds and least[0] == -2 and least[1] == 0))
 

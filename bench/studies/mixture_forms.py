@@ -15,7 +15,7 @@ AT_A_TIME = 2000  # points of a simulation that are in memory together
 
 
 class Mixture(NamedTuple):
-    """Eq. 4.37: x ~ N(y r_i eta, I) with probability p_i; N noise vectors q (N, M) and labels y of the training data."""
+    """Eq. 4.37: x ~ N(y r_i eta, I) with probability p_i; noise q (N, M) and labels y (N,) of the training data."""
 
     r: Floats
     p: Floats

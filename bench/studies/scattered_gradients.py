@@ -20,7 +20,7 @@ EVERY = 50  # steps between two measurements of L_theta,x
 
 @dataclass(frozen=True)
 class Descent:
-    """Of networks trained at one eps: |gradient of L_eps| at each step (nets, T), and L_theta,x seen on the way (nets,).
+    """Of networks trained at one eps: |gradient of L_eps| at each step (nets, T), and L_theta,x on the way (nets,).
 
     L_theta,x is the largest slope of a gradient between neighbours of the grid, at every 50th step. It is below the
     Lipschitz constant of the theorem, which makes its inequality harder to fulfil.
