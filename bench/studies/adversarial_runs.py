@@ -32,7 +32,7 @@ ATTACK_STEPS = 10  # of PGD, with steps of eps / 4
 CHUNK = 1000  # images that are attacked together
 MODELS: dict[DataName, str] = {"digits": "small-cnn:width=8:hidden=64", "mnist": "lenet:width=2"}
 SETTINGS: Mapping[str, Any] = {
-    "crop": 0, "flip": False, "probe_every": 0, "batch_size": 64, "optimizer": "adam", "lr": 2e-3, "weight_decay": 0.0,
+    "crop": 0, "flip": False, "probe_every": 0, "batch_size": 64, "optimizer": "adam", "lr": 5e-3, "weight_decay": 0.0,
     "schedule": "constant", "amp": "off",
 }  # fmt: skip
 
@@ -61,22 +61,29 @@ class Task:
     def test_split(self) -> Split:
         return Split.test(self.arrays, CPU)
 
-    def loop(self, defense: str, *, eps: float, seed: int, rows: Any = slice(None), **settings: Any) -> Loop:
-        """A training that has not begun, on `rows` of the training examples; at eps 0 it is `standard`.
+    def loop(
+        self,
+        defense: str,
+        *,
+        eps: float,
+        seed: int,
+        rows: Any = slice(None),
+        kind: type[Loop] = Loop,
+        **settings: Any,
+    ) -> Loop:
+        """A training of a `kind` that has not begun, on `rows` of the training examples; at eps 0 it is `standard`.
 
-        Its weights and random numbers depend on the seed only.
+        Its weights and random numbers depend on the seed only. settings: over those of the task.
         """
         name = defense if eps > 0 else "standard"
         target = registry.defense.get(name)
-        fields = target.config_class.__dataclass_fields__
-        known = {key: value for key, value in settings.items() if key in fields}
-        config = make_config(target.config_class, name, self.settings, known)
+        config = make_config(target.config_class, name, self.settings, settings)
         spec = BuildSpec(
             model=self.model, shape=self.arrays.shape, classes=self.arrays.classes, defense=None, training={}
         )
         trained = target(config)
         model = trained.build(new_model(spec, seed))
-        return Loop(model, trained, self.train_split(rows), self.threat(max(eps, 1e-6)), seed=seed)
+        return kind(model, trained, self.train_split(rows), self.threat(max(eps, 1e-6)), seed=seed)
 
 
 def task_of(dataset: DataName, data_dir: str | None, norm: Norm = "Linf") -> Task:

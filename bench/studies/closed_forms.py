@@ -177,7 +177,7 @@ class ClosedFormsStudy(TheoryStudy):
         nearer = int((angles.adversarial[-1] < angles.adversarial[0]).sum())
         claim = "Theorem 4.4: adversarial logistic regression turns to the max-margin direction"
         last, count = plan.descent[-1], plan.settings
-        text = f"angle after {last:,} steps: {ratio} of that after {plan.descent[0]}, smaller in {nearer} of {count} settings"
+        text = f"angle after {last:,} steps: {ratio} of that after {plan.descent[0]}, smaller in {nearer} of {count}"
         found.claims.append(judged(claim, text, ratio.high < 0.5 and nearer == count))
         return angles
 
