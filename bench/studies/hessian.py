@@ -22,7 +22,7 @@ from bench.studies.theory import (
     mean_interval,
     rank_correlation,
 )
-from bench.studies.weight_space import landscape, perturbation_cosine, random_direction, spectrum, weights_of
+from bench.studies.weight_space import landscape, perturbation_cosine, random_direction, robust_loss, spectrum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,13 +117,8 @@ class HessianStudy(TrainingStudy):
             minima.constant[row, column] = len(model(x).argmax(dim=1).unique()) == 1
         minima.error[row, column] = measure(model, task.test_split(), threat).error
         fresh = [task.loop("standard", eps=0.0, seed=seeds.derive(seed, "random", k)).model for k in range(RANDOM_NETS)]
-        few = loop.split.take(torch.arange(min(plan.images, len(loop.split))))
-        with torch.no_grad():
-            losses = [
-                torch.nn.functional.cross_entropy(net(attacked(net, few, threat, k)), few.y)
-                for k, net in enumerate(fresh)
-            ]
-        minima.scale[row, column] = float(torch.stack(losses).mean())
+        losses = [robust_loss(net.eval(), batch, threat, k) for k, net in enumerate(fresh)]
+        minima.scale[row, column] = float(np.mean(losses))
         if threat is not None:
             along = torch.from_numpy(top.vectors[:, 0].copy()).float()
             other = random_direction(len(along), seed)
@@ -133,7 +128,6 @@ class HessianStudy(TrainingStudy):
         if row == 0 and column in (0, len(plan.eps) - 1):
             steps = np.linspace(-plan.reach, plan.reach, plan.side).tolist()
             minima.landscapes[eps] = landscape(model, batch, threat, top.vectors, steps)
-        assert len(weights_of(model)) == len(top.vectors)
 
 
 def report(plan: Plan, minima: Minima, found: Findings) -> None:

@@ -8,6 +8,7 @@ found by ascent from several starts, so SeqLip is an estimate from below of a bo
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,7 +42,7 @@ def constants(model: nn.Module, image: Tensor, *, starts: int = 5, seed: int = 0
     with mode_of(model, training=False), torch.no_grad():
         autolip = float(layer_constants(Network(model, image))[-1])
     generator = seeds.generator(image.device, seed, "seqlip")
-    runs, bound = linear_runs(model, image.double()), 1.0
+    runs, bound = linear_runs(model, image), 1.0
     for matrices in runs:
         bound *= sequence_norm(matrices, starts, generator)
     return Constants(autolip, bound)
@@ -52,13 +53,13 @@ def linear_runs(model: nn.Module, image: Tensor) -> list[list[Tensor]]:
 
     Pooling without overlap has the constant 1, but its maximum is not a ReLU, so the norms of its sides multiply.
     """
-    runs: list[list[Tensor]] = [[]]
+    model, runs = copy.deepcopy(model).double().eval(), list[list[Tensor]]([[]])
     part: list[nn.Module] = []
-    x = image
+    x = image.double()
 
     def close() -> None:
         nonlocal x, part
-        layers = nn.Sequential(*part).double()
+        layers = nn.Sequential(*part)
         point = x
 
         def apply(flat: Tensor) -> Tensor:

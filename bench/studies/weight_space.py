@@ -74,8 +74,9 @@ def spectrum(model: nn.Module, x: Tensor, y: Tensor, k: int, seed: int) -> Spect
 
 def robust_loss(model: nn.Module, batch: Batch, threat: ThreatModel | None, seed: int) -> float:
     """The mean cross entropy under PGD against this model."""
+    x = attacked(model, batch, threat, seed)
     with torch.no_grad():
-        return float(cross_entropy(model(attacked(model, batch, threat, seed)), batch.y))
+        return float(cross_entropy(model(x), batch.y))
 
 
 def landscape(

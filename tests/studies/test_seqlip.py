@@ -54,8 +54,9 @@ def test_runs_are_split_by_pooling_and_hold_the_jacobians():
         nn.Linear(5, 2),
     )  # fmt: skip
     image = torch.rand(1, 1, 4, 4)
-    runs = linear_runs(model.double(), image.double())
+    runs = linear_runs(model, image)
     assert [[tuple(matrix.shape) for matrix in run] for run in runs] == [[(32, 16)], [(5, 8), (2, 5)]]
+    model.double()
     bias = model[0](torch.zeros(1, 1, 4, 4).double())
     assert torch.allclose(runs[0][0] @ image.double().flatten(), (model[0](image.double()) - bias).flatten())
     generator = torch.Generator().manual_seed(0)
@@ -66,4 +67,4 @@ def test_runs_are_split_by_pooling_and_hold_the_jacobians():
 def test_other_layers_are_refused(layer):
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(np.prod((1, 4, 4)).item(), 2))
     with pytest.raises(UserError, match="SeqLip"):
-        linear_runs(model.double(), torch.zeros(1, 1, 4, 4).double())
+        linear_runs(model, torch.zeros(1, 1, 4, 4))
