@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.studies import connectivity, difficulty, gradients, hessian, instance_weights, lipschitz_bounds, subsets
 from bench.studies.adversarial_runs import class_balanced, measure, task_of
@@ -122,10 +121,3 @@ def test_each_study_reports_its_figures(name, tmp_path, monkeypatch):
     assert result["tables"]
     assert all(claim["measured"] for claim in result["claims"])
     assert "Figure" in (tmp_path / "a.svg").read_text()
-
-
-def test_curves_need_runs_that_kept_them(tmp_path):
-    from bench.studies.curves import CurvesStudy
-
-    with pytest.raises(UserError, match="holds no record"):
-        CurvesStudy(runs=(str(tmp_path),)).run()
