@@ -15,7 +15,7 @@ from bench.core.progress import Progress
 from bench.studies import logistic_forms as logistic
 from bench.studies import mixture_forms as mixtures
 from bench.studies.adversarial_runs import DIGITS, task_of
-from bench.studies.scattered_gradients import Descent, derived_bound, descend, printed_bound
+from bench.studies.scattered_gradients import Descent, change_over_bound, derived_bound, descend, printed_bound
 from bench.studies.theory import Findings, Floats, Table, TheoryStudy, judged, mean_interval
 
 if TYPE_CHECKING:
@@ -135,6 +135,12 @@ class ClosedFormsStudy(TheoryStudy):
     def scattering(self, plan: Plan, found: Findings) -> list[Descent]:
         """Theorem 4.3: the share of long gradients on the path of SGD, against the printed and the derived bound."""
         rng = self.rng("scattering")
+        ratios = np.array([change_over_bound(rng) for _ in range(plan.settings)])
+        claim = "Proposition 4.2: gradients of L_eps change by at most L |theta_1 - theta_2| + 2 eps L_theta,x"
+        text = (
+            f"at most {ratios[:, 0].max():.3g} of it, {len(ratios)} settings; {ratios[:, 1].max():.3g} without 2 eps L"
+        )
+        found.claims.append(judged(claim, text, bool(most <= 1)))
         descents = [descend(eps, plan.nets, plan.steps, rng) for eps in EPS]
         shares = np.array([[each.share_above(gamma).max() for gamma in GAMMAS] for each in descents])
         bounds = np.array([[printed_bound(gamma), derived_bound(gamma)] for gamma in GAMMAS])

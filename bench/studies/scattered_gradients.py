@@ -68,6 +68,30 @@ def gradients(theta: Floats, hidden: Floats, x: Floats, margins: Floats, y: Floa
     return np.stack([outer * hidden, inner * x[..., None], inner])
 
 
+def change_over_bound(rng: np.random.Generator) -> tuple[float, float]:
+    """Proposition 4.2 on random logistic regressions: |change of the gradient of L_eps| over its bound (Eq. 4.11).
+
+    Two numbers: with the term 2 eps L_theta,x and without it. Under L2 the worst perturbation is exact, and on the
+    images |x'| <= X and weights |theta| <= T the constants are X^2 / 4 and 1 + T X / 4. The second weights are near the
+    negative first ones, short, so that the perturbations change most and the weights least.
+    """
+    n, dim, eps = int(rng.integers(1, 20)), int(rng.integers(2, 10)), float(rng.uniform(0.05, 1))
+    x, y = rng.normal(size=(n, dim)), rng.choice([-1.0, 1.0], size=n)
+    first = rng.normal(size=dim) * 10 ** rng.uniform(-4, 0.5)
+    second = -first + rng.normal(size=dim) * np.linalg.norm(first) * rng.uniform(0, 1)
+
+    def gradient(theta: Floats) -> Floats:
+        worst = x - eps * np.outer(y, theta) / np.linalg.norm(theta)
+        return np.asarray(-(expit(-y * (worst @ theta)) * y) @ worst / n)
+
+    moved = float(np.linalg.norm(first - second))
+    longest = float(np.linalg.norm(x, axis=1).max()) + eps
+    largest = max(float(np.linalg.norm(theta)) for theta in (first, second))
+    smooth, scattered = longest**2 / 4 * moved, 2 * eps * (1 + largest * longest / 4)
+    change = float(np.linalg.norm(gradient(first) - gradient(second)))
+    return change / (smooth + scattered), change / smooth
+
+
 def printed_bound(gamma: float) -> float:
     """Eq. 4.17."""
     return 4 / (gamma**2 - 2 * gamma + 4)

@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from bench.studies import closed_forms
 from bench.studies import logistic_forms as logistic
 from bench.studies import mixture_forms as mixtures
-from bench.studies.scattered_gradients import derived_bound, descend, gradients, printed_bound
+from bench.studies.scattered_gradients import change_over_bound, derived_bound, descend, gradients, printed_bound
 
 
 def test_curvatures_are_second_derivatives():
@@ -126,6 +126,13 @@ def test_the_derived_bound_is_what_markovs_argument_gives():
     assert descent.gradients.shape == (2, 120)
     assert (descent.slope > 0).all()
     assert (descent.share_above(0.0) == 1).all()
+
+
+def test_gradients_change_within_proposition_4_2_and_not_without_its_second_term():
+    rng = np.random.default_rng(0)
+    ratios = np.array([change_over_bound(rng) for _ in range(300)])
+    assert ratios[:, 0].max() <= 1
+    assert ratios[:, 1].max() > 10
 
 
 @pytest.mark.slow
