@@ -28,7 +28,7 @@ from bench.training.rebuild import new_model
 CPU = torch.device("cpu")
 DataName = Literal["digits", "mnist"]
 DIGITS: DataName = "digits"
-ATTACK_STEPS = 10  # of PGD, with steps of eps / 4
+ATTACK_STEPS = 10  # of the PGD that measures
 CHUNK = 1000  # images that are attacked together
 MODELS: dict[DataName, str] = {"digits": "small-cnn:width=8:hidden=64", "mnist": "lenet:width=2"}
 SETTINGS: Mapping[str, Any] = {
@@ -104,14 +104,16 @@ def trained(loop: Loop) -> nn.Module:
     return model
 
 
-def attacked(model: nn.Module, batch: Batch, threat: ThreatModel | None, seed: int) -> Tensor:
-    """PGD from a uniform start with steps of eps / 4; the images themselves without a threat model."""
+def attacked(
+    model: nn.Module, batch: Batch, threat: ThreatModel | None, seed: int, steps: int = ATTACK_STEPS
+) -> Tensor:
+    """PGD from a uniform start with steps of 2.5 eps / steps; the images themselves without a threat model."""
     if threat is None:
         return batch.x
     assert isinstance(threat.eps, float)
-    start = threat.random_start(batch.x, seeds.generator(CPU, seed, "study"))
+    start, alpha = threat.random_start(batch.x, seeds.generator(CPU, seed, "study")), 2.5 * threat.eps / steps
     with frozen(model):
-        return ascend(model, batch.x, batch.y, threat=threat, steps=ATTACK_STEPS, alpha=threat.eps / 4, start=start)[0]
+        return ascend(model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=start)[0]
 
 
 @dataclass(frozen=True)

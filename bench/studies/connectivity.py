@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of the experiment. steps, lr: of the training of a curve; points: of it that are measured."""
+    """The sizes of the experiment. steps, lr: of the training of a curve; points: of it that are measured, on `test`
+    images of each split."""
 
     train: int
     test: int
@@ -37,7 +38,7 @@ class Plan:
 
 
 PLANS = {
-    ("digits", True): Plan(640, 200, (0.0, 0.1, 0.2), 3, 12, 120, {"steps": 3, "alpha": "0.5eps"}, points=5),
+    ("digits", True): Plan(640, 150, (0.0, 0.1, 0.2), 3, 12, 80, {"steps": 3, "alpha": "0.5eps"}, points=5),
     ("digits", False): Plan(1437, 360, (0.0, 0.05, 0.1, 0.15, 0.2), 10, 60, 3000, {"steps": 10}),
     ("mnist", True): Plan(5000, 1000, (0.0, 0.1, 0.2, 0.3), 3, 8, 500, {"steps": 10}),
     ("mnist", False): Plan(
@@ -94,10 +95,17 @@ def along_curve(plan: Plan, task: Task, eps: float, seed: int) -> tuple[Floats, 
     curve = Curve(trained(loops[0]), trained(loops[1]), plan.order)
     threat, train = task.threat(eps) if eps else None, loops[0].split
     generator = seeds.generator(CPU, seed, "curve")
-    curve.train(lambda: train.shuffled(64, generator), threat, steps=plan.steps, lr=plan.lr, seed=seed)
-    images = train.take(torch.arange(len(train))).x
+    curve.train(
+        lambda: train.shuffled(64, generator),
+        threat,
+        steps=plan.steps,
+        attack_steps=plan.attack["steps"],
+        lr=plan.lr,
+        seed=seed,
+    )
+    images, few = train.take(torch.arange(len(train))).x, task.train_split(slice(plan.test))
     models = [curve.at(float(t), images) for t in np.linspace(0, 1, plan.points)]
-    loss = [float(measure(model, train, threat).loss.mean()) for model in models]
+    loss = [float(measure(model, few, threat).loss.mean()) for model in models]
     return np.array(loss), np.array([measure(model, task.test_split(), threat).error for model in models])
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -126,9 +126,16 @@ class Curve:
         return torch.stack([share * point for share, point in zip(shares, points, strict=True)]).sum(dim=0)
 
     def train(
-        self, batches: Callable[[], Any], threat: ThreatModel | None, *, steps: int, lr: float, seed: int
+        self,
+        batches: Callable[[], Iterator[Batch]],
+        threat: ThreatModel | None,
+        *,
+        steps: int,
+        attack_steps: int,
+        lr: float,
+        seed: int,
     ) -> None:
-        """Adam on the robust loss at a random t of each batch; `batches` gives one after another."""
+        """Adam on the robust loss at a random t of each batch; `batches` gives those of an epoch."""
         optimizer = torch.optim.Adam([self.middle], lr=lr)
         rng = np.random.default_rng(seeds.derive(seed, "bezier"))
         names = [name for name, _ in self.model.named_parameters()]
@@ -139,7 +146,7 @@ class Curve:
             for batch in batches():
                 theta = self.point(float(rng.random()))
                 model = with_weights(self.model, theta.detach()).train()
-                x = attacked(model, batch, threat, done)
+                x = attacked(model, batch, threat, done, attack_steps)
                 parts = theta.split(sizes)
                 weights = {n: p.reshape(s) for n, p, s in zip(names, parts, shapes, strict=True)}
                 optimizer.zero_grad()
