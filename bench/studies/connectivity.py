@@ -96,13 +96,9 @@ def along_curve(plan: Plan, task: Task, eps: float, seed: int) -> tuple[Floats, 
     threat, train = task.threat(eps) if eps else None, loops[0].split
     generator = seeds.generator(CPU, seed, "curve")
     curve.train(
-        lambda: train.shuffled(64, generator),
-        threat,
-        steps=plan.steps,
-        attack_steps=plan.attack["steps"],
-        lr=plan.lr,
-        seed=seed,
-    )
+        lambda: train.shuffled(64, generator), threat,
+        steps=plan.steps, attack_steps=plan.attack["steps"], lr=plan.lr, seed=seed,
+    )  # fmt: skip
     images, few = train.take(torch.arange(len(train))).x, task.train_split(slice(plan.test))
     models = [curve.at(float(t), images) for t in np.linspace(0, 1, plan.points)]
     loss = [float(measure(model, few, threat).loss.mean()) for model in models]
