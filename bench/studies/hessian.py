@@ -182,7 +182,7 @@ def draw(canvas: Figure, *, plan: Plan, minima: Minima, dataset: str) -> None:
     axes = canvas.add_subplot(2, 3, 3)
     for name, values in (("random v", minima.random), ("top eigenvector", minima.top)):
         axes.plot(plan.lengths, np.nanmean(values, axis=(0, 1)), marker="o", label=name)
-    axes.set(title="Figure 4.7: perturbations at theta +- a v", xlabel="a", ylabel="cosine")
+    axes.set(title="Figure 4.7: at theta +- a v", xlabel="a", ylabel="cosine")
     axes.legend()
     steps = np.linspace(-plan.reach, plan.reach, plan.side)
     for panel, (eps, values) in enumerate(minima.landscapes.items(), start=4):

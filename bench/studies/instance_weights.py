@@ -100,7 +100,7 @@ class InstanceWeightsStudy(TrainingStudy):
     def findings(self) -> Findings:
         plan, found = PLANS[self.dataset, self.small], Findings(inches=(13, 3.8))
         task = task_of(self.dataset, self.data_dir).first(plan.train, 100)
-        pairs: dict[Method, list[tuple[Floats, Floats]]] = {method: [] for method in METHODS}
+        pairs: dict[str, list[tuple[Floats, Floats]]] = {method.defense: [] for method in METHODS}
         with Progress("instance-weights", plan.seeds * (len(METHODS) + 1), "training") as progress:
             for row in range(plan.seeds):
                 at = seeds.derive(self.seed, "instance-weights", row)
@@ -110,7 +110,7 @@ class InstanceWeightsStudy(TrainingStudy):
                 for method in METHODS:
                     loop = finished(plan, task, method.defense, at, method.settings)
                     weights = np.exp(-loop.bank[LOSS].double().numpy()).mean(axis=1)
-                    pairs[method].append((difficulty, method.of(loop, weights)))
+                    pairs[method.defense].append((difficulty, method.of(loop, weights)))
                     progress.advance(1, method.defense)
         report(plan, pairs, found)
         found.draw = partial(draw, plan=plan, pairs=pairs, dataset=self.dataset)
@@ -126,9 +126,10 @@ def finished(plan: Plan, task: Task, defense: str, seed: int, settings: Mapping[
     return loop
 
 
-def report(plan: Plan, pairs: Mapping[Method, list[tuple[Floats, Floats]]], found: Findings) -> None:
+def report(plan: Plan, pairs: Mapping[str, list[tuple[Floats, Floats]]], found: Findings) -> None:
     rows = []
-    for method, each in pairs.items():
+    for method in METHODS:
+        each = pairs[method.defense]
         of_groups = np.mean([means_of_groups(values, difficulty) for difficulty, values in each], axis=0)
         name = f"{method.defense}: {method.what}"
         rows.append((name, *(float(of_groups[group]) for group in (0, 3, 6, GROUPS - 1))))
@@ -144,9 +145,9 @@ def report(plan: Plan, pairs: Mapping[Method, list[tuple[Floats, Floats]]], foun
     found.tables.append(Table(title, header, rows))
 
 
-def draw(canvas: Figure, *, plan: Plan, pairs: Mapping[Method, list[tuple[Floats, Floats]]], dataset: str) -> None:
+def draw(canvas: Figure, *, plan: Plan, pairs: Mapping[str, list[tuple[Floats, Floats]]], dataset: str) -> None:
     canvas.suptitle(f"{dataset}, Linf {plan.eps:g}, one seed")
-    for panel, (method, each) in enumerate(pairs.items(), start=1):
-        axes = canvas.add_subplot(1, len(pairs), panel)
-        axes.scatter(*each[0], s=3, alpha=0.5)
+    for panel, method in enumerate(METHODS, start=1):
+        axes = canvas.add_subplot(1, len(METHODS), panel)
+        axes.scatter(*pairs[method.defense][0], s=3, alpha=0.5)
         axes.set(title=f"{method.figure}: {method.defense}", xlabel="difficulty (0 hardest)", ylabel=method.what)
