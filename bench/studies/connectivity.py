@@ -38,7 +38,7 @@ class Plan:
 
 
 PLANS = {
-    ("digits", True): Plan(640, 150, (0.0, 0.1, 0.2), 3, 12, 80, {"steps": 3, "alpha": "0.5eps"}, points=5),
+    ("digits", True): Plan(480, 120, (0.0, 0.15), 3, 10, 60, {"steps": 3, "alpha": "0.5eps"}, points=5),
     ("digits", False): Plan(1437, 360, (0.0, 0.05, 0.1, 0.15, 0.2), 10, 60, 3000, {"steps": 10}),
     ("mnist", True): Plan(5000, 1000, (0.0, 0.1, 0.2, 0.3), 3, 8, 500, {"steps": 10}),
     ("mnist", False): Plan(

@@ -41,7 +41,7 @@ class Plan:
 
 
 PLANS = {
-    ("digits", True): Plan(720, 2, 15, 0.15, 3),
+    ("digits", True): Plan(600, 2, 12, 0.15, 3),
     ("digits", False): Plan(1437, 10, 60, 0.15, 10),
     ("mnist", True): Plan(5000, 3, 15, 0.2, 5),
     ("mnist", False): Plan(60_000, 5, 30, 0.2, 10),

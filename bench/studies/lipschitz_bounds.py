@@ -35,7 +35,7 @@ class Plan:
 
 
 PLANS = {
-    ("digits", True): Plan(900, 3, 8, 20, 10, (0.05, 0.15), {"steps": 3, "alpha": "0.5eps"}),
+    ("digits", True): Plan(720, 3, 6, 16, 8, (0.05, 0.15), {"steps": 3, "alpha": "0.5eps"}),
     ("digits", False): Plan(1437, 10, 30, 60, 6, (0.05, 0.1, 0.15), {"steps": 10}),
     ("mnist", True): Plan(3000, 3, 10, 20, 5, (0.1, 0.2), {"steps": 5, "alpha": "0.4eps"}),
     ("mnist", False): Plan(60_000, 3, 20, 60, 10, (0.1, 0.2, 0.3), {"steps": 10}),
