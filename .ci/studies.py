@@ -19,7 +19,11 @@ KNOWN = {  # beginnings of the claims that do not hold at this size; the study a
     "gradients": (),
     "hessian": (),
     "connectivity": (),
-    "difficulty": ("Section 4.3.1: two random difficulties",),
+    "difficulty": (
+        "Section 4.3.1: two random difficulties",
+        "Table 4.3: clean and PGD trainings are further apart than clean and FGSM",
+        "Figure 4.21: features of easy examples",
+    ),
     "subsets": (),
     "lipschitz": (),
     "instance-weights": (),

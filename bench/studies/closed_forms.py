@@ -127,7 +127,7 @@ class ClosedFormsStudy(TheoryStudy):
             rows.append((f"{norm}, K = {classes}", count, trained, constant))
         header = ("classifier", "settings", f"better than constant at {1 - NEAR:g}", f"constant at {1 + NEAR:g}")
         found.tables.append(Table("Theorem 4.2: the least adversarial loss beside eps-bar", header, rows))
-        total, below, above = (sum(row[k] for row in rows) for k in (1, 2, 3))
+        total, below, above = (sum(column) for column in zip(*(row[1:] for row in rows), strict=True))
         claim = f"Theorem 4.2: linear classifiers become constant within {100 * NEAR:g} % of eps-bar"
         text = f"not yet just below it in {below} of {total} settings, and just above it in {above} of {total}"
         found.claims.append(judged(claim, text, below == above == total))
@@ -262,8 +262,8 @@ def draw(canvas: Figure, *, plan: Plan, descents: list[Descent], angles: Angles,
     theta = np.linspace(-2, 2, 401)
     for panel, eps in enumerate((0.6, 1.2), start=1):
         axes = canvas.add_subplot(2, 3, panel)
-        for label, each in (("g_0", 0.0), (f"g_eps, eps = {eps:g}", eps)):
-            axes.plot(theta, logistic.scalar_loss(theta, each), label=label)
+        for label, size in (("g_0", 0.0), (f"g_eps, eps = {eps:g}", eps)):
+            axes.plot(theta, logistic.scalar_loss(theta, size), label=label)
         axes.set(title="Figure 4.2: loss at x = 1", xlabel="theta", ylabel="loss, nats")
         axes.legend()
     axes = canvas.add_subplot(2, 3, 3)

@@ -51,7 +51,7 @@ class CurvesStudy(TheoryStudy):
 
     def findings(self) -> Findings:
         folders = record_files.find_records([Path(run) for run in self.runs])
-        curves = {"/".join(folder.parts[-2:]): found for folder in folders if (found := curves_of(folder)) is not None}
+        curves = {"/".join(folder.parts[-2:]): each for folder in folders if (each := curves_of(folder)) is not None}
         if not curves:
             raise UserError(f"no run in {', '.join(self.runs)} has curves in its {LOG}; {HOW}")
         found = Findings(inches=(12, 8))

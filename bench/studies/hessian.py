@@ -77,8 +77,9 @@ class Minima:
     @classmethod
     def empty(cls, plan: Plan) -> Minima:
         shape = (plan.seeds, len(plan.eps))
-        cosines = (np.full((*shape, len(plan.lengths)), np.nan) for _ in range(2))
-        return cls(np.empty((*shape, plan.top)), *(np.empty(shape) for _ in range(3)), *cosines, {})
+        scale, error, constant = (np.empty(shape) for _ in range(3))
+        random, top = (np.full((*shape, len(plan.lengths)), np.nan) for _ in range(2))
+        return cls(np.empty((*shape, plan.top)), scale, error, constant, random, top, {})
 
 
 @registry.study("hessian")

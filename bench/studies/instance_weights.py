@@ -119,8 +119,10 @@ class InstanceWeightsStudy(TrainingStudy):
 
 def finished(plan: Plan, task: Task, defense: str, seed: int, settings: Mapping[str, Any]) -> Loop:
     """A training to its end."""
-    steps = {} if defense.startswith("atta") else {"steps": plan.steps, "alpha": f"{1.5 / plan.steps:g}eps"}
-    loop = task.loop(defense, eps=plan.eps, seed=seed, epochs=plan.epochs, keep_losses=True, **steps, **settings)
+    own = dict(settings)
+    if not defense.startswith("atta"):
+        own |= {"steps": plan.steps, "alpha": f"{1.5 / plan.steps:g}eps"}
+    loop = task.loop(defense, eps=plan.eps, seed=seed, epochs=plan.epochs, keep_losses=True, **own)
     for _ in range(plan.epochs):
         loop.run_epoch()
     return loop

@@ -100,8 +100,8 @@ def perturbation_cosine(
     theta, values = weights_of(model), []
     for run in range(runs):
         ends = [with_weights(model, theta + sign * length * direction) for sign in (1, -1)]
-        deltas = [(attacked(each, batch, threat, run) - batch.x).flatten(1) for each in ends]
-        values.append(float(cosine_similarity(*deltas, dim=1).mean()))
+        first, second = ((attacked(each, batch, threat, run) - batch.x).flatten(1) for each in ends)
+        values.append(float(cosine_similarity(first, second, dim=1).mean()))
     return float(np.mean(values))
 
 
