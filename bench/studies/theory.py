@@ -1,4 +1,4 @@
-"""What the studies of theory papers share: tables, claims with verdicts, and intervals over seeds."""
+"""What the studies of claims of papers share: tables, claims with verdicts, and intervals over seeds."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class TheoryStudy(Study):
-    """A study of a theory paper: one section of its findings after another, then each claim with its verdict."""
+    """A study of the claims of a paper: one section of its findings after another, then each claim with its verdict."""
 
     seed: int = 0  # of all random numbers
     size: Size = "small"  # small: at most two minutes on one core; paper: the paper's settings
