@@ -19,8 +19,7 @@ Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 # settings of TrainingConfig that are newer than published records: a config leaves them out where they are off
 MODIFIERS = (
     "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
-    "cutmix", "extra", "extra_share",
-    "last_norm", "binary",
+    "cutmix", "extra", "extra_share", "last_norm", "binary", "keep_losses", "keep_curves",
 )  # fmt: skip
 
 
@@ -66,6 +65,8 @@ class TrainingConfig:
     extra_share: float = 0.5  # of each batch that comes from `extra`
     last_norm: bool = False  # a batch norm over the logits (LBN), as the last layer of the model
     binary: bool = False  # BinaryConnect: linear and convolutional layers use the signs of their weights
+    keep_losses: bool = False  # keep the loss of each training example in each epoch: losses.npz of the run
+    keep_curves: int = 0  # training and test examples whose loss and error are logged after each epoch, 0 for none
     newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:
@@ -96,6 +97,7 @@ class TrainingConfig:
             cutout=(self.cutout >= 0, "not negative"),
             cutmix=(0 <= self.cutmix <= 1 and not (self.cutmix and self.extra), "a share, in [0, 1], and 0 with extra"),
             extra_share=(0 < self.extra_share < 1, "in (0, 1)"),
+            keep_curves=(self.keep_curves >= 0, "not negative"),
             probe_every=(self.probe_every >= 0, "not negative"),
             probe_examples=(self.probe_examples >= 1, "at least 1"),
             select=(

@@ -15,6 +15,8 @@ from bench.core.progress import Progress
 from bench.core.records import Training
 from bench.datasets.split import Split, hold_out
 from bench.training.checkpoints import CHECKPOINT, WEIGHTS, save_weights
+from bench.training.curves import make_curves
+from bench.training.histories import save_history
 from bench.training.loop import Loop
 from bench.training.probe import make_probe
 from bench.training.rebuild import load_weights
@@ -53,14 +55,16 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     )  # fmt: skip
     validation = Split(x[held_out], y[held_out], plan.device) if len(held_out) else None
     probe = make_probe(validation or train, plan.threat, None if validation else config.probe_examples)
+    curves = make_curves(train, Split.test(plan.arrays, plan.device), plan.threat, config.keep_curves)
     opened: set[Path] = set()
     with failures_of(f"defense {plan.name}"), record_opened_files(opened):
-        loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe)
+        loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe, curves=curves)
         with Progress(f"train {plan.name}", loop.steps, "step") as progress:
             model, cost = loop.run(folder, progress.advance)
     for warning in cost.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     save_weights(folder / WEIGHTS, model, plan.spec)
+    save_history(folder, loop.bank, train_rows)
     read = {str(path): files.sha256(path) for path in sorted(opened) if path.parent != folder.resolve()}
     finished = FinishedTraining(files.sha256(folder / WEIGHTS), cost, read)
     files.write_atomically(folder / FINISHED, msgspec.json.encode(finished))

@@ -23,10 +23,11 @@ from bench.datasets.split import Split
 from bench.training import checkpoints, rehearsal
 from bench.training.averaging import WeightAverage, short_averages
 from bench.training.extra_data import ExtraData
+from bench.training.histories import keeping_losses
 from bench.training.optimizers import make_optimizer, step_of
-from bench.training.overfitting import has_collapsed
 from bench.training.probe import Probe
 from bench.training.schedules import eps_at, learning_rate, lost_times, times_of, unreached_eps
+from bench.training.symptoms import warnings_of
 from bench.training.weight_perturbation import Loss, perturbed_weights
 
 Report = Callable[..., None]  # (steps since the last call, a note, loss=the last one): Progress.advance
@@ -51,8 +52,9 @@ class Loop:
         *,
         seed: int,
         probe: Probe | None = None,
+        curves: Probe | None = None,
     ) -> None:
-        self.config, self.defense, self.split, self.probe = defense.config, defense, split, probe
+        self.config, self.defense, self.split, self.probe, self.curves = defense.config, defense, split, probe, curves
         self._whole_threat = threat
         self.device = split.y.device
         rehearsal.check_precision(model)
@@ -195,7 +197,7 @@ class Loop:
                 f"training stopped: the loss is {loss} in epoch {self.epoch + 1} at learning rate {lr:g}; "
                 f"try a lower one (--set lr={self.config.lr / 10:g}) or --set clip_grad=1"
             )
-        line = {"epoch": self.epoch + 1, "lr": lr, "loss": round(loss, 6)} | self._probe()
+        line = {"epoch": self.epoch + 1, "lr": lr, "loss": round(loss, 6)} | self._probe() | self._curves()
         self.log.append(line | {"seconds": round(self.seconds - seconds, 3)})
         self.epoch += 1
 
@@ -212,7 +214,8 @@ class Loop:
     def train_on(self, batch: Batch) -> None:
         """One step."""
         fast = torch.autocast(self.device.type, torch.bfloat16) if self.fast else nullcontext()
-        with failures_of(f"{type(self.defense).__name__}.train_step"), fast:
+        kept = keeping_losses(self, batch, self.config.keep_losses)
+        with failures_of(f"{type(self.defense).__name__}.train_step"), fast, kept:
             self.defense.train_step(batch, self)
         self.steps_done += 1
 
@@ -241,13 +244,15 @@ class Loop:
         if selects and accuracies["pgd"] > self.best["pgd"]:
             state = {key: value.clone() for key, value in predictor.state_dict().items()}
             self.best = {"pgd": accuracies["pgd"], "state": state}
-        history = [(line["fgsm"], line["pgd"]) for line in [*self.log, accuracies] if "pgd" in line]
-        if has_collapsed(history):
-            self.warnings.append(
-                f"catastrophic overfitting in epoch {self.epoch + 1}: PGD accuracy {accuracies['pgd']:.1%}, "
-                f"one-step accuracy {accuracies['fgsm']:.1%}"
-            )
+        self.warnings += warnings_of(self.log, accuracies, self.epoch + 1, last=self.epoch + 1 == self.epochs)
         return {key: round(value, 6) for key, value in accuracies.items()}
+
+    def _curves(self) -> dict[str, float]:
+        """Losses and errors for the log, which are no cost of the training."""
+        if self.curves is None:
+            return {}
+        with mode_of(predictor := self.defense.predictor(self), training=False):
+            return self.curves(predictor)
 
     @contextmanager
     def _counted(self, model: nn.Module) -> Iterator[None]:
