@@ -27,8 +27,8 @@ POINTS = 41  # of a curve that is drawn from distances
 
 
 def build_board(results: Path, suite: str) -> Board:
-    """All entries of a suite, the most robust first; UserError if a file of an entry is malformed."""
-    entries = read_entries(results, suite)
+    """All entries of a suite that can be read, the most robust first."""
+    entries, problems = read_entries(results, suite)
     ranks = rank(entries)
     rows = {i: _row(entry, ranks, i) for i, entry in enumerate(entries)}
     order = sorted(rows, key=lambda i: _order(rows[i]))
@@ -36,7 +36,7 @@ def build_board(results: Path, suite: str) -> Board:
     known = suites().get(suite)
     return Board(
         suite=suite, summary=known.summary if known else "", rule=RULE,
-        rows=tuple(msgspec.structs.replace(rows[i], group=groups.get(i)) for i in order),
+        rows=tuple(msgspec.structs.replace(rows[i], group=groups.get(i)) for i in order), left_out=tuple(problems),
     )  # fmt: skip
 
 

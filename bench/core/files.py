@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,34 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write another file, then rename it: a reader never sees a part of it."""
+    """Write another file, then rename it: nobody sees a part of it, and a crash leaves the old file or the new one.
+
+    OSError, with the name of `path`, if it cannot be written, as on a full disk.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ executed or written. Every failure is a UserError of one line. What remains to b
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,8 +17,9 @@ from bench.core.config import Suite, get_suite
 from bench.core.errors import UserError
 from bench.core.example_table import PREFIXES, TYPES, Table
 from bench.core.files import read_arrays
+from bench.core.folders import visible_folders
 from bench.core.record_checks import check_record
-from bench.core.record_files import NETWORK, PROOFS, RECORD, TABLE, WITNESSES, read_record
+from bench.core.record_files import CONFIG, NETWORK, PROOFS, RECORD, TABLE, WITNESSES, read_record
 from bench.core.records import Artifact, Record
 from bench.core.verification import VERIFICATION
 from bench.publish.untrusted_files import (
@@ -29,9 +31,18 @@ from bench.publish.untrusted_files import (
     read_json,
     walk_json,
 )
-from leaderboard.published_results import ABOUT, REPORTED, About, Contest, check_name, read_about
+from leaderboard.published_results import (
+    ABOUT,
+    REPORTED,
+    About,
+    Contest,
+    check_name,
+    is_published,
+    read_about,
+    suite_folder,
+)
 
-LOG, WEIGHTS, CONFIG = "log.jsonl", "weights.safetensors", "config.json"
+LOG, WEIGHTS = "log.jsonl", "weights.safetensors"
 ARTIFACTS = {"weights": WEIGHTS, "examples": TABLE, "witnesses": WITNESSES, "proofs": PROOFS, "network": NETWORK}
 OPTIONAL = {"proofs", "network"}  # a record has both or none
 MAX_BYTES = {
@@ -135,8 +146,8 @@ def check_weights_file(path: Path) -> None:
         pass
 
 
-def _check_files(folder: Path) -> None:
-    """Only the files of a run, all regular and small enough. Sizes are checked before any is opened."""
+def check_file_names(folder: Path) -> dict[str, int]:
+    """The names of the files of a run, all regular and small enough, and the largest size of each; none is opened."""
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder of a finished run")
     names = sorted(path.name for path in folder.iterdir())
@@ -147,6 +158,20 @@ def _check_files(folder: Path) -> None:
     for name in (RECORD, TABLE):
         if name not in names:
             raise UserError(f"{folder} has no {name}; a finished run folder has one")
+    return {name: MAX_BYTES[name] for name in names}
+
+
+def check_whole(folders: Sequence[Path]) -> None:
+    """Beside these runs there is no seed without a record, such as the lone table of a run that was not finished."""
+    for home in dict.fromkeys(folder.parent for folder in folders):
+        for seed in visible_folders(home):
+            if seed.name.isdecimal() and seed not in folders:
+                raise UserError(f"{seed} has no {RECORD}; finish the run or delete the folder, then submit all seeds")
+
+
+def _check_files(folder: Path) -> None:
+    """Only the files of a run. Sizes are checked before any is opened."""
+    names = check_file_names(folder)
     for name in {RECORD, CONFIG, VERIFICATION, NETWORK}.intersection(names):
         read_json(folder / name, MAX_BYTES[name])
     for name in {TABLE, PROOFS}.intersection(names):
@@ -242,16 +267,14 @@ def _check_entry(folder: Path, results: Path, record: Record, entry: str) -> Non
 
     A run without its weights is one that a pull request adds: its folder must be SUITE/ENTRY/SEED.
     """
-    home = results / str(record.suite) / check_name(entry, "entry")
+    home = suite_folder(results, str(record.suite)) / check_name(entry, "entry")
     place = (home / str(record.seed)).parts[-3:]
     if record.artifacts["weights"].path is None and folder.resolve().parts[-3:] != place:
         raise UserError(f"{folder} is published as {'/'.join(place)}; it must be in a folder of that name")
     if (home / REPORTED).exists():
         raise UserError(f"entry '{entry}' is one that RobustBench reports; choose another name")
-    if (home / str(record.seed)).exists():
-        raise UserError(f"{home / str(record.seed)} is already published; submit a new recipe under another name")
-    others = [path.name for path in home.parent.iterdir()] if home.parent.is_dir() else []
-    for other in others:
+    is_published(home, record)  # UserError if the seed is published otherwise
+    for other in (folder.name for folder in visible_folders(home.parent)):
         if other != entry and _skeleton(other) == _skeleton(entry):
             raise UserError(f"entry '{entry}' looks like '{other}', which exists; choose another name")
 
