@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from bench.core.bounded_text import check_json, check_toml
 from bench.core.errors import UserError
 from bench.core.example_table import Flags, certified, check_columns, survivors, worst_by
 from bench.core.files import read_arrays, sha256, write_atomically
@@ -167,7 +168,9 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
 
 def read_about(path: Path) -> About:
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=About)
+        text = path.read_bytes()
+        check_toml(text, str(path))
+        return msgspec.toml.decode(text, type=About)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; it describes the entry (title, paper, licence)") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -271,6 +274,8 @@ def contest_file(run: Path, witnesses: str) -> Path:
 def _read_contests(folder: Path) -> Iterator[Contest]:
     for path in sorted(folder.glob("*.json")):
         try:
-            yield msgspec.json.decode(path.read_bytes(), type=Contest)
+            text = path.read_bytes()
+            check_json(text, str(path))
+            yield msgspec.json.decode(text, type=Contest)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path} is not a valid contest: {error}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from bench.core import sealed_json
+from bench.core.bounded_text import check_json
 from bench.core.errors import CheckError, UserError
 from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.record_checks import check_record
@@ -31,6 +32,7 @@ def read_record(folder: Path) -> Record:
     path = folder / RECORD
     try:
         text = path.read_bytes()
+        check_json(text, RECORD)
         if (schema := msgspec.json.decode(text, type=_Version).schema) != SCHEMA:
             raise UserError(f"its schema is {schema}, and this version reads schema {SCHEMA} only")
         return heard_record(sealed_json.decode(text, Record, required=False))

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 from safetensors import safe_open
 
+from bench.core.bounded_text import check_safetensors_header
 from bench.core.config import Suite, get_suite
 from bench.core.errors import UserError
 from bench.core.example_table import PREFIXES, TYPES, Table
@@ -52,6 +53,7 @@ MAX_BYTES = {
 MAX_ABOUT, MAX_CONTEST = 64 * 1024, MIB
 MAX_LENGTHS = {"title": 200, "paper": 500, "licence": 100, "authors": 4000, "url": 1000, "note": 4000}
 SPEC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=:/-]{0,299}")
+HOST = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")  # no number
 COMMAND = re.compile(r"bench (run|eval)( [A-Za-z0-9_@%+=:,./-]+)*")  # users copy it into a shell
 LAST_STAGE = "square"  # the last attack of a bracket that all undecided examples go through
 COLUMNS = (*PREFIXES, "decided_by/")  # decided_by/SPEC: the stage of a staged attack
@@ -114,9 +116,13 @@ def check_author(name: str) -> None:
 
 
 def check_url(url: str) -> str:
-    """A public address: https, a host, no password."""
-    parts = urlsplit(check_text(url, "a url", 1000))
-    if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or re.search(r"[\s<>\"'`\\]", url):
+    """A public address: https, the name of a host, no password."""
+    try:
+        parts = urlsplit(check_text(url, "a url", 1000))
+        fine = parts.scheme == "https" and HOST.fullmatch(parts.hostname or "") and parts.port != 0
+    except ValueError:  # brackets that do not match, or a port that is no number
+        fine = False
+    if not fine or "@" in url.partition("//")[2].partition("/")[0] or re.search(r"[\s<>\"'`\\]", url):
         raise UserError(f"'{url[:100]}' is not a public address; write https://HOST/...")
     return url
 
@@ -142,6 +148,8 @@ def check_witness_file(path: Path) -> None:
 def check_weights_file(path: Path) -> None:
     """A .safetensors file; the library checks that its header is valid and that its tensors fill the file."""
     check_file(path, MAX_BYTES[WEIGHTS])
+    with errors_as_one_line(path.name):
+        check_safetensors_header(path)
     with errors_as_one_line(path.name), safe_open(path, framework="np"):
         pass
 

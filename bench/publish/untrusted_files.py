@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bench.core.bounded_text import check_json
 from bench.core.errors import CheckError, UserError
 
 MIB = 2**20
@@ -71,7 +72,9 @@ def read_json(path: Path, max_bytes: int) -> Any:
         return values
 
     with errors_as_one_line(path.name):
-        value = json.loads(path.read_bytes().decode(), object_pairs_hook=unique)
+        data = path.read_bytes()
+        check_json(data, path.name)
+        value = json.loads(data.decode(), object_pairs_hook=unique)
     for place, leaf in walk_json(value):
         if place.count("/") >= MAX_DEPTH:
             raise UserError(f"{path.name} is nested too deep; at most {MAX_DEPTH} levels are allowed")

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from bench.core.bounded_text import check_json, check_safetensors_header
 from bench.core.errors import UserError
 from bench.core.files import write_atomically
 from bench.core.registry import one_line
@@ -97,9 +98,13 @@ def read_spec(path: Path) -> BuildSpec | None:
     if path.suffix != ".safetensors":
         return None
     with _readable(path):
+        check_safetensors_header(path)
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER)
-        return None if text is None else msgspec.json.decode(text, type=BuildSpec)
+        if text is None:
+            return None
+        check_json(text.encode(), "the build spec of its header")
+        return msgspec.json.decode(text, type=BuildSpec)
 
 
 @contextmanager
@@ -120,6 +125,7 @@ def read_state(path: Path) -> State:
     """The tensors of a .safetensors file or of a plain state dict (.pt, .pth, .ckpt). No code of a pickle is run."""
     with _readable(path):
         if path.suffix == ".safetensors":
+            check_safetensors_header(path)
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         with warnings.catch_warnings(action="ignore"):  # about unusual pickles, which are read safely or refused
