@@ -29,6 +29,7 @@ from bench.core.folders import (
     visible_folders,
 )
 from bench.core.record_files import RECORD, TABLE, read_record, write_record
+from bench.core.record_verdict import with_code
 from bench.core.records import Artifact, Record
 from bench.core.verification import verified
 from leaderboard.model_info import ModelInfo
@@ -147,7 +148,7 @@ def read_entry(folder: Path, suite: str) -> Entry:
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
     """A run without its weights; UserError if its table is not the one that its record names."""
-    record = verified(read_record(folder), folder)
+    record = with_code(verified(read_record(folder), folder))
     examples = record.artifacts.get("examples")
     if examples is None or sha256(folder / TABLE) != examples.sha256:
         raise UserError(f"{folder / TABLE} is not the table that {RECORD} names; restore both files from their source")

@@ -40,8 +40,9 @@ def changed_in_one_step(home: Path) -> Iterator[Path]:
 
 
 def settled(home: Path) -> Path:
-    """`home`, after a change that a killed process has left behind."""
-    if (home / CHANGE).exists():
+    """`home`, without what a killed process has left behind; a change that counts is carried out."""
+    left = [name for name in (PART, CHANGE, LOCK) if (home / name).exists()]
+    if CHANGE in left or (left and os.access(home, os.W_OK)):
         with locked(home / LOCK, f"{home} is being changed by another process; try again", PATIENCE):
             _settle(home)
     return home

@@ -209,7 +209,7 @@ def claimed(world):
 
 
 def again(world, file):
-    def open_url(url):
+    def open_url(url, _seconds):
         return (world / url.rpartition("/")[2]).open("rb")
 
     recheck_contest(world / "base", "digits/weak/0", file, settings=settings(**SETTINGS), open_url=open_url)
