@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from bench.core import sealed_json
 from bench.core.bounded_text import check_json, check_toml
 from bench.core.errors import UserError
 from bench.core.example_table import Flags, certified, check_columns, survivors, worst_by
@@ -263,7 +264,7 @@ def add_contest(results: Path, suite: str, entry: str, seed: int, contest: Conte
         remove_leftovers(path.parent)
         if path.exists():
             raise UserError(f"{path} exists already; these witnesses have been counted")
-        write_atomically(path, msgspec.json.format(msgspec.json.encode(contest)) + b"\n")
+        write_atomically(path, sealed_json.encode(contest))
     return path
 
 
@@ -275,8 +276,13 @@ def contest_file(run: Path, witnesses: str) -> Path:
 def _read_contests(folder: Path) -> Iterator[Contest]:
     for path in sorted(folder.glob("*.json")):
         try:
-            text = path.read_bytes()
-            check_json(text, str(path))
-            yield msgspec.json.decode(text, type=Contest)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            yield read_contest(path)
+        except (UserError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path} is not a valid contest: {error}") from error
+
+
+def read_contest(path: Path) -> Contest:
+    """The contest in a file, with whatever errors its reading has."""
+    text = path.read_bytes()
+    check_json(text, path.name)
+    return sealed_json.decode(text, Contest, required=False)

@@ -38,6 +38,7 @@ from leaderboard.published_results import (
 )
 from leaderboard.render import render
 
+MOST_TRIES = 10  # witnesses of a contest for each example
 BROKEN = "robust in the record, now broken"
 
 
@@ -142,6 +143,7 @@ def _check_contest(run: EvaluatedRun, witnesses: Path, weights: Path, settings: 
         data = load_data(record, None, settings)
         if data.hash != record.config.get("data_hash"):
             raise UserError(f"{data.name} has another hash than in the record; give its folder with --data-dir")
+        static_checks.check_witness_number(witnesses, data.shape, MOST_TRIES * len(run.robust))
         arrays = files.read_arrays(witnesses)
         index, x_adv = arrays["index"], arrays["x_adv"]
         if index.dtype != np.int64 or x_adv.dtype != np.float32 or index.ndim != 1 or not index.size:

@@ -5,6 +5,7 @@ executed or written. Every failure is a UserError of one line. What remains to b
 `bench verify` checks afterwards (bench/publish/submit.py).
 """
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from leaderboard.published_results import (
     check_name,
     is_published,
     read_about,
+    read_contest,
     suite_folder,
 )
 
@@ -47,7 +49,7 @@ LOG, WEIGHTS = "log.jsonl", "weights.safetensors"
 ARTIFACTS = {"weights": WEIGHTS, "examples": TABLE, "witnesses": WITNESSES, "proofs": PROOFS, "network": NETWORK}
 OPTIONAL = {"proofs", "network"}  # a record has both or none
 MAX_BYTES = {
-    RECORD: MIB, CONFIG: MIB, LOG: 16 * MIB, TABLE: 64 * MIB, WITNESSES: 1024 * MIB,
+    RECORD: MIB, CONFIG: MIB, LOG: 16 * MIB, TABLE: 16 * MIB, WITNESSES: 1024 * MIB,
     WEIGHTS: 4096 * MIB, VERIFICATION: MIB, PROOFS: 1024 * MIB, NETWORK: 64 * MIB,
 }  # fmt: skip
 MAX_ABOUT, MAX_CONTEST = 64 * 1024, MIB
@@ -99,7 +101,7 @@ def read_submitted_contest(path: Path) -> Contest:
     """The file of a contest, whose witnesses can be downloaded and checked again."""
     with errors_as_one_line(str(path)):
         read_json(path, MAX_CONTEST)
-        contest = msgspec.json.decode(path.read_bytes(), type=Contest)
+        contest = read_contest(path)
         check_author(contest.by)
         check_artifact("witnesses", contest.witnesses)
         if path.name != f"{contest.witnesses.sha256[:12]}.json":
@@ -141,8 +143,15 @@ def check_artifact(name: str, file: Artifact) -> None:
 
 
 def check_witness_file(path: Path) -> None:
-    if missing := {"index", "x_adv"} - set(check_npz(path, MAX_BYTES[WITNESSES])):
+    if missing := {"index", "x_adv"} - check_npz(path, MAX_BYTES[WITNESSES]).keys():
         raise UserError(f"{path.name} has no array '{min(missing)}'; witnesses are 'index' and 'x_adv'")
+
+
+def check_witness_number(path: Path, image: tuple[int, ...], most: int) -> None:
+    """UserError if a file of witnesses unpacks to more than `most` of these images."""
+    shape = check_npz(path, MAX_BYTES[WITNESSES])["x_adv"]
+    if math.prod(shape) > most * math.prod(image):
+        raise UserError(f"'x_adv' has the shape {shape}; at most {most} witnesses of the shape {image} are read")
 
 
 def check_weights_file(path: Path) -> None:

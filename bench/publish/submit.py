@@ -98,6 +98,8 @@ def _verify(
         with errors_as_one_line(str(folder)):
             data = load_data(record, None, settings)
             check_size(copy / WEIGHTS, record.model, data)
+            most = record.n_examples * (1 + len(record.attacks))  # one of each example and threat model
+            static_checks.check_witness_number(copy / ARTIFACTS["witnesses"], data.shape, most)
         report = [*verify(copy, settings), *_board_findings(copy, record, data, settings)]
         lines = findings_table([Finding(printable(f.name), f.outcome, printable(f.evidence)) for f in report])
         print(f"{printable(str(folder))}\n{lines}\n")

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,11 +37,11 @@ def run_seed(plan: Plan, seed: int) -> SeedResult:
     answer, and says so. With `force`, the training and the evaluation are made again anyway.
     """
     folder = plan.folder(seed)
-    if (result := finished_result(plan, seed)) is not None and not (folder / PARTS).exists():
+    if (result := finished_result(plan, seed)) is not None:
+        _clean_up(folder)
         return result
     with _locked(folder):
-        if (result := finished_result(plan, seed)) is not None:  # meanwhile, or its process was killed at the end
-            _remove_unfinished(folder)
+        if (result := finished_result(plan, seed)) is not None:  # another process has finished it meanwhile
             return result
         if plan.request.force:
             _remove_unfinished(folder)
@@ -141,8 +141,18 @@ def _remove_unfinished(folder: Path) -> None:
     shutil.rmtree(folder / PARTS, ignore_errors=True)
 
 
+def _clean_up(folder: Path) -> None:
+    """Delete what a process has left that was killed just after it had written the record, if no other works there."""
+    if (folder / PARTS).exists() or _lock_file(folder).exists():
+        with suppress(UserError, OSError), _locked(folder):
+            _remove_unfinished(folder)
+
+
 def _locked(folder: Path) -> AbstractContextManager[None]:
     """Create a folder and lock it for this process; UserError if another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder.with_name(f".{folder.name}.lock")  # beside it, so that the folder can be moved
-    return locked(path, f"another process works on {folder}; wait for it, or use another --out")
+    return locked(_lock_file(folder), f"another process works on {folder}; wait for it, or use another --out")
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")  # beside it, so that the folder can be moved

@@ -48,6 +48,7 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     model = plan.new_model(seed)
     cost = finished_training(folder, identity_of(plan, seed))
     if cost is not None:
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # if the process was killed just before it did so
         load_weights(model, folder / WEIGHTS)
         print(f"train {plan.name}: was finished already, in {folder}", file=sys.stderr)
         return model.to(plan.device), cost

@@ -23,9 +23,9 @@ def test_only_https_is_opened(url):
 
 @pytest.mark.parametrize("url", [
     "https://", "https:///x", "https://[", "https://[::1", "https://[::1]/x", "https://a]b/x", "https://localhost/x",
-    "https://127.0.0.1/x", "https://127.1/x", "https://0x7f000001/x", "https://2130706433/x", "https://a.b:port/x",
-    "https://a.b:99999/x", "https://a.b:-1/x", "https://a.b:0/x", "https://a..b/x", "https://-a.b/x", "https://.b/x",
-    f"https://{'a' * 64}.org/x", f"https://{'a.' * 130}org/x", "https://me:word@a.b/x", "https://a.b\\x", "https://a_b.c/x",
+    "https://127.0.0.1/x", "https://127.1/x", "https://0x7f000001/x", "https://2130706433/x", "https://a.org:port/x",
+    "https://a.org:99999/x", "https://a.org:-1/x", "https://a.org:0/x", "https://a..b/x", "https://-a.org/x", "https://.b/x",
+    f"https://{'a' * 64}.org/x", f"https://{'a.' * 130}org/x", "https://me:word@a.org/x", "https://a.org\\x", "https://a_b.c/x",
 ])  # fmt: skip
 def test_odd_hosts_and_ports_are_one_line(url, tmp_path):
     with pytest.raises(UserError, match=r"\A[ -~]+ is not a public address; write https://HOST/[ -~]+\Z"):
@@ -33,7 +33,7 @@ def test_odd_hosts_and_ports_are_one_line(url, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["https://a.b/x", "https://a-1.example.org:8443/x@y?z=1#f", "https://xn--bcher-kva.de/"]
+    "url", ["https://a.org/x", "https://a-1.example.org:8443/x@y?z=1#f", "https://xn--bcher-kva.de/"]
 )
 def test_public_addresses_pass(url):
     assert check_url(url) == url
@@ -82,7 +82,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_left():
     thread = threading.Thread(target=drip)
     thread.start()
     try:
-        with pytest.raises(TimeoutError, match="takes too long"), limited.makefile("rb") as source:
+        with pytest.raises(TimeoutError, match=r"too long|timed out"), limited.makefile("rb") as source:
             source.read(10_000)
     finally:
         stop.set()
