@@ -128,9 +128,15 @@ def read_entries(results: Path, suite: str) -> tuple[list[Entry], list[str]]:
     for folder in visible_folders(suite_folder(results, suite)):
         try:
             entries.append(read_entry(folder, suite))
-        except (UserError, OSError) as error:
-            problems.append(f"entry {folder.name} is left out: {' '.join(str(error).split())}")
+        except Exception as error:  # a malformed file may raise anything
+            problems.append(left_out(folder.name, error))
     return entries, problems
+
+
+def left_out(name: str, error: Exception) -> str:
+    """What a board says of an entry that it cannot show."""
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return f"entry {name} is left out: {' '.join(reason.split())[:500]}"
 
 
 def read_entry(folder: Path, suite: str) -> Entry:
