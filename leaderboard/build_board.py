@@ -29,14 +29,13 @@ POINTS = 41  # of a curve that is drawn from distances
 def build_board(results: Path, suite: str) -> Board:
     """All entries of a suite that can be read, the most robust first."""
     entries, problems = read_entries(results, suite)
-    ranks = rank(entries)
-    rows: dict[int, Row] = {}
-    while len(rows) < len(entries):
+    while True:
+        ranks = rank(entries)
         rows, broken = _rows(entries, ranks)
-        if broken:  # its ranks go with it
-            problems += broken.values()
-            entries = [entry for entry in entries if entry.name not in broken]
-            ranks = rank(entries)
+        if not broken:
+            break
+        problems += broken.values()
+        entries = [entry for entry in entries if entry.name not in broken]  # and the others are ranked without them
     order = sorted(rows, key=lambda i: _order(rows[i]))
     groups = _groups(ranks, order)
     known = suites().get(suite)
