@@ -14,7 +14,7 @@ from bench.core.example_table import Flags, Threat, threat_of
 from bench.core.records import VERDICTS, AttackResult, Bracket, BracketStage, CertifierResult, Record
 from bench.core.spec_text import join_spec, split_spec
 from leaderboard.board_data import Board, Cost, Curve, Decided, Estimate, Measured, Row, Seed, Status
-from leaderboard.published_results import Entry, EvaluatedRun, read_entries
+from leaderboard.published_results import Entry, EvaluatedRun, left_out, read_entries
 from leaderboard.ranks import RULE, Ranks, rank
 from leaderboard.render import threat_name
 from leaderboard.statistics import prediction, recipe_interval
@@ -27,17 +27,34 @@ POINTS = 41  # of a curve that is drawn from distances
 
 
 def build_board(results: Path, suite: str) -> Board:
-    """All entries of a suite, the most robust first; UserError if a file of an entry is malformed."""
-    entries = read_entries(results, suite)
-    ranks = rank(entries)
-    rows = {i: _row(entry, ranks, i) for i, entry in enumerate(entries)}
+    """All entries of a suite that can be read, the most robust first."""
+    entries, problems = read_entries(results, suite)
+    while True:
+        ranks = rank(entries)
+        rows, broken = _rows(entries, ranks)
+        if not broken:
+            break
+        problems += broken.values()
+        entries = [entry for entry in entries if entry.name not in broken]  # and the others are ranked without them
     order = sorted(rows, key=lambda i: _order(rows[i]))
     groups = _groups(ranks, order)
     known = suites().get(suite)
     return Board(
         suite=suite, summary=known.summary if known else "", rule=RULE,
-        rows=tuple(msgspec.structs.replace(rows[i], group=groups.get(i)) for i in order),
+        rows=tuple(msgspec.structs.replace(rows[i], group=groups.get(i)) for i in order), left_out=tuple(problems),
     )  # fmt: skip
+
+
+def _rows(entries: Sequence[Entry], ranks: Ranks) -> tuple[dict[int, Row], dict[str, str]]:
+    """The row of each entry by its place, and what is wrong with those that have none."""
+    rows: dict[int, Row] = {}
+    broken: dict[str, str] = {}
+    for i, entry in enumerate(entries):
+        try:
+            rows[i] = _row(entry, ranks, i)
+        except Exception as error:  # the records may hold anything that has the right type
+            broken[entry.name] = left_out(entry.name, error)
+    return rows, broken
 
 
 def _groups(ranks: Ranks, order: Sequence[int]) -> dict[int, int]:

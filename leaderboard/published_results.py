@@ -4,6 +4,7 @@ A published number is never edited: a run is added once. A contest that lowers i
 """
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +15,22 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from bench.core import sealed_json
+from bench.core.bounded_text import check_toml
 from bench.core.errors import UserError
-from bench.core.example_table import Flags, certified, survivors, worst_by
+from bench.core.example_table import Flags, certified, check_columns, survivors, worst_by
 from bench.core.files import read_arrays, sha256, write_atomically
+from bench.core.folders import (
+    LOCK,
+    PATIENCE,
+    changed_in_one_step,
+    locked,
+    remove_leftovers,
+    settled,
+    visible_folders,
+)
 from bench.core.record_files import RECORD, TABLE, read_record, write_record
+from bench.core.record_verdict import with_code
 from bench.core.records import Artifact, Record
 from bench.core.verification import verified
 from leaderboard.model_info import ModelInfo
@@ -100,12 +113,30 @@ def check_name(name: str, what: str) -> str:
 
 def published_suites(results: Path) -> list[str]:
     """The suites that have entries."""
-    return [folder.name for folder in _folders(results)]
+    return [folder.name for folder in visible_folders(results) if visible_folders(settled(folder))]
 
 
-def read_entries(results: Path, suite: str) -> list[Entry]:
-    """All entries of a suite in the order of their names; UserError if a file of an entry is malformed."""
-    return [read_entry(folder, suite) for folder in _folders(results / check_name(suite, "suite"))]
+def suite_folder(results: Path, suite: str) -> Path:
+    """The folder of a suite's entries, after a change that was interrupted."""
+    return settled(results / check_name(suite, "suite"))
+
+
+def read_entries(results: Path, suite: str) -> tuple[list[Entry], list[str]]:
+    """All entries of a suite in the order of their names, and what is wrong with each that cannot be read."""
+    entries: list[Entry] = []
+    problems: list[str] = []
+    for folder in visible_folders(suite_folder(results, suite)):
+        try:
+            entries.append(read_entry(folder, suite))
+        except Exception as error:  # a malformed file may raise anything
+            problems.append(left_out(folder.name, error))
+    return entries, problems
+
+
+def left_out(name: str, error: Exception) -> str:
+    """What a board says of an entry that it cannot show."""
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return f"entry {name} is left out: {' '.join(reason.split())[:500]}"
 
 
 def read_entry(folder: Path, suite: str) -> Entry:
@@ -113,19 +144,26 @@ def read_entry(folder: Path, suite: str) -> Entry:
     reported = folder / REPORTED
     if reported.exists():
         return Entry(suite, folder.name, about, reported=ModelInfo.read(reported))
-    runs = sorted((read_evaluated_run(seed) for seed in _folders(folder)), key=lambda run: run.record.seed)
+    runs = sorted((read_evaluated_run(seed) for seed in visible_folders(folder)), key=lambda run: run.record.seed)
     if not runs:
         raise UserError(f"{folder} has no results; add some with `bench submit`, or remove it")
+    for run in runs:
+        if run.folder.name != str(run.record.seed):
+            raise UserError(f"{run.folder} holds a run of seed {run.record.seed}; restore it from its source")
     return Entry(suite, folder.name, about, tuple(runs))
 
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
     """A run without its weights; UserError if its table is not the one that its record names."""
-    record = verified(read_record(folder), folder)
+    record = with_code(verified(read_record(folder), folder))
+    record.provenance.pop("source_files", None)  # hundreds of hashes, which no board shows
     examples = record.artifacts.get("examples")
     if examples is None or sha256(folder / TABLE) != examples.sha256:
         raise UserError(f"{folder / TABLE} is not the table that {RECORD} names; restore both files from their source")
     table = read_arrays(folder / TABLE)
+    check_columns(table)
+    if missing := {"weights", "witnesses"} - set(record.artifacts):
+        raise UserError(f"{folder / RECORD} does not name its {min(missing)}; restore it from its source")
     if not np.array_equal(table["index"], np.arange(len(table["index"]))):
         raise UserError(f"{folder / TABLE} does not hold the first n test examples in order; boards compare those")
     robust, robust_by = survivors(table), worst_by(table)
@@ -139,32 +177,54 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
 
 def read_about(path: Path) -> About:
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=About)
+        text = path.read_bytes()
+        check_toml(text, str(path))
+        return msgspec.toml.decode(text, type=About)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; it describes the entry (title, paper, licence)") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a valid {ABOUT}: {error}") from error
 
 
-def add_run(results: Path, entry: str, about: About, run: Path, *, url: str | None = None) -> Path:
-    """Publish a finished and verified run as one seed of an entry; returns the new folder.
+def add_runs(results: Path, entry: str, about: About, runs: Sequence[Path], *, url: str | None = None) -> Path:
+    """Publish finished and verified runs as seeds of an entry, all or none in one step; returns the entry's folder.
 
-    url: the public folder of its weights and witnesses; None if they are not published. UserError if the seed is
-    published already, or if the entry has another recipe or another about.toml.
+    url: the public folder of its weights and witnesses; None if they are not published. Seeds that are published just
+    so stay as they are. UserError if one is published otherwise, or if the entry has another recipe or another
+    about.toml.
     """
-    record = read_record(run)
-    if record.suite is None:
-        raise UserError(f"{run} has no suite; run it with the data, norm and eps of a suite")
-    home = results / check_name(record.suite, "suite") / check_name(entry, "entry")
+    records = {run: read_record(run) for run in runs}
+    suites = {record.suite for record in records.values()}
+    if None in suites or len(suites) > 1:
+        raise UserError(f"{runs[0]} has no suite, or another than other runs; run all with the rules of one suite")
+    home = suite_folder(results, str(*suites)) / check_name(entry, "entry")
+    with changed_in_one_step(home.parent) as part:
+        new = {run: record for run, record in records.items() if not is_published(home, record)}
+        if not new:
+            return home
+        check_seeds(list(new.values()), results, entry, about)
+        if home.exists():
+            shutil.copytree(home, part / entry)
+        (part / entry).mkdir(exist_ok=True)
+        (part / entry / ABOUT).write_bytes(msgspec.toml.encode(about))
+        for run, record in new.items():
+            folder = part / entry / str(record.seed)
+            folder.mkdir()
+            shutil.copyfile(run / TABLE, folder / TABLE)
+            write_record(folder, msgspec.structs.replace(record, artifacts=_published(record, url)))
+    return home
+
+
+def is_published(home: Path, record: Record) -> bool:
+    """Whether the entry in `home` has this very run; UserError if it has another of the seed."""
     folder = home / str(record.seed)
-    if folder.exists():
-        raise UserError(f"{folder} is published already; add a new recipe as a new entry, such as {entry}-2")
-    check_seeds([record], results, entry, about)
-    folder.mkdir(parents=True)
-    write_atomically(home / ABOUT, msgspec.toml.encode(about))
-    write_atomically(folder / TABLE, (run / TABLE).read_bytes())
-    write_record(folder, msgspec.structs.replace(record, artifacts=_published(record, url)))
-    return folder
+    if not folder.exists():
+        return False
+    published = msgspec.structs.replace(read_record(folder), artifacts={})
+    hashes = [{name: file.sha256 for name, file in r.artifacts.items()} for r in (read_record(folder), record)]
+    if hashes[0] == hashes[1] and published == msgspec.structs.replace(record, artifacts={}):
+        return True
+    raise UserError(f"{folder} is published already; add a new recipe as a new entry, such as {home.name}-2")
 
 
 def check_seeds(records: Sequence[Record], results: Path, entry: str, about: About | None) -> None:
@@ -204,22 +264,30 @@ def _published(record: Record, url: str | None) -> dict[str, Artifact]:
 
 def add_contest(results: Path, suite: str, entry: str, seed: int, contest: Contest) -> Path:
     """Store a verified contest beside the run whose accuracy it lowers; returns the new file."""
-    run = results / check_name(suite, "suite") / check_name(entry, "entry") / str(seed)
-    path = run / CONTESTS / f"{contest.witnesses.sha256[:12]}.json"
-    if path.exists():
-        raise UserError(f"{path} exists already; these witnesses have been counted")
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(contest)) + b"\n")
+    home = suite_folder(results, suite)
+    path = contest_file(home / check_name(entry, "entry") / str(seed), contest.witnesses.sha256)
+    with locked(home / LOCK, f"{home} is being changed by another process; try again", PATIENCE):
+        path.parent.mkdir(exist_ok=True)
+        remove_leftovers(path.parent)
+        if path.exists():
+            raise UserError(f"{path} exists already; these witnesses have been counted")
+        write_atomically(path, sealed_json.encode(contest))
     return path
+
+
+def contest_file(run: Path, witnesses: str) -> Path:
+    """Where a contest of a published run is stored; witnesses: the hash of its adversarial examples."""
+    return run / CONTESTS / f"{witnesses[:12]}.json"
 
 
 def _read_contests(folder: Path) -> Iterator[Contest]:
     for path in sorted(folder.glob("*.json")):
         try:
-            yield msgspec.json.decode(path.read_bytes(), type=Contest)
-        except msgspec.MsgspecError as error:
+            yield read_contest(path)
+        except (UserError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path} is not a valid contest: {error}") from error
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+def read_contest(path: Path) -> Contest:
+    """The contest in a file, with whatever errors its reading has."""
+    return sealed_json.decode(path.read_bytes(), Contest, required=False)

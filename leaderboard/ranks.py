@@ -78,7 +78,7 @@ def _robust(entry: Entry, n: int) -> npt.NDArray[np.float32]:
 
 
 def _claimable(entry: Entry) -> bool:
-    reliable = all(run.record.sanity.verdict in ("no-warnings", "suspect") for run in entry.runs)
+    reliable = all(run.record.sanity.verdict in ("no-warnings", "submitted-code", "suspect") for run in entry.runs)
     return entry.measured and reliable and (not entry.recipe or len(entry.runs) > 1)
 
 

@@ -8,9 +8,9 @@ import msgspec
 
 from bench.core.config import get_suite
 from bench.core.errors import UserError
-from bench.core.files import write_atomically
+from bench.core.folders import changed_in_one_step
 from leaderboard.model_info import ModelInfo
-from leaderboard.published_results import ABOUT, REPORTED, About, Entry, check_name
+from leaderboard.published_results import ABOUT, REPORTED, About, Entry, check_name, suite_folder
 from leaderboard.render import threat_name
 
 SAME_EPS = 0.02  # relative: RobustBench lists both 0.031 and 8/255
@@ -65,12 +65,13 @@ def import_model_info(path: Path, results: Path, suite: str, name: str, norm: st
         raise UserError(f"{path} has eps {info.eps}; suite {suite} has {rules.eps:g}")
     if info.attacked is None:
         raise UserError(f"{path} has no accuracy under attack; only models with one can be added")
-    home = results / suite / check_name(name, "entry")
+    home = suite_folder(results, suite) / check_name(name, "entry")
     if home.exists():
         raise UserError(f"{home} exists already; remove it, or choose another name")
-    home.mkdir(parents=True)
-    write_atomically(home / ABOUT, msgspec.toml.encode(_about(info)))
-    write_atomically(home / REPORTED, msgspec.json.format(msgspec.json.encode(info.as_json())) + b"\n")
+    with changed_in_one_step(home.parent) as part:
+        (part / name).mkdir()
+        (part / name / ABOUT).write_bytes(msgspec.toml.encode(_about(info)))
+        (part / name / REPORTED).write_bytes(msgspec.json.format(msgspec.json.encode(info.as_json())) + b"\n")
     return home
 
 

@@ -6,12 +6,9 @@ sets, and code that the user names with --trust-code after reading it. No other 
 """
 
 import shlex
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 import torch
@@ -29,13 +26,14 @@ from bench.datasets.split import Split
 from bench.models.build import build_model
 from bench.publish import static_checks
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
+from bench.publish.private_copy import private_copies
 from bench.publish.static_checks import ARTIFACTS, WEIGHTS
 from bench.publish.untrusted_files import errors_as_one_line, printable
 from bench.sanity.verdict import form_verdict
 from bench.verify.leakage import LEAK_CHECKS
 from bench.verify.report import Finding, add_findings, findings_table
 from bench.verify.run import Settings, load_data, load_model, verify
-from leaderboard.published_results import ABOUT, About, add_run, check_seeds
+from leaderboard.published_results import ABOUT, About, add_runs, check_seeds, is_published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,6 @@ def submit_runs(
     fetch: download the files that a record names by an address. UserError if it is not a valid submission, before any
     model is built; CheckError, with the findings against it, if it is refused.
     """
-    entry, results = submission.entry, submission.results
     folders = find_records([submission.run])
     if submission.artifacts_url is not None:
         static_checks.check_url(submission.artifacts_url)
@@ -71,30 +68,46 @@ def submit_runs(
     about = _about_of(submission, folders[0])
     if about is None and not check_only:
         raise UserError("an entry needs a title, a paper and a licence; give --title, --paper and --licence")
-    records = [static_checks.check_submission(folder, results, entry) for folder in folders]
-    check_seeds(records, results, entry, about)
+    static_checks.check_whole(folders)
+    with private_copies(folders) as copies:
+        records = _verify(submission, about, dict(zip(copies, folders, strict=True)), settings, fetch, open_url)
+        seeds = f"{len(folders)} seed{'s' if len(folders) > 1 else ''}"
+        if check_only or about is None:
+            print(f"{submission.entry}: {seeds} would be accepted")
+            return
+        home = add_runs(submission.results, submission.entry, about, copies, url=submission.artifacts_url)
+    print(f"{submission.entry}: {seeds} added\n\n{pull_request(home)}")
+    if submission.artifacts_url is None and any(record.artifacts["weights"].url is None for record in records):
+        print("\nNobody else can check it: publish weights and witnesses, and name their folder with --artifacts.")
+
+
+def _verify(
+    submission: Submission, about: About | None, runs: Mapping[Path, Path], settings: Settings, fetch: bool,
+    open_url: OpenUrl,
+) -> list[Record]:  # fmt: skip
+    """The records of the runs (copy -> original), verified as one submission; downloads go into the copies."""
+    entry, results = submission.entry, submission.results
+    records = [static_checks.check_submission(copy, results, entry) for copy in runs]
+    new = [record for record in records if not is_published(results / str(record.suite) / entry, record)]
+    if new:
+        check_seeds(new, results, entry, about)
     objections = []
-    for folder, record in zip(folders, records, strict=True):
+    for (copy, folder), record in zip(runs.items(), records, strict=True):
         check_code(record, settings)
-        with _complete(folder, record, fetch, open_url) as complete:
-            with errors_as_one_line(str(folder)):
-                data = load_data(record, None, settings)
-                check_size(complete / WEIGHTS, record.model, data)
-            report = [*verify(complete, settings), *_board_findings(complete, record, data, settings)]
+        _complete(copy, record, fetch, open_url)
+        with errors_as_one_line(str(folder)):
+            data = load_data(record, None, settings)
+            check_size(copy / WEIGHTS, record.model, data)
+            most = record.n_examples * (1 + len(record.attacks))  # one of each example and threat model
+            static_checks.check_witness_number(copy / ARTIFACTS["witnesses"], data.shape, most)
+        report = [*verify(copy, settings), *_board_findings(copy, record, data, settings)]
         lines = findings_table([Finding(printable(f.name), f.outcome, printable(f.evidence)) for f in report])
         print(f"{printable(str(folder))}\n{lines}\n")
         objections += _objections(report, record)
     if objections:
         more = f"; and {len(objections) - 3} more" if len(objections) > 3 else ""
         raise CheckError(printable(f"refused: {'; '.join(objections[:3])}{more}"))
-    seeds = f"{len(folders)} seed{'s' if len(folders) > 1 else ''}"
-    if check_only or about is None:
-        print(f"{entry}: {seeds} would be accepted")
-        return
-    _publish(submission, about, folders)
-    print(f"{entry}: {seeds} added\n\n{pull_request(results / str(records[0].suite) / entry)}")
-    if submission.artifacts_url is None and any(record.artifacts["weights"].url is None for record in records):
-        print("\nNobody else can check it: publish weights and witnesses, and name their folder with --artifacts.")
+    return records
 
 
 def _about_of(submission: Submission, folder: Path) -> About | None:
@@ -116,28 +129,23 @@ def check_code(record: Record, settings: Settings) -> None:
         raise UserError(printable(f"the run used code: {missing}; read it, then name it with --trust-code FILE"))
 
 
-@contextmanager
-def _complete(folder: Path, record: Record, fetch: bool, open_url: OpenUrl) -> Iterator[Path]:
-    """The run's folder, or a temporary copy to which the files with an address are downloaded."""
+def _complete(folder: Path, record: Record, fetch: bool, open_url: OpenUrl) -> None:
+    """Download the files that the record names by an address into the private copy of the run."""
     remote = {name: file for name, file in record.artifacts.items() if file.path is None}
     if not remote:
-        yield folder
         return
     for name, file in remote.items():
         if file.url is None:
             raise UserError(f"the {name} of {folder} are missing: the record names neither a file nor an address")
     if not fetch:
         raise UserError(f"the {' and '.join(remote)} of {folder} are not in it; give --fetch to download them")
-    with TemporaryDirectory(prefix="bench-submit-") as temporary:
-        copy = shutil.copytree(folder, Path(temporary) / "run")
-        for name, file in remote.items():
-            download(file, copy / ARTIFACTS[name], open_url)
-        local = {name: msgspec.structs.replace(file, path=ARTIFACTS[name]) for name, file in record.artifacts.items()}
-        write_record(copy, msgspec.structs.replace(record, artifacts=local))
-        with errors_as_one_line(str(folder)):
-            static_checks.check_weights_file(copy / WEIGHTS)
-            static_checks.check_witness_file(copy / ARTIFACTS["witnesses"])
-        yield copy
+    for name, file in remote.items():
+        download(file, folder / ARTIFACTS[name], open_url)
+    local = {name: msgspec.structs.replace(file, path=ARTIFACTS[name]) for name, file in record.artifacts.items()}
+    write_record(folder, msgspec.structs.replace(record, artifacts=local))
+    with errors_as_one_line(str(folder)):
+        static_checks.check_weights_file(folder / WEIGHTS)
+        static_checks.check_witness_file(folder / ARTIFACTS["witnesses"])
 
 
 def check_size(weights: Path, model: str, data: Arrays) -> None:
@@ -194,19 +202,6 @@ def _objections(report: Sequence[Finding], record: Record) -> list[str]:
         for each in report
         if each.outcome in ("failed", "weaker") or (each.outcome == "not checkable" and each.name not in optional)
     ]
-
-
-def _publish(submission: Submission, about: About, folders: Sequence[Path]) -> None:
-    """Add all folders; if one fails, remove those already added."""
-    added: list[Path] = []
-    try:
-        for run in folders:
-            folder = add_run(submission.results, submission.entry, about, run, url=submission.artifacts_url)
-            added.append(folder)
-    except BaseException:
-        for folder in added:
-            shutil.rmtree(folder)
-        raise
 
 
 def pull_request(home: Path) -> str:

@@ -173,7 +173,7 @@ def _check_config(folder: Path, record: Record) -> Finding:
     for key, value in repeated.items():
         if config.get(key) != value:
             return Finding(name, "failed", f"the record has {key} {value}, its config {config.get(key)}")
-    path = folder / "config.json"
+    path = folder / record_files.CONFIG
     if path.exists() and json.loads(path.read_bytes()) != config:
         return Finding(name, "failed", "config.json differs from the record's config")
     return Finding(name, "passed", f"hash {computed}")

@@ -15,7 +15,7 @@ from bench.core.records import (
     Sanity,
     Training,
 )
-from leaderboard.published_results import About, add_run
+from leaderboard.published_results import About, add_runs
 
 ABOUT = About(title="An entry", paper="Somebody (2026)", licence="MIT")
 CHECK = Sanity("no-warnings", [])
@@ -89,7 +89,7 @@ def publish(results, name, tables, *, about=ABOUT, url=None, trained=True, verdi
     for seed, table in enumerate(tables):
         run = results.parent / "runs" / name / str(seed)
         write_run(run, table, weights=f"{name}{seed}", seed=seed, **settings)
-        add_run(results, name, about, run, url=url)
+        add_runs(results, name, about, [run], url=url)
     return results / "digits" / name
 
 
