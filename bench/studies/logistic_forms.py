@@ -144,7 +144,7 @@ def least_loss_l2(x: Floats, y: Labels, eps: float, rng: np.random.Generator) ->
 
     # the solver may end in 0, where the bound has no gradient, so short steps along the mean count too
     short: list[Floats] = [length * signed.mean(axis=0) for length in (1e-3, 1e-2)]
-    candidates = [search(0.1 * rng.normal(size=x.shape[1])), search(short[1]), *short]
+    candidates = [search(0.1 * rng.normal(size=(x.shape[1],))), search(short[1]), *short]
     losses = [loss(np.append(w, np.linalg.norm(w))) for w in candidates]
     w = candidates[int(np.argmin(losses))]
     return min(losses), np.stack([-w, w]) / 2

@@ -44,10 +44,14 @@ def test_vgg_without_batch_norm_has_biases():
     assert [module.out_channels for module in model if isinstance(module, torch.nn.Conv2d)] == [
         *[4] * 2, *[8] * 2, *[16] * 3, *[32] * 6,
     ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("widths", "printed", "with_norms"), [
     ("64+128+256+512", 21_265_088, False), ("23+25+27+29", 201_078, True), ("6+13+26+51", 216_360, True),
+])  # fmt: skip
 def test_networks_have_the_weights_of_table_5_6(widths, printed, with_norms):
     # the thesis counts the affine parameters of batch norm in the small networks, and not in RN34; never the last bias
+    with torch.device("meta"):
         model = build_model(f"resnet34:widths={widths}", CIFAR, 10)
     counted = [
         p.numel() for name, p in model.named_parameters() if p.dim() > 1 or (with_norms and name != "output.bias")
