@@ -50,7 +50,7 @@ def test_a_history_goes_on_after_an_interruption_and_is_saved(tmp_path):
     whole, part = loop_of(keep_losses=True), loop_of(keep_losses=True)
     whole.run()
     part.run_epoch()
-    save_checkpoint(tmp_path, part.state())
+    save_checkpoint(tmp_path, part.state(), "")
     resumed = loop_of(keep_losses=True)
     resumed.run(tmp_path)
     assert torch.equal(whole.bank[LOSS], resumed.bank[LOSS])
