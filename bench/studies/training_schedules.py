@@ -16,6 +16,9 @@ from leaderboard.render import render
 POINTS = 400  # of a curve
 
 
+PAS = ("pas:periods=", "pas", "pas:eps_growth=linear:periods=", "pas:eps_growth=linear")
+
+
 @registry.study("training-schedules")
 @dataclass(frozen=True, kw_only=True)
 class TrainingSchedulesStudy(Study):
@@ -27,9 +30,7 @@ class TrainingSchedulesStudy(Study):
     learning rate falls within a period is not printed; it is that of the defense here.
     """
 
-    defenses: tuple[str, ...] = (
-        "pas:periods=", "pas", "pas:eps_growth=linear:periods=", "pas:eps_growth=linear",
-    )  # fmt: skip
+    defenses: tuple[str, ...] = PAS  # the trainings, as specs of defenses
     suite: str | None = None  # whose settings the trainings have; none: the defenses' own
     eps: float = 8 / 255  # of the threat model, if there is no suite
     rows: int = 8  # of the table: epochs at equal distances

@@ -9,6 +9,7 @@ from bench.core.errors import UserError
 from bench.core.record_files import read_record
 from bench.publish.static_checks import check_submission
 from tests.end_to_end.command import bench
+from tests.forged_records import change_record
 
 RUN = (
     "run", "--dataset", "digits", "--defense", "standard", "--epochs", "1", "--n-examples", "40", "--attacks", "fgsm",
@@ -55,7 +56,7 @@ def test_a_claim_of_a_suite_without_its_box_is_refused(without, tmp_path):
     record = only_run(folder) / "record.json"
     text = record.read_text()
     try:
-        record.write_text(json.dumps(json.loads(text) | {"suite": "digits"}))
+        change_record(record.parent, lambda plain: plain.update(suite="digits"))
         with pytest.raises(UserError, match="box False; suite digits has True"):
             check_submission(record.parent, tmp_path, "mine")
     finally:
