@@ -14,8 +14,6 @@ from bench.training.schedules import eps_at, learning_rate
 from leaderboard.render import render
 
 POINTS = 400  # of a curve
-
-
 PAS = ("pas:periods=", "pas", "pas:eps_growth=linear:periods=", "pas:eps_growth=linear")
 
 
