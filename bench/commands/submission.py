@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.commands.options import add_verification, verification_settings
+from bench.commands.options import add_suites_option, add_verification, verification_settings
+from bench.core.config import add_suites
 from bench.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,12 +35,15 @@ def add(commands: Any) -> None:
     option("--weights", type=Path, metavar="FILE", help="weights of the contested run")
     option("--by", metavar="NAME", help="author of the contest")
     option("--results", type=Path, metavar="DIR", help="published results (default: those of this package)")
+    add_suites_option(sub)
     add_verification(sub, min_sample=1)
     sub.set_defaults(act=act_submit)
 
 
 def act_submit(args: argparse.Namespace) -> None:
     about = _about(args)
+    if args.suites is not None:
+        add_suites(args.suites)
     if args.contest is None and args.entry is None:
         raise UserError("give --entry NAME to publish a run, or --contest SUITE/ENTRY/SEED to contest one")
     if args.contest is not None and args.check != args.fetch:
