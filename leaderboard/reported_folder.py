@@ -50,7 +50,7 @@ def suite_of(info: ModelInfo, norm: str, path: Path) -> Suite:
             f"{path} is for {info.dataset}, {norm}, eps {info.eps}, and no suite is; suites of this data set and norm: "
             f"{have}; add one with --suites DIR"
         )
-    return fitting[0]
+    return min(fitting, key=lambda each: each.name != info.dataset)  # the first, unless one is named after the data
 
 
 def entry_name(path: Path) -> str:

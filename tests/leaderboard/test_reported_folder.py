@@ -106,7 +106,7 @@ def test_corruptions_have_their_own_board(imported, tmp_path):
 @pytest.mark.parametrize(
     ("name", "values", "says"),
     [
-        ("cifar10/Linf/A.json", {"eps": "2/255", "clean_acc": "90", "reported": "80"}, "eps 2/255, and no suite is"),
+        ("cifar10/Linf/A.json", {"eps": "3/255", "clean_acc": "90", "reported": "80"}, "eps 3/255, and no suite is"),
         ("cifar10/Other/A.json", {"eps": "8/255", "clean_acc": "90", "reported": "80"}, "is in the folder 'Other'"),
         ("cifar10/corruptions/A.json", {"eps": None, "clean_acc": "90"}, "no accuracy under corruptions"),
     ],
@@ -137,19 +137,19 @@ def test_additional_data(footnote, extra, data):
     assert info.data == data
 
 
-OWN = 'summary = "Mine"\ndataset = "cifar10"\nmodel = "cnn"\nnorm = "Linf"\neps = "2/255"\nattacks = ["pgd-10"]\n'
+OWN = 'summary = "Mine"\ndataset = "cifar10"\nmodel = "cnn"\nnorm = "Linf"\neps = "3/255"\nattacks = ["pgd-10"]\n'
 
 
 def test_suites_of_ones_own_have_boards(tmp_path):
     (tmp_path / "suites").mkdir()
-    (tmp_path / "suites" / "cifar10-own-2.toml").write_text(OWN)
-    write_all(tmp_path / "lists", {"x/Linf/Small.json": {"eps": "2/255", "clean_acc": "90", "autoattack_acc": "80"}})
+    (tmp_path / "suites" / "cifar10-own-3.toml").write_text(OWN)
+    write_all(tmp_path / "lists", {"x/Linf/Small.json": {"eps": "3/255", "clean_acc": "90", "autoattack_acc": "80"}})
     words = ("leaderboard", "--results", "results", "--suites", "suites")
-    assert bench(tmp_path, *words, "--add-reported", "lists").stdout == "cifar10-own-2: 1 added\n"
+    assert bench(tmp_path, *words, "--add-reported", "lists").stdout == "cifar10-own-3: 1 added\n"
     again = bench(tmp_path, *words, "--add-reported", "lists")
     assert again.returncode == 1
     assert "exists already" in again.stderr
-    shown = bench(tmp_path, "leaderboard", "--results", "results", "--suite", "suites/cifar10-own-2.toml").stdout
-    assert "## cifar10-own-2" in shown
+    shown = bench(tmp_path, "leaderboard", "--results", "results", "--suite", "suites/cifar10-own-3.toml").stdout
+    assert "## cifar10-own-3" in shown
     assert "Mine" in shown
-    suites().pop("cifar10-own-2")
+    suites().pop("cifar10-own-3")
