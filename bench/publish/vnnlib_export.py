@@ -17,7 +17,7 @@ from torch import nn
 
 from bench.core.contracts import frozen
 from bench.core.errors import CheckError, UserError
-from bench.core.example_table import Table, certified, survivors
+from bench.core.example_table import Table, Threat, certified, survivors
 from bench.core.files import read_arrays, write_atomically
 from bench.core.record_files import TABLE, read_run
 from bench.core.records import Record
@@ -65,7 +65,7 @@ def export_vnnlib(folder: Path, target: Path, timeout: int, settings: Settings, 
     write_atomically(target / NETWORK, network)
     names = [instance_name(record, example) for example in index.tolist()]
     for name, image, label in zip(names, images, labels, strict=True):
-        text = property_text(image, label, data.classes, record.threat.eps)
+        text = property_text(image, label, data.classes, record.threat)
         write_atomically(target / f"{name}.vnnlib", f"; {_about(record, name, label)}\n{text}".encode())
     lines = "".join(f"{NETWORK},{name}.vnnlib,{timeout}\n" for name in names)
     write_atomically(target / INSTANCES, lines.encode())
@@ -82,12 +82,14 @@ def examples_by_instance(record: Record, table: Table) -> dict[str, int]:
     return {instance_name(record, example): example for example in table["index"].tolist()}
 
 
-def property_text(image: npt.NDArray[np.float32], label: int, classes: int, eps: float) -> str:
+def property_text(image: npt.NDArray[np.float32], label: int, classes: int, threat: Threat) -> str:
     """The VNN-LIB 2.0 query of one image (C,H,W) in [0, 1]: an image within eps whose label is not the largest logit.
 
-    Bounds are those of the ball and of [0, 1], in float64 and in full.
+    Bounds are those of the ball, and of [0, 1] if the threat model has this box, in float64 and in full.
     """
-    low, high = np.maximum(0, image.astype(np.float64) - eps), np.minimum(1, image.astype(np.float64) + eps)
+    low, high = image.astype(np.float64) - threat.eps, image.astype(np.float64) + threat.eps
+    if threat.box:
+        low, high = np.maximum(0, low), np.minimum(1, high)
     shape = ", ".join(map(str, (1, *image.shape)))
     lines = [
         "(vnnlib-version <2.0>)", "", "(declare-network network", f"  (declare-input X float32 [{shape}])",

@@ -10,6 +10,7 @@ from torch import nn
 
 from bench.core import files
 from bench.core.errors import UserError
+from bench.core.example_table import Threat
 from bench.core.layers import Normalize, Residual
 from bench.core.modes import frozen
 from bench.publish import onnx_network, verdicts
@@ -58,17 +59,22 @@ def test_a_property_is_read_back_by_the_package_of_the_standard():
     vnnlib = pytest.importorskip("vnnlib")
     compat = pytest.importorskip("vnnlib.compat")
     image = np.array([0.0, 1.0, 0.5, 3e-6], dtype=np.float32).reshape(1, 2, 2)
-    (case,) = compat.transform(vnnlib.parse_query_string(property_text(image, 1, 3, 0.1)))
+    (case,) = compat.transform(vnnlib.parse_query_string(property_text(image, 1, 3, Threat("Linf", 0.1))))
     wanted = [(0.0, 0.1), (0.9, 1.0), (0.4, 0.6), (0.0, float(image[0, 1, 1]) + 0.1)]
     np.testing.assert_allclose(case.input_box, wanted, atol=1e-15, rtol=0)
     assert len(case.output_constraints) == 2
 
 
 def test_bounds_are_written_in_full_without_exponents():
-    text = property_text(np.full((1, 1, 1), 2e-7, dtype=np.float32), 0, 2, 1e-7)
+    text = property_text(np.full((1, 1, 1), 2e-7, dtype=np.float32), 0, 2, Threat("Linf", 1e-7))
     low, high = (line.split()[-1].rstrip(")") for line in text.splitlines() if "X[" in line)
     assert (float(low), float(high)) == (float(np.float32(2e-7)) - 1e-7, float(np.float32(2e-7)) + 1e-7)
     assert "e" not in low + high
+
+
+def test_without_a_box_the_bounds_are_those_of_the_ball():
+    text = property_text(np.full((1, 1, 1), 0.0, dtype=np.float32), 0, 2, Threat("Linf", 0.25, box=False))
+    assert "(assert (>= X[0, 0, 0, 0] -0.25))" in text
 
 
 def test_without_onnx_the_extra_is_named(monkeypatch):
