@@ -51,9 +51,9 @@ class LipschitzStudy(TrainingStudy):
     """Lipschitz constants of networks trained on the easiest, a random and the hardest third of the data, over eps.
 
     Thesis, section 4.3.4, Table 4.5 and Figure 4.22, the trend of Theorem 4.6. AutoLip is an upper bound of the L2
-    constant, SeqLip (Virmaux and Scaman, 2018) an estimate of a smaller one. The
-    theorem is about networks that fit their training examples, so the claims need a small robust training error. The perturbations are Linf, as in the left
-    half of the table.
+    constant, SeqLip (Virmaux and Scaman, 2018) an estimate of a smaller one. The perturbations are Linf, as in the left
+    half of the table. The theorem is about networks that fit their training examples, so its claims are tested only
+    where the robust training error is small.
     """
 
     def findings(self) -> Findings:
@@ -82,7 +82,7 @@ class LipschitzStudy(TrainingStudy):
 
 
 def report(plan: Plan, values: Floats, errors: Floats, found: Findings) -> None:
-    """values: (estimates, eps, subsets, seeds, measurements); errors: on the training examples, (eps, subsets, seeds)."""
+    """values: (estimates, eps, subsets, seeds, measurements); errors: on the training subset, (eps, subsets, seeds)."""
     last = values[..., -1]
     for number, estimate in enumerate(Constants._fields):
         rows = [
