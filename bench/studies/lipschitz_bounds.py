@@ -11,16 +11,13 @@ import numpy as np
 
 from bench.core import registry, seeds
 from bench.core.progress import Progress
-from bench.studies.adversarial_runs import TrainingStudy, measure, task_of
+from bench.studies.adversarial_runs import TrainingStudy, if_fitted, measure, task_of
 from bench.studies.seqlip import Constants, constants
 from bench.studies.subsets import SUBSETS, ranked_subsets
-from bench.studies.theory import Claim, Findings, Floats, Interval, Table, decided, mean_interval
+from bench.studies.theory import Findings, Floats, Table, decided, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-FITTED = 10.0  # percent of the training examples that a fitted network may get wrong
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,11 @@ def report(plan: Plan, values: Floats, errors: Floats, found: Findings) -> None:
         gap = mean_interval(log[row, 2] - log[row, 0])
         claim = f"Table 4.5 (Linf {eps:g}): the constant is larger after training on the hardest third than the easiest"
         text = f"SeqLip 10^({gap}) times, {plan.seeds} seeds"
-        found.claims.append(if_fitted(claim, text, gap, percent[row, [0, 2]]))
+        found.claims.append(if_fitted(claim, text, gap, errors[row, [0, 2]]))
     growth = mean_interval((log[-1] - log[0]).mean(axis=0))
     claim = f"Table 4.5: the constant is larger at eps {plan.eps[-1]:g} than at {plan.eps[0]:g}"
     text = f"SeqLip 10^({growth}) times, mean over subsets"
-    found.claims.append(if_fitted(claim, text, growth, percent[[0, -1]]))
+    found.claims.append(if_fitted(claim, text, growth, errors[[0, -1]]))
     path = np.log10(values[Constants._fields.index("seqlip")])
     rise = mean_interval((path[..., -1] - path[..., 0]).mean(axis=(0, 1)))
     claim = "Figure 4.22: the constant grows during the training"
@@ -113,17 +110,6 @@ def report(plan: Plan, values: Floats, errors: Floats, found: Findings) -> None:
         f"SeqLip is {float((last[1] / last[0]).mean()):.2g} of AutoLip on average; it certifies nothing, because its "
         "maximum over masks is found by ascent."
     )
-
-
-def if_fitted(claim: str, measured: str, effect: Interval, errors: Floats) -> Claim:
-    """The verdict of an effect; Theorem 4.6 is about networks that fit their training examples, so others test nothing.
-
-    errors: on the training examples of the networks, in percent.
-    """
-    if (worst := float(errors.max())) > FITTED:
-        text = f"{measured}; its premise fails, with a robust training error of up to {worst:.3g} %"
-        return Claim(claim, text, "not tested at this size")
-    return decided(claim, f"{measured}; robust training error at most {worst:.3g} %", effect)
 
 
 def draw(canvas: Figure, *, plan: Plan, values: Floats, dataset: str) -> None:
