@@ -89,9 +89,9 @@ def report(plan: Plan, values: Floats, errors: Floats, found: Findings) -> None:
         title = f"Table 4.5: {estimate} at the end, PGD training, {plan.seeds} seeds"
         found.tables.append(Table(title, ("subset", *(f"Linf {eps:g}" for eps in plan.eps)), rows))
     percent = 100 * errors.mean(axis=2)
-    rows = [(name, *(float(percent[row, k]) for row in range(len(plan.eps)))) for k, name in enumerate(SUBSETS)]
+    shares = [(name, *map(float, percent[:, k])) for k, name in enumerate(SUBSETS)]
     header = ("subset", *(f"Linf {eps:g}" for eps in plan.eps))
-    found.tables.append(Table("Robust error on the training subset at the end, %", header, rows))
+    found.tables.append(Table("Robust error on the training subset at the end, %", header, shares))
     log = np.log10(last[Constants._fields.index("seqlip")])
     for row, eps in enumerate(plan.eps):
         gap = mean_interval(log[row, 2] - log[row, 0])

@@ -91,8 +91,8 @@ class SubsetsStudy(TrainingStudy):
 
     Thesis, section 4.3.2, Figures 4.17 to 4.19: PGD, FGSM and vanilla training on class-balanced subsets, over eps and
     norms. The difficulty is that of a PGD training at the same eps (a vanilla one at eps 0), on all examples, with
-    another seed. Its subsets are 10,000 of CIFAR-10's 50,000 images, and its networks ResNet18. A network that does
-    not fit the hardest examples cannot overfit to them: then nothing is tested.
+    another seed. The thesis has 10,000 of CIFAR-10's 50,000 images and ResNet18. A network that does not
+    fit the hardest examples cannot overfit to them: then nothing is tested.
     """
 
     def findings(self) -> Findings:
