@@ -8,8 +8,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout, suppress
 from multiprocessing import RawValue
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def _forked(folder, act, k):
     made = RawValue("i", 0)  # shared with processes that the action forks
     if pid := os.fork():
         _, status = os.waitpid(pid, 0)
+        _wait_for_group(pid)
         return os.waitstatus_to_exitcode(status), made.value
     code = 1
     try:
@@ -64,6 +66,15 @@ def _forked(folder, act, k):
                 traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _wait_for_group(pid):
+    """Wait until the processes that the action forked have ended too: a killed one holds its locks until then."""
+    ends = time.monotonic() + 10
+    with suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < ends:
+            os.killpg(pid, 0)
+            time.sleep(0.01)
 
 
 def _count_operations(made, k):
