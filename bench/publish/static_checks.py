@@ -14,7 +14,7 @@ import msgspec
 from safetensors import safe_open
 
 from bench.core.bounded_text import check_safetensors_header
-from bench.core.config import Suite, get_suite
+from bench.core.config import get_suite
 from bench.core.errors import UserError
 from bench.core.example_table import PREFIXES, TYPES, Table
 from bench.core.files import read_arrays
@@ -23,6 +23,7 @@ from bench.core.record_checks import check_record
 from bench.core.record_files import CONFIG, NETWORK, PROOFS, RECORD, TABLE, WITNESSES, read_record
 from bench.core.records import Artifact, Record
 from bench.core.verification import VERIFICATION
+from bench.publish.board_rules import check_board
 from bench.publish.untrusted_files import (
     MIB,
     check_file,
@@ -56,7 +57,6 @@ MAX_ABOUT, MAX_CONTEST = 64 * 1024, MIB
 MAX_LENGTHS = {"title": 200, "paper": 500, "licence": 100, "authors": 4000, "url": 1000, "note": 4000}
 SPEC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=:/-]{0,299}")
 COMMAND = re.compile(r"bench (run|eval)( [A-Za-z0-9_@%+=:,./-]+)*")  # users copy it into a shell
-LAST_STAGE = "square"  # the last attack of a bracket that all undecided examples go through
 COLUMNS = (*PREFIXES, "decided_by/")  # decided_by/SPEC: the stage of a staged attack
 ANY_NUMBERS = ("config", "provenance", "sanity")  # parts of a record that may have negative numbers
 
@@ -68,7 +68,7 @@ def check_submission(folder: Path, results: Path, entry: str) -> Record:
         record = read_record(folder)
         _check_signs(record)
         _check_names(record)
-        _check_board(record, get_suite(record.suite or ""))
+        check_board(record, get_suite(record.suite or ""))
         _check_artifacts(folder, record)
         _check_claims(folder, record)
         _check_entry(folder, results, record, entry)
@@ -208,35 +208,6 @@ def _check_names(record: Record) -> None:
     command = record.provenance.get("command")
     if command is not None and not (isinstance(command, str) and COMMAND.fullmatch(command)):
         raise UserError(f"the command in the record's provenance, {str(command)[:100]!a}, is not a plain `bench run`")
-
-
-def _check_board(record: Record, suite: Suite) -> None:
-    """A run of the suite, under an attack that the board accepts, with a good enough verdict."""
-    for what, value, wanted in (
-        ("data set", record.dataset, suite.dataset),
-        ("norm", record.threat.norm, suite.norm),
-        ("eps", record.threat.eps, suite.eps),
-        ("box", record.threat.box, True),
-        ("eval_batch", record.config.get("eval_batch"), suite.eval_batch),
-    ):
-        if value != wanted:
-            unit = " (of images in [0, 1])" if what == "eps" else ""
-            raise UserError(f"the run has the {what} {value}{unit}; suite {suite.name} has {wanted}")
-    bracket = record.bracket
-    if bracket is not None and bracket.cut_by_time:
-        raise UserError(
-            f"the bracket was cut by its time limit of {bracket.limit_of_time:g} s with {bracket.open} examples open, "
-            "so its result depends on the machine; run it again without --time-limit, and with a smaller --budget if "
-            "it takes too long"
-        )
-    if bracket is not None and bracket.budget is None:
-        raise UserError("the bracket's budget was a limit of time, as in earlier versions; run it again")
-    tried = 0 if bracket is None or LAST_STAGE not in bracket.stages else bracket.stages[LAST_STAGE].tried
-    if not set(record.attacks) & set(suite.board_attacks) and (bracket is None or tried < bracket.open):
-        raise UserError(f"none of the attacks of the board ran; run with --attacks {', '.join(suite.board_attacks)}")
-    if record.sanity.verdict not in ("no-warnings", "suspect"):
-        reasons = "; ".join(record.sanity.reasons) or "no reason given"
-        raise UserError(f"the sanity verdict is {record.sanity.verdict}, so its accuracy is not a bound: {reasons}")
 
 
 def _check_artifacts(folder: Path, record: Record) -> None:

@@ -1,0 +1,36 @@
+"""What a board asks of a run: its suite's rules, an attack that is strong enough, and a good enough verdict."""
+
+from bench.core.config import Suite
+from bench.core.errors import UserError
+from bench.core.records import Record
+
+LAST_STAGE = "square"  # the last attack of a bracket that all undecided examples go through
+
+
+def check_board(record: Record, suite: Suite) -> None:
+    """A run of the suite, under an attack that the board accepts, with a good enough verdict."""
+    for what, value, wanted in (
+        ("data set", record.dataset, suite.dataset),
+        ("norm", record.threat.norm, suite.norm),
+        ("eps", record.threat.eps, suite.eps),
+        ("box", record.threat.box, True),
+        ("eval_batch", record.config.get("eval_batch"), suite.eval_batch),
+    ):
+        if value != wanted:
+            unit = " (of images in [0, 1])" if what == "eps" else ""
+            raise UserError(f"the run has the {what} {value}{unit}; suite {suite.name} has {wanted}")
+    bracket = record.bracket
+    if bracket is not None and bracket.cut_by_time:
+        raise UserError(
+            f"the bracket was cut by its time limit of {bracket.limit_of_time:g} s with {bracket.open} examples open, "
+            "so its result depends on the machine; run it again without --time-limit, and with a smaller --budget if "
+            "it takes too long"
+        )
+    if bracket is not None and bracket.budget is None:
+        raise UserError("the bracket's budget was a limit of time, as in earlier versions; run it again")
+    tried = 0 if bracket is None or LAST_STAGE not in bracket.stages else bracket.stages[LAST_STAGE].tried
+    if not set(record.attacks) & set(suite.board_attacks) and (bracket is None or tried < bracket.open):
+        raise UserError(f"none of the attacks of the board ran; run with --attacks {', '.join(suite.board_attacks)}")
+    if record.sanity.verdict not in ("no-warnings", "suspect"):
+        reasons = "; ".join(record.sanity.reasons) or "no reason given"
+        raise UserError(f"the sanity verdict is {record.sanity.verdict}, so its accuracy is not a bound: {reasons}")
