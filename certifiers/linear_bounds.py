@@ -88,6 +88,12 @@ class BoundedNetwork:
         self.budget = budget or BUDGET.get(network.image.device.type, BUDGET["cpu"])
         self._starts: dict[tuple[int, int, int], BackwardBound] = {}
 
+    @property
+    def pulls_units(self) -> bool:
+        """Whether the input of some activation is bounded backward through the activations before it."""
+        inputs = (self.network.nodes[k].inputs[0] for k in self.network.activations)
+        return self.intermediate == "linear" and not all(map(self.network.is_linear, inputs))
+
     def bound(self, region: Region, y: Tensor, known: PreActivationBounds | None = None) -> LinearBounds:
         """Bounds of the margins of labels y (B,) over the region. known: see preactivation_bounds."""
         bounds = self.preactivation_bounds(region, known)

@@ -38,11 +38,11 @@ def linear_worst_logits(
     """
     with mode_of(model, training=False):
         network, region = Network(model, x[:1]), region_of(x, threat)
-        known = None
-        if intermediate == "linear":
+        bounded, known = BoundedNetwork(network, relaxation, intermediate), None
+        if bounded.pulls_units:
             with torch.no_grad():
                 known = BoundedNetwork(network, relaxation).preactivation_bounds(region)
-        bounds = BoundedNetwork(network, relaxation, intermediate).bound(region, y, known)
+        bounds = bounded.bound(region, y, known)
         worst = of_margins(insert_label(bounds.margin, bounds.others), y)
         if not interval_share:
             return worst

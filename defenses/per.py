@@ -16,7 +16,7 @@ from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import TINY, ThreatModel
 from certifiers.hyperplane_distance import signed_distance
 from certifiers.input_regions import region_of
-from certifiers.linear_bounds import BoundedNetwork, Intermediate
+from certifiers.linear_bounds import BoundedNetwork, Intermediate, LinearBounds
 from certifiers.network import Network
 
 FIFTHS = (1 / 5, 2 / 5, 3 / 5, 4 / 5)  # of the training: 20 of 100 epochs
@@ -120,27 +120,35 @@ def regulariser(
     model. Distances are signed, from x (B,C,H,W), inside the box. If the whole box is on the wrong side of a
     hyperplane, this distance is not defined, and the distance without the box is used, so that there is a gradient.
     Batch norm is in eval mode. Bounds without a gradient come first: only the examples with a hyperplane nearer than
-    alpha, and their unstable units, need one.
+    alpha, and their unstable units, need one. (Where no unit is bounded backward, one pass is cheaper.)
     """
+
+    def near(bounds: LinearBounds, x: Tensor) -> Tensor:
+        """Which hyperplanes may be nearer than alpha: the box only increases distances."""
+        return distance_without_box(bounds.A, bounds.at(x), threat) < alpha
+
+    penalties, rows, known = torch.zeros_like(x[:, 0, 0, 0]), torch.arange(len(x), device=x.device), None
     with mode_of(model, training=False):
         network, region = Network(model, centers[:1]), region_of(centers, threat)
-        with torch.no_grad():  # the box only increases distances, so most hyperplanes can be excluded without it
-            known = BoundedNetwork(network, "parallel", intermediate).bound(region, y)
-            near = distance_without_box(known.A, known.at(x), threat) < alpha
-            rows, penalties = near.any(dim=1).nonzero().squeeze(1), torch.zeros_like(known.b[:, 0])
-        if not len(rows):
-            return penalties
         bounded = BoundedNetwork(network, "parallel", intermediate)  # line 4
-        bounds = bounded.bound(region.of(rows), y[rows], known.of(rows).preactivation)
-    close = near[rows].nonzero(as_tuple=True)
-    normal, value = bounds.A[close], bounds.at(x[rows])[close]
-    distance = signed_distance(normal[:, None], value[:, None], x[rows][close[0]], threat.norm, threat.box).squeeze(1)
+        if bounded.pulls_units:
+            with torch.no_grad():
+                first = BoundedNetwork(network, "parallel").bound(region, y)
+                rows = near(first, x).any(dim=1).nonzero().squeeze(1)
+            if not len(rows):
+                return penalties
+            known = first.of(rows).preactivation
+        bounds = bounded.bound(region.of(rows), y[rows], known)
+    x = x[rows]
+    with torch.no_grad():
+        close = near(bounds, x).nonzero(as_tuple=True)
+    normal, value = bounds.A[close], bounds.at(x)[close]
+    distance = signed_distance(normal[:, None], value[:, None], x[close[0]], threat.norm, threat.box).squeeze(1)
     undefined = distance.isneginf()
     if undefined.any():
         distance = torch.where(undefined, distance_without_box(normal, value, threat), distance)
     penalty = torch.zeros_like(bounds.b).index_put(close, (1 - distance / alpha).clamp(min=0))
-    largest = penalty.topk(min(nearest, penalty.shape[1])).values.sum(dim=1)  # line 6
-    return penalties.index_put((rows,), largest)
+    return penalties.index_put((rows,), penalty.topk(min(nearest, penalty.shape[1])).values.sum(dim=1))  # line 6
 
 
 def distance_without_box(normal: Tensor, value: Tensor, threat: ThreatModel) -> Tensor:

@@ -18,7 +18,8 @@ from bench.core.specs import options_of, parse_value, show_value
 
 # options of studies that can be given without --set
 STUDY_OPTIONS = (
-    "table", "checkpoints", "checkpoint", "model", "dataset", "data_dir", "n_examples", "figure", "seed", "size",
+    "table", "checkpoints", "runs", "checkpoint", "model", "dataset", "data_dir", "n_examples", "figure", "seed",
+    "size",
 )  # fmt: skip
 WIDEST = 120  # characters of a line of a docstring
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli import main
 from bench.core.errors import UserError
 from bench.studies.paper_tables import read_paper_table
 from bench.studies.reproduce_thesis import ReproduceStudy
@@ -96,3 +97,9 @@ def test_every_row_of_the_tables_is_a_defense():
 def test_a_folder_of_runs_must_be_given():
     with pytest.raises(UserError, match="--runs DIR"):
         ReproduceStudy(table="5.11").run()
+
+
+def test_the_option_that_the_message_names_exists(write, tmp_path, capsys):
+    write(0, 0.48)
+    main(["study", "reproduce", "--table", "5.11", "--runs", str(tmp_path)])
+    assert "ATAS" in capsys.readouterr().out
