@@ -57,7 +57,7 @@ def onnx_logits(model: bytes, images: npt.NDArray[np.float32]) -> npt.NDArray[np
     """What onnx's own evaluator computes for images (N,C,H,W), one after the other: (N,K)."""
     from onnx.reference import ReferenceEvaluator
 
-    evaluator = ReferenceEvaluator(model)
+    evaluator: Any = ReferenceEvaluator(model)
     return np.concatenate([evaluator.run(None, {INPUT: image[None]})[0] for image in images])
 
 
