@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bench.commands.arguments import duration, eps_list, integer, seed_list, spec_list, work
 
 if TYPE_CHECKING:
-    from bench.verify.run import Settings
+    from bench.verify.inputs import Settings
 
 BUDGET = 1000  # sub-problems for each example: of --bracket without --budget
 
@@ -81,7 +81,7 @@ def add_evaluation(sub: argparse.ArgumentParser) -> None:
 def add_verification(sub: argparse.ArgumentParser, min_sample: int) -> None:
     """How `bench verify` and `bench submit` attack claimed-robust examples again."""
     option = sub.add_argument
-    help_text = "claimed-robust examples to attack again (default: 64)"
+    help_text = "claimed-robust examples to attack again (default: all; a large sample of more than 2000)"
     option("--sample", type=integer("--sample", min_sample), metavar="N", help=help_text)
     option("--attack", metavar="SPEC", help="the attack on them, for example pgd-50:restarts=5")
     help_text = "seed of the sample and the attack (default: random)"
@@ -97,7 +97,7 @@ def print_json(value: Any) -> None:
 
 
 def verification_settings(args: argparse.Namespace) -> Settings:
-    from bench.verify.run import settings
+    from bench.verify.inputs import settings
 
     names = ("attack", "sample", "seed", "device", "threads", "data_dir", "plugins")
     return settings(**{name: getattr(args, name) for name in names})

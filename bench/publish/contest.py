@@ -23,7 +23,7 @@ from bench.publish.fetch_artifacts import OpenUrl, download, open_https
 from bench.publish.static_checks import ARTIFACTS, WEIGHTS
 from bench.publish.submit import check_code, check_size, pull_request
 from bench.publish.untrusted_files import errors_as_one_line, printable
-from bench.verify.run import Settings, load_data, load_model, make_context
+from bench.verify.inputs import Settings, load_data, load_model, make_context
 from bench.verify.witnesses import check_points
 from leaderboard.published_results import Contest, EvaluatedRun, add_contest, check_name, read_evaluated_run
 from leaderboard.render import render

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from bench.cli import main
 from bench.core.files import read_arrays, write_arrays
 from bench.core.record_files import artifact
-from bench.verify.run import ATTACK, settings
+from bench.verify.inputs import ATTACK, settings
 
 RUN = ("--attacks", "fgsm,pgd-10", "--n-examples", "60", "--threads", "1")
 

@@ -12,7 +12,7 @@ from bench.core.files import read_arrays, sha256, write_arrays
 from bench.core.record_files import artifact
 from bench.datasets.digits import digits
 from bench.publish.contest import BROKEN, contest_run, recheck_contest
-from bench.verify.run import settings
+from bench.verify.inputs import settings
 from leaderboard.published_results import add_run, read_evaluated_run
 from tests.publish.forging import ABOUT, change_arrays, change_record, evaluated, run_of, trained, tree
 

@@ -23,7 +23,7 @@ from bench.publish.fetch_artifacts import open_https
 from bench.publish.static_checks import check_submission
 from bench.publish.submit import Submission, submit_runs
 from bench.publish.untrusted_files import MIB
-from bench.verify.run import settings
+from bench.verify.inputs import settings
 from leaderboard.published_results import add_run, read_entries
 from tests.publish.forging import (
     ABOUT,

@@ -11,8 +11,9 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
+from bench.verify.attack_again import attack_again
+from bench.verify.certify_again import certified_by, certify_again
 from bench.verify.leakage import check_leakage
-from bench.verify.repeat import attack_again, certified_by, certify_again
 from bench.verify.table_checks import check_distances, check_labels, check_predictions
 from bench.verify.witnesses import WITNESS_CHECKS, check_contradictions, check_witnesses
 from tests.certifying import Exact, Searching
@@ -236,7 +237,7 @@ class OptimalOnOne(Optimal):
 def again(run, table, attack=Optimal, sample=64, seed=0, own=Optimal):
     """The run's own attack is the same, unless `own` is another, as by an honest run of weaker attacks."""
     context = context_of(*run[:2], batch_size=64, seed=seed)
-    return attack_again(context, table, {"optimal": attack()}, {"its-own": own()}, sample)
+    return attack_again(context, table, {"optimal": attack()}, {"its-own": own()}, sample)[0]
 
 
 def test_examples_that_are_truly_robust_stand_the_second_attack(run):
@@ -323,7 +324,7 @@ def certified_run(run, **claims):
 
 def asked_again(run, certifier, spec="exact", sample=64):
     model, test, table, _ = run
-    return certify_again(context_of(model, test), table, spec, certifier, sample)
+    return certify_again(context_of(model, test), table, spec, certifier, sample=sample)[0]
 
 
 def test_certificates_that_hold_are_given_again(run):
