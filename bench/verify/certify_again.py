@@ -18,9 +18,7 @@ from bench.verify.attack_again import Rows
 from bench.verify.report import Finding
 
 RADIUS_ROUNDING = 1e-3  # share of a radius: on another machine, rounding may shorten it
-WORK = (
-    1000  # sub-problems for each example, of the checker: what a certifier that searches leaves open is not certified
-)
+WORK = 1000  # sub-problems for each example, of the checker: what a search leaves open is not certified
 SAMPLE = 459  # of more claims: none of 1 % false ones is in it with a probability of 1 %
 
 
