@@ -13,7 +13,19 @@ from bench.core.config import get_suite, suites
 from bench.core.example_table import Flags, Threat, threat_of
 from bench.core.records import VERDICTS, AttackResult, Bracket, BracketStage, CertifierResult, Record
 from bench.core.spec_text import join_spec, split_spec
-from leaderboard.board_data import Board, Cost, Curve, Decided, Estimate, Measured, Row, Seed, Status
+from leaderboard.board_data import (
+    Board,
+    Certificates,
+    Cost,
+    Curve,
+    Decided,
+    Estimate,
+    Measured,
+    Row,
+    Seed,
+    Status,
+    Trained,
+)
 from leaderboard.published_results import Entry, EvaluatedRun, read_entries
 from leaderboard.ranks import RULE, Ranks, rank
 from leaderboard.render import threat_name
@@ -71,6 +83,7 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
         attacked=_estimate([_share(run.robust) for run in runs], runs) if entry.measured else None,
         attacked_by=tuple(dict.fromkeys(source for run in runs for source in run.robust_by)),
         certified=_estimate([_share(run.certified) for run in runs], runs) if _all_certified(records) else None,
+        certificates=_certificates(runs), trained=_trained(entry),
         open=statistics.fmean(b.open for b in brackets) if len(brackets) == len(runs) else None,
         truncated=any(bracket.cut_by_time for bracket in brackets),
         budget=brackets[0].budget if brackets else None,
@@ -79,8 +92,8 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
         rank_high=int(ranks.high[i]) if ranked else None,
         verdict=max((record.sanity.verdict for record in records), key=list(VERDICTS).index),
         reasons=tuple(dict.fromkeys(reason for record in records for reason in record.sanity.reasons)),
-        cost=_cost(records), attacks=_over_seeds(runs, lambda record: record.attacks),
-        certifiers=_over_seeds(runs, lambda record: record.certifiers), curves=tuple(_curves(runs)),
+        cost=_cost(records), attacks=_over_seeds(runs, _shown), certifiers=_over_seeds(runs, _certifiers_shown),
+        curves=tuple(_curves(runs)),
         seeds=tuple(_seed(run) for run in runs), command=_command(records), paper=about.paper, url=about.url,
         licence=about.licence, note=_note(entry),
     )  # fmt: skip
@@ -127,19 +140,55 @@ def _estimate(shares: Sequence[float], runs: Runs) -> Estimate:
     )  # fmt: skip
 
 
-def _over_seeds(
-    runs: Runs, of: Callable[[Record], dict[str, AttackResult] | dict[str, CertifierResult]]
-) -> tuple[Measured, ...]:
-    """The means of each attack (or certifier) over the seeds that ran it."""
-    results: dict[str, list[AttackResult | CertifierResult]] = {}
+def _certificates(runs: Runs) -> Certificates | None:
+    """How the certificates of the seeds were checked."""
+    counts = []
     for run in runs:
-        for spec, result in of(run.record).items():
+        checked, claimed = run.checked, int(np.count_nonzero(run.certified if run.claimed is None else run.claimed))
+        if checked is None:
+            counts.append((0, 0, 0, 0, claimed))
+        else:
+            kinds = len(checked.proven), len(checked.again), len(checked.solver)
+            counts.append((*kinds, claimed - sum(kinds), 0))
+    proven, again, solver, left, unchecked = map(statistics.fmean, zip(*counts, strict=True))
+    found = Certificates(proven=proven, again=again, solver=solver, open=left, unchecked=unchecked)
+    return found if any(map(sum, counts)) else None
+
+
+def _trained(entry: Entry) -> Trained | None:
+    if not entry.recipe:
+        return None
+    return "by its authors only" if entry.reproduced is None else "reproduced"
+
+
+def _shown(run: EvaluatedRun) -> dict[str, tuple[AttackResult, Flags]]:
+    """The attacks of a run that a board shows: the suite's own, and in a checked run only those that ran again."""
+    suite = suites().get(str(run.record.suite))
+    own = {*suite.attacks, *suite.board_attacks} if suite else set(run.columns)
+    return {
+        spec: (run.record.attacks[spec], flags) for spec, flags in run.columns.items() if split_spec(spec).name in own
+    }
+
+
+def _certifiers_shown(run: EvaluatedRun) -> dict[str, tuple[CertifierResult, Flags]]:
+    """The certifiers of the model itself, with the certificates that count."""
+    return {spec: (run.record.certifiers[spec], flags) for spec, flags in run.certifiers.items()}
+
+
+Shown = dict[str, tuple[AttackResult, Flags]] | dict[str, tuple[CertifierResult, Flags]]
+
+
+def _over_seeds(runs: Runs, of: Callable[[EvaluatedRun], Shown]) -> tuple[Measured, ...]:
+    """The means of each attack (or certifier) over the seeds that ran it."""
+    results: dict[str, list[tuple[AttackResult | CertifierResult, Flags]]] = {}
+    for run in runs:
+        for spec, result in of(run).items():
             results.setdefault(spec, []).append(result)
     return tuple(_measured(spec, each, runs) for spec, each in results.items())
 
 
-def _measured(spec: str, results: Sequence[AttackResult | CertifierResult], runs: Runs) -> Measured:
-    shares = [each.robust_acc if isinstance(each, AttackResult) else each.certified_acc for each in results]
+def _measured(spec: str, found: Sequence[tuple[AttackResult | CertifierResult, Flags]], runs: Runs) -> Measured:
+    results, shares = [result for result, _ in found], [_share(flags) for _, flags in found]
     attacks = [each for each in results if isinstance(each, AttackResult)]
     return Measured(
         spec=spec, accuracy=_estimate(shares, runs), seconds=statistics.fmean(each.seconds for each in results),
@@ -196,17 +245,17 @@ def _curves(runs: Runs) -> Iterable[Curve]:
     """Accuracy against eps: of attacks that ran at several eps, and from the distances of minimum-norm attacks."""
     families: dict[tuple[str, str], dict[float, list[float]]] = {}
     for run in runs:
-        for spec, result in run.record.attacks.items():
+        for spec, (_, flags) in _shown(run).items():
             threat, (name, options) = threat_of(spec, run.record.threat), split_spec(spec)
             options.pop("eps", None)
             points = families.setdefault((threat.norm, join_spec(name, options)), {})
-            points.setdefault(threat.eps, []).append(result.robust_acc)
+            points.setdefault(threat.eps, []).append(_share(flags))
     for (norm, label), points in families.items():
         if len(points) > 1:
             points[0.0] = [_share(run.clean) for run in runs]
             eps = tuple(sorted(points))
             yield Curve(norm=norm, label=label, eps=eps, acc=tuple(statistics.fmean(points[e]) for e in eps))
-    for spec in dict.fromkeys(spec for run in runs for spec in run.distances):
+    for spec in dict.fromkeys(spec for run in runs for spec in run.distances if spec in _shown(run)):
         threat = threat_of(spec, runs[0].record.threat)
         yield _distance_curve(spec, threat, [run for run in runs if spec in run.distances])
 

@@ -4,8 +4,8 @@ A published number is never edited: a run is added once. A contest that lowers i
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -15,11 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.core.errors import UserError
-from bench.core.example_table import Flags, certified, survivors, worst_by
+from bench.core.example_table import BRACKET, Flags, Table, certificates, certified, survivors, worst_by
 from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.record_files import RECORD, TABLE, read_record, write_record
-from bench.core.records import Artifact, Record
+from bench.core.records import Artifact, Record, Sanity
 from bench.core.verification import verified
+from leaderboard.checked_claims import (
+    CHECKED,
+    Checked,
+    Reproduction,
+    read_checked,
+    read_reproduction,
+    write_checked,
+)
 from leaderboard.model_info import ModelInfo
 
 ABOUT, REPORTED, CONTESTS = "about.toml", "reported.json", "contests"
@@ -41,6 +49,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     url: str | None = None
     extra_data: bool = False  # trained on more than the suite's training set
     note: str | None = None
+    maintainers: tuple[str, ...] = ()  # the accounts that may add seeds; of earlier entries nobody
 
 
 class Contest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -64,6 +73,10 @@ class EvaluatedRun:
     distances: dict[str, npt.NDArray[np.float32]]  # found by each minimum-norm attack
     contests: tuple[Contest, ...] = ()
     robust_by: tuple[str, ...] = ()  # the attacks that set `robust`: see worst_by; and contests
+    checked: Checked | None = None  # what its verification derived again; None in earlier entries
+    columns: Mapping[str, Flags] = field(default_factory=dict)  # by attack: robust to it, also when it ran again
+    certifiers: Mapping[str, Flags] = field(default_factory=dict)  # by certifier of the model: certified, and counted
+    claimed: Flags | None = None  # certified by the record, whether it was checked or not
 
     @property
     def attacked(self) -> bool:
@@ -80,6 +93,7 @@ class Entry:
     about: About
     runs: tuple[EvaluatedRun, ...] = ()
     reported: ModelInfo | None = None
+    reproduced: Reproduction | None = None  # who trained it again
 
     @property
     def recipe(self) -> bool:
@@ -116,7 +130,7 @@ def read_entry(folder: Path, suite: str) -> Entry:
     runs = sorted((read_evaluated_run(seed) for seed in _folders(folder)), key=lambda run: run.record.seed)
     if not runs:
         raise UserError(f"{folder} has no results; add some with `bench submit`, or remove it")
-    return Entry(suite, folder.name, about, tuple(runs))
+    return Entry(suite, folder.name, about, tuple(runs), reproduced=read_reproduction(folder))
 
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
@@ -133,8 +147,29 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     for contest in contests:
         robust &= ~np.isin(table["index"], contest.broken)
         robust_by.append(f"contest by {contest.by}")
+    checked = read_checked(folder)
+    if checked is not None and checked.table != examples.sha256:
+        raise UserError(f"{folder / CHECKED} is about another table than {RECORD} names; restore both from their source")
+    claimed, counted = certified(table), np.ones_like(table["clean"])
+    if checked is not None:  # what was not certified again does not count
+        counted = np.isin(table["index"], [*checked.proven, *checked.again])
+    by_certifier = {spec: flags & counted for spec, flags in certificates(table).items() if spec != BRACKET}
     distances = {key.removeprefix("distance/"): table[key] for key in table if key.startswith("distance/")}
-    return EvaluatedRun(folder, record, table["clean"], robust, certified(table), distances, contests, tuple(robust_by))
+    return EvaluatedRun(
+        folder, record, table["clean"], robust, claimed & counted, distances, contests, tuple(robust_by), checked,
+        _columns(table, record, checked), by_certifier, claimed,
+    )  # fmt: skip
+
+
+def _columns(table: Table, record: Record, checked: Checked | None) -> dict[str, Flags]:
+    """The examples that are robust to each attack; of a checked run, to each that ran again, then too."""
+    columns: dict[str, Flags] = {}
+    for spec in record.attacks:
+        if checked is None:
+            columns[spec] = table[f"robust/{spec}"]
+        elif spec in checked.columns:
+            columns[spec] = table[f"robust/{spec}"] & ~np.isin(table["index"], checked.columns[spec].fell)
+    return columns
 
 
 def read_about(path: Path) -> About:
@@ -146,11 +181,30 @@ def read_about(path: Path) -> About:
         raise UserError(f"{path} is not a valid {ABOUT}: {error}") from error
 
 
-def add_run(results: Path, entry: str, about: About, run: Path, *, url: str | None = None) -> Path:
+@dataclass(frozen=True)
+class Derived:
+    """What the verification of a run adds to its publication.
+
+    sanity: the worse of the record's verdict and the fresh one. contest: the examples that fell, with the bytes of
+    their witnesses; None if none did.
+    """
+
+    checked: Checked
+    sanity: Sanity
+    contest: tuple[Contest, bytes] | None = None
+
+    def because(self, reason: str) -> "Derived":
+        """With the reason why a seed is far from the others of its entry."""
+        return Derived(msgspec.structs.replace(self.checked, reason=reason), self.sanity, self.contest)
+
+
+def add_run(
+    results: Path, entry: str, about: About, run: Path, *, url: str | None = None, derived: Derived | None = None
+) -> Path:
     """Publish a finished and verified run as one seed of an entry; returns the new folder.
 
-    url: the public folder of its weights and witnesses; None if they are not published. UserError if the seed is
-    published already, or if the entry has another recipe or another about.toml.
+    url: the public folder of its weights and witnesses; None if they are not published. derived: of its verification.
+    UserError if the seed is published already, or if the entry has another recipe or another about.toml.
     """
     record = read_record(run)
     if record.suite is None:
@@ -163,6 +217,11 @@ def add_run(results: Path, entry: str, about: About, run: Path, *, url: str | No
     folder.mkdir(parents=True)
     write_atomically(home / ABOUT, msgspec.toml.encode(about))
     write_atomically(folder / TABLE, (run / TABLE).read_bytes())
+    if derived is not None:
+        record = msgspec.structs.replace(record, sanity=derived.sanity)
+        write_checked(folder, derived.checked)
+        if derived.contest is not None:
+            write_contest(folder, *derived.contest)
     write_record(folder, msgspec.structs.replace(record, artifacts=_published(record, url)))
     return folder
 
@@ -200,6 +259,14 @@ def _published(record: Record, url: str | None) -> dict[str, Artifact]:
         return msgspec.structs.replace(file, path=None, url=address)
 
     return {name: file if name == "examples" else moved(file) for name, file in record.artifacts.items()}
+
+
+def write_contest(folder: Path, contest: Contest, witnesses: bytes) -> None:
+    """A contest of the verifier itself, whose witnesses lie beside it."""
+    (folder / CONTESTS).mkdir(exist_ok=True)
+    write_atomically(folder / CONTESTS / str(contest.witnesses.path), witnesses)
+    path = folder / CONTESTS / f"{contest.witnesses.sha256[:12]}.json"
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(contest)) + b"\n")
 
 
 def add_contest(results: Path, suite: str, entry: str, seed: int, contest: Contest) -> Path:

@@ -20,6 +20,7 @@ from bench.core.records import Artifact
 from bench.datasets.split import Split
 from bench.publish import static_checks
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
+from bench.publish.names import check_contest_author
 from bench.publish.static_checks import ARTIFACTS, WEIGHTS
 from bench.publish.submit import check_code, check_size, pull_request
 from bench.publish.untrusted_files import errors_as_one_line, printable
@@ -62,6 +63,7 @@ def contest_run(
     """
     suite, entry, seed, published = _read_published(results, run)
     static_checks.check_author(by)
+    check_contest_author(by)
     if url is not None:
         static_checks.check_url(url)
     result = _check_contest(published, witnesses, weights, settings)
@@ -87,6 +89,7 @@ def recheck_contest(results: Path, run: str, file: Path, *, settings: Settings, 
     """
     *_, published = _read_published(results, run)
     claimed = static_checks.read_submitted_contest(file)
+    check_contest_author(claimed.by)
     with TemporaryDirectory(prefix="bench-contest-") as name:
         weights, witnesses = Path(name) / WEIGHTS, Path(name) / ARTIFACTS["witnesses"]
         download(published.record.artifacts["weights"], weights, open_url)

@@ -20,6 +20,7 @@ from bench.core.record_checks import check_record
 from bench.core.record_files import NETWORK, PROOFS, RECORD, TABLE, WITNESSES, read_record
 from bench.core.records import Artifact, Record
 from bench.core.verification import VERIFICATION
+from bench.publish.published_seed import PUBLISHED
 from bench.publish.untrusted_files import (
     MIB,
     check_file,
@@ -29,6 +30,7 @@ from bench.publish.untrusted_files import (
     read_json,
     walk_json,
 )
+from leaderboard.checked_claims import CHECKED
 from leaderboard.published_results import ABOUT, REPORTED, About, Contest, check_name, read_about
 
 LOG, WEIGHTS, CONFIG = "log.jsonl", "weights.safetensors", "config.json"
@@ -140,6 +142,8 @@ def _check_files(folder: Path) -> None:
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder of a finished run")
     names = sorted(path.name for path in folder.iterdir())
+    published = PUBLISHED if CHECKED in names else ()  # read_published_seed checks these
+    names = [name for name in names if name not in published]
     for name in names:
         if name not in MAX_BYTES:
             raise UserError(f"{name!a} does not belong to a run; a submission holds only {', '.join(MAX_BYTES)}")

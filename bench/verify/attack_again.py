@@ -122,8 +122,9 @@ def column_again(
 ) -> tuple[Finding, Fallen, ColumnCheck]:
     """Run an attack of the record again with the record's seed, on all examples, or on a sample of its robust ones.
 
-    The sample is for attacks that are SLOW, or of other libraries. The examples that fall are no longer counted as robust to it. It is a failure if they are more than TOLERATED, by
-    the 95 % Clopper-Pearson interval. context: its seed draws the sample.
+    The sample is for attacks that are SLOW, or of other libraries. The examples that fall are no longer counted as
+    robust to it. It is a failure if they are more than TOLERATED, by the 95 % Clopper-Pearson interval. context: its
+    seed draws the sample.
     """
     name, robust = f"{spec} again", table[f"robust/{spec}"]
     slow = split_spec(spec).name in SLOW or "." in split_spec(spec).name

@@ -12,7 +12,7 @@ from bench.datasets.split import Split
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
 from bench.verify.attack_again import attack_again
-from bench.verify.certify_again import certified_by, certify_again
+from bench.verify.certify_again import WORK, certified_by, certify_again
 from bench.verify.leakage import check_leakage
 from bench.verify.table_checks import check_distances, check_labels, check_predictions
 from bench.verify.witnesses import WITNESS_CHECKS, check_contradictions, check_witnesses
@@ -359,10 +359,28 @@ def test_a_certificate_on_the_edge_only_warns(run):
     assert "within the rounding error" in found.evidence
 
 
-def test_a_certifier_that_searches_only_warns_and_is_asked_little(run):
-    found = asked_again(certified_run(run), Searching(least=1e9))
+def test_what_a_search_leaves_open_within_the_work_of_the_checker_does_not_count(run):
+    """Whatever limit the record names: invented certificates of a search are open again."""
+    claimed = certified_run(run)
+    n = int(claimed[2]["certified/exact"].sum())
+    model, test, table, _ = claimed
+    found, kept = certify_again(context_of(model, test), table, "exact", Searching(least=1e9, nodes=10**6))
     assert found.outcome == "warning"
-    assert "4 of 4 are open after its nodes" in found.evidence
+    assert f"{n} of {n} are open after {WORK} nodes and do not count" in found.evidence
+    assert (kept.confirmed, len(kept.unconfirmed)) == ([], n)
+
+
+def test_one_certificate_of_a_sample_that_is_not_given_again_is_a_reason_to_ask_for_all(run):
+    claimed = certified_run(run)
+    model, test, table, _ = claimed
+    n = int(table["certified/exact"].sum())
+    found, kept = certify_again(context_of(model, test), table, "exact", Searching(least=1e9), sample=1)
+    assert f"{n} of {n}" in found.evidence
+    found, kept = certify_again(context_of(model, test), table, "exact", Exact(), sample=1)
+    assert len(kept.confirmed) == n
+    proven = frozenset(np.flatnonzero(table["certified/exact"]).tolist())
+    found, kept = certify_again(context_of(model, test), table, "exact", Searching(least=1e9), proven=proven)
+    assert (found.outcome, found.evidence) == ("passed", "every certificate has a proof")
 
 
 def test_what_the_bracket_certified_is_asked_of_the_stage_that_did(run):
