@@ -17,8 +17,8 @@ INTERVALS = (
     "(t and Clopper-Pearson half-widths, combined in quadrature). Of weights: for their accuracy over examples "
     "(Clopper-Pearson). +- is the standard deviation over seeds. Open examples are neither certified nor broken; "
     "`cut` means that a time limit ended before all methods had tried them: another machine may decide more or fewer. "
-    "Certificates count if their proof was checked or if they were given again within the work of the checker; those of "
-    "a trusted solver stand apart. `not checked` are those of entries from before certificates were checked."
+    "Certificates count if their proof was checked or if they were given again within the work of the checker; those "
+    "of a trusted solver stand apart. `not checked` are those of entries from before certificates were checked."
 )
 
 
@@ -64,8 +64,8 @@ class Certificates(msgspec.Struct, frozen=True, kw_only=True):
 
     def as_text(self) -> str:
         """`128 proven, 3 again, 2 trusted solver`, without kinds that there are none of."""
-        kinds = (("proven", self.proven), ("certified again", self.again), ("trusted solver", self.solver))
-        kinds += (("open again", self.open), ("not checked", self.unchecked))
+        kinds = [("proven", self.proven), ("certified again", self.again), ("trusted solver", self.solver)]
+        kinds += [("open again", self.open), ("not checked", self.unchecked)]
         return ", ".join(f"{count:.4g} {kind}" for kind, count in kinds if count)
 
 

@@ -106,9 +106,9 @@ def _csv_cells(suite: str, row: Row) -> list[object]:
         *(end for metric in METRICS for end in _ends(getattr(row, metric))),
         *(row.certificates and getattr(row.certificates, kind.removeprefix("certificates_")) for kind in KINDS),
         no_formula(", ".join(row.attacked_by)),
-        row.open, row.truncated, row.verdict, row.trained, cost and cost.training_epochs, cost and cost.training_seconds,
-        cost and cost.training_passes, cost and cost.evaluation_passes, no_formula(row.paper), no_formula(row.url),
-        no_formula(row.licence),
+        row.open, row.truncated, row.verdict, row.trained, cost and cost.training_epochs,
+        cost and cost.training_seconds, cost and cost.training_passes, cost and cost.evaluation_passes,
+        no_formula(row.paper), no_formula(row.url), no_formula(row.licence),
     ]  # fmt: skip
 
 
@@ -117,5 +117,3 @@ def _ends(estimate: Estimate | None) -> tuple[float | None, ...]:
     if estimate is None:
         return (None,) * len(ENDS)
     return (estimate.acc, estimate.low, estimate.high, estimate.spread, *(estimate.new_seed or (None, None)))
-
-

@@ -6,18 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from bench.core import clopper_pearson
 from bench.core.config import get_suite, suites
-from bench.core.example_table import Flags, Threat, threat_of
+from bench.core.example_table import Flags
 from bench.core.records import VERDICTS, AttackResult, Bracket, BracketStage, CertifierResult, Record
-from bench.core.spec_text import join_spec, split_spec
+from leaderboard.board_columns import Results, attacks_of, certificates_of, certifiers_of, curves, share
 from leaderboard.board_data import (
     Board,
-    Certificates,
     Cost,
-    Curve,
     Decided,
     Estimate,
     Measured,
@@ -32,10 +29,8 @@ from leaderboard.render import threat_name
 from leaderboard.statistics import prediction, recipe_interval
 
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
-TOLERANCE = 1e-6  # relative: distances are stored as float32
 TAIL = (1 - 0.95) / 2  # of a 95 % interval
 NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # of a bracket in which it had nothing to try
-POINTS = 41  # of a curve that is drawn from distances
 
 
 def build_board(results: Path, suite: str) -> Board:
@@ -79,11 +74,11 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
         name=entry.name, title=about.title, kind="recipe" if entry.recipe else "weights", status=_status(records),
         dataset=first.dataset, norm=first.threat.norm, eps=first.threat.eps, threat=threat_name(first.threat),
         architecture=first.model, parameters=first.parameters, extra_data=about.extra_data,
-        clean=_estimate([_share(run.clean) for run in runs], runs),
-        attacked=_estimate([_share(run.robust) for run in runs], runs) if entry.measured else None,
+        clean=_estimate([share(run.clean) for run in runs], runs),
+        attacked=_estimate([share(run.robust) for run in runs], runs) if entry.measured else None,
         attacked_by=tuple(dict.fromkeys(source for run in runs for source in run.robust_by)),
-        certified=_estimate([_share(run.certified) for run in runs], runs) if _all_certified(records) else None,
-        certificates=_certificates(runs), trained=_trained(entry),
+        certified=_estimate([share(run.certified) for run in runs], runs) if _all_certified(records) else None,
+        certificates=certificates_of(runs), trained=_trained(entry),
         open=statistics.fmean(b.open for b in brackets) if len(brackets) == len(runs) else None,
         truncated=any(bracket.cut_by_time for bracket in brackets),
         budget=brackets[0].budget if brackets else None,
@@ -92,8 +87,8 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
         rank_high=int(ranks.high[i]) if ranked else None,
         verdict=max((record.sanity.verdict for record in records), key=list(VERDICTS).index),
         reasons=tuple(dict.fromkeys(reason for record in records for reason in record.sanity.reasons)),
-        cost=_cost(records), attacks=_over_seeds(runs, _shown), certifiers=_over_seeds(runs, _certifiers_shown),
-        curves=tuple(_curves(runs)),
+        cost=_cost(records), attacks=_over_seeds(runs, attacks_of), certifiers=_over_seeds(runs, certifiers_of),
+        curves=tuple(curves(runs)),
         seeds=tuple(_seed(run) for run in runs), command=_command(records), paper=about.paper, url=about.url,
         licence=about.licence, note=_note(entry),
     )  # fmt: skip
@@ -122,10 +117,6 @@ def _status(records: Sequence[Record]) -> Status:
     return "re-checkable" if published else "not re-checkable"
 
 
-def _share(flags: Flags) -> float:
-    return int(np.count_nonzero(flags)) / len(flags)
-
-
 def _estimate(shares: Sequence[float], runs: Runs) -> Estimate:
     """The mean over seeds; runs: of which seeds are trainings of one recipe, or evaluations of fixed weights."""
     mean, n = statistics.fmean(shares), min(len(run.clean) for run in runs)
@@ -140,45 +131,13 @@ def _estimate(shares: Sequence[float], runs: Runs) -> Estimate:
     )  # fmt: skip
 
 
-def _certificates(runs: Runs) -> Certificates | None:
-    """How the certificates of the seeds were checked."""
-    counts = []
-    for run in runs:
-        checked, claimed = run.checked, int(np.count_nonzero(run.certified if run.claimed is None else run.claimed))
-        if checked is None:
-            counts.append((0, 0, 0, 0, claimed))
-        else:
-            kinds = len(checked.proven), len(checked.again), len(checked.solver)
-            counts.append((*kinds, claimed - sum(kinds), 0))
-    proven, again, solver, left, unchecked = map(statistics.fmean, zip(*counts, strict=True))
-    found = Certificates(proven=proven, again=again, solver=solver, open=left, unchecked=unchecked)
-    return found if any(map(sum, counts)) else None
-
-
 def _trained(entry: Entry) -> Trained | None:
     if not entry.recipe:
         return None
     return "by its authors only" if entry.reproduced is None else "reproduced"
 
 
-def _shown(run: EvaluatedRun) -> dict[str, tuple[AttackResult, Flags]]:
-    """The attacks of a run that a board shows: the suite's own, and in a checked run only those that ran again."""
-    suite = suites().get(str(run.record.suite))
-    own = {*suite.attacks, *suite.board_attacks} if suite else set(run.columns)
-    return {
-        spec: (run.record.attacks[spec], flags) for spec, flags in run.columns.items() if split_spec(spec).name in own
-    }
-
-
-def _certifiers_shown(run: EvaluatedRun) -> dict[str, tuple[CertifierResult, Flags]]:
-    """The certifiers of the model itself, with the certificates that count."""
-    return {spec: (run.record.certifiers[spec], flags) for spec, flags in run.certifiers.items()}
-
-
-Shown = dict[str, tuple[AttackResult, Flags]] | dict[str, tuple[CertifierResult, Flags]]
-
-
-def _over_seeds(runs: Runs, of: Callable[[EvaluatedRun], Shown]) -> tuple[Measured, ...]:
+def _over_seeds(runs: Runs, of: Callable[[EvaluatedRun], Results]) -> tuple[Measured, ...]:
     """The means of each attack (or certifier) over the seeds that ran it."""
     results: dict[str, list[tuple[AttackResult | CertifierResult, Flags]]] = {}
     for run in runs:
@@ -188,7 +147,7 @@ def _over_seeds(runs: Runs, of: Callable[[EvaluatedRun], Shown]) -> tuple[Measur
 
 
 def _measured(spec: str, found: Sequence[tuple[AttackResult | CertifierResult, Flags]], runs: Runs) -> Measured:
-    results, shares = [result for result, _ in found], [_share(flags) for _, flags in found]
+    results, shares = [result for result, _ in found], [share(flags) for _, flags in found]
     attacks = [each for each in results if isinstance(each, AttackResult)]
     return Measured(
         spec=spec, accuracy=_estimate(shares, runs), seconds=statistics.fmean(each.seconds for each in results),
@@ -241,32 +200,6 @@ def _passes(record: Record) -> int:
     return sum(each.forwards + each.backwards for each in (*record.attacks.values(), *stages))
 
 
-def _curves(runs: Runs) -> Iterable[Curve]:
-    """Accuracy against eps: of attacks that ran at several eps, and from the distances of minimum-norm attacks."""
-    families: dict[tuple[str, str], dict[float, list[float]]] = {}
-    for run in runs:
-        for spec, (_, flags) in _shown(run).items():
-            threat, (name, options) = threat_of(spec, run.record.threat), split_spec(spec)
-            options.pop("eps", None)
-            points = families.setdefault((threat.norm, join_spec(name, options)), {})
-            points.setdefault(threat.eps, []).append(_share(flags))
-    for (norm, label), points in families.items():
-        if len(points) > 1:
-            points[0.0] = [_share(run.clean) for run in runs]
-            eps = tuple(sorted(points))
-            yield Curve(norm=norm, label=label, eps=eps, acc=tuple(statistics.fmean(points[e]) for e in eps))
-    for spec in dict.fromkeys(spec for run in runs for spec in run.distances if spec in _shown(run)):
-        threat = threat_of(spec, runs[0].record.threat)
-        yield _distance_curve(spec, threat, [run for run in runs if spec in run.distances])
-
-
-def _distance_curve(spec: str, threat: Threat, runs: Runs) -> Curve:
-    grid = np.linspace(0, 2 * threat.eps, POINTS)
-    distances = [(run.distances[spec][run.clean], len(run.clean)) for run in runs]
-    acc = tuple(statistics.fmean((d > eps).sum() / n for d, n in distances) for eps in grid * (1 + TOLERANCE))
-    return Curve(norm=threat.norm, label=spec, eps=tuple(map(float, grid)), acc=acc)
-
-
 def _seed(run: EvaluatedRun) -> Seed:
     record, weights = run.record, run.record.artifacts["weights"]
     keys = ("finished", "git_commit", "hardware", "device", "threads", "platform")
@@ -276,7 +209,7 @@ def _seed(run: EvaluatedRun) -> Seed:
     provenance["source"] = record.provenance.get("source", "unknown")  # the hash of the code that made it
     return Seed(
         seed=record.seed, config_hash=record.config_hash, n_examples=record.n_examples,
-        clean=_share(run.clean), attacked=_share(run.robust), certified=_share(run.certified),
+        clean=share(run.clean), attacked=share(run.robust), certified=share(run.certified),
         open=None if record.bracket is None else record.bracket.open,
         truncated=record.bracket is not None and record.bracket.cut_by_time,
         weights=weights.sha256, weights_url=weights.url,

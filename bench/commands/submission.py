@@ -69,8 +69,15 @@ def act_submit(args: argparse.Namespace) -> None:
     settings = verification_settings(args)
     if args.contest is None:
         submission = Submission(
-            run=args.run, entry=args.entry, results=results, about=about, artifacts_url=args.artifacts,
-            seed=args.seed, author=args.author, reason=args.reason, contests=args.contests,
+            run=args.run,
+            entry=args.entry,
+            results=results,
+            about=about,
+            artifacts_url=args.artifacts,
+            seed=args.seed,
+            author=args.author,
+            reason=args.reason,
+            contests=args.contests,
         )
         submit_runs(submission, settings, check_only=args.check, fetch=args.fetch)
     elif args.check:

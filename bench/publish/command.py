@@ -64,9 +64,9 @@ def read_command(text: str) -> Request:
     try:
         if "eps" in fields:
             fields["eps"] = tuple(float(each) for each in fields["eps"].split(","))
-        numbers = {key.replace("-", "_"): int(given.pop(key)) for key in ("budget", "n-examples") if key in given}
+        fields |= {key.replace("-", "_"): int(given.pop(key)) for key in ("budget", "n-examples") if key in given}
         if "time-limit" in given:
-            numbers["time_limit"] = float(given.pop("time-limit").removesuffix("s"))
+            fields["time_limit"] = float(given.pop("time-limit").removesuffix("s"))
     except ValueError as error:
         raise UserError(f"it has a number that is none ({error})") from error
     if "attacks" in fields:
@@ -77,7 +77,7 @@ def read_command(text: str) -> Request:
         fields["checkpoint"] = Path(fields["checkpoint"])
     if unknown := given.keys() - {"bracket", "seeds"}:
         raise UserError(f"--{min(unknown)} is no option that decides a result")
-    return Request(**fields, **numbers, overrides=overrides, plugins=plugins)
+    return Request(**fields, overrides=overrides, plugins=plugins)
 
 
 def _options(words: list[str]) -> Iterator[tuple[str, str]]:
@@ -103,5 +103,11 @@ def _on_the_run(request: Request, record: Record, folder: Path, settings: Settin
     checkpoint = None if request.checkpoint is None else folder / WEIGHTS
     model = request.model if checkpoint is None else None  # the header of the weights names it
     return replace(
-        request, plugins=plugins, checkpoint=checkpoint, model=model, data_dir=settings.data_dir, device="cpu", threads=1
+        request,
+        plugins=plugins,
+        checkpoint=checkpoint,
+        model=model,
+        data_dir=settings.data_dir,
+        device="cpu",
+        threads=1,
     )

@@ -31,7 +31,7 @@ from bench.verify.inputs import Settings, load_model
 from bench.verify.leakage import LEAK_CHECKS
 from bench.verify.memorised import TEST_ABOVE_TRAIN
 from bench.verify.repeat import METHODS
-from bench.verify.report import Finding, add_findings
+from bench.verify.report import Finding, Outcome, add_findings
 from bench.verify.run import Verified, verify
 from leaderboard.checked_claims import Checked, Column
 from leaderboard.published_results import Contest, Derived
@@ -150,9 +150,7 @@ def _repeat_verdict(
     draws = []
     for seed in (settings.seed, settings.seed + 1):
         draws.append(
-            form_verdict(
-                model.eval(), test, threat, table, seed=seed, batch_size=size, results=results_of(record)
-            )
+            form_verdict(model.eval(), test, threat, table, seed=seed, batch_size=size, results=results_of(record))
         )
         if order.index(draws[-1].verdict) <= order.index(record.sanity.verdict):
             break
@@ -161,7 +159,7 @@ def _repeat_verdict(
     evidence = f"seed {settings.seed}: {'; '.join([fresh.verdict, *fresh.reasons])}"
     if fresh.verdict == "unreliable":
         return Finding("sanity", "failed", f"{evidence}: its accuracy is not a bound"), worse
-    outcome = "passed" if worse is record.sanity else "warning"
+    outcome: Outcome = "passed" if worse is record.sanity else "warning"
     return Finding("sanity", outcome, f"{evidence}; the record: {record.sanity.verdict}"), worse
 
 
@@ -172,7 +170,8 @@ def _objections(report: Sequence[Finding], record: Record) -> list[str]:
     code or a library that is not here (its column is not shown). What is weaker than the second attack is lowered.
     """
     optional = {*LEAK_CHECKS, METHODS, *(f"{spec} again" for spec in record.attacks), TEST_ABOVE_TRAIN[2]}
-    optional |= {f"certified again by {spec}" for spec, each in record.certifiers.items() if each.kind != "deterministic"}
+    probabilistic = [spec for spec, each in record.certifiers.items() if each.kind != "deterministic"]
+    optional |= {f"certified again by {spec}" for spec in probabilistic}
     return [
         f"{each.name}{' not checkable' if each.outcome == 'not checkable' else ''}: {each.evidence}"
         for each in report
@@ -189,13 +188,14 @@ def compare_published(examined: Examined, published: Checked, contested: Sequenc
     contest = examined.derived.contest
     if contest is not None and (missing := sorted(set(contest[0].broken) - set(contested))):
         objections.append(f"{len(missing)} examples that it counts as robust fall, the first is {missing[0]}")
-    for what, theirs, allowed in (
+    listed: list[tuple[str, Sequence[object], Sequence[object]]] = [
         ("proven", published.proven, ours.proven),
         ("certified again", published.again, [*ours.again, *ours.proven]),
         ("certified by a solver", published.solver, [*ours.solver, *ours.again, *ours.proven]),
         ("attacks that ran again", list(published.columns), list(ours.columns)),
-    ):
-        if extra := set(theirs) - set(allowed):  # type: ignore[operator]
+    ]
+    for what, theirs, allowed in listed:
+        if extra := set(theirs) - set(allowed):
             objections.append(f"checked.json lists {len(extra)} as {what} that the check does not confirm")
     for spec, column in ours.columns.items():
         more = set(column.fell) - set(published.columns[spec].fell if spec in published.columns else column.fell)
@@ -214,5 +214,3 @@ def order_of(sanity: Sanity) -> int:
 
 def settings_for(record: Record, settings: Settings, seed: int | None) -> Settings:
     return replace(settings, seed=seed_of(record) if seed is None else seed)
-
-

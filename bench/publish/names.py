@@ -39,8 +39,10 @@ def check_names(results: Path, suite: str, entry: str, about: About | None) -> N
             raise UserError(f"the title {about.title!a} is that of entry '{other}'; choose another title")
         if not same and _is_version(entry, other):
             raise UserError(f"entry '{entry}' looks like a version of '{other}', whose maintainers you are not")
-        if not same and about is not None and (
-            _is_version(about.title, theirs.title) or _is_version(about.title, other)
+        if (
+            not same
+            and about is not None
+            and (_is_version(about.title, theirs.title) or _is_version(about.title, other))
         ):
             raise UserError(f"the title {about.title!a} looks like a version of entry '{other}', which is not yours")
 

@@ -1,4 +1,4 @@
-"""The files that `bench submit` adds to a run when it publishes it, as a pull request brings them: checked.json, contests.
+"""The files that `bench submit` adds to a run, as a pull request brings them: checked.json, contests.
 
 Not trusted: all of them. They are read like the rest of a submission and derived once more (examine.py).
 """

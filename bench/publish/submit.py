@@ -159,7 +159,7 @@ def _copies(
         for run in runs
         if run.checked is not None
     }
-    return [line for line in copies_among(known | new) if any(line.startswith(f"{n} ") or f" and {n} " in line for n in new)]
+    return [line for line in copies_among(known | new) if any(name in line.split()[:3:2] for name in new)]
 
 
 def _about_of(submission: Submission, folder: Path) -> About | None:
@@ -241,5 +241,3 @@ def pull_request(home: Path) -> str:
     git add {shlex.quote(str(home))}
     git commit -m 'Results of {entry} on {suite}'
     git push -u origin results-{suite}-{entry}"""
-
-

@@ -17,7 +17,7 @@ from bench.core.spec_text import split_spec
 from bench.evaluate.attacked import measure_attack
 from bench.evaluate.clean import predict
 from bench.evaluate.context import EvalContext
-from bench.verify.report import Finding
+from bench.verify.report import Finding, Outcome
 
 TOLERATED = 0.05  # share of the examples claimed robust that a stronger attack may break
 WHOLE = 2000  # claimed examples, up to which all of them are attacked
@@ -137,7 +137,7 @@ def column_again(
     points = {i: point for i, point in zip(measured.broken.tolist(), measured.witnesses, strict=True) if robust[i]}
     n = len(chosen)
     evidence = f"{len(fell)} of {n} broken, {_coverage(n, len(claimed), len(fell))}" if n else "it left none robust"
-    outcome = "failed" if n and _exceeds_tolerance(len(fell), n) else "warning" if fell else "passed"
+    outcome: Outcome = "failed" if n and _exceeds_tolerance(len(fell), n) else "warning" if fell else "passed"
     own = Fallen(points) if spec in own_specs(table) else Fallen()
     return Finding(name, outcome, evidence), own, ColumnCheck(n, fell)
 
