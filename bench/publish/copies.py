@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from bench.verify.fingerprint import distance
 
 # below half of the smallest distance between independent trainings of one recipe (tests/publish/test_copies.py)
-COPY = 0.05
+COPY = 0.1
 
 
 def copies_among(prints: Mapping[str, Sequence[float]]) -> list[str]:

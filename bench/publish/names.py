@@ -30,6 +30,8 @@ def check_names(results: Path, suite: str, entry: str, about: About | None) -> N
         raise UserError(f"entry '{entry}' cannot be a folder on every system; choose another name")
     if about is not None:
         check_line(about.title, "title")
+        if not skeleton(about.title):
+            raise UserError(f"the title {about.title!a} has no letters")
     for other, theirs in _others(results / suite, entry):
         ours = set(about.maintainers if about is not None else ())
         same = bool(ours & set(theirs.maintainers))

@@ -37,7 +37,7 @@ PROVENANCE: Mapping[str, Callable[[Any], bool]] = {
     "finished": lambda v: _is_text(v, DATE),
     "command": lambda v: _is_text(v, r"bench [ -~]+"),
     "source": lambda v: _is_text(v, r"[0-9a-f]{8,64}"),
-    "source_files": lambda v: isinstance(v, dict) and all(_is_text(x, r"[0-9a-f]{8,64}") for x in v.values()),
+    "source_files": lambda v: isinstance(v, dict) and all(_is_text(x, r"[ -~]{0,80}") for x in v.values()),
 }
 
 
