@@ -40,32 +40,45 @@ def check_methods(record: Record, context: EvalContext, classes: int, settings: 
 
     A spec of a file that the user has not named, or of a library that is not installed, cannot be checked.
     """
-    shape, unknown = context.test.image_shape, 0
-    for spec in record.attacks:
+    not_here = []
+    for spec in [*record.attacks, *certifying_specs(record, everything=True)]:
         try:
-            planned = _planned(spec, context.threat, settings)
-        except UserError:
-            if spec.partition(":")[0].endswith(".py") or "." in split_spec(spec).name or record.config.get("code"):
-                unknown += 1
-                continue
-            raise
-        if [spec] != list(make_attacks([spec], context.threat)):
-            return Finding(METHODS, "failed", f"the attack '{spec}' is not written as the registry writes it")
+            problem = _problem(spec, record, context, classes, settings)
+        except UserError as error:
+            if not _is_foreign(spec, record):
+                return Finding(METHODS, "failed", str(error))
+            not_here.append(spec)
+        else:
+            if problem:
+                return Finding(METHODS, "failed", problem)
+    if not_here:
+        return Finding(METHODS, "not checkable", f"code or a library that is not here: {', '.join(not_here)}")
+    evidence = f"{len(record.attacks)} attacks and {len(record.certifiers)} certifiers are known"
+    return Finding(METHODS, "passed", evidence)
+
+
+def _problem(spec: str, record: Record, context: EvalContext, classes: int, settings: Settings) -> str:
+    """What is wrong with the spec of an attack or certifier, or ""; UserError if the registry refuses it."""
+    check_trusted(spec, settings.trusted)
+    shape = context.test.image_shape
+    if spec in record.attacks:
+        ((text, planned),) = make_attacks([spec], context.threat).items()
         planned.threat.check_eps(shape)
         if split_spec(spec).name != "transfer":  # which needs the run that it takes its examples from
             planned.attack.check_fits(planned.threat, shape, classes)
-    for spec in certifying_specs(record, everything=True):
-        check_trusted(spec, settings.trusted)
-        (certifier,) = make_certifiers([spec]).values()
+    else:
+        ((text, certifier),) = make_certifiers([spec]).items()
         check_certifier(certifier, context.model, shape, context.threat)
         result = record.certifiers.get(spec)
         if result is not None and result.kind != certifier.kind:
-            return Finding(METHODS, "failed", f"{spec} is {certifier.kind}, the record says {result.kind}")
-    if unknown:
-        return Finding(METHODS, "not checkable", f"{unknown} attacks are code or libraries that are not here")
-    return Finding(
-        METHODS, "passed", f"{len(record.attacks)} attacks and {len(record.certifiers)} certifiers are known"
-    )
+            return f"{spec} is {certifier.kind}, the record says {result.kind}"
+    return "" if text == spec else f"'{spec}' is written as '{text}'"
+
+
+def _is_foreign(spec: str, record: Record) -> bool:
+    """Whether a spec may be known elsewhere: of code that the run used, or of another library."""
+    name = spec.partition(":")[0]
+    return name.endswith(".py") or "." in split_spec(spec).name or bool(record.config.get("code"))
 
 
 def repeat_attack(
