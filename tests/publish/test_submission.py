@@ -545,7 +545,7 @@ def test_a_repeated_verdict_of_unreliable_is_refused(world, monkeypatch):
     def form_verdict(*args, **options):
         return Sanity("unreliable", ["no gradient"])
 
-    monkeypatch.setattr("bench.publish.submit.form_verdict", form_verdict)
+    monkeypatch.setattr("bench.publish.examine.form_verdict", form_verdict)
     assert "no gradient" in refused(world)
 
 
@@ -646,6 +646,10 @@ def fetched(world, run, **options):
 
 @pytest.mark.slow
 def test_a_published_run_is_fetched_and_checked(world, published, capsys):
+    assert "no checked.json" in refused(world, **fetched(world, published))
+    attempt(world, artifacts_url="https://example.org")
+    shutil.rmtree(published.parent)
+    (world / "results/digits/mine").rename(published.parent)
     before = tree(world)
     attempt(world, **fetched(world, published))
     assert tree(world) == before
