@@ -215,7 +215,8 @@ MISSING = {
         lambda r: (r / "weights.safetensors").write_bytes(b"x" * 99), {"hash of weights"}, OF_MODEL | {"model"},
     ),
     "no table": (
-        lambda r: (r / "examples.npz").unlink(), {"hash of examples", "table"}, OF_MODEL | {"aggregates", "claims", "labels"},
+        lambda r: (r / "examples.npz").unlink(), {"hash of examples", "table"},
+        OF_MODEL | {"aggregates", "claims", "labels"},
     ),
     "broken table": (
         lambda r: (r / "examples.npz").write_bytes(b""), {"hash of examples", "table"},
@@ -241,7 +242,8 @@ MISSING = {
         OF_MODEL | {"claims", "data", "hash of the data", "labels", "model"},
     ),
     "plugin of the run not given": (
-        lambda r: change_record(r, lambda p: p["config"].update(code=["0" * 64])), {"configuration"}, {"code"},
+        lambda r: change_record(r, lambda p: p["config"].update(code=["0" * 64])),
+        {"claims", "configuration"}, {"code"},
     ),
 }  # fmt: skip
 

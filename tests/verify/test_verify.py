@@ -11,7 +11,7 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
-from bench.verify.attack_again import attack_again
+from bench.verify.attack_again import SAMPLE, attack_again, column_again, misses
 from bench.verify.certify_again import WORK, certified_by, certify_again
 from bench.verify.leakage import check_leakage
 from bench.verify.table_checks import check_distances, check_labels, check_predictions
@@ -289,6 +289,53 @@ def test_the_sample_follows_from_the_seed_and_has_its_size(run):
     assert all(" of 6 broken" in text for text in texts)
 
 
+def test_all_claims_are_attacked_unless_there_are_very_many(run, monkeypatch):
+    """Of a larger number a sample, whose miss probability is said; if one of it falls, all the others too."""
+    table = run[2] | {"robust/random-noise": run[2]["clean"], "robust/pgd-10": run[2]["clean"]}
+    claimed, fell = int(run[2]["clean"].sum()), int((run[2]["clean"] & ~run[2]["robust/pgd-10"]).sum())
+    finding, fallen = attack_again(context_of(*run[:2]), table, {"optimal": Optimal()}, {})
+    assert f" of {claimed} broken, all that are claimed robust" in finding.evidence
+    assert len(fallen.points) >= fell
+    for index, point in fallen.points.items():
+        image = run[1].take(torch.tensor([index])).x
+        assert THREAT.contains(torch.from_numpy(point)[None], image).all()
+    assert set(fallen.arrays["index"].tolist()) == set(fallen.points)
+    monkeypatch.setattr("bench.verify.attack_again.WHOLE", 10)
+    monkeypatch.setattr("bench.verify.attack_again.SAMPLE", claimed - 1)
+    assert len(attack_again(context_of(*run[:2]), table, {"optimal": Optimal()}, {})[1].points) == len(fallen.points)
+    quiet, _ = attack_again(context_of(*run[:2]), table, {"nothing": Nothing()}, {})
+    assert "would be missed with a probability of" in quiet.evidence
+
+
+def test_a_sample_misses_false_claims_as_the_hypergeometric_formula_says():
+    assert misses(10, 10) == "1 false of 10 would be missed with a probability of 0"
+    assert misses(5, 10) == "1 false of 10 would be missed with a probability of 0.5"
+    probability = float(misses(SAMPLE, 10_000).rpartition(" ")[2])
+    assert probability < 1e-4
+
+
+def test_an_honest_column_is_repeated_by_its_attack_and_seed(run):
+    """The same batches and the same random numbers: exactly the same examples."""
+    model, test, table, _, _ = run
+    for spec, planned in make_attacks(["random-noise", "pgd-10"], THREAT).items():
+        finding, fell, column = column_again(context_of(model, test), table, spec, planned, 0)
+        assert (finding.outcome, column.fell, dict(fell.points)) == ("passed", [], {})
+        assert column.attacked == int(table[f"robust/{spec}"].sum())
+
+
+def test_a_column_that_hides_broken_examples_is_found(run):
+    model, test, table, _, _ = run
+    ((spec, planned),) = make_attacks(["pgd-10"], THREAT).items()
+    hidden = np.flatnonzero(table["clean"] & ~table["robust/pgd-10"])
+    one = {key: column.copy() for key, column in table.items()}
+    one["robust/pgd-10"][hidden[0]] = True
+    finding, fell, column = column_again(context_of(model, test), one, spec, planned, 0)
+    assert (finding.outcome, column.fell, list(fell.points)) == ("warning", [hidden[0]], [hidden[0]])
+    every = table | {"robust/pgd-10": table["clean"]}
+    finding, fell, column = column_again(context_of(model, test), every, spec, planned, 0)
+    assert (finding.outcome, column.fell) == ("failed", hidden.tolist())
+
+
 def test_where_nothing_is_claimed_there_is_nothing_to_attack(run):
     table = run[2]
     bare = {key: table[key] for key in ("index", "label", "prediction", "clean")}
@@ -348,8 +395,9 @@ def test_a_certificate_that_is_not_given_again_fails(run):
     found = asked_again(certified_run(run, certified=one_more), Exact())
     assert found.outcome == "failed"
     assert found.evidence.endswith(f"the first is test example {fell[0]}")
-    radius = (EPS * honest[2]["certified/exact"]).astype(np.float32) * np.float32(1.5)
-    assert asked_again(certified_run(run, radius=radius), Exact()).outcome == "failed"
+    for factor in (1.5, 1.0095):
+        radius = (EPS * honest[2]["certified/exact"]).astype(np.float32) * np.float32(factor)
+        assert asked_again(certified_run(run, radius=radius), Exact()).outcome == "failed"
 
 
 def test_a_certificate_on_the_edge_only_warns(run):
