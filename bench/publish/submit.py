@@ -159,7 +159,13 @@ def _copies(
         for run in runs
         if run.checked is not None
     }
-    return [line for line in copies_among(known | new) if any(name in line.split()[:3:2] for name in new)]
+    files = {run.record.artifacts["weights"].sha256: name for name, runs in published.items() for run in runs}
+    same = [
+        f"the weights of seed {record.seed} are those of entry {files[record.artifacts['weights'].sha256]}"
+        for record in records
+        if record.artifacts["weights"].sha256 in files
+    ]
+    return same + [line for line in copies_among(known | new) if any(name in line.split()[:3:2] for name in new)]
 
 
 def _about_of(submission: Submission, folder: Path) -> About | None:

@@ -513,6 +513,25 @@ def test_an_honest_run_is_published(world, capsys):
     ]  # fmt: skip
 
 
+def moved(run):
+    """The same network, with a bias moved by a millionth."""
+    with safe_open(run / "weights.safetensors", framework="np") as file:
+        header, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    last = max(key for key in state if key.endswith("bias"))
+    state[last] = state[last] + np.float32(1e-6)
+    save_file(state, run / "weights.safetensors", metadata=header)
+    rehash(run, "weights")
+
+
+@pytest.mark.slow
+def test_a_copy_of_another_entry_is_refused(world):
+    attempt(world)
+    about = msgspec.structs.replace(ABOUT, title="Something else")
+    assert "are those of entry mine" in refused(world, entry="other", about=about)
+    moved(world / "run")
+    assert "mine/0 and other/0 are the same network" in refused(world, entry="other", about=about)
+
+
 @pytest.mark.slow
 def test_all_seeds_of_a_recipe_are_published_or_none(world, finished, capsys):
     shutil.copytree(finished, world / "both")
