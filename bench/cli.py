@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bench.commands import board, catalog, recheck, runs, show, submission
 from bench.commands.arguments import Parser, ShowVersion, fail
 from bench.core.errors import CheckError, UncheckedError, UserError
+from bench.core.failures import FULL, OUT_OF_MEMORY, is_out_of_memory
 from bench.core.package_origins import check_package_origins
 
 
@@ -19,6 +20,12 @@ def parser() -> Parser:
     for subject in (catalog, show, runs, recheck, board, submission):
         subject.add(commands)
     return top
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in FULL:
+        return "free some space and run the same command again, which continues; --out takes another disk"
+    return "choose a path that can be read and written"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stderr.close()
         raise SystemExit(1) from None
     except OSError as error:
-        fail(f"{error.filename or 'file'}: {error.strerror or error}; choose a path that can be read and written")
+        fail(f"{error.filename or 'file'}: {error.strerror or error}; {_advice(error)}")
+    except MemoryError:
+        fail(OUT_OF_MEMORY)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(OUT_OF_MEMORY)
     except KeyboardInterrupt:
         fail("interrupted; run the same command again to continue", code=130)

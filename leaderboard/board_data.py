@@ -164,9 +164,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
-    """The entries of one suite, the most robust first. rule: how ranks are claimed."""
+    """The entries of one suite, the most robust first. rule: how ranks are claimed.
+
+    left_out: what is wrong with entries whose files cannot be read.
+    """
 
     suite: str
     summary: str
     rule: str
     rows: tuple[Row, ...]
+    left_out: tuple[str, ...] = ()

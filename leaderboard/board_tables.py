@@ -72,7 +72,8 @@ def _interval_of(row: Row) -> str:
 def _markdown(board: Board, width: int | None) -> str:
     rows = [_cells(row, as_markdown if width is None else str) for row in board.rows]
     table = render(HEADERS, rows, "markdown", ALIGN, width, keys=2)
-    texts = [board.summary, table, board.rule, INTERVALS, *_status_note(board)]
+    left_out = board.left_out if width is not None else map(as_markdown, board.left_out)
+    texts = [board.summary, table, *left_out, board.rule, INTERVALS, *_status_note(board)]
     return "\n\n".join([f"## {board.suite}", *(text if text is table else wrapped(text, width, "") for text in texts)])
 
 
@@ -85,15 +86,13 @@ def _latex(board: Board) -> str:
     """booktabs, with a wider gap before each group of entries that a better entry significantly exceeds."""
     lines = render(HEADERS, [_cells(row) for row in board.rows], "latex", ALIGN).splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("\\midrule")) + 1
-    group, below = 0, 0
+    group, below, notes = 0, 0, [*board.left_out, INTERVALS, *_status_note(board)]
     for row, at in reversed(list(zip(board.rows, range(first, len(lines)), strict=False))):
         if row.group is not None:
             if group > row.group:
                 lines.insert(below, "\\addlinespace")
             group, below = row.group, at
-    return "\n".join(
-        [*(f"% {text}" for text in [f"{board.suite}: {board.rule}", INTERVALS, *_status_note(board)]), *lines]
-    )
+    return "\n".join([*(f"% {text}" for text in [f"{board.suite}: {board.rule}", *notes]), *lines])
 
 
 def _csv_cells(suite: str, row: Row) -> list[object]:

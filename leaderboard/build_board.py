@@ -34,8 +34,8 @@ NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # of a bracket in which it had noth
 
 
 def build_board(results: Path, suite: str) -> Board:
-    """All entries of a suite, the most robust first; UserError if a file of an entry is malformed."""
-    entries = read_entries(results, suite)
+    """All entries of a suite that can be read, the most robust first."""
+    entries, problems = read_entries(results, suite)
     ranks = rank(entries)
     rows = {i: _row(entry, ranks, i) for i, entry in enumerate(entries)}
     order = sorted(rows, key=lambda i: _order(rows[i]))
@@ -43,7 +43,7 @@ def build_board(results: Path, suite: str) -> Board:
     known = suites().get(suite)
     return Board(
         suite=suite, summary=known.summary if known else "", rule=RULE,
-        rows=tuple(msgspec.structs.replace(rows[i], group=groups.get(i)) for i in order),
+        rows=tuple(msgspec.structs.replace(rows[i], group=groups.get(i)) for i in order), left_out=tuple(problems),
     )  # fmt: skip
 
 

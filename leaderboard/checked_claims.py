@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.core import sealed_json
 from bench.core.errors import UserError
 from bench.core.files import write_atomically
 
@@ -58,15 +59,15 @@ def read_reproduction(entry: Path) -> Reproduction | None:
     """The file of a published entry; None if there is none. UserError if it is malformed."""
     path = entry / REPRODUCED
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Reproduction)
+        return sealed_json.decode(path.read_bytes(), Reproduction, required=False)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} does not say who trained the entry again: {error}") from error
 
 
 def write_reproduction(entry: Path, reproduction: Reproduction) -> Path:
-    write_atomically(entry / REPRODUCED, msgspec.json.encode(reproduction) + b"\n")
+    write_atomically(entry / REPRODUCED, sealed_json.encode(reproduction))
     return entry / REPRODUCED
 
 
@@ -74,12 +75,12 @@ def read_checked(folder: Path) -> Checked | None:
     """The file of a published seed; None if there is none. UserError if it is malformed."""
     path = folder / CHECKED
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Checked)
+        return sealed_json.decode(path.read_bytes(), Checked)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not what a verification derived: {error}") from error
 
 
 def write_checked(folder: Path, checked: Checked) -> None:
-    write_atomically(folder / CHECKED, msgspec.json.encode(checked) + b"\n")
+    write_atomically(folder / CHECKED, sealed_json.encode(checked))

@@ -1,5 +1,6 @@
 """The baseline of the gate: DIR/RECIPE/SEED/ holds a record and its table, DIR/CHANGES.md the reasons for updates."""
 
+import filecmp
 import re
 import shutil
 import time
@@ -13,9 +14,10 @@ import numpy as np
 
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Flags, Table, attack_specs, certifier_specs, own_specs, worst_case
-from bench.core.files import read_arrays, sha256, write_atomically
+from bench.core.files import read_arrays, sha256
+from bench.core.folders import changed_in_one_step, settled
 from bench.core.record_checks import check_record
-from bench.core.record_files import RECORD, TABLE, find_records, read_record
+from bench.core.record_files import RECORD, TABLE, find_records, read_record, records_below
 from bench.core.records import Record
 from leaderboard.render import percent, threat_name
 
@@ -90,6 +92,11 @@ def read_runs(paths: Sequence[Path], configs: Sequence[str] = ()) -> Groups:
     return {recipe: _of_one_config(recipe, group, configs) for recipe, group in groups.items()}
 
 
+def read_baseline(baseline: Path) -> Groups:
+    """The runs of a baseline by recipe, after an update that was interrupted. Errors are those of read_runs."""
+    return read_runs([settled(baseline)])
+
+
 def _of_one_config(recipe: Recipe, group: Sequence[GateRun], configs: Sequence[str]) -> list[GateRun]:
     chosen = [run for run in group if run.record.config_hash.startswith(tuple(configs))] or group
     by_config = {run.record.config_hash: run.folder for run in chosen}
@@ -119,7 +126,7 @@ def _read(folder: Path) -> GateRun:
 
 
 def update_baseline(baseline: Path, runs: Sequence[Path], reason: str, configs: Sequence[str] = ()) -> str:
-    """Replace the runs of the baseline by new runs of the same recipes; returns the new entry of CHANGES.md.
+    """Replace the runs of the baseline by new runs of the same recipes, in one step; returns the entry of CHANGES.md.
 
     UserError before anything is written: without a reason, with too few seeds of a trained recipe, or if a folder of
     the baseline holds other files than a record and its table.
@@ -128,22 +135,28 @@ def update_baseline(baseline: Path, runs: Sequence[Path], reason: str, configs: 
     if not reason:
         raise UserError("--update needs a reason, which is stored with the numbers: --update 'PGD starts at random'")
     new = read_runs(runs, configs)
-    old = read_runs([baseline]) if any(baseline.rglob(RECORD)) else {}
+    old = read_baseline(baseline) if records_below(settled(baseline)) else {}
     _check_update(baseline, old, new)
-    for recipe, group in new.items():
-        for run in old.get(recipe, []):
-            shutil.rmtree(run.folder)  # only a record and its table: see _check_update
-        for run in group:
-            home = baseline / recipe.folder / str(run.record.seed)
-            home.mkdir(parents=True)
-            for name in (TABLE, RECORD):
-                write_atomically(home / name, (run.folder / name).read_bytes())
+    if all(_same_runs(old.get(recipe, []), group) for recipe, group in new.items()):
+        return f"{baseline} has these runs already; nothing was changed"
     lines = [f"- {recipe}, {len(group)} seeds: {_change(old.get(recipe, []), group)}" for recipe, group in new.items()]
     entry = "\n".join([f"## {time.strftime('%Y-%m-%d', time.gmtime())}: {reason}", "", *lines])
-    path = baseline / CHANGES
-    before = path.read_text(encoding="utf-8") if path.exists() else "# Why the baseline is what it is\n"
-    write_atomically(path, f"{before}\n{entry}\n".encode())
+    with changed_in_one_step(baseline) as part:
+        for recipe, group in new.items():
+            for run in group:
+                home = part / recipe.folder / str(run.record.seed)
+                home.mkdir(parents=True)
+                for name in (TABLE, RECORD):
+                    shutil.copyfile(run.folder / name, home / name)
+        path = baseline / CHANGES
+        before = path.read_text(encoding="utf-8") if path.exists() else "# Why the baseline is what it is\n"
+        (part / CHANGES).write_text(f"{before}\n{entry}\n", encoding="utf-8")
     return entry
+
+
+def _same_runs(old: Sequence[GateRun], new: Sequence[GateRun]) -> bool:
+    pairs = [(a.folder / name, b.folder / name) for a, b in zip(old, new, strict=False) for name in (TABLE, RECORD)]
+    return len(old) == len(new) and all(filecmp.cmp(*pair, shallow=False) for pair in pairs)
 
 
 def _check_update(baseline: Path, old: Groups, new: Mapping[Recipe, Sequence[GateRun]]) -> None:
@@ -156,8 +169,16 @@ def _check_update(baseline: Path, old: Groups, new: Mapping[Recipe, Sequence[Gat
         for run in group:
             if baseline.resolve() in run.folder.resolve().parents:
                 raise UserError(f"{run.folder} is in the baseline already; give the new runs")
+        if others := _beside(baseline / recipe.folder, old.get(recipe, [])):
+            raise UserError(f"{others[0]} is not a run of the baseline's {recipe}; move it elsewhere")
     if len({recipe.folder for recipe in old | dict(new)}) < len(old | dict(new)):
         raise UserError("the folders of two recipes would have the same name; rename one of the recipes")
+
+
+def _beside(home: Path, runs: Sequence[GateRun]) -> list[Path]:
+    """What a recipe's folder in the baseline holds besides these runs, and those of the runs that lie elsewhere."""
+    in_home, folders = set(home.iterdir()) if home.is_dir() else set(), {run.folder for run in runs}
+    return sorted(in_home ^ folders)
 
 
 def _change(old: Sequence[GateRun], new: Sequence[GateRun]) -> str:

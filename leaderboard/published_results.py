@@ -4,7 +4,7 @@ A published number is never edited: a run is added once. A contest that lowers i
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -14,20 +14,33 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from bench.core import sealed_json
+from bench.core.bounded_text import check_json, check_toml
 from bench.core.errors import UserError
-from bench.core.example_table import BRACKET, Flags, Table, certificates, certified, survivors, worst_by
-from bench.core.files import read_arrays, sha256, write_atomically
-from bench.core.record_files import RECORD, TABLE, read_record, write_record
-from bench.core.records import Artifact, Record, Sanity
-from bench.core.verification import verified
-from leaderboard.checked_claims import (
-    CHECKED,
-    Checked,
-    Reproduction,
-    read_checked,
-    read_reproduction,
-    write_checked,
+from bench.core.example_table import (
+    BRACKET,
+    Flags,
+    Table,
+    certificates,
+    certified,
+    check_columns,
+    survivors,
+    worst_by,
 )
+from bench.core.files import read_arrays, sha256, write_atomically
+from bench.core.folders import (
+    LOCK,
+    PATIENCE,
+    locked,
+    remove_leftovers,
+    settled,
+    visible_folders,
+)
+from bench.core.record_files import RECORD, TABLE, read_record
+from bench.core.record_verdict import with_code
+from bench.core.records import Artifact, Record
+from bench.core.verification import verified
+from leaderboard.checked_claims import CHECKED, Checked, Reproduction, read_checked, read_reproduction
 from leaderboard.model_info import ModelInfo
 
 ABOUT, REPORTED, CONTESTS = "about.toml", "reported.json", "contests"
@@ -73,6 +86,7 @@ class EvaluatedRun:
     distances: dict[str, npt.NDArray[np.float32]]  # found by each minimum-norm attack
     contests: tuple[Contest, ...] = ()
     robust_by: tuple[str, ...] = ()  # the attacks that set `robust`: see worst_by; and contests
+
     checked: Checked | None = None  # what its verification derived again; None in earlier entries
     columns: Mapping[str, Flags] = field(default_factory=dict)  # by attack: robust to it, also when it ran again
     certifiers: Mapping[str, Flags] = field(default_factory=dict)  # by certifier of the model: certified, and counted
@@ -114,12 +128,24 @@ def check_name(name: str, what: str) -> str:
 
 def published_suites(results: Path) -> list[str]:
     """The suites that have entries."""
-    return [folder.name for folder in _folders(results)]
+    return [folder.name for folder in visible_folders(results) if visible_folders(settled(folder))]
 
 
-def read_entries(results: Path, suite: str) -> list[Entry]:
-    """All entries of a suite in the order of their names; UserError if a file of an entry is malformed."""
-    return [read_entry(folder, suite) for folder in _folders(results / check_name(suite, "suite"))]
+def suite_folder(results: Path, suite: str) -> Path:
+    """The folder of a suite's entries, after a change that was interrupted."""
+    return settled(results / check_name(suite, "suite"))
+
+
+def read_entries(results: Path, suite: str) -> tuple[list[Entry], list[str]]:
+    """All entries of a suite in the order of their names, and what is wrong with each that cannot be read."""
+    entries: list[Entry] = []
+    problems: list[str] = []
+    for folder in visible_folders(suite_folder(results, suite)):
+        try:
+            entries.append(read_entry(folder, suite))
+        except (UserError, OSError) as error:
+            problems.append(f"entry {folder.name} is left out: {' '.join(str(error).split())}")
+    return entries, problems
 
 
 def read_entry(folder: Path, suite: str) -> Entry:
@@ -127,19 +153,25 @@ def read_entry(folder: Path, suite: str) -> Entry:
     reported = folder / REPORTED
     if reported.exists():
         return Entry(suite, folder.name, about, reported=ModelInfo.read(reported))
-    runs = sorted((read_evaluated_run(seed) for seed in _folders(folder)), key=lambda run: run.record.seed)
+    runs = sorted((read_evaluated_run(seed) for seed in visible_folders(folder)), key=lambda run: run.record.seed)
     if not runs:
         raise UserError(f"{folder} has no results; add some with `bench submit`, or remove it")
+    for run in runs:
+        if run.folder.name != str(run.record.seed):
+            raise UserError(f"{run.folder} holds a run of seed {run.record.seed}; restore it from its source")
     return Entry(suite, folder.name, about, tuple(runs), reproduced=read_reproduction(folder))
 
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
     """A run without its weights; UserError if its table is not the one that its record names."""
-    record = verified(read_record(folder), folder)
+    record = with_code(verified(read_record(folder), folder))
     examples = record.artifacts.get("examples")
     if examples is None or sha256(folder / TABLE) != examples.sha256:
         raise UserError(f"{folder / TABLE} is not the table that {RECORD} names; restore both files from their source")
     table = read_arrays(folder / TABLE)
+    check_columns(table)
+    if missing := {"weights", "witnesses"} - set(record.artifacts):
+        raise UserError(f"{folder / RECORD} does not name its {min(missing)}; restore it from its source")
     if not np.array_equal(table["index"], np.arange(len(table["index"]))):
         raise UserError(f"{folder / TABLE} does not hold the first n test examples in order; boards compare those")
     robust, robust_by = survivors(table), worst_by(table)
@@ -174,91 +206,13 @@ def _columns(table: Table, record: Record, checked: Checked | None) -> dict[str,
 
 def read_about(path: Path) -> About:
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=About)
+        text = path.read_bytes()
+        check_toml(text, str(path))
+        return msgspec.toml.decode(text, type=About)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; it describes the entry (title, paper, licence)") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a valid {ABOUT}: {error}") from error
-
-
-@dataclass(frozen=True)
-class Derived:
-    """What the verification of a run adds to its publication.
-
-    sanity: the worse of the record's verdict and the fresh one. contest: the examples that fell, with the bytes of
-    their witnesses; None if none did.
-    """
-
-    checked: Checked
-    sanity: Sanity
-    contest: tuple[Contest, bytes] | None = None
-
-    def because(self, reason: str) -> "Derived":
-        """With the reason why a seed is far from the others of its entry."""
-        return Derived(msgspec.structs.replace(self.checked, reason=reason), self.sanity, self.contest)
-
-
-def add_run(
-    results: Path, entry: str, about: About, run: Path, *, url: str | None = None, derived: Derived | None = None
-) -> Path:
-    """Publish a finished and verified run as one seed of an entry; returns the new folder.
-
-    url: the public folder of its weights and witnesses; None if they are not published. derived: of its verification.
-    UserError if the seed is published already, or if the entry has another recipe or another about.toml.
-    """
-    record = read_record(run)
-    if record.suite is None:
-        raise UserError(f"{run} has no suite; run it with the data, norm and eps of a suite")
-    home = results / check_name(record.suite, "suite") / check_name(entry, "entry")
-    folder = home / str(record.seed)
-    if folder.exists():
-        raise UserError(f"{folder} is published already; add a new recipe as a new entry, such as {entry}-2")
-    check_seeds([record], results, entry, about)
-    folder.mkdir(parents=True)
-    write_atomically(home / ABOUT, msgspec.toml.encode(about))
-    write_atomically(folder / TABLE, (run / TABLE).read_bytes())
-    if derived is not None:
-        record = msgspec.structs.replace(record, sanity=derived.sanity)
-        write_checked(folder, derived.checked)
-        if derived.contest is not None:
-            write_contest(folder, *derived.contest)
-    write_record(folder, msgspec.structs.replace(record, artifacts=_published(record, url)))
-    return folder
-
-
-def check_seeds(records: Sequence[Record], results: Path, entry: str, about: About | None) -> None:
-    """UserError unless the runs, with those of the entry that are published, are different trainings of one recipe.
-
-    about: the new description of the entry, if known; it must equal the published one.
-    """
-    home = results / str(records[0].suite) / check_name(entry, "entry")
-    if (home / ABOUT).exists() and about not in (None, read_about(home / ABOUT)):
-        raise UserError(f"{home / ABOUT} differs from the new description; keep it as it is, or choose another name")
-    published = [read_record(path.parent) for path in sorted(home.glob(f"*/{RECORD}"))]
-    records = [*published, *records]
-    first = records[0]
-    for at, record in enumerate(records):
-        if (record.suite, record.defense, record.config_hash) != (first.suite, first.defense, first.config_hash):
-            raise UserError(
-                f"seed {record.seed} is {record.defense} {record.config_hash} on {record.suite}, the others are "
-                f"{first.defense} {first.config_hash} on {first.suite}; submit one recipe at a time"
-            )
-        for other in records[:at]:
-            if other.seed == record.seed:
-                raise UserError(f"seed {record.seed} was given twice; submit each seed once")
-            if other.artifacts["weights"].sha256 == record.artifacts["weights"].sha256:
-                raise UserError(f"seeds {other.seed} and {record.seed} have the same weights; train each seed")
-
-
-def _published(record: Record, url: str | None) -> dict[str, Artifact]:
-    """The artifacts of a run. All but the table get their address below `url`, if it is given, instead of a path."""
-
-    def moved(file: Artifact) -> Artifact:
-        name = Path(file.path or file.url or "").name
-        address = file.url if url is None else f"{url.rstrip('/')}/{record.seed}/{name}"
-        return msgspec.structs.replace(file, path=None, url=address)
-
-    return {name: file if name == "examples" else moved(file) for name, file in record.artifacts.items()}
 
 
 def write_contest(folder: Path, contest: Contest, witnesses: bytes) -> None:
@@ -266,27 +220,37 @@ def write_contest(folder: Path, contest: Contest, witnesses: bytes) -> None:
     (folder / CONTESTS).mkdir(exist_ok=True)
     write_atomically(folder / CONTESTS / str(contest.witnesses.path), witnesses)
     path = folder / CONTESTS / f"{contest.witnesses.sha256[:12]}.json"
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(contest)) + b"\n")
+    write_atomically(path, sealed_json.encode(contest))
 
 
 def add_contest(results: Path, suite: str, entry: str, seed: int, contest: Contest) -> Path:
     """Store a verified contest beside the run whose accuracy it lowers; returns the new file."""
-    run = results / check_name(suite, "suite") / check_name(entry, "entry") / str(seed)
-    path = run / CONTESTS / f"{contest.witnesses.sha256[:12]}.json"
-    if path.exists():
-        raise UserError(f"{path} exists already; these witnesses have been counted")
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(contest)) + b"\n")
+    home = suite_folder(results, suite)
+    path = contest_file(home / check_name(entry, "entry") / str(seed), contest.witnesses.sha256)
+    with locked(home / LOCK, f"{home} is being changed by another process; try again", PATIENCE):
+        path.parent.mkdir(exist_ok=True)
+        remove_leftovers(path.parent)
+        if path.exists():
+            raise UserError(f"{path} exists already; these witnesses have been counted")
+        write_atomically(path, sealed_json.encode(contest))
     return path
+
+
+def contest_file(run: Path, witnesses: str) -> Path:
+    """Where a contest of a published run is stored; witnesses: the hash of its adversarial examples."""
+    return run / CONTESTS / f"{witnesses[:12]}.json"
 
 
 def _read_contests(folder: Path) -> Iterator[Contest]:
     for path in sorted(folder.glob("*.json")):
         try:
-            yield msgspec.json.decode(path.read_bytes(), type=Contest)
-        except msgspec.MsgspecError as error:
+            yield read_contest(path)
+        except (UserError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path} is not a valid contest: {error}") from error
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+def read_contest(path: Path) -> Contest:
+    """The contest in a file, with whatever errors its reading has."""
+    text = path.read_bytes()
+    check_json(text, path.name)
+    return sealed_json.decode(text, Contest, required=False)

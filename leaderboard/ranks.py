@@ -79,7 +79,7 @@ def _robust(entry: Entry, n: int) -> npt.NDArray[np.float32]:
 
 
 def _claimable(entry: Entry) -> bool:
-    reliable = all(run.record.sanity.verdict in ("no-warnings", "suspect") for run in entry.runs)
+    reliable = all(run.record.sanity.verdict in ("no-warnings", "submitted-code", "suspect") for run in entry.runs)
     of_seeds = len(entry.runs) > 1 and entry.reproduced is not None
     return entry.measured and reliable and (of_seeds or not entry.recipe)
 

@@ -6,10 +6,13 @@ from typing import Any
 import msgspec
 
 from bench.core.records import Record
+from bench.core.sealed_json import DIGEST
 
 
 def json_schema() -> dict[str, Any]:
-    return msgspec.json.schema(Record)
+    schema: dict[str, Any] = msgspec.json.schema(Record)
+    schema["$defs"]["Record"]["properties"][DIGEST] = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+    return schema
 
 
 if __name__ == "__main__":

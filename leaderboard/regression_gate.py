@@ -16,7 +16,7 @@ import numpy as np
 from bench.core.errors import UserError
 from bench.core.example_table import certificates
 from bench.core.records import VERDICTS
-from leaderboard.gate_baseline import LEAST, GateRun, Recipe, read_runs
+from leaderboard.gate_baseline import LEAST, GateRun, Recipe, read_baseline, read_runs
 from leaderboard.render import interval, verdict_text
 from leaderboard.statistics import holm, mcnemar, prediction, prediction_p
 
@@ -64,7 +64,7 @@ def check_against_baseline(
     """
     if not 0 < alpha < 1:
         raise UserError(f"--alpha is {alpha:g}; the probability of a false alarm must be in (0, 1), such as 0.01")
-    old, new = read_runs([baseline]), read_runs(runs, configs)
+    old, new = read_baseline(baseline), read_runs(runs, configs)
     findings: dict[Recipe, list[GateFinding]] = {}
     for recipe in old | new:
         if recipe not in new:

@@ -8,9 +8,9 @@ import msgspec
 
 from bench.core.config import get_suite
 from bench.core.errors import UserError
-from bench.core.files import write_atomically
+from bench.core.folders import changed_in_one_step
 from leaderboard.model_info import ModelInfo
-from leaderboard.published_results import ABOUT, REPORTED, About, Entry, check_name
+from leaderboard.published_results import ABOUT, REPORTED, About, Entry, check_name, suite_folder
 from leaderboard.render import threat_name
 from leaderboard.texts import ascii_quotes, check_line
 
@@ -74,12 +74,13 @@ def import_model_info(path: Path, results: Path, suite: str, name: str, norm: st
         check_line(getattr(about, key) or "", f"{path.name}: {key}")
     for key in ("architecture", "eps"):
         check_line(str(getattr(info, key) or ""), f"{path.name}: {key}")
-    home = results / suite / check_name(name, "entry")
+    home = suite_folder(results, suite) / check_name(name, "entry")
     if home.exists():
         raise UserError(f"{home} exists already; remove it, or choose another name")
-    home.mkdir(parents=True)
-    write_atomically(home / ABOUT, msgspec.toml.encode(about))
-    write_atomically(home / REPORTED, msgspec.json.format(msgspec.json.encode(info.as_json())) + b"\n")
+    with changed_in_one_step(home.parent) as part:
+        (part / name).mkdir()
+        (part / name / ABOUT).write_bytes(msgspec.toml.encode(about))
+        (part / name / REPORTED).write_bytes(msgspec.json.format(msgspec.json.encode(info.as_json())) + b"\n")
     return home
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,12 @@ from bench.commands.options import print_json
 from bench.core.config import get_suite
 from bench.core.errors import CheckError, UserError
 from bench.core.files import write_atomically
+from bench.core.folders import changed_in_one_step
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.core.records import Record
     from leaderboard.render import Format
 
 SUFFIXES: dict[Format, str] = {"markdown": "md", "csv": "csv", "latex": "tex", "json": "json"}
@@ -61,7 +66,17 @@ def act_table(args: argparse.Namespace) -> None:
 
     folders = find_records(args.runs or [Path("runs")])
     records = [verified(read_run(folder), folder) for folder in folders]
+    _check_distinct(records, folders)
     print(runs_table(records, args.format or "markdown", _width(args.format)))
+
+
+def _check_distinct(records: Sequence[Record], folders: Sequence[Path]) -> None:
+    """UserError if two folders hold the same seed of a recipe: a mean over them would count it twice."""
+    seen: dict[tuple[str, str, int], Path] = {}
+    for record, folder in zip(records, folders, strict=True):
+        key = (record.defense, record.config_hash, record.seed)
+        if (other := seen.setdefault(key, folder)) is not folder:
+            raise UserError(f"{other} and {folder} are both seed {record.seed} of {record.defense}; give one of them")
 
 
 def _width(form: Format | None) -> int | None:
@@ -105,13 +120,16 @@ def act_leaderboard(args: argparse.Namespace) -> None:
     if args.suite not in (None, *suites):
         raise UserError(f"suite '{args.suite}' has no entries in {results}; suites with entries: {', '.join(suites)}")
     boards = [build_board(results, name) for name in ([args.suite] if args.suite else suites)]
+    for problem in (problem for board in boards for problem in board.left_out):
+        print(f"warning: {problem}", file=sys.stderr)
     if args.html is None:
         print(render_boards(boards, args.format or "markdown", _width(args.format)))
         return
-    args.html.mkdir(parents=True, exist_ok=True)
-    print(write_page(boards, args.html))
-    for form, suffix in SUFFIXES.items():
-        write_atomically(args.html / f"boards.{suffix}", f"{render_boards(boards, form)}\n".encode())
+    with changed_in_one_step(args.html) as part:
+        page = write_page(boards, part)
+        for form, suffix in SUFFIXES.items():
+            (part / f"boards.{suffix}").write_text(f"{render_boards(boards, form)}\n", encoding="utf-8")
+    print(args.html / page.name)
 
 
 def _place(results: Path, text: str) -> tuple[Path, str]:

@@ -36,6 +36,10 @@ def add(commands: Any) -> None:
 
     sub = commands.add_parser("eval", help="evaluate existing weights")
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors, or a state dict")
+    help_text = "import this file of the checkpoint's code (read it first); repeatable"
+    sub.add_argument(
+        "--trust-code", action="append", default=[], dest="trusted", type=Path, metavar="FILE", help=help_text
+    )
     options.add_setting(sub)
     options.add_evaluation(sub)
     sub.set_defaults(act=act_run, epochs=None, set=[])

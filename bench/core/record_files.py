@@ -1,10 +1,12 @@
 """Reading and writing run folders. Imports no torch."""
 
-import json
+import re
 from pathlib import Path
 
 import msgspec
 
+from bench.core import sealed_json
+from bench.core.bounded_text import check_json
 from bench.core.errors import CheckError, UserError
 from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.record_checks import check_record
@@ -12,7 +14,7 @@ from bench.core.record_verdict import heard_record
 from bench.core.records import SCHEMA, Artifact, Record
 from bench.core.registry import one_line
 
-RECORD, TABLE, WITNESSES = "record.json", "examples.npz", "witnesses.npz"
+RECORD, TABLE, WITNESSES, CONFIG = "record.json", "examples.npz", "witnesses.npz", "config.json"
 PROOFS, NETWORK = "proofs.npz", "network.json"  # of runs with proofs
 REPLACED = "replaced"  # the folder of runs that were made again; below OUT
 
@@ -22,8 +24,7 @@ class _Version(msgspec.Struct):
 
 
 def write_record(folder: Path, record: Record) -> None:
-    text = json.dumps(msgspec.to_builtins(record), indent=1, allow_nan=False)
-    write_atomically(folder / RECORD, f"{text}\n".encode())
+    write_atomically(folder / RECORD, sealed_json.encode(record))
 
 
 def read_record(folder: Path) -> Record:
@@ -31,9 +32,10 @@ def read_record(folder: Path) -> Record:
     path = folder / RECORD
     try:
         text = path.read_bytes()
+        check_json(text, RECORD)
         if (schema := msgspec.json.decode(text, type=_Version).schema) != SCHEMA:
             raise UserError(f"its schema is {schema}, and this version reads schema {SCHEMA} only")
-        return heard_record(msgspec.json.decode(text, type=Record))
+        return heard_record(sealed_json.decode(text, Record, required=False))
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {RECORD}; a finished run folder has one") from error
     except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -41,9 +43,15 @@ def read_record(folder: Path) -> Record:
 
 
 def read_run(folder: Path) -> Record:
-    """The record of a finished run; CheckError unless it follows from its table and its files have its hashes."""
+    """The record of a finished run.
+
+    CheckError unless it is of the run that the folder is named after, it follows from its table, and its files have its
+    hashes.
+    """
     record = read_record(folder)
     try:
+        _check_place(folder.resolve(), record)
+        _check_config(folder / CONFIG, record)
         check_record(record, read_arrays(folder / TABLE))
         for name, file in record.artifacts.items():
             if file.path is not None and sha256(folder / Path(file.path).name) != file.sha256:
@@ -53,19 +61,44 @@ def read_run(folder: Path) -> Record:
     return record
 
 
+def _check_place(folder: Path, record: Record) -> None:
+    """UserError if the folder is named LABEL-HASH/SEED after another run."""
+    named = re.search(r"-([0-9a-f]{12})$", folder.parent.name)
+    if named is not None and folder.name.isdecimal() and named[1] != record.config_hash:
+        raise UserError(f"it holds a run of config {record.config_hash}")
+    if folder.name.isdecimal() and int(folder.name) != record.seed:
+        raise UserError(f"it holds a run of seed {record.seed}")
+
+
+def _check_config(path: Path, record: Record) -> None:
+    try:
+        if path.exists() and msgspec.json.decode(path.read_bytes()) != record.config:
+            raise UserError(f"{CONFIG} is not the config of its record")
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UserError(f"{CONFIG} cannot be read") from error
+
+
 def find_records(paths: list[Path]) -> list[Path]:
     """The folders at or below `paths` that hold a record, in order; UserError if a path has none.
 
-    Runs that were replaced count only if a path leads into their folder.
+    Runs that were replaced, or lie in a hidden folder, count only if a path leads into their folder.
     """
     folders: list[Path] = []
     for path in paths:
-        found = sorted(p.parent for p in path.rglob(RECORD)) if path.is_dir() else []
-        below = [folder for folder in found if REPLACED not in folder.relative_to(path).parts]
-        if not below:
+        if not (below := records_below(path)):
             raise UserError(f"{path} holds no {RECORD}; give a run folder, or a folder of run folders")
         folders += [p for p in below if p not in folders]
     return folders
+
+
+def records_below(path: Path) -> list[Path]:
+    """As find_records, of one path; empty if it has none."""
+    found = sorted(p.parent for p in path.rglob(RECORD)) if path.is_dir() else []
+    return [
+        folder
+        for folder in found
+        if not any(part == REPLACED or part.startswith(".") for part in folder.relative_to(path).parts)
+    ]
 
 
 def artifact(path: Path) -> Artifact:

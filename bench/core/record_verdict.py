@@ -73,6 +73,20 @@ def with_findings(record: Record, findings: Iterable[Finding]) -> Record:
     return msgspec.structs.replace(record, sanity=_with_alarms(record.sanity, checks))
 
 
+def with_code(record: Record) -> Record:
+    """A published record with the verdict that has heard whether files of its submitter's code take part.
+
+    Such code can tell attacks from test images, or hand out other gradients, and no check of an evaluation excludes it.
+    """
+    sanity, order = record.sanity, list(VERDICTS)
+    if not (files := record.config.get("code")):
+        return record
+    if sanity.verdict in order:
+        sanity = msgspec.structs.replace(sanity, verdict=max(sanity.verdict, "submitted-code", key=order.index))
+    reason = f"code: {len(files)} files of the submitter run, which no check of the evaluation can vouch for"
+    return msgspec.structs.replace(record, sanity=msgspec.structs.replace(sanity, reasons=[*sanity.reasons, reason]))
+
+
 def _with_alarms(sanity: Sanity, checks: Iterable[SanityCheck]) -> Sanity:
     alarms = [check for check in checks if check.outcome in SERIOUS]
     if not alarms:

@@ -15,6 +15,7 @@ SCHEMA = 2
 # Verdicts on an evaluation, the best first, and how tables and pages show them.
 VERDICTS = {
     "no-warnings": "no warning signs",
+    "submitted-code": "code of the submitter runs",
     "not-attacked": "not attacked",
     "unchecked": "not checked",
     "suspect": "suspect",

@@ -13,6 +13,8 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
@@ -145,8 +147,24 @@ def load_plugin(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+_named: ContextVar[frozenset[Path] | None] = ContextVar("the files that may be imported", default=None)  # None: all
+
+
+@contextmanager
+def only_named_code(paths: Iterable[Path]) -> Iterator[None]:
+    """Inside the block, import_file refuses files other than `paths`, which the user has named."""
+    token = _named.set(frozenset(path.resolve() for path in paths))
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
 def import_file(path: Path, *, what: str) -> Any:
     """Import a Python file, once per content; UserError if that fails."""
+    named = _named.get()
+    if named is not None and path.resolve() not in named:
+        raise UserError(f"{what} {path} is code that the checkpoint names; read it, then give --trust-code {path}")
     if not path.is_file():
         raise UserError(f"{what} {path} does not exist; give the path of a Python file")
     name = f"bench_plugin_{path.stem}_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"

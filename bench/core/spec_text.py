@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from bench.core.errors import UserError
@@ -25,6 +26,12 @@ def split_spec(text: str) -> SpecText:
     if name.endswith(".py") and parts:
         name = f"{name}:{parts.pop(0)}"
     return SpecText(name, split_options(parts, f"'{text}'"))
+
+
+def files_of_code(specs: Iterable[str]) -> list[Path]:
+    """The files of those specs that are FILE.py:FUNCTION."""
+    parts = [split_spec(text).name.rpartition(".py:") for text in specs]
+    return [Path(f"{path}.py") for path, colon, _ in parts if colon]
 
 
 def split_specs(text: str) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.core import sealed_json
 from bench.core.errors import UserError
 from bench.core.files import sha256, write_atomically
 from bench.core.record_files import RECORD
@@ -37,16 +38,16 @@ def write_verification(
     """Store the findings of a verification of the run in `folder`."""
     stored = [StoredFinding(finding.name, finding.outcome, finding.evidence) for finding in findings]
     verification = Verification(sha256(folder / RECORD), attack, sample, seed, stored)
-    write_atomically(folder / VERIFICATION, msgspec.json.format(msgspec.json.encode(verification), indent=1) + b"\n")
+    write_atomically(folder / VERIFICATION, sealed_json.encode(verification))
 
 
 def verified(record: Record, folder: Path) -> Record:
     """The record with a verdict that has heard its verification, if the folder holds one of this record."""
     path = folder / VERIFICATION
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Verification)
+        found = sealed_json.decode(path.read_bytes(), Verification, required=False)
     except FileNotFoundError:
         return record
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a verification: {one_line(error)}; delete it and verify again") from error
     return with_findings(record, found.findings) if found.record == sha256(folder / RECORD) else record

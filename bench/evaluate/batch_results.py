@@ -23,6 +23,7 @@ from bench.core.time_limit import time_limit
 from bench.evaluate.clean import predict_with_margin
 from bench.evaluate.context import EvalContext
 
+IDENTITY = "identity"  # the key of the identity of the evaluation in a stored result
 FOR_PROGRAMMERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
 
 
@@ -190,18 +191,22 @@ def seconds_in(results: Sequence[BatchResult]) -> float:
     return round(float(sum(result.seconds for result in results)), 3)
 
 
-def write_result(folder: Path | None, key: str, result: BatchResult) -> None:
-    if folder is not None:
-        write_arrays(_path(folder, key), {name: np.asarray(value) for name, value in vars(result).items()})
+def write_result(context: EvalContext, key: str, result: BatchResult) -> None:
+    if context.partial_results is not None:
+        arrays = {name: np.asarray(value) for name, value in vars(result).items()}
+        write_arrays(_path(context.partial_results, key), arrays | {IDENTITY: np.array(context.identity)})
 
 
-def read_result(folder: Path | None, key: str, batch: Batch, method: Attack | Certifier) -> BatchResult | None:
-    """The stored result of a batch; None if there is none, or none that fits."""
+def read_result(context: EvalContext, key: str, batch: Batch, method: Attack | Certifier) -> BatchResult | None:
+    """The stored result of a batch; None if there is none, or none that fits this evaluation."""
+    folder = context.partial_results
     if folder is None or not _path(folder, key).exists():
         return None
     try:
         arrays = read_arrays(_path(folder, key))
     except UserError:
+        return None
+    if str(arrays.pop(IDENTITY, None)) != context.identity:
         return None
     kind = AttackBatch if isinstance(method, Attack) else CertifierBatch
     if set(arrays) != {field.name for field in fields(kind)}:

@@ -76,7 +76,7 @@ def _run_batch(
     """The result of one batch, read from the folder of partial results or computed and stored there."""
     device = context.test.y.device
     batch = context.test.take(remaining.index[rows].to(device))
-    result = read_result(context.partial_results, key, batch, method)
+    result = read_result(context, key, batch, method)
     if result is None:
         generator = seeds.generator(device, context.seed, key)
         points = remaining.points
@@ -85,7 +85,7 @@ def _run_batch(
         else:
             batch = replace(batch, worst_points=None if points is None else points[rows].to(device))
             result = run_certifier(context, method, batch, generator, seconds=seconds)
-        write_result(context.partial_results, key, result)
+        write_result(context, key, result)
     return result
 
 

@@ -17,6 +17,7 @@ class EvalContext:
     model: becomes a Classifier, if it is none (bench/core/classifier.py).
     batch_size: examples in a batch. It decides which examples share a batch and, with `seed`, all randomness.
     partial_results: a folder where finished batches are stored and read by a later call; None stores nothing.
+    identity: of the evaluation, stored with them; those of another one are not used.
     """
 
     model: nn.Module
@@ -25,6 +26,7 @@ class EvalContext:
     batch_size: int
     seed: int
     partial_results: Path | None = None
+    identity: str = ""
     show_progress: bool = False
 
     def __post_init__(self) -> None:

@@ -16,19 +16,30 @@ import numpy as np
 from bench.core import files
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Flags
+from bench.core.record_files import WITNESSES
 from bench.core.records import Artifact
 from bench.datasets.split import Split
 from bench.publish import static_checks
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
 from bench.publish.names import check_contest_author
-from bench.publish.static_checks import ARTIFACTS, WEIGHTS
+from bench.publish.private_copy import copy_file
+from bench.publish.static_checks import ARTIFACTS, MAX_BYTES, WEIGHTS
 from bench.publish.submit import check_code, check_size, pull_request
 from bench.publish.untrusted_files import errors_as_one_line, printable
 from bench.verify.inputs import Settings, load_data, load_model, make_context
 from bench.verify.witnesses import check_points
-from leaderboard.published_results import Contest, EvaluatedRun, add_contest, check_name, read_evaluated_run
+from leaderboard.published_results import (
+    Contest,
+    EvaluatedRun,
+    add_contest,
+    check_name,
+    contest_file,
+    read_evaluated_run,
+    suite_folder,
+)
 from leaderboard.render import render
 
+MOST_TRIES = 10  # witnesses of a contest for each example
 BROKEN = "robust in the record, now broken"
 
 
@@ -66,11 +77,18 @@ def contest_run(
     check_contest_author(by)
     if url is not None:
         static_checks.check_url(url)
-    result = _check_contest(published, witnesses, weights, settings)
+    with TemporaryDirectory(prefix="bench-contest-") as name:
+        copy = Path(name) / witnesses.name  # so that what is hashed is what was checked
+        with errors_as_one_line(witnesses.name):
+            copy_file(witnesses, copy, MAX_BYTES[WITNESSES])
+        file = Artifact(sha256=files.sha256(copy), bytes=copy.stat().st_size, url=url)
+        if (counted := contest_file(published.folder, file.sha256)).exists():
+            print(f"{counted} exists already; these witnesses have been counted")
+            return
+        result = _check_contest(published, copy, weights, settings)
     print(f"{result}\n")
     if not result.broken:
         raise CheckError(f"refused: no witness in {witnesses.name} breaks an example that {run} counts as robust")
-    file = Artifact(sha256=files.sha256(witnesses), bytes=witnesses.stat().st_size, url=url)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     contest = Contest(by=by, broken=result.broken, witnesses=file, finished=now)
     path = add_contest(results, suite, entry, seed, contest)
@@ -110,7 +128,7 @@ def _raise_if_refuted(run: str, result: ContestResult) -> None:
 def _read_published(results: Path, run: str) -> tuple[str, str, int, EvaluatedRun]:
     match run.split("/"):
         case [suite, entry, seed] if seed.isascii() and seed.isdecimal() and len(seed) < 11:
-            folder = results / check_name(suite, "suite") / check_name(entry, "entry") / str(int(seed))
+            folder = suite_folder(results, suite) / check_name(entry, "entry") / str(int(seed))
             if not folder.is_dir():
                 raise UserError(f"{run} is not in {results}; `bench leaderboard` lists the entries")
             return suite, entry, int(seed), read_evaluated_run(folder)
@@ -128,6 +146,7 @@ def _check_contest(run: EvaluatedRun, witnesses: Path, weights: Path, settings: 
         data = load_data(record, None, settings)
         if data.hash != record.config.get("data_hash"):
             raise UserError(f"{data.name} has another hash than in the record; give its folder with --data-dir")
+        static_checks.check_witness_number(witnesses, data.shape, MOST_TRIES * len(run.robust))
         arrays = files.read_arrays(witnesses)
         index, x_adv = arrays["index"], arrays["x_adv"]
         if index.dtype != np.int64 or x_adv.dtype != np.float32 or index.ndim != 1 or not index.size:

@@ -34,7 +34,8 @@ from bench.verify.repeat import METHODS
 from bench.verify.report import Finding, Outcome, add_findings
 from bench.verify.run import Verified, verify
 from leaderboard.checked_claims import Checked, Column
-from leaderboard.published_results import Contest, Derived
+from leaderboard.published_results import Contest
+from leaderboard.publishing import Derived
 from leaderboard.recheck.run import SOLVERS, recheck
 
 PROOFS = "proofs"

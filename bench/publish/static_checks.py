@@ -5,22 +5,26 @@ executed or written. Every failure is a UserError of one line. What remains to b
 `bench verify` checks afterwards (bench/publish/submit.py).
 """
 
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 from safetensors import safe_open
 
+from bench.core.bounded_text import check_safetensors_header
 from bench.core.config import Suite, get_suite
 from bench.core.errors import UserError
 from bench.core.example_table import PREFIXES, TYPES, Table
 from bench.core.files import read_arrays
+from bench.core.folders import visible_folders
 from bench.core.record_checks import check_record
-from bench.core.record_files import NETWORK, PROOFS, RECORD, TABLE, WITNESSES, read_record
+from bench.core.record_files import CONFIG, NETWORK, PROOFS, RECORD, TABLE, WITNESSES, read_record
 from bench.core.records import Artifact, Record
 from bench.core.verification import VERIFICATION
-from bench.publish.published_seed import PUBLISHED
+from bench.publish.published_seed import PUBLISHED, published_files
 from bench.publish.untrusted_files import (
     MIB,
     check_file,
@@ -31,18 +35,29 @@ from bench.publish.untrusted_files import (
     walk_json,
 )
 from leaderboard.checked_claims import CHECKED
-from leaderboard.published_results import ABOUT, REPORTED, About, Contest, check_name, read_about
+from leaderboard.published_results import (
+    ABOUT,
+    REPORTED,
+    About,
+    Contest,
+    check_name,
+    read_about,
+    read_contest,
+    suite_folder,
+)
+from leaderboard.publishing import is_published
 
-LOG, WEIGHTS, CONFIG = "log.jsonl", "weights.safetensors", "config.json"
+LOG, WEIGHTS = "log.jsonl", "weights.safetensors"
 ARTIFACTS = {"weights": WEIGHTS, "examples": TABLE, "witnesses": WITNESSES, "proofs": PROOFS, "network": NETWORK}
 OPTIONAL = {"proofs", "network"}  # a record has both or none
 MAX_BYTES = {
-    RECORD: MIB, CONFIG: MIB, LOG: 16 * MIB, TABLE: 64 * MIB, WITNESSES: 1024 * MIB,
+    RECORD: MIB, CONFIG: MIB, LOG: 16 * MIB, TABLE: 16 * MIB, WITNESSES: 1024 * MIB,
     WEIGHTS: 4096 * MIB, VERIFICATION: MIB, PROOFS: 1024 * MIB, NETWORK: 64 * MIB,
 }  # fmt: skip
 MAX_ABOUT, MAX_CONTEST = 64 * 1024, MIB
 MAX_LENGTHS = {"title": 200, "paper": 500, "licence": 100, "authors": 4000, "url": 1000, "note": 4000}
 SPEC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=:/-]{0,299}")
+HOST = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")  # no number
 COMMAND = re.compile(r"bench (run|eval)( [A-Za-z0-9_@%+=:,./-]+)*")  # users copy it into a shell
 LAST_STAGE = "square"  # the last attack of a bracket that all undecided examples go through
 COLUMNS = (*PREFIXES, "decided_by/")  # decided_by/SPEC: the stage of a staged attack
@@ -88,7 +103,7 @@ def read_submitted_contest(path: Path) -> Contest:
     """The file of a contest, whose witnesses can be downloaded and checked again."""
     with errors_as_one_line(str(path)):
         read_json(path, MAX_CONTEST)
-        contest = msgspec.json.decode(path.read_bytes(), type=Contest)
+        contest = read_contest(path)
         check_author(contest.by)
         check_artifact("witnesses", contest.witnesses)
         if path.name != f"{contest.witnesses.sha256[:12]}.json":
@@ -105,9 +120,13 @@ def check_author(name: str) -> None:
 
 
 def check_url(url: str) -> str:
-    """A public address: https, a host, no password."""
-    parts = urlsplit(check_text(url, "a url", 1000))
-    if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or re.search(r"[\s<>\"'`\\]", url):
+    """A public address: https, the name of a host, no password."""
+    try:
+        parts = urlsplit(check_text(url, "a url", 1000))
+        fine = parts.scheme == "https" and HOST.fullmatch(parts.hostname or "") and parts.port != 0
+    except ValueError:  # brackets that do not match, or a port that is no number
+        fine = False
+    if not fine or "@" in url.partition("//")[2].partition("/")[0] or re.search(r"[\s<>\"'`\\]", url):
         raise UserError(f"'{url[:100]}' is not a public address; write https://HOST/...")
     return url
 
@@ -126,24 +145,33 @@ def check_artifact(name: str, file: Artifact) -> None:
 
 
 def check_witness_file(path: Path) -> None:
-    if missing := {"index", "x_adv"} - set(check_npz(path, MAX_BYTES[WITNESSES])):
+    if missing := {"index", "x_adv"} - check_npz(path, MAX_BYTES[WITNESSES]).keys():
         raise UserError(f"{path.name} has no array '{min(missing)}'; witnesses are 'index' and 'x_adv'")
+
+
+def check_witness_number(path: Path, image: tuple[int, ...], most: int) -> None:
+    """UserError if a file of witnesses unpacks to more than `most` of these images."""
+    shape = check_npz(path, MAX_BYTES[WITNESSES])["x_adv"]
+    if math.prod(shape) > most * math.prod(image):
+        raise UserError(f"'x_adv' has the shape {shape}; at most {most} witnesses of the shape {image} are read")
 
 
 def check_weights_file(path: Path) -> None:
     """A .safetensors file; the library checks that its header is valid and that its tensors fill the file."""
     check_file(path, MAX_BYTES[WEIGHTS])
+    with errors_as_one_line(path.name):
+        check_safetensors_header(path)
     with errors_as_one_line(path.name), safe_open(path, framework="np"):
         pass
 
 
-def _check_files(folder: Path) -> None:
-    """Only the files of a run, all regular and small enough. Sizes are checked before any is opened."""
+def check_file_names(folder: Path) -> dict[str, int]:
+    """The names of the files of a run, all regular and small enough, and the largest size of each; none is opened."""
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder of a finished run")
     names = sorted(path.name for path in folder.iterdir())
-    published = PUBLISHED if CHECKED in names else ()  # read_published_seed checks these
-    names = [name for name in names if name not in published]
+    published = published_files(folder) if CHECKED in names else {}  # read_published_seed reads these
+    names = [name for name in names if not published or name not in PUBLISHED]
     for name in names:
         if name not in MAX_BYTES:
             raise UserError(f"{name!a} does not belong to a run; a submission holds only {', '.join(MAX_BYTES)}")
@@ -151,6 +179,20 @@ def _check_files(folder: Path) -> None:
     for name in (RECORD, TABLE):
         if name not in names:
             raise UserError(f"{folder} has no {name}; a finished run folder has one")
+    return {name: MAX_BYTES[name] for name in names} | published
+
+
+def check_whole(folders: Sequence[Path]) -> None:
+    """Beside these runs there is no seed without a record, such as the lone table of a run that was not finished."""
+    for home in dict.fromkeys(folder.parent for folder in folders):
+        for seed in visible_folders(home):
+            if seed.name.isdecimal() and seed not in folders:
+                raise UserError(f"{seed} has no {RECORD}; finish the run or delete the folder, then submit all seeds")
+
+
+def _check_files(folder: Path) -> None:
+    """Only the files of a run. Sizes are checked before any is opened."""
+    names = check_file_names(folder)
     for name in {RECORD, CONFIG, VERIFICATION, NETWORK}.intersection(names):
         read_json(folder / name, MAX_BYTES[name])
     for name in {TABLE, PROOFS}.intersection(names):
@@ -242,24 +284,14 @@ def _check_claims(folder: Path, record: Record) -> None:
 
 
 def _check_entry(folder: Path, results: Path, record: Record, entry: str) -> None:
-    """The seed is not published yet, and the entry's name cannot be mistaken for another's.
+    """The seed is not published otherwise.
 
     A run without its weights is one that a pull request adds: its folder must be SUITE/ENTRY/SEED.
     """
-    home = results / str(record.suite) / check_name(entry, "entry")
+    home = suite_folder(results, str(record.suite)) / check_name(entry, "entry")
     place = (home / str(record.seed)).parts[-3:]
     if record.artifacts["weights"].path is None and folder.resolve().parts[-3:] != place:
         raise UserError(f"{folder} is published as {'/'.join(place)}; it must be in a folder of that name")
     if (home / REPORTED).exists():
         raise UserError(f"entry '{entry}' is one that RobustBench reports; choose another name")
-    if (home / str(record.seed)).exists():
-        raise UserError(f"{home / str(record.seed)} is already published; submit a new recipe under another name")
-    others = [path.name for path in home.parent.iterdir()] if home.parent.is_dir() else []
-    for other in others:
-        if other != entry and _skeleton(other) == _skeleton(entry):
-            raise UserError(f"entry '{entry}' looks like '{other}', which exists; choose another name")
-
-
-def _skeleton(name: str) -> str:
-    """A name with characters that look alike made equal."""
-    return name.replace("rn", "m").replace("vv", "w").translate(str.maketrans("01_.+", "ol---"))
+    is_published(home, record)  # UserError if the seed is published otherwise

@@ -6,12 +6,9 @@ that the user names with --trust-code after reading it. No other code of a submi
 """
 
 import shlex
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 import torch
@@ -27,20 +24,14 @@ from bench.publish.examine import Examined, compare_published, examine, settings
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
 from bench.publish.names import check_names
 from bench.publish.ownership import check_maintainers, check_seeds_alike
+from bench.publish.private_copy import private_copies
 from bench.publish.published_seed import read_published_seed
 from bench.publish.static_checks import ARTIFACTS, WEIGHTS
 from bench.publish.untrusted_files import errors_as_one_line, printable
 from bench.verify.inputs import Settings, load_data
 from bench.verify.report import Finding, findings_table
-from leaderboard.published_results import (
-    ABOUT,
-    About,
-    EvaluatedRun,
-    add_run,
-    check_seeds,
-    read_entries,
-    write_contest,
-)
+from leaderboard.published_results import ABOUT, About, EvaluatedRun, read_entries, suite_folder, write_contest
+from leaderboard.publishing import add_runs, check_seeds, is_published
 from leaderboard.texts import check_line
 
 
@@ -74,7 +65,6 @@ def submit_runs(
     fetch: download the files that a record names by an address. UserError if it is not a valid submission, before any
     model is built; CheckError, with the findings against it, if it is refused.
     """
-    entry, results = submission.entry, submission.results
     folders = find_records([submission.run])
     if submission.artifacts_url is not None:
         static_checks.check_url(submission.artifacts_url)
@@ -84,39 +74,63 @@ def submit_runs(
     about = _about_of(submission, folders[0])
     if about is None and not check_only:
         raise UserError("an entry needs a title, a paper and a licence; give --title, --paper and --licence")
-    records = [static_checks.check_submission(folder, results, entry) for folder in folders]
+    static_checks.check_whole(folders)
+    with private_copies(folders) as copies:
+        records, examined = _verify(
+            submission, about, dict(zip(copies, folders, strict=True)), settings, fetch, open_url
+        )
+        seeds = f"{len(folders)} seed{'s' if len(folders) > 1 else ''}"
+        if check_only or about is None:
+            print(f"{submission.entry}: {seeds} would be accepted")
+            return
+        reason, derived = submission.reason, [each.derived for each in examined]
+        derived = derived if reason is None else [each.because(reason) for each in derived]
+        home = add_runs(
+            submission.results, submission.entry, about, copies, url=submission.artifacts_url, derived=derived
+        )
+    print(f"{submission.entry}: {seeds} added\n\n{pull_request(home)}")
+    if submission.artifacts_url is None and any(record.artifacts["weights"].url is None for record in records):
+        print("\nNobody else can check it: publish weights and witnesses, and name their folder with --artifacts.")
+
+
+def _verify(
+    submission: Submission, about: About | None, runs: Mapping[Path, Path], settings: Settings, fetch: bool,
+    open_url: OpenUrl,
+) -> tuple[list[Record], list[Examined]]:  # fmt: skip
+    """The records of the runs (copy -> original), examined as one submission; downloads go into the copies."""
+    entry, results = submission.entry, submission.results
+    records = [static_checks.check_submission(copy, results, entry) for copy in runs]
     suite = str(records[0].suite)
+    home = suite_folder(results, suite) / entry
     check_names(results, suite, entry, about)
-    check_maintainers(results / suite / entry, about, submission.author)
-    check_seeds(records, results, entry, about)
-    examined, objections = [], []
-    for folder, record in zip(folders, records, strict=True):
+    check_maintainers(home, about, submission.author)
+    new = [record for record in records if not is_published(home, record)]
+    if new:
+        check_seeds(new, results, entry, about)
+    examined: list[Examined] = []
+    objections: list[str] = []
+    for (copy, folder), record in zip(runs.items(), records, strict=True):
         check_code(record, settings)
-        with _complete(folder, record, fetch, open_url) as complete:
-            with errors_as_one_line(str(folder)):
-                data = load_data(record, None, settings)
-                check_size(complete / WEIGHTS, record.model, data)
-            examined.append(examine(complete, record, data, settings_for(record, settings, submission.seed)))
+        _complete(copy, record, fetch, open_url)
+        with errors_as_one_line(str(folder)):
+            data = load_data(record, None, settings)
+            check_size(copy / WEIGHTS, record.model, data)
+            most = record.n_examples * (1 + len(record.attacks))  # one of each example and threat model
+            static_checks.check_witness_number(copy / ARTIFACTS["witnesses"], data.shape, most)
+        examined.append(examine(copy, record, data, settings_for(record, settings, submission.seed)))
         objections += examined[-1].objections
         if record.artifacts["weights"].path is None:  # a pull request brings what was derived
-            objections += _of_pull_request(submission, folder, record, examined[-1])
+            objections += _of_pull_request(submission, copy, record, examined[-1])
         _print_report(folder, examined[-1].findings)
-    published = read_entries(results, suite)
-    own = [run for each in published if each.name == entry for run in each.runs]
-    objections += _copies(submission, records, examined, {each.name: each.runs for each in published})
+    published = {each.name: each.runs for each in read_entries(results, suite)[0]}
+    objections += _copies(submission, records, examined, published)
     if objections:
         more = f"; and {len(objections) - 3} more" if len(objections) > 3 else ""
         raise CheckError(printable(f"refused: {'; '.join(objections[:3])}{more}"))
     accuracies = {record.seed: _accuracies(record, each) for record, each in zip(records, examined, strict=True)}
+    own = [run for run in published.get(entry, ()) if run.record.seed not in accuracies]
     check_seeds_alike(accuracies, own, records[0].n_examples, submission.reason)
-    seeds = f"{len(folders)} seed{'s' if len(folders) > 1 else ''}"
-    if check_only or about is None:
-        print(f"{entry}: {seeds} would be accepted")
-        return
-    _publish(submission, about, folders, examined)
-    print(f"{entry}: {seeds} added\n\n{pull_request(results / suite / entry)}")
-    if submission.artifacts_url is None and any(record.artifacts["weights"].url is None for record in records):
-        print("\nNobody else can check it: publish weights and witnesses, and name their folder with --artifacts.")
+    return records, examined
 
 
 def _print_report(folder: Path, report: Sequence[Finding]) -> None:
@@ -159,7 +173,12 @@ def _copies(
         for run in runs
         if run.checked is not None
     }
-    files = {run.record.artifacts["weights"].sha256: name for name, runs in published.items() for run in runs}
+    files = {
+        run.record.artifacts["weights"].sha256: name
+        for name, runs in published.items()
+        for run in runs
+        if name != submission.entry
+    }
     same = [
         f"the weights of seed {record.seed} are those of entry {files[record.artifacts['weights'].sha256]}"
         for record in records
@@ -187,28 +206,23 @@ def check_code(record: Record, settings: Settings) -> None:
         raise UserError(printable(f"the run used code: {missing}; read it, then name it with --trust-code FILE"))
 
 
-@contextmanager
-def _complete(folder: Path, record: Record, fetch: bool, open_url: OpenUrl) -> Iterator[Path]:
-    """The run's folder, or a temporary copy to which the files with an address are downloaded."""
+def _complete(folder: Path, record: Record, fetch: bool, open_url: OpenUrl) -> None:
+    """Download the files that the record names by an address into the private copy of the run."""
     remote = {name: file for name, file in record.artifacts.items() if file.path is None}
     if not remote:
-        yield folder
         return
     for name, file in remote.items():
         if file.url is None:
             raise UserError(f"the {name} of {folder} are missing: the record names neither a file nor an address")
     if not fetch:
         raise UserError(f"the {' and '.join(remote)} of {folder} are not in it; give --fetch to download them")
-    with TemporaryDirectory(prefix="bench-submit-") as temporary:
-        copy = shutil.copytree(folder, Path(temporary) / "run")
-        for name, file in remote.items():
-            download(file, copy / ARTIFACTS[name], open_url)
-        local = {name: msgspec.structs.replace(file, path=ARTIFACTS[name]) for name, file in record.artifacts.items()}
-        write_record(copy, msgspec.structs.replace(record, artifacts=local))
-        with errors_as_one_line(str(folder)):
-            static_checks.check_weights_file(copy / WEIGHTS)
-            static_checks.check_witness_file(copy / ARTIFACTS["witnesses"])
-        yield copy
+    for name, file in remote.items():
+        download(file, folder / ARTIFACTS[name], open_url)
+    local = {name: msgspec.structs.replace(file, path=ARTIFACTS[name]) for name, file in record.artifacts.items()}
+    write_record(folder, msgspec.structs.replace(record, artifacts=local))
+    with errors_as_one_line(str(folder)):
+        static_checks.check_weights_file(folder / WEIGHTS)
+        static_checks.check_witness_file(folder / ARTIFACTS["witnesses"])
 
 
 def check_size(weights: Path, model: str, data: Arrays) -> None:
@@ -219,24 +233,6 @@ def check_size(weights: Path, model: str, data: Arrays) -> None:
         numbers = sum(tensor.numel() for tensor in build_model(model, data.shape, data.classes).state_dict().values())
     if numbers > weights.stat().st_size:
         raise UserError(f"{weights.name} is too small to hold the {numbers} numbers of {model}")
-
-
-def _publish(submission: Submission, about: About, folders: Sequence[Path], examined: Sequence[Examined]) -> None:
-    """Add all folders; if one fails, remove those already added."""
-    added: list[Path] = []
-    try:
-        for run, each in zip(folders, examined, strict=True):
-            derived = each.derived
-            if submission.reason is not None:
-                derived = derived.because(submission.reason)
-            folder = add_run(
-                submission.results, submission.entry, about, run, url=submission.artifacts_url, derived=derived
-            )
-            added.append(folder)
-    except BaseException:
-        for folder in added:
-            shutil.rmtree(folder)
-        raise
 
 
 def pull_request(home: Path) -> str:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bench.core.bounded_text import check_json
 from bench.core.errors import CheckError, UserError
 
 MIB = 2**20
@@ -71,7 +72,9 @@ def read_json(path: Path, max_bytes: int) -> Any:
         return values
 
     with errors_as_one_line(path.name):
-        value = json.loads(path.read_bytes().decode(), object_pairs_hook=unique)
+        data = path.read_bytes()
+        check_json(data, path.name)
+        value = json.loads(data.decode(), object_pairs_hook=unique)
     for place, leaf in walk_json(value):
         if place.count("/") >= MAX_DEPTH:
             raise UserError(f"{path.name} is nested too deep; at most {MAX_DEPTH} levels are allowed")
@@ -104,8 +107,8 @@ def check_text(text: str, what: str, max_length: int, alphabet: str = "printable
     return text
 
 
-def check_npz(path: Path, max_bytes: int) -> set[str]:
-    """The names of the arrays of an .npz file, from its directory and their headers only.
+def check_npz(path: Path, max_bytes: int) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the arrays of an .npz file, from its directory and their headers only.
 
     The arrays hold booleans, numbers or strings, never objects. Unpacked, they have the size in their headers, and are
     at most `max_bytes` together.
@@ -129,22 +132,21 @@ def _check_directory(file: BinaryIO, path: Path) -> None:
         raise UserError(f"{path.name} has more than {MAX_ARRAYS} arrays")
 
 
-def _read_headers(archive: zipfile.ZipFile, name: str, max_bytes: int) -> set[str]:
+def _read_headers(archive: zipfile.ZipFile, name: str, max_bytes: int) -> dict[str, tuple[int, ...]]:
     members = archive.infolist()
     total = sum(member.file_size for member in members)
     if total > max_bytes:
         raise UserError(f"{name} unpacks to {total} bytes; at most {max_bytes} are allowed")
-    names: set[str] = set()
+    shapes: dict[str, tuple[int, ...]] = {}
     for member in members:
         key = check_text(member.filename, f"{name}: an array's name", MAX_TEXT).removesuffix(".npy")
-        if key == member.filename or key in names or member.compress_type not in (0, 8) or member.flag_bits & 1:
+        if key == member.filename or key in shapes or member.compress_type not in (0, 8) or member.flag_bits & 1:
             raise UserError(f"{name} has the member {member.filename!a}, which is not an array, or a duplicate")
-        _check_header(archive, member, f"{name}: array '{key}'")
-        names.add(key)
-    return names
+        shapes[key] = _check_header(archive, member, f"{name}: array '{key}'")
+    return shapes
 
 
-def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> None:
+def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> tuple[int, ...]:
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -153,3 +155,4 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) 
         raise UserError(f"{what} does not hold plain numbers, booleans or strings; objects (pickles) are never read")
     if length + math.prod(shape) * dtype.itemsize != member.file_size or len(shape) > 8 or min(shape, default=0) < 0:
         raise UserError(f"{what} does not have the size in its header: {member.file_size} bytes for {dtype} {shape}")
+    return tuple(shape)

@@ -34,7 +34,7 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
     parts.mkdir(parents=True, exist_ok=True)
     context = EvalContext(
         model=model, test=plan.test_split(), threat=plan.threat, batch_size=config.eval_batch, seed=seed,
-        partial_results=parts, show_progress=True,
+        partial_results=parts, identity=f"{config.content_hash}/{seed}/{parts.name}", show_progress=True,
     )  # fmt: skip
     result = evaluate_split(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
     table = result.table
@@ -45,6 +45,9 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
         files.write_arrays(folder / record_files.PROOFS, proof_arrays(result.proofs.of_example))
         write_description(folder / record_files.NETWORK, result.proofs.network)
         paths |= {"proofs": record_files.PROOFS, "network": record_files.NETWORK}
+    else:  # an unfinished run of other code may have left them
+        for name in (record_files.PROOFS, record_files.NETWORK):
+            (folder / name).unlink(missing_ok=True)
     record = Record(
         schema=SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model,
         parameters=sum(p.numel() for p in model.parameters()), defense=plan.name, seed=seed,

@@ -18,6 +18,7 @@ from bench.core.devices import choose_device, choose_threads
 from bench.core.errors import UserError
 from bench.core.opened_files import record_opened_files
 from bench.core.source_code import combined
+from bench.core.spec_text import files_of_code
 from bench.core.specs import parse_spec
 from bench.core.threat import ThreatModel, parse_norm
 from bench.datasets.arrays import Arrays
@@ -95,7 +96,19 @@ class Plan:
 
 
 def make_plan(request: Request) -> Plan:
-    """Resolve names, defaults and overrides; UserError if one of them is invalid or they do not fit together."""
+    """Resolve names, defaults and overrides; UserError if one of them is invalid or they do not fit together.
+
+    A checkpoint may name code files, as those of its model; only files that the request names too are imported.
+    """
+    if request.checkpoint is None:
+        return _make_plan(request)
+    specs = [request.model, request.dataset, *(request.attacks or ()), *request.certifiers]
+    named = files_of_code(spec for spec in specs if spec is not None)
+    with registry.only_named_code([*request.plugins, *request.trusted, *named]):
+        return _make_plan(request)
+
+
+def _make_plan(request: Request) -> Plan:
     code = [registry.load_plugin(path) for path in request.plugins]
     saved_spec = None if request.checkpoint is None else read_spec(request.checkpoint)
     suite = _suite_of(request, saved_spec)

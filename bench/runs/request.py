@@ -28,6 +28,7 @@ class Request:
     device: str = "auto"
     threads: int | None = None
     plugins: Sequence[Path] = ()
+    trusted: Sequence[Path] = ()  # code files that a checkpoint may name
     data_dir: Path | None = None
     out: Path = Path("runs")
     reuse: bool = False  # a finished run that was made by other source is the answer, and says so
@@ -54,4 +55,5 @@ class Request:
         if self.n_examples is not None:
             words += ["--n-examples", str(self.n_examples)]
         words += [word for path in self.plugins for word in ("--plugin", path.name)]
+        words += [word for path in self.trusted for word in ("--trust-code", path.name)]
         return shlex.join([*words, "--seeds", str(seed)])

@@ -3,21 +3,20 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
 from bench.core import files, record_files
 from bench.core.errors import CheckError, UserError
+from bench.core.folders import locked, remove_leftovers
 from bench.core.records import Record, Training
 from bench.runs.evaluate import PARTS, evaluate
 from bench.runs.plan import Plan
-from bench.runs.train import changed_files, train
+from bench.runs.train import FINISHED, changed_files, train
 from bench.training.checkpoints import LOG, WEIGHTS, save_weights
 
 NAMED = 3  # files that a message names
@@ -39,12 +38,13 @@ def run_seed(plan: Plan, seed: int) -> SeedResult:
     """
     folder = plan.folder(seed)
     if (result := finished_result(plan, seed)) is not None:
+        _clean_up(folder)
         return result
     with _locked(folder):
         if (result := finished_result(plan, seed)) is not None:  # another process has finished it meanwhile
             return result
         if plan.request.force:
-            shutil.rmtree(folder / PARTS, ignore_errors=True)
+            _remove_unfinished(folder)
         if (folder / record_files.RECORD).exists():
             _set_aside(plan, folder)
         _compute(plan, seed, folder)
@@ -57,6 +57,10 @@ def finished_result(plan: Plan, seed: int) -> SeedResult | None:
     if plan.request.force or not (folder / record_files.RECORD).exists():
         return None
     record = record_files.read_run(folder)
+    if (record.config_hash, record.seed) != (plan.config.content_hash, seed):
+        raise CheckError(
+            f"{folder} holds a run of config {record.config_hash} and seed {record.seed}; delete it and run again"
+        )
     changed = _changed(plan, record)
     if changed and not plan.request.reuse:
         return None
@@ -108,7 +112,7 @@ def _compute(plan: Plan, seed: int, folder: Path) -> None:
         model, cost = _trained(plan, seed, folder)
     record = evaluate(plan, seed, folder, model, cost)
     record_files.write_record(folder, record)
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    _remove_unfinished(folder)
 
 
 def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
@@ -116,6 +120,7 @@ def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     home = plan.training_folder(seed)
     with _locked(home):
         if plan.request.force:
+            (home / FINISHED).unlink(missing_ok=True)  # first: without it, nothing else in the folder counts
             shutil.rmtree(home)
             home.mkdir()
         _describe(home, plan.training_identity)
@@ -126,23 +131,28 @@ def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
 
 
 def _describe(folder: Path, config: dict[str, object]) -> None:
-    for partial in folder.glob(".*.part"):
-        partial.unlink()
-    files.write_atomically(folder / "config.json", f"{json.dumps(config, indent=1)}\n".encode())
+    remove_leftovers(folder)
+    files.write_atomically(folder / record_files.CONFIG, f"{json.dumps(config, indent=1)}\n".encode())
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _remove_unfinished(folder: Path) -> None:
+    """Delete partial results, and what a killed process may have left beside them."""
+    remove_leftovers(folder)
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+
+
+def _clean_up(folder: Path) -> None:
+    """Delete what a process has left that was killed just after it had written the record, if no other works there."""
+    if (folder / PARTS).exists() or _lock_file(folder).exists():
+        with suppress(UserError, OSError), _locked(folder):
+            _remove_unfinished(folder)
+
+
+def _locked(folder: Path) -> AbstractContextManager[None]:
     """Create a folder and lock it for this process; UserError if another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder.with_name(f".{folder.name}.lock")  # beside it, so that the folder can be moved
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"another process works on {folder}; wait for it, or use another --out") from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+    return locked(_lock_file(folder), f"another process works on {folder}; wait for it, or use another --out")
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")  # beside it, so that the folder can be moved

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bench.core import files
+from bench.core import files, sealed_json
+from bench.core.config import content_hash
+from bench.core.errors import UserError
 from bench.core.failures import failures_of
 from bench.core.opened_files import record_opened_files
 from bench.core.progress import Progress
 from bench.core.records import Training
 from bench.datasets.split import Split, hold_out
-from bench.training.checkpoints import CHECKPOINT, WEIGHTS, save_weights
+from bench.training.checkpoints import CHECKPOINT, LOG, WEIGHTS, save_weights
 from bench.training.loop import Loop
 from bench.training.probe import make_probe
 from bench.training.rebuild import load_weights
@@ -30,16 +32,23 @@ FINISHED = "training.json"
 class FinishedTraining(msgspec.Struct, frozen=True):
     """training.json: the cost of a finished training, the hash of its weights, and those of the files that it read."""
 
+    identity: str  # see identity_of
     weights: str  # SHA-256
     cost: Training
     read: dict[str, str] = {}  # path -> SHA-256, of files that the defense's own code opened
 
 
+def identity_of(plan: Plan, seed: int) -> str:
+    """What decides the weights, as a hash, and the seed. A checkpoint or a finished training of another is not used."""
+    return f"{content_hash(plan.training_identity)}/{seed}"
+
+
 def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     """The trained model and the training's cost, read from `folder` if the training is already finished."""
     model = plan.new_model(seed)
-    cost = finished_training(folder)
+    cost = finished_training(folder, identity_of(plan, seed))
     if cost is not None:
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # if the process was killed just before it did so
         load_weights(model, folder / WEIGHTS)
         print(f"train {plan.name}: was finished already, in {folder}", file=sys.stderr)
         return model.to(plan.device), cost
@@ -55,21 +64,24 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     with failures_of(f"defense {plan.name}"), record_opened_files(opened):
         loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe)
         with Progress(f"train {plan.name}", loop.steps, "step") as progress:
-            model, cost = loop.run(folder, progress.advance)
+            model, cost = loop.run(folder, progress.advance, identity=identity_of(plan, seed))
     for warning in cost.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     save_weights(folder / WEIGHTS, model, plan.spec)
     read = {str(path): files.sha256(path) for path in sorted(opened) if path.parent != folder.resolve()}
-    finished = FinishedTraining(files.sha256(folder / WEIGHTS), cost, read)
-    files.write_atomically(folder / FINISHED, msgspec.json.encode(finished))
+    finished = FinishedTraining(identity_of(plan, seed), files.sha256(folder / WEIGHTS), cost, read)
+    files.write_atomically(folder / FINISHED, sealed_json.encode(finished))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return model, cost
 
 
-def finished_training(folder: Path) -> Training | None:
+def finished_training(folder: Path, identity: str) -> Training | None:
     """The cost of the training whose weights are in the folder; None if it is not finished, or read other files."""
     finished = _read(folder)
-    if finished is None or changed_files(folder) or files.sha256(folder / WEIGHTS) != finished.weights:
+    if finished is None or changed_files(folder):
+        return None
+    if finished.identity != identity or files.sha256(folder / WEIGHTS) != finished.weights:
+        print(f"warning: {folder} was changed after it was finished, or is of another training", file=sys.stderr)
         return None
     return finished.cost
 
@@ -83,9 +95,10 @@ def changed_files(folder: Path) -> list[str]:
 
 
 def _read(folder: Path) -> FinishedTraining | None:
+    path = folder / FINISHED
     try:
-        if (folder / WEIGHTS).is_file():
-            return msgspec.json.decode((folder / FINISHED).read_bytes(), type=FinishedTraining)
-    except (FileNotFoundError, msgspec.MsgspecError):
-        pass
+        if path.is_file() and (folder / WEIGHTS).is_file() and (folder / LOG).is_file():
+            return sealed_json.decode(path.read_bytes(), FinishedTraining)
+    except (UserError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        print(f"warning: {path} is broken", file=sys.stderr)
     return None

@@ -1,5 +1,6 @@
 """Files of tensors: the checkpoint of the training loop, finished weights, and safe reading of foreign weights."""
 
+import hashlib
 import io
 import json
 import re
@@ -16,20 +17,30 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from bench.core.bounded_text import check_json, check_safetensors_header
 from bench.core.errors import UserError
 from bench.core.files import write_atomically
 from bench.core.registry import one_line
 
 CHECKPOINT, LOG, WEIGHTS = "checkpoint.pt", "log.jsonl", "weights.safetensors"
+SEAL = 32  # bytes at the end of a checkpoint
 HEADER = "robust-bracket"  # the key of our spec in a safetensors header
 State = dict[str, Tensor]
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write the state of a training loop atomically."""
+def save_checkpoint(folder: Path, state: dict[str, Any], identity: str) -> None:
+    """Write the state of a training loop atomically, followed by a seal: a hash of it and of the training's identity.
+
+    torch.load reads the file as it is, because a zip file may be followed by other bytes.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(folder / CHECKPOINT, buffer.getvalue())
+    data = buffer.getvalue()
+    write_atomically(folder / CHECKPOINT, data + _seal(data, identity))
+
+
+def _seal(data: bytes, identity: str) -> bytes:
+    return hashlib.sha256(identity.encode() + data).digest()
 
 
 def save_log(folder: Path, log: Sequence[Mapping[str, Any]]) -> None:
@@ -37,18 +48,21 @@ def save_log(folder: Path, log: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(folder / LOG, "".join(json.dumps(line) + "\n" for line in log).encode())
 
 
-def read_checkpoint(folder: Path, device: torch.device, keys: set[str]) -> dict[str, Any] | None:
-    """The last state that was saved; None if there is none, or, with a warning, if it is broken.
+def read_checkpoint(folder: Path, device: torch.device, keys: set[str], identity: str) -> dict[str, Any] | None:
+    """The last state that was saved; None if there is none, or, with a warning, if its seal is broken.
 
     UserError if it is of another kind of device.
     """
     path, state = folder / CHECKPOINT, None
     if not path.exists():
         return None
-    with suppress(UserError), _readable(path):
-        state = torch.load(path, map_location=device, weights_only=True)
+    content = path.read_bytes()
+    data, seal = content[:-SEAL], content[-SEAL:]
+    if seal == _seal(data, identity):
+        with suppress(UserError), _readable(path):
+            state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     if not isinstance(state, dict) or set(state) != keys:
-        print(f"warning: {path} is broken; the training starts again", file=sys.stderr)
+        print(f"warning: {path} is broken, or of another training, which starts again", file=sys.stderr)
         return None
     if state["device"] != device.type:
         raise UserError(
@@ -84,9 +98,13 @@ def read_spec(path: Path) -> BuildSpec | None:
     if path.suffix != ".safetensors":
         return None
     with _readable(path):
+        check_safetensors_header(path)
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER)
-        return None if text is None else msgspec.json.decode(text, type=BuildSpec)
+        if text is None:
+            return None
+        check_json(text.encode(), "the build spec of its header")
+        return msgspec.json.decode(text, type=BuildSpec)
 
 
 @contextmanager
@@ -107,6 +125,7 @@ def read_state(path: Path) -> State:
     """The tensors of a .safetensors file or of a plain state dict (.pt, .pth, .ckpt). No code of a pickle is run."""
     with _readable(path):
         if path.suffix == ".safetensors":
+            check_safetensors_header(path)
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         with warnings.catch_warnings(action="ignore"):  # about unusual pickles, which are read safely or refused

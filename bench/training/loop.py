@@ -146,17 +146,20 @@ class Loop:
                 self.backward(loss())
         self.step()
 
-    def run(self, folder: Path | None = None, report: Report | None = None) -> tuple[nn.Module, Training]:
+    def run(
+        self, folder: Path | None = None, report: Report | None = None, *, identity: str = ""
+    ) -> tuple[nn.Module, Training]:
         """Train to the end, from the checkpoint in `folder` if there is one: the predictor, and the training's cost.
 
-        With a folder, each epoch ends with a checkpoint and a line of log.jsonl.
+        With a folder, each epoch ends with a checkpoint and a line of log.jsonl. identity: of the training, with its
+        seed; a checkpoint of another one is not used.
         """
         if folder is not None:
-            self._resume(folder, report)
+            self._resume(folder, report, identity)
         while self.epoch < self.epochs:
             self.run_epoch(report)
             if folder is not None:
-                checkpoints.save_checkpoint(folder, self._state())
+                checkpoints.save_checkpoint(folder, self._state(), identity)
                 checkpoints.save_log(folder, self.log)
         if self.best["state"] is not None:
             self.model.load_state_dict(self.best["state"], strict=True)
@@ -286,9 +289,10 @@ class Loop:
         for name in PLAIN_STATE:
             setattr(self, name, state[name])
 
-    def _resume(self, folder: Path, report: Report | None) -> None:
+    def _resume(self, folder: Path, report: Report | None, identity: str) -> None:
         """Continue from the checkpoint in `folder`, if there is one."""
-        if (state := checkpoints.read_checkpoint(folder, self.device, set(self._state()))) is not None:
+        if (state := checkpoints.read_checkpoint(folder, self.device, set(self._state()), identity)) is not None:
             self._restore(state)
+            checkpoints.save_log(folder, self.log)  # a process may be killed between the checkpoint and its line
             if report is not None:
                 report(self.steps_done, f"resumed after epoch {self.epoch}")

@@ -185,7 +185,7 @@ def _check_config(folder: Path, record: Record) -> Finding:
     name, computed = "configuration", content_hash(record.config)  # of the JSON: RunConfig may have newer settings
     if computed != record.config_hash:
         return Finding(name, "failed", f"the config has the hash {computed}, not {record.config_hash}")
-    path = folder / "config.json"
+    path = folder / record_files.CONFIG
     if path.exists() and json.loads(path.read_bytes()) != record.config:
         return Finding(name, "failed", "config.json differs from the record's config")
     return Finding(name, "passed", f"hash {computed}")

@@ -11,6 +11,7 @@ from bench.core.files import read_arrays, write_arrays
 from bench.core.record_checks import check_record
 from bench.core.record_files import artifact, read_record
 from tests.end_to_end.command import bench, bench_killed, bench_process
+from tests.forged_records import change_record
 
 pytestmark = pytest.mark.slow
 TRAIN = ("run", "--defense", "standard", "--epochs", "6", "--set", "probe_every=0", "--threads", "1")
@@ -106,12 +107,6 @@ def change_table(run, change):
     write_arrays(run / "examples.npz", table)
     new = artifact(run / "examples.npz")
     change_record(run, lambda r: r["artifacts"]["examples"].update(sha256=new.sha256, bytes=new.bytes))
-
-
-def change_record(run, change):
-    plain = json.loads((run / "record.json").read_text())
-    change(plain)
-    (run / "record.json").write_text(json.dumps(plain))
 
 
 def first(table, status):

@@ -8,6 +8,7 @@ import pytest
 
 from bench.core.record_files import read_record
 from tests.end_to_end.command import bench, bench_process
+from tests.forged_records import change_record
 
 QUICK = ("--epochs", "1", "--set", "probe_every=0", "--n-examples", "20", "--threads", "1")
 RUN = ("run", "--defense", "standard", *QUICK, "--attacks", "pgd-2")
@@ -39,12 +40,14 @@ def replaced(folder):
 
 def change_source(run, name):
     """As if a file had had another hash when the run was made; None: as if hashes had not been stored yet."""
-    record = json.loads((run / "record.json").read_text())
-    if name is None:
-        del record["provenance"]["source"], record["provenance"]["source_files"]
-    else:
-        record["provenance"]["source_files"][name] = "0" * 12
-    (run / "record.json").write_text(json.dumps(record))
+
+    def change(record):
+        if name is None:
+            del record["provenance"]["source"], record["provenance"]["source_files"]
+        else:
+            record["provenance"]["source_files"][name] = "0" * 12
+
+    change_record(run, change)
 
 
 def test_another_attack_uses_the_weights_of_the_finished_training(folder):

@@ -15,6 +15,7 @@ from bench.core.files import read_arrays, write_arrays
 from bench.core.record_files import artifact
 from bench.verify.inputs import ATTACK, settings
 from bench.verify.memorised import TEST_ABOVE_TRAIN
+from tests.forged_records import change_record
 
 RUN = ("--attacks", "fgsm,pgd-10", "--n-examples", "60", "--threads", "1")
 
@@ -62,12 +63,6 @@ def verified(capsys, *words):
 
 def those(findings, outcome):
     return {name for name, result in findings.items() if result == outcome}
-
-
-def change_record(run, change):
-    plain = json.loads((run / "record.json").read_text())
-    change(plain)
-    (run / "record.json").write_text(json.dumps(plain))
 
 
 def change_arrays(run, name, change, *, rehash=True):

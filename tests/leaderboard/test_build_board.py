@@ -12,7 +12,8 @@ from bench.verify.report import Finding
 from leaderboard.board_data import Cost
 from leaderboard.build_board import _decided, build_board
 from leaderboard.checked_claims import write_checked
-from leaderboard.published_results import Contest, add_contest, add_run
+from leaderboard.published_results import Contest, add_contest
+from leaderboard.publishing import add_runs
 from leaderboard.statistics import recipe_interval
 from tests.publish.published import ABOUT, bracket_of, checked_of, flags, publish, table_of, write_run
 
@@ -123,7 +124,7 @@ def test_a_row_says_how_its_examples_were_decided(results):
 def test_the_worst_verdict_of_the_seeds_counts(results, tmp_path):
     publish(results, "mine", [table_of(flags(10, 6))], verdict="no-warnings")
     same = {"defense": "mine", "config_hash": "mine", "seed": 1, "sanity": Sanity("suspect", ["why"])}
-    add_run(results, "mine", ABOUT, write_run(tmp_path / "run", table_of(flags(10, 6)), weights="w", **same))
+    add_runs(results, "mine", ABOUT, [write_run(tmp_path / "run", table_of(flags(10, 6)), weights="w", **same)])
     assert (rows(results)["mine"].verdict, rows(results)["mine"].reasons) == ("suspect", ("why",))
 
 

@@ -15,6 +15,7 @@ from leaderboard.gate_report import gate_annotations, gate_junit, gate_table
 from leaderboard.regression_gate import GateFinding, GateReport, check_against_baseline, corrected
 from leaderboard.render import verdict_text
 from leaderboard.statistics import mcnemar, prediction, prediction_p
+from tests.forged_records import change_record
 from tests.publish.published import bracket_of, flags, table_of, write_run
 
 N = 400
@@ -274,8 +275,7 @@ def test_settings_that_differ_are_named_and_compared_all_the_same(tmp_path):
 
 
 def test_a_record_that_does_not_fit_its_table_is_refused(baseline):
-    path = baseline / "mine/3/record.json"
-    path.write_text(path.read_text().replace('"n_examples": 400', '"n_examples": 401'))
+    change_record(baseline / "mine/3", lambda record: record.update(n_examples=401))
     with pytest.raises(CheckError, match=r"mine/3 was changed after it was finished: .* counts 401 examples"):
         check_against_baseline(baseline, [baseline])
 

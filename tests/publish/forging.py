@@ -1,7 +1,6 @@
 """Forging a finished run, and comparing folders before and after."""
 
 import hashlib
-import json
 import stat
 
 from bench.cli import main
@@ -9,6 +8,7 @@ from bench.core.example_table import accuracy, worst, worst_by
 from bench.core.files import read_arrays, write_arrays
 from bench.core.record_files import artifact
 from leaderboard.published_results import About
+from tests.forged_records import change_record
 
 ABOUT = About(title="Standard training", paper="Nobody (2026)", licence="MIT")
 FILES = {"weights": "weights.safetensors", "examples": "examples.npz", "witnesses": "witnesses.npz"}
@@ -29,19 +29,6 @@ def evaluated(out, weights, *words):
 def run_of(folder):
     (record,) = folder.rglob("record.json")
     return record.parent
-
-
-def change_record(run, change):
-    plain = json.loads((run / "record.json").read_text())
-    change(plain)
-    (run / "record.json").write_text(json.dumps(plain))
-
-
-def replace_in_record(run, old, new):
-    """Replace text, for values that json.dumps would not write."""
-    text = (run / "record.json").read_text()
-    assert old in text
-    (run / "record.json").write_text(text.replace(old, new, 1))
 
 
 def rehash(run, name):

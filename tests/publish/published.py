@@ -17,7 +17,8 @@ from bench.core.records import (
     Training,
 )
 from leaderboard.checked_claims import Checked, Column, Reproduction, write_reproduction
-from leaderboard.published_results import About, add_run
+from leaderboard.published_results import About
+from leaderboard.publishing import add_runs
 
 ABOUT = About(title="An entry", paper="Somebody (2026)", licence="MIT")
 CHECK = Sanity("no-warnings", [])
@@ -93,7 +94,7 @@ def publish(results, name, tables, *, about=ABOUT, url=None, trained=True, verdi
     for seed, table in enumerate(tables):
         run = results.parent / "runs" / name / str(seed)
         write_run(run, table, weights=f"{name}{seed}", seed=seed, **settings)
-        add_run(results, name, about, run, url=url)
+        add_runs(results, name, about, [run], url=url)
     home = results / "digits" / name
     if trained:
         write_reproduction(home, Reproduction(by="the tests", seeds=[7, 8, 9], finished="2026-11-20"))

@@ -1,6 +1,5 @@
 """`bench submit --contest`: valid witnesses lower an entry; others are counted and change nothing."""
 
-import json
 import re
 import shutil
 
@@ -13,8 +12,10 @@ from bench.core.record_files import artifact
 from bench.datasets.digits import digits
 from bench.publish.contest import BROKEN, contest_run, recheck_contest
 from bench.verify.inputs import settings
-from leaderboard.published_results import add_run, read_evaluated_run
-from tests.publish.forging import ABOUT, change_arrays, change_record, evaluated, run_of, trained, tree
+from leaderboard.published_results import read_evaluated_run
+from leaderboard.publishing import add_runs
+from tests.forged_records import change_record
+from tests.publish.forging import ABOUT, change_arrays, evaluated, run_of, trained, tree
 
 pytestmark = pytest.mark.slow
 SETTINGS = {"seed": 0, "threads": 1, "attack": "pgd-10"}
@@ -35,7 +36,7 @@ def strong(tmp_path_factory, weak):
 @pytest.fixture
 def world(tmp_path, weak, strong):
     """A folder with results/digits/weak/0, and the weights and witnesses of a contest."""
-    add_run(tmp_path / "results", "weak", ABOUT, weak, url="https://example.org/weak")
+    add_runs(tmp_path / "results", "weak", ABOUT, [weak], url="https://example.org/weak")
     for file in ("weights.safetensors", "witnesses.npz"):
         shutil.copy(strong / file, tmp_path / file)
     return tmp_path
@@ -187,7 +188,7 @@ def test_a_refuted_certificate_is_recorded_and_reported(tmp_path, weak, world):
     change_arrays(run, "examples", certify)
     change_record(run, lambda r: r.update(seed=1))
     change_record(run, lambda r: r["artifacts"]["weights"].update(sha256="0" * 64))  # past the rule of one training
-    folder = add_run(world / "results", "weak", ABOUT, run)
+    folder = add_runs(world / "results", "weak", ABOUT, [run]) / "1"
     shutil.copy(weak / "record.json", tmp_path / "record.json")
     change_record(folder, lambda r: r["artifacts"]["weights"].update(sha256=sha256(world / "weights.safetensors")))
     with pytest.raises(CheckError, match="CERTIFICATE REFUTED: digits/weak/1"):
@@ -208,7 +209,7 @@ def claimed(world):
 
 
 def again(world, file):
-    def open_url(url):
+    def open_url(url, _seconds):
         return (world / url.rpartition("/")[2]).open("rb")
 
     recheck_contest(world / "base", "digits/weak/0", file, settings=settings(**SETTINGS), open_url=open_url)
@@ -231,9 +232,7 @@ def test_a_contest_of_somebody_else_is_checked_again(world, claimed):
     (lambda c: c["witnesses"].pop("url"), "https"),
 ])  # fmt: skip
 def test_a_contest_that_claims_something_else_is_refused(edit, reason, world, claimed):
-    plain = json.loads(claimed.read_text())
-    edit(plain)
-    claimed.write_text(json.dumps(plain))
+    change_record(claimed.parent, edit, claimed.name)
     before = tree(world)
     with pytest.raises((UserError, CheckError), match=re.escape(reason)):
         again(world, claimed)

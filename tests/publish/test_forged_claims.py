@@ -14,7 +14,8 @@ from bench.publish.command import check_command, read_command
 from bench.verify.claims import check_claims, read_proofs
 from bench.verify.inputs import load_model, make_context, read_table, settings, spec_of
 from bench.verify.repeat import check_methods
-from tests.publish.forging import change_record, run_of, trained
+from tests.forged_records import change_record
+from tests.publish.forging import run_of, trained
 
 WEIGHTS = "weights.safetensors"
 

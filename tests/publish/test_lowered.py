@@ -13,7 +13,8 @@ from bench.core.record_files import read_record
 from bench.publish.submit import Submission, submit_runs
 from bench.verify.inputs import settings
 from leaderboard.published_results import read_entries, read_evaluated_run
-from tests.publish.forging import ABOUT, change_arrays, change_record, change_table, rehash, run_of, trained
+from tests.forged_records import change_record
+from tests.publish.forging import ABOUT, change_arrays, change_table, rehash, run_of, trained
 
 pytestmark = pytest.mark.slow
 SPEC = "bracket-attack"
@@ -84,7 +85,7 @@ def test_a_few_hidden_examples_lower_the_entry(run, capsys):
     assert sha256(file) == contest.witnesses.sha256
     assert set(read_arrays(file)["index"].tolist()) == set(contest.broken)
     assert published.columns[SPEC].mean() == pytest.approx(true, abs=1 / 360)
-    (entry,) = read_entries(run.parent / "results", "digits")
+    ((entry,), _) = read_entries(run.parent / "results", "digits")
     assert entry.runs[0].robust.mean() == published.robust.mean()
 
 

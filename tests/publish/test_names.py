@@ -4,7 +4,8 @@ import pytest
 
 from bench.core.errors import UserError
 from bench.publish.names import check_contest_author, check_names
-from leaderboard.published_results import About, add_run
+from leaderboard.published_results import About
+from leaderboard.publishing import add_runs
 from tests.publish.published import flags, table_of, write_run
 
 
@@ -24,7 +25,7 @@ def results(tmp_path_factory):
     }
     for name, (title, owner) in theirs.items():
         run = write_run(home / name, table_of(flags(10, 5)), weights=name, defense=name)
-        add_run(home / "results", name, about(title, owner), run)
+        add_runs(home / "results", name, about(title, owner), [run])
     return home / "results"
 
 

@@ -17,22 +17,22 @@ from safetensors.numpy import save_file
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import accuracy, worst, worst_by
 from bench.core.files import read_arrays, sha256, write_arrays
-from bench.core.record_files import read_record
+from bench.core.record_files import read_record, write_record
 from bench.core.records import Sanity
-from bench.publish.fetch_artifacts import open_https
 from bench.publish.static_checks import check_submission
 from bench.publish.submit import Submission, submit_runs
 from bench.publish.untrusted_files import MIB
 from bench.verify.inputs import settings
-from leaderboard.published_results import add_run, read_entries
+from bench.verify.report import findings_table
+from leaderboard.published_results import read_entries
+from leaderboard.publishing import add_runs
+from tests.forged_records import change_record, replace_in_record
 from tests.publish.forging import (
     ABOUT,
     change_arrays,
-    change_record,
     change_table,
     evaluated,
     rehash,
-    replace_in_record,
     run_of,
     trained,
     tree,
@@ -82,7 +82,7 @@ def world(tmp_path, finished, monkeypatch):
     for name in ("results", "tmp"):
         (tmp_path / name).mkdir()
     shutil.copytree(next(finished.glob("*/0")), tmp_path / "run")
-    add_run(tmp_path / "results", "l-per", THEIRS, next(finished.glob("*/1")))
+    add_runs(tmp_path / "results", "l-per", THEIRS, [next(finished.glob("*/1"))])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -501,7 +501,7 @@ def test_an_honest_run_is_published(world, capsys):
     attempt(world, artifacts_url="https://example.org/mine")
     out = capsys.readouterr().out
     assert "git add" in out
-    (entry,) = [entry for entry in read_entries(world / "results", "digits") if entry.name == "mine"]
+    (entry,) = [entry for entry in read_entries(world / "results", "digits")[0] if entry.name == "mine"]
     (run,) = entry.runs
     claimed = read_record(world / "run")
     fell = [example for contest in run.contests for example in contest.broken]
@@ -547,16 +547,39 @@ def test_all_seeds_of_a_recipe_are_published_or_none(world, finished, capsys):
 def test_a_full_disk_leaves_no_partial_entry(world, finished, monkeypatch):
     calls = []
 
-    def fails_at_last(*args, **options):
+    def fails_at_last(*args):
         calls.append(args)
         if len(calls) == 2:
             raise OSError("no space left on device")
-        return add_run(*args, **options)
+        write_record(*args)
 
-    monkeypatch.setattr("bench.publish.submit.add_run", fails_at_last)
+    monkeypatch.setattr("leaderboard.published_results.write_record", fails_at_last)
+    before = tree(world)
     with pytest.raises(OSError, match="no space"):
         attempt(world, run=finished)
-    assert not list((world / "results/digits/mine").glob("*/*"))
+    assert tree(world) == before
+
+
+@pytest.mark.slow
+def test_what_was_verified_is_what_is_published(world, monkeypatch):
+    """Somebody swaps the record and the table after the report."""
+    honest = read_record(world / "run")
+
+    def swap_and_report(findings):
+        change_table(world / "run", lambda table: table["robust/bracket-attack"].__setitem__(table["clean"], True))
+        return findings_table(findings)
+
+    monkeypatch.setattr("bench.publish.submit.findings_table", swap_and_report)
+    attempt(world)
+    assert read_record(world / "run").worst != honest.worst
+    assert read_record(world / "results/digits/mine/0").worst == honest.worst
+
+
+def test_a_seed_without_a_record_beside_the_others_is_refused(world, finished):
+    shutil.copytree(finished, world / "both")
+    last = sorted((world / "both").rglob("record.json"))[-1]
+    last.unlink()
+    assert f"{last.parent} has no record.json" in refused(world, run=world / "both")
 
 
 @pytest.mark.slow
@@ -652,12 +675,12 @@ def published(world):
     """The run folder of a pull request; the files to download are in web/."""
     home = world / "head" / "digits" / "mine"
     shutil.copytree(world / "run", world / "web" / "0")
-    add_run(world / "head", "mine", ABOUT, world / "run", url="https://example.org")
+    add_runs(world / "head", "mine", ABOUT, [world / "run"], url="https://example.org")
     return home / "0"
 
 
 def fetched(world, run, **options):
-    def open_url(url):
+    def open_url(url, _seconds):
         return (world / "web" / url.removeprefix("https://example.org/")).open("rb")
 
     return {"run": run, "about": None, "check_only": True, "fetch": True, "open_url": open_url} | options
@@ -697,12 +720,6 @@ def test_a_fetched_pickle_is_never_read(world, published):
 def test_a_published_run_is_in_the_folder_of_its_entry(world, published):
     assert "must be in a folder" in refused(world, **fetched(world, published, entry="other"))
     assert "--fetch" in refused(world, **fetched(world, published, fetch=False))
-
-
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "http://127.0.0.1:9/x", "ftp://127.0.0.1/x", "data:,x"])
-def test_only_https_is_opened(url):
-    with pytest.raises(OSError, match="unknown url type"):
-        open_https(url)
 
 
 # random damage

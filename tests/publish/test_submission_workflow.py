@@ -69,7 +69,8 @@ def repository(tmp_path):
 
 
 def test_each_new_entry_is_verified(repository):
-    for path in ("mine/about.toml", "mine/0/record.json", "mine/0/examples.npz", "there/1/record.json"):
+    seeds = [f"{seed}/{name}" for seed in ("mine/0", "there/1") for name in ("record.json", "examples.npz")]
+    for path in ("mine/about.toml", *seeds):
         repository.write(f"digits/{path}", path)
     repository.write(f"digits/there/0/contests/{HASH}.json", "{}")
     repository.commit()
@@ -92,8 +93,8 @@ def test_each_new_entry_is_verified(repository):
 
 def test_a_refusal_fails_the_job_and_the_others_are_verified(repository):
     for name in ("bad", "good"):
-        repository.write(f"digits/{name}/about.toml", "")
-        repository.write(f"digits/{name}/0/record.json", "")
+        for path in ("about.toml", "0/record.json", "0/examples.npz"):
+            repository.write(f"digits/{name}/{path}", "")
     repository.commit()
     assert repository.run("Only new files of entries").returncode == 0
     assert repository.run("Verify").returncode == 1
@@ -134,6 +135,8 @@ def adding(path):
     (adding("digits/mine/-1/record.json"), "does not belong to an entry"),
     (adding("digits/$(touch canary)/0/record.json"), "does not belong to an entry"),
     (adding("digits/a\nb/0/record.json"), "does not belong to an entry"),
+    (adding("digits/there/1/examples.npz"), "digits/there/1/ is not whole: it has no record.json"),
+    (adding("digits/there/1/record.json"), "digits/there/1/ is not whole: it has no examples.npz"),
     (adding("conftest.py"), "does not belong to an entry"),
     (adding("digits/mine/0/record.json"), "no leaderboard/results/digits/mine/about.toml"),
 ])  # fmt: skip

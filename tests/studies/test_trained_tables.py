@@ -16,7 +16,7 @@ def write(tmp_path):
     """A run that differs from a published one in some fields, in a folder of its own."""
 
     def write_run(seed, acc, *, epochs=30, n=10_000, defense="atas", settings=None, **fields):
-        record = json.loads((PUBLISHED / "0" / "record.json").read_text())
+        record = json.loads((PUBLISHED / "0" / "record.json").read_text())  # from before there were digests
         attack = next(iter(record["attacks"].values()))
         record |= {
             "seed": seed, "dataset": "cifar10", "model": "resnet18:mean=0.5+0.5+0.5:std=1+1+1", "defense": defense,

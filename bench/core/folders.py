@@ -1,0 +1,106 @@
+"""Folders that change in one step, whenever the process is killed. Imports no torch.
+
+A change is prepared in the hidden folder PART, which the next call deletes if it is still there. One rename makes it
+the folder CHANGE: from then on it counts, and who reads or changes the folder next first carries it out.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.core.errors import UserError
+from bench.core.files import sync_folder
+
+PART, CHANGE, LOCK = ".part", ".change", ".lock"
+PATIENCE = 10.0  # seconds for a change by another process, which takes milliseconds
+
+
+@contextmanager
+def changed_in_one_step(home: Path) -> Iterator[Path]:
+    """A folder for what is to be in `home`. At the end of the block its files and folders replace those of their names.
+
+    Either all of them are in `home` afterwards, or none. Only one process changes a folder at a time.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with locked(home / LOCK, f"{home} is being changed by another process; try again", PATIENCE):
+        _settle(home)
+        part = home / PART
+        part.mkdir()
+        try:
+            yield part
+            _sync(part)
+            part.rename(home / CHANGE)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        sync_folder(home)
+        _settle(home)
+
+
+def settled(home: Path) -> Path:
+    """`home`, without what a killed process has left behind; a change that counts is carried out."""
+    left = [name for name in (PART, CHANGE, LOCK) if (home / name).exists()]
+    if CHANGE in left or (left and os.access(home, os.W_OK)):
+        with locked(home / LOCK, f"{home} is being changed by another process; try again", PATIENCE):
+            _settle(home)
+    return home
+
+
+def _settle(home: Path) -> None:
+    """Carry out a change that counts, and delete what does not count. The lock is held."""
+    part, ready = home / PART, home / CHANGE
+    shutil.rmtree(part, ignore_errors=True)
+    if not ready.exists():
+        return
+    for new in sorted(ready.iterdir()):
+        old = home / new.name
+        if old.is_dir():
+            old.rename(part)  # so that the name is free at once
+        new.replace(old)
+        shutil.rmtree(part, ignore_errors=True)
+    ready.rmdir()
+    sync_folder(home)
+
+
+def _sync(folder: Path) -> None:
+    """Write everything in the folder to the disk."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with Path(parent, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the unfinished files of a process that was killed; only for who holds the lock of the folder."""
+    for part in folder.glob(".*.part"):
+        part.unlink()
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    """The folders in `folder`, in order; not hidden ones, which hold what is not finished."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+@contextmanager
+def locked(path: Path, problem: str, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path` inside the block; UserError(problem) if another process holds it after `patience` s.
+
+    A process that is killed leaves the file, but not the lock.
+    """
+    from filelock import FileLock, Timeout  # here, because reading published results does not need it
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout as error:
+        raise UserError(problem) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
