@@ -23,7 +23,7 @@ from leaderboard.board_data import (
     Status,
     Trained,
 )
-from leaderboard.published_results import Entry, EvaluatedRun, read_entries
+from leaderboard.published_results import Entry, EvaluatedRun, left_out, read_entries
 from leaderboard.ranks import RULE, Ranks, rank
 from leaderboard.render import threat_name
 from leaderboard.statistics import prediction, recipe_interval
@@ -36,8 +36,13 @@ NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # of a bracket in which it had noth
 def build_board(results: Path, suite: str) -> Board:
     """All entries of a suite that can be read, the most robust first."""
     entries, problems = read_entries(results, suite)
-    ranks = rank(entries)
-    rows = {i: _row(entry, ranks, i) for i, entry in enumerate(entries)}
+    while True:
+        ranks = rank(entries)
+        rows, broken = _rows(entries, ranks)
+        if not broken:
+            break
+        problems += broken.values()
+        entries = [entry for entry in entries if entry.name not in broken]  # and the others are ranked without them
     order = sorted(rows, key=lambda i: _order(rows[i]))
     groups = _groups(ranks, order)
     known = suites().get(suite)
@@ -45,6 +50,18 @@ def build_board(results: Path, suite: str) -> Board:
         suite=suite, summary=known.summary if known else "", rule=RULE,
         rows=tuple(msgspec.structs.replace(rows[i], group=groups.get(i)) for i in order), left_out=tuple(problems),
     )  # fmt: skip
+
+
+def _rows(entries: Sequence[Entry], ranks: Ranks) -> tuple[dict[int, Row], dict[str, str]]:
+    """The row of each entry by its place, and what is wrong with those that have none."""
+    rows: dict[int, Row] = {}
+    broken: dict[str, str] = {}
+    for i, entry in enumerate(entries):
+        try:
+            rows[i] = _row(entry, ranks, i)
+        except Exception as error:  # the records may hold anything that has the right type
+            broken[entry.name] = left_out(entry.name, error)
+    return rows, broken
 
 
 def _groups(ranks: Ranks, order: Sequence[int]) -> dict[int, int]:

@@ -17,6 +17,8 @@ def replace_in_record(run, old, new):
     """Replace text; what json.loads does not read gets no digest."""
     text = (run / "record.json").read_text()
     assert old in text
-    (run / "record.json").write_text(text.replace(old, new, 1))
-    with suppress(ValueError, RecursionError):
-        change_record(run, lambda _: None)
+    text = text.replace(old, new, 1)
+    with suppress(ValueError):
+        plain = json.loads(text)
+        text = text.replace(plain.pop(DIGEST), digest(plain))
+    (run / "record.json").write_text(text)

@@ -54,5 +54,6 @@ def check_safetensors_header(path: Path) -> None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(LARGEST_HEADER, path.stat().st_size - 8):
-            raise UserError(f"its header has {length} bytes; at most {LARGEST_HEADER} of the file are allowed")
-        check_json(file.read(length), "its header")
+            limit = f"at most {LARGEST_HEADER}, and no more than the file has, are allowed"
+            raise UserError(f"{path.name} cannot be read: its header has {length} bytes; {limit}")
+        check_json(file.read(length), f"the header of {path.name}")

@@ -6,7 +6,6 @@ from pathlib import Path
 import msgspec
 
 from bench.core import sealed_json
-from bench.core.bounded_text import check_json
 from bench.core.errors import CheckError, UserError
 from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.record_checks import check_record
@@ -19,10 +18,6 @@ PROOFS, NETWORK = "proofs.npz", "network.json"  # of runs with proofs
 REPLACED = "replaced"  # the folder of runs that were made again; below OUT
 
 
-class _Version(msgspec.Struct):
-    schema: int
-
-
 def write_record(folder: Path, record: Record) -> None:
     write_atomically(folder / RECORD, sealed_json.encode(record))
 
@@ -31,11 +26,10 @@ def read_record(folder: Path) -> Record:
     """The record in `folder`, with a verdict that has heard its results; UserError if it is no record."""
     path = folder / RECORD
     try:
-        text = path.read_bytes()
-        check_json(text, RECORD)
-        if (schema := msgspec.json.decode(text, type=_Version).schema) != SCHEMA:
-            raise UserError(f"its schema is {schema}, and this version reads schema {SCHEMA} only")
-        return heard_record(sealed_json.decode(text, Record, required=False))
+        values = sealed_json.values_of(path.read_bytes(), required=False)
+        if isinstance(values, dict) and (schema := values.get("schema")) not in (None, SCHEMA):
+            raise UserError(f"its schema is {schema!a:.20}, and this version reads schema {SCHEMA} only")
+        return heard_record(msgspec.convert(values, Record))
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {RECORD}; a finished run folder has one") from error
     except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

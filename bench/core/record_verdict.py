@@ -79,7 +79,8 @@ def with_code(record: Record) -> Record:
     Such code can tell attacks from test images, or hand out other gradients, and no check of an evaluation excludes it.
     """
     sanity, order = record.sanity, list(VERDICTS)
-    if not (files := record.config.get("code")):
+    files = record.config.get("code")
+    if not isinstance(files, list) or not files:
         return record
     if sanity.verdict in order:
         sanity = msgspec.structs.replace(sanity, verdict=max(sanity.verdict, "submitted-code", key=order.index))

@@ -26,12 +26,17 @@ def decode(text: bytes, kind: type[T], *, required: bool = True) -> T:
 
     required: False for files that earlier versions wrote without one.
     """
+    return msgspec.convert(values_of(text, required=required), kind)
+
+
+def values_of(text: bytes, *, required: bool = True) -> Any:
+    """The values, without their digest. Errors are those of `decode`."""
     values = msgspec.json.decode(text)
     if isinstance(values, dict):
         claimed = values.pop(DIGEST, None)
         if (required or claimed is not None) and claimed != digest(values):
             raise UserError("its digest is not that of its content, so it was changed or damaged")
-    return msgspec.convert(values, kind)
+    return values
 
 
 def digest(values: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import pytest
 from bench.core import record_files
 from bench.core.errors import UserError
 from bench.core.example_table import Robustness
-from bench.core.record_verdict import by_chance, heard, with_findings
+from bench.core.record_verdict import by_chance, heard, with_code, with_findings
 from bench.core.records import AttackResult, Bracket, BracketStage, Sanity
 from bench.core.verification import VERIFICATION, verified, write_verification
 from tests.core.test_records import make_record
@@ -108,3 +108,15 @@ def test_a_record_that_is_read_has_heard_its_results(tmp_path):
 
 def test_by_chance_grows_with_the_rate():
     assert by_chance(350, 0.01) < by_chance(350, 0.05) < 350
+
+
+@pytest.mark.parametrize(("verdict", "heard_verdict"), [
+    ("no-warnings", "submitted-code"), ("suspect", "suspect"), ("unreliable", "unreliable"),
+])  # fmt: skip
+def test_code_of_the_submitter_has_never_the_best_verdict(verdict, heard_verdict):
+    record = make_record(sanity=Sanity(verdict, []), config={"code": ["ab" * 32]})
+    found = with_code(record).sanity
+    assert found.verdict == heard_verdict
+    assert "files of the submitter run" in found.reasons[-1]
+    for config in ({}, {"code": []}, {"code": 5}):
+        assert with_code(make_record(sanity=QUIET, config=config)).sanity == QUIET

@@ -156,6 +156,16 @@ def test_broken_files_of_an_entry_are_one_line_and_the_others_are_read(tmp_path)
         assert "\n" not in problem
 
 
+def rename_attack(seed, spec):
+    table = files.read_arrays(seed / record_files.TABLE)
+    files.write_arrays(
+        seed / record_files.TABLE, {key.replace("pgd-50", spec): column for key, column in table.items()}
+    )
+    new = record_files.artifact(seed / record_files.TABLE)
+    change_record(seed, lambda record: record["attacks"].update({spec: record["attacks"].pop("pgd-50")}))
+    change_record(seed, lambda record: record["artifacts"]["examples"].update(sha256=new.sha256, bytes=new.bytes))
+
+
 @pytest.mark.parametrize("damage", [
     lambda seed: (seed / "record.json").unlink(),
     lambda seed: (seed / "examples.npz").unlink(),
@@ -163,6 +173,7 @@ def test_broken_files_of_an_entry_are_one_line_and_the_others_are_read(tmp_path)
     lambda seed: (seed / "record.json").write_bytes(b'{"a": "\xff"}'),
     lambda seed: seed.rename(seed.with_name("3")),
     lambda seed: change_record(seed, lambda record: record["artifacts"].pop("weights")),
+    lambda seed: rename_attack(seed, "pgd-50:eps=many"),
 ])  # fmt: skip
 def test_a_board_leaves_out_an_entry_that_is_not_whole(damage, tmp_path, capsys):
     results = tmp_path / "results"

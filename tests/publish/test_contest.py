@@ -79,6 +79,11 @@ def test_valid_witnesses_lower_the_entry(world, weak, strong, capsys):
     out = capsys.readouterr().out
     assert f"{len(contest.broken)}  {BROKEN}" in out
     assert "git add" in out
+    before = tree(world)
+    attempt(world)  # the same witnesses: nothing to do
+    assert tree(world) == before
+    assert "have been counted" in capsys.readouterr().out
+    change(world, lambda arrays: arrays.update(note=np.zeros(1)))
     assert "no witness" in refused(world, CheckError)  # they are broken already
 
 

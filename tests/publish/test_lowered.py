@@ -124,7 +124,7 @@ def test_a_pull_request_that_leaves_out_what_fell_is_refused(run, capsys):
     web = run.parent / "web" / "0"
     shutil.copytree(run, web)
 
-    def open_url(url):
+    def open_url(url, _seconds):
         return (web / url.rsplit("/", 1)[1]).open("rb")
 
     options = {"check_only": True, "fetch": True, "open_url": open_url}

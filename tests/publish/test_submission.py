@@ -273,7 +273,7 @@ HOSTILE = {
     "huge weights": (lambda r: sparse(r / "weights.safetensors", 2**40), "at most"),
     "no table": (lambda r: (r / "examples.npz").unlink(), "no examples.npz"),
     # JSON
-    "deep JSON": (lambda r: (r / "record.json").write_text("[" * 100_000), "recursion depth"),
+    "deep JSON": (lambda r: (r / "record.json").write_text("[" * 100_000), "nested too deep"),
     "deep configuration": (lambda r: (r / "config.json").write_text('{"a":' * 40 + "1" + "}" * 40), "nested too deep"),
     "key twice": (lambda r: replace_in_record(r, '"seed": 0', '"seed": 0, "seed": 1'), "'seed' twice"),
     "NaN": (lambda r: replace_in_record(r, '"acc": 0', '"acc": NaN, "ac": 0'), "the number nan"),
@@ -284,7 +284,7 @@ HOSTILE = {
     "record that is a list": (lambda r: (r / "record.json").write_text("[]"), "not a record"),
     "field of another schema": (lambda r: into(r, rank=1), "unknown field"),
     "schema of the future": (lambda r: into(r, schema=99), "99"),
-    "schema that is a list": (lambda r: into(r, schema=[1]), "int"),
+    "schema that is a list": (lambda r: into(r, schema=[1]), "schema is [1]"),
     # numbers
     "accuracy below 0": (lambda r: change_record(r, lambda p: p["clean"].update(acc=-0.5)), "clean.acc is -0.5"),
     "accuracy above 1": (lambda r: change_record(r, lambda p: p["worst"].update(robust_acc=93.0)), "its table gives"),
@@ -449,7 +449,7 @@ def test_the_description_of_an_entry_is_checked(fields, reason, world):
 
 
 @pytest.mark.parametrize(("toml", "reason"), [
-    ("a = " + "[" * 5000, "cannot be read"),
+    ("a = " + "[" * 5000, "nested too deep"),
     ("a = 1\na = 2", "about.toml"),
     ('title = "x"\npaper = "x"\nlicence = "x"\nrank = 1', "unknown field"),
     ('title = 2026-01-01\npaper = "x"\nlicence = "x"', "Expected `str`"),
@@ -471,7 +471,11 @@ def test_a_link_to_a_run_is_refused(world):
 @pytest.mark.slow
 def test_a_published_run_is_never_overwritten(world):
     attempt(world, entry="mine")
-    assert "already published" in refused(world, entry="mine")
+    before = tree(world)
+    attempt(world, entry="mine")  # the same run: nothing to do
+    assert tree(world) == before
+    change_record(world / "run", lambda record: record["provenance"].update(finished="2026-11-30T00:00:00Z"))
+    assert "is published already" in refused(world, entry="mine")
 
 
 @pytest.mark.slow
