@@ -28,7 +28,7 @@ from bench.publish import static_checks
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
 from bench.publish.private_copy import private_copies
 from bench.publish.static_checks import ARTIFACTS, WEIGHTS
-from bench.publish.untrusted_files import errors_as_one_line, printable
+from bench.publish.untrusted_files import check_url, errors_as_one_line, printable
 from bench.sanity.verdict import form_verdict
 from bench.verify.leakage import LEAK_CHECKS
 from bench.verify.report import Finding, add_findings, findings_table
@@ -62,7 +62,7 @@ def submit_runs(
     """
     folders = find_records([submission.run])
     if submission.artifacts_url is not None:
-        static_checks.check_url(submission.artifacts_url)
+        check_url(submission.artifacts_url)
     if not settings.sample:
         raise UserError("a submission is attacked again; give --sample at least 1")
     about = _about_of(submission, folders[0])
