@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "leaderboard": tuple(
         f"bench.core.{name}"
         for name in (
-            "clopper_pearson", "config", "errors", "example_table", "files", "network_format", "proof_format",
-            "record_checks", "record_files", "record_verdict", "records", "registry", "spec_text", "verification",
+            "bounded_text", "clopper_pearson", "config", "errors", "example_table", "files", "folders",
+            "network_format", "proof_format", "record_checks", "record_files", "record_verdict", "records", "registry",
+            "sealed_json", "spec_text", "verification",
         )
     ),  # the modules that do not import torch
 }  # fmt: skip
