@@ -25,7 +25,7 @@ from bench.publish.names import check_contest_author
 from bench.publish.private_copy import copy_file
 from bench.publish.static_checks import ARTIFACTS, MAX_BYTES, WEIGHTS
 from bench.publish.submit import check_code, check_size, pull_request
-from bench.publish.untrusted_files import errors_as_one_line, printable
+from bench.publish.untrusted_files import check_url, errors_as_one_line, printable
 from bench.verify.inputs import Settings, load_data, load_model, make_context
 from bench.verify.witnesses import check_points
 from leaderboard.published_results import (
@@ -76,7 +76,7 @@ def contest_run(
     static_checks.check_author(by)
     check_contest_author(by)
     if url is not None:
-        static_checks.check_url(url)
+        check_url(url)
     with TemporaryDirectory(prefix="bench-contest-") as name:
         copy = Path(name) / witnesses.name  # so that what is hashed is what was checked
         with errors_as_one_line(witnesses.name):

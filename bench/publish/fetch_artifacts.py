@@ -20,8 +20,7 @@ from urllib import request
 from bench.core import registry
 from bench.core.errors import CheckError, UserError
 from bench.core.records import Artifact
-from bench.publish.static_checks import check_url
-from bench.publish.untrusted_files import printable
+from bench.publish.untrusted_files import check_url, printable
 
 PAUSE = 60.0  # seconds without a byte
 PATIENCE, SLOWEST = 120.0, 2.0**17  # a download may take so many seconds, and one more for so many bytes

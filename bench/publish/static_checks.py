@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 from safetensors import safe_open
@@ -30,6 +29,7 @@ from bench.publish.untrusted_files import (
     check_file,
     check_npz,
     check_text,
+    check_url,
     errors_as_one_line,
     read_json,
     walk_json,
@@ -57,7 +57,6 @@ MAX_BYTES = {
 MAX_ABOUT, MAX_CONTEST = 64 * 1024, MIB
 MAX_LENGTHS = {"title": 200, "paper": 500, "licence": 100, "authors": 4000, "url": 1000, "note": 4000}
 SPEC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=:/-]{0,299}")
-HOST = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")  # no number
 COMMAND = re.compile(r"bench (run|eval)( [A-Za-z0-9_@%+=:,./-]+)*")  # users copy it into a shell
 LAST_STAGE = "square"  # the last attack of a bracket that all undecided examples go through
 COLUMNS = (*PREFIXES, "decided_by/")  # decided_by/SPEC: the stage of a staged attack
@@ -117,18 +116,6 @@ def check_author(name: str) -> None:
     """The author of a contest."""
     if not check_text(name, "the author's name", 100).strip():
         raise UserError("a contest names its author; give --by NAME")
-
-
-def check_url(url: str) -> str:
-    """A public address: https, the name of a host, no password."""
-    try:
-        parts = urlsplit(check_text(url, "a url", 1000))
-        fine = parts.scheme == "https" and HOST.fullmatch(parts.hostname or "") and parts.port != 0
-    except ValueError:  # brackets that do not match, or a port that is no number
-        fine = False
-    if not fine or "@" in url.partition("//")[2].partition("/")[0] or re.search(r"[\s<>\"'`\\]", url):
-        raise UserError(f"'{url[:100]}' is not a public address; write https://HOST/...")
-    return url
 
 
 def check_artifact(name: str, file: Artifact) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -30,6 +31,7 @@ ALPHABETS = {
     "printable ASCII": " -~",
     "ASCII and Latin letters": " -~\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff",
 }
+HOST = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")  # no number
 ZIP_END, ZIP64 = b"PK\x05\x06", b"PK\x06\x07"
 
 
@@ -105,6 +107,18 @@ def check_text(text: str, what: str, max_length: int, alphabet: str = "printable
     if other := re.search(f"[^{ALPHABETS[alphabet]}]", text):
         raise UserError(f"{what} holds the character U+{ord(other[0]):04X}; only {alphabet} may be used")
     return text
+
+
+def check_url(url: str) -> str:
+    """A public address: https, the name of a host, no password."""
+    try:
+        parts = urlsplit(check_text(url, "a url", 1000))
+        fine = parts.scheme == "https" and HOST.fullmatch(parts.hostname or "") and parts.port != 0
+    except ValueError:  # brackets that do not match, or a port that is no number
+        fine = False
+    if not fine or "@" in url.partition("//")[2].partition("/")[0] or re.search(r"[\s<>\"'`\\]", url):
+        raise UserError(f"'{url[:100]}' is not a public address; write https://HOST/...")
+    return url
 
 
 def check_npz(path: Path, max_bytes: int) -> dict[str, tuple[int, ...]]:

@@ -38,7 +38,6 @@ def run_seed(plan: Plan, seed: int) -> SeedResult:
     """
     folder = plan.folder(seed)
     if (result := finished_result(plan, seed)) is not None:
-        _clean_up(folder)
         return result
     with _locked(folder):
         if (result := finished_result(plan, seed)) is not None:  # another process has finished it meanwhile
@@ -64,6 +63,7 @@ def finished_result(plan: Plan, seed: int) -> SeedResult | None:
     changed = _changed(plan, record)
     if changed and not plan.request.reuse:
         return None
+    _clean_up(folder)
     by_other = f", by other source ({_listed(changed)})" if changed else ""
     return SeedResult(record, folder, f"was finished already, {record.provenance.get('finished')}{by_other}")
 

@@ -10,7 +10,7 @@ from bench.core.errors import UserError
 from bench.core.records import Artifact
 from bench.publish import fetch_artifacts
 from bench.publish.fetch_artifacts import connect_publicly, download, is_public, open_https
-from bench.publish.static_checks import check_url
+from bench.publish.untrusted_files import check_url
 
 FILE = Artifact(sha256="0" * 64, bytes=10, url="https://example.org/weights.safetensors")
 
