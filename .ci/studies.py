@@ -1,4 +1,4 @@
-"""Run the studies of theory papers at their small size, and fail if a claim that held does not hold any more.
+"""Run the studies of papers at their small size, and fail if a claim that held does not hold any more.
 
 Studies that need MNIST are run if BENCH_DATA is the folder of mnist.npz.
 """
@@ -15,6 +15,18 @@ KNOWN = {  # beginnings of the claims that do not hold at this size; the study a
     "lazy-regime": ("Figure 2: step size", "Figure 4, right: robust training becomes possible"),
     "convergence": ("Theorem 6.1 (the trend)",),
     "first-order": ("Figure 2: at the largest scale escapes are difficult",),
+    "closed-forms": (),
+    "gradients": (),
+    "hessian": (),
+    "connectivity": (),
+    "difficulty": (
+        "Section 4.3.1: two random difficulties",
+        "Table 4.3: clean and PGD trainings are further apart than clean and FGSM",
+        "Figure 4.21: features of easy examples",
+    ),
+    "subsets": (),
+    "lipschitz": (),
+    "instance-weights": (),
 }
 NEED_MNIST = ("lazy-regime", "first-order")
 

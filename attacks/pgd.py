@@ -193,6 +193,7 @@ class PGD(SequentialAttack):
     step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
     decay: float = 1.0  # factor of the step size
     decay_every: int = 10  # steps between two decays
+    leave: bool = True  # an example stops at its first misclassified point; false: it takes all steps
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,7 +205,7 @@ class PGD(SequentialAttack):
         x_adv = threat.random_start(batch.x, generator) if self.random_start else batch.x
         for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
             x_adv, _ = ascend(  # leave: a broken example costs one pass per call and no more
-                model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, loss=loss, leave=True, start=x_adv,
-                step=None if self.step == "auto" else self.step,
+                model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, loss=loss, start=x_adv,
+                step=None if self.step == "auto" else self.step, leave=self.leave,
             )  # fmt: skip
         return x_adv

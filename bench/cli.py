@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from bench.commands import board, catalog, recheck, runs, show, submission
+from bench.commands import board, catalog, pack, recheck, runs, show, submission
 from bench.commands.arguments import Parser, ShowVersion, fail
 from bench.core.errors import CheckError, UncheckedError, UserError
 from bench.core.failures import FULL, OUT_OF_MEMORY, is_out_of_memory
@@ -17,7 +17,7 @@ def parser() -> Parser:
     top = Parser(prog="bench", description=about)
     top.add_argument("--version", action=ShowVersion, nargs=0, help="print the version")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for subject in (catalog, show, runs, recheck, board, submission):
+    for subject in (catalog, show, runs, pack, recheck, board, submission):
         subject.add(commands)
     return top
 

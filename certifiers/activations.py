@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from certifiers.curves import enclosing_lines
+from certifiers.curves import enclosing_lines, s_curve_lines
 from certifiers.layers import Interval
 from certifiers.relaxations import LinearRelaxation, RelaxationKind
 
@@ -54,7 +54,8 @@ class Activation(ABC):
         parallel: both lines have one slope (Eq. 3.4 for ReLU, Eq. 3.5 for sigmoid and tanh). adaptive: the line of a
         ReLU that passes through the origin is the piece on the longer side of zero, which leaves the smaller area
         (CROWN); sigmoid and tanh as parallel; other curves with one slope for each line, of the smallest area among
-        some. tight: as adaptive, but for sigmoid and tanh the chord wherever it is a bound.
+        some. tight: as adaptive, but for sigmoid and tanh the chord wherever it is a bound. crown: as adaptive, but for
+        sigmoid and tanh one slope for each line, as in CROWN (s_curve_lines).
         """
 
 
@@ -123,7 +124,11 @@ class SCurve(Activation):
 
         If the interval is on one side of zero, one line is the chord and the other a tangent on that side. Else both
         are tangents, at t_1 < 0 < t_2; if `tight`, the chord replaces a tangent whose point is outside the interval.
+        `crown`: see s_curve_lines.
         """
+        if kind == "crown":
+            middle = 0.0 if self.name == "tanh" else 0.5
+            return s_curve_lines(self.function, self._derivative, low, high, middle=middle)
         curve, chords = self.function, kind == "tight"
         at_low, at_high = curve(low), curve(high)
         width = high - low
@@ -147,6 +152,10 @@ class SCurve(Activation):
         lower_bias = torch.where(flat, at_low, lower_bias) - pad
         upper_bias = torch.where(flat, at_high, upper_bias) + pad
         return LinearRelaxation(slope, lower_bias, slope, upper_bias)
+
+    def _derivative(self, x: Tensor) -> Tensor:
+        value = self.function(x)
+        return 1 - value.square() if self.name == "tanh" else value * (1 - value)
 
     def _tangent_point(self, slope: Tensor) -> tuple[Tensor, Tensor]:
         """The x > 0 at which the curve has that slope, and the curve's value there."""

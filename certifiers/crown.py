@@ -55,17 +55,18 @@ class Crown(LinearCertifier):
     """Linear bounds in which a ReLU's lower line adapts to the interval.
 
     Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions" (2018).
-    relaxation: of sigmoid and tanh, `eq35` two parallel tangents (thesis, Eq. 3.5), `tight` the chord wherever it is a
-    bound. Deviation: the tangents' slope is the chord's, not searched for.
+    relaxation: of sigmoid and tanh, `eq35` two parallel tangents with the slope of the chord (thesis, Eq. 3.5), `tight`
+    with the chord itself wherever it is a bound, `crown` the paper's lines: one slope for each, and tangents that are
+    searched for.
     GELU, SiLU, ELU and softplus get, for each line, the best of the slopes of the chord and of the curve at both ends
     and the middle.
     """
 
-    relaxation: Literal["eq35", "tight"] = "eq35"
+    relaxation: Literal["eq35", "tight", "crown"] = "eq35"
 
     @property
     def kind_of_relaxation(self) -> RelaxationKind:
-        return "tight" if self.relaxation == "tight" else "adaptive"
+        return "adaptive" if self.relaxation == "eq35" else self.relaxation
 
 
 @registry.certifier("crown-ibp")

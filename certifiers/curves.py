@@ -71,3 +71,52 @@ def _where_slope_is(derivative: Function, left: Tensor, right: Tensor, slopes: T
         beyond = (derivative(middle) < slopes) == rising
         left, right = torch.where(beyond, middle, left), torch.where(beyond, right, middle)
     return left, right
+
+
+def s_curve_lines(
+    curve: Function, derivative: Function, low: Tensor, high: Tensor, *, middle: float
+) -> LinearRelaxation:  # fmt: skip
+    """CROWN's lines for a curve that is convex left of 0, concave right of it, and symmetric about (0, middle).
+
+    Zhang et al. (2018), table 2 and section 3: where the curve is concave, the upper line is the tangent at the middle
+    of the interval, and where it is convex, the chord. Across zero it passes through the curve's left end and touches
+    it at d >= 0, found by bisection, or is the chord if d is beyond the interval. The lower line is the mirror image.
+    Intervals narrower than NARROW have constants. Differentiable in low and high.
+    """
+    slope, bias = _s_curve_above(curve, derivative, low, high)
+    lower_slope, mirrored = _s_curve_above(curve, derivative, -high, -low)
+    pad = 8 * torch.finfo(low.dtype).eps  # the rounding error of the curve and the biases
+    return LinearRelaxation(lower_slope, 2 * middle - mirrored - pad, slope, bias + pad)
+
+
+def _s_curve_above(curve: Function, derivative: Function, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and bias of the upper line of s_curve_lines."""
+    at_low, at_high, width = curve(low), curve(high), high - low
+    narrow = width < NARROW
+    chord = (at_high - at_low) / torch.where(narrow, 1, width)
+    chord_bias = torch.maximum(at_low - chord * low, at_high - chord * high)  # the outer one: the slope was rounded
+    with torch.no_grad():
+        touching, right = torch.zeros_like(low), high.clamp(min=0)
+        beyond = _tangent_at(curve, derivative, right, low) < at_low  # the point of touch is beyond the interval
+        for _ in range(STEPS):
+            tried = (touching + right) / 2
+            above = _tangent_at(curve, derivative, tried, low) >= at_low
+            touching, right = torch.where(above, touching, tried), torch.where(above, tried, right)
+        slope, lever = derivative(right), torch.where(right > low, right - low, 1)
+        turning, bias = (slope - derivative(low)) / lever, curve(right) - slope * right
+    # the values are those of the tangent at `right`, the gradients those of the line through the left end
+    slope = slope + turning * (low - low.detach())
+    through = at_low - slope * low
+    bias = bias + (through - through.detach())
+    half = (low + high) / 2
+    concave = low >= 0
+    slope = torch.where(concave, derivative(half), slope)
+    bias = torch.where(concave, curve(half) - derivative(half) * half, bias)
+    convex = ~concave & ((high <= 0) | beyond)
+    slope, bias = torch.where(convex, chord, slope), torch.where(convex, chord_bias, bias)
+    return torch.where(narrow, 0, slope), torch.where(narrow, at_high, bias)
+
+
+def _tangent_at(curve: Function, derivative: Function, point: Tensor, x: Tensor) -> Tensor:
+    """The value at x of the tangent at `point`."""
+    return curve(point) + derivative(point) * (x - point)

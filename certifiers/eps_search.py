@@ -18,7 +18,10 @@ from certifiers.network_certifier import NetworkCertifier
 from certifiers.pec import PEC
 
 ENOUGH = 1e-6  # as in the authors' code: if all of eps but this is certified, the upper end of the search stays
-METHODS: dict[str, type[MarginCertifier]] = {"pec": PEC, "bisection": FastLin}
+METHODS: dict[str, type[MarginCertifier]] = {"pec": PEC, "bisection": FastLin, "newton": FastLin}
+START = 0.25  # share of the interval at which Newton's method starts
+BESIDE = 0.4  # of the precision: how far beyond Newton's root the next eps is, so that the interval closes around it
+HALVING = 3  # every so many bounds Newton's method halves the interval, so that it ends on any function
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,18 @@ class SearchInterval:
 @registry.certifier("eps-search")
 @dataclass(frozen=True, kw_only=True)
 class EpsSearch(NetworkCertifier):
-    """The largest eps that can be certified, by bisection.
+    """The largest eps that can be certified, by bisection or Newton's method.
 
     Thesis, Algorithm 3.5. method: `pec` raises the lower end to the radius that the envelope proves; `bisection` is the
-    plain search of Fast-Lin and CROWN. It starts from [0, high] and ends when the interval is no longer than
-    `precision`. Only correctly classified examples are searched. eps itself is tried too if the search ends around it.
+    plain search of Fast-Lin and CROWN; `newton` follows the derivative of fast-lin's least margin with respect to eps,
+    as Wong and Kolter (2018, appendix) do, and halves the interval at every third bound. The search starts from
+    [0, high] and ends when the interval is no longer than `precision`. Only correctly classified examples are searched.
+    eps itself is tried too if the search ends around it.
     """
 
     norms = ("Linf", "L2")
 
-    method: Literal["pec", "bisection"] = "pec"
+    method: Literal["pec", "bisection", "newton"] = "pec"
     high: Length = OfEps(4)  # upper end of the search
     precision: float = 1e-4  # length of the interval at which the search ends
 
@@ -57,7 +62,7 @@ class EpsSearch(NetworkCertifier):
         low = self.search(model, batch.x, batch.y, threat).low
         near = ((low > 0) & (low < eps) & (low + self.precision >= eps)).nonzero().squeeze(1)
         if len(near):
-            radius = self._certified(model, batch.x[near], batch.y[near], threat, eps[near])
+            radius, _ = self._certified(model, batch.x[near], batch.y[near], threat, eps[near])
             low[near] = torch.maximum(low[near], radius)
         return Certificate(low.to(batch.x.dtype), low >= eps)
 
@@ -71,12 +76,16 @@ class EpsSearch(NetworkCertifier):
         low = torch.zeros_like(x[:, 0, 0, 0])
         high = low + self._high(threat, x)
         bounds = torch.zeros_like(y)
+        tried = low + (high - low) * (START if self.method == "newton" else 0.5)
         while len(rows := (correct & (high - low > self.precision)).nonzero().squeeze(1)):
-            eps = (low[rows] + high[rows]) / 2
-            radius = self._certified(model, x[rows], y[rows], threat, eps)
+            eps = tried[rows]
+            radius, root = self._certified(model, x[rows], y[rows], threat, eps)
             bounds[rows] += 1
             low[rows] = torch.maximum(low[rows], radius)
             high[rows] = torch.where(eps - ENOUGH > radius, eps, high[rows])
+            beyond = root + torch.where(low[rows] >= eps, 1, -1) * BESIDE * self.precision
+            useful = (beyond > low[rows]) & (beyond < high[rows]) & (bounds[rows] % HALVING != 0)
+            tried[rows] = torch.where(useful, beyond, (low[rows] + high[rows]) / 2)
         return SearchInterval(low, high, bounds)
 
     def _high(self, threat: ThreatModel, x: Tensor) -> Tensor:
@@ -84,8 +93,17 @@ class EpsSearch(NetworkCertifier):
         high = torch.as_tensor(in_units(self.high, threat.eps_like(x)), dtype=torch.float64, device=x.device)
         return high.flatten()
 
-    def _certified(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: Tensor) -> Tensor:
-        """The radius that is certified by bounds over an eps (b,) of each image's own, (b,)."""
-        threat = ThreatModel(threat.norm, eps, threat.box)
-        margins, radius, error = METHODS[self.method]().bounds_with_error(model, x, y, threat)
-        return torch.where(margins.amin(dim=1) > error, eps, radius)
+    def _certified(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The radius that bounds over an eps (b,) of each image's own certify, and Newton's root (b,), or NaN."""
+        differentiated = self.method == "newton"
+        with torch.set_grad_enabled(differentiated):
+            eps = eps.detach().requires_grad_(differentiated)
+            own = ThreatModel(threat.norm, eps, threat.box)
+            margins, radius, error = METHODS[self.method]().bounds_with_error(model, x, y, own)
+            least, root = margins.amin(dim=1), torch.full_like(eps, torch.nan)
+            if differentiated:
+                (slope,) = torch.autograd.grad(least.sum(), eps)
+                root = (eps - (least - error) / slope).detach()
+        return torch.where(least > error, eps, radius).detach(), root

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bench.core.errors import UserError
@@ -72,7 +71,6 @@ class Graph:
         return uses == 1 and self.node(value) == len(self.nodes) - 1
 
 
-@torch.no_grad()
 def apply(layer: Layer | None, inputs: Sequence[Tensor]) -> Tensor:
     """The output of a layer for inputs (B,*shape)."""
     if isinstance(layer, Join):

@@ -88,9 +88,9 @@ class BoundedNetwork:
         self.budget = budget or BUDGET.get(network.image.device.type, BUDGET["cpu"])
         self._starts: dict[tuple[int, int, int], BackwardBound] = {}
 
-    def bound(self, region: Region, y: Tensor) -> LinearBounds:
-        """Bounds of the margins of labels y (B,) over the region."""
-        bounds = self.preactivation_bounds(region)
+    def bound(self, region: Region, y: Tensor, known: PreActivationBounds | None = None) -> LinearBounds:
+        """Bounds of the margins of labels y (B,) over the region. known: see preactivation_bounds."""
+        bounds = self.preactivation_bounds(region, known)
         return self.margin_bounds(region, y, bounds, self.relax(bounds))
 
     def in_chunks(self, region: Region, y: Tensor) -> Iterator[tuple[Tensor, LinearBounds]]:
@@ -101,31 +101,41 @@ class BoundedNetwork:
         for rows in torch.arange(len(y), device=y.device).split(self.chunk_size(region, y)):
             yield rows, self.bound(region.of(rows), y[rows])
 
-    def preactivation_bounds(self, region: Region) -> PreActivationBounds:
-        """Bounds of the input of each activation."""
+    def preactivation_bounds(self, region: Region, known: PreActivationBounds | None = None) -> PreActivationBounds:
+        """Bounds of the input of each activation.
+
+        known: the same bounds from a call without gradients. The units that they prove to be stable keep them, because
+        the relaxation of a stable unit has no gradient. Bounding twice is then faster than differentiating them all.
+        """
         if self.intermediate == "ibp":
             return interval_preactivation_bounds(self.network, region)
         bounds: PreActivationBounds = {}
         relaxations: dict[int, LinearRelaxation] = {}
         intervals = ForwardIntervals(self.network, region)
         for k in self.network.activations:
-            bounds[k] = self.input_bounds(region, k, intervals, relaxations)
+            bounds[k] = self.input_bounds(region, k, intervals, relaxations, known)
             relaxations |= self.relax({k: bounds[k]})
             intervals.relax(k, relaxations[k], *bounds[k])
         return bounds
 
     def input_bounds(
-        self, region: Region, k: int, intervals: ForwardIntervals, relaxations: Relaxations
-    ) -> tuple[Tensor, Tensor]:
+        self, region: Region, k: int, intervals: ForwardIntervals, relaxations: Relaxations,
+        known: PreActivationBounds | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Bounds of the input of activation k, (B,*shape) each, given relaxations of the activations before it.
 
-        intervals: of the nodes before it; where they prove a unit to be stable, they are its bounds.
+        intervals: of the nodes before it. Where they (or else the `known` bounds) prove a unit to be stable, they are
+        its bounds.
         """
         shape = self.network.nodes[k].shape
         if self.network.is_linear(self.network.nodes[k].inputs[0]):
             low, high = self.bound_units(region, k, range(shape[0]), {})
         else:
-            low, high, unstable = (each.flatten(1) for each in intervals.of_input(k))
+            if known is None:
+                low, high, unstable = intervals.of_input(k)
+            else:
+                (low, high), unstable = known[k], self.network.activation(k).unstable(*known[k])
+            low, high, unstable = (each.flatten(1) for each in (low, high, unstable))
             low, high = self._replaced(region, k, (low, high), unstable, relaxations)
         return low.unflatten(1, shape), high.unflatten(1, shape)
 

@@ -71,12 +71,17 @@ class Network:
         """Whether a node's output is a linear function of the image."""
         return self._linear[k]
 
+    @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """What the layers compute for images x (B,C,H,W): (B,K)."""
+        """What the layers compute for images x (B,C,H,W): (B,K), without a gradient."""
+        return self.values(x)[-1]
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        """The output of each node, (B,*shape), for images x (B,C,H,W); differentiable."""
         outputs = [x]
         for node in self.nodes[1:]:
             outputs.append(apply(node.layer, [outputs[k] for k in node.inputs]))
-        return outputs[-1]
+        return outputs
 
 
 def layers_of(recording: Recording, image: Tensor) -> list[Node]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-RelaxationKind = Literal["parallel", "adaptive", "tight"]
+RelaxationKind = Literal["parallel", "adaptive", "tight", "crown"]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class AT(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "extra")
 
     def prepare(self, trainer: Trainer) -> None:
         planned = self.planned(trainer)

@@ -32,7 +32,7 @@ class Carried(Defense[ConfigT]):
 
     def attacked(self, batch: Batch, trainer: Trainer) -> Tensor:
         x_adv, _ = ascend(
-            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=self.config.steps,
+            trainer.model, batch.x, batch.target, threat=trainer.threat, steps=self.config.steps,
             alpha=in_units(self.config.alpha, trainer.eps), start=carried_start(trainer, batch),
         )  # fmt: skip
         carry(trainer, batch, x_adv)
@@ -55,11 +55,11 @@ class ATTA(Carried[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "cutmix")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         x_adv, smoothing = self.attacked(batch, trainer), self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ class BackwardSmoothing(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, threat, x = self.config, trainer.model, trainer.threat, batch.x

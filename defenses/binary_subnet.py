@@ -1,8 +1,8 @@
-"""Robust subnetworks of randomly initialised binary networks (Liu et al.; thesis, section 5.1)."""
+"""Robust subnetworks of randomly initialised networks (Liu et al.; Fu et al.; thesis, section 5.1)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.errors import UserError
 from bench.core.specs import Length, OfEps, in_units
+from bench.training.architecture import linear_layers
+from bench.training.budgets import adaptive_budgets
 from bench.training.perturbation_bank import BankConfig, carried_start, carry, reset_bank, start_bank
-from bench.training.subnet import adaptive_budgets, linear_layers, mask_layers, masks
+from bench.training.subnet import Start, fan_in, mask_layers, masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,12 @@ class Config(TrainingConfig):
     steps: int = 10  # of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
     attack_mode: Literal["eval", "train"] = "eval"  # train: the released code's batch norm during the attack
+    last_norm: bool = True  # a batch norm over the logits (LBN), as the last layer of the model
+    init: Literal["binary", "kaiming"] = "binary"  # weights +-1, or +-sqrt(2 / (l (1 - r))) for layers of l inputs
+    score_start: Literal["range", "fan-in"] = "range"  # a is score_range, or sqrt(1 / l) for layers of l inputs
+    adversary: Literal["attack", "none"] = "attack"  # none: training on clean images
+    step: Literal["auto", "sign", "l2", "raw"] = "auto"  # raw: the gradient itself, as the box of Algorithm 5.1 writes
+    newer: ClassVar[tuple[str, ...]] = ("last_norm", "init", "score_start", "adversary", "step")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,6 +47,7 @@ class Config(TrainingConfig):
             r=(0 < self.r < 1, "in (0, 1)"),
             gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
             score_range=(self.score_range > 0, "positive"),
+            binary=(not self.binary, "false, because the weights are fixed; init=binary makes them +1 and -1"),
         )
 
 
@@ -47,44 +56,64 @@ class FastConfig(Config, BankConfig):
     epochs: int = 100
     steps: int = 1
     alpha: Length = OfEps(0.5)
+    newer: ClassVar[tuple[str, ...]] = (*Config.newer, *BankConfig.newer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TicketConfig(Config):
+    epochs: int = 160
+    batch_size: int = 128
+    validation: float = 0.0
+    select: Literal["last", "best"] = "last"
+    gamma: float = 1.0
+    rank: Literal["score", "magnitude"] = "magnitude"
+    last_norm: bool = False
+    init: Literal["binary", "kaiming"] = "kaiming"
+    score_start: Literal["range", "fan-in"] = "fan-in"
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def binarise(model: nn.Module, output: nn.Linear) -> nn.Module:
-    """Weights +1 and -1, no bias, batch norm without affine parameters, and a batch norm over the logits."""
+@torch.no_grad()
+def fix_weights(model: nn.Module, init: Literal["binary", "kaiming"], r: float) -> None:
+    """Constant weights with the signs of the architecture's own, no biases, and batch norms without affine parameters.
+
+    Their absolute value is 1, or, by the signed Kaiming constant, sqrt(2 / (l (1 - r))) in a layer of l inputs.
+    """
     for layer in linear_layers(model):
+        value = 1.0 if init == "binary" else (2 / (fan_in(layer.weight) * (1 - r))) ** 0.5
         layer.bias = None
-        layer.weight.data = torch.where(layer.weight >= 0, 1.0, -1.0)
+        layer.weight.data = torch.where(layer.weight >= 0, value, -value)
     for norm in [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]:
         norm.affine, norm.weight, norm.bias = False, None, None  # type: ignore[assignment]
-    return nn.Sequential(model, nn.BatchNorm1d(output.out_features, affine=False))
 
 
 class Subnet(Defense[ConfigT]):
     """Algorithm 5.1, which the two methods share. Comments count the lines of its box."""
 
     def build(self, model: nn.Module) -> nn.Module:
-        layers = linear_layers(model)
-        last = layers[-1]
-        if not isinstance(last, nn.Linear):
-            raise UserError("binary-subnet needs a model whose last layer is linear; use another --model")
-        budgets = adaptive_budgets([layer.weight.numel() for layer in layers], 1 - self.config.r, self.config.gamma)
-        model = binarise(model, last)
-        mask_layers(model, budgets, self.config.score_range, self.config.rank)
+        config, layers = self.config, linear_layers(model)
+        if not isinstance(layers[-1], nn.Linear):
+            raise UserError("a robust subnetwork needs a model whose last layer is linear; use another --model")
+        budgets = adaptive_budgets([layer.weight.numel() for layer in layers], 1 - config.r, config.gamma)
+        fix_weights(model, config.init, config.r)
+        start: Start = config.score_range if config.score_start == "range" else "fan-in"
+        mask_layers(model, budgets, start, config.rank)
         return model
 
     def parameters(self, model: nn.Module) -> Iterable[nn.Parameter]:
         return [mask.scores for mask in masks(model)]
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        config = self.config
-        x_adv, _ = ascend(  # lines 4 to 9
-            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
-            alpha=in_units(config.alpha, trainer.eps), start=self.start(batch, trainer), mode=config.attack_mode,
-        )  # fmt: skip
-        self.store(batch, trainer, x_adv)
+        config, x_adv = self.config, batch.x
+        if config.adversary == "attack":
+            x_adv, _ = ascend(  # lines 4 to 9
+                trainer.model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
+                alpha=in_units(config.alpha, trainer.eps), start=self.start(batch, trainer), mode=config.attack_mode,
+                step=None if config.step == "auto" else config.step,
+            )  # fmt: skip
+            self.store(batch, trainer, x_adv)
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))  # lines 11 and 12
 
     def start(self, batch: Batch, trainer: Trainer) -> Tensor:
@@ -102,8 +131,11 @@ class BinarySubnet(Subnet[Config]):
     Thesis, Algorithm 5.1 (edge pop-up with PGD), adaptive pruning (Eq. 5.11), binary initialisation and last batch norm
     (5.1.3). The weights of all linear and convolutional layers are the signs of the architecture's default
     initialisation. Biases, which are zero in the text, are removed. Weights are ranked by their score, as in the text;
-    the released code ranks by its absolute value (`rank=magnitude`). Deviation: the attack steps along the gradient's
-    sign (Linf) or the normalised gradient (L2), as PGD does; the box of the algorithm steps along the gradient itself.
+    the released code ranks by its absolute value (`rank=magnitude`), and attacks with batch norm in train mode
+    (`attack_mode=train`). The attack steps along the gradient's sign (Linf) or the normalised gradient (L2), as PGD
+    does; the box of the algorithm steps along the gradient itself (`step=raw`). The thesis' ablations: `init=kaiming`
+    with `score_start=fan-in` (Table 5.4), `last_norm=false` (Table 5.3), `adversary=none` (Table 5.5). In the signed
+    Kaiming constant, r is that of the whole network, as printed, also where layers keep other shares.
 
     Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 3 seeds, 360 test images):
     clean 97.8 +- 0.3, certified 0.0 +- 0.0, attacked 43.8 +- 2.0. mnist (cnn, Linf 0.1, 2 epochs, 3 seeds, 1,000 test
@@ -137,3 +169,18 @@ class BinarySubnetFast(Subnet[FastConfig]):
 
     def end_epoch(self, trainer: Trainer) -> None:
         reset_bank(trainer, self.config)
+
+
+@registry.defense("rst")
+class RobustScratchTicket(Subnet[TicketConfig]):
+    """RST: edge pop-up with PGD in a network of random constants, each layer pruned at the same rate.
+
+    Fu et al. (2021), "Drawing Robust Scratch Tickets". Here it is Algorithm 5.1 of the thesis with the settings of edge
+    pop-up: the signed Kaiming constant, scores from U[-sqrt(1/l), sqrt(1/l)] that are ranked by their absolute value,
+    gamma 1, no last batch norm (the thesis adds one in Tables 5.7 to 5.10: `last_norm=true`). The learning rate's
+    schedule is not known here; it is the cosine of binary-subnet.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = TicketConfig

@@ -32,15 +32,15 @@ class FGSMAT(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "cutmix", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         x_adv, _ = ascend(
-            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=1, start=batch.x,
+            trainer.model, batch.x, batch.target, threat=trainer.threat, steps=1, start=batch.x,
             alpha=in_units(self.config.alpha, trainer.eps), mode=self.config.attack_mode,
         )  # fmt: skip
         smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +61,16 @@ class FGSMRS(Defense[RandomStartConfig]):
     """
 
     config_class = RandomStartConfig
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "cutmix", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         threat = trainer.threat
         x_adv, _ = ascend(
-            trainer.model, batch.x, batch.y, threat=threat, steps=1, alpha=in_units(self.config.alpha, trainer.eps),
-            start=threat.random_start(batch.x, trainer.generator), mode=self.config.attack_mode,
+            trainer.model, batch.x, batch.target, threat=threat, steps=1, mode=self.config.attack_mode,
+            alpha=in_units(self.config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
         )  # fmt: skip
         smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class NFGSM(Defense[NoisyConfig]):
     """
 
     config_class = NoisyConfig
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "cutmix", "extra")
     norms = ("Linf",)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
@@ -101,9 +101,9 @@ class NFGSM(Defense[NoisyConfig]):
         uniform = 2 * torch.rand(x.shape, generator=trainer.generator, device=x.device) - 1
         noisy = (x + config.noise * trainer.eps * uniform).requires_grad_()
         with mode_of(trainer.model, training=config.attack_mode == "train"):
-            loss = cross_entropy(trainer.model(noisy), batch.y, reduction="sum")
+            loss = cross_entropy(trainer.model(noisy), batch.target, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, noisy)
         length = in_units(config.alpha, trainer.eps)
         x_adv = threat.clamp(noisy.detach() + length * threat.steepest(gradient))
         smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))

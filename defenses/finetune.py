@@ -1,6 +1,5 @@
 """Adversarial fine-tuning of trained weights, with additional data (thesis, section 4.3.5)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,7 +11,6 @@ from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.specs import Length, OfEps, in_units
-from bench.training.extra_data import ExtraData
 from bench.training.other_weights import read_weights
 
 
@@ -22,8 +20,6 @@ class Config(TrainingConfig):
     lr: float = 1e-3
     schedule: Schedule = "constant"
     checkpoint: str = ""  # file of weights of this architecture, from which the training starts
-    extra: str = ""  # .npz with x_extra (uint8) and y_extra; without it the training data alone
-    share: float = 0.5  # of each batch that comes from `extra`
     reweight: bool = True  # RW: examples are weighted by the probability of their label
     beta: float = 6.0  # KL: lambda, the weight of the divergence of attacked from clean outputs; 0 for none
     steps: int = 10  # of the attack
@@ -31,7 +27,7 @@ class Config(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(beta=(self.beta >= 0, "not negative"), share=(0 < self.share < 1, "in (0, 1)"))
+        self.check(beta=(self.beta >= 0, "not negative"))
 
 
 @registry.defense("finetune")
@@ -39,24 +35,18 @@ class FineTune(Defense[Config]):
     """Fine-tuning: PGD training of finished weights at a small learning rate, with additional data, RW and KL.
 
     Thesis, section 4.3.5, L_FT: sum of w_i (CE(f(x_i'), y_i) + lambda KL(p_i || p_i')), with w_i proportional to
-    p_y(x_i') without a gradient (RW) or uniform. An epoch uses each training example once; the thesis counts epochs of
-    the additional data. The cost of the first training is not counted here.
+    p_y(x_i') without a gradient (RW) or uniform. The additional data are the setting `extra`; the thesis takes half of
+    each batch from them. An epoch uses each training example once; the thesis counts epochs of the additional data. The
+    cost of the first training is not counted here.
 
     Evidence: not yet reproduced.
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "extra")
 
     def prepare(self, trainer: Trainer) -> None:
         trainer.model.load_state_dict(read_weights(self.config.checkpoint, "checkpoint", trainer.model), strict=True)
-        if self.config.extra:
-            ExtraData(self.config.extra, self.config.share, self.config).check(trainer)
-
-    def batches(self, trainer: Trainer) -> Iterator[Batch]:
-        if not self.config.extra:
-            return trainer.shuffled()
-        return ExtraData(self.config.extra, self.config.share, self.config).mixed(trainer)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, threat, y = self.config, trainer.model, trainer.threat, batch.y

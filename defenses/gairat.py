@@ -23,6 +23,10 @@ class Config(TrainingConfig):
     shift: float = -1.0  # lambda: the smaller, the less the examples count that the attack breaks late
     burn_in: float = 0.6  # fraction of the training without weights
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(burn_in=(0 <= self.burn_in <= 1, "a fraction of the training, in [0, 1]"))
+
 
 @registry.defense("gairat")
 class GAIRAT(Defense[Config]):

@@ -41,7 +41,7 @@ class NuAT(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "extra")
     norms = ("Linf",)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:

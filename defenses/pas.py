@@ -44,7 +44,7 @@ class PAS(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "cutmix", "extra")
 
     def build(self, model: nn.Module) -> nn.Module:
         return Snapshots(model, len(self.config.periods) + 1) if self.config.ensemble else model
@@ -55,12 +55,12 @@ class PAS(Defense[Config]):
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat, live = self.config, trainer.threat, live_of(trainer.model)
         x_adv, _ = ascend(
-            live, batch.x, batch.y, threat=threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
+            live, batch.x, batch.target, threat=threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
             start=threat.random_start(batch.x, trainer.generator),
         )  # fmt: skip
 
         def loss() -> Tensor:
-            return cross_entropy(live(x_adv), batch.y, label_smoothing=config.label_smoothing)
+            return cross_entropy(live(x_adv), batch.target, label_smoothing=config.label_smoothing)
 
         trainer.update(loss)
 

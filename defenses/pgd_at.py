@@ -41,7 +41,7 @@ class PGDAT(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "cutmix", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat = self.config, trainer.threat
@@ -50,11 +50,11 @@ class PGDAT(Defense[Config]):
             config.steps, in_units(config.alpha, trainer.eps), config.alpha_decay, config.alpha_decay_every
         ):
             x_adv, _ = ascend(
-                trainer.model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=x_adv,
+                trainer.model, batch.x, batch.target, threat=threat, steps=steps, alpha=alpha, start=x_adv,
                 step=None if config.step == "auto" else config.step, mode=config.attack_mode,
             )  # fmt: skip
         smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
+        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
 
 
 @dataclass(frozen=True, kw_only=True)

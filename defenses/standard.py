@@ -17,9 +17,9 @@ class Standard(Defense[TrainingConfig]):
     """
 
     config_class = TrainingConfig
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "cutmix", "extra")
     norms = ("Linf", "L2", "L1")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(batch.x), batch.y, label_smoothing=smoothing))
+        trainer.update(lambda: cross_entropy(trainer.model(batch.x), batch.target, label_smoothing=smoothing))

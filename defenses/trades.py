@@ -41,7 +41,7 @@ class TRADES(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    composes = ("awp", "label_smoothing", "cutmix", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, x = self.config, trainer.model, batch.x
@@ -55,7 +55,7 @@ class TRADES(Defense[Config]):
 
         def loss() -> Tensor:
             logits, logits_adv = model(x), model(x_adv)
-            clean_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            clean_loss = cross_entropy(logits, batch.target, label_smoothing=config.label_smoothing)
             return clean_loss + config.beta * kl(logits, logits_adv).mean()
 
         trainer.update(loss)

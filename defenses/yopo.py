@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.parametrize import is_parametrized
 
 from bench.core import registry
 from bench.core.config import TrainingConfig
@@ -68,7 +69,10 @@ class FirstLayer:
     """The part of a model from the image to the output of the first layer with a weight matrix, or a convolution."""
 
     def __init__(self, model: nn.Module) -> None:
-        leaves = [module for module in model.modules() if not any(True for _ in module.children())]
+        leaves = [
+            module for name, module in model.named_modules()
+            if "parametrizations" not in name and (is_parametrized(module) or not any(True for _ in module.children()))
+        ]  # fmt: skip
         end = next(n for n, leaf in enumerate(leaves) if any(p.dim() > 1 for p in leaf.parameters()))
         self.modules = leaves[: end + 1]
 

@@ -85,7 +85,7 @@ def threat_name(threat: Threat) -> str:
     levels = threat.eps * 255
     whole = round(levels)
     as_levels = threat.norm == "Linf" and 1 <= whole <= 32 and abs(levels - whole) < 1e-6
-    return f"{threat.norm} {f'{whole}/255' if as_levels else f'{threat.eps:g}'}"
+    return f"{threat.norm} {f'{whole}/255' if as_levels else f'{threat.eps:g}'}{'' if threat.box else ', no box'}"
 
 
 def verdict_text(verdict: str) -> str:

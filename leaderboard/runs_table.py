@@ -8,9 +8,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import msgspec
+
 from bench.core import clopper_pearson
 from bench.core.example_table import Accuracy
-from bench.core.records import Record
+from bench.core.records import Record, Size
 from leaderboard.render import Format, interval, percent, render, threat_name, verdict_text, wrapped
 from leaderboard.run_tables import BRACKET, accuracies
 from leaderboard.statistics import recipe_interval
@@ -20,7 +22,9 @@ INTERVALS = (
     "its expected accuracy over seeds and examples. +- is the standard deviation over seeds."
 )
 KEYS = ("defense", "seed", "config")  # identify a line; `config` only where the others do not
-OPTIONAL = ("config", "settings", "worst by", "bracket", "open")  # left out if all are empty
+SIZE_FIELDS = Size.__struct_fields__
+SIZES = ("kept", "bits", "bytes", "FLOPs")  # of the networks; shown if one of them is compressed
+OPTIONAL = ("config", "settings", "worst by", "bracket", "open", *SIZES)  # left out if all are empty
 LEFT = ("defense", "config", "data", "model", "threat", "settings", "worst by", "interval of", "verdict")
 SETTING = (
     "defense", "suite", "dataset", "model", "norm", "eps", "config_hash", "epochs", "settings", "seed", "seeds",
@@ -144,6 +148,7 @@ def _columns(lines: Sequence[Line], metrics: Sequence[str]) -> dict[str, list[st
             columns["worst by"] = [", ".join(_worst_by(line)) for line in lines]
     columns["bracket"] = [_bracket_text(line) for line in lines]
     columns["open"] = [_open_text(line) for line in lines]
+    columns |= _size_columns(lines)
     columns["interval of"] = [line.interval_of for line in lines]
     columns["verdict"] = [verdict_text(line.first.sanity.verdict) if len(line.records) == 1 else "" for line in lines]
     columns["training s"] = [_seconds_text(line) for line in lines]
@@ -175,6 +180,26 @@ def _open_text(line: Line) -> str:
     return f"{mean:.0f}{' cut' if any(bracket.cut_by_time for bracket in brackets) else ''}"
 
 
+def _largest(line: Line) -> Size | None:
+    """The largest network over the seeds, in bytes."""
+    sizes = [record.size for record in line.records if record.size is not None]
+    return max(sizes, key=lambda size: size.bytes, default=None)
+
+
+def _size_columns(lines: Sequence[Line]) -> dict[str, list[str]]:
+    """The SIZES; empty cells if no network is compressed."""
+    sizes = [_largest(line) for line in lines]
+    if not any(size is not None and size.is_compressed for size in sizes):
+        return {name: [""] * len(lines) for name in SIZES}
+    texts = [
+        ("",) * len(SIZES)
+        if size is None
+        else (f"{size.kept:,} of {size.weights:,}", f"{size.bits:,}", f"{size.bytes:,}", f"{size.flops:,}")
+        for size in sizes
+    ]
+    return {name: [text[number] for text in texts] for number, name in enumerate(SIZES)}
+
+
 def _seconds_text(line: Line) -> str:
     if line.seconds is None:
         return ""
@@ -192,7 +217,8 @@ def _numbers(line: Line) -> dict[str, Any]:
         "norm": first.threat.norm, "eps": first.threat.eps, "config_hash": first.config_hash,
         "epochs": first.training and first.training.epochs, "settings": given_settings(first),
         "seed": first.seed if one else None, "seeds": [record.seed for record in line.records],
-        "n_examples": first.n_examples, "interval_of": line.interval_of,
+        "n_examples": first.n_examples, "size": (size := _largest(line)) and msgspec.to_builtins(size),
+        "interval_of": line.interval_of,
         "clean_acc": acc["clean"], "robust_acc": {spec: acc[spec] for spec in first.attacks if spec in acc},
         "worst_acc": acc.get("worst"), "worst_by": _worst_by(line), "union_acc": acc.get("union"),
         "certified_acc": {spec: acc[key] for spec in first.certifiers if (key := f"certified {spec}") in acc},
@@ -220,6 +246,7 @@ def _csv(lines: Sequence[Line], columns: Sequence[str]) -> str:
         for value in map(line.values.get, columns):
             cells += [None] * 4 if value is None else [value.acc, value.low, value.high, value.spread]
         rest = [", ".join(numbers["worst_by"]), bracket.get("open"), bracket.get("truncated"), numbers["verdict"]]
-        rows.append([*cells, *rest, numbers["training_seconds"]])
-    last = ["worst_by", "bracket_open", "bracket_truncated", "verdict", "training_seconds"]
+        size = numbers["size"] or {}
+        rows.append([*cells, *rest, numbers["training_seconds"], *(size.get(name) for name in SIZE_FIELDS)])
+    last = ["worst_by", "bracket_open", "bracket_truncated", "verdict", "training_seconds", *SIZE_FIELDS]
     return render([*SETTING, *ends, *last], rows, "csv")

@@ -41,6 +41,8 @@ def add_setting(sub: argparse.ArgumentParser) -> None:
     option("--norm", choices=["Linf", "L2", "L1"], help="norm of the threat model (default: the suite's)")
     help_text = "perturbation size, for images in [0, 1]; attacks also run at each further eps"
     option("--eps", type=eps_list, metavar="8/255,...", help=help_text)
+    help_text = "none: points may leave [0, 1], as in some papers; such a run is no board's"
+    option("--box", choices=["pixels", "none"], default="pixels", help=help_text)
 
 
 def add_training(sub: argparse.ArgumentParser) -> None:

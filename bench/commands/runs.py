@@ -130,7 +130,8 @@ def _request(args: argparse.Namespace) -> Request:
 
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(Request) if field.name in args}
     budget = (args.budget or options.BUDGET) if args.bracket else None
-    return Request(**fields | {"overrides": overrides, "budget": budget})
+    box = "box" not in args or args.box == "pixels"  # `bench sweep` has no such option
+    return Request(**fields | {"overrides": overrides, "budget": budget, "box": box})
 
 
 def act_verify(args: argparse.Namespace) -> None:

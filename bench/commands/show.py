@@ -49,7 +49,7 @@ def act_show(args: argparse.Namespace) -> None:
 
 def _suite_of(record: Record) -> Suite | None:
     """The suite of the run; otherwise that of its data set."""
-    return suites().get(record.suite or "") or next((s for s in suites().values() if s.dataset == record.dataset), None)
+    return suites().get(record.suite or "") or suites().get(record.dataset)
 
 
 def _all_settings(record: Record) -> list[Setting]:

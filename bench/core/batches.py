@@ -22,10 +22,16 @@ class Batch:
     y: Tensor
     index: Tensor
     view: View | None = None  # the crop and flip that made x; None if there was none
+    mixed: Tensor | None = None  # (B,K): the labels of images that are mixtures (CutMix), as shares of the classes
     worst_points: Tensor | None = None  # like x: the points of lowest margin that earlier attacks found, for certifiers
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def target(self) -> Tensor:
+        """What a cross entropy takes: the labels (B,), or the shares of the classes (B,K) if images are mixtures."""
+        return self.y if self.mixed is None else self.mixed
 
     def read(self, bank: Tensor) -> Tensor:
         """The batch's rows of a per-example bank, at least in float32: (N,...) -> (B,...); padded

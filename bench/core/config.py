@@ -19,6 +19,7 @@ Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 # settings of TrainingConfig that are newer than published records: a config leaves them out where they are off
 MODIFIERS = (
     "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
+    "cutmix", "extra", "extra_share", "last_norm", "binary", "keep_losses", "keep_curves",
 )  # fmt: skip
 
 
@@ -59,6 +60,13 @@ class TrainingConfig:
     awp_start: float = 0.0  # fraction of the training after which awp begins
     label_smoothing: float = 0.0  # share of the label that is spread over all classes
     cutout: int = 0  # side of the square that is set to 0 in each training image, 0 for none
+    cutmix: float = 0.0  # share of the batches whose images get a rectangle of another image: 0.5 for CIFAR-10
+    extra: str = ""  # file of additional training data: .npz with x_extra (uint8) and y_extra
+    extra_share: float = 0.5  # of each batch that comes from `extra`
+    last_norm: bool = False  # a batch norm over the logits (LBN), as the last layer of the model
+    binary: bool = False  # BinaryConnect: linear and convolutional layers use the signs of their weights
+    keep_losses: bool = False  # keep the loss of each training example in each epoch: losses.npz of the run
+    keep_curves: int = 0  # training and test examples whose loss and error are logged after each epoch, 0 for none
     newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:
@@ -87,6 +95,9 @@ class TrainingConfig:
             awp_start=(0 <= self.awp_start < 1, "in [0, 1)"),
             label_smoothing=(0 <= self.label_smoothing < 1, "in [0, 1)"),
             cutout=(self.cutout >= 0, "not negative"),
+            cutmix=(0 <= self.cutmix <= 1 and not (self.cutmix and self.extra), "a share, in [0, 1], and 0 with extra"),
+            extra_share=(0 < self.extra_share < 1, "in (0, 1)"),
+            keep_curves=(self.keep_curves >= 0, "not negative"),
             probe_every=(self.probe_every >= 0, "not negative"),
             probe_examples=(self.probe_examples >= 1, "at least 1"),
             select=(
@@ -211,10 +222,13 @@ class RunConfig:
     budget: int | None = None  # of the bracket: sub-problems for each example; None for no bracket
     time_limit: float | None = None  # of the bracket, in seconds; None for none
     bracket: float | None = None  # the budget in seconds of configs from before budgets were work
+    box: bool = True  # whether points are kept in [0, 1]
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values, without those of OPTIONAL that are empty, which keeps published hashes."""
-        return {key: value for key, value in as_json(self).items() if value or key not in OPTIONAL}
+        """The fields as JSON values, without those of OPTIONAL that are empty and without a box of [0, 1], which keeps
+        published hashes."""
+        fields = {key: value for key, value in as_json(self).items() if value or key not in OPTIONAL}
+        return {key: value for key, value in fields.items() if key != "box" or not value}
 
     @property
     def content_hash(self) -> str:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -168,6 +168,9 @@ class Trainer(Protocol):
     bank: dict[str, Tensor]
     """State for each training example, (N,) or (N,C,H+2p,W+2p), by name. It is saved in the checkpoint."""
 
+    log: list[dict[str, Any]]
+    """A line for each finished epoch: `epoch`, `loss` and, after a probe, the accuracies `fgsm` and `pgd`."""
+
     epoch: int
     """The number of finished epochs."""
 
@@ -233,7 +236,8 @@ class Defense(ABC, Generic[ConfigT]):
     config_class: ClassVar[type[TrainingConfig]]
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     composes: ClassVar[tuple[str, ...]] = ()
-    """Of `awp` (updates by functions) and `label_smoothing`: those that `train_step` has; others are refused."""
+    """Of `awp` (updates by functions), `label_smoothing`, `cutmix` (`batch.target` for `batch.y`) and `extra` (no state
+    for each example: `batch.index` is -1 for additional data): those that `train_step` has; others are refused."""
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

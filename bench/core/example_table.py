@@ -44,9 +44,12 @@ class Robustness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ci95: tuple[float, float]
 
 
-class Threat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Threat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """box: whether points are kept in [0, 1], as those of every board are."""
+
     norm: str
     eps: float
+    box: bool = True
 
 
 def accuracy(flags: Flags) -> Accuracy:
@@ -72,7 +75,7 @@ def certifier_specs(table: Table) -> list[str]:
 def threat_of(spec: str, threat: Threat) -> Threat:
     """The threat model of an attack: `threat`, with the norm and the eps that its canonical spec sets."""
     options = split_spec(spec).options
-    return Threat(options.get("norm", threat.norm), float(options.get("eps", threat.eps)))
+    return Threat(options.get("norm", threat.norm), float(options.get("eps", threat.eps)), threat.box)
 
 
 def own_specs(table: Table) -> list[str]:

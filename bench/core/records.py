@@ -161,6 +161,25 @@ class ProofSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     missing: str = ""
 
 
+class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a network needs.
+
+    weights: of linear and convolutional layers. kept: those that are not 0. bits: of their values, 1 for each in a
+    layer of at most two values and 32 otherwise. bytes: of the packed network (`bench pack`). flops: of the prediction
+    for one image, by Table 5.1 of the thesis.
+    """
+
+    weights: int
+    kept: int
+    bits: int
+    bytes: int
+    flops: int
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.kept < self.weights or self.bits < 32 * self.kept
+
+
 class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A file of the run folder (path) or published elsewhere (url)."""
 
@@ -182,6 +201,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     dataset: str
     model: str
     parameters: int | None  # trainable and fixed; None in records from before they were counted
+    size: Size | None = None  # None in earlier records, and for networks that are not in float32
     defense: str
     seed: int
     threat: Threat

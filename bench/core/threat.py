@@ -42,7 +42,7 @@ class ThreatModel:
     @classmethod
     def from_record(cls, threat: Threat) -> Self:
         """The threat model of a record, for images in [0, 1]."""
-        return cls(parse_norm(threat.norm), threat.eps)
+        return cls(parse_norm(threat.norm), threat.eps, (0.0, 1.0) if threat.box else None)
 
     def check_eps(self, shape: Sequence[int]) -> None:
         """UserError if eps exceeds the range of images of `shape` (C,H,W): it was probably meant in grey levels."""

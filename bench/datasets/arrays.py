@@ -12,13 +12,17 @@ import numpy as np
 
 from bench.core.errors import UserError
 from bench.core.files import read_arrays
+from bench.datasets.image_files import ImageFiles
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Images uint8 (N,H,W,C) and labels int64 (N,) from 0 to classes - 1, in the original order."""
+    """Images uint8 (N,H,W,C) and labels int64 (N,) from 0 to classes - 1, in the original order.
+
+    ImageFiles may stand for the images.
+    """
 
     name: str
     x_train: np.ndarray
@@ -38,12 +42,12 @@ class Arrays:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the shapes and bytes of all four arrays."""
+        """SHA-256 of the shapes and bytes of all four arrays; of ImageFiles, the names and lengths of the files."""
         digest = hashlib.sha256()
         for key in KEYS:
-            array = np.ascontiguousarray(getattr(self, key))
+            array = getattr(self, key)
             digest.update(f"{key}{array.shape}".encode())
-            digest.update(array.data)
+            digest.update(array.fingerprint() if isinstance(array, ImageFiles) else np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Random crop, flip and cutout of a batch, on the device, which can be inverted pixel by pixel."""
+"""Random crop, flip, cutout and CutMix of a batch, on the device, which can be inverted pixel by pixel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from bench.core.batches import View
 
@@ -86,3 +87,52 @@ class Cutout:
 
     def _whole(self, canvas: Tensor, index: Tensor) -> Tensor:
         return canvas[index] if self.view is None else self.view.read(canvas, index)
+
+
+@dataclass(frozen=True)
+class CutMix:
+    """One rectangle in which each image of a batch shows another one (Yun et al., 2019), after the `view` of both.
+
+    inside (H,W) bool: the pixels of the rectangle. order (B,): the image that each one shows there, a permutation. So
+    each pixel of each image is in the batch once, and a canvas that holds perturbations is read and written exactly,
+    each pixel for the example that it is of.
+    """
+
+    inside: Tensor
+    order: Tensor
+    view: View | None
+
+    @classmethod
+    def draw(cls, n: int, size: tuple[int, int], view: View | None, generator: torch.Generator) -> CutMix:
+        """A uniform share of the area and a uniform centre; what lies outside of the image is cut off."""
+        device = generator.device
+        side = torch.rand((), generator=generator, device=device).sqrt()
+        rows_and_columns = []
+        for length in size:
+            centre = torch.randint(length, (), generator=generator, device=device)
+            place = torch.arange(length, device=device) - centre + side * length / 2
+            rows_and_columns.append((place >= 0) & (place < side * length))
+        inside = rows_and_columns[0][:, None] & rows_and_columns[1]
+        return cls(inside, torch.randperm(n, generator=generator, device=device), view)
+
+    def mix(self, values: Tensor) -> Tensor:
+        """Images (B,C,H,W) with the rectangles of others."""
+        return torch.where(self.inside, values[self.order], values)
+
+    def labels(self, y: Tensor, classes: int) -> Tensor:
+        """The shares (B,K) of the classes in the mixed images, by area."""
+        share = self.inside.float().mean()
+        whole = one_hot(y, classes).float()
+        return (1 - share) * whole + share * whole[self.order]
+
+    def read(self, canvas: Tensor, index: Tensor) -> Tensor:
+        """(N,C,H+2p,W+2p) and index (B,) -> (B,C,H,W)."""
+        return self.mix(canvas[index] if self.view is None else self.view.read(canvas, index))
+
+    def write(self, canvas: Tensor, index: Tensor, value: Tensor) -> None:
+        """The inverse of read."""
+        own = torch.where(self.inside, value[self.order.argsort()], value)
+        if self.view is None:
+            canvas[index] = own
+        else:
+            self.view.write(canvas, index, own)

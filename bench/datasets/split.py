@@ -1,4 +1,4 @@
-"""One split of a data set on the device: uint8 images and labels, as batches."""
+"""One split of a data set: uint8 images on the device, or streamed from files, and labels, as batches."""
 
 from __future__ import annotations
 
@@ -12,36 +12,47 @@ from torch.nn.functional import pad as zero_pad
 from bench.core.batches import View
 from bench.core.contracts import Batch
 from bench.datasets.arrays import Arrays
-from bench.datasets.augment import CropFlip, Cutout
+from bench.datasets.augment import CropFlip, CutMix, Cutout
+from bench.datasets.image_files import ImageFiles
+from bench.datasets.streaming import StreamedCanvas
 
 
 class Split:
     """x uint8 (N,H,W,C), y int64 (N,). For random crops, the images are stored on a canvas padded by `crop` zeros."""
 
+    classes: int | None
+
     def __init__(
-        self, x: np.ndarray, y: np.ndarray, device: torch.device, *, crop: int = 0, flip: bool = False, cutout: int = 0
-    ) -> None:
-        images = torch.from_numpy(np.ascontiguousarray(x)).to(device).permute(0, 3, 1, 2)
-        self._hold(images, torch.from_numpy(np.ascontiguousarray(y)).to(device), crop, flip)
-        self.cutout = cutout
+        self, x: np.ndarray, y: np.ndarray, device: torch.device, *, crop: int = 0, flip: bool = False, cutout: int = 0,
+        cutmix: float = 0.0, classes: int | None = None,
+    ) -> None:  # fmt: skip
+        """x: ImageFiles are streamed. classes: of the labels that CutMix makes; None: as many as `y` has."""
+        labels = torch.from_numpy(np.ascontiguousarray(y)).to(device)
+        if isinstance(x, ImageFiles):
+            self._hold(StreamedCanvas(x, crop, device), labels, x.shape[1:3], crop, flip)
+        else:
+            images = torch.from_numpy(np.ascontiguousarray(x)).to(device).permute(0, 3, 1, 2)
+            self._hold(zero_pad(images, [crop] * 4).contiguous(), labels, x.shape[1:3], crop, flip)
+        self.cutout, self.cutmix, self.classes = cutout, cutmix, classes
 
     @classmethod
     def test(cls, arrays: Arrays, device: torch.device, n_examples: int | None = None) -> Split:
         """The first `n_examples` test examples of a data set; all by default."""
-        return cls(arrays.x_test[:n_examples], arrays.y_test[:n_examples], device)
+        return cls(np.asarray(arrays.x_test[:n_examples]), arrays.y_test[:n_examples], device)
 
     @classmethod
     def of_tensors(cls, x: Tensor, y: Tensor) -> Split:
         """Images that are float32 (N,C,H,W) in [0, 1] already, and labels (N,) int64."""
         split = cls.__new__(cls)
-        split._hold(x.detach(), y, crop=0, flip=False)
+        split._hold(x.detach().contiguous(), y, (x.shape[2], x.shape[3]), crop=0, flip=False)
         return split
 
-    def _hold(self, images: Tensor, y: Tensor, crop: int, flip: bool) -> None:
-        self.size = (images.shape[2], images.shape[3])
-        self.canvas: Tensor = zero_pad(images, [crop] * 4).contiguous()
+    def _hold(self, canvas: Tensor | StreamedCanvas, y: Tensor, size: tuple[int, ...], crop: int, flip: bool) -> None:
+        self.size = (size[0], size[1])
+        self.canvas = canvas
         self.y: Tensor = y
-        self.crop, self.flip, self.cutout = crop, flip, 0
+        self.crop, self.flip, self.cutout, self.cutmix = crop, flip, 0, 0.0
+        self.classes = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -59,7 +70,11 @@ class Split:
 
     def take(self, index: Tensor) -> Batch:
         """The examples `index`, not augmented."""
-        x = self.canvas[index, :, self.crop : self.crop + self.size[0], self.crop : self.crop + self.size[1]]
+        rows, columns = (slice(self.crop, self.crop + side) for side in self.size)
+        if isinstance(self.canvas, StreamedCanvas):
+            x = self.canvas.rows(index)[:, :, rows, columns]
+        else:
+            x = self.canvas[index, :, rows, columns]
         return Batch(_in_unit_range(x), self.y[index], index)
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -69,7 +84,10 @@ class Split:
             index = order[start : start + batch_size]
             if len(index) == 1 < len(self):
                 return
-            yield self.augmented(index, generator)
+            batch, following = self.augmented(index, generator), order[start + batch_size : start + 2 * batch_size]
+            if isinstance(self.canvas, StreamedCanvas) and len(following):
+                self.canvas.read_ahead(following)
+            yield batch
 
     def count_batches(self, batch_size: int) -> int:
         """The number of batches that `shuffled` yields."""
@@ -77,15 +95,25 @@ class Split:
         return max(1, full + (rest > 1))
 
     def augmented(self, index: Tensor, generator: torch.Generator) -> Batch:
-        """The examples `index`, with the random crop, flip and cutout of the split."""
+        """The examples `index`, with the random crop, flip, cutout and CutMix of the split."""
         view: View | None = None
         if self.crop or self.flip:
             view = CropFlip.draw(len(index), self.size, self.crop, self.flip, generator)
         if self.cutout:
             view = Cutout.draw(len(index), self.size, self.cutout, view, generator)
-        if view is None:
-            return self.take(index)
-        return Batch(_in_unit_range(view.read(self.canvas, index)), self.y[index], index, view)
+        batch = self.take(index) if view is None else self._seen(index, view)
+        if not self.cutmix or float(torch.rand((), generator=generator, device=generator.device)) >= self.cutmix:
+            return batch
+        mixture = CutMix.draw(len(index), self.size, view, generator)
+        classes = int(self.y.max()) + 1 if self.classes is None else self.classes
+        return Batch(mixture.mix(batch.x), batch.y, index, mixture, mixture.labels(batch.y, classes))
+
+    def _seen(self, index: Tensor, view: View) -> Batch:
+        if isinstance(self.canvas, StreamedCanvas):
+            x = view.read(self.canvas.rows(index), torch.arange(len(index), device=index.device))
+        else:
+            x = view.read(self.canvas, index)
+        return Batch(_in_unit_range(x), self.y[index], index, view)
 
 
 def _in_unit_range(x: Tensor) -> Tensor:

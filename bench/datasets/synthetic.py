@@ -112,3 +112,25 @@ def _as_images(name: str, x: Points, y: Labels, train: int) -> Arrays:
     images = np.rint(255 * (0.5 + x / 2)).astype(np.uint8).reshape(-1, side, side, 1)
     parts = {"x_train": images[:train], "y_train": y[:train], "x_test": images[train:], "y_test": y[train:]}
     return check_arrays(name, parts)
+
+
+@registry.dataset("nearest-seed")
+def nearest_seed(
+    data_dir: Path | None = None, *, seeds: int = 10, train: int = 10_000, test: int = 1000, seed: int = 0
+) -> Arrays:
+    """Points of the unit square, each with the class of the nearest of some seeds, as images of 1x2 pixels.
+
+    Thesis, section 3.2.2: the data of figure 3.3. Points and seeds are uniform; points are rounded to 256 levels.
+
+    seeds: the number of seeds, each of a class of its own. train, test: the number of points. seed: of all random
+    numbers.
+    """
+    if seeds < 2 or min(train, test) < seeds or seed < 0:
+        raise UserError("'nearest-seed' takes seeds >= 2, train and test of at least as many, and seed >= 0")
+    rng = np.random.default_rng(seed)
+    centers = rng.uniform(size=(seeds, 2))
+    points = np.rint(255 * np.concatenate([centers, rng.uniform(size=(train + test - seeds, 2))])).astype(np.uint8)
+    y = np.square(points[:, None] / 255 - centers).sum(axis=2).argmin(axis=1)
+    images = points.reshape(-1, 1, 2, 1)
+    parts = {"x_train": images[:train], "y_train": y[:train], "x_test": images[train:], "y_test": y[train:]}
+    return check_arrays("nearest-seed", parts)

@@ -24,8 +24,8 @@ def assemble(layers: NamedLayers, mean: PerChannel = (), std: PerChannel = ()) -
     return nn.Sequential(OrderedDict([*first, *layers]))
 
 
-def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+def conv3x3(channels_in: int, channels_out: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=bias)
 
 
 def conv1x1(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:

@@ -50,17 +50,18 @@ def read_command(text: str) -> Request:
         raise UserError("it is no `bench run` and no `bench eval`")
     given: dict[str, Any] = {}
     overrides: dict[str, str] = {}
-    plugins: list[Path] = []
+    code: dict[str, list[Path]] = {"plugin": [], "trust-code": []}
     for option, value in _options(words[2:]):
         if option == "set":
             key, _, overrides[key] = value.partition("=")
-        elif option == "plugin":
-            plugins.append(Path(value))
+        elif option in code:
+            code[option].append(Path(value))
         elif option in given:
             raise UserError(f"--{option} is given twice")
         else:
             given[option] = value
     fields: dict[str, Any] = {key: given.pop(key) for key in TEXTS if key in given}
+    fields["box"] = "box" not in given
     try:
         if "eps" in fields:
             fields["eps"] = tuple(float(each) for each in fields["eps"].split(","))
@@ -75,9 +76,11 @@ def read_command(text: str) -> Request:
         fields["certifiers"] = split_specs(fields["certifiers"])
     if "checkpoint" in fields:
         fields["checkpoint"] = Path(fields["checkpoint"])
+    if given.pop("box", "none") != "none":
+        raise UserError("--box takes none only")
     if unknown := given.keys() - {"bracket", "seeds"}:
         raise UserError(f"--{min(unknown)} is no option that decides a result")
-    return Request(**fields, overrides=overrides, plugins=plugins)
+    return Request(**fields, overrides=overrides, plugins=code["plugin"], trusted=code["trust-code"])
 
 
 def _options(words: list[str]) -> Iterator[tuple[str, str]]:
@@ -97,7 +100,7 @@ def _on_the_run(request: Request, record: Record, folder: Path, settings: Settin
         if spec is not None and spec not in known and (".py" in spec or ".npz" in spec or "from=" in spec):
             raise UserError(f"'{spec[:80]}' names a file that the record does not name")
     trusted = {path.name: path for path in settings.trusted}
-    if missing := [path.name for path in request.plugins if path.name not in trusted]:
+    if missing := [path.name for path in (*request.plugins, *request.trusted) if path.name not in trusted]:
         raise UserError(f"it imports {missing[0][:80]}; read it, then name it with --trust-code")
     plugins = [trusted[path.name] for path in request.plugins]
     checkpoint = None if request.checkpoint is None else folder / WEIGHTS
@@ -105,6 +108,7 @@ def _on_the_run(request: Request, record: Record, folder: Path, settings: Settin
     return replace(
         request,
         plugins=plugins,
+        trusted=list(settings.trusted),
         checkpoint=checkpoint,
         model=model,
         data_dir=settings.data_dir,

@@ -220,6 +220,7 @@ def _check_board(record: Record, suite: Suite) -> None:
         ("data set", record.dataset, suite.dataset),
         ("norm", record.threat.norm, suite.norm),
         ("eps", record.threat.eps, suite.eps),
+        ("box", record.threat.box, True),
         ("eval_batch", record.config.get("eval_batch"), suite.eval_batch),
     ):
         if value != wanted:

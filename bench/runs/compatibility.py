@@ -42,7 +42,7 @@ def check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -
     config: TrainingConfig = defense.config
     if threat.norm not in defense.norms:
         raise UserError(f"{type(defense).__name__} supports {', '.join(defense.norms)}, not {threat.norm}")
-    for name in ("awp", "label_smoothing"):
+    for name in ("awp", "label_smoothing", "cutmix", "extra"):
         if getattr(config, name) and name not in defense.composes:
             raise UserError(f"{type(defense).__name__} does not take {name}; leave it out, or use pgd-at or trades")
     if config.cutout > min(arrays.shape[1:]):

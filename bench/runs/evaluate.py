@@ -14,6 +14,7 @@ from bench.core.source_code import combined
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
 from bench.training.checkpoints import WEIGHTS
+from bench.training.model_size import size_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,8 +51,9 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
             (folder / name).unlink(missing_ok=True)
     record = Record(
         schema=SCHEMA, suite=config.suite, dataset=config.dataset, model=config.model,
-        parameters=sum(p.numel() for p in model.parameters()), defense=plan.name, seed=seed,
-        threat=Threat(config.norm, config.eps), config=config.as_json(), config_hash=config.content_hash,
+        parameters=sum(p.numel() for p in model.parameters()), size=size_of(model, plan.spec), defense=plan.name,
+        seed=seed, threat=Threat(config.norm, config.eps, config.box), config=config.as_json(),
+        config_hash=config.content_hash,
         n_examples=config.n_examples, clean=accuracy(table["clean"]), attacks=result.attacks,
         worst=worst(table), worst_by=worst_by(table), union=union(table), certifiers=result.certifiers,
         bracket=result.bracket, audited=result.audited, training=cost, sanity=result.sanity,

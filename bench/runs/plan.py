@@ -40,7 +40,7 @@ from bench.training.foreign_checkpoints import load_foreign
 from bench.training.rebuild import load_weights, make_defense, new_model
 
 DEFAULT_ATTACKS = ("pgd-10", "pgd-50", "autoattack")
-OF_TRAINING = ("dataset", "data_hash", "model", "defense", "norm", "eps", "training")  # fields of RunConfig
+OF_TRAINING = ("dataset", "data_hash", "model", "defense", "norm", "eps", "box", "training")  # fields of RunConfig
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Plan:
     def training_identity(self) -> dict[str, Any]:
         """Everything except the seed that determines the weights. Its hash names the folder of the training."""
         config = self.config.as_json()
-        return {key: config[key] for key in OF_TRAINING} | {"source": combined(self.sources.training)}
+        return {key: config[key] for key in OF_TRAINING if key in config} | {"source": combined(self.sources.training)}
 
     def training_folder(self, seed: int) -> Path:
         """The folder of the training, which all evaluations of its weights share."""
@@ -136,12 +136,12 @@ def _make_plan(request: Request) -> Plan:
     assert isinstance(threat.eps, float)
     in_suite = (arrays.name, threat.norm, threat.eps) == (suite.dataset, suite.norm, suite.eps)
     config = RunConfig(
-        suite=suite.name if suite.name and in_suite else None,
+        suite=suite.name if suite.name and in_suite and request.box else None,
         dataset=arrays.name, data_hash=arrays.hash, model=spec.model, defense=request.defense,
         checkpoint=files.sha256(request.checkpoint) if request.checkpoint else None,
         norm=threat.norm, eps=threat.eps, attacks=tuple(attacks), n_examples=request.n_examples or n,
         eval_batch=suite.eval_batch, training=spec.training if request.defense else {}, code=tuple(code),
-        certifiers=tuple(certifiers), budget=request.budget, time_limit=request.time_limit,
+        certifiers=tuple(certifiers), budget=request.budget, time_limit=request.time_limit, box=request.box,
     )  # fmt: skip
     device = choose_device(request.device)
     plan = Plan(request, config, spec, arrays, threat, attacks, certifiers, defense, device)
@@ -184,6 +184,8 @@ def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:
     """The suite of --suite; else that of the data set; else an unnamed one from the other options."""
     if request.suite is not None:
         suite = get_suite(request.suite)
+        if not request.box:
+            raise UserError(f"suite '{suite.name}' keeps points in [0, 1]; leave out --suite or --box none")
         given = {"dataset": request.dataset, "norm": request.norm, "eps": request.eps[0] if request.eps else None}
         for rule, value in given.items():
             if value not in (None, own := getattr(suite, rule)):
@@ -208,7 +210,8 @@ def _threat_of(request: Request, suite: Suite, arrays: Arrays) -> ThreatModel:
     norm = request.norm or suite.norm
     if norm != suite.norm and request.eps is None:
         raise UserError(f"suite '{suite.name}' has an eps for {suite.norm} only; give --eps for {norm}")
-    threat = ThreatModel(parse_norm(norm), suite.eps if request.eps is None else request.eps[0])
+    eps = suite.eps if request.eps is None else request.eps[0]
+    threat = ThreatModel(parse_norm(norm), eps, (0.0, 1.0) if request.box else None)
     threat.check_eps(arrays.shape)
     return threat
 

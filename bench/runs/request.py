@@ -18,6 +18,7 @@ class Request:
     dataset: str | None = None
     model: str | None = None
     norm: str | None = None
+    box: bool = True  # whether points are kept in [0, 1]
     eps: Sequence[float] | None = None  # the first is the threat model's; every attack also runs at the others
     attacks: Sequence[str] | None = None  # None with a bracket: only the bracket's
     certifiers: Sequence[str] = ()
@@ -43,6 +44,7 @@ class Request:
         options = [
             *((f"--{name}", getattr(self, name)) for name in ("suite", "dataset", "model", "norm")),
             ("--eps", None if self.eps is None else ",".join(map(repr, self.eps))),
+            ("--box", None if self.box else "none"),
             *(("--set", f"{key}={text}") for key, text in self.overrides.items()),
             ("--attacks", None if self.attacks is None else join_specs(self.attacks) or "none"),
             ("--certifiers", join_specs(self.certifiers) or None),

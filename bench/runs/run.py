@@ -18,6 +18,7 @@ from bench.runs.evaluate import PARTS, evaluate
 from bench.runs.plan import Plan
 from bench.runs.train import FINISHED, changed_files, train
 from bench.training.checkpoints import LOG, WEIGHTS, save_weights
+from bench.training.histories import LOSSES
 
 NAMED = 3  # files that a message names
 
@@ -125,7 +126,7 @@ def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
             home.mkdir()
         _describe(home, plan.training_identity)
         model, cost = train(plan, seed, home)
-        for name in (WEIGHTS, LOG):
+        for name in (WEIGHTS, LOG, *([LOSSES] if (home / LOSSES).exists() else [])):
             files.write_atomically(folder / name, (home / name).read_bytes())
     return model, cost
 

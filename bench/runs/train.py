@@ -17,6 +17,8 @@ from bench.core.progress import Progress
 from bench.core.records import Training
 from bench.datasets.split import Split, hold_out
 from bench.training.checkpoints import CHECKPOINT, LOG, WEIGHTS, save_weights
+from bench.training.curves import make_curves
+from bench.training.histories import save_history
 from bench.training.loop import Loop
 from bench.training.probe import make_probe
 from bench.training.rebuild import load_weights
@@ -56,18 +58,22 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     config = plan.defense.config
     train_rows, held_out = hold_out(len(plan.arrays.y_train), config.validation, config.validation_seed)
     x, y = plan.arrays.x_train, plan.arrays.y_train
-    augmented = {"crop": config.crop, "flip": config.flip, "cutout": config.cutout}
-    train = Split(x[train_rows], y[train_rows], plan.device, **augmented)
+    train = Split(
+        x[train_rows], y[train_rows], plan.device, crop=config.crop, flip=config.flip, cutout=config.cutout,
+        cutmix=config.cutmix, classes=plan.arrays.classes,
+    )  # fmt: skip
     validation = Split(x[held_out], y[held_out], plan.device) if len(held_out) else None
     probe = make_probe(validation or train, plan.threat, None if validation else config.probe_examples)
+    curves = make_curves(train, Split.test(plan.arrays, plan.device), plan.threat, config.keep_curves)
     opened: set[Path] = set()
     with failures_of(f"defense {plan.name}"), record_opened_files(opened):
-        loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe)
+        loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe, curves=curves)
         with Progress(f"train {plan.name}", loop.steps, "step") as progress:
             model, cost = loop.run(folder, progress.advance, identity=identity_of(plan, seed))
     for warning in cost.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     save_weights(folder / WEIGHTS, model, plan.spec)
+    save_history(folder, loop.bank, train_rows)
     read = {str(path): files.sha256(path) for path in sorted(opened) if path.parent != folder.resolve()}
     finished = FinishedTraining(identity_of(plan, seed), files.sha256(folder / WEIGHTS), cost, read)
     files.write_atomically(folder / FINISHED, sealed_json.encode(finished))

@@ -134,7 +134,7 @@ class ConvergenceStudy(TheoryStudy):
         claim = f"Theorem {theorem} ({kind}): min_t L_A - L_*(W_*) falls with the width at fixed T"
         drop = mean_interval(least[:, 0] - least[:, -1])
         text = f"min_t L_A, which bounds it, falls by {drop} from m = {plan.widths[0]} to {plan.widths[-1]}"
-        found.claims.append(judged(claim, f"{text}; rank correlation {correlation:.2f}, p = {p:.2g}", p < 0.05))
+        found.claims.append(judged(claim, f"{text}; rank correlation {correlation}, p = {p:.2g}", p < 0.05))
         sound = bool((np.maximum(last, below) <= above + ROUNDING).all())
         text = f"the bracket is {float((above - below).mean()):.3g} wide on average, in {below.size} networks"
         found.claims.append(judged(f"Definition 3.4 ({kind}): L_A <= upper bound of L_*, for each attack", text, sound))
@@ -156,7 +156,7 @@ class ConvergenceStudy(TheoryStudy):
         correlation, p = falls(least[:, :-1])
         claim = f"Theorem 5.2, Corollary 5.1 ({kind}): with a larger R, L_A becomes smaller"
         text = f"from {least[:, 0].mean():.3g} at R = {radii[0]:g} to {least[:, -2].mean():.3g} at R = {radii[-2]:g}"
-        found.claims.append(judged(claim, f"{text}; rank correlation {correlation:.2f}, p = {p:.2g}", p < 0.05))
+        found.claims.append(judged(claim, f"{text}; rank correlation {correlation}, p = {p:.2g}", p < 0.05))
         cost = mean_interval(least[:, -2] - least[:, -1])
         claim = f"Section 7 ({kind}): the projection does not hurt (within {HARM:g} nats, at R = {radii[-2]:g})"
         found.claims.append(judged(claim, f"min_t L_A with it minus without it: {cost}", cost.high < HARM))
@@ -221,7 +221,7 @@ class ConvergenceStudy(TheoryStudy):
         log = np.log2(np.minimum(fewest, largest))
         difference, p = smaller(log[:, 0], log[:, 1])
         claim = "Theorem 6.1 (the trend): robust interpolation needs more units than plain interpolation"
-        text = f"2^{-difference.mean:.2g} times as many, one-sided Wilcoxon p = {p:.2g}; widths found by descent"
+        text = f"2^({difference.times(-1)}) times as many, one-sided Wilcoxon p = {p:.2g}; widths found by descent"
         found.claims.append(judged(claim, text, p < 0.05))
         return fewest
 

@@ -100,12 +100,12 @@ class FirstOrderStudy(TheoryStudy):
         few, many = counts[SCALES[-1], RATIOS[0]][:, 0], counts[SCALES[-1], RATIOS[-1]][:, 0]
         difference, p = smaller(few, many)
         claim = "Figure 1: at the largest scale a larger ratio has more optima"
-        text = f"{-difference.mean:.2g} more at ratio {RATIOS[-1]:g} than {RATIOS[0]:g}, Wilcoxon p = {p:.2g}"
+        text = f"{difference.times(-1)} more at ratio {RATIOS[-1]:g} than {RATIOS[0]:g}, Wilcoxon p = {p:.2g}"
         found.claims.append(judged(claim, text, p < 0.05))
         for low, high in pairwise(SCALES):
             quick, slow = (np.log10(np.mean([steps[s, r] for r in RATIOS], axis=0)) for s in (low, high))
             difference, p = smaller(quick, slow)
             claim = f"Figure 1: escapes are faster at scale {low:g} than at {high:g}, over all ratios"
-            text = f"10^{-difference.mean:.2g} times as many steps at {high:g}, one-sided Wilcoxon p = {p:.2g}"
+            text = f"10^({difference.times(-1)}) times as many steps at {high:g}, one-sided Wilcoxon p = {p:.2g}"
             found.claims.append(judged(claim, text, p < 0.05))
         return circles

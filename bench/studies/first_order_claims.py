@@ -166,7 +166,7 @@ def figures_2_and_3(plan: Plan, data_dir: str | None, eta: float, seed: int, fou
     for low, high in pairwise(IMAGE_SCALES):
         difference, p = smaller(by_scale[high], by_scale[low])
         claim = f"Figure 2: escapes are easier at scale {low:g} than at {high:g}"
-        text = f"mean progress {-100 * difference.mean:.3g} % larger, Wilcoxon p = {p:.2g}, {len(few.y)} images"
+        text = f"mean progress larger by {difference.times(-100)} %, Wilcoxon p = {p:.2g}, {len(few.y)} images"
         found.claims.append(judged(claim, text, p < 0.05))
     hard = early["2"][IMAGE_SCALES[-1], plan.ratios[0]].mean()
     claim = f"Figure 2: at the largest scale escapes are difficult even at ratio {plan.ratios[0]:g}"
@@ -176,6 +176,6 @@ def figures_2_and_3(plan: Plan, data_dir: str | None, eta: float, seed: int, fou
     )
     difference, p = smaller(after, before)
     claim = f"Figure 3: escapes are harder after {plan.epochs[-1]} epochs of adversarial training than before"
-    text = f"mean progress {-100 * difference.mean:.3g} % smaller, Wilcoxon p = {p:.2g}"
+    text = f"mean progress smaller by {difference.times(-100)} %, Wilcoxon p = {p:.2g}"
     found.claims.append(judged(claim, text, p < 0.05))
     return initial, trained

@@ -130,7 +130,7 @@ def report_exponents(plan: Plan, curves: dict[Variant, Curve], found: Findings) 
         for name in THEORY:
             difference, p = smaller(low.mean[name].mean(axis=1), high.mean[name].mean(axis=1))
             claim = f"{figure}: {name} increases with C0, from {plan.c0s[0]:g} to {plan.c0s[-1]:g} ({inputs} inputs)"
-            text = f"difference over d {-difference.mean:.3g} [{-difference.high:.3g}, {-difference.low:.3g}]"
+            text = f"difference over d {difference.times(-1)}"
             found.claims.append(tested(claim, f"{text}, one-sided Wilcoxon p = {p:.2g}", -difference.mean, p))
 
 

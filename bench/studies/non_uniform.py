@@ -15,6 +15,7 @@ from bench.core import registry
 from bench.core.contracts import frozen
 from bench.core.errors import UserError
 from bench.core.progress import Progress
+from bench.datasets.split import Split
 from bench.runs.plan import Plan
 from bench.runs.run import run_seed
 from bench.studies.figure_style import check_figure, new_figure
@@ -75,6 +76,7 @@ class NonUniformStudy(ModelStudy):
     hidden: int = 100  # units of each hidden layer
     epochs: int = 20  # of both trainings
     n_examples: int = 50  # boxes of the first N test images
+    pilot: int = 0  # the first of these images give the mean direction from which the others start; 0: the uniform box
     seed: int = 0  # of both trainings
     out: str = "runs"  # folder of the trained networks
     figure: str = "non-uniform.png"  # file of the figure
@@ -84,6 +86,8 @@ class NonUniformStudy(ModelStudy):
             raise UserError(f"n_examples is {self.n_examples}; it must be at least 2, for a cosine of two images")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it must be at least 0")
+        if not 0 <= self.pilot < self.n_examples:
+            raise UserError(f"pilot is {self.pilot}; it must be at least 0, and less than n_examples")
         check_figure(self.figure)
         model = f"mlp:hidden={self.hidden},{self.hidden},{self.hidden}"
         plans = {  # both before the first training, so that a mistake ends the study at once
@@ -96,7 +100,9 @@ class NonUniformStudy(ModelStudy):
         images = len(plans["vanilla"].arrays.y_test)
         if self.n_examples > images:
             raise UserError(f"n_examples is {self.n_examples}; {self.dataset} has {images} test images")
-        boxes = {kind: measure_boxes(plan, self.seed, self.n_examples, kind) for kind, plan in plans.items()}
+        boxes = {
+            kind: measure_boxes(plan, self.seed, self.n_examples, self.pilot, kind) for kind, plan in plans.items()
+        }
         rows = [row for kind in boxes for row in _rows(kind, boxes[kind], paper_row(self.dataset, model, kind))]
         if drawn := {kind: each for kind, each in boxes.items() if len(each.x)}:
             with new_figure(self.figure, 11, 8) as canvas:
@@ -117,21 +123,33 @@ def paper_row(dataset: str, model: str | None, kind: str) -> Row | None:
     return blocks[0].rows[kind] if blocks else None
 
 
-def measure_boxes(plan: Plan, seed: int, n: int, kind: str) -> Boxes:
+def measure_boxes(plan: Plan, seed: int, n: int, pilot: int, kind: str) -> Boxes:
     """Train a model (or read a finished run), and compute its boxes around the first n test images."""
     record, folder, _ = run_seed(plan, seed)
     model = plan.new_model(seed).to(plan.device).eval()
     load_weights(model, folder / WEIGHTS)
-    test = plan.test_split(n)
-    parts = []
-    with frozen(model), torch.no_grad(), Progress(f"boxes, {kind}", len(test), "image") as progress:
-        for batch in test.in_order(BATCH):
-            eps, uniform = NonUniform().boxes(model, batch.x, batch.y)
+    with frozen(model), torch.no_grad():
+        return Boxes(record.clean.acc, *boxes_around(model, plan.test_split(n), pilot, f"boxes, {kind}"))
+
+
+def boxes_around(model: nn.Module, test: Split, pilot: int, title: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The images of a split that have a certified box, their labels, and the eps of their boxes and uniform boxes.
+
+    pilot: the first of them start from the uniform box, and the others from the mean of the directions of theirs.
+    """
+    rows = torch.arange(len(test), device=test.y.device)
+    parts, direction = [], None
+    with Progress(title, len(test), "image") as progress:
+        for chunk in ([rows[:pilot]] if pilot else []) + list(rows[pilot:].split(BATCH)):
+            batch = test.take(chunk)
+            eps, uniform = NonUniform().boxes(model, batch.x, batch.y, direction)
             certified = uniform > 0
             parts.append((batch.x[certified], batch.y[certified], eps[certified], uniform[certified]))
+            if direction is None and pilot and certified.any():
+                direction = nn.functional.normalize(eps[certified].flatten(1)).mean(dim=0).view(batch.x.shape[1:])
             progress.advance(len(batch))
     x, y, eps, uniform = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
-    return Boxes(record.clean.acc, x, y, eps, uniform)
+    return x, y, eps, uniform
 
 
 def draw(canvas: Figure, boxes_by_kind: Mapping[str, Boxes]) -> None:

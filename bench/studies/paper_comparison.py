@@ -14,7 +14,10 @@ HEADERS = ["model", "row", "figure", "by", "ours", "paper", "difference", "verdi
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of ours, and the paper's cell to compare it with; None if the paper does not report it."""
+    """One number of ours, and the paper's cell to compare it with; None if the paper does not report it.
+
+    run: what trained the weights here; None for the paper's own weights, or where all of a table are trained here.
+    """
 
     block: Block
     row: str
@@ -22,13 +25,15 @@ class Figure:
     by: str
     ours: float
     cell: Cell | None
+    run: str | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All figures of one table. missing: (block, row) without a checkpoint.
+    """All figures of one table. missing: (block, row) without weights.
 
-    complete: measured on all test examples; if not, no verdict is given.
+    complete: measured on all test examples; if not, no verdict is given. Figures of a run have none either, because its
+    weights are not the paper's.
     """
 
     table: PaperTable
@@ -47,16 +52,22 @@ class Comparison:
 
     def _markdown(self) -> str:
         notes: dict[str, int] = {}  # their numbers
-        rows = [self._cells(figure, notes) for figure in self.figures]
+        some_run = any(figure.run for figure in self.figures)
+        rows = [
+            [*self._cells(figure, notes), *([figure.run or "checkpoint"] if some_run else [])]
+            for figure in self.figures
+        ]
         by_block: dict[str, list[str]] = {}
         for title, row in self.missing:
             by_block.setdefault(title, []).append(row)
         parts = [
             f"{self.table.title}: {self.table.source}",
-            render(HEADERS, rows, align="llllrrrl") if rows else "",
+            render([*HEADERS, *(["weights"] if some_run else [])], rows, align="llllrrrl" + "l" * some_run)
+            if rows
+            else "",
             "" if self.complete else "not all test examples were measured, so there are no verdicts",
             "\n".join(f"[{number}] {note}" for note, number in notes.items()),
-            "\n".join(f"not available (no checkpoint): {title}: {', '.join(r)}" for title, r in by_block.items()),
+            "\n".join(f"not available (no weights): {title}: {', '.join(r)}" for title, r in by_block.items()),
         ]
         return "\n\n".join(part for part in parts if part)
 
@@ -66,22 +77,25 @@ class Comparison:
         ours = [figure.block.title, figure.row, figure.name, figure.by, f"{figure.ours:{digits}}"]
         if cell is None:
             return [*ours, "", "", ""]
-        verdict = [cell.verdict(figure.ours)] if self.complete else []
+        verdict = [cell.verdict(figure.ours)] if self._judged(figure) else []
         right = [] if cell.right is None else [f"(right: {cell.right:{digits}})"]
         marks = [f"[{notes.setdefault(f'{note.kind}: {note.reason}', len(notes) + 1)}]" for note in cell.notes]
         difference = f"{figure.ours - cell.printed:+z{digits}}"
         return [*ours, f"{cell.printed:{digits}}", difference, " ".join([*verdict, *right, *marks])]
 
+    def _judged(self, figure: Figure) -> bool:
+        return self.complete and figure.run is None
+
     def _fields(self, figure: Figure) -> dict[str, Any]:
         cell, block = figure.cell, figure.block
         ours = {
             "dataset": block.dataset, "model": block.model, "norm": block.norm, "eps": block.eps, "row": figure.row,
-            "figure": figure.name, "by": figure.by, "ours": figure.ours,
+            "figure": figure.name, "by": figure.by, "ours": figure.ours, "run": figure.run,
         }  # fmt: skip
         if cell is None:
             return ours | dict.fromkeys(("paper", "right", "tolerance", "verdict", "notes"))
         return ours | {
             "paper": cell.printed, "right": cell.right, "tolerance": cell.tolerance,
-            "verdict": cell.verdict(figure.ours) if self.complete else None,
+            "verdict": cell.verdict(figure.ours) if self._judged(figure) else None,
             "notes": "; ".join(f"{note.kind}: {note.reason}" for note in cell.notes),
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`bench study reproduce`: tables 3.6 to 3.9 of the thesis, measured again on its published checkpoints."""
+"""`bench study reproduce`: tables 3.6 to 3.9 of the thesis, measured on its published checkpoints and on own runs."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ from bench.studies.paper_tables import Block, Cell, PaperTable, paper_table_name
 from bench.studies.reflected_binary import ReflectedBinaryStudy
 from bench.studies.study import ModelStudy
 from bench.studies.trained_tables import TABLES, compare_runs
+from bench.studies.trained_weights import trained_runs, weights_of_row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+PRUNED = tuple(f"5.{number}" for number in range(2, 11))  # tables of `bench study prune`
 PRECISION = 1e-4  # of the searches of table 3.9
 CERTIFIERS = {"IBP": "ibp", "Lin": "fast-lin", "PEC": "pec", "CRO": "crown", "MIP": "exact"}  # by column name
 
@@ -45,17 +47,20 @@ Key = tuple[str, str]  # a kind of figure and the certifier: ("CRE", "fast-lin")
 class ReproduceStudy(ModelStudy):
     """Tables 3.6 to 3.9 of the thesis on its checkpoints: our numbers, those of the paper, and why they differ.
 
-    Rows without a checkpoint are listed. File names are read as bench/studies/checkpoint_names.py says.
-    `reflected-1` is `bench study reflected-binary`, which trains; 4.2, 4.6, 4.7 and 5.11 read your runs.
+    Rows without weights are listed. File names are read as bench/studies/checkpoint_names.py says. With --runs, the
+    runs of a folder with a row's data, model, norm, eps and defense (the suites mnist-fc1, mnist, ... have these) are
+    measured too. The report names their epochs and gives no verdict on them.
+    `reflected-1` is `bench study reflected-binary`, which trains; 4.2, 4.6, 4.7, 5.11 and reflected-2 read your runs.
+    Those of reflected-2 are attacked by `pgd:steps=50:restarts=10:eps=8/255`, whatever the eps of the training is.
 
     CTE, PGD and CRE are errors in percent: clean; under PGD (20 steps of eps / 10, started from Gaussian noise scaled
     by the step, last iterate); and the share that is not certified. ACB is eps times the certified share, ACB PEC the
     mean radius. Under L2 the column CRE Lin is PEC's share; the extra row by fast-lin is that of the linear bounds.
     """
 
-    table: str = "3.6"  # 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid, tanh), 3.9 (largest eps), or reflected-1
-    checkpoints: str | None = None  # folder of the published weights; it must be given, for tables 3.6 to 3.9
-    runs: str | None = None  # folder of runs, for the tables of trainings 4.2, 4.6, 4.7 and 5.11
+    table: str = "3.6"  # 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid, tanh), 3.9 (largest eps), or another one
+    checkpoints: str | None = None  # folder of the published weights, for tables 3.6 to 3.9
+    runs: str | None = None  # folder of your runs; tables 3.6 to 3.9 need it or checkpoints
     named: tuple[str, ...] = ()  # FILE=NAME for weights in files with other names
     only: str = ""  # measure only the checkpoints whose path contains this
     n_examples: int | None = None  # the first N test examples; verdicts are given only if it is all of them
@@ -71,42 +76,49 @@ class ReproduceStudy(ModelStudy):
                 data_dir=self.data_dir, device=self.device, threads=self.threads, n_examples=self.n_examples,
                 form=self.form,
             ).run()  # fmt: skip
+        if self.table in PRUNED:
+            raise UserError(f"table {self.table} is of pruned networks; see `bench study prune --help`")
         paper = _paper_table(self.table)
         self._check_figure()
         if self.table in TABLES:
             if self.runs is None:
                 raise UserError(f"table {self.table} is one of trainings; give the folder of your runs with --runs DIR")
             return compare_runs(self.table, paper, Path(self.runs), self.form)
-        if self.checkpoints is None:
-            raise UserError("the weights of the thesis are not part of this package; give --checkpoints DIR")
+        if self.checkpoints is None and self.runs is None:
+            raise UserError(
+                "the weights of the thesis are not part of this package; give --checkpoints DIR or --runs DIR"
+            )
         if self.nodes < 1:
             raise UserError(f"nodes is {self.nodes}; it must be at least 1")
-        files = find_checkpoints(Path(self.checkpoints), self.named)
+        files = find_checkpoints(Path(self.checkpoints), self.named) if self.checkpoints is not None else {}
+        runs = trained_runs(Path(self.runs)) if self.runs is not None else []
         figures: list[Figure] = []
         missing: list[tuple[str, str]] = []
         optima: dict[str, tuple[float, dict[str, Values]]] = {}  # block title -> eps, largest certified eps by row
         complete = True
         for block, row, key in _rows(paper):
-            if key not in files:
+            found = list(weights_of_row(block, key, files.get(key), runs))
+            if not found:
                 missing.append((block.title, row))
-                continue
-            if self.only not in str(files[key]):
-                continue
-            plan = self.plan(
-                checkpoint=files[key], dataset=block.dataset, model=block.model, norm=block.norm, eps=[block.eps],
-                n_examples=self.n_examples,
-            )  # fmt: skip
-            test, threat, model = plan.test_split(), plan.threat, loaded_model(plan)
-            complete &= len(test) == len(plan.arrays.y_test)
-            if block.high is None:
-                certifiers = _certifiers(paper, self.nodes if self.exact else None)
-                draw = seeds.generator(plan.device, self.seed, "reproduce", *vars(key).values())
-                ours = measure(model, test, threat, certifiers, generator=draw, title=files[key].stem)
-            else:
-                search = search_largest_eps(model, test, threat, high=block.high, precision=PRECISION)
-                ours = _counts(search.mean_bounds, math.ceil(math.log2(block.high / PRECISION)))
-                optima.setdefault(block.title, (block.eps, {}))[1][row] = search.optimum
-            figures += _figures(block, row, ours, paper)
+            for weights in found:
+                if self.only not in str(weights.file):
+                    continue
+                plan = self.plan(
+                    checkpoint=weights.file, dataset=block.dataset, model=block.model, norm=block.norm,
+                    eps=[block.eps], n_examples=self.n_examples,
+                )  # fmt: skip
+                test, threat, model = plan.test_split(), plan.threat, loaded_model(plan)
+                complete &= len(test) == len(plan.arrays.y_test)
+                if block.high is None:
+                    certifiers = _certifiers(paper, self.nodes if self.exact else None)
+                    draw = seeds.generator(plan.device, self.seed, "reproduce", *vars(key).values())
+                    ours = measure(model, test, threat, certifiers, generator=draw, title=weights.title)
+                else:
+                    search = search_largest_eps(model, test, threat, high=block.high, precision=PRECISION)
+                    ours = _counts(search.mean_bounds, math.ceil(math.log2(block.high / PRECISION)))
+                    name = row if weights.run is None else f"{row} ({weights.run})"
+                    optima.setdefault(block.title, (block.eps, {}))[1][name] = search.optimum
+                figures += [replace(figure, run=weights.run) for figure in _figures(block, row, ours, paper)]
         text = Comparison(paper, figures, missing, complete).as_text(self.form)
         if self.figure is None or not optima or self.form != "markdown":
             return text
@@ -123,10 +135,12 @@ class ReproduceStudy(ModelStudy):
 
 
 def _paper_table(table: str) -> PaperTable:
-    tables = [name.removeprefix("thesis-") for name in paper_table_names() if name.startswith("thesis-")]
-    if table not in tables:
-        raise UserError(f"table '{table}' is not one of {', '.join(tables)}, reflected-1; choose one with --table")
-    return read_paper_table(f"thesis-{table}")
+    in_order = sorted(paper_table_names(), reverse=True, key=lambda name: name.startswith("thesis"))
+    names = {name.removeprefix("thesis-"): name for name in in_order if name != "non-uniform"}
+    names = {table: name for table, name in names.items() if table not in PRUNED}
+    if table not in names:
+        raise UserError(f"table '{table}' is not one of {', '.join(names)}; choose one with --table")
+    return read_paper_table(names[table])
 
 
 def _rows(paper: PaperTable) -> Iterator[tuple[Block, str, CheckpointKey]]:
@@ -171,7 +185,8 @@ def measure(
             rest = clean & ~known & pgd if spec == "exact" else clean & ~known
             progress.advance(len(test) - int(rest.sum()), spec)
             certified[spec], radius, undecided = known.clone(), known * threat.eps, torch.zeros_like(clean)
-            for rows in rest.nonzero().squeeze(1).split(BATCH):
+            left = rest.nonzero().squeeze(1)
+            for rows in left.split(BATCH) if len(left) else ():
                 batch = replace(test.take(rows), worst_points=points[rows])
                 result = certifier(model, batch, threat, generator=generator)
                 certified[spec][rows], radius[rows] = result.certified, result.radius.to(radius.dtype)

@@ -18,7 +18,9 @@ from bench.studies.study import ModelStudy
 from bench.training.loop import Loop
 from leaderboard.render import render
 
-HEADERS = ["defense", "ms a step", "of standard", "passes of standard", "attack %", "update %", "data %"]
+HEADERS = [
+    "defense", "ms a step", "of standard", "work of standard", "passes of standard", "attack %", "update %", "data %",
+]  # fmt: skip
 BASE = "standard"
 
 
@@ -27,11 +29,13 @@ BASE = "standard"
 class SpeedStudy(ModelStudy):
     """Milliseconds of a training step of each defense, beside its passes, and how they divide.
 
-    A pass is a forward or a backward pass of one example; both ratios are those of one example in one step to
-    `standard`, so a defense whose time is that of its passes has twice the same number. update: the loss, its gradient
-    and the optimizer; data: making the batches; attack: the rest of a step. A defense that computes its loss before
-    `trainer.update` has the forward pass of the update under attack. Defenses that cannot be trained without further
-    settings are listed below. Times are of this machine as it is now.
+    A pass is a forward or a backward pass of one example. work: a forward pass is one unit, a backward pass to the
+    images one, and one to the weights of an update two, as many as the multiply-adds of each. The ratios are those of
+    one example in one step to `standard`, so a defense whose time is that of its work has twice the same number.
+    update: the loss, its gradient and the optimizer; data: making the batches; attack: the rest of a step. A defense
+    that computes its loss before `trainer.update` has the forward pass of the update under attack. Defenses that cannot
+    be trained without further settings are listed below. On a CPU, times are those of this process on the processor, so
+    that other programs hardly change them.
     """
 
     suite: str = "digits"  # its data, model and settings
@@ -63,7 +67,8 @@ class SpeedStudy(ModelStudy):
         rows = [
             [
                 name, f"{1000 * cost.seconds / cost.steps:.2f}", f"{cost.per_example / base.per_example:.2f}",
-                f"{cost.passes / base.passes:.2f}", *(f"{100 * part / cost.seconds:.0f}" for part in cost.parts),
+                f"{cost.work / base.work:.2f}", f"{cost.passes / base.passes:.2f}",
+                *(f"{100 * part / cost.seconds:.0f}" for part in cost.parts),
             ]
             for name, cost in costs.items()
         ]  # fmt: skip
@@ -73,12 +78,13 @@ class SpeedStudy(ModelStudy):
 
 @dataclass(frozen=True)
 class Cost:
-    """Of some epochs. passes: forward and backward, per example and step; parts: seconds of attack, update, data."""
+    """Of some epochs. passes, work: per example and step; parts: seconds of attack, update, data."""
 
     seconds: float
     steps: int
     examples: int  # in all steps
     passes: float
+    work: float
     parts: tuple[float, float, float]
 
     @property
@@ -90,46 +96,53 @@ def cost_of(plan: Plan, epochs: int) -> Cost:
     """Train for one epoch and then for `epochs` more, and the cost of these."""
     assert plan.defense is not None
     config = plan.defense.config
-    augmented = {"crop": config.crop, "flip": config.flip, "cutout": config.cutout}
-    split = Split(plan.arrays.x_train, plan.arrays.y_train, plan.device, **augmented)
+    split = Split(
+        plan.arrays.x_train, plan.arrays.y_train, plan.device, crop=config.crop, flip=config.flip, cutout=config.cutout,
+        cutmix=config.cutmix,
+    )  # fmt: skip
     loop = TimedLoop(plan.new_model(0), plan.defense, split, plan.threat, seed=0)
     loop.run_epoch()
     loop.clear()
     for _ in range(epochs):
         loop.run_epoch()
     made = loop.passes.forwards + loop.passes.backwards - loop.passes_before
+    work = made + loop.backwards_of_updates
     parts = (loop.whole - loop.update_seconds - loop.data_seconds, loop.update_seconds, loop.data_seconds)
-    return Cost(loop.whole, epochs * loop.steps_per_epoch, loop.examples_seen, made / loop.examples_seen, parts)
+    seen = loop.examples_seen
+    return Cost(loop.whole, epochs * loop.steps_per_epoch, seen, made / seen, work / seen, parts)
 
 
 class TimedLoop(Loop):
     """A training loop that adds up the time of its parts."""
 
     update_seconds = data_seconds = whole = 0.0
-    examples_seen = passes_before = 0
+    examples_seen = passes_before = backwards_of_updates = 0
     _depth = 0  # of nested calls that are timed as update
 
     def clear(self) -> None:
         """Forget the times so far."""
         self.update_seconds = self.data_seconds = self.whole = 0.0
         self.examples_seen, self.passes_before = 0, self.passes.forwards + self.passes.backwards
+        self.backwards_of_updates = 0
 
     def now(self) -> float:
-        """Seconds, after everything that was started on the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        """Seconds, after everything that was started on the device; of this process alone on a CPU."""
+        if self.device.type != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize()
         return time.perf_counter()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
         """The block is part of an update."""
-        start, self._depth = self.now(), self._depth + 1
+        start, backwards, self._depth = self.now(), self.passes.backwards, self._depth + 1
         try:
             yield
         finally:
             self._depth -= 1
             if not self._depth:
                 self.update_seconds += self.now() - start
+                self.backwards_of_updates += self.passes.backwards - backwards
 
     def run_epoch(self, report: Callable[..., None] | None = None) -> None:
         start = self.now()

@@ -1,4 +1,4 @@
-"""What the studies of theory papers share: tables, claims with verdicts, and intervals over seeds."""
+"""What the studies of claims of papers share: tables, claims with verdicts, and intervals over seeds."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class TheoryStudy(Study):
-    """A study of a theory paper: one section of its findings after another, then each claim with its verdict."""
+    """A study of the claims of a paper: one section of its findings after another, then each claim with its verdict."""
 
     seed: int = 0  # of all random numbers
     size: Size = "small"  # small: at most two minutes on one core; paper: the paper's settings
@@ -139,6 +139,11 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
+    def times(self, factor: float) -> Interval:
+        """Of the same quantity in another unit, or with the other sign."""
+        low, high = sorted((factor * self.low, factor * self.high))
+        return Interval(factor * self.mean, low, high)
+
 
 def mean_interval(values: Sequence[float] | Floats) -> Interval:
     """The mean of independent values, at least two of them, with its t interval (95 %)."""
@@ -166,16 +171,33 @@ def follows(claim: str, text: str, power: Interval, theory: float, near: float) 
     return judged(claim, text, abs(power.mean - theory) <= max(near, half))
 
 
-def falls(values: Floats) -> tuple[float, float]:
+def decided(claim: str, measured: str, effect: Interval, above: float = 0.0) -> Claim:
+    """Whether an effect is larger than `above`; `not tested at this size` if its interval contains that number."""
+    if effect.low <= above <= effect.high:
+        return Claim(claim, measured, "not tested at this size")
+    return judged(claim, measured, effect.low > above)
+
+
+def rank_correlation(x: Floats, y: Floats) -> Interval:
+    """Spearman's correlation of independent pairs, at least four, with its interval (Bonett and Wright, 2000)."""
+    r = float(stats.spearmanr(x, y).statistic)
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt((1 + r * r / 2) / (len(x) - 3))
+    at = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
+    return Interval(r, math.tanh(at - half), math.tanh(at + half))
+
+
+def falls(values: Floats) -> tuple[Interval, float]:
     """Whether the columns of values (seeds, k) fall: (mean Spearman correlation with the column, one-sided p).
 
-    The p-value is that of a t test over seeds of the correlation being below zero. Constant rows have correlation 0.
+    The interval is that over seeds, and the p-value that of a t test of the correlation being below zero. Constant
+    rows have correlation 0.
     """
     columns = np.arange(values.shape[1])
     correlations = np.array([stats.spearmanr(columns, row).statistic if np.ptp(row) else 0.0 for row in values])
+    mean = mean_interval(correlations)
     if np.ptp(correlations) == 0:  # equal in all seeds: a sign test
-        return float(correlations[0]), 0.5 ** len(correlations) if correlations[0] < 0 else 1.0
-    return float(correlations.mean()), float(stats.ttest_1samp(correlations, 0, alternative="less").pvalue)
+        return mean, 0.5 ** len(correlations) if correlations[0] < 0 else 1.0
+    return mean, float(stats.ttest_1samp(correlations, 0, alternative="less").pvalue)
 
 
 def smaller(a: Floats, b: Floats) -> tuple[Interval, float]:

@@ -1,4 +1,4 @@
-"""Tables of trainings in the thesis beside the runs of a folder: `bench study reproduce --table 5.11 --runs DIR`."""
+"""Tables of trainings beside the runs of a folder: `bench study reproduce --table 5.11 --runs DIR`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.core.example_table import threat_of
 from bench.core.record_files import find_records, read_record
-from bench.core.records import Record
-from bench.core.spec_text import split_spec
+from bench.core.records import AttackResult, Record
+from bench.core.spec_text import split_spec, split_steps
 from bench.studies.paper_comparison import Comparison, Figure, Form
 from bench.studies.paper_tables import Block, PaperTable
 
 TEST_EXAMPLES = {"mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000, "svhn": 26_032, "imagenet": 50_000}
-TABLES = ("4.2", "4.6", "4.7", "5.11")
+TABLES = ("4.2", "4.6", "4.7", "5.11", "reflected-2")
 Settings = Mapping[str, Any]
 FINE = {"Vanilla AT": (False, 0.0), "RW": (True, 0.0), "KL": (False, 6.0), "RW + KL": (True, 6.0)}
 GROWTH = {"Constant": "none", "Cosine": "cosine", "Linear": "linear"}
@@ -28,6 +29,10 @@ DEFENSES: dict[str, tuple[str, Settings]] = {
         for name, (rw, beta) in FINE.items() for epochs in ("1 epoch", "5 epochs")
     },
     **{name: ("pas", {"eps_growth": growth, "periods": []}) for name, growth in GROWTH.items()},
+    **{
+        f"{name}, {steps} steps": (defense, {"steps": steps})
+        for name, defense in (("PGD", "pgd-at"), ("R-PGD", "r-pgd")) for steps in (2, 4, 16, 32)
+    },
     **{f"{name}, periods": ("pas", {"eps_growth": g, "periods": [0.5, 0.75]}) for name, g in GROWTH.items()},
 }  # fmt: skip
 ATTACKS = {
@@ -86,14 +91,26 @@ def _figures(table: str, paper: PaperTable, block: Block, row: str, group: list[
     first = group[0]
     by = f"{first.model}, {len(group)} seeds"
     for cell in paper.cells(block, row):
-        if cell.column.startswith("Clean"):
+        if cell.column.startswith("Clean") or cell.column == "SA":
             values = [record.clean.acc for record in group]
+        elif cell.column == "RA":
+            values = [result.robust_acc for record in group for result in _reflected_attack(record)]
         else:
             attack = ATTACKS.get(cell.column, "pgd-50" if block.dataset == "mnist" else "pgd-10")
             values = [record.attacks[attack].robust_acc for record in group if attack in record.attacks]
         if values:
             mean = 100 * sum(values) / len(values)
             yield Figure(block, row, cell.column, by, 100 - mean if table == "4.2" else mean, cell)
+
+
+def _reflected_attack(record: Record) -> Iterator[AttackResult]:
+    """The attack of reflected-loss.txt's table 2: PGD with 50 steps and 10 restarts at 8/255, whatever was trained."""
+    for spec, result in record.attacks.items():
+        options = split_spec(spec).options
+        steps = options.get("steps", split_steps(split_spec(spec).name)[1])
+        is_pgd = spec.startswith("pgd") and (str(steps), options.get("restarts")) == ("50", "10")
+        if is_pgd and math.isclose(threat_of(spec, record.threat).eps, 8 / 255, rel_tol=1e-6):
+            yield result
 
 
 def _less(table: str, block: Block, row: str, record: Record) -> Iterator[str]:
@@ -117,6 +134,8 @@ def _epochs(table: str, block: Block, row: str) -> int | None:
             return 100 if block.dataset == "mnist" else 200
         case "4.6":
             return {"FreeAT": 200, "FGSM-RS": 15, "YOPO": 105, "Backward smoothing": 100}.get(row, 38)
+        case "reflected-2":
+            return 20
         case "4.7":
             return None if row == "No fine-tuning" else int(row.split()[-2])
     whole, free, yopo = (90, 45, 36) if block.dataset == "imagenet" else (30, 10, 12)

@@ -1,9 +1,13 @@
 """The average of the weights that is evaluated in their place: exponential (ema), or of the ends of epochs (swa)."""
 
+from collections.abc import Iterator
+
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench.core.config import TrainingConfig
+
+LARGEST_SHARE = 0.1  # of the first weights in an exponential average that is not warned of
 
 
 class WeightAverage:
@@ -31,3 +35,17 @@ class WeightAverage:
         """progress: of the training, at the end of the epoch."""
         if self.copy is not None and self.config.swa and progress > self.config.swa:
             self.copy.update_parameters(model)
+
+
+def short_averages(config: TrainingConfig, steps: int, epochs: int) -> Iterator[str]:
+    """Warnings of averages for which a training of so many steps and epochs is too short."""
+    share = config.ema ** max(0, steps - 1)
+    if config.ema and share > LARGEST_SHARE:
+        enough = LARGEST_SHARE ** (1 / steps)
+        yield (
+            f"ema: after {steps} steps, {share:.0%} of the average are the weights after the first one; "
+            f"a training of this length takes at most ema={enough:.3g}"
+        )
+    members = sum(end / epochs > config.swa for end in range(1, epochs + 1))
+    if config.swa and members < 2:
+        yield f"swa: the average is of one epoch alone; {epochs} epochs have one end after {config.swa:.3g} of them"

@@ -21,6 +21,7 @@ from bench.core.bounded_text import check_json, check_safetensors_header
 from bench.core.errors import UserError
 from bench.core.files import write_atomically
 from bench.core.registry import one_line
+from bench.training import packed_format
 
 CHECKPOINT, LOG, WEIGHTS = "checkpoint.pt", "log.jsonl", "weights.safetensors"
 SEAL = 32  # bytes at the end of a checkpoint
@@ -95,6 +96,9 @@ def read_spec(path: Path) -> BuildSpec | None:
     """How to build the model of our own weights; None for a file of another origin. UserError if it does not exist."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give a .safetensors, .pt or .ckpt file of weights")
+    if path.suffix == packed_format.SUFFIX:
+        with _readable(path):
+            return msgspec.json.decode(packed_format.read(path)[0].spec, type=BuildSpec)
     if path.suffix != ".safetensors":
         return None
     with _readable(path):
@@ -112,6 +116,8 @@ def _readable(path: Path) -> Iterator[None]:
     """Turn any error that reading `path` raises into a UserError."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # a broken pickle may raise anything
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it holds {foreign[1]}, and only tensors and plain values are read" if foreign else one_line(error)

@@ -1,7 +1,6 @@
 """Additional training data from an .npz, of which each batch takes a share."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,47 +15,44 @@ from bench.datasets.arrays import check_images, check_labels
 from bench.datasets.split import Split
 
 
-@dataclass(frozen=True)
 class ExtraData:
-    """x_extra uint8 (N,H,W,C) and y_extra (N,) of a file, augmented as the training data; share: of each batch."""
+    """x_extra uint8 (N,H,W,C) and y_extra (N,) of the file `extra`, augmented as the training data.
 
-    file: str
-    share: float
-    config: TrainingConfig
+    UserError if the images or labels are not those of the trainer's model.
+    """
 
-    def split(self, device: torch.device) -> Split:
-        """All of its images and labels."""
-        path = Path(self.file)
+    def __init__(self, config: TrainingConfig, trainer: Trainer) -> None:
+        self.config, path = config, Path(config.extra)
         changed = path.stat().st_mtime_ns if path.is_file() else 0
-        return _read(path, changed, device, (self.config.crop, self.config.flip, self.config.cutout))
+        self.split = _read(path, changed, trainer.generator.device, (config.crop, config.flip, config.cutout))
+        self._check(trainer)
 
-    def check(self, trainer: Trainer) -> None:
-        """UserError if the images or labels are not those of the model."""
-        extra = self.split(trainer.generator.device)
+    def _check(self, trainer: Trainer) -> None:
+        extra, file = self.split, self.config.extra
         _, channels, *padded = trainer.canvas
         shape = (channels, *(side - 2 * self.config.crop for side in padded))
         if extra.image_shape != shape:
-            raise UserError(f"{self.file}: images {extra.image_shape}; those of the training data are {shape}")
+            raise UserError(f"{file}: images {extra.image_shape}; those of the training data are {shape}")
         with torch.no_grad():
             classes = trainer.model.eval()(extra.take(extra.y[:2] * 0).x).shape[1]
         if int(extra.y.max()) >= classes:
-            raise UserError(f"{self.file}: y_extra has the label {int(extra.y.max())}; it must be below {classes}")
+            raise UserError(f"{file}: y_extra has the label {int(extra.y.max())}; it must be below {classes}")
 
-    def mixed(self, trainer: Trainer) -> Iterator[Batch]:
+    def mixed(self, batches: Iterator[Batch], generator: torch.Generator) -> Iterator[Batch]:
         """The batches of an epoch: each training example once, in batches whose other part comes from the file.
 
         The batches are as large as without the file, so there are more of them. The file's examples are in random
         order, and none comes again before all were used. Batches have no view, and the file's examples the index -1.
         """
-        extra = self.split(trainer.generator.device)
-        own = max(1, round(self.config.batch_size * (1 - self.share)))
-        order = torch.randperm(len(extra), generator=trainer.generator, device=extra.y.device)
+        extra, share = self.split, self.config.extra_share
+        own = max(1, round(self.config.batch_size * (1 - share)))
+        order = torch.randperm(len(extra), generator=generator, device=extra.y.device)
         used = 0
-        for batch in trainer.shuffled():
+        for batch in batches:
             for rows in torch.arange(len(batch), device=batch.y.device).split(own):
-                n = max(1, round(len(rows) * self.share / (1 - self.share)))
+                n = max(1, round(len(rows) * share / (1 - share)))
                 places = torch.arange(used, used + n, device=order.device) % len(order)
-                other = extra.augmented(order[places], trainer.generator)
+                other = extra.augmented(order[places], generator)
                 used += n
                 index = torch.cat([batch.index[rows], torch.full_like(other.index, -1)])
                 yield Batch(torch.cat([batch.x[rows], other.x]), torch.cat([batch.y[rows], other.y]), index)

@@ -7,17 +7,23 @@ from torch import nn
 
 from bench.core.contracts import Defense
 from bench.core.errors import UserError
+from bench.training.architecture import clip_binary
 
 
 def make_optimizer(defense: Defense[Any], model: nn.Module) -> torch.optim.Optimizer:
-    """For the parameters that the defense trains; UserError if there are none."""
+    """For the parameters that the defense trains; UserError if there are none. Its steps clip weights with `binary`."""
     config = defense.config
     params = list(defense.parameters(model))
     if not params:
         raise UserError(f"{type(defense).__name__} has nothing to train in this model; use another --model")
+    optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":
-        return torch.optim.Adam(params, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        optimizer = torch.optim.Adam(params, lr=config.lr, weight_decay=config.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    if config.binary:
+        optimizer.register_step_post_hook(lambda *_: clip_binary(model))
+    return optimizer
 
 
 def step_of(optimizer: torch.optim.Optimizer, *, lr: float, clip_grad: float) -> None:

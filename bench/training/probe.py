@@ -10,14 +10,17 @@ from bench.core import registry, seeds
 from bench.core.attack_specs import make_attacks
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
+from bench.training.symptoms import DEAD, ONE_CLASS, Activity, share_of_one_class
 
-Probe = Callable[[nn.Module], dict[str, float]]  # a model -> {"fgsm": accuracy, "pgd": accuracy}
+# a model -> {"fgsm": accuracy, "pgd": accuracy}, and the symptoms of bench/training/symptoms.py
+Probe = Callable[[nn.Module], dict[str, float]]
 PROBE_STEPS = 10
 
 
 def make_probe(split: Split, threat: ThreatModel, n: int | None) -> Probe | None:
     """FGSM and PGD-10 accuracy on the first n examples of a split (None: all), always with the same seed.
 
+    On the attacked images of both, the largest share of dead units of a layer, and of one class among the predictions.
     None if PGD does not support the norm.
     """
     if threat.norm not in registry.attack.get("pgd").norms:
@@ -26,7 +29,7 @@ def make_probe(split: Split, threat: ThreatModel, n: int | None) -> Probe | None
     attacks = make_attacks(["fgsm", f"pgd:steps={PROBE_STEPS}"], threat)
 
     def probe(model: nn.Module) -> dict[str, float]:
-        accuracies = {}
+        accuracies, activity, predictions = dict[str, float](), Activity(), list[torch.Tensor]()
         for spec, planned in attacks.items():
             correct = 0
             for rows in index.split(256):
@@ -34,9 +37,10 @@ def make_probe(split: Split, threat: ThreatModel, n: int | None) -> Probe | None
                 generator = seeds.generator(rows.device, 0, "probe")
                 with warnings.catch_warnings(action="ignore"):  # the evaluation of the finished model repeats them
                     x_adv = planned.attack(model, batch, planned.threat, generator=generator)
-                with torch.no_grad():
-                    correct += int((model(x_adv).argmax(dim=1) == batch.y).sum())
+                with torch.no_grad(), activity.watching(model):
+                    predictions.append(model(x_adv).argmax(dim=1))
+                correct += int((predictions[-1] == batch.y).sum())
             accuracies[spec.partition(":")[0]] = correct / len(index)
-        return accuracies
+        return accuracies | {DEAD: activity.most_dead, ONE_CLASS: share_of_one_class(torch.cat(predictions))}
 
     return probe

@@ -51,7 +51,7 @@ def check_precision(model: nn.Module) -> None:
 def count_batches(loop: Loop) -> int:
     """The number of batches in an epoch: those of the split, or of the defense's own `batches`, gone through once."""
     defense, batches = loop.defense, loop.split.count_batches(loop.config.batch_size)
-    if type(defense).batches is Defense.batches:
+    if type(defense).batches is Defense.batches and not loop.config.extra:
         return batches
     with loop.undone():
         found = sum(1 for _ in islice(defense.batches(loop), MOST * batches + 1))

@@ -7,6 +7,7 @@ from itertools import pairwise
 from bench.core.config import TrainingConfig
 from bench.core.specs import in_units
 
+REACHED = 0.99  # of eps, at the last step of a training whose eps grows
 SMALLEST = 1e-6  # of eps: a schedule that begins at 0 begins here, because a threat model has a positive eps
 
 
@@ -29,6 +30,13 @@ def eps_at(config: TrainingConfig, eps: float, progress: float) -> float:
     if config.eps_growth == "cosine":
         share = (1 - math.cos(math.pi * share)) / 2
     return float(min(max((high - low) * share + low, SMALLEST * eps), eps))
+
+
+def unreached_eps(config: TrainingConfig, steps: int) -> Iterator[str]:
+    """A warning if eps grows and the last of so many steps has less than eps."""
+    share = eps_at(config, 1.0, (steps - 1) / steps)
+    if share < REACHED:
+        yield f"eps_growth: the last of {steps} steps has {share:.0%} of eps; with eps_max=2eps, it is reached half-way"
 
 
 def learning_rate(config: TrainingConfig, progress: float) -> float:

@@ -65,6 +65,7 @@ def derived(record: Record, table: Table, proofs: Table | None = None) -> dict[s
         "config_hash": (record.config_hash, content_hash(config)),
         "norm": (record.threat.norm, config.get("norm")),
         "eps": (record.threat.eps, config.get("eps")),
+        "box": (record.threat.box, config.get("box", True)),
         "attacks": (list(record.attacks), list(config.get("attacks", ()))),
         "certifiers": (list(record.certifiers), list(config.get("certifiers", ()))),
         "budget": (None if bracket is None else bracket.budget, config.get("budget")),

@@ -94,7 +94,7 @@ def check_points(context: EvalContext, index: npt.NDArray[np.int64], x_adv: npt.
         other = logits.scatter(1, batch.y[:, None], -torch.inf).argmax(dim=1)
         near_tie = correct & (relative_gap(logits, other) <= NEAR_TIE)
         too_far = ~replace(threat, box=None).contains(points, batch.x)
-        out_of_box = ~((points >= 0) & (points <= 1)).flatten(1).all(dim=1)
+        out_of_box = (threat.clamp(points) != points).flatten(1).any(dim=1)
         columns = (threat.distance(points, batch.x) / threat.eps, too_far, out_of_box, correct & ~near_tie, near_tie)
         chunks.append([column.cpu().numpy() for column in columns])
     return PointChecks(index, *(np.concatenate(column) for column in zip(*chunks, strict=True)))

@@ -17,7 +17,7 @@ ORDERS = {"L2": 2.0, "L1": 1.0}
 
 @dataclass(frozen=True)
 class Region:
-    """All images within eps (1 + TOLERANCE) of x (n,) with pixels in [0, 1].
+    """All images within eps (1 + TOLERANCE) of x (n,), with pixels in [0, 1] if there is a box.
 
     low, high: the smallest box that contains it, rounded outward.
     """
@@ -27,6 +27,7 @@ class Region:
     x: Vector
     low: Vector
     high: Vector
+    box: bool
 
     @classmethod
     def around(cls, x: Vector, threat: Threat) -> Region:
@@ -34,7 +35,9 @@ class Region:
             raise UserError(f"the record's norm {threat.norm} is not one that this checker knows")
         eps = np.nextafter(threat.eps * (1 + TOLERANCE), np.inf)
         low, high = np.nextafter(x - eps, -np.inf), np.nextafter(x + eps, np.inf)
-        return cls(threat.norm, float(eps), x, np.maximum(low, 0), np.minimum(high, 1))
+        if threat.box:
+            low, high = np.maximum(low, 0), np.minimum(high, 1)
+        return cls(threat.norm, float(eps), x, low, high, threat.box)
 
     @property
     def largest(self) -> Vector:
@@ -55,7 +58,7 @@ class Region:
         absolute = np.abs(forms)
         dual = np.sqrt(np.square(forms).sum(axis=0)) if self.norm == "L2" else absolute.max(axis=0)
         ball = self.x @ forms - self.eps * dual - error * (np.abs(self.x) @ absolute + self.eps * dual)
-        return np.maximum(ball, (1 + error) * negative.sum(axis=0))
+        return np.maximum(ball, (1 + error) * negative.sum(axis=0)) if self.box else ball
 
     def distance(self, point: Vector) -> float:
         """Of another image, in the region's norm."""
@@ -64,5 +67,5 @@ class Region:
 
     def contains(self, point: Vector) -> bool:
         """Whether an adversarial example counts: as ThreatModel.contains, in float64."""
-        inside = bool(np.all((point >= 0) & (point <= 1)))
+        inside = not self.box or bool(np.all((point >= 0) & (point <= 1)))
         return inside and self.distance(point) <= self.eps * (1 + 4 * UNIT)

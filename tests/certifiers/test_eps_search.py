@@ -14,7 +14,7 @@ G = torch.Generator()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("method", ["pec", "bisection"])
+@pytest.mark.parametrize("method", ["pec", "bisection", "newton"])
 def test_it_finds_the_distance_of_a_linear_model(norm, method):
     model = linear_model((1, 5, 5), 4)
     batch = interior_batch(model, (1, 5, 5), 40)
@@ -50,6 +50,17 @@ def test_the_envelope_saves_bounds_and_finds_the_same():
         result = EpsSearch().search(model, batch.x, batch.y, threat)
     torch.testing.assert_close(result.low, plain.low, rtol=0, atol=2.1e-4)
     assert result.bounds.float().mean() < 0.9 * plain.bounds.float().mean()
+
+
+def test_newton_needs_few_bounds_and_finds_the_same():
+    model, batch = relu_net()
+    threat = ThreatModel("Linf", 0.1)
+    with torch.no_grad():
+        plain = EpsSearch(method="bisection").search(model, batch.x, batch.y, threat)
+        result = EpsSearch(method="newton").search(model, batch.x, batch.y, threat)
+    torch.testing.assert_close(result.low, plain.low, rtol=0, atol=2.1e-4)
+    assert result.bounds.float().mean() < 0.6 * plain.bounds.float().mean()
+    assert not result.low.requires_grad
 
 
 def test_what_it_ends_with_is_certified_and_more_is_not():

@@ -47,7 +47,7 @@ def clearances(lines, curve, low, high):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("relaxation", RELAXATIONS)
+@pytest.mark.parametrize("relaxation", [*RELAXATIONS, "crown"])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_curve_is_between_its_lines(name, relaxation, dtype):
     """S-curves: without any tolerance. ReLU: the chord's end may be off by the rounding of its slope, 2 units in the
@@ -131,6 +131,34 @@ def test_s_curves_have_the_published_lines(name):
     down = np.where((low >= 0).numpy(), chord, curve(-t) + d * t)
     np.testing.assert_allclose(lines.upper_bias, np.where(flat, curve(high.numpy()), up), atol=1e-12)
     np.testing.assert_allclose(lines.lower_bias, np.where(flat, curve(low.numpy()), down), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh"])
+def test_the_lines_of_crown(name):
+    """Zhang et al. (2018), table 2: tangents through the other end across zero, else the chord and a tangent."""
+    activation, curve = ACTIVATIONS[name]
+    low = torch.tensor([-1.0, -5.0, -2.0, 0.5, -3.0, 0.7]).double()
+    high = torch.tensor([5.0, 1.0, 2.0, 3.0, -0.5, 0.7005]).double()
+    lines = activation.relax(low, high, "crown")
+    above, below = clearances(lines, curve, low, high)
+    assert above.min(axis=1).max() < 1e-4  # between the points that were looked at
+    assert below.min(axis=1).max() < 1e-4
+    at_low = (lines.upper_slope * low + lines.upper_bias).numpy() - curve(low.numpy())
+    at_high = curve(high.numpy()) - (lines.lower_slope * high + lines.lower_bias).numpy()
+    assert (np.abs(at_low[[0, 1, 2, 4]]) < 1e-11).all()  # through the left end
+    assert (np.abs(at_high[[0, 1, 2, 3]]) < 1e-11).all()  # and the right one
+    chord = (curve(high.numpy()) - curve(low.numpy())) / (high - low).numpy()
+    # a tangent whose point is beyond the interval is the chord
+    np.testing.assert_allclose(lines.upper_slope.numpy()[[1, 4]], chord[[1, 4]], atol=1e-12)
+    np.testing.assert_allclose(lines.lower_slope.numpy()[[0, 3]], chord[[0, 3]], atol=1e-12)
+    middle = (low + high).numpy() / 2
+    at_middle = curve(middle) - (lines.lower_slope.numpy() * middle + lines.lower_bias.numpy())
+    assert abs(at_middle[4]) < 1e-12  # the tangent at the middle
+    # across zero both are tangents through the other end, where parallel ones are further away
+    assert chord[2] + 1e-3 < lines.upper_slope[2] == pytest.approx(lines.lower_slope[2].item())
+    parallel = activation.relax(low, high, "adaptive")
+    assert (parallel.upper_slope * low + parallel.upper_bias)[2] > curve(low.numpy())[2] + 1e-2
+    assert lines.upper_slope[5] == lines.lower_slope[5] == 0  # too narrow for a quotient
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "tanh"])

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bench.core import registry
 from bench.core.contracts import Defense
@@ -14,7 +15,8 @@ from bench.testing.contracts import tiny_model
 from tests.attacks.short_autoattack import shorten_autoattack
 
 SMALL = {name: f"{name}:widen=1" for name in ("wrn-28-10", "wrn-34-10")} | {
-    name: f"{name}:width=8" for name in ("resnet18", "resnet34", "preact-resnet18", "lenet")
+    name: f"{name}:width=8"
+    for name in ("resnet18", "resnet34", "preact-resnet18", "lenet", "imagenet-resnet18", "imagenet-resnet50")
 }
 SHAPES = {"mnist": (28, 28), "fashion-mnist": (28, 28), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)} | {
     "svhn": (32, 32, 3)
@@ -118,6 +120,11 @@ class TestDataset(DatasetContract):
     @pytest.fixture(autouse=True)
     def _folder(self, name: str, tmp_path: Path) -> None:
         self.data_dir = tmp_path
+        if name in ("image-folder", "imagenet"):
+            for folder in (f"{split}/{label}" for split in ("train", "val") for label in "ab"):
+                path = tmp_path / ("imagenet" if name == "imagenet" else "images") / folder
+                path.mkdir(parents=True)
+                Image.new("RGB", (9, 7)).save(path / "it.png")
         if name in SHAPES:
             classes = 100 if name == "cifar100" else 10
             x, y = np.zeros((classes, *SHAPES[name]), np.uint8), np.arange(classes)

@@ -7,8 +7,9 @@ import pytest
 from bench.core import config, registry
 from bench.core.config import RunConfig, TrainingConfig, as_json, get_suite, make_config, suites
 from bench.core.errors import UserError
-from bench.core.specs import OfEps, parse_spec
+from bench.core.specs import OfEps, in_units, parse_spec
 from bench.core.threat import ThreatModel
+from bench.datasets.filters import parse_filtered
 
 RUN = RunConfig(
     suite="digits", dataset="digits", data_hash="ab", model="cnn", defense="pgd-at", checkpoint=None, norm="Linf",
@@ -67,7 +68,7 @@ def test_a_length_in_units_of_eps_survives_json():
 def test_suite_names_what_exists(name):
     suite = get_suite(name)
     ThreatModel(suite.norm, suite.eps)
-    parse_spec(suite.dataset, registry.dataset)
+    assert parse_filtered(suite.dataset, registry.dataset)[0].text == suite.dataset
     parse_spec(suite.model, registry.model)
     for spec in suite.attacks:
         assert parse_spec(spec, registry.attack).text == spec
@@ -140,7 +141,7 @@ OTHER = {
     "suite": None, "dataset": "mnist", "data_hash": "cd", "model": "fc1", "defense": None, "checkpoint": "ef",
     "norm": "L2", "eps": 0.2 + 1e-12, "attacks": ("fgsm", "pgd-10"), "n_examples": 101, "eval_batch": 51,
     "training": {"epochs": 4, "lr": 0.1}, "code": ("ab",), "certifiers": ("ibp",), "budget": 60,
-    "time_limit": 60.0, "bracket": 60.0,
+    "time_limit": 60.0, "bracket": 60.0, "box": False,
 }  # fmt: skip
 
 
@@ -193,6 +194,31 @@ def test_the_cnns_of_mnist_have_the_settings_of_table_3_5():
             assert (config.optimizer, config.lr, config.batch_size) == ("adam", 1e-3, 100)
             assert (config.schedule, config.milestones, config.decay) == ("piecewise", (0.9,), 0.1)
             assert 0 < config.warm_up < 1
+
+
+TABLE_3_5 = {  # the paper's: alpha, beta of PER, beta of PER+at, the first eps (that of the threat if constant), B'
+    "mnist-fc1": (0.15, 0.1, 0.1, 0.0064, None),
+    "cifar10-cnn": (0.1, 0.0003, 0.001, 2 / 255, 10),
+    "mnist-fc1-l2": (0.45, 1.0, 1.0, 0.02, None),
+    "mnist-cnn-l2": (0.45, 1.0, 1.0, 0.3, 20),
+    "cifar10-cnn-l2": (0.15, 0.3, 1.0, 0.1, 10),
+}
+
+
+@pytest.mark.parametrize("suite", TABLE_3_5)
+@pytest.mark.parametrize("name", ["l-per", "l-per-at", "i-per", "i-per-at"])
+def test_suites_of_table_3_5(suite, name):
+    alpha, beta, beta_at, first_eps, subsample = TABLE_3_5[suite]
+    rules = get_suite(suite)
+    config = make_config(registry.defense.get(name).config_class, name, rules.training, rules.defenses[name])
+    assert in_units(config.alpha, rules.eps) == pytest.approx(alpha)
+    assert config.beta == (beta_at if name.endswith("-at") else beta)
+    start = in_units(config.eps_start, rules.eps) if config.eps_schedule == "paper" else rules.eps
+    assert start == pytest.approx(first_eps)
+    assert config.subsample == subsample
+    assert (config.optimizer, config.lr, config.batch_size, config.epochs) == ("adam", 1e-3, 100, 100)
+    assert (config.milestones == (0.9,) and config.schedule == "piecewise") == ("cnn" in suite)
+    assert (config.warm_up > 0) == ("cnn" in suite)
 
 
 def test_run_as_json_is_plain():

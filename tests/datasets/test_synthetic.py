@@ -47,3 +47,16 @@ def test_the_sphere_as_images():
 def test_impossible_data_are_refused(name):
     with pytest.raises(UserError):
         load_arrays(name, None)
+
+
+def test_each_point_has_the_class_of_the_nearest_seed():
+    arrays = load_arrays("nearest-seed:seeds=4:train=300:test=50", None)
+    assert arrays.x_train.shape == (300, 1, 2, 1)
+    seeds = arrays.x_train[:4].reshape(4, 2) / 255  # the first points
+    assert arrays.y_train[:4].tolist() == [0, 1, 2, 3]
+    points = arrays.x_test.reshape(-1, 2) / 255
+    far = np.square(points[:, None] - seeds).sum(axis=2)
+    order = np.sort(far, axis=1)
+    clear = order[:, 1] - order[:, 0] > 0.02  # seeds were rounded
+    assert clear.sum() > 30
+    assert (far.argmin(axis=1) == arrays.y_test)[clear].all()

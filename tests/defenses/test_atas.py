@@ -17,11 +17,11 @@ def test_the_released_step_size():
     assert torch.allclose(defense.alpha(v, EPS) / EPS, torch.tensor([1.0, 1.75, 0.5, 2 / 1.5]), atol=1e-6)
 
 
-def test_the_texts_step_size_is_an_option():
-    defense = ATAS(Config(step_size="eq-5.16"))
-    # a / sqrt(v + C) with C = 0.01 and a = 2 eps C, neither clamped
-    v = torch.tensor([0.0, 3 * 0.01])
-    assert torch.allclose(defense.alpha(v, EPS) / EPS, torch.tensor([0.2, 0.1]), atol=1e-6)
+def test_imagenets_constants_can_be_set():
+    defense = ATAS(Config(c=0.4, longest=16 / 255, largest=8))
+    # gamma / C = 16/255 and C = 0.1 at eps 2/255
+    v = torch.tensor([0.0, 0.1**2, 0.3**2])
+    assert torch.allclose(defense.alpha(v, 2 / 255) * 255, torch.tensor([16.0, 8.0, 4.0]), atol=1e-5)
 
 
 def test_c_is_scaled_with_eps():

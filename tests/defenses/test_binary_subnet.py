@@ -7,7 +7,9 @@ from torch.nn.utils import parametrize
 
 from bench.core.errors import UserError
 from bench.testing.contracts import DefenseContract
-from bench.training.subnet import adaptive_budgets, linear_layers, mask_layers, masks
+from bench.training.architecture import linear_layers
+from bench.training.budgets import adaptive_budgets
+from bench.training.subnet import mask_layers, masks
 
 SIZES = st.lists(st.integers(1, 5000), min_size=1, max_size=8)
 

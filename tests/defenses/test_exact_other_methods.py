@@ -148,8 +148,10 @@ def extra(tmp_path):
     return str(file)
 
 
-def test_half_of_each_batch_is_additional_data(weights, extra):
-    loop = DefenseContract().loop("finetune", checkpoint=weights[0], extra=extra, crop=1)
+@pytest.mark.parametrize("defense", ["finetune", "pgd-at"])
+def test_half_of_each_batch_is_additional_data(weights, extra, defense):
+    settings = {"checkpoint": weights[0]} if defense == "finetune" else {}
+    loop = DefenseContract().loop(defense, extra=extra, crop=1, **settings)
     batches = list(loop.defense.batches(loop))
     assert loop.steps_per_epoch == len(batches) == 5  # 40 training examples, in batches of 8 + 8
     assert sorted(i for batch in batches for i in batch.index.tolist() if i >= 0) == list(range(40))

@@ -86,6 +86,15 @@ def test_the_hinge_begins_at_alpha_and_goes_on_below_zero():
     assert torch.allclose(slope * 20 / 1.25, torch.tensor([-3.0, 1, 1, 0, 1], dtype=torch.float64))
 
 
+def test_examples_without_a_near_hyperplane_have_no_penalty():
+    model, grey = linear([1.0]), torch.full((1, 1, 1, 4), 0.5, dtype=torch.float64)
+    x = torch.cat([grey, grey + 0.4 * torch.tensor([1.0, -1, 1, -1]).view(1, 1, 1, 4)])  # 1 and 0.6 away
+    threat, labels = ThreatModel("Linf", 0.1, box=None), torch.tensor([0, 0])
+    for alpha, penalties in ((0.5, [0, 0]), (0.8, [0, 1 - 0.6 / 0.8])):
+        found = regulariser(model, x, labels, threat, x=x, alpha=alpha, nearest=4, intermediate="linear")
+        assert found.tolist() == pytest.approx(penalties)
+
+
 def test_only_the_nearest_hyperplanes_count():
     _, found = penalty_of([0.1, 0.02, 0.04, 0.06, 0.08, 0.12])
     assert found.item() == pytest.approx(sum(1 - d / 0.2 for d in (0.02, 0.04, 0.06, 0.08)))

@@ -35,10 +35,11 @@ CERTIFIERS = {
     "fast-lin": FastLin(),
     "crown": Crown(),
     "crown tight": Crown(relaxation="tight"),
+    "crown exactly": Crown(relaxation="crown"),
     "crown-ibp": CrownIBP(),
     "crown-ibp tight": CrownIBP(relaxation="tight"),
 }
-KINDS = [(relaxation, kind) for relaxation in ("parallel", "adaptive", "tight") for kind in ("linear", "ibp")]
+KINDS = [(relaxation, kind) for relaxation in ("parallel", "adaptive", "tight", "crown") for kind in ("linear", "ibp")]
 many = settings(max_examples=NETWORKS, deadline=None, derandomize=True, database=None)
 
 

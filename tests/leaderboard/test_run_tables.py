@@ -9,7 +9,7 @@ import pytest
 
 from bench.core import clopper_pearson
 from bench.core.example_table import Accuracy, Robustness, Threat
-from bench.core.records import AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Training
+from bench.core.records import AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Size, Training
 from leaderboard.render import interval, percent, threat_name
 from leaderboard.run_tables import run_table
 from leaderboard.runs_table import INTERVALS, by_recipe, runs_table
@@ -226,7 +226,7 @@ def test_comparison_in_json_is_fractions():
     first, second = json.loads(runs_table([make_record(seed=2), OTHER], "json"))
     assert first == {
         "defense": "pgd-at", "suite": "digits", "dataset": "digits", "model": "small-cnn", "norm": "Linf", "eps": 0.2,
-        "config_hash": "abc", "epochs": 30, "settings": {}, "seed": 2, "seeds": [2], "n_examples": 360,
+        "config_hash": "abc", "epochs": 30, "settings": {}, "seed": 2, "seeds": [2], "n_examples": 360, "size": None,
         "interval_of": "weights", "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48, "worst_by": [],
         "intervals": {"clean": [0.88, 0.94], "pgd-10": [0.45, 0.55], "worst": [0.43, 0.53]},
         "spreads": {"clean": None, "pgd-10": None, "worst": None},
@@ -323,3 +323,15 @@ def test_csv_and_json_hold_certificates_and_brackets():
     assert plain[0]["certified_acc"] == {"ibp": 0.3}
     assert plain[0]["bracket"] == {"certified_acc": 0.4, "robust_acc": 0.5, "open": 36, "truncated": False}
     assert plain[1]["bracket"] is None
+
+
+def test_sizes_are_shown_if_a_network_is_compressed():
+    dense = make_record(size=Size(1000, 1000, 32000, 4100, 2500))
+    sparse = make_record(seed=1, defense="rst", size=Size(1000, 10, 320, 60, 70))
+    assert "FLOPs" not in runs_table([dense, make_record(seed=2)], "markdown")
+    text = runs_table([dense, sparse], "markdown")
+    assert "10 of 1,000" in text
+    assert "1,000 of 1,000" in text
+    head, *rows = csv.reader(io.StringIO(runs_table([dense, sparse], "csv")))
+    assert [row[head.index("flops")] for row in rows] == ["2500", "70"]
+    assert json.loads(runs_table([sparse, dense], "json"))[0]["size"]["kept"] == 10

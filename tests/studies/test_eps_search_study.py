@@ -25,7 +25,7 @@ def linear(norm):
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("method", ["bisection", "pec"])
+@pytest.mark.parametrize("method", ["bisection", "pec", "newton"])
 def test_the_search_ends_at_the_distance_of_a_linear_models_boundary(norm, method):
     model, test, far = linear(norm)
     result = search_largest_eps(model, test, ThreatModel(norm, 0.1), high=0.3, precision=1e-3, method=method)
@@ -66,8 +66,9 @@ def test_the_report_and_the_figure(weights, tmp_path):
     figure = tmp_path / "search.svg"
     given = {"checkpoint": weights, "model": "fc1:width=4", "dataset": "digits", "precision": 1e-2, "threads": 1}
     report = EpsSearchStudy(**given, n_examples=100, figure=str(figure)).run()
-    counts = dict(re.findall(r"\| (bisection|pec) +\| +([\d.]+)", report))
+    counts = dict(re.findall(r"\| (bisection|pec|newton) +\| +([\d.]+)", report))
     assert float(counts["bisection"]) == 7  # from 4 eps = 0.8
+    assert 0 < float(counts["newton"]) <= 7
     assert float(counts["pec"]) <= 7
     assert f"ratio {float(counts['pec']) / 7:.3f}" in report
     assert figure.read_text().count('<g id="axes_') == 2

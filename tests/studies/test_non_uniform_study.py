@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from bench.core.errors import UserError
+from bench.datasets.split import Split
 from bench.studies import non_uniform
-from bench.studies.non_uniform import Boxes, NonUniformStudy, paper_row
+from bench.studies.non_uniform import Boxes, NonUniformStudy, boxes_around, paper_row
 
 PRINTED = (99.2, 0.0295, 0.0349, 0.9548, 0.2304)
 
@@ -47,6 +48,7 @@ def test_the_printed_figures_are_found():
     ({"n_examples": 1}, "two images"),
     ({"n_examples": 361}, "360 test images"),
     ({"seed": -1}, "at least 0"),
+    ({"pilot": 2}, "less than n_examples"),
     ({"epochs": 0}, "at least 1"),
     ({"hidden": 0}, "hidden"),
     ({"threads": 0}, "1 to 1024"),
@@ -57,6 +59,24 @@ def test_wrong_settings_are_refused_before_the_first_training(settings, fact, mo
     monkeypatch.setattr(non_uniform, "run_seed", None)
     with pytest.raises(UserError, match=fact):
         NonUniformStudy(**{"dataset": "digits", "hidden": 4, "epochs": 1, "n_examples": 2} | settings).run()
+
+
+def test_the_others_start_from_the_mean_direction_of_the_pilots(monkeypatch):
+    eps, seen = torch.tensor([[3.0, 4.0], [0.0, 2.0], [5.0, 5.0], [1.0, 1.0]]).view(4, 1, 1, 2), []
+
+    def recorded(self, model, x, y, direction):
+        seen.append((len(x), direction))
+        return eps[y], y.float() - 0.5  # the first has no box
+
+    monkeypatch.setattr(non_uniform.NonUniform, "boxes", recorded)
+    test = Split.of_tensors(torch.rand(4, 1, 1, 2), torch.arange(4))
+    assert boxes_around(None, test, 2, "boxes")[1].tolist() == [1, 2, 3]
+    (pilots, none), (others, direction) = seen
+    assert (pilots, none, others) == (2, None, 2)
+    assert direction.tolist() == [[[0.0, 1.0]]]
+    seen.clear()
+    boxes_around(None, test, 0, "boxes")
+    assert seen == [(4, None)]
 
 
 def boxes_of(n, label=0):

@@ -26,6 +26,14 @@ def cell(table, dataset, model, norm, row, column):
         (("3.8", "mnist", "fc1:activation=tanh", "L2", "plain", "ACB PEC"), 0.1789),
         (("3.9", "mnist", "fc1", "Linf", "KW", "T_PEC"), 8.48),
         (("3.9", "cifar10", "cnn", "L2", "L-PER+at", "T_PEC / T_Lin"), 0.8926),
+        (("5.2", "cifar10", "resnet34", "Linf", "gamma = 0.1", "r = 0.99"), 44.88),
+        (("5.3", "cifar10", "resnet34", "Linf", "no LBN", "a = 1"), 31.04),
+        (("5.4", "cifar10", "resnet34", "Linf", "gamma = 1.0", "Binary, LBN"), 30.62),
+        (("5.5", "cifar10", "resnet34", "Linf", "gamma = 0.2", "Kaiming, LBN"), 94.35),
+        (("5.7", "cifar100", "resnet34", "Linf", "Ours, RN34-LBN, p = 0.1", "Binary"), 34.83),
+        (("5.8", "cifar10", "resnet34", "Linf", "ATMC, RN34-LBN, p = 1.0", "FP"), 27.88),
+        (("5.9", "cifar10", "resnet34", "Linf", "Ours (fast), RN34-LBN, p = 0.1", "Binary"), 81.63),
+        (("5.10", "imagenet100", "resnet34", "Linf", "HYDRA, RN34, p = 0.1", "FP"), 43.18),
     ],
 )
 def test_cells_are_as_printed(where, printed):
@@ -35,8 +43,10 @@ def test_cells_are_as_printed(where, printed):
 def test_all_blocks_and_rows_are_there():
     sizes = {name: [len(block.rows) for block in read_paper_table(name).blocks] for name in paper_table_names()}
     assert sizes == {
-        "non-uniform": [2] * 5, "reflected-1": [5],
+        "non-uniform": [2] * 5, "reflected-1": [5], "reflected-2": [8] * 4,
         "thesis-4.2": [3, 6, 6], "thesis-4.6": [6, 1], "thesis-4.7": [9, 9], "thesis-5.11": [7, 7, 7, 7, 6, 5],
+        "thesis-5.2": [7], "thesis-5.3": [2], "thesis-5.4": [7], "thesis-5.5": [7], "thesis-5.6": [3],
+        "thesis-5.7": [13, 13], "thesis-5.8": [30, 30], "thesis-5.9": [13, 13], "thesis-5.10": [11],
         "thesis-3.6": [11] * 3, "thesis-3.7": [11] * 3, "thesis-3.8": [8] * 4, "thesis-3.9": [7] * 6,
     }  # fmt: skip
 

@@ -2,10 +2,13 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from bench.cli import main
@@ -130,7 +133,7 @@ def test_under_l2_pec_and_fast_lin_have_a_figure_each(folder):
 def test_a_table_for_people(folder):
     report = ReproduceStudy(**folder).run()
     assert "| KW    | CRE Lin  | fast-lin |" in report
-    assert "not available (no checkpoint): mnist, fc1, Linf 0.1: plain, AT, IBP, CROWN-IBP, MMR" in report
+    assert "not available (no weights): mnist, fc1, Linf 0.1: plain, AT, IBP, CROWN-IBP, MMR" in report
     assert "KW, IBP, CROWN-IBP" in report.split("mnist, cnn, Linf 0.1: ")[1]  # where kw's is missing too
     other = ReproduceStudy(**folder, only="c-per").run()
     assert "| KW" not in other  # not measured, but there
@@ -139,6 +142,34 @@ def test_a_table_for_people(folder):
     assert "no verdicts" in few
     assert "DIFFERS" in report
     assert "DIFFERS" not in few
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder with a run of l-per on fc1 with seed 3, and one of another eps."""
+    record = json.loads((Path(__file__).parents[2] / "leaderboard/results/mnist/l-per/0/record.json").read_text())
+    record |= {"dataset": "mnist", "model": "fc1", "seed": 3}
+    record["training"]["epochs"] = 25
+    for name, eps in (("own", 0.1), ("other", 0.2)):
+        run = tmp_path / "runs" / name / "3"
+        run.mkdir(parents=True)
+        (run / "record.json").write_text(json.dumps(record | {"threat": {"norm": "Linf", "eps": eps}}))
+        save_file(fc1((1, 28, 28), 10).state_dict(), run / "weights.safetensors")
+    return str(tmp_path / "runs")
+
+
+def test_runs_are_measured_beside_checkpoints_and_named(folder, runs):
+    both = ReproduceStudy(**folder, runs=runs)
+    figures = json.loads(replace(both, form="json").run())["figures"]
+    of_row = {each["row"]: each for each in figures if each["figure"] == "CRE Lin"}
+    assert list(of_row) == ["KW", "L-PER"]  # the run with another eps is of no row
+    assert (of_row["KW"]["run"], of_row["KW"]["verdict"]) == (None, "DIFFERS")
+    assert (of_row["L-PER"]["run"], of_row["L-PER"]["verdict"]) == ("trained here, 25 of 100 epochs, seed 3", None)
+    assert of_row["L-PER"]["paper"] == 11.71
+    report = replace(both, checkpoints=None, n_examples=4).run()
+    assert "| trained here, 25 of 100 epochs, seed 3 |" in report
+    assert "| KW" not in report
+    assert "| checkpoint" in both.run()
 
 
 def test_notes_are_numbered_and_explained():

@@ -21,8 +21,9 @@ def test_trends_and_pairs_are_tested_over_seeds():
     noise = rng.normal(size=(10, 4))
     assert falls(0.1 * noise - np.arange(4))[1] < 0.01
     assert falls(noise + np.arange(4))[1] > 0.5
-    assert falls(np.ones((3, 4))) == (0.0, 1.0)
-    assert falls(np.tile(-np.arange(4.0), (10, 1))) == (pytest.approx(-1), pytest.approx(0.5**10))
+    assert falls(np.ones((3, 4))) == ((0.0, 0.0, 0.0), 1.0)
+    assert falls(np.tile(-np.arange(4.0), (10, 1))) == (pytest.approx((-1, -1, -1)), pytest.approx(0.5**10))
+    assert mean_interval([1.0, 2.0]).times(-2).low == -2 * mean_interval([1.0, 2.0]).high
     assert smaller(noise[:, 0] - 2, noise[:, 0])[1] == pytest.approx(0.5**10)
     assert smaller(noise[:, 0], noise[:, 0])[1] == 1.0
 

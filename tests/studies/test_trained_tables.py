@@ -44,7 +44,7 @@ def test_the_mean_over_seeds_is_beside_the_papers(write, tmp_path):
     assert (pgd["row"], pgd["ours"], pgd["paper"], pgd["verdict"]) == ("ATAS", pytest.approx(49.0), 50.03, "equal")
     text = report(tmp_path, "5.11")
     assert "here" not in text
-    assert "not available (no checkpoint): cifar10, resnet18, Linf 0.0314: PGD10, FreeAT" in text
+    assert "not available (no weights): cifar10, resnet18, Linf 0.0314: PGD10, FreeAT" in text
 
 
 @pytest.mark.parametrize(("fields", "said"), [
@@ -69,9 +69,27 @@ def test_settings_tell_rows_apart_and_table_42_has_errors(write, tmp_path):
     assert not [row for _, row in found if row.startswith("Cosine")]
 
 
+@pytest.mark.parametrize("trained_at", [2, 8])
+def test_table_2_of_the_reflected_loss_is_attacked_at_8_255(write, tmp_path, trained_at):
+    record = json.loads((PUBLISHED / "0" / "record.json").read_text())
+    result = next(iter(record["attacks"].values()))
+    specs = {"pgd-50": 0.1, "pgd-50:restarts=10": 0.2, "pgd-50:restarts=10:eps=0.03137254901960784": 0.3}
+    write(
+        0, 0, defense="r-pgd", settings={"steps": 4}, epochs=20, model="preact-resnet18",
+        threat={"norm": "Linf", "eps": trained_at / 255},
+        attacks={spec: result | {"robust_acc": acc} for spec, acc in specs.items() if trained_at == 2 or acc < 0.3},
+    )  # fmt: skip
+    figures = json.loads(report(tmp_path, "reflected-2", form="json"))["figures"]
+    found = {(each["row"], each["figure"]): (each["ours"], each["paper"]) for each in figures}
+    assert set(found) == {("R-PGD, 4 steps", "RA"), ("R-PGD, 4 steps", "SA")}
+    ours, paper = found["R-PGD, 4 steps", "RA"]
+    assert (ours, paper) == ((30.0, 20.726) if trained_at == 2 else (20.0, 34.19))
+
+
 def test_every_row_of_the_tables_is_a_defense():
     for table in TABLES:
-        for block in read_paper_table(f"thesis-{table}").blocks:
+        name = table if table.startswith("reflected") else f"thesis-{table}"
+        for block in read_paper_table(name).blocks:
             assert set(block.rows) <= set(DEFENSES)
 
 

@@ -115,7 +115,7 @@ def test_an_averaged_run_goes_on_bit_for_bit(tmp_path):
     part = loop_of(ema=0.5)
     for _ in range(2):
         part.run_epoch()
-    save_checkpoint(tmp_path, part._state())
+    save_checkpoint(tmp_path, part.state(), "")
     resumed = loop_of(ema=0.5).run(tmp_path)[0].state_dict()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
@@ -182,7 +182,7 @@ def test_a_layer_that_is_used_twice_is_trained_saved_and_loaded(ema, tmp_path):
     part = loop_of(model=Tied(), ema=ema)
     for _ in range(2):
         part.run_epoch()
-    save_checkpoint(tmp_path, part._state())
+    save_checkpoint(tmp_path, part.state(), "")
     resumed, _ = loop_of(model=Tied(), ema=ema).run(tmp_path)
     spec = BuildSpec(model="mine.py:tied", shape=(1, 8, 8), classes=10, defense=None, training={})
     save_weights(tmp_path / "weights.safetensors", whole, spec)
@@ -197,7 +197,7 @@ def test_a_layer_that_is_used_twice_is_trained_saved_and_loaded(ema, tmp_path):
 def test_a_run_that_was_begun_on_another_device_is_not_gone_on_with(tmp_path):
     loop = loop_of()
     loop.run_epoch()
-    save_checkpoint(tmp_path, loop._state() | {"device": "cuda"})
+    save_checkpoint(tmp_path, loop.state() | {"device": "cuda"}, "")
     with pytest.raises(UserError, match="begun on cuda"):
         loop_of().run(tmp_path)
 

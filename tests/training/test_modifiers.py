@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.runs.compatibility import check_training
 from bench.testing.contracts import DefenseContract, tiny_batch, tiny_model
-from bench.training.schedules import eps_at, learning_rate, lost_times, times_of
+from bench.training.schedules import eps_at, learning_rate, lost_times, times_of, unreached_eps
 from bench.training.weight_perturbation import perturbed_weights
+from defenses.atas import ATAS
 from defenses.fgsm_pgi import FGSMPGI
 from defenses.free import Free
 from defenses.pgd_at import PGDAT
@@ -33,7 +35,8 @@ def test_a_config_without_modifiers_has_the_json_of_before():
 
 @pytest.mark.parametrize(("setting", "value"), [
     ("periods", (0.5, 0.25)), ("periods", (0.0,)), ("awp", -1), ("label_smoothing", 1), ("cutout", -1), ("swa", 1),
-    ("lr_warm_up", 1), ("eps_max", 0), ("eps_growth", "fast"),
+    ("lr_warm_up", 1), ("eps_max", 0), ("eps_growth", "fast"), ("cutmix", 1.5),
+    ("extra_share", 1),
 ])  # fmt: skip
 def test_settings_out_of_range(setting, value):
     with pytest.raises(UserError, match=setting):
@@ -128,11 +131,15 @@ def test_label_smoothing_of_a_step():
     step.check(-(0.7 * own + 0.3 * log_p.mean(dim=1)).mean())
 
 
-@pytest.mark.parametrize(("defense", "setting"), [(Free, "awp"), (FGSMPGI, "awp")])
+@pytest.mark.parametrize(("defense", "setting"), [(Free, "awp"), (FGSMPGI, "awp"), (Free, "cutmix"), (ATAS, "extra")])
 def test_a_defense_that_does_not_take_a_modifier_refuses_it(defense, setting):
     data = Arrays("it", *2 * (np.zeros((9, 4, 4, 1), np.uint8), np.arange(9) % 2))
     with pytest.raises(UserError, match=f"does not take {setting}"):
-        check_training(defense(defense.config_class(**{setting: 0.1})), data, ThreatModel("Linf", 0.1))
+        check_training(
+            defense(defense.config_class(**{setting: "it.npz" if setting == "extra" else 0.1})),
+            data,
+            ThreatModel("Linf", 0.1),
+        )
     check_training(PGDAT(PGDAT.config_class(awp=0.1)), data, ThreatModel("Linf", 0.1))
     with pytest.raises(UserError, match="cutout is 5"):
         check_training(PGDAT(PGDAT.config_class(cutout=5)), data, ThreatModel("Linf", 0.1))
@@ -173,3 +180,82 @@ def test_cutout_sets_a_square_to_0_and_leaves_the_bank_there(crop):
     batch.write(bank, torch.ones_like(batch.x))
     assert int((bank == 1).sum()) == int(batch.view.kept.sum())
     assert torch.equal(batch.read(bank), batch.view.kept.float())
+
+
+def mixed_batch(crop=0, n=12):
+    images = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 1), np.uint8)
+    split = Split(images, np.arange(20) % 4, torch.device("cpu"), flip=True, crop=crop, cutmix=1.0)
+    plain = Split(images, np.arange(20) % 4, torch.device("cpu"), flip=True, crop=crop)
+    batch, whole = (next(s.shuffled(n, torch.Generator().manual_seed(3))) for s in (split, plain))
+    return split, batch, whole
+
+
+def test_cutmix_shows_a_rectangle_of_another_image_and_shares_the_label_by_area():
+    _, batch, whole = mixed_batch()
+    inside, order = batch.view.inside, batch.view.order
+    assert 0 < inside.sum() < 36
+    rows, columns = inside.any(dim=1), inside.any(dim=0)
+    assert torch.equal(inside, rows[:, None] & columns)  # a rectangle
+    assert torch.equal(batch.x[..., ~inside], whole.x[..., ~inside])
+    assert torch.equal(batch.x[..., inside], whole.x[order][..., inside])
+    share = inside.float().mean()
+    for label, other, target in zip(whole.y, whole.y[order], batch.target, strict=True):
+        wanted = torch.zeros(4)
+        wanted[label] += 1 - share
+        wanted[other] += share
+        assert torch.allclose(target, wanted)
+    assert torch.equal(whole.target, whole.y)
+
+
+@pytest.mark.parametrize("crop", [0, 2])
+def test_a_bank_follows_each_pixel_of_a_mixture(crop):
+    split, batch, _ = mixed_batch(crop)
+    bank = split.canvas.float() / 255  # holds the images themselves, so reading it gives the batch
+    assert torch.equal(batch.read(bank), batch.x)
+    before = bank.clone()
+    batch.write(bank, batch.x + 10)
+    assert int((bank != before).sum()) == batch.x.numel()
+    assert torch.equal(batch.read(bank), batch.x + 10)
+    assert torch.equal(bank[bank != before], before[bank != before] + 10)
+
+
+def test_a_share_of_the_batches_is_mixed():
+    split = Split(np.zeros((9, 6, 6, 1), np.uint8), np.arange(9) % 3, torch.device("cpu"), cutmix=0.3)
+    generator = torch.Generator().manual_seed(0)
+    mixed = [split.augmented(torch.arange(9), generator).mixed is not None for _ in range(400)]
+    assert 0.2 < sum(mixed) / 400 < 0.4
+
+
+def test_one_step_on_mixed_images():
+    step = Step("pgd-at", steps=1, batch_size=16)
+    soft = torch.rand(len(step.y), 10, dtype=torch.float64).softmax(dim=1)
+    step.batch = replace(step.batch, mixed=soft)
+
+    def loss(x):
+        return -(soft * step.model(x).log_softmax(dim=1)).sum(dim=1).mean()
+
+    step.check(loss(step.pgd(step.start(), steps=1, loss=loss)))
+
+
+@pytest.mark.parametrize(("growth", "eps_max", "steps", "said"), [
+    ("linear", 1, 10, "90% of eps"), ("linear", 1, 200, None), ("cosine", 1, 10, "98% of eps"), ("linear", 2, 10, None),
+    ("linear", 0.5, 200, "50% of eps"), ("none", 1, 1, None),
+])  # fmt: skip
+def test_an_eps_that_does_not_reach_its_end_is_warned_of(growth, eps_max, steps, said):
+    config = TrainingConfig(eps_growth=growth, eps_max=OfEps(eps_max))
+    warnings = list(unreached_eps(config, steps))
+    assert [said in warning for warning in warnings] == ([] if said is None else [True])
+    loop = DefenseContract().loop("standard", epochs=1, schedule="constant", eps_growth=growth, eps_max=f"{eps_max}eps")
+    _, cost = loop.run()
+    assert cost.warnings == list(unreached_eps(config, loop.steps))
+
+
+@pytest.mark.parametrize(("settings", "epochs", "said"), [
+    ({"ema": 0.99}, 10, "ema: after 30 steps, 75% of the average"), ({"ema": 0.9}, 10, None),
+    ({"swa": 0.8}, 4, "swa: the average is of one epoch alone"), ({"swa": 0.5}, 4, None),
+])  # fmt: skip
+def test_an_average_for_which_the_training_is_too_short_is_warned_of(settings, epochs, said):
+    loop = DefenseContract().loop("standard", epochs=epochs, schedule="constant", **settings)
+    assert loop.steps == 3 * epochs
+    _, cost = loop.run()
+    assert [warning[: len(said or "")] for warning in cost.warnings] == ([] if said is None else [said])

@@ -1,0 +1,37 @@
+"""Images of files on the device, batch by batch."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as zero_pad
+
+from bench.datasets.image_files import ImageFiles
+
+
+class StreamedCanvas:
+    """ImageFiles as a tensor uint8 (N,3,H+2p,W+2p) of images padded by p zeros, of which only single rows are read."""
+
+    def __init__(self, files: ImageFiles, pad: int, device: torch.device) -> None:
+        self.files, self.pad, self.device = files, pad, device
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead: tuple[list[int], Future[Tensor]] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        side = self.files.size + 2 * self.pad
+        return (len(self.files), 3, side, side)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The images (B,3,H+2p,W+2p) of the rows `index`."""
+        rows, ahead = index.tolist(), self._ahead
+        images = ahead[1].result() if ahead is not None and ahead[0] == rows else self._read(rows)
+        return zero_pad(images.to(self.device), [self.pad] * 4)
+
+    def read_ahead(self, index: Tensor) -> None:
+        """Start to read the rows that the next call of `rows` will ask for."""
+        rows = index.tolist()
+        self._ahead = (rows, self._reader.submit(self._read, rows))
+
+    def _read(self, rows: list[int]) -> Tensor:
+        return torch.from_numpy(self.files.read(rows)).permute(0, 3, 1, 2)

@@ -1,0 +1,80 @@
+"""Changes of any architecture before its training: a batch norm over the logits, and weights that are used as signs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bench.core.config import TrainingConfig
+from bench.core.contracts import Defense
+
+Layer = nn.Linear | nn.Conv2d
+
+
+def linear_layers(model: nn.Module) -> list[Layer]:
+    """The layers whose weights are pruned or binarised, in the order of the model's modules."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
+def built(defense: Defense[Any], model: nn.Module, classes: int) -> nn.Module:
+    """The network that the defense trains: the architecture with its config's `binary` and `last_norm`, then `build`.
+
+    The settings come first, so that masks of a defense multiply the signs, and its ensembles contain both.
+    """
+    return defense.build(changed(model, defense.config, classes))
+
+
+def changed(model: nn.Module, config: TrainingConfig, classes: int) -> nn.Module:
+    """The architecture with the settings `binary` and `last_norm`; the model itself without them."""
+    if config.binary:
+        for layer in linear_layers(model):
+            parametrize.register_parametrization(layer, "weight", Sign())
+    return nn.Sequential(model, nn.BatchNorm1d(classes)) if config.last_norm else model
+
+
+class Sign(nn.Module):
+    """A parametrization: a weight is used as its sign, +1 at 0, and keeps the gradient of the sign.
+
+    Courbariaux et al. (2015), BinaryConnect, deterministic. The loop clips the weights to [-1, 1] after each step.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        sign: Tensor = StraightThrough.apply(torch.where(weight >= 0, 1.0, -1.0), weight)
+        return sign
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+class StraightThrough(torch.autograd.Function):
+    """A constant, whose gradient is passed on to another tensor of its shape as if it were that tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, constant: Tensor, receiver: Tensor) -> Tensor:
+        return constant.to(receiver.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0]
+
+
+@torch.no_grad()
+def clip_binary(model: nn.Module) -> None:
+    """Clip the weights that are used as signs to [-1, 1], where a gradient can still change their sign."""
+    for layer in linear_layers(model):
+        if isinstance(next(iter(parametrizations_of(layer)), None), Sign):
+            latent(layer).clamp_(-1, 1)
+
+
+def parametrizations_of(layer: Layer) -> Sequence[nn.Module]:
+    """What is applied to the layer's trained weight, in order; empty for a plain weight."""
+    weights = layer.parametrizations["weight"] if parametrize.is_parametrized(layer, "weight") else ()  # type: ignore[index]
+    return tuple(weights)
+
+
+def latent(layer: Layer) -> nn.Parameter:
+    """The weight that is trained, or fixed, before signs and masks are applied to it."""
+    name = "parametrizations.weight.original" if parametrize.is_parametrized(layer, "weight") else "weight"
+    return layer.get_parameter(name)

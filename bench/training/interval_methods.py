@@ -1,0 +1,69 @@
+"""What trainings that mix attacks with interval bounds share: settings, initial weights and the penalty of weights."""
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.contracts import Trainer
+from bench.core.specs import Length, OfEps, in_units
+from bench.training.ramps import RampConfig, Ramped
+
+LAYERS = (nn.Linear, nn.Conv2d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalConfig(RampConfig):
+    epochs: int = 70
+    batch_size: int = 256
+    lr: float = 5e-4
+    milestones: tuple[float, ...] = (50 / 70, 60 / 70)
+    decay: float = 0.2
+    clip_grad: float = 10.0
+    warm_up: float = 0.0  # fraction of the training on clean images only
+    ramp: float = 20 / 70  # fraction after it in which eps rises from 0
+    steps: int = 8  # of the attack
+    step_size: Length = OfEps(0.5)  # of the attack, in units of the eps of the step
+    l1: float = 1e-6  # weight of the sum of the absolute weights
+    interval_init: bool = True  # initial weights under which intervals do not widen from layer to layer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(l1=(self.l1 >= 0, "not negative"), step_size=(in_units(self.step_size, 1.0) > 0, "positive"))
+
+
+IntervalT = TypeVar("IntervalT", bound=IntervalConfig)
+
+
+class IntervalMethod(Ramped[IntervalT]):
+    """A ramped defense with these settings."""
+
+    def build(self, model: nn.Module) -> nn.Module:
+        if self.config.interval_init:
+            initialize(model)
+        return model
+
+    def add_l1(self, loss: Tensor, trainer: Trainer) -> Tensor:
+        """The loss plus the penalty of the weights of convolutions and linear layers."""
+        if not self.config.l1:
+            return loss
+        return loss + self.config.l1 * sum(layer.weight.abs().sum() for layer in layers_of(trainer.model))
+
+
+def layers_of(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    return [module for module in model.modules() if isinstance(module, LAYERS)]
+
+
+@torch.no_grad()
+def initialize(model: nn.Module) -> None:
+    """Normal weights of standard deviation sqrt(2 pi) / n for n inputs of a unit, and zero biases.
+
+    Shi, Wang, Zhang, Yi and Hsieh (2021), Section 4.1: the expected width of an interval is then the same before and
+    after a layer with ReLU. Drawn from torch's global generator, as the layers' own initial weights are.
+    """
+    for layer in layers_of(model):
+        nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / layer.weight[0].numel())
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,110 @@
+"""Pruning of weights that are trained: masks that a defense sets, and the settings of the methods that do so."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bench.core.config import TrainingConfig
+from bench.training.architecture import Layer, StraightThrough, latent, linear_layers, parametrizations_of
+
+Allocation = Literal["layer", "global"]  # a budget for each layer, or one for all
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig(TrainingConfig):
+    """The settings of a training that prunes weights and goes on with those that are left."""
+
+    r: float = 0.99  # share of the weights of linear and convolutional layers that are pruned
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(
+            r=(0 < self.r < 1, "in (0, 1)"),
+            ema=(self.ema == 0, "0, because an average of masks is no mask"),
+            swa=(self.swa == 0, "0, because an average of masks is no mask"),
+        )
+
+
+class Kept(nn.Module):
+    """A parametrization: a weight times a mask of 0 and 1, which is a buffer. Pruned weights get no gradient."""
+
+    mask: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones_like(weight))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+class Scored(Kept):
+    """Kept, with scores that get the mask's gradient (straight-through) where they are trained."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight)
+        self.scores = nn.Parameter(torch.zeros_like(weight))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        mask: Tensor = StraightThrough.apply(self.mask, self.scores)
+        return weight * mask
+
+
+class Signed(Kept):
+    """Kept, with a fixed sign of each connection: the trained weight is its strength, and positive."""
+
+    sign: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight)
+        self.register_buffer("sign", torch.where(weight.detach() >= 0, 1.0, -1.0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.sign * weight * self.mask
+
+
+def register(model: nn.Module, kind: type[Kept]) -> None:
+    """Give each linear and convolutional layer a mask of this kind, which keeps every weight."""
+    for layer in linear_layers(model):
+        parametrize.register_parametrization(layer, "weight", kind(layer.weight))
+
+
+def kept_of(layer: Layer) -> Kept:
+    """The mask of a layer: the last of the parametrizations of its weight."""
+    kept = parametrizations_of(layer)[-1]
+    assert isinstance(kept, Kept)
+    return kept
+
+
+def weight_counts(model: nn.Module) -> list[int]:
+    return [layer.weight.numel() for layer in linear_layers(model)]
+
+
+def highest(values: Sequence[Tensor], keep: int | Sequence[int]) -> list[Tensor]:
+    """Masks (float, of the values' shapes) of the highest values: `keep` of all together, or so many of each."""
+    if isinstance(keep, int):
+        (mask,) = highest([torch.cat([v.flatten() for v in values])], [keep])
+        parts = mask.split([v.numel() for v in values])
+        return [part.reshape(v.shape) for part, v in zip(parts, values, strict=True)]
+    masks = []
+    for v, number in zip(values, keep, strict=True):
+        chosen = v.flatten().topk(number, sorted=False).indices
+        masks.append(torch.zeros_like(v).flatten().index_fill_(0, chosen, 1.0).reshape(v.shape))
+    return masks
+
+
+@torch.no_grad()
+def set_masks(layers: Sequence[Layer], masks: Sequence[Tensor]) -> None:
+    for layer, mask in zip(layers, masks, strict=True):
+        kept_of(layer).mask.copy_(mask)
+
+
+@torch.no_grad()
+def clear_pruned(layers: Sequence[Layer]) -> None:
+    """Set weights that are pruned to 0, from which they start if they are kept again."""
+    for layer in layers:
+        latent(layer).mul_(kept_of(layer).mask)

@@ -1,0 +1,54 @@
+"""Upper bounds of the logits relative to the label's, whose loss bounds that of every point of the threat model."""
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.contracts import mode_of
+from bench.core.threat import ThreatModel
+from certifiers.input_regions import region_of
+from certifiers.interval_bounds import interval_margins
+from certifiers.linear_bounds import BoundedNetwork, Intermediate
+from certifiers.margin_certifier import insert_label
+from certifiers.network import Network
+from certifiers.relaxations import RelaxationKind
+
+
+def interval_worst_logits(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+    """Upper bounds of z_j - z_y over the threat model by intervals, (B,K), 0 at the label y (B,).
+
+    x: images (B,C,H,W). Differentiable in the weights. Batch norm is in eval mode.
+    """
+    with mode_of(model, training=False):
+        return of_margins(interval_margins(Network(model, x[:1]), region_of(x, threat), y), y)
+
+
+def linear_worst_logits(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    relaxation: RelaxationKind = "parallel",
+    intermediate: Intermediate = "linear",
+    interval_share: float = 0.0,
+) -> Tensor:
+    """`interval_worst_logits` by linear bounds (see certifiers/linear_bounds.py for the options).
+
+    interval_share: the bounds are this share of those by intervals plus the rest of those by linear bounds.
+    """
+    with mode_of(model, training=False):
+        network, region = Network(model, x[:1]), region_of(x, threat)
+        known = None
+        if intermediate == "linear":
+            with torch.no_grad():
+                known = BoundedNetwork(network, relaxation).preactivation_bounds(region)
+        bounds = BoundedNetwork(network, relaxation, intermediate).bound(region, y, known)
+        worst = of_margins(insert_label(bounds.margin, bounds.others), y)
+        if not interval_share:
+            return worst
+        return torch.lerp(worst, of_margins(interval_margins(network, region, y), y), interval_share)
+
+
+def of_margins(margins: Tensor, y: Tensor) -> Tensor:
+    """Lower bounds of z_y - z_j (B,K), whatever they are at the label, as upper bounds of z_j - z_y."""
+    return (-margins).scatter(1, y[:, None], torch.zeros_like(margins[:, :1]))

@@ -1,0 +1,141 @@
+"""ATMC (Gui et al., 2019): adversarial training with projections onto pruned and quantised weights, by ADMM."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from attacks.pgd import ascend
+from bench.core import registry
+from bench.core.config import Schedule
+from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.specs import Length, OfEps, in_units
+from bench.training.architecture import linear_layers
+from bench.training.budgets import adaptive_budgets
+from bench.training.pruned import Allocation, PruningConfig, highest, weight_counts
+from bench.training.quantisation import clustered
+
+FULL = 32  # bits of a weight that is not quantised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PruningConfig):
+    epochs: int = 200
+    schedule: Schedule = "cosine"
+    dense: float = 0.5  # fraction of the training in which the network is dense, as the authors' pre-training
+    gamma: float = 1.0  # of allocation=layer: 1 keeps the same share of each layer, 0 the same number
+    allocation: Allocation = "global"  # global: the largest weights of all layers together
+    bits: int = FULL  # of a weight: 1 for two values in each layer, 32 for no quantisation
+    rho: float = 0.1  # weight of the distance to the quantised weights
+    interval: int = 5  # steps between two updates of the quantised weights
+    steps: int = 10  # of the attack
+    alpha: Length = OfEps(0.25)  # step size of the attack
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(
+            dense=(0 <= self.dense < 1, "in [0, 1)"),
+            gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
+            bits=(1 <= self.bits <= 8 or self.bits == FULL, "from 1 to 8, or 32 for no quantisation"),
+            rho=(self.rho >= 0, "not negative"),
+            interval=(self.interval >= 1, "at least 1"),
+            binary=(not self.binary, "false, because the method has its own quantisation: bits=1"),
+            select=(self.select == "last", "last, because earlier epochs are not pruned"),
+        )
+
+
+@registry.defense("atmc")
+class ATMC(Defense[Config]):
+    """ATMC: after a dense training, each step keeps the largest weights only, and draws them to quantised ones.
+
+    Gui et al. (2019), "Model Compression with Adversarial Robustness: A Unified Optimization Framework", its
+    pruning and quantisation. The loss is half the cross entropy of clean images and half that of attacked ones, plus
+    rho / 2 |w - z + u|^2. After each step w is projected onto the allowed number of weights that are not 0; every
+    `interval` steps z becomes w + u with the weights of each layer at the centres of 2^bits clusters, and u becomes
+    u + w - z, where w is not 0. The last w is quantised too. rho, the interval and the projections are the released
+    code's; the attack is the thesis' (10 steps). The learning rate is a choice of ours: one cosine over both phases.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+
+    def build(self, model: nn.Module) -> nn.Module:
+        self.budget(model)  # UserError before the training
+        return model
+
+    def budget(self, model: nn.Module) -> int | list[int]:
+        """How many weights are kept: of each layer, or in all."""
+        layers = adaptive_budgets(weight_counts(model), 1 - self.config.r, self.config.gamma)
+        return layers if self.config.allocation == "layer" else sum(layers)
+
+    def times(self) -> dict[str, tuple[float, ...]]:
+        return {"dense": (self.config.dense,)}
+
+    def prepare(self, trainer: Trainer) -> None:
+        trainer.bank["admm_steps"] = torch.zeros((), device=trainer.generator.device)
+        for number, layer in enumerate(linear_layers(trainer.model)):
+            trainer.bank[f"z.{number}"] = layer.weight.detach().clone()
+            trainer.bank[f"u.{number}"] = torch.zeros_like(layer.weight.detach())
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        config, model = self.config, trainer.model
+        x_adv, _ = ascend(
+            model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
+            alpha=in_units(config.alpha, trainer.eps), start=trainer.threat.random_start(batch.x, trainer.generator),
+        )  # fmt: skip
+        if self.is_compressing(trainer) and not trainer.bank["admm_steps"]:
+            self.keep_largest(model)
+            for number, layer in enumerate(linear_layers(model)):
+                trainer.bank[f"z.{number}"].copy_(layer.weight.detach())
+        losses = cross_entropy(model(batch.x), batch.y), cross_entropy(model(x_adv), batch.y)
+        trainer.update(0.5 * losses[0] + 0.5 * losses[1] + self.distance(trainer))
+
+    def is_compressing(self, trainer: Trainer) -> bool:
+        return trainer.progress >= self.config.dense
+
+    def distance(self, trainer: Trainer) -> Tensor | Literal[0]:
+        """rho / 2 |w - z + u|^2, over all layers; 0 without a quantisation."""
+        if not self.is_compressing(trainer) or self.config.bits == FULL:
+            return 0
+        parts = [
+            (layer.weight - trainer.bank[f"z.{number}"] + trainer.bank[f"u.{number}"]).square().sum()
+            for number, layer in enumerate(linear_layers(trainer.model))
+        ]
+        return self.config.rho / 2 * torch.stack(parts).sum()
+
+    @torch.no_grad()
+    def after_step(self, trainer: Trainer) -> None:
+        if not self.is_compressing(trainer):
+            return
+        self.keep_largest(trainer.model)
+        steps = trainer.bank["admm_steps"]
+        steps += 1
+        if self.config.bits == FULL or int(steps) % self.config.interval:
+            return
+        for number, layer in enumerate(linear_layers(trainer.model)):
+            z, u = trainer.bank[f"z.{number}"], trainer.bank[f"u.{number}"]
+            kept = layer.weight != 0
+            z.copy_(clustered((layer.weight + u) * kept, self.config.bits))
+            u.add_((layer.weight - z) * kept)
+            u.mul_(kept)
+
+    @torch.no_grad()
+    def keep_largest(self, model: nn.Module) -> None:
+        """Set all weights but the largest to 0."""
+        layers = linear_layers(model)
+        for layer, mask in zip(
+            layers, highest([layer.weight.abs() for layer in layers], self.budget(model)), strict=True
+        ):
+            layer.weight.mul_(mask)
+
+    @torch.no_grad()
+    def end_epoch(self, trainer: Trainer) -> None:
+        if trainer.epoch + 1 < trainer.epochs:
+            return
+        self.keep_largest(trainer.model)
+        if self.config.bits != FULL:
+            for layer in linear_layers(trainer.model):
+                layer.weight.copy_(clustered(layer.weight, self.config.bits))

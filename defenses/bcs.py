@@ -1,0 +1,96 @@
+"""BCS: robust training of a sparse network whose connections are sampled (Oezdenizci and Legenstein, 2021)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from attacks.pgd import ascend
+from bench.core import registry
+from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.specs import Length, OfEps, in_units
+from bench.training.architecture import latent, linear_layers
+from bench.training.budgets import quota_budgets
+from bench.training.pruned import (
+    PruningConfig,
+    Signed,
+    clear_pruned,
+    highest,
+    kept_of,
+    register,
+    set_masks,
+    weight_counts,
+)
+
+START = 1e-12  # strength of a new connection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PruningConfig):
+    epochs: int = 200
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    weight_decay: float = 1e-3
+    noise: float = 1e-6  # standard deviation of what is added to each strength after a step, times the learning rate
+    steps: int = 10  # of the attack
+    alpha: Length = OfEps(0.25)  # step size of the attack
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(noise=(self.noise >= 0, "not negative"))
+
+
+@registry.defense("bcs")
+class BCS(Defense[Config]):
+    """BCS: PGD training in which a connection whose strength falls to 0 is removed, and a random one takes its place.
+
+    Oezdenizci and Legenstein (2021), "Training Adversarially Robust Sparse Networks via Bayesian Connectivity
+    Sampling": a weight is a fixed sign times a strength theta. After each step, noise is added to the strengths,
+    connections with theta <= 0 are removed, and as many others, drawn from the whole network, begin at theta = 1e-12.
+    The noise, the weight decay and the learning rate are the released code's. Deviations: a new connection is drawn
+    uniformly from all that are not there (the code draws its layer first, in proportion to the layer's size); layers
+    start with ideal gas quotas, which give small layers large shares, as the code's numbers for each architecture do.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+
+    def build(self, model: nn.Module) -> nn.Module:
+        layers, budgets = linear_layers(model), quota_budgets(weight_counts(model), 1 - self.config.r)
+        register(model, Signed)
+        set_masks(layers, highest([torch.rand_like(layer.weight) for layer in layers], budgets))
+        with torch.no_grad():
+            for layer in layers:
+                latent(layer).abs_().clamp_(min=START)
+        clear_pruned(layers)
+        return model
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        x_adv, _ = ascend(
+            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=self.config.steps,
+            alpha=in_units(self.config.alpha, trainer.eps),
+            start=trainer.threat.random_start(batch.x, trainer.generator),
+        )  # fmt: skip
+        trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
+
+    @torch.no_grad()
+    def after_step(self, trainer: Trainer) -> None:
+        layers, removed = linear_layers(trainer.model), 0
+        for layer in layers:
+            theta, mask = latent(layer), kept_of(layer).mask
+            noise = torch.randn(theta.shape, generator=trainer.generator, device=theta.device)
+            theta.add_(noise * mask, alpha=self.config.noise * trainer.lr)
+            lost = (mask > 0) & (theta <= 0)
+            removed += int(lost.sum())
+            mask.masked_fill_(lost, 0.0)
+        clear_pruned(layers)
+        ranks = [self.drawn(kept_of(layer).mask, trainer) for layer in layers]
+        for layer, new in zip(layers, highest(ranks, removed), strict=True):
+            kept_of(layer).mask.add_(new)
+            latent(layer).add_(new, alpha=START)
+
+    def drawn(self, mask: Tensor, trainer: Trainer) -> Tensor:
+        """Uniform in [0, 1) where there is no connection, -1 where there is one."""
+        draw = torch.rand(mask.shape, generator=trainer.generator, device=mask.device)
+        return draw.masked_fill(mask > 0, -1.0)

@@ -1,0 +1,96 @@
+"""Losses between those of adversarial training and of interval bounds (De Palma et al., 2024)."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from attacks.pgd import ascend
+from bench.core import registry
+from bench.core.contracts import Batch, Trainer
+from bench.core.specs import in_units
+from bench.training.interval_methods import IntervalConfig, IntervalMethod
+from certifiers.worst_logits import interval_worst_logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(IntervalConfig):
+    share: float = 0.1  # alpha: 0 is adversarial training, 1 is IBP; to be tuned
+    l1: float = 1e-5  # weight of the sum of the absolute weights
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(share=(0 <= self.share <= 1, "in [0, 1]"))
+
+
+class Expressive(IntervalMethod[Config]):
+    """A step on a mixture of two losses at the same images, with weights that `share` sets."""
+
+    config_class = Config
+
+    @abstractmethod
+    def mixture(self, attacked: Tensor, worst: Tensor, y: Tensor) -> Tensor:
+        """The loss, from the logits of attacked images relative to the label's and from their upper bounds, (B,K)."""
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        config, model, threat = self.config, trainer.model, self.ramped(trainer)
+        if threat is None:
+            trainer.update(self.add_l1(cross_entropy(model(batch.x), batch.y), trainer))
+            return
+        rows, eps = slice(config.subsample), self.position(trainer.progress) * trainer.eps
+        x, y = batch.x[rows], batch.y[rows]  # the batch is already shuffled
+        x_adv, _ = ascend(
+            model, x, y, threat=threat, steps=config.steps, alpha=in_units(config.step_size, eps),
+            start=threat.random_start(x, trainer.generator),
+        )  # fmt: skip
+        logits, worst = model(x_adv), interval_worst_logits(model, x, y, threat)
+        attacked = logits - logits.gather(1, y[:, None])
+        trainer.update(self.add_l1(self.mixture(attacked, worst, y), trainer))
+
+
+@registry.defense("cc-ibp")
+class CCIBP(Expressive):
+    """CC-IBP: cross entropy of a convex combination of attacked logits and worst logits under interval bounds.
+
+    De Palma, Bunel, Dvijotham, Kumar, Stanforth and Lomuscio (2024), Eq. 6. The attack is PGD from a uniform start. eps
+    rises linearly; the initial weights are those of Shi et al. (2021), whose regularisers of the warm-up are not here.
+    alpha is tuned for each data set and eps in the paper. Batch norm is in eval mode in the bounds and in the attack.
+
+    Evidence: not yet reproduced.
+    """
+
+    def mixture(self, attacked: Tensor, worst: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy((1 - self.config.share) * attacked + self.config.share * worst, y)
+
+
+@registry.defense("mtl-ibp")
+class MTLIBP(Expressive):
+    """MTL-IBP: a convex combination of the losses of attacked logits and of worst logits under interval bounds.
+
+    De Palma et al. (2024), Eq. 7. Otherwise as CC-IBP.
+
+    Evidence: not yet reproduced.
+    """
+
+    def mixture(self, attacked: Tensor, worst: Tensor, y: Tensor) -> Tensor:
+        return (1 - self.config.share) * cross_entropy(attacked, y) + self.config.share * cross_entropy(worst, y)
+
+
+@registry.defense("exp-ibp")
+class ExpIBP(Expressive):
+    """Exp-IBP: a geometric mean of the losses of attacked logits and of worst logits under interval bounds.
+
+    De Palma et al. (2024), Eq. 8: for each example, the loss at the attacked image to the power 1 - alpha times the
+    loss of the worst logits to the power alpha. Otherwise as CC-IBP.
+
+    Evidence: not yet reproduced.
+    """
+
+    def mixture(self, attacked: Tensor, worst: Tensor, y: Tensor) -> Tensor:
+        losses = (cross_entropy(logits, y, reduction="none") for logits in (attacked, worst))
+        low, high = (loss.clamp(min=SMALLEST).log() for loss in losses)
+        return ((1 - self.config.share) * low + self.config.share * high).exp().mean()
+
+
+SMALLEST = 1e-12  # of a loss, whose logarithm would not be finite where it is 0

@@ -1,0 +1,157 @@
+"""HYDRA (Sehwag et al., 2020): adversarial training chooses the weights that a trained network keeps."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrize
+
+from attacks.losses import kl, kl_from
+from attacks.pgd import ascend
+from bench.core import registry
+from bench.core.config import Schedule
+from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.specs import Length, OfEps, in_units
+from bench.training.architecture import Layer, latent, linear_layers
+from bench.training.budgets import adaptive_budgets
+from bench.training.pruned import (
+    Allocation,
+    PruningConfig,
+    Scored,
+    highest,
+    kept_of,
+    register,
+    set_masks,
+    weight_counts,
+)
+from bench.training.subnet import fan_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PruningConfig):
+    epochs: int = 220
+    schedule: Schedule = "cosine"
+    periods: tuple[float, ...] = (100 / 220, 120 / 220)  # where pre-training ends, and where pruning ends
+    gamma: float = 1.0  # of allocation=layer: 1 keeps the same share of each layer, 0 the same number
+    allocation: Allocation = "layer"  # global: the highest scores of all layers together
+    objective: Literal["trades", "pgd"] = "trades"  # pgd: cross entropy at the points of PGD
+    beta: float = 6.0  # of trades: weight of the KL divergence
+    steps: int = 10  # of the attack
+    alpha: Length = OfEps(0.25)  # step size of the attack
+    start_std: float = 0.001  # of trades: standard deviation of the noise from which the attack starts
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(
+            gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
+            beta=(self.beta >= 0, "not negative"),
+            periods=(len(self.periods) == 2, "two fractions: where pre-training ends, and where pruning ends"),
+            select=(self.select == "last", "last, because earlier epochs are not pruned"),
+        )
+
+
+@registry.defense("hydra")
+class HYDRA(Defense[Config]):
+    """HYDRA: pre-training, then scores of the fixed weights choose a mask, then the weights that it keeps are trained.
+
+    Sehwag et al. (2020), Eq. 3 to 5, in one training: the scores start as w sqrt(6 / l) / max |w| in layers of l
+    inputs, and the mask keeps the largest absolute scores. No weight or bias changes while scores are trained; batch
+    norm does. The weights are trained by TRADES, the authors' adversarial mode. The thesis also prunes by Eq. 5.11
+    (`gamma=0.1`), and BinaryConnect makes the network binary (`binary=true`). Deviation: the learning rate starts at
+    `lr` in each of the three periods; the authors fine-tune at a tenth of it.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+    composes = ("label_smoothing",)
+
+    def build(self, model: nn.Module) -> nn.Module:
+        self.budget(model)  # UserError before the training
+        register(model, Scored)
+        return model
+
+    def budget(self, model: nn.Module) -> int | list[int]:
+        """How many weights are kept: of each layer, or in all."""
+        layers = adaptive_budgets(weight_counts(model), 1 - self.config.r, self.config.gamma)
+        return layers if self.config.allocation == "layer" else sum(layers)
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        config = self.config
+        if trainer.progress >= config.periods[0]:
+            self.start_pruning(trainer.model)
+        x_adv = self.attacked(batch, trainer)
+
+        def loss() -> Tensor:
+            logits_adv = trainer.model(x_adv)
+            if config.objective == "pgd":
+                return cross_entropy(logits_adv, batch.y, label_smoothing=config.label_smoothing)
+            logits = trainer.model(batch.x)
+            clean_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            return clean_loss + config.beta * kl(logits, logits_adv).mean()
+
+        with trained(trainer.model, scores=self.is_pruning(trainer)):
+            trainer.update(loss())
+
+    def attacked(self, batch: Batch, trainer: Trainer) -> Tensor:
+        """The result of PGD on the cross entropy, or on the KL divergence, (B,C,H,W)."""
+        config, model, x, threat = self.config, trainer.model, batch.x, trainer.threat
+        alpha = in_units(config.alpha, trainer.eps)
+        if config.objective == "pgd":
+            start = threat.random_start(x, trainer.generator)
+            return ascend(model, x, batch.y, threat=threat, steps=config.steps, alpha=alpha, start=start)[0]
+        noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
+        with mode_of(model, training=False), torch.no_grad():
+            clean = model(x)
+        return ascend(
+            model, x, batch.y, threat=threat, steps=config.steps, alpha=alpha,
+            start=threat.project(x + config.start_std * noise, x), loss=kl_from(clean),
+        )[0]  # fmt: skip
+
+    def is_pruning(self, trainer: Trainer) -> bool:
+        return self.config.periods[0] <= trainer.progress < self.config.periods[1]
+
+    def start_pruning(self, model: nn.Module) -> None:
+        """Scores in proportion to the weights, and their mask, unless there is a mask already."""
+        layers = linear_layers(model)
+        if not all(bool(kept_of(layer).mask.all()) for layer in layers):
+            return
+        for layer in layers:
+            weight, scores = latent(layer).detach(), scores_of(layer)
+            scores.data = (6 / fan_in(weight)) ** 0.5 * weight / weight.abs().max()
+        self.choose(model)
+
+    def choose(self, model: nn.Module) -> None:
+        """Keep the weights of the largest absolute scores."""
+        layers = linear_layers(model)
+        set_masks(layers, highest([scores_of(layer).detach().abs() for layer in layers], self.budget(model)))
+
+    def after_step(self, trainer: Trainer) -> None:
+        if self.is_pruning(trainer):
+            self.choose(trainer.model)
+
+    def end_epoch(self, trainer: Trainer) -> None:
+        if trainer.epoch + 1 == trainer.epochs:  # a training that is too short for three periods
+            self.start_pruning(trainer.model)
+
+
+def scores_of(layer: Layer) -> nn.Parameter:
+    kept = kept_of(layer)
+    assert isinstance(kept, Scored)
+    return kept.scores
+
+
+@contextmanager
+def trained(model: nn.Module, *, scores: bool) -> Iterator[None]:
+    """Inside the block only the scores of linear and convolutional layers are trained, or only the rest."""
+    for layer in linear_layers(model):
+        scores_of(layer).requires_grad_(scores)
+        for parameter in (latent(layer), layer.bias):
+            if parameter is not None:
+                parameter.requires_grad_(not scores)
+    with parametrize.cached():
+        yield

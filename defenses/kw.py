@@ -1,0 +1,69 @@
+"""Training through the linear bounds of Wong and Kolter (2018)."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch.nn.functional import cross_entropy, one_hot
+
+from attacks.pgd import ascend
+from bench.core import registry
+from bench.core.config import Schedule
+from bench.core.contracts import Batch, Trainer
+from bench.core.specs import Length, OfEps, in_units
+from bench.training.ramps import RampConfig, Ramped
+from certifiers.worst_logits import linear_worst_logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RampConfig):
+    schedule: Schedule = "constant"
+    eps_start: Length = OfEps(0.5)  # eps at the start of the ramp
+    loss: Literal["cross-entropy", "hinge"] = "cross-entropy"  # of the worst logits
+    attacked: float = 0.0  # weight of the cross entropy under PGD that is added; 0 for no attack
+    steps: int = 10  # of the attack
+    step_size: Length = OfEps(0.25)  # of the attack
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(
+            eps_start=(in_units(self.eps_start, 1.0) > 0, "positive"),
+            attacked=(self.attacked >= 0, "not negative"),
+            step_size=(in_units(self.step_size, 1.0) > 0, "positive"),
+        )
+
+
+@registry.defense("kw")
+class KW(Ramped[Config]):
+    """KW: cross entropy of the worst logits under the linear bounds of fast-lin, which are Wong and Kolter's.
+
+    Wong and Kolter (2018), Eq. 14, with the schedule of their code: eps rises linearly from half to all of it in the
+    first half of the training. Batch, learning rate and epochs are the thesis' (100, 1e-3, 100). Its section 3.3.4 also
+    has loss=hinge, max(0, 1 - the least margin), and attacked=1, the sum of the losses of KW and of adversarial
+    training. subsample: only these images of a batch are bounded. Batch norm is in eval mode in the bounds.
+
+    Deviation: the bounds are inside the box [0, 1] under Linf; the code has the ball only.
+
+    Evidence: not yet reproduced.
+    """
+
+    config_class = Config
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        config, model = self.config, trainer.model
+        if trainer.progress < config.warm_up:
+            trainer.update(cross_entropy(model(batch.x), batch.y))
+            return
+        rows, start = slice(config.subsample), in_units(config.eps_start, trainer.eps)  # the batch is already shuffled
+        x, y = batch.x[rows], batch.y[rows]
+        eps = start + (trainer.eps - start) * self.position(trainer.progress)
+        worst = linear_worst_logits(model, x, y, replace(trainer.threat, eps=eps))
+        hinges = worst + 1 - one_hot(y, worst.shape[1])  # 0 at the label
+        loss = cross_entropy(worst, y) if config.loss == "cross-entropy" else hinges.amax(dim=1).mean()
+        if config.attacked:
+            x_adv, _ = ascend(
+                model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
+                alpha=in_units(config.step_size, trainer.eps),
+                start=trainer.threat.random_start(batch.x, trainer.generator),
+            )  # fmt: skip
+            loss = loss + config.attacked * cross_entropy(model(x_adv), batch.y)
+        trainer.update(loss)
