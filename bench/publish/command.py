@@ -45,7 +45,10 @@ def check_command(record: Record, folder: Path, settings: Settings) -> Finding:
 
 def read_command(text: str) -> Request:
     """The inverse of Request.command_line, except for the seed; UserError for anything else."""
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"it is no command of a shell ({error})") from error
     if words[:2] not in (["bench", "run"], ["bench", "eval"]):
         raise UserError("it is no `bench run` and no `bench eval`")
     given: dict[str, Any] = {}
