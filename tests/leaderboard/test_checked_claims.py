@@ -36,7 +36,7 @@ def test_certificates_count_as_far_as_they_were_checked(home):
     assert row(home).certifiers[0].accuracy.acc == 0.22
     board = build_board(home.parents[1], "digits")
     assert "20 proven, 2 certified again, 3 trusted solver" in render_boards([board], "markdown")
-    assert ",20,2,3,15,0," in render_boards([board], "csv")
+    assert ",20.0,2.0,3.0,15.0,0.0," in render_boards([board], "csv")
 
 
 def test_a_certificate_that_the_record_does_not_have_is_not_made(home):
