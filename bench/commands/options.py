@@ -78,13 +78,13 @@ def add_evaluation(sub: argparse.ArgumentParser) -> None:
     add_plugin(sub)
 
 
-def add_verification(sub: argparse.ArgumentParser, min_sample: int) -> None:
+def add_verification(sub: argparse.ArgumentParser, min_sample: int, seed: str = "random") -> None:
     """How `bench verify` and `bench submit` attack claimed-robust examples again."""
     option = sub.add_argument
     help_text = "claimed-robust examples to attack again (default: all; a large sample of more than 2000)"
     option("--sample", type=integer("--sample", min_sample), metavar="N", help=help_text)
     option("--attack", metavar="SPEC", help="the attack on them, for example pgd-50:restarts=5")
-    help_text = "seed of the sample and the attack (default: random)"
+    help_text = f"seed of the sample and the attack (default: {seed})"
     option("--seed", type=integer("--seed", 0, 2**31 - 1), metavar="N", help=help_text)
     add_machine(sub)
 
