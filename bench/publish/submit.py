@@ -27,7 +27,7 @@ from bench.publish.ownership import check_maintainers, check_seeds_alike
 from bench.publish.private_copy import private_copies
 from bench.publish.published_seed import read_published_seed
 from bench.publish.static_checks import ARTIFACTS, WEIGHTS
-from bench.publish.untrusted_files import errors_as_one_line, printable
+from bench.publish.untrusted_files import check_url, errors_as_one_line, printable
 from bench.verify.inputs import Settings, load_data
 from bench.verify.report import Finding, findings_table
 from leaderboard.published_results import ABOUT, About, EvaluatedRun, read_entries, suite_folder, write_contest
@@ -67,7 +67,7 @@ def submit_runs(
     """
     folders = find_records([submission.run])
     if submission.artifacts_url is not None:
-        static_checks.check_url(submission.artifacts_url)
+        check_url(submission.artifacts_url)
     if settings.sample == 0:
         raise UserError("a submission is attacked again; give --sample at least 1")
     check_line(submission.reason or "", "the reason")
