@@ -1,6 +1,12 @@
-"""What users and plugins import, in one place: `evaluate`, the contracts, and what attacks and trainings share."""
+"""What users and plugins import, in one place.
 
-from collections.abc import Sequence
+`train`, `evaluate`, `load_runs`, `leaderboard`, the contracts, and what attacks and trainings share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -23,6 +29,7 @@ from bench.evaluate.certified import check_certifier, make_certifiers
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import Evaluation, evaluate_split
 from bench.evaluate.inputs import checked_images, checked_model, evaluation_state
+from bench.runs.frames import leaderboard, load_runs
 from bench.training.perturbation_bank import carried_start, carry, start_bank
 
 __all__ = [
@@ -49,12 +56,48 @@ __all__ = [
     "evaluate",
     "frozen",
     "in_units",
+    "leaderboard",
+    "load_runs",
     "margin",
     "mode_of",
     "on_rows",
     "registry",
     "start_bank",
+    "train",
 ]
+
+
+def train(
+    defense: str,
+    *,
+    suite: str | None = None,
+    dataset: str | None = None,
+    model: str | None = None,
+    norm: str | None = None,
+    eps: float | None = None,
+    settings: Mapping[str, object] | None = None,
+    seed: int = 0,
+    plugins: Sequence[str | Path] = (),
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    out: str | Path = "runs",
+) -> nn.Module:
+    """Train a defense as `bench run --defense` does, and return the network, which takes images (N,C,H,W) in [0, 1].
+
+    suite, dataset, model, norm, eps, plugins and data_dir are those of the command; settings are its `--set`, as in
+    {"epochs": 5}. The training lies in OUT/trainings: the same call again, or `bench run`, uses it. Progress is shown
+    on standard error. UserError for what the command refuses.
+    """
+    from bench.runs.plan import make_plan  # here: plugins import this module, and need no plans
+    from bench.runs.request import Request
+    from bench.runs.run import train_seed
+
+    request = Request(
+        defense=defense, suite=suite, dataset=dataset, model=model, norm=norm, eps=None if eps is None else [eps],
+        attacks=(), overrides={key: str(value) for key, value in (settings or {}).items()}, device=device,
+        plugins=[Path(path) for path in plugins], data_dir=None if data_dir is None else Path(data_dir), out=Path(out),
+    )  # fmt: skip
+    return train_seed(make_plan(request), seed).eval()
 
 
 def evaluate(

@@ -5,8 +5,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from bench.commands import board, catalog, pack, recheck, runs, show, submission
+from bench.commands import board, catalog, exchange, pack, ranks, recheck, runs, show, submission
 from bench.commands.arguments import Parser, ShowVersion, fail
+from bench.commands.help import SHELLS, Commands, PrintCompletion
 from bench.core.errors import CheckError, UncheckedError, UserError
 from bench.core.failures import FULL, OUT_OF_MEMORY, is_out_of_memory
 from bench.core.package_origins import check_package_origins
@@ -16,8 +17,10 @@ def parser() -> Parser:
     about = "Measure the robust accuracy of neural networks: certified bounds from below, attacks from above."
     top = Parser(prog="bench", description=about)
     top.add_argument("--version", action=ShowVersion, nargs=0, help="print the version")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for subject in (catalog, show, runs, pack, recheck, board, submission):
+    help_text = 'print the completion script of a shell, as in: eval "$(bench --print-completion bash)"'
+    top.add_argument("--print-completion", choices=SHELLS, action=PrintCompletion, help=help_text)
+    commands = Commands(top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser))
+    for subject in (catalog, show, runs, pack, recheck, board, ranks, exchange, submission):
         subject.add(commands)
     return top
 

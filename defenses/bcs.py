@@ -85,6 +85,8 @@ class BCS(Defense[Config]):
             removed += int(lost.sum())
             mask.masked_fill_(lost, 0.0)
         clear_pruned(layers)
+        if not removed:
+            return
         ranks = [self.drawn(kept_of(layer).mask, trainer) for layer in layers]
         for layer, new in zip(layers, highest(ranks, removed), strict=True):
             kept_of(layer).mask.add_(new)

@@ -135,6 +135,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str  # spec of the model
     parameters: int | None
     extra_data: bool
+    data: str | None = None  # of a reported entry: additional data, `none`, `synthetic, 50M` or `real`
     clean: Estimate | None
     attacked: Estimate | None  # accuracy under everything that attacked
     attacked_by: tuple[str, ...] = ()  # what set it, over all seeds
@@ -148,6 +149,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool = False  # did a time limit end before all stages had tried them?
     budget: int | None = None  # of the brackets: sub-problems for each example; None if it was a time
     decided: tuple[Decided, ...] = ()  # by the stages of the brackets, in their order
+    position: int | None = None  # of a reported entry among those of the board, by the accuracy; not a rank
     group: int | None = None  # begins with the first entry that the first of the previous group is better than
     verdict: str  # the worst of its seeds, a key of VERDICTS
     reasons: tuple[str, ...] = ()

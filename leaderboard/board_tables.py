@@ -13,12 +13,16 @@ HEADERS = (
     "attacked by", "open", "interval of", "verdict", "trained", "status",
 )  # fmt: skip
 ALIGN = "rllrrrrlrlrllll"
+REPORTED_POSITION = (
+    "(n) is the position of a reported entry among the reported ones, by an accuracy that is not verified; it is not a "
+    "rank."
+)
 METRICS = ("clean", "certified", "attacked")
 ENDS = ("", "_low", "_high", "_spread", "_new_seed_low", "_new_seed_high")
 KINDS = tuple(f"certificates_{kind}" for kind in ("proven", "again", "solver", "open", "unchecked"))
 CSV_HEADERS = (
-    "suite", "name", "title", "kind", "status", "rank", "rank_low", "rank_high", "group", "dataset", "norm", "eps",
-    "architecture", "parameters", "extra_data", "seeds", "n_examples", "interval_of",
+    "suite", "name", "title", "kind", "status", "rank", "rank_low", "rank_high", "group", "position", "dataset", "norm",
+    "eps", "architecture", "parameters", "extra_data", "data", "seeds", "n_examples", "interval_of",
     *(f"{metric}{end}" for metric in METRICS for end in ENDS), *KINDS, "attacked_by", "open", "truncated", "verdict",
     "trained",
     "training_epochs", "training_seconds", "training_passes", "evaluation_passes", "paper", "url", "licence",
@@ -35,9 +39,9 @@ def render_boards(boards: Sequence[Board], form: Format, width: int | None = Non
 
 
 def rank_text(row: Row) -> str:
-    """`3`, `2-5` if the tests leave several ranks open, `-` if no rank is claimed."""
+    """`3`, `2-5` if the tests leave several ranks open, `(7)` for a position as reported, `-` if no rank is claimed."""
     if row.rank is None:
-        return "-"
+        return "-" if row.position is None else f"({row.position})"
     return str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}-{row.rank_high}"
 
 
@@ -45,7 +49,7 @@ def _cells(row: Row, escape: Callable[[str], str] = str) -> list[str]:
     """The cells of HEADERS. `escape` is applied to the text that an entry brings."""
     cost = row.cost
     return [
-        rank_text(row), escape(" ".join(row.title.split())), escape(row.architecture),
+        rank_text(row), escape(_title(row)), escape(row.architecture),
         "" if cost is None or cost.training_epochs is None else f"{cost.training_epochs:g}",
         "" if cost is None or cost.training_passes is None else compact(cost.training_passes),
         _accuracy(row.clean), _accuracy(row.certified), "" if row.certificates is None else row.certificates.as_text(),
@@ -53,6 +57,14 @@ def _cells(row: Row, escape: Callable[[str], str] = str) -> list[str]:
         "" if row.open is None else f"{row.open:.0f}{' cut' if row.truncated else ''}", _interval_of(row),
         verdict_text(row.verdict), row.trained or "", row.status,
     ]  # fmt: skip
+
+
+def _title(row: Row) -> str:
+    """The title; of a reported entry also its key, because titles of papers repeat, and its additional data."""
+    title = " ".join(row.title.split())
+    if row.kind != "reported":
+        return title
+    return f"{title} ({row.name}{'' if row.data in (None, 'none') else f'; data: {row.data}'})"
 
 
 def _accuracy(estimate: Estimate | None) -> str:
@@ -78,8 +90,9 @@ def _markdown(board: Board, width: int | None) -> str:
 
 
 def _status_note(board: Board) -> list[str]:
-    """What `not re-checkable` means, if an entry of the board is that."""
-    return [NOT_RECHECKABLE] if any(row.status == "not re-checkable" for row in board.rows) else []
+    """What `not re-checkable` and a position in parentheses mean, if an entry of the board has that."""
+    notes = [NOT_RECHECKABLE] if any(row.status == "not re-checkable" for row in board.rows) else []
+    return notes + ([REPORTED_POSITION] if any(row.position is not None for row in board.rows) else [])
 
 
 def _latex(board: Board) -> str:
@@ -100,8 +113,9 @@ def _csv_cells(suite: str, row: Row) -> list[object]:
     cost = row.cost
     return [
         suite, no_formula(row.name), no_formula(row.title), row.kind, row.status, row.rank, row.rank_low, row.rank_high,
-        row.group, row.dataset, row.norm, row.eps, no_formula(row.architecture), row.parameters, row.extra_data,
-        len(row.seeds), min((seed.n_examples for seed in row.seeds), default=None), row.clean and row.clean.interval_of,
+        row.group, row.position, row.dataset, row.norm, row.eps, no_formula(row.architecture), row.parameters,
+        row.extra_data, row.data, len(row.seeds), min((seed.n_examples for seed in row.seeds), default=None),
+        row.clean and row.clean.interval_of,
         *(end for metric in METRICS for end in _ends(getattr(row, metric))),
         *(row.certificates and getattr(row.certificates, kind.removeprefix("certificates_")) for kind in KINDS),
         no_formula(", ".join(row.attacked_by)),

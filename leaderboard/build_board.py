@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from bench.core import clopper_pearson
-from bench.core.config import get_suite, suites
+from bench.core.config import CORRUPTIONS, get_suite, suites
 from bench.core.example_table import Flags
 from bench.core.records import VERDICTS, AttackResult, Bracket, BracketStage, CertifierResult, Record
 from leaderboard.board_columns import Results, attacks_of, certificates_of, certifiers_of, curves, share
@@ -24,7 +24,7 @@ from leaderboard.board_data import (
     Trained,
 )
 from leaderboard.published_results import Entry, EvaluatedRun, left_out, read_entries
-from leaderboard.ranks import RULE, Ranks, rank
+from leaderboard.ranks import RULE, Ranks, groups, rank
 from leaderboard.render import threat_name
 from leaderboard.statistics import prediction, recipe_interval
 
@@ -44,11 +44,13 @@ def build_board(results: Path, suite: str) -> Board:
         problems += broken.values()
         entries = [entry for entry in entries if entry.name not in broken]  # and the others are ranked without them
     order = sorted(rows, key=lambda i: _order(rows[i]))
-    groups = _groups(ranks, order)
+    positions = {i: n for n, i in enumerate((i for i in order if rows[i].kind == "reported"), 1)}
+    group = groups(ranks, order)
     known = suites().get(suite)
     return Board(
         suite=suite, summary=known.summary if known else "", rule=RULE,
-        rows=tuple(msgspec.structs.replace(rows[i], group=groups.get(i)) for i in order), left_out=tuple(problems),
+        rows=tuple(msgspec.structs.replace(rows[i], group=group.get(i), position=positions.get(i)) for i in order),
+        left_out=tuple(problems),
     )  # fmt: skip
 
 
@@ -62,18 +64,6 @@ def _rows(entries: Sequence[Entry], ranks: Ranks) -> tuple[dict[int, Row], dict[
         except Exception as error:  # the records may hold anything that has the right type
             broken[entry.name] = left_out(entry.name, error)
     return rows, broken
-
-
-def _groups(ranks: Ranks, order: Sequence[int]) -> dict[int, int]:
-    """Entry -> group: a group begins with the first entry that the first one of the group before is better than."""
-    groups: dict[int, int] = {}
-    number, first = 0, -1
-    for i in order:
-        if ranks.ranked[i]:
-            if not number or ranks.better[first, i]:
-                number, first = number + 1, i
-            groups[i] = number
-    return groups
 
 
 def _order(row: Row) -> tuple[float, float, str]:
@@ -115,15 +105,18 @@ def _reported(entry: Entry) -> Row:
     """What RobustBench lists for a model. There are no examples, so it has no interval and no rank."""
     info, about, suite = entry.reported, entry.about, get_suite(entry.suite)
     assert info is not None
+    corrupted = suite.norm == CORRUPTIONS
 
     def reported(acc: float | None) -> Estimate | None:
         return None if acc is None else Estimate(acc=acc, low=acc, high=acc, interval_of=None)
 
     return Row(
         name=entry.name, title=about.title, kind="reported", status="reported, not verified",
-        dataset=info.dataset, norm=suite.norm, eps=suite.eps, threat=f"{suite.norm} {info.eps}",
-        architecture=info.architecture or "", parameters=None, extra_data=info.additional_data,
-        clean=reported(info.clean), attacked=reported(info.attacked), certified=None, rank=None, rank_low=None,
+        dataset=info.dataset, norm=suite.norm, eps=suite.eps,
+        threat=suite.norm if corrupted else f"{suite.norm} {info.eps}",
+        architecture=info.architecture or "", parameters=None, extra_data=info.additional_data, data=info.data,
+        clean=reported(info.clean), attacked=reported(info.corrupted if corrupted else info.attacked),
+        attacked_by=("corruptions" if corrupted else info.attacked_by,), certified=None, rank=None, rank_low=None,
         rank_high=None, verdict="unreliable" if info.unreliable else "unchecked", paper=about.paper, url=about.url,
         licence=about.licence, note=about.note,
     )  # fmt: skip

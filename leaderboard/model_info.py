@@ -13,7 +13,12 @@ from bench.core.errors import UserError
 
 LARGEST = 64 * 1024  # bytes of a file
 NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,17})?")
-ACCURACIES = ("clean_acc", "reported", "autoattack_acc", "external")
+CORRUPTED = ("corruptions_acc", "corruptions_acc_2d", "corruptions_acc_3d")  # the first that is there counts
+MEAN_ERRORS = ("corruptions_mce", "corruptions_mce_2d", "corruptions_mce_3d")
+ACCURACIES = ("clean_acc", "reported", "autoattack_acc", "external", *CORRUPTED)
+GENERATED = r"\b(synthetic|generated|DDPM|EDM|diffusion)\b"
+SYNTHETIC = re.compile(GENERATED, re.IGNORECASE)
+AMOUNT = re.compile(r"([0-9][0-9.]* ?[kMB]|[0-9]+ million)\b[^.;]{0,40}?" + GENERATED, re.IGNORECASE)
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +42,12 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     external: str | float | None = None  # the lowest accuracy that a third party measured
     footnote: str | None = None  # HTML
     unreliable: bool = False  # AutoAttack is known to overestimate its robustness
+    corruptions_acc: str | float | None = None  # mean over common corruptions: CIFAR-10-C, CIFAR-100-C
+    corruptions_acc_2d: str | float | None = None  # ImageNet-C
+    corruptions_acc_3d: str | float | None = None  # ImageNet-3DCC
+    corruptions_mce: str | float | None = None  # mean corruption error in percent of AlexNet's; may exceed 100
+    corruptions_mce_2d: str | float | None = None
+    corruptions_mce_3d: str | float | None = None
 
     def __post_init__(self) -> None:
         for key in ACCURACIES:
@@ -68,8 +79,49 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def attacked(self) -> float | None:
         """The lowest measured accuracy under attack; if RobustBench measured none, the one that the authors report."""
-        measured = [_fraction(self.autoattack_acc, "autoattack_acc"), _fraction(self.external, "external")]
-        return min((acc for acc in measured if acc is not None), default=_fraction(self.reported, "reported"))
+        return self._lowest[0]
+
+    @property
+    def attacked_by(self) -> str:
+        """Who measured `attacked`: AutoAttack, a third party or the authors."""
+        return self._lowest[1]
+
+    @property
+    def _lowest(self) -> tuple[float | None, str]:
+        by = {"AutoAttack": "autoattack_acc", "a third party": "external"}
+        measured = {who: _fraction(getattr(self, key), key) for who, key in by.items()}
+        known = [(acc, who) for who, acc in measured.items() if acc is not None]
+        return min(known, default=(_fraction(self.reported, "reported"), "the authors"))
+
+    @property
+    def corrupted(self) -> float | None:
+        """The mean accuracy under common corruptions, of ImageNet those in two dimensions; None if there is none."""
+        known = (_fraction(getattr(self, key), key) for key in CORRUPTED)
+        return next((acc for acc in known if acc is not None), None)
+
+    @property
+    def corruption_note(self) -> str | None:
+        """The further figures about corruptions, in a sentence."""
+        names = {
+            "corruptions_acc_3d": "accuracy in 3D",
+            **dict(zip(MEAN_ERRORS, ("mCE", "mCE", "mCE in 3D"), strict=True)),
+        }
+        parts = [
+            f"{name} {getattr(self, key)} %" for key, name in names.items() if getattr(self, key) not in (None, "")
+        ]
+        return f"Corruptions: {', '.join(parts)}." if parts else None
+
+    @property
+    def data(self) -> str:
+        """What it was trained on besides the data set: `none`, `synthetic, 50M` (how much, if stated), or `real`.
+
+        `additional_data` of RobustBench does not count generated images, which only the footnote names.
+        """
+        amount = AMOUNT.search(self.note or "")
+        synthetic = f"synthetic, {amount[1]}" if amount else "synthetic" if SYNTHETIC.search(self.note or "") else ""
+        if self.additional_data:
+            return f"real and {synthetic}" if synthetic else "real"
+        return synthetic or "none"
 
     @property
     def threat_eps(self) -> float | None:

@@ -65,11 +65,31 @@ def rank(entries: Sequence[Entry]) -> Ranks:
         p_large, ahead_large = _pairs([entries[i] for i in large.tolist()], size)
         p[large[rows], large[columns]] = p_large[rows, columns]
         ahead[large[rows], large[columns]] = ahead_large[rows, columns]
-    upper = np.triu_indices(n, k=1)
-    adjusted = np.full((n, n), np.nan)
+    return earned(p, ahead, ranked)
+
+
+def earned(p: Matrix, ahead: Matrix, ranked: npt.NDArray[np.bool_]) -> Ranks:
+    """Ranks from the p-value of each pair (N,N), NaN without a test, and the lead of the row over the column (N,N)."""
+    upper = np.triu_indices(len(p), k=1)
+    adjusted = np.full_like(p, np.nan)
     adjusted[upper] = benjamini_hochberg(p[upper])
     adjusted.T[upper] = adjusted[upper]
     return Ranks(adjusted, (np.nan_to_num(adjusted, nan=1.0) <= ALPHA) & (ahead > 0), ranked)
+
+
+def groups(ranks: Ranks, order: Sequence[int]) -> dict[int, int]:
+    """Entry -> group: a group begins with the first entry that the first one of the group before is better than.
+
+    order: the entries, the best first. Entries without a rank are in no group.
+    """
+    found: dict[int, int] = {}
+    number, first = 0, -1
+    for i in order:
+        if ranks.ranked[i]:
+            if not number or ranks.better[first, i]:
+                number, first = number + 1, i
+            found[i] = number
+    return found
 
 
 def _robust(entry: Entry, n: int) -> npt.NDArray[np.float32]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from bench.core.config import get_suite
+from bench.core.config import CORRUPTIONS, Suite, get_suite
 from bench.core.errors import UserError
 from bench.core.folders import changed_in_one_step
 from leaderboard.model_info import ModelInfo
@@ -57,17 +57,20 @@ def _percent(share: float) -> str:
 def import_model_info(path: Path, results: Path, suite: str, name: str, norm: str) -> Path:
     """Write a model_info file into results/SUITE/NAME as a reported entry; returns the new folder.
 
-    norm: Linf or L2, which RobustBench encodes in the name of the file's folder. UserError if the file has another data
-    set or threat model than the suite, or if the entry exists already.
+    norm: Linf, L2 or corruptions, which RobustBench encodes in the name of the file's folder. UserError if the file has
+    another data set or threat model than the suite, or if the entry exists already.
     """
     rules, info = get_suite(suite), ModelInfo.read(path)
     if (info.dataset, norm) != (rules.dataset, rules.norm):
         raise UserError(f"{path} is for {info.dataset}, {norm}; suite {suite} is for {rules.dataset}, {rules.norm}")
-    if info.threat_eps is None or abs(info.threat_eps - rules.eps) > SAME_EPS * rules.eps:
+    if norm == CORRUPTIONS:
+        if info.corrupted is None:
+            raise UserError(f"{path} has no accuracy under corruptions; only models with one can be added")
+    elif not same_eps(info, rules):
         raise UserError(f"{path} has eps {info.eps}; suite {suite} has {rules.eps:g}")
-    if info.attacked is None:
+    elif info.attacked is None:
         raise UserError(f"{path} has no accuracy under attack; only models with one can be added")
-    if info.attacked > info.clean:
+    if info.attacked is not None and info.attacked > info.clean:
         raise UserError(f"{path} has {info.attacked:.2%} under attack and {info.clean:.2%} without one; correct it")
     about = _about(info)
     for key in ("title", "paper", "authors", "note", "url"):
@@ -80,12 +83,23 @@ def import_model_info(path: Path, results: Path, suite: str, name: str, norm: st
     with changed_in_one_step(home.parent) as part:
         (part / name).mkdir()
         (part / name / ABOUT).write_bytes(msgspec.toml.encode(about))
-        (part / name / REPORTED).write_bytes(msgspec.json.format(msgspec.json.encode(info.as_json())) + b"\n")
+        (part / name / REPORTED).write_bytes(path.read_bytes())  # as it is: no field is lost
     return home
 
 
+def same_eps(info: ModelInfo, rules: Suite) -> bool:
+    """Whether a file is for the eps of a suite. Files about corruptions have none, or one that means nothing."""
+    return info.threat_eps is not None and abs(info.threat_eps - rules.eps) <= SAME_EPS * rules.eps
+
+
 def _about(info: ModelInfo) -> About:
-    notes = [info.note, "RobustBench calls its accuracy unreliable." if info.unreliable else None]
+    data = f"Additional data: {info.data}." if info.data.startswith("synthetic") else None
+    notes = [
+        info.note,
+        data,
+        info.corruption_note,
+        "RobustBench calls its accuracy unreliable." if info.unreliable else None,
+    ]
     return About(
         title=ascii_quotes(" ".join(info.name.split())),
         paper=ascii_quotes(", ".join(part for part in (info.authors, info.venue) if part)),

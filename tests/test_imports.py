@@ -30,6 +30,7 @@ ROOF = ("runs", "publish", "studies", "commands", "testing", "cli", "api", "__ma
 MANY_PARAMETERS = {
     "attacks.pgd.ascend": "one parameter per option of the algorithm",
     "bench.api.evaluate": "the interface for users",
+    "bench.api.train": "the interface for users",
     "bench.models.two_layer.two_layer": "one parameter per option of the four papers' networks",
 }
 

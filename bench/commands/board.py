@@ -6,11 +6,12 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.commands.options import print_json
-from bench.core.config import get_suite
+from bench.commands.options import add_suites_option, print_json
+from bench.core.config import add_suites, get_suite
 from bench.core.errors import CheckError, UserError
 from bench.core.files import write_atomically
 from bench.core.folders import changed_in_one_step
@@ -39,12 +40,14 @@ def add(commands: Any) -> None:
 
     sub = commands.add_parser("leaderboard", help="rank the published results; --html writes a page")
     option = sub.add_argument
-    option("--suite", metavar="NAME", help="default: all suites with entries")
+    option("--suite", metavar="NAME", help="a suite, or FILE.toml (default: all suites with entries)")
+    add_suites_option(sub)
     option("--html", type=Path, metavar="DIR", help="write a page that works offline, and its data")
     option("--format", choices=[*SUFFIXES], help=FORMAT)
     option("--results", type=Path, metavar="DIR", help="published results (default: those of this package)")
     option("--export", metavar="SUITE/ENTRY", help="print this entry as a model_info JSON of RobustBench")
-    option("--add-reported", type=Path, metavar="FILE", help="add a model_info JSON of RobustBench as --reported-as")
+    help_text = "add a model_info JSON of RobustBench as --reported-as, or a folder of them, each to its suite"
+    option("--add-reported", type=Path, metavar="PATH", help=help_text)
     option("--reported-as", metavar="SUITE/ENTRY", help="the entry to add; shown as reported, not verified")
     sub.set_defaults(act=act_leaderboard)
 
@@ -105,8 +108,15 @@ def act_leaderboard(args: argparse.Namespace) -> None:
     from leaderboard.robustbench_exchange import export_model_info, import_model_info
 
     results = args.results or results_folder()
+    if args.suites is not None:
+        add_suites(args.suites)
+    if args.suite is not None and args.suite.endswith(".toml"):
+        args.suite = get_suite(args.suite).name
     if args.export is not None:
         print(json.dumps(export_model_info(read_entry(*_place(results, args.export))), indent=2))
+        return
+    if args.add_reported is not None and args.add_reported.is_dir() and args.reported_as is None:
+        _add_folder(args.add_reported, results)
         return
     if (args.add_reported is None) != (args.reported_as is None):
         raise UserError("--add-reported FILE and --reported-as SUITE/ENTRY go together; give both or none")
@@ -130,6 +140,19 @@ def act_leaderboard(args: argparse.Namespace) -> None:
         for form, suffix in SUFFIXES.items():
             (part / f"boards.{suffix}").write_text(f"{render_boards(boards, form)}\n", encoding="utf-8")
     print(args.html / page.name)
+
+
+def _add_folder(folder: Path, results: Path) -> None:
+    """Each file to its suite; CheckError, after a line for each, if some were refused."""
+    from leaderboard.reported_folder import import_folder
+
+    done = import_folder(folder, results)
+    by_suite = Counter(home.parent.name for home in done.added)
+    print("\n".join(f"{suite}: {n} added" for suite, n in sorted(by_suite.items())) or "none added")
+    for refused in done.refused:
+        print(refused, file=sys.stderr)
+    if done.refused:
+        raise CheckError(f"{len(done.refused)} of {len(done.refused) + len(done.added)} files were not added")
 
 
 def _place(results: Path, text: str) -> tuple[Path, str]:

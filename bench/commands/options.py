@@ -20,6 +20,10 @@ def add_plugin(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--plugin", action="append", default=[], dest="plugins", type=Path, metavar="FILE", help=help_text)
 
 
+def add_suites_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--suites", type=Path, metavar="DIR", help="a folder of further suites, NAME.toml")
+
+
 def add_quiet(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--quiet", action="store_true", help="show no progress on standard error")
 
@@ -35,7 +39,7 @@ def add_machine(sub: argparse.ArgumentParser) -> None:
 def add_setting(sub: argparse.ArgumentParser) -> None:
     """The data set, the threat model and the seeds of a run."""
     option = sub.add_argument
-    option("--suite", metavar="NAME", help="use the rules of this leaderboard (default: digits)")
+    option("--suite", metavar="NAME", help="use the rules of this leaderboard, or of FILE.toml (default: digits)")
     option("--seeds", type=seed_list, default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
     option("--dataset", metavar="NAME", help="a registered data set, or an .npz file")
     option("--norm", choices=["Linf", "L2", "L1"], help="norm of the threat model (default: the suite's)")
@@ -55,7 +59,8 @@ def add_training(sub: argparse.ArgumentParser) -> None:
 def add_evaluation(sub: argparse.ArgumentParser) -> None:
     option = sub.add_argument
     help_text = (
-        "for example cnn:activation=tanh, or FILE.py:FUNCTION, called as FUNCTION(shape, classes): CONTRIBUTING.md"
+        "for example cnn:activation=tanh or cnn:mean=0.13:std=0.31, or FILE.py:FUNCTION, called as FUNCTION(shape, "
+        "classes): CONTRIBUTING.md"
     )
     option("--model", metavar="SPEC", help=help_text)
     help_text = "for example pgd-50,autoattack; 'none' for clean accuracy only"

@@ -35,7 +35,8 @@ def add(commands: Any) -> None:
     sub.set_defaults(act=act_run)
 
     sub = commands.add_parser("eval", help="evaluate existing weights")
-    sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors, or a state dict")
+    help_text = ".safetensors, a state dict, or hf:ORG/NAME[/FILE][@REVISION] of the Hugging Face hub"
+    sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=help_text)
     help_text = "import this file of the checkpoint's code (read it first); repeatable"
     sub.add_argument(
         "--trust-code", action="append", default=[], dest="trusted", type=Path, metavar="FILE", help=help_text
@@ -46,7 +47,7 @@ def add(commands: Any) -> None:
 
     sub = commands.add_parser("sweep", help="run every defense of a suite with several seeds, in parallel")
     option = sub.add_argument
-    option("--suite", required=True, metavar="NAME", help="a name from `bench list suites`")
+    option("--suite", required=True, metavar="NAME", help="a name from `bench list suites`, or FILE.toml")
     option("--defenses", metavar="NAME,...", help="default: all that support the suite")
     option("--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2", help="default: 0,1,2")
     option("--jobs", type=integer("--jobs", 1, 1024), metavar="N", help="parallel runs (default: one per core)")
@@ -129,6 +130,11 @@ def _request(args: argparse.Namespace) -> Request:
     from bench.runs.request import Request
 
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(Request) if field.name in args}
+    if str(fields.get("checkpoint")).startswith("hf:"):
+        from bench.runs.hub import fetch
+
+        found = fetch(str(fields["checkpoint"]))
+        fields |= {"checkpoint": found.path, "origin": found.address}
     budget = (args.budget or options.BUDGET) if args.bracket else None
     box = "box" not in args or args.box == "pixels"  # `bench sweep` has no such option
     return Request(**fields | {"overrides": overrides, "budget": budget, "box": box})

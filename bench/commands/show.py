@@ -10,6 +10,7 @@ from bench.commands.options import add_plugin, print_json
 from bench.core import registry
 from bench.core.config import Suite, as_json, make_config, suites
 from bench.core.errors import UserError
+from bench.core.model_specs import parse_model
 from bench.core.specs import parse_spec
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ def add(commands: Any) -> None:
 
 def act_show(args: argparse.Namespace) -> None:
     from bench.core.record_files import find_records, read_run
+    from bench.core.verdict_files import read_verdicts
     from bench.core.verification import verified
     from leaderboard.record_report import record_report
-    from leaderboard.render import terminal_width
+    from leaderboard.render import terminal_width, wrapped
 
     folders = find_records([args.run])
     if len(folders) > 1:
@@ -41,10 +43,14 @@ def act_show(args: argparse.Namespace) -> None:
     suite = _suite_of(record)
     settings = _all_settings(record) if suite is None else _differences(record, suite)
     name = None if suite is None else suite.name
+    verdicts = read_verdicts(folder)
     if args.json:
-        print_json({"folder": str(folder), "suite": name, "settings": settings, "record": record})
-    else:
-        print(record_report(record, folder, settings, name, terminal_width()))
+        values = {"folder": str(folder), "suite": name, "settings": settings, "record": record}
+        print_json(values | ({"verdicts": verdicts} if verdicts else {}))
+        return
+    print(record_report(record, folder, settings, name, terminal_width()))
+    if verdicts:
+        print("\nOther verifiers:", *(wrapped(each.as_text(), terminal_width()) for each in verdicts), sep="\n\n")
 
 
 def _suite_of(record: Record) -> Suite | None:
@@ -70,7 +76,7 @@ def _differences(record: Record, suite: Suite) -> list[Setting]:
 
     special = dict(suite.defenses.get(record.defense, {}))
     model = special.pop("model", suite.model)
-    rules: dict[str, Any] = {"model": parse_spec(model, registry.model).text, "norm": suite.norm, "eps": suite.eps}
+    rules: dict[str, Any] = {"model": parse_model(model)[0].text, "norm": suite.norm, "eps": suite.eps}
     if record.bracket is None:  # with a bracket, the suite's attacks are not run by default
         rules["attacks"] = [parse_spec(spec, registry.attack).text for spec in suite.attacks]
     named = (*rules, "attacks", "certifiers", "budget", "time_limit", "bracket")

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.commands.options import add_verification, verification_settings
+from bench.commands.options import add_suites_option, add_verification, verification_settings
+from bench.core.config import add_suites
 from bench.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,12 +42,15 @@ def add(commands: Any) -> None:
     help_text = "RUN are trainings of a maintainer of the board by the command of this entry: mark it as reproduced"
     option("--reproduces", metavar="SUITE/ENTRY", help=help_text)
     option("--results", type=Path, metavar="DIR", help="published results (default: those of this package)")
+    add_suites_option(sub)
     add_verification(sub, min_sample=1, seed="one that follows from the weights")
     sub.set_defaults(act=act_submit)
 
 
 def act_submit(args: argparse.Namespace) -> None:
     about = _about(args)
+    if args.suites is not None:
+        add_suites(args.suites)
     if args.reproduces is not None:
         if args.by is None:
             raise UserError("a reproduction needs --by NAME, who has trained the recipe again")

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from bench.core.errors import UserError
-from bench.core.registry import did_you_mean, unknown
+from bench.core.registry import did_you_mean, one_line, unknown
 from bench.core.specs import Length, OfEps, check_counts_and_lengths, in_units, parse_value
 
 SUITES = Path(__file__).parents[1] / "suites"
+CORRUPTIONS = "corruptions"  # in place of a norm
 Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 # settings of TrainingConfig that are newer than published records: a config leaves them out where they are off
 MODIFIERS = (
@@ -154,7 +155,7 @@ class Suite:
     summary: str
     dataset: str
     model: str
-    norm: str
+    norm: str  # or `corruptions`: a board of reported accuracies, which has no attacks and an eps of 0
     eps: float
     attacks: tuple[str, ...]
     eval_batch: int = 256
@@ -166,7 +167,7 @@ class Suite:
 
 @cache
 def suites() -> dict[str, Suite]:
-    """All suites by name; UserError, with the name of the suite, if one is malformed."""
+    """All suites by name, with those of add_suite; UserError, with the name of the suite, if one is malformed."""
     return {
         path.stem: _read_suite(path.stem, path.read_text(encoding="utf-8")) for path in sorted(SUITES.glob("*.toml"))
     }
@@ -189,7 +190,30 @@ def _read_suite(name: str, text: str) -> Suite:
         raise UserError(f"suite {name}: {error}") from error
 
 
+def add_suite(path: Path) -> Suite:
+    """The suite of a file FILE.toml, which is found by its name from now on; UserError if another one has that name."""
+    try:
+        suite = _read_suite(path.stem, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"suite {path} cannot be read ({one_line(error)}); give a TOML file, or a name") from error
+    if suites().setdefault(suite.name, suite) != suite:
+        raise UserError(f"{path} differs from the suite {suite.name} that is there already; give it another name")
+    return suite
+
+
+def add_suites(folder: Path) -> None:
+    """add_suite for each TOML file of a folder; UserError if it has none."""
+    found = sorted(folder.glob("*.toml"))
+    if not found:
+        raise UserError(f"{folder} holds no suites; a suite is a file NAME.toml, as those of bench/suites")
+    for path in found:
+        add_suite(path)
+
+
 def get_suite(name: str) -> Suite:
+    """A suite by its name, or by the path of its TOML file."""
+    if name.endswith(".toml"):
+        return add_suite(Path(name))
     if name not in suites():
         raise unknown("suite", name, suites())
     return suites()[name]

@@ -2,14 +2,21 @@
 
 from torch import nn
 
-from bench.core import registry
 from bench.core.errors import UserError
-from bench.core.specs import parse_spec
+from bench.core.model_specs import parse_model
+from bench.models.building_blocks import NamedLayers, assemble
 
 
 def build_model(text: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The architecture of a spec, for images of `shape` (C,H,W); UserError if it cannot be built."""
-    model = parse_spec(text, registry.model).build(shape, classes)
+    spec, mean, std = parse_model(text)
+    model = spec.build(shape, classes)
     if not isinstance(model, nn.Module):
         raise UserError(f"model '{text}' returned a {type(model).__name__}; it must return a torch.nn.Module")
-    return model
+    if not mean and not std:
+        return model
+    if len(mean) not in (0, shape[0]):
+        raise UserError(f"model '{text}' has {len(mean)} means; images of shape {shape} have {shape[0]} channels")
+    # the layers of a sequence keep their names, and so do the weights of a checkpoint
+    layers: NamedLayers = [*model.named_children()] if type(model) is nn.Sequential else [("model", model)]
+    return assemble(layers, mean, std)

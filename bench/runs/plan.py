@@ -12,14 +12,14 @@ from torch import nn
 
 from bench.core import files, registry
 from bench.core.attack_specs import PlannedAttack, make_attacks
-from bench.core.config import RunConfig, Suite, as_json, content_hash, get_suite, make_config, suites
+from bench.core.config import CORRUPTIONS, RunConfig, Suite, as_json, content_hash, get_suite, make_config, suites
 from bench.core.contracts import Certifier, Defense
 from bench.core.devices import choose_device, choose_threads
 from bench.core.errors import UserError
+from bench.core.model_specs import parse_model
 from bench.core.opened_files import record_opened_files
 from bench.core.source_code import combined
 from bench.core.spec_text import files_of_code
-from bench.core.specs import parse_spec
 from bench.core.threat import ThreatModel, parse_norm
 from bench.datasets.arrays import Arrays
 from bench.datasets.load import load_arrays
@@ -33,6 +33,7 @@ from bench.runs.compatibility import (
     check_rebuilt,
     check_training,
 )
+from bench.runs.hub import repository_name
 from bench.runs.request import Request
 from bench.runs.sources import Ingredients, Sources
 from bench.training.checkpoints import BuildSpec, read_spec
@@ -63,9 +64,12 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The defense's name in the record; the file's stem if the weights were trained elsewhere."""
-        checkpoint = self.request.checkpoint
-        return self.spec.defense or (checkpoint.stem if checkpoint is not None else "")
+        """The defense's name in the record; that of the file or repository if the weights were trained elsewhere."""
+        if self.spec.defense:
+            return self.spec.defense
+        if self.request.origin is not None:
+            return repository_name(self.request.origin)
+        return "" if self.request.checkpoint is None else self.request.checkpoint.stem
 
     @property
     def label(self) -> str:
@@ -186,6 +190,10 @@ def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:
         suite = get_suite(request.suite)
         if not request.box:
             raise UserError(f"suite '{suite.name}' keeps points in [0, 1]; leave out --suite or --box none")
+        if suite.norm == CORRUPTIONS:
+            raise UserError(
+                f"suite '{suite.name}' is for reported accuracies under corruptions; it has no attacks to run"
+            )
         given = {"dataset": request.dataset, "norm": request.norm, "eps": request.eps[0] if request.eps else None}
         for rule, value in given.items():
             if value not in (None, own := getattr(suite, rule)):
@@ -235,6 +243,6 @@ def _build_spec_of(request: Request, suite: Suite, arrays: Arrays) -> BuildSpec:
         config_class = registry.defense.get(request.defense).config_class
         training = as_json(make_config(config_class, request.defense, suite.training, special, request.overrides))
     return BuildSpec(
-        model=parse_spec(model, registry.model).text, shape=arrays.shape, classes=arrays.classes,
+        model=parse_model(model)[0].text, shape=arrays.shape, classes=arrays.classes,
         defense=request.defense, training=training,
     )  # fmt: skip

@@ -14,6 +14,7 @@ class Request:
 
     defense: str | None = None
     checkpoint: Path | None = None
+    origin: str | None = None  # of the checkpoint: hf:ORG/NAME/FILE@COMMIT; None for a file of this machine
     suite: str | None = None
     dataset: str | None = None
     model: str | None = None
@@ -40,9 +41,11 @@ class Request:
         if self.checkpoint is None:
             words = ["bench", "run", "--defense", str(self.defense)]
         else:
-            words = ["bench", "eval", "--checkpoint", self.checkpoint.name]
+            words = ["bench", "eval", "--checkpoint", self.origin or self.checkpoint.name]
+        suite = self.suite if self.suite is None or not self.suite.endswith(".toml") else Path(self.suite).name
         options = [
-            *((f"--{name}", getattr(self, name)) for name in ("suite", "dataset", "model", "norm")),
+            ("--suite", suite),
+            *((f"--{name}", getattr(self, name)) for name in ("dataset", "model", "norm")),
             ("--eps", None if self.eps is None else ",".join(map(repr, self.eps))),
             ("--box", None if self.box else "none"),
             *(("--set", f"{key}={text}") for key, text in self.overrides.items()),

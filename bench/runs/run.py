@@ -3,7 +3,8 @@
 import json
 import shutil
 import sys
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,9 +103,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _compute(plan: Plan, seed: int, folder: Path) -> None:
-    torch.set_num_threads(plan.threads)
-    # not use_deterministic_algorithms: it does the same and imports the compiler, which takes as long as torch itself
-    torch.set_deterministic_debug_mode("error" if plan.device.type == "cpu" else "default")
+    _settle(plan)
     _describe(folder, plan.config.as_json())
     if plan.loaded is not None:
         model, cost = plan.loaded.to(plan.device), None
@@ -116,8 +115,33 @@ def _compute(plan: Plan, seed: int, folder: Path) -> None:
     _remove_unfinished(folder)
 
 
+def _settle(plan: Plan) -> None:
+    """Threads and determinism as the plan has them, for this process."""
+    torch.set_num_threads(plan.threads)
+    # not use_deterministic_algorithms: it does the same and imports the compiler, which takes as long as torch itself
+    torch.set_deterministic_debug_mode("error" if plan.device.type == "cpu" else "default")
+
+
 def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     """The trained model. Its weights and its log are copied to the folder of the run, which is complete by itself."""
+    with _training(plan, seed) as home:
+        model, cost = train(plan, seed, home)
+        for name in (WEIGHTS, LOG, *([LOSSES] if (home / LOSSES).exists() else [])):
+            files.write_atomically(folder / name, (home / name).read_bytes())
+    return model, cost
+
+
+def train_seed(plan: Plan, seed: int) -> nn.Module:
+    """The trained model of one seed of a plan, trained now or read from OUT/trainings."""
+    _settle(plan)
+    with _training(plan, seed) as home:
+        model, _ = train(plan, seed, home)
+    return model
+
+
+@contextmanager
+def _training(plan: Plan, seed: int) -> Iterator[Path]:
+    """The folder of the training, locked and described; empty if the request is to train again."""
     home = plan.training_folder(seed)
     with _locked(home):
         if plan.request.force:
@@ -125,10 +149,7 @@ def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
             shutil.rmtree(home)
             home.mkdir()
         _describe(home, plan.training_identity)
-        model, cost = train(plan, seed, home)
-        for name in (WEIGHTS, LOG, *([LOSSES] if (home / LOSSES).exists() else [])):
-            files.write_atomically(folder / name, (home / name).read_bytes())
-    return model, cost
+        yield home
 
 
 def _describe(folder: Path, config: dict[str, object]) -> None:

@@ -78,11 +78,12 @@ def _run_cells(request: Request, cells: Sequence[Cell], jobs: int) -> Iterator[t
     per_process = request if jobs == 1 or request.threads else replace(request, threads=1)
     logs = request.out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    suite = Path(request.suite or "").name.removesuffix(".toml")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_exit_with_parent, initargs=(os.getpid(),)) as pool:
         running: dict[Future[str | None], Cell] = {}
         for name, seed in cells:
-            log = logs / f"{request.suite}-{name}-{seed}.log"
+            log = logs / f"{suite}-{name}-{seed}.log"
             running[pool.submit(_run_cell, replace(per_process, defense=name), seed, log)] = name, seed
         try:
             for future in as_completed(running):

@@ -20,7 +20,7 @@ from bench.core.threat import Norm, ThreatModel
 from bench.datasets.arrays import Arrays
 from bench.datasets.load import load_arrays
 from bench.datasets.split import Split
-from bench.studies.theory import TheoryStudy
+from bench.studies.theory import Claim, Floats, Interval, TheoryStudy, decided
 from bench.training.checkpoints import BuildSpec
 from bench.training.loop import Loop
 from bench.training.rebuild import new_model
@@ -29,6 +29,7 @@ CPU = torch.device("cpu")
 DataName = Literal["digits", "mnist"]
 DIGITS: DataName = "digits"
 ATTACK_STEPS = 10  # of the PGD that measures
+FITTED = 0.1  # share of the training examples that a fitted network may get wrong
 CHUNK = 1000  # images that are attacked together
 MODELS: dict[DataName, str] = {"digits": "small-cnn:width=8:hidden=64", "mnist": "lenet:width=2"}
 SETTINGS: Mapping[str, Any] = {
@@ -139,6 +140,18 @@ def measure(model: nn.Module, split: Split, threat: ThreatModel | None, seed: in
             losses.append(cross_entropy(logits, batch.y, reduction="none"))
             wrong.append(logits.argmax(dim=1) != batch.y)
     return Measured(torch.cat(losses), torch.cat(wrong))
+
+
+def if_fitted(claim: str, measured: str, effect: Interval, errors: Floats) -> Claim:
+    """The verdict of an effect of fitting hard examples, which networks that do not fit them cannot test.
+
+    errors: shares of the training examples that the networks get wrong under attack at the end, of any shape; the
+    largest mean over their last axis, the seeds, decides.
+    """
+    if (worst := float(errors.mean(axis=-1).max())) > FITTED:
+        text = f"{measured}; the training examples are not fitted, with a robust error of up to {100 * worst:.3g} %"
+        return Claim(claim, text, "not tested at this size")
+    return decided(claim, f"{measured}; robust training error at most {100 * worst:.3g} %", effect)
 
 
 def class_balanced(order: np.ndarray, y: np.ndarray, count: int) -> np.ndarray:

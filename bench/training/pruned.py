@@ -43,14 +43,14 @@ class Kept(nn.Module):
 
 
 class Scored(Kept):
-    """Kept, with scores that get the mask's gradient (straight-through) where they are trained."""
+    """Kept, with scores whose absolute values get the mask's gradient (straight-through) where they are trained."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight)
         self.scores = nn.Parameter(torch.zeros_like(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
-        mask: Tensor = StraightThrough.apply(self.mask, self.scores)
+        mask: Tensor = StraightThrough.apply(self.mask, self.scores.abs())
         return weight * mask
 
 

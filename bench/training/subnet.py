@@ -17,18 +17,20 @@ class TopMask(torch.autograd.Function):
     """1 at the `keep` highest ranks, else 0. The gradient is the identity (straight-through)."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, keep: int, rank: Rank) -> Tensor:
-        values = scores.abs() if rank == "magnitude" else scores
-        highest = values.flatten().topk(keep, sorted=False).indices
-        return torch.zeros_like(scores).flatten().index_fill_(0, highest, 1.0).reshape(scores.shape)
+    def forward(ctx: Any, ranks: Tensor, keep: int) -> Tensor:
+        highest = ranks.flatten().topk(keep, sorted=False).indices
+        return torch.zeros_like(ranks).flatten().index_fill_(0, highest, 1.0).reshape(ranks.shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0], None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 class Masked(nn.Module):
-    """A parametrization: a layer's fixed weight times the mask of its scores."""
+    """A parametrization: a layer's fixed weight times the mask of its scores, or of their absolute values.
+
+    The gradient of a rank by magnitude has the score's sign, as that of |s|: what should be kept moves away from 0.
+    """
 
     def __init__(self, scores: Tensor, keep: int, rank: Rank) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class Masked(nn.Module):
         self.keep, self.rank = keep, rank
 
     def forward(self, weight: Tensor) -> Tensor:
-        mask: Tensor = TopMask.apply(self.scores, self.keep, self.rank)
+        mask: Tensor = TopMask.apply(self.scores.abs() if self.rank == "magnitude" else self.scores, self.keep)
         return weight * mask
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.core import config, registry
-from bench.core.config import RunConfig, TrainingConfig, as_json, get_suite, make_config, suites
+from bench.core.config import CORRUPTIONS, RunConfig, TrainingConfig, as_json, get_suite, make_config, suites
 from bench.core.errors import UserError
 from bench.core.specs import OfEps, in_units, parse_spec
 from bench.core.threat import ThreatModel
@@ -67,7 +67,10 @@ def test_a_length_in_units_of_eps_survives_json():
 @pytest.mark.parametrize("name", suites())
 def test_suite_names_what_exists(name):
     suite = get_suite(name)
-    ThreatModel(suite.norm, suite.eps)
+    if suite.norm == CORRUPTIONS:
+        assert not suite.attacks
+    else:
+        ThreatModel(suite.norm, suite.eps)
     assert parse_filtered(suite.dataset, registry.dataset)[0].text == suite.dataset
     parse_spec(suite.model, registry.model)
     for spec in suite.attacks:
@@ -226,3 +229,19 @@ def test_run_as_json_is_plain():
     assert plain["attacks"] == ["pgd-10", "fgsm"]
     assert plain["training"] == {"alpha": "0.25eps"}
     assert json.loads(json.dumps(plain)) == plain
+
+
+OWN = 'summary = "Mine"\ndataset = "digits"\nmodel = "small-cnn"\nnorm = "Linf"\neps = 0.1\nattacks = ["pgd-10"]\n'
+
+
+def test_a_suite_of_ones_own_is_found_by_its_file_and_then_by_its_name(tmp_path):
+    path = tmp_path / "digits-of-a-test.toml"
+    path.write_text(OWN)
+    assert get_suite(str(path)).eps == 0.1
+    assert get_suite("digits-of-a-test") == get_suite(str(path))
+    path.write_text(OWN.replace("0.1", "0.2"))
+    with pytest.raises(UserError, match="differs from the suite digits-of-a-test that is there already"):
+        get_suite(str(path))
+    with pytest.raises(UserError, match="cannot be read"):
+        get_suite(str(tmp_path / "none.toml"))
+    suites().pop("digits-of-a-test")

@@ -69,6 +69,9 @@ def test_rank_by_magnitude_keeps_large_negative_scores():
     (mask,) = masks(layer)
     mask.scores.data = torch.tensor([[-3.0, 1.0, 2.0]])
     assert (layer.weight != 0).tolist() == [[True, False, False]]
+    layer(torch.ones(1, 3)).sum().backward()
+    signs = layer.parametrizations.weight.original.detach()
+    assert torch.equal(mask.scores.grad, signs * torch.tensor([[-1.0, 1.0, 1.0]]))  # of |s|
 
 
 @pytest.mark.parametrize("name", ["binary-subnet", "binary-subnet-fast"])

@@ -144,7 +144,7 @@ def test_a_step_on_scores_follows_the_gradient_of_the_mask(objective):
     before = [kept_of(layer).scores.detach().clone() for layer in linear_layers(step.loop.model)]
     step.loop.defense.train_step(step.batch, step.loop)
     for old, layer, gradient in zip(before, linear_layers(step.loop.model), effective, strict=True):
-        assert torch.allclose(old - kept_of(layer).scores, gradient * latent(layer), rtol=1e-6, atol=1e-9)
+        assert torch.allclose(old - kept_of(layer).scores, gradient * latent(layer) * old.sign(), rtol=1e-6, atol=1e-9)
     chosen = highest([kept_of(layer).scores.detach().abs() for layer in linear_layers(step.loop.model)], [4, 256])
     assert all(torch.equal(kept_of(a).mask, b) for a, b in zip(linear_layers(step.loop.model), chosen, strict=True))
 

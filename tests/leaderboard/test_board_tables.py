@@ -65,7 +65,7 @@ def test_markdown_has_a_line_an_entry():
     ]  # fmt: skip
     assert [cell.strip() for cell in table[5].split("|")[1:12]] == [
         "-",
-        "reported",
+        "reported (reported)",
         "small-cnn",
         "",
         "",

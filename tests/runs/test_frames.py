@@ -1,0 +1,66 @@
+"""Runs and boards as DataFrames."""
+
+import json
+import sys
+
+import pytest
+
+from bench.core.errors import UserError
+from bench.core.files import sha256
+from bench.core.record_files import read_record
+from bench.core.verdict_files import ToolVerdicts, write_verdicts
+from bench.runs.frames import leaderboard, load_runs
+from tests.publish.published import flags, publish, table_of, write_run
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    pytest.importorskip("pandas")
+    monkeypatch.setattr("bench.runs.frames.read_run", read_record)  # made-up runs have no weights
+    for name, hits in (("a", 30), ("b", 20)):
+        write_run(tmp_path / "runs" / name, table_of(flags(50, hits), certified=flags(50, 5)), weights=name)
+    return tmp_path / "runs"
+
+
+def test_one_row_a_run(runs):
+    found = load_runs(runs)
+    assert found["robust/pgd-50"].tolist() == [0.6, 0.4]
+    assert found["attacked"].tolist() == [0.6, 0.4]
+    assert found["certified"].tolist() == [0.1, 0.1]
+    assert found["training_passes"].tolist() == [7000, 7000]
+
+
+def test_one_row_an_example_with_the_verdicts_of_tools(runs):
+    record = sha256(runs / "a" / "record.json")
+    write_verdicts(runs / "a", ToolVerdicts("tool", record, "0", {3: "holds"}, {}, []))
+    found = load_runs(runs, rows="examples")
+    assert len(found) == 100
+    assert found.groupby("run")["robust/pgd-50"].sum().tolist() == [30, 20]
+    assert found.dropna(subset="verdict/tool")[["index", "verdict/tool"]].values.tolist() == [[3, "holds"]]
+
+
+def test_one_row_an_epoch(runs):
+    (runs / "a" / "log.jsonl").write_text("".join(json.dumps({"epoch": n, "loss": 1 / n}) + "\n" for n in (1, 2)))
+    assert load_runs(runs, rows="epochs")["loss"].tolist() == [1.0, 0.5]
+
+
+def test_a_board_has_one_row_an_entry(tmp_path):
+    pytest.importorskip("pandas")
+    for name, hits in (("strong", 40), ("weak", 10)):
+        publish(tmp_path / "results", name, [table_of(flags(50, hits))], trained=False)
+    found = leaderboard(tmp_path / "results", "digits")
+    assert found["name"].tolist() == ["strong", "weak"]
+    assert found["rank"].tolist() == [1, 2]
+    with pytest.raises(UserError, match="suites with entries: digits"):
+        leaderboard(tmp_path / "results", "mnist")
+
+
+def test_wrong_use_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("pandas")
+    with pytest.raises(UserError, match=r"holds no record\.json"):
+        load_runs(tmp_path)
+    with pytest.raises(UserError, match="one of evaluations, examples, epochs"):
+        load_runs(tmp_path, rows="seeds")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match=r"pip install 'robust-bracket\[pandas\]'"):
+        load_runs(tmp_path)
