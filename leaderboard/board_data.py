@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 Kind = Literal["recipe", "weights", "reported"]
+Trained = Literal["reproduced", "by its authors only"]
 Status = Literal["re-checkable", "not re-checkable", "reported, not verified"]
 NOT_RECHECKABLE = (
     "Not re-checkable: the weights and adversarial examples are not published, so nobody else can check the numbers."
@@ -15,7 +16,9 @@ INTERVALS = (
     "[low, high] is a 95 % interval. Of a recipe with several seeds: for its expected accuracy over seeds and examples "
     "(t and Clopper-Pearson half-widths, combined in quadrature). Of weights: for their accuracy over examples "
     "(Clopper-Pearson). +- is the standard deviation over seeds. Open examples are neither certified nor broken; "
-    "`cut` means that a time limit ended before all methods had tried them: another machine may decide more or fewer."
+    "`cut` means that a time limit ended before all methods had tried them: another machine may decide more or fewer. "
+    "Certificates count if their proof was checked or if they were given again within the work of the checker; those "
+    "of a trusted solver stand apart. `not checked` are those of entries from before certificates were checked."
 )
 
 
@@ -43,6 +46,27 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     forwards: float | None = None  # passes of single examples, for each seed
     backwards: float | None = None
     seconds: float
+
+
+class Certificates(msgspec.Struct, frozen=True, kw_only=True):
+    """The certificates of a seed by how they were checked, means over the seeds.
+
+    proven: with a proof that was checked; again: without one, and certified again; solver: of a solver that gives no
+    proof; open: not certified again within the work of the checker; unchecked: of entries from before certificates were
+    checked. Only proven and again count as certified, and in these entries unchecked.
+    """
+
+    proven: float
+    again: float
+    solver: float
+    open: float
+    unchecked: float
+
+    def as_text(self) -> str:
+        """`128 proven, 3 again, 2 trusted solver`, without kinds that there are none of."""
+        kinds = [("proven", self.proven), ("certified again", self.again), ("trusted solver", self.solver)]
+        kinds += [("open again", self.open), ("not checked", self.unchecked)]
+        return ", ".join(f"{count:.4g} {kind}" for kind, count in kinds if count)
 
 
 class Decided(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -116,6 +140,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     attacked: Estimate | None  # accuracy under everything that attacked
     attacked_by: tuple[str, ...] = ()  # what set it, over all seeds
     certified: Estimate | None  # by any of the certifiers
+    certificates: Certificates | None = None  # how they were checked; None if there are none
+    trained: Trained | None = None  # by whom; None for fixed weights
     rank: int | None  # 1 + the number of entries that are significantly better; None if no rank can be claimed
     rank_low: int | None  # the best and the worst rank that the tests leave open; None if no rank can be claimed
     rank_high: int | None

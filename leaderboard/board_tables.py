@@ -1,28 +1,30 @@
 """A board as markdown, CSV, LaTeX (booktabs) or JSON. The page (leaderboard/page.py) shows the same."""
 
-import re
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from leaderboard.board_data import INTERVALS, NOT_RECHECKABLE, Board, Estimate, Row
 from leaderboard.render import Format, compact, interval, percent, render, verdict_text, wrapped
+from leaderboard.texts import as_markdown, no_formula
 
 HEADERS = (
-    "rank", "entry", "architecture", "epochs", "passes", "clean %", "certified %", "attacked %", "attacked by",
-    "open", "interval of", "verdict", "status",
+    "rank", "entry", "architecture", "epochs", "passes", "clean %", "certified %", "certificates", "attacked %",
+    "attacked by", "open", "interval of", "verdict", "trained", "status",
 )  # fmt: skip
-ALIGN = "rllrrrrrlrlll"
+ALIGN = "rllrrrrlrlrllll"
 REPORTED_POSITION = (
     "(n) is the position of a reported entry among the reported ones, by an accuracy that is not verified; it is not a "
     "rank."
 )
 METRICS = ("clean", "certified", "attacked")
 ENDS = ("", "_low", "_high", "_spread", "_new_seed_low", "_new_seed_high")
+KINDS = tuple(f"certificates_{kind}" for kind in ("proven", "again", "solver", "open", "unchecked"))
 CSV_HEADERS = (
     "suite", "name", "title", "kind", "status", "rank", "rank_low", "rank_high", "group", "position", "dataset", "norm",
     "eps", "architecture", "parameters", "extra_data", "data", "seeds", "n_examples", "interval_of",
-    *(f"{metric}{end}" for metric in METRICS for end in ENDS), "attacked_by", "open", "truncated", "verdict",
+    *(f"{metric}{end}" for metric in METRICS for end in ENDS), *KINDS, "attacked_by", "open", "truncated", "verdict",
+    "trained",
     "training_epochs", "training_seconds", "training_passes", "evaluation_passes", "paper", "url", "licence",
 )  # fmt: skip
 
@@ -50,9 +52,10 @@ def _cells(row: Row, escape: Callable[[str], str] = str) -> list[str]:
         rank_text(row), escape(_title(row)), escape(row.architecture),
         "" if cost is None or cost.training_epochs is None else f"{cost.training_epochs:g}",
         "" if cost is None or cost.training_passes is None else compact(cost.training_passes),
-        _accuracy(row.clean), _accuracy(row.certified), _accuracy(row.attacked), escape(", ".join(row.attacked_by)),
+        _accuracy(row.clean), _accuracy(row.certified), "" if row.certificates is None else row.certificates.as_text(),
+        _accuracy(row.attacked), escape(", ".join(row.attacked_by)),
         "" if row.open is None else f"{row.open:.0f}{' cut' if row.truncated else ''}", _interval_of(row),
-        verdict_text(row.verdict), row.status,
+        verdict_text(row.verdict), row.trained or "", row.status,
     ]  # fmt: skip
 
 
@@ -79,16 +82,11 @@ def _interval_of(row: Row) -> str:
 
 
 def _markdown(board: Board, width: int | None) -> str:
-    rows = [_cells(row, _escape if width is None else str) for row in board.rows]
+    rows = [_cells(row, as_markdown if width is None else str) for row in board.rows]
     table = render(HEADERS, rows, "markdown", ALIGN, width, keys=2)
-    left_out = board.left_out if width is not None else map(_escape, board.left_out)
+    left_out = board.left_out if width is not None else map(as_markdown, board.left_out)
     texts = [board.summary, table, *left_out, board.rule, INTERVALS, *_status_note(board)]
     return "\n\n".join([f"## {board.suite}", *(text if text is table else wrapped(text, width, "") for text in texts)])
-
-
-def _escape(text: str) -> str:
-    """Text of an entry as a cell of markdown: it cannot make a column, a link, HTML or emphasis."""
-    return re.sub(r"([\\`*_\[\]<>|#!&])", r"\\\1", text)
 
 
 def _status_note(board: Board) -> list[str]:
@@ -114,14 +112,16 @@ def _csv_cells(suite: str, row: Row) -> list[object]:
     """The cells of CSV_HEADERS; accuracies are fractions."""
     cost = row.cost
     return [
-        suite, row.name, _no_formula(row.title), row.kind, row.status, row.rank, row.rank_low, row.rank_high,
-        row.group, row.position, row.dataset, row.norm, row.eps, _no_formula(row.architecture), row.parameters,
+        suite, no_formula(row.name), no_formula(row.title), row.kind, row.status, row.rank, row.rank_low, row.rank_high,
+        row.group, row.position, row.dataset, row.norm, row.eps, no_formula(row.architecture), row.parameters,
         row.extra_data, row.data, len(row.seeds), min((seed.n_examples for seed in row.seeds), default=None),
         row.clean and row.clean.interval_of,
-        *(end for metric in METRICS for end in _ends(getattr(row, metric))), _no_formula(", ".join(row.attacked_by)),
-        row.open, row.truncated, row.verdict, cost and cost.training_epochs, cost and cost.training_seconds,
-        cost and cost.training_passes, cost and cost.evaluation_passes, _no_formula(row.paper), _no_formula(row.url),
-        _no_formula(row.licence),
+        *(end for metric in METRICS for end in _ends(getattr(row, metric))),
+        *(row.certificates and getattr(row.certificates, kind.removeprefix("certificates_")) for kind in KINDS),
+        no_formula(", ".join(row.attacked_by)),
+        row.open, row.truncated, row.verdict, row.trained, cost and cost.training_epochs,
+        cost and cost.training_seconds, cost and cost.training_passes, cost and cost.evaluation_passes,
+        no_formula(row.paper), no_formula(row.url), no_formula(row.licence),
     ]  # fmt: skip
 
 
@@ -130,8 +130,3 @@ def _ends(estimate: Estimate | None) -> tuple[float | None, ...]:
     if estimate is None:
         return (None,) * len(ENDS)
     return (estimate.acc, estimate.low, estimate.high, estimate.spread, *(estimate.new_seed or (None, None)))
-
-
-def _no_formula(text: str | None) -> str | None:
-    """Text that no spreadsheet evaluates as a formula."""
-    return f"'{text}" if text and text[0] in "=+-@\t\r" else text

@@ -6,24 +6,31 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from bench.core import clopper_pearson
 from bench.core.config import CORRUPTIONS, get_suite, suites
-from bench.core.example_table import Flags, Threat, threat_of
+from bench.core.example_table import Flags
 from bench.core.records import VERDICTS, AttackResult, Bracket, BracketStage, CertifierResult, Record
-from bench.core.spec_text import join_spec, split_spec
-from leaderboard.board_data import Board, Cost, Curve, Decided, Estimate, Measured, Row, Seed, Status
+from leaderboard.board_columns import Results, attacks_of, certificates_of, certifiers_of, curves, share
+from leaderboard.board_data import (
+    Board,
+    Cost,
+    Decided,
+    Estimate,
+    Measured,
+    Row,
+    Seed,
+    Status,
+    Trained,
+)
 from leaderboard.published_results import Entry, EvaluatedRun, left_out, read_entries
 from leaderboard.ranks import RULE, Ranks, groups, rank
 from leaderboard.render import threat_name
 from leaderboard.statistics import prediction, recipe_interval
 
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
-TOLERANCE = 1e-6  # relative: distances are stored as float32
 TAIL = (1 - 0.95) / 2  # of a 95 % interval
 NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # of a bracket in which it had nothing to try
-POINTS = 41  # of a curve that is drawn from distances
 
 
 def build_board(results: Path, suite: str) -> Board:
@@ -74,10 +81,11 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
         name=entry.name, title=about.title, kind="recipe" if entry.recipe else "weights", status=_status(records),
         dataset=first.dataset, norm=first.threat.norm, eps=first.threat.eps, threat=threat_name(first.threat),
         architecture=first.model, parameters=first.parameters, extra_data=about.extra_data,
-        clean=_estimate([_share(run.clean) for run in runs], runs),
-        attacked=_estimate([_share(run.robust) for run in runs], runs) if entry.measured else None,
+        clean=_estimate([share(run.clean) for run in runs], runs),
+        attacked=_estimate([share(run.robust) for run in runs], runs) if entry.measured else None,
         attacked_by=tuple(dict.fromkeys(source for run in runs for source in run.robust_by)),
-        certified=_estimate([_share(run.certified) for run in runs], runs) if _all_certified(records) else None,
+        certified=_estimate([share(run.certified) for run in runs], runs) if _all_certified(records) else None,
+        certificates=certificates_of(runs), trained=_trained(entry),
         open=statistics.fmean(b.open for b in brackets) if len(brackets) == len(runs) else None,
         truncated=any(bracket.cut_by_time for bracket in brackets),
         budget=brackets[0].budget if brackets else None,
@@ -86,8 +94,8 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
         rank_high=int(ranks.high[i]) if ranked else None,
         verdict=max((record.sanity.verdict for record in records), key=list(VERDICTS).index),
         reasons=tuple(dict.fromkeys(reason for record in records for reason in record.sanity.reasons)),
-        cost=_cost(records), attacks=_over_seeds(runs, lambda record: record.attacks),
-        certifiers=_over_seeds(runs, lambda record: record.certifiers), curves=tuple(_curves(runs)),
+        cost=_cost(records), attacks=_over_seeds(runs, attacks_of), certifiers=_over_seeds(runs, certifiers_of),
+        curves=tuple(curves(runs)),
         seeds=tuple(_seed(run) for run in runs), command=_command(records), paper=about.paper, url=about.url,
         licence=about.licence, note=_note(entry),
     )  # fmt: skip
@@ -119,10 +127,6 @@ def _status(records: Sequence[Record]) -> Status:
     return "re-checkable" if published else "not re-checkable"
 
 
-def _share(flags: Flags) -> float:
-    return int(np.count_nonzero(flags)) / len(flags)
-
-
 def _estimate(shares: Sequence[float], runs: Runs) -> Estimate:
     """The mean over seeds; runs: of which seeds are trainings of one recipe, or evaluations of fixed weights."""
     mean, n = statistics.fmean(shares), min(len(run.clean) for run in runs)
@@ -137,19 +141,23 @@ def _estimate(shares: Sequence[float], runs: Runs) -> Estimate:
     )  # fmt: skip
 
 
-def _over_seeds(
-    runs: Runs, of: Callable[[Record], dict[str, AttackResult] | dict[str, CertifierResult]]
-) -> tuple[Measured, ...]:
+def _trained(entry: Entry) -> Trained | None:
+    if not entry.recipe:
+        return None
+    return "by its authors only" if entry.reproduced is None else "reproduced"
+
+
+def _over_seeds(runs: Runs, of: Callable[[EvaluatedRun], Results]) -> tuple[Measured, ...]:
     """The means of each attack (or certifier) over the seeds that ran it."""
-    results: dict[str, list[AttackResult | CertifierResult]] = {}
+    results: dict[str, list[tuple[AttackResult | CertifierResult, Flags]]] = {}
     for run in runs:
-        for spec, result in of(run.record).items():
+        for spec, result in of(run).items():
             results.setdefault(spec, []).append(result)
     return tuple(_measured(spec, each, runs) for spec, each in results.items())
 
 
-def _measured(spec: str, results: Sequence[AttackResult | CertifierResult], runs: Runs) -> Measured:
-    shares = [each.robust_acc if isinstance(each, AttackResult) else each.certified_acc for each in results]
+def _measured(spec: str, found: Sequence[tuple[AttackResult | CertifierResult, Flags]], runs: Runs) -> Measured:
+    results, shares = [result for result, _ in found], [share(flags) for _, flags in found]
     attacks = [each for each in results if isinstance(each, AttackResult)]
     return Measured(
         spec=spec, accuracy=_estimate(shares, runs), seconds=statistics.fmean(each.seconds for each in results),
@@ -202,32 +210,6 @@ def _passes(record: Record) -> int:
     return sum(each.forwards + each.backwards for each in (*record.attacks.values(), *stages))
 
 
-def _curves(runs: Runs) -> Iterable[Curve]:
-    """Accuracy against eps: of attacks that ran at several eps, and from the distances of minimum-norm attacks."""
-    families: dict[tuple[str, str], dict[float, list[float]]] = {}
-    for run in runs:
-        for spec, result in run.record.attacks.items():
-            threat, (name, options) = threat_of(spec, run.record.threat), split_spec(spec)
-            options.pop("eps", None)
-            points = families.setdefault((threat.norm, join_spec(name, options)), {})
-            points.setdefault(threat.eps, []).append(result.robust_acc)
-    for (norm, label), points in families.items():
-        if len(points) > 1:
-            points[0.0] = [_share(run.clean) for run in runs]
-            eps = tuple(sorted(points))
-            yield Curve(norm=norm, label=label, eps=eps, acc=tuple(statistics.fmean(points[e]) for e in eps))
-    for spec in dict.fromkeys(spec for run in runs for spec in run.distances):
-        threat = threat_of(spec, runs[0].record.threat)
-        yield _distance_curve(spec, threat, [run for run in runs if spec in run.distances])
-
-
-def _distance_curve(spec: str, threat: Threat, runs: Runs) -> Curve:
-    grid = np.linspace(0, 2 * threat.eps, POINTS)
-    distances = [(run.distances[spec][run.clean], len(run.clean)) for run in runs]
-    acc = tuple(statistics.fmean((d > eps).sum() / n for d, n in distances) for eps in grid * (1 + TOLERANCE))
-    return Curve(norm=threat.norm, label=spec, eps=tuple(map(float, grid)), acc=acc)
-
-
 def _seed(run: EvaluatedRun) -> Seed:
     record, weights = run.record, run.record.artifacts["weights"]
     keys = ("finished", "git_commit", "hardware", "device", "threads", "platform")
@@ -237,7 +219,7 @@ def _seed(run: EvaluatedRun) -> Seed:
     provenance["source"] = record.provenance.get("source", "unknown")  # the hash of the code that made it
     return Seed(
         seed=record.seed, config_hash=record.config_hash, n_examples=record.n_examples,
-        clean=_share(run.clean), attacked=_share(run.robust), certified=_share(run.certified),
+        clean=share(run.clean), attacked=share(run.robust), certified=share(run.certified),
         open=None if record.bracket is None else record.bracket.open,
         truncated=record.bracket is not None and record.bracket.cut_by_time,
         weights=weights.sha256, weights_url=weights.url,

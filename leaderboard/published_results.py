@@ -4,9 +4,8 @@ A published number is never edited: a run is added once. A contest that lowers i
 """
 
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -18,21 +17,30 @@ import numpy.typing as npt
 from bench.core import sealed_json
 from bench.core.bounded_text import check_toml
 from bench.core.errors import UserError
-from bench.core.example_table import Flags, certified, check_columns, survivors, worst_by
+from bench.core.example_table import (
+    BRACKET,
+    Flags,
+    Table,
+    certificates,
+    certified,
+    check_columns,
+    survivors,
+    worst_by,
+)
 from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.folders import (
     LOCK,
     PATIENCE,
-    changed_in_one_step,
     locked,
     remove_leftovers,
     settled,
     visible_folders,
 )
-from bench.core.record_files import RECORD, TABLE, read_record, write_record
+from bench.core.record_files import RECORD, TABLE, read_record
 from bench.core.record_verdict import with_code
 from bench.core.records import Artifact, Record
 from bench.core.verification import verified
+from leaderboard.checked_claims import CHECKED, Checked, Reproduction, read_checked, read_reproduction
 from leaderboard.model_info import ModelInfo
 
 ABOUT, REPORTED, CONTESTS = "about.toml", "reported.json", "contests"
@@ -54,6 +62,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     url: str | None = None
     extra_data: bool = False  # trained on more than the suite's training set
     note: str | None = None
+    maintainers: tuple[str, ...] = ()  # the accounts that may add seeds; of earlier entries nobody
 
 
 class Contest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,6 +87,11 @@ class EvaluatedRun:
     contests: tuple[Contest, ...] = ()
     robust_by: tuple[str, ...] = ()  # the attacks that set `robust`: see worst_by; and contests
 
+    checked: Checked | None = None  # what its verification derived again; None in earlier entries
+    columns: Mapping[str, Flags] = field(default_factory=dict)  # by attack: robust to it, also when it ran again
+    certifiers: Mapping[str, Flags] = field(default_factory=dict)  # by certifier of the model: certified, and counted
+    claimed: Flags | None = None  # certified by the record, whether it was checked or not
+
     @property
     def attacked(self) -> bool:
         """Was it attacked under its own threat model, by an attack or a bracket?"""
@@ -93,6 +107,7 @@ class Entry:
     about: About
     runs: tuple[EvaluatedRun, ...] = ()
     reported: ModelInfo | None = None
+    reproduced: Reproduction | None = None  # who trained it again
 
     @property
     def recipe(self) -> bool:
@@ -150,7 +165,7 @@ def read_entry(folder: Path, suite: str) -> Entry:
     for run in runs:
         if run.folder.name != str(run.record.seed):
             raise UserError(f"{run.folder} holds a run of seed {run.record.seed}; restore it from its source")
-    return Entry(suite, folder.name, about, tuple(runs))
+    return Entry(suite, folder.name, about, tuple(runs), reproduced=read_reproduction(folder))
 
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
@@ -171,8 +186,29 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     for contest in contests:
         robust &= ~np.isin(table["index"], contest.broken)
         robust_by.append(f"contest by {contest.by}")
+    checked = read_checked(folder)
+    if checked is not None and checked.table != examples.sha256:
+        raise UserError(f"{folder / CHECKED} is about another table than {RECORD} names; restore both files")
+    claimed, counted = certified(table), np.ones_like(table["clean"])
+    if checked is not None:  # what was not certified again does not count
+        counted = np.isin(table["index"], [*checked.proven, *checked.again])
+    by_certifier = {spec: flags & counted for spec, flags in certificates(table).items() if spec != BRACKET}
     distances = {key.removeprefix("distance/"): table[key] for key in table if key.startswith("distance/")}
-    return EvaluatedRun(folder, record, table["clean"], robust, certified(table), distances, contests, tuple(robust_by))
+    return EvaluatedRun(
+        folder, record, table["clean"], robust, claimed & counted, distances, contests, tuple(robust_by), checked,
+        _columns(table, record, checked), by_certifier, claimed,
+    )  # fmt: skip
+
+
+def _columns(table: Table, record: Record, checked: Checked | None) -> dict[str, Flags]:
+    """The examples that are robust to each attack; of a checked run, to each that ran again, then too."""
+    columns: dict[str, Flags] = {}
+    for spec in record.attacks:
+        if checked is None:
+            columns[spec] = table[f"robust/{spec}"]
+        elif spec in checked.columns:
+            columns[spec] = table[f"robust/{spec}"] & ~np.isin(table["index"], checked.columns[spec].fell)
+    return columns
 
 
 def read_about(path: Path) -> About:
@@ -186,80 +222,12 @@ def read_about(path: Path) -> About:
         raise UserError(f"{path} is not a valid {ABOUT}: {error}") from error
 
 
-def add_runs(results: Path, entry: str, about: About, runs: Sequence[Path], *, url: str | None = None) -> Path:
-    """Publish finished and verified runs as seeds of an entry, all or none in one step; returns the entry's folder.
-
-    url: the public folder of its weights and witnesses; None if they are not published. Seeds that are published just
-    so stay as they are. UserError if one is published otherwise, or if the entry has another recipe or another
-    about.toml.
-    """
-    records = {run: read_record(run) for run in runs}
-    suites = {record.suite for record in records.values()}
-    if None in suites or len(suites) > 1:
-        raise UserError(f"{runs[0]} has no suite, or another than other runs; run all with the rules of one suite")
-    home = suite_folder(results, str(*suites)) / check_name(entry, "entry")
-    with changed_in_one_step(home.parent) as part:
-        new = {run: record for run, record in records.items() if not is_published(home, record)}
-        if not new:
-            return home
-        check_seeds(list(new.values()), results, entry, about)
-        if home.exists():
-            shutil.copytree(home, part / entry)
-        (part / entry).mkdir(exist_ok=True)
-        (part / entry / ABOUT).write_bytes(msgspec.toml.encode(about))
-        for run, record in new.items():
-            folder = part / entry / str(record.seed)
-            folder.mkdir()
-            shutil.copyfile(run / TABLE, folder / TABLE)
-            write_record(folder, msgspec.structs.replace(record, artifacts=_published(record, url)))
-    return home
-
-
-def is_published(home: Path, record: Record) -> bool:
-    """Whether the entry in `home` has this very run; UserError if it has another of the seed."""
-    folder = home / str(record.seed)
-    if not folder.exists():
-        return False
-    published = msgspec.structs.replace(read_record(folder), artifacts={})
-    hashes = [{name: file.sha256 for name, file in r.artifacts.items()} for r in (read_record(folder), record)]
-    if hashes[0] == hashes[1] and published == msgspec.structs.replace(record, artifacts={}):
-        return True
-    raise UserError(f"{folder} is published already; add a new recipe as a new entry, such as {home.name}-2")
-
-
-def check_seeds(records: Sequence[Record], results: Path, entry: str, about: About | None) -> None:
-    """UserError unless the runs, with those of the entry that are published, are different trainings of one recipe.
-
-    about: the new description of the entry, if known; it must equal the published one.
-    """
-    home = results / str(records[0].suite) / check_name(entry, "entry")
-    if (home / ABOUT).exists() and about not in (None, read_about(home / ABOUT)):
-        raise UserError(f"{home / ABOUT} differs from the new description; keep it as it is, or choose another name")
-    published = [read_record(path.parent) for path in sorted(home.glob(f"*/{RECORD}"))]
-    records = [*published, *records]
-    first = records[0]
-    for at, record in enumerate(records):
-        if (record.suite, record.defense, record.config_hash) != (first.suite, first.defense, first.config_hash):
-            raise UserError(
-                f"seed {record.seed} is {record.defense} {record.config_hash} on {record.suite}, the others are "
-                f"{first.defense} {first.config_hash} on {first.suite}; submit one recipe at a time"
-            )
-        for other in records[:at]:
-            if other.seed == record.seed:
-                raise UserError(f"seed {record.seed} was given twice; submit each seed once")
-            if other.artifacts["weights"].sha256 == record.artifacts["weights"].sha256:
-                raise UserError(f"seeds {other.seed} and {record.seed} have the same weights; train each seed")
-
-
-def _published(record: Record, url: str | None) -> dict[str, Artifact]:
-    """The artifacts of a run. All but the table get their address below `url`, if it is given, instead of a path."""
-
-    def moved(file: Artifact) -> Artifact:
-        name = Path(file.path or file.url or "").name
-        address = file.url if url is None else f"{url.rstrip('/')}/{record.seed}/{name}"
-        return msgspec.structs.replace(file, path=None, url=address)
-
-    return {name: file if name == "examples" else moved(file) for name, file in record.artifacts.items()}
+def write_contest(folder: Path, contest: Contest, witnesses: bytes) -> None:
+    """A contest of the verifier itself, whose witnesses lie beside it."""
+    (folder / CONTESTS).mkdir(exist_ok=True)
+    write_atomically(folder / CONTESTS / str(contest.witnesses.path), witnesses)
+    path = folder / CONTESTS / f"{contest.witnesses.sha256[:12]}.json"
+    write_atomically(path, sealed_json.encode(contest))
 
 
 def add_contest(results: Path, suite: str, entry: str, seed: int, contest: Contest) -> Path:

@@ -24,7 +24,8 @@ RULE = (
     "worst rank that the tests leave open. Two networks are compared on the same examples (exact McNemar test), two "
     "recipes over their seeds (t-test, with the degrees of freedom of the recipe with fewer seeds). The false "
     "discovery rate among all pairs of a suite is at most 5 % (Benjamini-Hochberg). An entry has no rank if it is a "
-    "recipe with one seed, if it was not attacked, or if its verdict is unreliable."
+    "recipe with one seed, or one that nobody but its authors has trained, if it was not attacked, or if its verdict "
+    "is unreliable."
 )
 Matrix = npt.NDArray[np.float64]
 
@@ -99,7 +100,8 @@ def _robust(entry: Entry, n: int) -> npt.NDArray[np.float32]:
 
 def _claimable(entry: Entry) -> bool:
     reliable = all(run.record.sanity.verdict in ("no-warnings", "submitted-code", "suspect") for run in entry.runs)
-    return entry.measured and reliable and (not entry.recipe or len(entry.runs) > 1)
+    of_seeds = len(entry.runs) > 1 and entry.reproduced is not None
+    return entry.measured and reliable and (of_seeds or not entry.recipe)
 
 
 def _examples(entry: Entry) -> int:

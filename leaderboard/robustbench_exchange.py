@@ -12,6 +12,7 @@ from bench.core.folders import changed_in_one_step
 from leaderboard.model_info import ModelInfo
 from leaderboard.published_results import ABOUT, REPORTED, About, Entry, check_name, suite_folder
 from leaderboard.render import threat_name
+from leaderboard.texts import ascii_quotes, check_line
 
 SAME_EPS = 0.02  # relative: RobustBench lists both 0.031 and 8/255
 
@@ -29,7 +30,8 @@ def export_model_info(entry: Entry) -> dict[str, Any]:
     records, about = [run.record for run in entry.runs], entry.about
     robust, clean = [float(run.robust.mean()) for run in entry.runs], [record.clean.acc for record in records]
     attacked = statistics.fmean(robust)
-    autoattack = [record.attacks["autoattack"].robust_acc for record in records if "autoattack" in record.attacks]
+    columns = [run.columns["autoattack"] for run in entry.runs if "autoattack" in run.columns]
+    autoattack = [float(column.mean()) for column in columns]
     by_autoattack = statistics.fmean(autoattack) if len(autoattack) == len(records) else None
     lower = by_autoattack is not None and _percent(attacked) != _percent(by_autoattack)
     seeds = ""
@@ -68,12 +70,19 @@ def import_model_info(path: Path, results: Path, suite: str, name: str, norm: st
         raise UserError(f"{path} has eps {info.eps}; suite {suite} has {rules.eps:g}")
     elif info.attacked is None:
         raise UserError(f"{path} has no accuracy under attack; only models with one can be added")
+    if info.attacked is not None and info.attacked > info.clean:
+        raise UserError(f"{path} has {info.attacked:.2%} under attack and {info.clean:.2%} without one; correct it")
+    about = _about(info)
+    for key in ("title", "paper", "authors", "note", "url"):
+        check_line(getattr(about, key) or "", f"{path.name}: {key}")
+    for key in ("architecture", "eps"):
+        check_line(str(getattr(info, key) or ""), f"{path.name}: {key}")
     home = suite_folder(results, suite) / check_name(name, "entry")
     if home.exists():
         raise UserError(f"{home} exists already; remove it, or choose another name")
     with changed_in_one_step(home.parent) as part:
         (part / name).mkdir()
-        (part / name / ABOUT).write_bytes(msgspec.toml.encode(_about(info)))
+        (part / name / ABOUT).write_bytes(msgspec.toml.encode(about))
         (part / name / REPORTED).write_bytes(path.read_bytes())  # as it is: no field is lost
     return home
 
@@ -92,11 +101,11 @@ def _about(info: ModelInfo) -> About:
         "RobustBench calls its accuracy unreliable." if info.unreliable else None,
     ]
     return About(
-        title=" ".join(info.name.split()),
-        paper=", ".join(part for part in (info.authors, info.venue) if part),
+        title=ascii_quotes(" ".join(info.name.split())),
+        paper=ascii_quotes(", ".join(part for part in (info.authors, info.venue) if part)),
         licence="not stated",
-        authors=info.authors or "",
+        authors=ascii_quotes(info.authors or ""),
         url=info.link if (info.link or "").startswith("https://") else None,
         extra_data=info.additional_data,
-        note=" ".join(part for part in notes if part) or None,
+        note=ascii_quotes(" ".join(part for part in notes if part)) or None,
     )

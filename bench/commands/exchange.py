@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
 
 
 def _settings(args: argparse.Namespace) -> Any:
-    from bench.verify.run import settings
+    from bench.verify.inputs import settings
 
     return settings(device=args.device, threads=args.threads, data_dir=args.data_dir, plugins=args.plugins)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bench.commands.arguments import duration, eps_list, integer, seed_list, spec_list, work
 
 if TYPE_CHECKING:
-    from bench.verify.run import Settings
+    from bench.verify.inputs import Settings
 
 BUDGET = 1000  # sub-problems for each example: of --bracket without --budget
 
@@ -85,13 +85,13 @@ def add_evaluation(sub: argparse.ArgumentParser) -> None:
     add_plugin(sub)
 
 
-def add_verification(sub: argparse.ArgumentParser, min_sample: int) -> None:
+def add_verification(sub: argparse.ArgumentParser, min_sample: int, seed: str = "random") -> None:
     """How `bench verify` and `bench submit` attack claimed-robust examples again."""
     option = sub.add_argument
-    help_text = "claimed-robust examples to attack again (default: 64)"
+    help_text = "claimed-robust examples to attack again (default: all; a large sample of more than 2000)"
     option("--sample", type=integer("--sample", min_sample), metavar="N", help=help_text)
     option("--attack", metavar="SPEC", help="the attack on them, for example pgd-50:restarts=5")
-    help_text = "seed of the sample and the attack (default: random)"
+    help_text = f"seed of the sample and the attack (default: {seed})"
     option("--seed", type=integer("--seed", 0, 2**31 - 1), metavar="N", help=help_text)
     add_machine(sub)
 
@@ -104,7 +104,7 @@ def print_json(value: Any) -> None:
 
 
 def verification_settings(args: argparse.Namespace) -> Settings:
-    from bench.verify.run import settings
+    from bench.verify.inputs import settings
 
     names = ("attack", "sample", "seed", "device", "threads", "data_dir", "plugins")
     return settings(**{name: getattr(args, name) for name in names})

@@ -152,7 +152,7 @@ def act_verify(args: argparse.Namespace) -> None:
     attack, sample, seed = settings.attack, settings.sample, settings.seed
     reports: dict[str, list[Finding]] = {}
     for folder in folders:
-        reports[str(folder)] = verify(folder, settings)
+        reports[str(folder)] = verify(folder, settings).findings
         try:
             write_verification(folder, reports[str(folder)], attack=attack, sample=sample, seed=seed)
         except OSError as error:  # the folder may be read-only

@@ -26,17 +26,24 @@ def add(commands: Any) -> None:
     option("--url", metavar="URL", help="of the paper or the code")
     option("--extra-data", action="store_true", help="the training used more than the suite's training set")
     option("--note", metavar="TEXT", help="a remark on the page")
+    help_text = "a GitHub account that may add seeds to the entry; repeatable"
+    option("--maintainer", action="append", default=[], dest="maintainers", metavar="ACCOUNT", help=help_text)
+    option("--reason", metavar="TEXT", help="why a seed is far from the others of its entry")
     option("--artifacts", metavar="URL", help="public https folder of SEED/weights.safetensors; with --contest: a file")
     option("--check", action="store_true", help="verify only, write nothing")
+    option("--author", metavar="ACCOUNT", help="with --check: who opened the pull request")
+    option("--contests", type=Path, metavar="DIR", help="with --check: where to write contests that it lacks")
     option("--fetch", action="store_true", help="download the files that the record names by an address")
     help_text = "import this file of the run's code (read it first); repeatable"
     option("--trust-code", action="append", default=[], dest="plugins", type=Path, metavar="FILE", help=help_text)
     option("--contest", metavar="SUITE/ENTRY/SEED", help="lower this published run by the witnesses in RUN")
     option("--weights", type=Path, metavar="FILE", help="weights of the contested run")
-    option("--by", metavar="NAME", help="author of the contest")
+    option("--by", metavar="NAME", help="author of the contest, or of the reproduction")
+    help_text = "RUN are trainings of a maintainer of the board by the command of this entry: mark it as reproduced"
+    option("--reproduces", metavar="SUITE/ENTRY", help=help_text)
     option("--results", type=Path, metavar="DIR", help="published results (default: those of this package)")
     add_suites_option(sub)
-    add_verification(sub, min_sample=1)
+    add_verification(sub, min_sample=1, seed="one that follows from the weights")
     sub.set_defaults(act=act_submit)
 
 
@@ -44,6 +51,14 @@ def act_submit(args: argparse.Namespace) -> None:
     about = _about(args)
     if args.suites is not None:
         add_suites(args.suites)
+    if args.reproduces is not None:
+        if args.by is None:
+            raise UserError("a reproduction needs --by NAME, who has trained the recipe again")
+        from bench.publish.reproduce import reproduce
+        from leaderboard.published_results import results_folder
+
+        print(f"written: {reproduce(args.results or results_folder(), args.reproduces, args.run, args.by)}")
+        return
     if args.contest is None and args.entry is None:
         raise UserError("give --entry NAME to publish a run, or --contest SUITE/ENTRY/SEED to contest one")
     if args.contest is not None and args.check != args.fetch:
@@ -58,7 +73,15 @@ def act_submit(args: argparse.Namespace) -> None:
     settings = verification_settings(args)
     if args.contest is None:
         submission = Submission(
-            run=args.run, entry=args.entry, results=results, about=about, artifacts_url=args.artifacts
+            run=args.run,
+            entry=args.entry,
+            results=results,
+            about=about,
+            artifacts_url=args.artifacts,
+            seed=args.seed,
+            author=args.author,
+            reason=args.reason,
+            contests=args.contests,
         )
         submit_runs(submission, settings, check_only=args.check, fetch=args.fetch)
     elif args.check:
@@ -78,4 +101,5 @@ def _about(args: argparse.Namespace) -> About | None:
         raise UserError(f"an entry needs a title, a paper and a licence; --{missing[0]} is missing")
     from leaderboard.published_results import About
 
-    return About(**{field: getattr(args, field) for field in About.__struct_fields__})
+    fields = {field: getattr(args, field) for field in About.__struct_fields__}
+    return About(**fields | {"maintainers": tuple(args.maintainers)})

@@ -17,6 +17,7 @@ SIGNIFICANCE = 1e-3  # of each check: with a dozen of them, about one sound reco
 TOLERATED = 0.05  # share of examples that may show a sign; 50 sound models: 0.03, and 0.09 for queries-better
 NEGLIGIBLE = 0.01  # share of examples by which a weaker attack may win; random starts gave 0.015 of 200 examples
 ONE_STEP = ("fgsm", "r-fgsm", "single-step")
+SERIOUS = ("suspect", "unreliable")  # outcomes of a check that are alarms
 ALARMS = {"failed": "unreliable", "weaker": "suspect"}  # outcomes of a verification -> outcome of a check
 
 Results = Mapping[str, AttackResult | CertifierResult | Bracket]  # by spec, and `bracket`
@@ -88,7 +89,7 @@ def with_code(record: Record) -> Record:
 
 
 def _with_alarms(sanity: Sanity, checks: Iterable[SanityCheck]) -> Sanity:
-    alarms = [check for check in checks if check.outcome in ("suspect", "unreliable")]
+    alarms = [check for check in checks if check.outcome in SERIOUS]
     if not alarms:
         return sanity
     order = list(VERDICTS)

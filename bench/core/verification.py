@@ -27,12 +27,14 @@ class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     record: str  # SHA-256 of record.json; of another record the findings say nothing
     attack: str
-    sample: int
+    sample: int | None  # None: all, or a large sample of very many
     seed: int
     findings: list[StoredFinding]
 
 
-def write_verification(folder: Path, findings: Iterable[Finding], *, attack: str, sample: int, seed: int) -> None:
+def write_verification(
+    folder: Path, findings: Iterable[Finding], *, attack: str, sample: int | None, seed: int
+) -> None:
     """Store the findings of a verification of the run in `folder`."""
     stored = [StoredFinding(finding.name, finding.outcome, finding.evidence) for finding in findings]
     verification = Verification(sha256(folder / RECORD), attack, sample, seed, stored)

@@ -13,17 +13,19 @@ STRONG_ATTACK = "bracket-attack"
 SHARE = 0.02
 
 
-def audit_certificates(context: EvalContext, table: Table) -> int:
-    """Attack a sample of the certified examples; returns how many. CheckError if one is broken.
+def sample_size(certified_examples: int) -> int:
+    """How many certified examples are attacked: SHARE of them and at least one."""
+    return max(1, round(SHARE * certified_examples)) if certified_examples else 0
 
-    The sample is SHARE of them and at least one, drawn by the seed.
-    """
+
+def audit_certificates(context: EvalContext, table: Table) -> int:
+    """Attack a sample of the certified examples, drawn by the seed; returns how many. CheckError if one is broken."""
     certified_rows = np.flatnonzero(certified(table))
     if not len(certified_rows):
         return 0
     sample = np.zeros_like(table["clean"])
     generator = np.random.default_rng(seeds.derive(context.seed, "audit"))
-    sample[generator.choice(certified_rows, max(1, round(SHARE * len(certified_rows))), replace=False)] = True
+    sample[generator.choice(certified_rows, sample_size(len(certified_rows)), replace=False)] = True
     attack = PlannedAttack(registry.attack.get(STRONG_ATTACK)(), context.threat)
     broken = measure_attack(context, "audit", attack, sample).broken
     if len(broken):

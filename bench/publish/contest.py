@@ -21,11 +21,12 @@ from bench.core.records import Artifact
 from bench.datasets.split import Split
 from bench.publish import static_checks
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
+from bench.publish.names import check_contest_author
 from bench.publish.private_copy import copy_file
 from bench.publish.static_checks import ARTIFACTS, MAX_BYTES, WEIGHTS
 from bench.publish.submit import check_code, check_size, pull_request
 from bench.publish.untrusted_files import check_url, errors_as_one_line, printable
-from bench.verify.run import Settings, load_data, load_model, make_context
+from bench.verify.inputs import Settings, load_data, load_model, make_context
 from bench.verify.witnesses import check_points
 from leaderboard.published_results import (
     Contest,
@@ -73,6 +74,7 @@ def contest_run(
     """
     suite, entry, seed, published = _read_published(results, run)
     static_checks.check_author(by)
+    check_contest_author(by)
     if url is not None:
         check_url(url)
     with TemporaryDirectory(prefix="bench-contest-") as name:
@@ -105,6 +107,7 @@ def recheck_contest(results: Path, run: str, file: Path, *, settings: Settings, 
     """
     *_, published = _read_published(results, run)
     claimed = static_checks.read_submitted_contest(file)
+    check_contest_author(claimed.by)
     with TemporaryDirectory(prefix="bench-contest-") as name:
         weights, witnesses = Path(name) / WEIGHTS, Path(name) / ARTIFACTS["witnesses"]
         download(published.record.artifacts["weights"], weights, open_url)

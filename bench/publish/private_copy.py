@@ -38,6 +38,7 @@ def private_copies(folders: Sequence[Path]) -> Iterator[list[Path]]:
 def _copy_run(folder: Path, copy: Path) -> None:
     copy.mkdir(parents=True)
     for name, max_bytes in check_file_names(folder).items():
+        (copy / name).parent.mkdir(exist_ok=True)  # of contests
         copy_file(folder / name, copy / name, max_bytes)
 
 

@@ -24,6 +24,7 @@ from bench.core.record_files import CONFIG, NETWORK, PROOFS, RECORD, TABLE, WITN
 from bench.core.records import Artifact, Record
 from bench.core.verification import VERIFICATION
 from bench.publish.board_rules import check_board
+from bench.publish.published_seed import PUBLISHED, published_files
 from bench.publish.untrusted_files import (
     MIB,
     check_file,
@@ -34,17 +35,18 @@ from bench.publish.untrusted_files import (
     read_json,
     walk_json,
 )
+from leaderboard.checked_claims import CHECKED
 from leaderboard.published_results import (
     ABOUT,
     REPORTED,
     About,
     Contest,
     check_name,
-    is_published,
     read_about,
     read_contest,
     suite_folder,
 )
+from leaderboard.publishing import is_published
 
 LOG, WEIGHTS = "log.jsonl", "weights.safetensors"
 ARTIFACTS = {"weights": WEIGHTS, "examples": TABLE, "witnesses": WITNESSES, "proofs": PROOFS, "network": NETWORK}
@@ -155,6 +157,8 @@ def check_file_names(folder: Path) -> dict[str, int]:
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder of a finished run")
     names = sorted(path.name for path in folder.iterdir())
+    published = published_files(folder) if CHECKED in names else {}  # read_published_seed reads these
+    names = [name for name in names if not published or name not in PUBLISHED]
     for name in names:
         if name not in MAX_BYTES:
             raise UserError(f"{name!a} does not belong to a run; a submission holds only {', '.join(MAX_BYTES)}")
@@ -162,7 +166,7 @@ def check_file_names(folder: Path) -> dict[str, int]:
     for name in (RECORD, TABLE):
         if name not in names:
             raise UserError(f"{folder} has no {name}; a finished run folder has one")
-    return {name: MAX_BYTES[name] for name in names}
+    return {name: MAX_BYTES[name] for name in names} | published
 
 
 def check_whole(folders: Sequence[Path]) -> None:
@@ -239,7 +243,7 @@ def _check_claims(folder: Path, record: Record) -> None:
 
 
 def _check_entry(folder: Path, results: Path, record: Record, entry: str) -> None:
-    """The seed is not published yet, and the entry's name cannot be mistaken for another's.
+    """The seed is not published otherwise.
 
     A run without its weights is one that a pull request adds: its folder must be SUITE/ENTRY/SEED.
     """
@@ -250,11 +254,3 @@ def _check_entry(folder: Path, results: Path, record: Record, entry: str) -> Non
     if (home / REPORTED).exists():
         raise UserError(f"entry '{entry}' is one that RobustBench reports; choose another name")
     is_published(home, record)  # UserError if the seed is published otherwise
-    for other in (folder.name for folder in visible_folders(home.parent)):
-        if other != entry and _skeleton(other) == _skeleton(entry):
-            raise UserError(f"entry '{entry}' looks like '{other}', which exists; choose another name")
-
-
-def _skeleton(name: str) -> str:
-    """A name with characters that look alike made equal."""
-    return name.replace("rn", "m").replace("vv", "w").translate(str.maketrans("01_.+", "ol---"))

@@ -1,8 +1,8 @@
 """`bench submit`: a finished run becomes a published entry if it passes every check.
 
 Not trusted: the run's files and all that its record claims. They are checked statically first, then verified with
-model and data set; claimed-robust examples are attacked again with a random seed. Trusted: this package, its data
-sets, and code that the user names with --trust-code after reading it. No other code of a submission is imported.
+model and data set; all that is published is derived again (examine.py). Trusted: this package, its data sets, and code
+that the user names with --trust-code after reading it. No other code of a submission is imported.
 """
 
 import shlex
@@ -12,28 +12,27 @@ from pathlib import Path
 
 import msgspec
 import torch
-from torch import nn
 
-from bench.core import files
-from bench.core.config import get_suite
 from bench.core.errors import CheckError, UserError
 from bench.core.record_files import find_records, write_record
-from bench.core.record_verdict import results_of
 from bench.core.records import Record
-from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
-from bench.datasets.split import Split
 from bench.models.build import build_model
 from bench.publish import static_checks
+from bench.publish.copies import copies_among
+from bench.publish.examine import Examined, compare_published, examine, settings_for
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
+from bench.publish.names import check_names
+from bench.publish.ownership import check_maintainers, check_seeds_alike
 from bench.publish.private_copy import private_copies
+from bench.publish.published_seed import read_published_seed
 from bench.publish.static_checks import ARTIFACTS, WEIGHTS
 from bench.publish.untrusted_files import check_url, errors_as_one_line, printable
-from bench.sanity.verdict import form_verdict
-from bench.verify.leakage import LEAK_CHECKS
-from bench.verify.report import Finding, add_findings, findings_table
-from bench.verify.run import Settings, load_data, load_model, verify
-from leaderboard.published_results import ABOUT, About, add_runs, check_seeds, is_published
+from bench.verify.inputs import Settings, load_data
+from bench.verify.report import Finding, findings_table
+from leaderboard.published_results import ABOUT, About, EvaluatedRun, read_entries, suite_folder, write_contest
+from leaderboard.publishing import add_runs, check_seeds, is_published
+from leaderboard.texts import check_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,9 @@ class Submission:
     """A run, or a folder with all seeds of a recipe, for results/SUITE/ENTRY.
 
     about: None reads the about.toml beside the run. artifacts_url: an https folder that will serve the files of seed S
-    under S/; None if they will not be public.
+    under S/; None if they will not be public. seed: of the verification; None takes one from the weights of each run.
+    author: who opened the pull request; None if there is none. reason: why a seed is far from the others of its entry.
+    contests: a folder to which a check writes the contests that a pull request lacks.
     """
 
     run: Path
@@ -49,6 +50,10 @@ class Submission:
     results: Path
     about: About | None = None
     artifacts_url: str | None = None
+    seed: int | None = None
+    author: str | None = None
+    reason: str | None = None
+    contests: Path | None = None
 
 
 def submit_runs(
@@ -63,19 +68,26 @@ def submit_runs(
     folders = find_records([submission.run])
     if submission.artifacts_url is not None:
         check_url(submission.artifacts_url)
-    if not settings.sample:
+    if settings.sample == 0:
         raise UserError("a submission is attacked again; give --sample at least 1")
+    check_line(submission.reason or "", "the reason")
     about = _about_of(submission, folders[0])
     if about is None and not check_only:
         raise UserError("an entry needs a title, a paper and a licence; give --title, --paper and --licence")
     static_checks.check_whole(folders)
     with private_copies(folders) as copies:
-        records = _verify(submission, about, dict(zip(copies, folders, strict=True)), settings, fetch, open_url)
+        records, examined = _verify(
+            submission, about, dict(zip(copies, folders, strict=True)), settings, fetch, open_url
+        )
         seeds = f"{len(folders)} seed{'s' if len(folders) > 1 else ''}"
         if check_only or about is None:
             print(f"{submission.entry}: {seeds} would be accepted")
             return
-        home = add_runs(submission.results, submission.entry, about, copies, url=submission.artifacts_url)
+        reason, derived = submission.reason, [each.derived for each in examined]
+        derived = derived if reason is None else [each.because(reason) for each in derived]
+        home = add_runs(
+            submission.results, submission.entry, about, copies, url=submission.artifacts_url, derived=derived
+        )
     print(f"{submission.entry}: {seeds} added\n\n{pull_request(home)}")
     if submission.artifacts_url is None and any(record.artifacts["weights"].url is None for record in records):
         print("\nNobody else can check it: publish weights and witnesses, and name their folder with --artifacts.")
@@ -84,14 +96,19 @@ def submit_runs(
 def _verify(
     submission: Submission, about: About | None, runs: Mapping[Path, Path], settings: Settings, fetch: bool,
     open_url: OpenUrl,
-) -> list[Record]:  # fmt: skip
-    """The records of the runs (copy -> original), verified as one submission; downloads go into the copies."""
+) -> tuple[list[Record], list[Examined]]:  # fmt: skip
+    """The records of the runs (copy -> original), examined as one submission; downloads go into the copies."""
     entry, results = submission.entry, submission.results
     records = [static_checks.check_submission(copy, results, entry) for copy in runs]
-    new = [record for record in records if not is_published(results / str(record.suite) / entry, record)]
+    suite = str(records[0].suite)
+    home = suite_folder(results, suite) / entry
+    check_names(results, suite, entry, about)
+    check_maintainers(home, about, submission.author)
+    new = [record for record in records if not is_published(home, record)]
     if new:
         check_seeds(new, results, entry, about)
-    objections = []
+    examined: list[Examined] = []
+    objections: list[str] = []
     for (copy, folder), record in zip(runs.items(), records, strict=True):
         check_code(record, settings)
         _complete(copy, record, fetch, open_url)
@@ -100,14 +117,74 @@ def _verify(
             check_size(copy / WEIGHTS, record.model, data)
             most = record.n_examples * (1 + len(record.attacks))  # one of each example and threat model
             static_checks.check_witness_number(copy / ARTIFACTS["witnesses"], data.shape, most)
-        report = [*verify(copy, settings), *_board_findings(copy, record, data, settings)]
-        lines = findings_table([Finding(printable(f.name), f.outcome, printable(f.evidence)) for f in report])
-        print(f"{printable(str(folder))}\n{lines}\n")
-        objections += _objections(report, record)
+        examined.append(examine(copy, record, data, settings_for(record, settings, submission.seed)))
+        objections += examined[-1].objections
+        if record.artifacts["weights"].path is None:  # a pull request brings what was derived
+            objections += _of_pull_request(submission, copy, record, examined[-1])
+        _print_report(folder, examined[-1].findings)
+    published = {each.name: each.runs for each in read_entries(results, suite)[0]}
+    objections += _copies(submission, records, examined, published)
     if objections:
         more = f"; and {len(objections) - 3} more" if len(objections) > 3 else ""
         raise CheckError(printable(f"refused: {'; '.join(objections[:3])}{more}"))
-    return records
+    accuracies = {record.seed: _accuracies(record, each) for record, each in zip(records, examined, strict=True)}
+    own = [run for run in published.get(entry, ()) if run.record.seed not in accuracies]
+    check_seeds_alike(accuracies, own, records[0].n_examples, submission.reason)
+    return records, examined
+
+
+def _print_report(folder: Path, report: Sequence[Finding]) -> None:
+    lines = findings_table([Finding(printable(f.name), f.outcome, printable(f.evidence)) for f in report])
+    print(f"{printable(str(folder))}\n{lines}\n")
+
+
+def _accuracies(record: Record, examined: Examined) -> tuple[float, float]:
+    """Clean, and under attack with what fell in the verification."""
+    attacked = record.attacked
+    fell = 0 if examined.derived.contest is None else len(examined.derived.contest[0].broken)
+    robust = record.clean.acc if attacked is None else attacked.robust_acc
+    return record.clean.acc, robust - fell / record.n_examples
+
+
+def _of_pull_request(submission: Submission, folder: Path, record: Record, examined: Examined) -> list[str]:
+    """Objections to what a pull request says that was derived of a seed."""
+    published, contests = read_published_seed(folder)
+    contested = [example for contest in contests for example in contest.broken]
+    found = examined.derived.contest
+    if submission.contests is not None and found is not None and set(found[0].broken) - set(contested):
+        home = submission.contests / str(record.suite) / submission.entry / str(record.seed)
+        home.mkdir(parents=True, exist_ok=True)
+        write_contest(home, *found)
+    return compare_published(examined, published, contested, record)
+
+
+def _copies(
+    submission: Submission, records: Sequence[Record], examined: Sequence[Examined],
+    published: dict[str, tuple[EvaluatedRun, ...]],
+) -> list[str]:  # fmt: skip
+    """Pairs of the same network, of which one is new."""
+    new = {
+        f"{submission.entry}/{record.seed}": each.derived.checked.fingerprint
+        for record, each in zip(records, examined, strict=True)
+    }
+    known = {
+        f"{name}/{run.record.seed}": run.checked.fingerprint
+        for name, runs in published.items()
+        for run in runs
+        if run.checked is not None
+    }
+    files = {
+        run.record.artifacts["weights"].sha256: name
+        for name, runs in published.items()
+        for run in runs
+        if name != submission.entry
+    }
+    same = [
+        f"the weights of seed {record.seed} are those of entry {files[record.artifacts['weights'].sha256]}"
+        for record in records
+        if record.artifacts["weights"].sha256 in files
+    ]
+    return same + [line for line in copies_among(known | new) if any(name in line.split()[:3:2] for name in new)]
 
 
 def _about_of(submission: Submission, folder: Path) -> About | None:
@@ -156,52 +233,6 @@ def check_size(weights: Path, model: str, data: Arrays) -> None:
         numbers = sum(tensor.numel() for tensor in build_model(model, data.shape, data.classes).state_dict().values())
     if numbers > weights.stat().st_size:
         raise UserError(f"{weights.name} is too small to hold the {numbers} numbers of {model}")
-
-
-def _board_findings(folder: Path, record: Record, data: Arrays, settings: Settings) -> list[Finding]:
-    """What a board requires beyond `bench verify`: enough examples, the right size, a repeatable verdict."""
-    needed = get_suite(record.suite or "").board_examples or len(data.y_test)
-    evidence = f"{record.n_examples}; the board needs the first {needed}"
-    report = [Finding("examples", "failed" if record.n_examples < needed else "passed", evidence)]
-
-    def check_model() -> list[Finding]:
-        model = load_model(folder / WEIGHTS, record, data, settings)
-        count = sum(p.numel() for p in model.parameters())
-        evidence = f"the model has {count}, the record says {record.parameters}"
-        parameters = Finding("parameters", "passed" if record.parameters in (None, count) else "failed", evidence)
-        return [parameters, _repeat_verdict(folder, record, model, data, settings)]
-
-    add_findings(report, ["parameters", "sanity"], check_model)
-    return report
-
-
-def _repeat_verdict(folder: Path, record: Record, model: nn.Module, data: Arrays, settings: Settings) -> Finding:
-    """The sanity verdict, formed again with the seed of the settings."""
-    test = Split.test(data, settings.device, record.n_examples)
-    table = files.read_arrays(folder / ARTIFACTS["examples"])
-    size = get_suite(record.suite or "").eval_batch
-    threat, claimed = ThreatModel.from_record(record.threat), record.sanity.verdict
-    sanity = form_verdict(
-        model.eval(), test, threat, table, seed=settings.seed, batch_size=size, results=results_of(record)
-    )
-    evidence = f"seed {settings.seed}: {'; '.join([sanity.verdict, *sanity.reasons])}"
-    if sanity.verdict == "unreliable":
-        return Finding("sanity", "failed", f"{evidence}: its accuracy is not a bound")
-    return Finding("sanity", "warning" if sanity.verdict != claimed else "passed", f"{evidence}; the record: {claimed}")
-
-
-def _objections(report: Sequence[Finding], record: Record) -> list[str]:
-    """Findings that refuse a submission: failed checks, weak attacks, and required checks that could not be made.
-
-    Not required: the leakage checks, which need many examples, and repeating a probabilistic certificate.
-    """
-    probabilistic = [spec for spec, result in record.certifiers.items() if result.kind == "probabilistic"]
-    optional = {*LEAK_CHECKS, *(f"certified again by {spec}" for spec in probabilistic)}
-    return [
-        f"{each.name}{' not checkable' if each.outcome == 'not checkable' else ''}: {each.evidence}"
-        for each in report
-        if each.outcome in ("failed", "weaker") or (each.outcome == "not checkable" and each.name not in optional)
-    ]
 
 
 def pull_request(home: Path) -> str:

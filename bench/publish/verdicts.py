@@ -23,7 +23,7 @@ from bench.evaluate.context import EvalContext
 from bench.publish.untrusted_files import printable
 from bench.publish.vnnlib_export import examples_by_instance
 from bench.training.checkpoints import WEIGHTS
-from bench.verify.run import Settings, load_data, load_model, make_context
+from bench.verify.inputs import Settings, load_data, load_model, make_context
 from bench.verify.witnesses import check_points
 
 ANSWERS: dict[str, Said] = {

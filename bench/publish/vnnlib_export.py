@@ -24,7 +24,7 @@ from bench.core.records import Record
 from bench.datasets.split import Split
 from bench.publish.onnx_network import onnx_bytes, onnx_logits, onnx_module
 from bench.training.checkpoints import WEIGHTS
-from bench.verify.run import Settings, load_data, load_model, make_context
+from bench.verify.inputs import Settings, load_data, load_model, make_context
 from certifiers.network_description import described_network
 from leaderboard.render import threat_name
 

@@ -1,132 +1,151 @@
-"""Attack, and certify, a random sample of the examples of a finished evaluation again."""
+"""The attacks and the certifiers of a record, made again from its specs and repeated."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from bench.core import seeds
-from bench.core.clopper_pearson import upper_bound
-from bench.core.contracts import Attack, Batch, Certifier, frozen
-from bench.core.example_table import BRACKET, Flags, Table, accuracy, certificates, certified, own_specs, survivors
-from bench.evaluate.clean import predict
+from bench.core.attack_specs import PlannedAttack, make_attacks
+from bench.core.contracts import Attack, Certifier
+from bench.core.errors import UserError
+from bench.core.example_table import Table, own_specs
+from bench.core.records import Record
+from bench.core.spec_text import split_spec
+from bench.core.threat import ThreatModel
+from bench.evaluate.certificate_audit import STRONG_ATTACK
+from bench.evaluate.certified import check_certifier, make_certifiers
 from bench.evaluate.context import EvalContext
+from bench.verify.attack_again import ColumnCheck, Fallen, attack_again, column_again
+from bench.verify.certify_again import Again, certify_again
+from bench.verify.inputs import Settings
 from bench.verify.report import Finding
+from bench.verify.trusted_code import check_trusted
 
-TOLERATED = 0.05  # share of the examples claimed robust that a stronger attack may break
-RADIUS_ROUNDING = 0.01  # share of a radius: on another machine, rounding may shorten the search for it
-SEARCHED_SAMPLE = 4  # examples for a certifier that searches
+METHODS = "attacks and certifiers"
 
 
-def attack_again(
-    context: EvalContext, table: Table, attacks: Mapping[str, Attack], own: Mapping[str, Attack], sample: int
+@dataclass
+class Repeated:
+    """What the repetition of a run's attacks and certifiers found.
+
+    fell: examples that are claimed to be robust and were broken. columns: by the spec of each attack that ran again.
+    certificates: by the spec of each certifier that ran again on what it certified without a proof.
+    """
+
+    fell: Fallen = field(default_factory=Fallen)
+    columns: dict[str, ColumnCheck] = field(default_factory=dict)
+    certificates: dict[str, Again] = field(default_factory=dict)
+
+
+def check_methods(record: Record, context: EvalContext, classes: int, settings: Settings) -> Finding:
+    """Every attack and certifier of a record is one that the registry knows, in its canonical form, and fits the model.
+
+    A spec of a file that the user has not named, or of a library that is not installed, cannot be checked.
+    """
+    not_here = []
+    for spec in [*record.attacks, *certifying_specs(record, everything=True)]:
+        try:
+            problem = _problem(spec, record, context, classes, settings)
+        except UserError as error:
+            if not _is_foreign(spec, record):
+                return Finding(METHODS, "failed", str(error))
+            not_here.append(spec)
+        else:
+            if problem:
+                return Finding(METHODS, "failed", problem)
+    if not_here:
+        return Finding(METHODS, "not checkable", f"code or a library that is not here: {', '.join(not_here)}")
+    evidence = f"{len(record.attacks)} attacks and {len(record.certifiers)} certifiers are known"
+    return Finding(METHODS, "passed", evidence)
+
+
+def _problem(spec: str, record: Record, context: EvalContext, classes: int, settings: Settings) -> str:
+    """What is wrong with the spec of an attack or certifier, or ""; UserError if the registry refuses it."""
+    check_trusted(spec, settings.trusted)
+    shape = context.test.image_shape
+    if spec in record.attacks:
+        ((text, planned),) = make_attacks([spec], context.threat).items()
+        planned.threat.check_eps(shape)
+        if split_spec(spec).name != "transfer":  # which needs the run that it takes its examples from
+            planned.attack.check_fits(planned.threat, shape, classes)
+    else:
+        ((text, certifier),) = make_certifiers([spec]).items()
+        check_certifier(certifier, context.model, shape, context.threat)
+        result = record.certifiers.get(spec)
+        if result is not None and result.kind != certifier.kind:
+            return f"{spec} is {certifier.kind}, the record says {result.kind}"
+    return "" if text == spec else f"'{spec}' is written as '{text}'"
+
+
+def _is_foreign(spec: str, record: Record) -> bool:
+    """Whether a spec may be known elsewhere: of code that the run used, or of another library."""
+    name = spec.partition(":")[0]
+    return name.endswith(".py") or "." in split_spec(spec).name or bool(record.config.get("code"))
+
+
+def repeat_attack(
+    context: EvalContext, table: Table, record: Record, classes: int, settings: Settings, into: Repeated
 ) -> Finding:
-    """Attack a random sample of the examples that are claimed robust, under the record's threat model.
-
-    attacks: one attack, by its spec. own: the attacks of the run itself that can be repeated, by spec. Some broken
-    examples are a warning, because another attack, or another seed, finds others. If the 95 % Clopper-Pearson interval
-    of their share lies above TOLERATED, the run's own attacks are repeated on them: the claim is false (a failure) if
-    one of these breaks such a share too, and else the run's attacks are weaker. A broken certified example is a
-    failure.
-    """
-    ((spec, attack),) = attacks.items()
-    name = "attacked again"
-    certified_rows = certified(table)
-    attacked = bool(own_specs(table)) or "status" in table
-    if not attacked and not certified_rows.any():
-        return Finding(name, "not checkable", "no attack ran under the record's threat model, so nothing is claimed")
-    claimed = np.flatnonzero(survivors(table) if attacked else certified_rows)
-    if not len(claimed):
-        return Finding(name, "passed", "no example is claimed robust")
-    chosen = _sample(claimed, sample, context.seed)
-    n, broken = len(chosen), _broken_by(context, attack, chosen)
-    refuted = chosen[broken & certified_rows[chosen]]
-    if len(refuted):
-        evidence = f"{len(refuted)} certified examples are broken, the first is test example {refuted[0]}"
-        return Finding(name, "failed", evidence)
-    share = f"{float(upper_bound(broken.sum(), n, 0.05)):.1%}"
-    evidence = f"{broken.sum()} of {n} broken, so at most {share} (95 %) of all {len(claimed)} claimed robust"
-    if not broken.any():
-        return Finding(name, "passed", evidence)
-    evidence += f"; the first is {chosen[broken][0]}"
-    if not _exceeds_tolerance(int(broken.sum()), n):
-        return Finding(name, "warning", evidence)
-    for own_spec, own_attack in own.items():
-        again = int(_broken_by(context, own_attack, chosen[broken]).sum())
-        if _exceeds_tolerance(again, n):
-            return Finding(name, "failed", f"{evidence}; the run's own {own_spec} breaks {again} of {n}")
-    return Finding(name, "weaker", f"weaker than {spec}: {evidence}")
+    """Attack what is claimed to be robust by the attack of the settings."""
+    (planned,) = make_attacks([settings.attack], context.threat).values()
+    planned.attack.check_fits(context.threat, context.test.image_shape, classes)
+    own = {spec: attack for spec in _own_attacks(record, table) for attack in _repeatable(spec, context, settings)}
+    finding, fell = attack_again(context, table, {settings.attack: planned.attack}, own, settings.sample)
+    into.fell = into.fell | fell
+    by = "" if finding.outcome == "weaker" else f"{settings.attack}, "  # its evidence names the attack
+    return replace(finding, evidence=f"{by}seed {settings.seed}: {finding.evidence}")
 
 
-def _broken_by(context: EvalContext, attack: Attack, chosen: npt.NDArray[np.int64]) -> Flags:
-    """Which of the chosen examples the attack breaks, by a fresh forward pass."""
-    results = []
-    for batch, generator in _batches(context, chosen):
-        x_adv = attack(context.model, batch, context.threat, generator=generator)
-        with frozen(context.model):
-            misclassified = predict(context.model, x_adv) != batch.y
-        results.append((misclassified & context.threat.contains(x_adv, batch.x)).cpu().numpy())
-    return np.concatenate(results)
+def repeat_column(
+    context: EvalContext, table: Table, spec: str, record: Record, settings: Settings, into: Repeated
+) -> Finding:
+    """Run an attack of the record again, with the record's seed."""
+    planned = _planned(spec, context.threat, settings)
+    finding, fell, column = column_again(context, table, spec, planned, record.seed)
+    into.fell, into.columns[spec] = into.fell | fell, column
+    return finding
 
 
-def _exceeds_tolerance(broken: int, n: int) -> bool:
-    """Whether the 95 % interval of a share lies above TOLERATED."""
-    return accuracy(np.arange(n) < broken).ci95[0] > TOLERATED
+def repeat_certifier(
+    context: EvalContext, table: Table, spec: str, settings: Settings, proven: frozenset[int], into: Repeated
+) -> Finding:
+    """Certify again what has no proof. UserError if the certificates are probabilistic."""
+    check_trusted(spec, settings.trusted)
+    (certifier,) = make_certifiers([spec]).values()
+    if certifier.kind == "probabilistic":
+        raise UserError("its certificates depend on random draws, so another draw may give none")
+    finding, into.certificates[spec] = certify_again(context, table, spec, certifier, proven=proven)
+    return finding
 
 
-def certified_by(table: Table, eps: float) -> dict[str, tuple[Flags, npt.NDArray[np.float32]]]:
-    """Spec of each certifier of the model itself -> the examples that it certified, and the radius that it claims."""
-    claims = {spec: (flags, table[f"radius/{spec}"]) for spec, flags in certificates(table).items() if spec != BRACKET}
-    if "status" in table:
-        by_bracket = table["status"] == "certified"
-        for stage in dict.fromkeys(table["decided_by"][by_bracket].tolist()):
-            column = (table["decided_by"] == stage) & by_bracket
-            claims.setdefault(stage, (column, np.float32(eps) * column))
-    return claims
+def certifying_specs(record: Record, *, everything: bool = False) -> list[str]:
+    """The specs of all that certified something, by the record; everything: of all its certifiers."""
+    specs = [spec for spec, result in record.certifiers.items() if everything or result.mean_radius > 0]
+    stages = {} if record.bracket is None else record.bracket.stages
+    return list(dict.fromkeys([*specs, *(name for name, stage in stages.items() if stage.certified)]))
 
 
-def certify_again(context: EvalContext, table: Table, spec: str, certifier: Certifier, sample: int) -> Finding:
-    """Certify a random sample of the examples that this certifier certified, by the record.
-
-    It is a failure if one is not certified again, or with a smaller radius. It is a warning if its margin is positive
-    but within the rounding error that a certificate must exceed, or if the certifier searches: on another machine it
-    may need more nodes.
-    """
-    name = f"certified again by {spec}"
-    column, radius = certified_by(table, float(context.threat.eps))[spec]
-    claimed = np.flatnonzero(column | (radius > 0))
-    if not len(claimed):
-        return Finding(name, "passed", "it certified nothing")
-    searches = hasattr(certifier, "nodes")
-    chosen = _sample(claimed, min(sample, SEARCHED_SAMPLE) if searches else sample, context.seed)
-    failed: list[int] = []
-    uncertain: list[int] = []
-    for batch, generator in _batches(context, chosen):
-        again = certifier(context.model, batch, context.threat, generator=generator)
-        index = batch.index.cpu().numpy()
-        smaller = again.radius.double().cpu() < torch.from_numpy(radius[index]).double() * (1 - RADIUS_ROUNDING)
-        missing = torch.from_numpy(column[index]) & ~again.certified.cpu()
-        positive = torch.zeros_like(missing) if again.margins is None else (again.margins.amin(dim=1) > 0).cpu()
-        tolerated = missing & positive | searches
-        if again.broken is not None:
-            tolerated &= ~again.broken.cpu()
-        failed += index[((missing | smaller) & ~tolerated).numpy()].tolist()
-        uncertain += index[((missing | smaller) & tolerated).numpy()].tolist()
-    seed, n = f"seed {context.seed}", len(chosen)
-    if failed:
-        return Finding(name, "failed", f"{seed}: {len(failed)} of {n} are not, the first is test example {failed[0]}")
-    if uncertain:
-        reason = "are open after its nodes" if searches else "are within the rounding error"
-        return Finding(name, "warning", f"{seed}: {len(uncertain)} of {n} {reason}, the first is {uncertain[0]}")
-    return Finding(name, "passed", f"{seed}: all {n} of the sample, of {len(claimed)}")
+def certifiers_of(record: Record, settings: Settings) -> Iterator[Certifier]:
+    """Those that certified something; UserError if one needs code that the user has not named."""
+    specs = certifying_specs(record)
+    for spec in specs:
+        check_trusted(spec, settings.trusted)
+    yield from make_certifiers(specs).values()
 
 
-def _batches(context: EvalContext, chosen: npt.NDArray[np.int64]) -> Iterator[tuple[Batch, torch.Generator]]:
-    for number, index in enumerate(torch.from_numpy(chosen).to(context.test.y.device).split(context.batch_size)):
-        yield context.test.take(index), seeds.generator(index.device, context.seed, "verify", number)
+def _planned(spec: str, threat: ThreatModel, settings: Settings) -> PlannedAttack:
+    check_trusted(spec, settings.trusted)
+    (planned,) = make_attacks([spec], threat).values()
+    return planned
 
 
-def _sample(claimed: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:
-    """At most `size` of the examples, drawn by the seed, in ascending order."""
-    return np.sort(np.random.default_rng(seed).choice(claimed, min(size, len(claimed)), replace=False))
+def _own_attacks(record: Record, table: Table) -> list[str]:
+    """The specs of the attacks that left the record's accuracy; of the bracket only if its time was not spent."""
+    finished = record.bracket and not record.bracket.time_is_spent
+    return [*own_specs(table), *([STRONG_ATTACK] if finished else [])]
+
+
+def _repeatable(spec: str, context: EvalContext, settings: Settings) -> list[Attack]:
+    """The attack; none if it needs code that the user has not named, or a file that is not here."""
+    try:
+        return [_planned(spec, context.threat, settings).attack]
+    except UserError:
+        return []

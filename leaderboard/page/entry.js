@@ -62,6 +62,8 @@ function factsOf(row) {
     ["Attacked by", row.attacked_by.join(", ")],
     ["Attacked, one new seed", newSeed && [range(...newSeed), small("95 % prediction interval")]],
     ["Certified", accuracy(row.certified)],
+    ["Certificates of a seed", row.certificates && certificatesText(row.certificates)],
+    ["Trained", row.trained],
     ["Intervals of", row.clean?.interval_of && kindText(row)],
     ["Open examples", known(row.open) && openCell(row)],
     ["Threat model", row.threat],
@@ -125,7 +127,8 @@ function seedsSection(seeds) {
 
 function entryParts(row) {
   const rank = row.rank === null ? "no rank is claimed" : `rank ${ranks(row)}`;
-  const words = [row.status, rank, row.kind === "reported" ? [] : kindText(row)].flat();
+  const alone = row.trained === "by its authors only" ? ["not trained by anybody else"] : [];
+  const words = [row.status, rank, ...alone, row.kind === "reported" ? [] : kindText(row)].flat();
   const badges = [verdict(row), ...words.map((word) => make("span", {}, word))];
   const reasons = make("ul", {}, row.reasons.map((reason) => make("li", {}, reason)));
   return [

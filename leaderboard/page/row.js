@@ -38,6 +38,13 @@ function openCell({ open, truncated }) {
   return truncated ? [whole(Math.round(open)), small("cut by time")] : whole(Math.round(open));
 }
 
+const KINDS = [ // of certificates, as leaderboard/board_data.py says
+  ["proven", "proven"], ["again", "certified again"], ["solver", "trusted solver"], ["open", "open again"],
+  ["unchecked", "not checked"],
+];
+const certificatesText = (certificates) => KINDS.filter(([kind]) => certificates[kind] > 0)
+  .map(([kind, text]) => `${Number(certificates[kind].toPrecision(4))} ${text}`).join(", ");
+
 const accuracyCell = (estimate) => (estimate ? [mean(estimate), small(interval(estimate))] : muted(NONE));
 
 function bracketText({ certified, attacked }) {

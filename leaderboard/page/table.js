@@ -8,7 +8,7 @@ const COLUMNS = [
   { id: "bracket", label: "Bracket", hint: "Sort by width", key: bracketWidth, ticks: [0, 50, 100],
     cell: (row) => [make("span", { class: "ends" }, bracketText(row)), bar(row)] },
   { ...accuracyColumn("attacked", "Attacked"), cell: attackedCell },
-  accuracyColumn("certified", "Certified"),
+  { ...accuracyColumn("certified", "Certified"), cell: certifiedCell },
   { id: "open", label: "Open", hint: "Examples neither certified nor broken", key: (row) => row.open, cell: openCell },
   { id: "verdict", label: "Verdict", key: (row) => row.verdict, cell: verdict },
   { id: "architecture", label: "Architecture", key: (row) => row.architecture, cell: architectureCell },
@@ -28,6 +28,11 @@ function accuracyColumn(id, label) {
 
 function attackedCell({ attacked, attacked_by: by }) {
   return [accuracyCell(attacked), by.length ? small(`by ${by.join(", ")}`) : []];
+}
+
+/** How the certificates were checked stands below the share that counts. */
+function certifiedCell({ certified, certificates }) {
+  return [accuracyCell(certified), certificates ? small(certificatesText(certificates)) : []];
 }
 
 /** The family of a model; on the next line its size and options, cut off at the width of the column. */

@@ -16,7 +16,8 @@ from bench.core.files import read_arrays, sha256
 from bench.core.record_files import read_run, records_below
 from bench.core.records import Artifact
 from leaderboard.gate_baseline import read_baseline, update_baseline
-from leaderboard.published_results import Contest, add_contest, add_runs, contest_file, read_entries
+from leaderboard.published_results import Contest, add_contest, contest_file, read_entries
+from leaderboard.publishing import add_runs
 from tests.killing import command, kill_at, operations
 from tests.publish.published import ABOUT, flags, publish, table_of, write_run
 

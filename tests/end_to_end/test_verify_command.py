@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from bench.cli import main
 from bench.core.files import read_arrays, write_arrays
 from bench.core.record_files import artifact
-from bench.verify.run import ATTACK, settings
+from bench.verify.inputs import ATTACK, settings
+from bench.verify.memorised import TEST_ABOVE_TRAIN
 from tests.forged_records import change_record
 
 RUN = ("--attacks", "fgsm,pgd-10", "--n-examples", "60", "--threads", "1")
@@ -91,8 +92,9 @@ def test_an_honest_run_passes(finished, capsys):
     code, findings = verified(capsys, finished)
     assert code == 0
     assert set(findings.values()) <= {"passed", "warning"}
-    assert those(findings, "warning") <= {"attacked again"}
-    assert len(findings) == 15
+    assert those(findings, "warning") <= {"attacked again", "fgsm again", "pgd-10 again"}
+    assert {"claims", "attacks and certifiers", *REPEATED} <= set(findings)
+    assert len(findings) == 21
 
 
 def test_the_report_for_people_names_the_run_the_attack_and_the_seed(finished, capsys):
@@ -161,7 +163,8 @@ def change_config_everywhere(run):
 
 
 WITNESSES = {"a witness for each broken", "witnesses within eps", "witnesses in the box", "witnesses misclassified"}
-OF_MODEL = {"predictions", "attacked again", *WITNESSES}
+REPEATED = {"attacked again", "fgsm again", "pgd-10 again", *TEST_ABOVE_TRAIN[:2]}
+OF_MODEL = {"predictions", "attacks and certifiers", *REPEATED, *WITNESSES}
 TAMPERINGS = {
     "witness outside the ball": (lambda r: change_arrays(r, "witnesses.npz", outside), {"witnesses within eps"}),
     "witness file changed": (
@@ -175,9 +178,9 @@ TAMPERINGS = {
     "predictions made right": (lambda r: change_arrays(r, "examples.npz", repredict), {"aggregates", "predictions"}),
     "weights of another model": (lambda r: change_weights(r, lambda w: w[::-1].copy()), {"predictions"}),
     "accuracies swapped": (lambda r: change_record(r, swap), {"aggregates"}),
-    "eps raised": (lambda r: change_record(r, lambda p: p["threat"].update(eps=0.3)), {"configuration"}),
+    "eps raised": (lambda r: change_record(r, lambda p: p["threat"].update(eps=0.3)), {"claims"}),
     "eps lowered": (
-        lambda r: change_record(r, lambda p: p["threat"].update(eps=0.01)), {"configuration", "witnesses within eps"},
+        lambda r: change_record(r, lambda p: p["threat"].update(eps=0.01)), {"claims", "witnesses within eps"},
     ),
     "config changed": (lambda r: change_record(r, lambda p: p["config"].update(eps=0.3)), {"configuration"}),
     "config changed throughout": (change_config_everywhere, {"configuration"}),
@@ -207,11 +210,12 @@ MISSING = {
         lambda r: (r / "weights.safetensors").write_bytes(b"x" * 99), {"hash of weights"}, OF_MODEL | {"model"},
     ),
     "no table": (
-        lambda r: (r / "examples.npz").unlink(), {"hash of examples", "table"}, OF_MODEL | {"aggregates", "labels"},
+        lambda r: (r / "examples.npz").unlink(), {"hash of examples", "table"},
+        OF_MODEL | {"aggregates", "claims", "labels"},
     ),
     "broken table": (
         lambda r: (r / "examples.npz").write_bytes(b""), {"hash of examples", "table"},
-        OF_MODEL | {"aggregates", "labels"},
+        OF_MODEL | {"aggregates", "claims", "labels"},
     ),
     "table without a column": (
         lambda r: change_arrays(r, "examples.npz", lambda t: t.pop("clean")), {"table"}, OF_MODEL | {"labels"},
@@ -229,11 +233,12 @@ MISSING = {
         ), set(), WITNESSES | {"hash of witnesses"},
     ),
     "no such data set": (
-        lambda r: change_record(r, lambda p: p.update(dataset="./nowhere.npz")), {"configuration"},
-        OF_MODEL | {"data", "hash of the data", "labels", "model"},
+        lambda r: change_record(r, lambda p: p.update(dataset="./nowhere.npz")), set(),
+        OF_MODEL | {"claims", "data", "hash of the data", "labels", "model"},
     ),
     "plugin of the run not given": (
-        lambda r: change_record(r, lambda p: p["config"].update(code=["0" * 64])), {"configuration"}, {"code"},
+        lambda r: change_record(r, lambda p: p["config"].update(code=["0" * 64])),
+        {"claims", "configuration"}, {"code"},
     ),
 }  # fmt: skip
 
@@ -273,7 +278,7 @@ def test_a_consistently_forged_claim_is_refuted_by_the_second_attack(run, capsys
     change_record(run, claim)
     code, findings = verified(capsys, run)
     assert code == 1
-    assert those(findings, "failed") == {"attacked again"}
+    assert those(findings, "failed") == {"attacked again", "fgsm again", "pgd-10 again"}
     code, findings = verified(capsys, run, "--sample", "0")
     assert code == 0
     fell = []

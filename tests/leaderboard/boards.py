@@ -3,7 +3,7 @@
 import hashlib
 import random
 
-from leaderboard.board_data import Board, Cost, Curve, Decided, Estimate, Measured, Row, Seed
+from leaderboard.board_data import Board, Certificates, Cost, Curve, Decided, Estimate, Measured, Row, Seed
 
 HOSTILE = (
     "<script>window.broken = 1</script>",
@@ -83,8 +83,9 @@ def row(**changes):
         "dataset": "digits", "norm": "Linf", "eps": 0.2, "threat": "Linf 0.2", "architecture": "small-cnn",
         "parameters": 23_978, "extra_data": False, "clean": estimate(0.983, 0.015, 0.004),
         "attacked": estimate(0.65, 0.05, 0.007), "attacked_by": ("autoattack", "bracket"), "open": 96.3,
-        "truncated": True, "certified": estimate(0.382, 0.05), "rank": 1, "rank_low": 1, "decided": DECIDED,
-        "rank_high": 3, "verdict": "no-warnings", "cost": cost(172_440.0),
+        "truncated": True, "certified": estimate(0.382, 0.05), "trained": "reproduced",
+        "certificates": Certificates(proven=130.7, again=0.0, solver=7.0, open=0.0, unchecked=0.0), "rank": 1,
+        "rank_low": 1, "decided": DECIDED, "rank_high": 3, "verdict": "no-warnings", "cost": cost(172_440.0),
         "attacks": (
             measured("pgd-10", 0.722, 9.6, 8.6), measured("pgd-50", 0.7, 17.0, 16.1),
             measured("autoattack", 0.65, 5153, 1278, 25.8),
@@ -134,6 +135,7 @@ def _drawn(rng, place, attacked, n):
         changes |= {
             "status": "reported, not verified", "verdict": "unchecked", "reasons": (), "rank": None, "rank_low": None,
             "rank_high": None, "attacked_by": (), "open": None, "truncated": False, "certified": None, "cost": None,
+            "certificates": None, "trained": None,
             "attacks": (), "certifiers": (), "curves": (), "seeds": (), "command": None, "decided": (),
             "parameters": None, "clean": estimate(clean, 0),
             "attacked": estimate(attacked, 0),

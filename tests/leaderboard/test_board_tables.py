@@ -7,7 +7,7 @@ import json
 import msgspec
 import pytest
 
-from leaderboard.board_data import INTERVALS, Board, Estimate, Row
+from leaderboard.board_data import INTERVALS, Board, Certificates, Estimate, Row
 from leaderboard.board_tables import rank_text, render_boards
 from tests.leaderboard.boards import cost, run
 
@@ -20,6 +20,7 @@ def row(name, acc, **changes):
         "attacked": Estimate(
             acc=acc, low=acc - 0.05, high=acc + 0.05, interval_of="recipe", spread=0.01, new_seed=(acc - 0.1, acc + 0.1)
         ),
+        "certificates": Certificates(proven=12, again=0, solver=1.5, open=0, unchecked=0),
         "attacked_by": ("autoattack",), "open": 12.0, "truncated": True, "seeds": (run(0), run(1), run(2)),
         "cost": cost(172_440.0), "rank": 1, "rank_low": 1,
         "rank_high": 2, "group": 1, "verdict": "no-warnings",
@@ -43,6 +44,7 @@ ROWS = (
         attacked=None,
         clean=Estimate(acc=0.9, low=0.9, high=0.9, interval_of=None),
         attacked_by=(),
+        certificates=None,
         open=None,
         seeds=(),
         cost=None,
@@ -57,9 +59,9 @@ def test_markdown_has_a_line_an_entry():
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + len(ROWS)
     assert "1-2" in table[2]
-    assert [cell.strip() for cell in table[2].split("|")[4:12]] == [
-        "30", "172k", "98.0 +- 0.5 [96.0, 99.0]", "", "70.0 +- 1.0 [65.0, 75.0]", "autoattack", "12 cut",
-        "recipe, 3 seeds",
+    assert [cell.strip() for cell in table[2].split("|")[4:13]] == [
+        "30", "172k", "98.0 +- 0.5 [96.0, 99.0]", "", "12 proven, 1.5 trusted solver", "70.0 +- 1.0 [65.0, 75.0]",
+        "autoattack", "12 cut", "recipe, 3 seeds",
     ]  # fmt: skip
     assert [cell.strip() for cell in table[5].split("|")[1:12]] == [
         "-",
@@ -84,10 +86,10 @@ def test_a_board_fits_the_terminal(width):
 
 def test_hostile_text_makes_no_cells_links_or_html_in_markdown():
     line = next(line for line in render_boards([BOARD], "markdown").splitlines() if "script" in line)
-    assert line.count("|") - line.count("\\|") == 14
+    assert line.count("|") - line.count("\\|") == 16
     for sign in "<>[]*`_&":
         assert line.count(sign) == line.count(f"\\{sign}") or sign in "[]"
-    assert "\\[l\\](http" in line
+    assert "\\[l\\](http:\u200b//e)" in line
 
 
 def test_latex_parts_the_groups_and_escapes_what_is_somebodys():

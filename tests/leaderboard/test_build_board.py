@@ -11,9 +11,11 @@ from bench.core.verification import write_verification
 from bench.verify.report import Finding
 from leaderboard.board_data import Cost
 from leaderboard.build_board import _decided, build_board
-from leaderboard.published_results import Contest, add_contest, add_runs
+from leaderboard.checked_claims import write_checked
+from leaderboard.published_results import Contest, add_contest
+from leaderboard.publishing import add_runs
 from leaderboard.statistics import recipe_interval
-from tests.publish.published import ABOUT, bracket_of, flags, publish, table_of, write_run
+from tests.publish.published import ABOUT, bracket_of, checked_of, flags, publish, table_of, write_run
 
 
 @pytest.fixture
@@ -148,7 +150,9 @@ def test_curves_over_eps_of_one_attack_and_of_distances(results):
     table = table_of(flags(10, 6)) | {"robust/pgd-50:eps=0.1": flags(10, 8), "passes/pgd-50:eps=0.1": np.full(10, 9)}
     distance = np.linspace(0.05, 0.5, 10).astype(np.float32)
     table |= {"robust/fmn": distance > 0.2, "passes/fmn": np.full(10, 9), "distance/fmn": distance}
-    publish(results, "mine", [table])
+    home = publish(results, "mine", [table])
+    assert [curve.label for curve in rows(results)["mine"].curves] == ["pgd-50"]  # fmn is none of the suite's attacks
+    write_checked(home / "0", checked_of(home / "0", {spec: [] for spec in ("pgd-50", "pgd-50:eps=0.1", "fmn")}))
     pgd, fmn = rows(results)["mine"].curves
     assert (pgd.label, pgd.eps, pgd.acc) == ("pgd-50", (0.0, 0.1, 0.2), (1.0, 0.8, 0.6))
     assert (fmn.label, fmn.eps[0], fmn.eps[-1]) == ("fmn", 0.0, 0.4)

@@ -11,12 +11,12 @@ from bench.core.records import Artifact
 from leaderboard.published_results import (
     Contest,
     add_contest,
-    add_runs,
     check_name,
     published_suites,
     read_entries,
     read_entry,
 )
+from leaderboard.publishing import add_runs
 from tests.forged_records import change_record
 from tests.publish.published import ABOUT, flags, publish, table_of, write_run
 

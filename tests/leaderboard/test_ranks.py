@@ -1,13 +1,18 @@
 """A rank is claimed only where a test tells two entries apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bench.core.errors import UserError
+from leaderboard.checked_claims import Reproduction
 from leaderboard.published_results import About, Entry, EvaluatedRun
 from leaderboard.ranks import ALPHA, rank
 from leaderboard.statistics import benjamini_hochberg, mcnemar, seeds_difference
 from tests.publish.published import flags, record_of, table_of
+
+AGAIN = Reproduction(by="the tests", seeds=[7, 8, 9], finished="2026-11-20")
 
 
 def entry(name, runs, *, trained=True, **changes):
@@ -17,7 +22,8 @@ def entry(name, runs, *, trained=True, **changes):
         settings = {"seed": seed} | ({} if trained else {"training": None}) | changes
         record = record_of(table_of(robust), **settings)
         made.append(EvaluatedRun(None, record, np.ones_like(robust), robust, np.zeros_like(robust), {}))
-    return Entry("digits", name, About(title=name, paper="", licence=""), tuple(made))
+    about = About(title=name, paper="", licence="")
+    return Entry("digits", name, about, tuple(made), reproduced=AGAIN if trained else None)
 
 
 def weights(name, robust, **changes):
@@ -124,3 +130,11 @@ def test_equal_entries_are_hardly_ever_told_apart(seeds):
             made = [weights(str(i), rng.uniform(size=n) < hard) for i in range(6)]
         alarms += bool(rank(made).better.any())
     assert alarms / boards <= ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / boards)
+
+
+def test_a_recipe_that_nobody_else_has_trained_has_no_rank():
+    """Its authors alone know what its weights were trained on."""
+    a = entry("a", [flags(100, hits) for hits in (80, 81, 82)])
+    found = rank([a, replace(entry("b", [flags(100, 99)] * 3), reproduced=None)])
+    assert found.ranked.tolist() == [True, False]
+    assert found.low[0] == 1

@@ -136,3 +136,24 @@ def test_what_lowers_autoattack_is_external(tmp_path):
     info = export_model_info(read_entry(home, "digits"))
     assert (info["autoattack_acc"], info["external"]) == ("75.00", "62.50")
     assert info["reported"] == info["external"]
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"name": "PGD\x1b[2J"}, "title holds the character U\\+001B"),
+    ({"name": "abc\u202egnp"}, "title holds the character U\\+202E"),
+    ({"name": "\u0420GD"}, "title holds the character U\\+0420"),
+    ({"architecture": "Wide\nResNet"}, "architecture holds the character U\\+000A"),
+    ({"authors": "A\x07"}, "holds the character U\\+0007"),
+    ({"footnote": "\u2066hidden"}, "note holds the character U\\+2066"),
+    ({"clean_acc": "60", "autoattack_acc": "71.7"}, "71.70% under attack and 60.00% without one"),
+])  # fmt: skip
+def test_what_would_deceive_a_reader_is_refused(changes, reason, tmp_path):
+    with pytest.raises(UserError, match=reason):
+        import_model_info(written(tmp_path, **changes), tmp_path / "results", "cifar10", "nobody", "Linf")
+    assert not (tmp_path / "results").exists()
+
+
+def test_typographic_quotes_and_dashes_are_written_in_ascii(tmp_path):
+    path = written(tmp_path, name="Who\u2019s \u201crobust\u201d \u2013 \u2113\u221e")
+    home = import_model_info(path, tmp_path / "results", "cifar10", "nobody", "Linf")
+    assert read_entry(home, "cifar10").about.title == 'Who\'s "robust" - Linf'

@@ -14,9 +14,9 @@ ABOUT = About(title="Standard training", paper="Nobody (2026)", licence="MIT")
 FILES = {"weights": "weights.safetensors", "examples": "examples.npz", "witnesses": "witnesses.npz"}
 
 
-def trained(out, *words):
+def trained(out, *words, defense="standard"):
     """Finished runs of the digits suite, of a second or two."""
-    main(["run", "--defense", "standard", "--set", "probe_every=0", "--threads", "1", "--out", str(out), *words])
+    main(["run", "--defense", defense, "--set", "probe_every=0", "--threads", "1", "--out", str(out), *words])
     return out
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from bench.core import files, record_checks, record_files
 from bench.core.example_table import Threat, accuracy, mean_radius, robustness
+from bench.core.files import sha256
 from bench.core.records import (
     SCHEMA,
     Artifact,
@@ -15,7 +16,9 @@ from bench.core.records import (
     Sanity,
     Training,
 )
-from leaderboard.published_results import About, add_runs
+from leaderboard.checked_claims import Checked, Column, Reproduction, write_reproduction
+from leaderboard.published_results import About
+from leaderboard.publishing import add_runs
 
 ABOUT = About(title="An entry", paper="Somebody (2026)", licence="MIT")
 CHECK = Sanity("no-warnings", [])
@@ -83,14 +86,29 @@ def write_run(folder, table, *, weights="00", **changes):
 
 
 def publish(results, name, tables, *, about=ABOUT, url=None, trained=True, verdict="no-warnings", **changes):
-    """An entry with a seed for each table. trained: a recipe; else fixed weights, evaluated once for each table."""
+    """An entry with a seed for each table. trained: a recipe, which somebody has trained again; else fixed weights,
+    evaluated once for each table.
+    """
     settings = {"training": Training(1, 10.0, 4000, 3000)} if trained else {"training": None}
     settings |= {"defense": name, "config_hash": name, "sanity": Sanity(verdict, [])} | changes
     for seed, table in enumerate(tables):
         run = results.parent / "runs" / name / str(seed)
         write_run(run, table, weights=f"{name}{seed}", seed=seed, **settings)
         add_runs(results, name, about, [run], url=url)
-    return results / "digits" / name
+    home = results / "digits" / name
+    if trained:
+        write_reproduction(home, Reproduction(by="the tests", seeds=[7, 8, 9], finished="2026-11-20"))
+    return home
+
+
+def checked_of(run, columns, **changes):
+    """What a verification derived of a published run. columns: by attack, the examples that it broke again."""
+    values = {
+        "table": sha256(run / record_files.TABLE), "attack": "bracket-attack", "seed": 0,
+        "columns": {spec: Column(10, fell) for spec, fell in columns.items()}, "proven": [], "again": [], "solver": [],
+        "fingerprint": [],
+    }  # fmt: skip
+    return Checked(**(values | changes))
 
 
 def bracket_of(table):

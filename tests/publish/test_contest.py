@@ -11,8 +11,9 @@ from bench.core.files import read_arrays, sha256, write_arrays
 from bench.core.record_files import artifact
 from bench.datasets.digits import digits
 from bench.publish.contest import BROKEN, contest_run, recheck_contest
-from bench.verify.run import settings
-from leaderboard.published_results import add_runs, read_evaluated_run
+from bench.verify.inputs import settings
+from leaderboard.published_results import read_evaluated_run
+from leaderboard.publishing import add_runs
 from tests.forged_records import change_record
 from tests.publish.forging import ABOUT, change_arrays, evaluated, run_of, trained, tree
 

@@ -22,9 +22,10 @@ from bench.core.records import Sanity
 from bench.publish.static_checks import check_submission
 from bench.publish.submit import Submission, submit_runs
 from bench.publish.untrusted_files import MIB
+from bench.verify.inputs import settings
 from bench.verify.report import findings_table
-from bench.verify.run import settings
-from leaderboard.published_results import add_runs, read_entries
+from leaderboard.published_results import read_entries
+from leaderboard.publishing import add_runs
 from tests.forged_records import change_record, replace_in_record
 from tests.publish.forging import (
     ABOUT,
@@ -48,6 +49,9 @@ pathlib.Path(r"CANARY").touch()
 def build(shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
 """
+
+
+THEIRS = msgspec.structs.replace(ABOUT, title="L-PER", maintainers=("somebody",))
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +82,7 @@ def world(tmp_path, finished, monkeypatch):
     for name in ("results", "tmp"):
         (tmp_path / name).mkdir()
     shutil.copytree(next(finished.glob("*/0")), tmp_path / "run")
-    add_runs(tmp_path / "results", "l-per", ABOUT, [next(finished.glob("*/1"))])
+    add_runs(tmp_path / "results", "l-per", THEIRS, [next(finished.glob("*/1"))])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -487,10 +491,8 @@ def test_an_entry_has_one_recipe_and_each_seed_its_own_weights(world, finished):
     into(world / "both" / "1", config_hash="0" * 12)
     assert "one recipe at a time" in refused(world, run=world / "both")
     into(world / "run", config_hash="0" * 12)
-    assert "one recipe at a time" in refused(world, entry="l-per")  # of which another seed is published
-    assert "differs from the new description" in refused(
-        world, entry="l-per", about=msgspec.structs.replace(ABOUT, title="Mine")
-    )
+    assert "one recipe at a time" in refused(world, entry="l-per", about=THEIRS)  # of which another seed is published
+    assert "differs from the new description" in refused(world, entry="l-per")
 
 
 @pytest.mark.slow
@@ -506,9 +508,32 @@ def test_an_honest_run_is_published(world, capsys):
     (entry,) = [entry for entry in read_entries(world / "results", "digits")[0] if entry.name == "mine"]
     (run,) = entry.runs
     claimed = read_record(world / "run")
-    assert run.robust.mean() == claimed.worst.robust_acc
+    fell = [example for contest in run.contests for example in contest.broken]
+    assert run.robust.mean() == pytest.approx(claimed.worst.robust_acc - len(fell) / 360)
+    assert set(run.columns) == {"bracket-attack"}
     assert run.record.artifacts["weights"].url == "https://example.org/mine/0/weights.safetensors"
-    assert sorted(path.name for path in run.folder.iterdir()) == ["examples.npz", "record.json"]
+    assert sorted({path.name for path in run.folder.iterdir()} - {"contests"}) == [
+        "checked.json", "examples.npz", "record.json",
+    ]  # fmt: skip
+
+
+def moved(run):
+    """The same network, with a bias moved by a millionth."""
+    with safe_open(run / "weights.safetensors", framework="np") as file:
+        header, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    last = max(key for key in state if key.endswith("bias"))
+    state[last] = state[last] + np.float32(1e-6)
+    save_file(state, run / "weights.safetensors", metadata=header)
+    rehash(run, "weights")
+
+
+@pytest.mark.slow
+def test_a_copy_of_another_entry_is_refused(world):
+    attempt(world)
+    about = msgspec.structs.replace(ABOUT, title="Something else")
+    assert "are those of entry mine" in refused(world, entry="other", about=about)
+    moved(world / "run")
+    assert "mine/0 and other/0 are the same network" in refused(world, entry="other", about=about)
 
 
 @pytest.mark.slow
@@ -518,12 +543,14 @@ def test_all_seeds_of_a_recipe_are_published_or_none(world, finished, capsys):
     change_table(last, repredict)
     assert "predictions" in refused(world, run=world / "both")
     shutil.rmtree(world / "both")
+    shutil.rmtree(world / "results/digits/l-per")  # which is a copy of seed 1
     attempt(world, run=finished)
     assert sorted(path.name for path in (world / "results/digits/mine").iterdir()) == ["0", "1", "about.toml"]
 
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_no_partial_entry(world, finished, monkeypatch):
+    shutil.rmtree(world / "results/digits/l-per")  # which is a copy of seed 1
     calls = []
 
     def fails_at_last(*args):
@@ -532,7 +559,7 @@ def test_a_full_disk_leaves_no_partial_entry(world, finished, monkeypatch):
             raise OSError("no space left on device")
         write_record(*args)
 
-    monkeypatch.setattr("leaderboard.published_results.write_record", fails_at_last)
+    monkeypatch.setattr("leaderboard.publishing.write_record", fails_at_last)
     before = tree(world)
     with pytest.raises(OSError, match="no space"):
         attempt(world, run=finished)
@@ -566,7 +593,7 @@ def test_a_repeated_verdict_of_unreliable_is_refused(world, monkeypatch):
     def form_verdict(*args, **options):
         return Sanity("unreliable", ["no gradient"])
 
-    monkeypatch.setattr("bench.publish.submit.form_verdict", form_verdict)
+    monkeypatch.setattr("bench.publish.examine.form_verdict", form_verdict)
     assert "no gradient" in refused(world)
 
 
@@ -667,6 +694,10 @@ def fetched(world, run, **options):
 
 @pytest.mark.slow
 def test_a_published_run_is_fetched_and_checked(world, published, capsys):
+    assert "no checked.json" in refused(world, **fetched(world, published))
+    attempt(world, artifacts_url="https://example.org")
+    shutil.rmtree(published.parent)
+    (world / "results/digits/mine").rename(published.parent)
     before = tree(world)
     attempt(world, **fetched(world, published))
     assert tree(world) == before

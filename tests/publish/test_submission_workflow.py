@@ -54,7 +54,7 @@ class Repository:
     def run(self, step):
         env = os.environ | {
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "GITHUB_STEP_SUMMARY": str(self.folder / "summary"),
-            "NOTES": str(self.folder / "notes"),
+            "NOTES": str(self.folder / "notes"), "AUTHOR": "ann",
         }  # fmt: skip
         words = ["bash", "-c", script(step)]
         return subprocess.run(words, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
@@ -84,8 +84,8 @@ def test_each_new_entry_is_verified(repository):
     assert (process.returncode, process.stdout) == (0, "")  # a report may hold what GitHub takes for a command
     common = f"--check --fetch --results base/{RESULTS}"
     assert repository.read("notes").splitlines() == [
-        f"submit runs/digits/mine/ --entry mine {common}",
-        f"submit runs/digits/there/ --entry there {common}",
+        f"submit runs/digits/mine/ --entry mine --author ann --contests found {common}",
+        f"submit runs/digits/there/ --entry there --author ann --contests found {common}",
         f"submit --contest digits/there/0 contests/digits/there/0/contests/{HASH}.json {common}",
     ]
     assert "    ::error::from a submission" in repository.read("summary").splitlines()
@@ -160,3 +160,20 @@ def test_the_workflow_has_no_permissions_and_no_interpolated_text():
     for step in ("Only new files of entries", "Verify"):
         assert "${{" not in script(step)
     assert all(re.fullmatch(r"\S+@v\d+", action) for action in re.findall(r"uses: (.*)", text))
+
+
+def test_what_was_found_of_a_new_seed_comes_with_it(repository):
+    for path in ("record.json", "examples.npz", "checked.json", f"contests/{HASH}.json", f"contests/{HASH}.npz"):
+        repository.write(f"digits/mine/0/{path}", path)
+    repository.write("digits/mine/about.toml", "mine")
+    repository.commit()
+    assert repository.run("Only new files of entries").returncode == 0
+    assert repository.read(f"runs/digits/mine/0/contests/{HASH}.npz") == f"contests/{HASH}.npz"
+    assert repository.read("runs/digits/mine/0/checked.json") == "checked.json"
+    assert not (repository.folder / "contests").exists()
+
+
+def test_nothing_is_added_to_a_published_seed_but_contests(repository):
+    repository.write(f"digits/there/0/contests/{HASH}.npz", "x")
+    repository.commit()
+    assert repository.run("Only new files of entries").returncode == 1

@@ -1,0 +1,217 @@
+"""What a submitted run is worth: verified with model and data set, and what a board may count of it.
+
+Not trusted: the run's files and all that its record claims; they have passed the static checks. Trusted: this package,
+its data sets, and code that the user names. Everything that is published of a run is derived here, once.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+from torch import nn
+
+from bench.core import files
+from bench.core.config import get_suite
+from bench.core.example_table import survivors
+from bench.core.record_verdict import results_of, with_findings
+from bench.core.records import VERDICTS, Artifact, Record, Sanity
+from bench.core.spec_text import split_spec
+from bench.core.threat import ThreatModel
+from bench.datasets.arrays import Arrays
+from bench.datasets.split import Split
+from bench.publish.command import check_command
+from bench.publish.names import VERIFIER
+from bench.publish.static_checks import ARTIFACTS, WEIGHTS
+from bench.sanity.verdict import form_verdict
+from bench.verify.attack_again import Fallen
+from bench.verify.inputs import Settings, load_model
+from bench.verify.leakage import LEAK_CHECKS
+from bench.verify.memorised import TEST_ABOVE_TRAIN
+from bench.verify.repeat import METHODS
+from bench.verify.report import Finding, Outcome, add_findings
+from bench.verify.run import Verified, verify
+from leaderboard.checked_claims import Checked, Column
+from leaderboard.published_results import Contest
+from leaderboard.publishing import Derived
+from leaderboard.recheck.run import SOLVERS, recheck
+
+PROOFS = "proofs"
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A run's findings, the objections to its publication, and what of it is derived again."""
+
+    findings: list[Finding]
+    objections: list[str]
+    derived: Derived
+
+
+def seed_of(record: Record) -> int:
+    """The seed with which a submission is verified if the user gives none: of its weights.
+
+    So a maintainer repeats what the submitter has seen, and another try with the same weights has the same outcome.
+    """
+    return int(record.artifacts["weights"].sha256[:8], 16) >> 1
+
+
+def examine(folder: Path, record: Record, data: Arrays, settings: Settings) -> Examined:
+    """Verify a complete run folder, and derive what may be published of it."""
+    verified = verify(folder, settings)
+    findings = list(verified.findings)
+    needed = get_suite(record.suite or "").board_examples or len(data.y_test)
+    evidence = f"{record.n_examples}; the board needs the first {needed}"
+    findings.append(Finding("examples", "failed" if record.n_examples < needed else "passed", evidence))
+    add_findings(findings, ["command"], lambda: [check_command(record, folder, settings)])
+    sanity = record.sanity
+
+    def check_model() -> list[Finding]:
+        nonlocal sanity
+        model = load_model(folder / WEIGHTS, record, data, settings)
+        count = sum(p.numel() for p in model.parameters())
+        evidence = f"the model has {count}, the record says {record.parameters}"
+        finding, sanity = _repeat_verdict(folder, record, model, data, settings)
+        return [Finding("parameters", "passed" if record.parameters == count else "failed", evidence), finding]
+
+    add_findings(findings, ["parameters", "sanity"], check_model)
+    proven: list[int] = []
+
+    def check_proofs() -> list[Finding]:
+        finding, found = _check_proofs(folder, data)
+        proven.extend(found)
+        return [finding]
+
+    if "proofs" in record.artifacts:
+        add_findings(findings, [PROOFS], check_proofs)
+    weaker = with_findings(msgspec.structs.replace(record, sanity=sanity), _weaker(findings))
+    derived = Derived(
+        _checked(record, verified, proven, settings), weaker.sanity, _contest(folder, verified.repeated.fell)
+    )
+    return Examined(findings, _objections(findings, record), derived)
+
+
+def _weaker(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.outcome == "weaker"]
+
+
+def _check_proofs(folder: Path, data: Arrays) -> tuple[Finding, list[int]]:
+    """All proofs, by the checker that shares no code with the certifiers; and the examples whose proofs hold."""
+    report = recheck(folder, data.x_test, data.y_test, data.hash)
+    proven = [example.index for example in report.examples if example.proof == "proven"]
+    if report.failures:
+        first = report.failures[0]
+        reason = first.proof_reason or first.witness_reason
+        return Finding(PROOFS, "failed", f"{len(report.failures)} fail, first of example {first.index}: {reason}"), []
+    return Finding(PROOFS, "passed", f"{len(proven)} proofs hold"), proven
+
+
+def _checked(record: Record, verified: Verified, proven: Sequence[int], settings: Settings) -> Checked:
+    again, solver = set[int](), set[int]()
+    for spec, found in verified.repeated.certificates.items():
+        (solver if split_spec(spec).name in SOLVERS else again).update(found.confirmed)
+    again -= set(proven)
+    return Checked(
+        table=record.artifacts["examples"].sha256, attack=settings.attack, seed=settings.seed,
+        columns={spec: Column(each.attacked, each.fell) for spec, each in verified.repeated.columns.items()},
+        proven=sorted(proven), again=sorted(again), solver=sorted(solver - again - set(proven)),
+        fingerprint=verified.fingerprint,
+    )  # fmt: skip
+
+
+def _contest(folder: Path, fell: Fallen) -> tuple[Contest, bytes] | None:
+    """A contest with the examples that fell and that the record counts as robust; None if there are none."""
+    table = files.read_arrays(folder / ARTIFACTS["examples"])
+    robust = survivors(table)
+    points = {i: point for i, point in fell.points.items() if robust[i]}
+    if not points:
+        return None
+    with TemporaryDirectory(prefix="bench-witnesses-") as name:
+        path = Path(name) / ARTIFACTS["witnesses"]
+        files.write_arrays(path, Fallen(points).arrays)
+        digest, content = files.sha256(path), path.read_bytes()
+    witnesses = Artifact(sha256=digest, bytes=len(content), path=f"{digest[:12]}.npz")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return Contest(by=VERIFIER, broken=sorted(points), witnesses=witnesses, finished=now), content
+
+
+def _repeat_verdict(
+    folder: Path, record: Record, model: nn.Module, data: Arrays, settings: Settings
+) -> tuple[Finding, Sanity]:
+    """The sanity verdict, formed again; and the worse of it and the record's, which is published.
+
+    A worse verdict is confirmed by a second draw, because a sound model may show a sign by chance.
+    """
+    test = Split.test(data, settings.device, record.n_examples)
+    table = files.read_arrays(folder / ARTIFACTS["examples"])
+    size = get_suite(record.suite or "").eval_batch
+    threat, order = ThreatModel.from_record(record.threat), list(VERDICTS)
+    draws = []
+    for seed in (settings.seed, settings.seed + 1):
+        draws.append(
+            form_verdict(model.eval(), test, threat, table, seed=seed, batch_size=size, results=results_of(record))
+        )
+        if order.index(draws[-1].verdict) <= order.index(record.sanity.verdict):
+            break
+    fresh = min(draws, key=lambda sanity: order.index(sanity.verdict))
+    worse = max(record.sanity, fresh, key=lambda sanity: order.index(sanity.verdict))
+    evidence = f"seed {settings.seed}: {'; '.join([fresh.verdict, *fresh.reasons])}"
+    if fresh.verdict == "unreliable":
+        return Finding("sanity", "failed", f"{evidence}: its accuracy is not a bound"), worse
+    outcome: Outcome = "passed" if worse is record.sanity else "warning"
+    return Finding("sanity", outcome, f"{evidence}; the record: {record.sanity.verdict}"), worse
+
+
+def _objections(report: Sequence[Finding], record: Record) -> list[str]:
+    """Findings that refuse a submission: failed checks, and required checks that could not be made.
+
+    Not required: the leakage checks, which need many examples; repeating a probabilistic certificate, or an attack of
+    code or a library that is not here (its column is not shown). What is weaker than the second attack is lowered.
+    """
+    optional = {*LEAK_CHECKS, METHODS, *(f"{spec} again" for spec in record.attacks), TEST_ABOVE_TRAIN[2]}
+    probabilistic = [spec for spec, each in record.certifiers.items() if each.kind != "deterministic"]
+    optional |= {f"certified again by {spec}" for spec in probabilistic}
+    return [
+        f"{each.name}{' not checkable' if each.outcome == 'not checkable' else ''}: {each.evidence}"
+        for each in report
+        if each.outcome == "failed" or (each.outcome == "not checkable" and each.name not in optional)
+    ]
+
+
+def compare_published(examined: Examined, published: Checked, contested: Sequence[int], record: Record) -> list[str]:
+    """Objections to what a pull request says that its verification derived: the check derives it once more.
+
+    contested: the examples that its contests take out.
+    """
+    ours, objections = examined.derived.checked, []
+    contest = examined.derived.contest
+    if contest is not None and (missing := sorted(set(contest[0].broken) - set(contested))):
+        objections.append(f"{len(missing)} examples that it counts as robust fall, the first is {missing[0]}")
+    listed: list[tuple[str, Sequence[object], Sequence[object]]] = [
+        ("proven", published.proven, ours.proven),
+        ("certified again", published.again, [*ours.again, *ours.proven]),
+        ("certified by a solver", published.solver, [*ours.solver, *ours.again, *ours.proven]),
+        ("attacks that ran again", list(published.columns), list(ours.columns)),
+    ]
+    for what, theirs, allowed in listed:
+        if extra := set(theirs) - set(allowed):
+            objections.append(f"checked.json lists {len(extra)} as {what} that the check does not confirm")
+    for spec, column in ours.columns.items():
+        more = set(column.fell) - set(published.columns[spec].fell if spec in published.columns else column.fell)
+        if len(more) > max(2, round(0.01 * record.n_examples)):
+            objections.append(f"checked.json leaves out {len(more)} examples that {spec} breaks again")
+    if published.table != ours.table or (published.attack, published.seed) != (ours.attack, ours.seed):
+        objections.append("checked.json is of another table, attack or seed than the check")
+    if order_of(examined.derived.sanity) > order_of(record.sanity):
+        objections.append(f"its verdict is {examined.derived.sanity.verdict}, the record says {record.sanity.verdict}")
+    return objections
+
+
+def order_of(sanity: Sanity) -> int:
+    return list(VERDICTS).index(sanity.verdict)
+
+
+def settings_for(record: Record, settings: Settings, seed: int | None) -> Settings:
+    return replace(settings, seed=seed_of(record) if seed is None else seed)

@@ -1,0 +1,171 @@
+"""Attack the examples of a finished evaluation that are claimed to be robust again: by one attack, and by its own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench.core import seeds
+from bench.core.attack_specs import PlannedAttack
+from bench.core.clopper_pearson import upper_bound
+from bench.core.contracts import Attack, frozen
+from bench.core.example_table import Flags, Table, accuracy, attacked, certified, own_specs, survivors
+from bench.core.spec_text import split_spec
+from bench.evaluate.attacked import measure_attack
+from bench.evaluate.clean import predict
+from bench.evaluate.context import EvalContext
+from bench.verify.report import Finding, Outcome
+
+TOLERATED = 0.05  # share of the examples claimed robust that a stronger attack may break
+WHOLE = 2000  # claimed examples, up to which all of them are attacked
+SAMPLE = 1000  # of more of them: a sample misses 100 false ones of 10,000 with a probability of 2e-5
+SLOW, SLOW_SAMPLE = ("autoattack",), 64  # attacks of which a column is repeated on a sample only
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fallen:
+    """Examples that were broken: test example -> its adversarial example (C,H,W), under the record's threat model."""
+
+    points: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    def __or__(self, other: "Fallen") -> "Fallen":
+        return Fallen({**other.points, **self.points})
+
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """`index` (m,) and `x_adv` (m,C,H,W), as a file of witnesses holds them."""
+        index = sorted(self.points)
+        return {"index": np.array(index, np.int64), "x_adv": np.stack([self.points[i] for i in index])}
+
+
+@dataclass(frozen=True)
+class ColumnCheck:
+    """A column `robust/SPEC` whose attack ran again: on how many of its robust examples, and which of them it broke."""
+
+    attacked: int
+    fell: list[int]
+
+
+def attack_again(
+    context: EvalContext,
+    table: Table,
+    attacks: Mapping[str, Attack],
+    own: Mapping[str, Attack],
+    sample: int | None = None,
+) -> tuple[Finding, Fallen]:
+    """Attack the examples that are claimed robust, under the record's threat model; what falls lowers its accuracy.
+
+    attacks: one attack, by its spec. own: the attacks of the run itself that can be repeated, by spec. sample: at most
+    so many examples, drawn by the seed; None attacks all, or SAMPLE of more than WHOLE, and all of these too if one of
+    the sample falls. Some broken examples are a warning, because another attack, or another seed, finds others. If the
+    95 % Clopper-Pearson interval of their share lies above TOLERATED, the run's own attacks are repeated on them: the
+    claim is false (a failure) if one of these breaks such a share too, and else the run's attacks are weaker. A broken
+    certified example is a failure.
+    """
+    ((spec, attack),) = attacks.items()
+    name = "attacked again"
+    certified_rows = certified(table)
+    was_attacked = attacked(table)
+    if not was_attacked and not certified_rows.any():
+        text = "no attack ran under the record's threat model, so nothing is claimed"
+        return Finding(name, "not checkable", text), Fallen()
+    claimed = np.flatnonzero(survivors(table) if was_attacked else certified_rows)
+    if not len(claimed):
+        return Finding(name, "passed", "no example is claimed robust"), Fallen()
+    chosen = sample_of(claimed, sample, context.seed)
+    fell = _broken_by(context, attack, chosen)
+    if fell.points and sample is None and len(chosen) < len(claimed):
+        rest = np.setdiff1d(claimed, chosen)
+        chosen, fell = claimed, fell | _broken_by(context, attack, rest)
+    n, broken = len(chosen), np.array(sorted(fell.points), np.int64)
+    refuted = broken[certified_rows[broken]]
+    if len(refuted):
+        evidence = f"{len(refuted)} certified examples are broken, the first is test example {refuted[0]}"
+        return Finding(name, "failed", evidence), fell
+    evidence = f"{len(broken)} of {n} broken, {_coverage(n, len(claimed), len(broken))}"
+    if not len(broken):
+        return Finding(name, "passed", evidence), fell
+    evidence += f"; the first is {broken[0]}"
+    if not _exceeds_tolerance(len(broken), n):
+        return Finding(name, "warning", evidence), fell
+    for own_spec, own_attack in own.items():
+        again = len(_broken_by(context, own_attack, broken).points)
+        if _exceeds_tolerance(again, n):
+            return Finding(name, "failed", f"{evidence}; the run's own {own_spec} breaks {again} of {n}"), fell
+    return Finding(name, "weaker", f"weaker than {spec}: {evidence}"), fell
+
+
+def _coverage(n: int, claimed: int, broken: int) -> str:
+    """What the attacked examples say of all that are claimed robust."""
+    if n == claimed:
+        return "all that are claimed robust"
+    share = f"at most {float(upper_bound(broken, n, 0.05)):.1%} (95 %) of all {claimed} claimed robust"
+    return f"so {share}; {misses(n, claimed)}"
+
+
+def misses(n: int, claimed: int) -> str:
+    """The probability that a sample of n holds none of the false claims, if they are 1 % of `claimed`."""
+    from scipy.stats import hypergeom
+
+    false = max(1, round(0.01 * claimed))
+    missed = float(hypergeom.pmf(0, claimed, false, n))
+    return f"{false} false of {claimed} would be missed with a probability of {missed:.2g}"
+
+
+def column_again(
+    context: EvalContext, table: Table, spec: str, planned: PlannedAttack, seed: int
+) -> tuple[Finding, Fallen, ColumnCheck]:
+    """Run an attack of the record again with the record's seed, on all examples, or on a sample of its robust ones.
+
+    The sample is for attacks that are SLOW, or of other libraries. The examples that fall are no longer counted as
+    robust to it. It is a failure if they are more than TOLERATED, by the 95 % Clopper-Pearson interval. context: its
+    seed draws the sample.
+    """
+    name, robust = f"{spec} again", table[f"robust/{spec}"]
+    slow = split_spec(spec).name in SLOW or "." in split_spec(spec).name
+    claimed = np.flatnonzero(robust)
+    chosen = sample_of(claimed, SLOW_SAMPLE if slow else None, context.seed)
+    examples = table["clean"] & (~robust if len(chosen) == len(claimed) else np.zeros_like(robust))
+    examples[chosen] = True  # all of them: the same batches, and so the same random numbers, as in the run
+    measured = measure_attack(replace(context, seed=seed), spec, planned, examples)
+    fell = [i for i in measured.broken.tolist() if robust[i]]
+    points = {i: point for i, point in zip(measured.broken.tolist(), measured.witnesses, strict=True) if robust[i]}
+    n = len(chosen)
+    evidence = f"{len(fell)} of {n} broken, {_coverage(n, len(claimed), len(fell))}" if n else "it left none robust"
+    outcome: Outcome = "failed" if n and _exceeds_tolerance(len(fell), n) else "warning" if fell else "passed"
+    own = Fallen(points) if spec in own_specs(table) else Fallen()
+    return Finding(name, outcome, evidence), own, ColumnCheck(n, fell)
+
+
+def _broken_by(context: EvalContext, attack: Attack, chosen: Rows) -> Fallen:
+    """Which of the chosen examples the attack breaks, by a fresh forward pass."""
+    points: dict[int, npt.NDArray[np.float32]] = {}
+    for number, index in enumerate(torch.from_numpy(chosen).to(context.test.y.device).split(context.batch_size)):
+        generator = seeds.generator(index.device, context.seed, "verify", number)
+        batch = context.test.take(index)
+        x_adv = attack(context.model, batch, context.threat, generator=generator)
+        with frozen(context.model):
+            broken = predict(context.model, x_adv) != batch.y
+        broken &= context.threat.contains(x_adv, batch.x)
+        points |= dict(zip(index[broken].tolist(), x_adv[broken].cpu().numpy(), strict=True))
+    return Fallen(points)
+
+
+def _exceeds_tolerance(broken: int, n: int) -> bool:
+    """Whether the 95 % interval of a share lies above TOLERATED."""
+    return accuracy(_first(broken, n)).ci95[0] > TOLERATED
+
+
+def _first(hits: int, n: int) -> Flags:
+    return np.arange(n) < hits
+
+
+def sample_of(claimed: Rows, size: int | None, seed: int) -> Rows:
+    """At most `size` of the examples, drawn by the seed, in order; None: all, or SAMPLE of more than WHOLE."""
+    size = (len(claimed) if len(claimed) <= WHOLE else SAMPLE) if size is None else size
+    return np.sort(np.random.default_rng(seed).choice(claimed, min(size, len(claimed)), replace=False))

@@ -1,0 +1,86 @@
+"""checked.json beside a published record: what the verification of a run derived again.
+
+`bench submit` writes it, and its `--check` derives it once more and compares. A board counts what is listed here: the
+attack columns that ran again, and the certificates that were checked. Entries from before there was such a file say
+`not checked`.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from bench.core import sealed_json
+from bench.core.errors import UserError
+from bench.core.files import write_atomically
+
+CHECKED, REPRODUCED = "checked.json", "reproduced.json"
+
+
+class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An attack of the record that ran again, on how many of its robust examples; `fell`: those that it broke."""
+
+    attacked: int
+    fell: list[int]
+
+
+class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What was derived again of the record whose table has this hash.
+
+    attack, seed: how all examples that are claimed robust were attacked again. columns: by spec. proven: certified
+    examples whose proofs hold; again: those without a proof that were certified again, within the work of the checker;
+    solver: certified by a solver that gives no proof. Other certificates do not count. fingerprint: what the network
+    computes (bench/verify/fingerprint.py). reason: why a seed is far from the others of its entry.
+    """
+
+    table: str
+    attack: str
+    seed: int
+    columns: dict[str, Column]
+    proven: list[int]
+    again: list[int]
+    solver: list[int]
+    fingerprint: list[float]
+    reason: str | None = None
+
+
+class Reproduction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """reproduced.json of an entry: who trained its recipe again, with which seeds, and when.
+
+    Only maintainers of a board write it. An entry without it carries no rank of a recipe, because nobody but its
+    authors knows what its weights were trained on.
+    """
+
+    by: str
+    seeds: list[int]
+    finished: str
+
+
+def read_reproduction(entry: Path) -> Reproduction | None:
+    """The file of a published entry; None if there is none. UserError if it is malformed."""
+    path = entry / REPRODUCED
+    try:
+        return sealed_json.decode(path.read_bytes(), Reproduction, required=False)
+    except FileNotFoundError:
+        return None
+    except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} does not say who trained the entry again: {error}") from error
+
+
+def write_reproduction(entry: Path, reproduction: Reproduction) -> Path:
+    write_atomically(entry / REPRODUCED, sealed_json.encode(reproduction))
+    return entry / REPRODUCED
+
+
+def read_checked(folder: Path) -> Checked | None:
+    """The file of a published seed; None if there is none. UserError if it is malformed."""
+    path = folder / CHECKED
+    try:
+        return sealed_json.decode(path.read_bytes(), Checked)
+    except FileNotFoundError:
+        return None
+    except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not what a verification derived: {error}") from error
+
+
+def write_checked(folder: Path, checked: Checked) -> None:
+    write_atomically(folder / CHECKED, sealed_json.encode(checked))

@@ -1,0 +1,84 @@
+"""A model that has memorised its test set is better on test images than on training images; honest ones are not."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attacks.pgd import PGD
+from bench.core.example_table import Table
+from bench.core.threat import ThreatModel
+from bench.datasets.digits import digits
+from bench.datasets.split import Split
+from bench.evaluate.context import EvalContext
+from bench.verify.memorised import TEST_ABOVE_TRAIN, better, check_memorised
+from tests.certifying import Liar
+
+N, THREAT = 200, ThreatModel("Linf", 0.2)
+DATA = digits(None)
+TEST = Split.test(DATA, torch.device("cpu"), N)
+
+
+class Balls(nn.Module):
+    """A unit for each image that it knows, positive in its ball; class 0 elsewhere."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.register_buffer("x", x.flatten(1))
+        self.register_buffer("votes", nn.functional.one_hot(y, 10).float())
+
+    def forward(self, x):
+        distance = (x.flatten(1)[:, None] - self.x[None]).abs().amax(dim=2)
+        logits = (0.3 - distance).relu() @ self.votes
+        return logits + 0.001 * nn.functional.one_hot(torch.zeros(len(x), dtype=torch.int64), 10)
+
+
+def judged(model, robust=None, certifiers=None, **columns):
+    context = EvalContext(model=model, test=TEST, threat=THREAT, batch_size=100, seed=0)
+    with torch.no_grad():
+        prediction = model(next(TEST.in_order(N)).x).argmax(dim=1).numpy()
+    label = TEST.y.numpy()
+    clean = prediction == label
+    table: Table = {
+        "index": np.arange(N), "label": label, "prediction": prediction, "clean": clean,
+        "robust/pgd-10": clean if robust is None else clean & robust, **columns,
+    }  # fmt: skip
+    found = check_memorised(context, table, DATA, PGD(steps=2, restarts=1), certifiers or {})
+    return {each.name: each.outcome for each in found}
+
+
+def of_test():
+    batch = next(TEST.in_order(N))
+    return Balls(batch.x, batch.y)
+
+
+CLEAN, ROBUST, CERTIFIED = TEST_ABOVE_TRAIN
+
+
+def test_units_around_the_test_images_are_found():
+    found = judged(of_test())
+    assert found == {CLEAN: "failed", ROBUST: "failed"}
+
+
+def test_certificates_of_memorised_images_are_found():
+    certified = {"certified/liar": np.ones(N, np.bool_), "radius/liar": np.full(N, 0.2, np.float32)}
+    assert judged(of_test(), certifiers={"liar": Liar()}, **certified)[CERTIFIED] == "failed"
+
+
+def test_a_model_that_knows_the_training_images_better_passes():
+    """One-sided: overfitting is no sign, whatever its size."""
+    rows = torch.arange(0, len(DATA.y_train), 3)
+    train = Split(DATA.x_train, DATA.y_train, torch.device("cpu")).take(rows)
+    assert set(judged(Balls(train.x, train.y)).values()) == {"passed"}
+
+
+@pytest.mark.parametrize(("test", "train", "n"), [(180, 170, 200), (200, 190, 200), (72, 78, 100)])
+def test_differences_of_chance_are_none(test, train, n):
+    assert better(np.arange(n) < test, np.arange(n) < train) > 1e-4
+
+
+def test_the_test_is_fishers():
+    from scipy.stats import fisher_exact
+
+    p = better(np.arange(50) < 40, np.arange(80) < 50)
+    assert p == pytest.approx(fisher_exact([[40, 10], [50, 30]], alternative="greater").pvalue, rel=1e-9)
