@@ -60,3 +60,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(OUT_OF_MEMORY)
     except KeyboardInterrupt:
         fail("interrupted; run the same command again to continue", code=130)
+    finally:
+        logging.getLogger("bench.progress").disabled = False

@@ -92,7 +92,7 @@ class Spec:
 def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, Any]] | None = None) -> Spec:
     """`name[:option=value]...` -> Spec. `name-10` is short for `name:steps=10`; `FILE.py:FUNCTION` is the user's code.
 
-    common: options that all entries have, name -> (type, default).
+    common: options that all entries have, name -> (type, default); an entry may have its own of the name.
     """
     name, texts = split_spec(text)
     path, colon, function = name.rpartition(".py:")
@@ -103,7 +103,7 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
         raise UserError(f"{registry.kind} '{text}': name the function in the file, as in {name}:build")
     else:
         target, implied = _look_up(name, registry)
-    hints = options_of(target) | dict(common or {})
+    hints = dict(common or {}) | options_of(target)
     options = dict(implied)
     for key, value in texts.items():
         if key not in hints:

@@ -57,16 +57,20 @@ def certify_again(
     sample: int = SAMPLE,
     proven: frozenset[int] = frozenset(),
 ) -> tuple[Finding, Again]:
-    """Certify again what this certifier certified, by the record, and of which there is no proof (proven: the others).
+    """Certify again what this certifier certified, by the record, and of which there is no proof.
 
-    Of more than `sample` examples, a sample is drawn by the seed; if one of it is not certified again, all are. It is
-    a failure if one has no positive margin, or a smaller radius. It is a warning if its margin is positive but within
-    the rounding error that a certificate must exceed, or if the certifier searches and leaves it open within WORK: it
-    then does not count as certified.
+    proven: the examples with a proof, which is for eps and says nothing of larger radii. Of more than `sample` examples,
+    a sample is drawn by the seed; if one of it is not certified again, all are. It is a failure if one has no positive
+    margin, or a smaller radius. It is a warning if its margin is positive but within the rounding error that a
+    certificate must exceed, or if the certifier searches and leaves it open within WORK: it then does not count as
+    certified.
     """
     name = f"certified again by {spec}"
     column, radius = certified_by(table, float(context.threat.eps))[spec]
-    claimed = np.array([i for i in np.flatnonzero(column | (radius > 0)).tolist() if i not in proven], np.int64)
+    proof_reaches = radius <= np.float32(context.threat.eps)
+    claimed = np.array(
+        [i for i in np.flatnonzero(column | (radius > 0)).tolist() if not (i in proven and proof_reaches[i])], np.int64
+    )
     if not len(claimed):
         return Finding(name, "passed", "every certificate has a proof" if proven else "it certified nothing"), Again()
     certifier = within_work(certifier)

@@ -128,6 +128,10 @@ def test_models_that_are_trained_or_refused_in_one_line(function, said, tmp_path
         return
     path, record = record_in(tmp_path / "runs")
     weights = str((path / "weights.safetensors").relative_to(tmp_path))
-    done = bench(tmp_path, "eval", "--checkpoint", weights, "--attacks", "fgsm", "--n-examples", "40", "--out", "again")
+    words = ("eval", "--checkpoint", weights, "--attacks", "fgsm", "--n-examples", "40", "--out", "again")
+    done = bench(tmp_path, *words)
+    assert done.returncode == 2
+    assert "--trust-code nets.py" in done.stderr
+    done = bench(tmp_path, *words, "--trust-code", "nets.py")
     assert done.returncode == 0, done.stderr
     assert record_in(tmp_path / "again")[1].clean == record.clean
