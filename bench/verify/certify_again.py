@@ -59,8 +59,8 @@ def certify_again(
 ) -> tuple[Finding, Again]:
     """Certify again what this certifier certified, by the record, and of which there is no proof.
 
-    proven: the examples with a proof, which is for eps and says nothing of larger radii. Of more than `sample` others, a
-    sample is drawn by the seed; if one of it is not certified again, all are. It is a failure if one has no positive
+    proven: the examples with a proof, which is for eps and says nothing of larger radii. Of more than `sample` others,
+    a sample is drawn by the seed; if one of it is not certified again, all are. It is a failure if one has no positive
     margin, or a smaller radius. It is a warning if its margin is positive but within the rounding error that a
     certificate must exceed, or if the certifier searches and leaves it open within WORK: it then does not count as
     certified.
