@@ -103,7 +103,8 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
         raise UserError(f"{registry.kind} '{text}': name the function in the file, as in {name}:build")
     else:
         target, implied = _look_up(name, registry)
-    hints = dict(common or {}) | options_of(target)
+    own = options_of(target)
+    hints = own | {key: option for key, option in (common or {}).items() if key not in own}
     options = dict(implied)
     for key, value in texts.items():
         if key not in hints:
