@@ -1,6 +1,7 @@
 """The device and the number of CPU threads of a run."""
 
 import os
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -33,8 +34,15 @@ def multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> int:
         nonlocal total
         total += output[0].numel() * layer.weight[0].numel()
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
+    call_with_hooks(model, [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)], shape, count)
+    return total
+
+
+def call_with_hooks(
+    model: nn.Module, layers: Sequence[nn.Module], shape: tuple[int, ...], hook: Callable[..., None]
+) -> None:
+    """Call the model on one black image of `shape` (C,H,W), with a forward hook on these layers."""
+    handles = [layer.register_forward_hook(hook) for layer in layers]
     image = torch.zeros(1, *shape).to(next((p for p in model.parameters()), torch.zeros(0)))
     try:
         with failures_of(f"the model, called on an image of shape {shape},"), frozen(model), torch.no_grad():
@@ -42,7 +50,6 @@ def multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return total
 
 
 def choose_threads(model: nn.Module, shape: tuple[int, ...]) -> int:

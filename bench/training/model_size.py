@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts import frozen
-from bench.core.failures import failures_of
+from bench.core.devices import call_with_hooks
 from bench.core.records import Size
 from bench.training.architecture import Layer, linear_layers
 from bench.training.checkpoints import BuildSpec
@@ -41,14 +40,7 @@ def work_of(model: nn.Module, shape: tuple[int, ...]) -> list[Work]:
         kept = int((weight != 0).sum())
         found.append(Work(kept * pixels, output[0].numel(), weight.numel(), isinstance(layer, nn.Conv2d), same))
 
-    handles = [layer.register_forward_hook(count) for layer in linear_layers(model)]
-    image = torch.zeros(1, *shape).to(next((p for p in model.parameters()), torch.zeros(0)))
-    try:
-        with failures_of(f"the model, called on an image of shape {shape},"), frozen(model), torch.no_grad():
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    call_with_hooks(model, linear_layers(model), shape, count)
     return found
 
 
