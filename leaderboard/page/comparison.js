@@ -123,12 +123,13 @@ function showComparison(board) {
     dialog.close();
     return;
   }
-  const shown = [board.suite, state.pins, state.set].join("\n");
+  const compared = [board.suite, state.pins].join("\n");
+  const shown = [compared, state.set].join("\n");
   if (dialog.open && dialog.dataset.shown === shown) return;
   const { comparisons, images } = detailsOf(board.suite);
   const survival = comparisons && survivalSection(board, rows, comparisons, images);
-  if (dialog.open && dialog.dataset.pins === state.pins) {
-    $("survival").replaceWith(survival);
+  if (dialog.open && dialog.dataset.compared === compared) {
+    $("survival")?.replaceWith(survival);
   } else {
     const close = make("button", { type: "button", class: "quiet" }, "Close");
     close.addEventListener("click", () => dialog.close());
@@ -137,6 +138,6 @@ function showComparison(board) {
     const parts = [sidesSection(rows), testsSection(rows, comparisons), survival, curvesOf(rows, board)];
     dialog.replaceChildren(head, make("div", { class: "body" }, parts));
   }
-  Object.assign(dialog.dataset, { shown, pins: state.pins });
+  Object.assign(dialog.dataset, { shown, compared });
   if (!dialog.open) dialog.showModal();
 }

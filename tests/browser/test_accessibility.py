@@ -109,15 +109,25 @@ def test_the_first_stop_of_the_tab_key_skips_to_the_entries(visit, site):
         assert outline == "solid"
 
 
-VIEWS = ("", "&entry=pgd-at", "&pins=pgd-at,trades&view=compare&set=11")
+VIEWS = {
+    "dialog:not([open]) + #entry:not([open])": "",
+    "#entry[open]": "&entry=pgd-at",
+    "#comparison[open]": "&pins=pgd-at,trades&view=compare&set=11",
+}
+
+
+def views(page):
+    """Show one view after the other."""
+    for shown, view in VIEWS.items():
+        page.evaluate("hash => { location.hash = hash }", f"suite=digits{view}")
+        page.wait_for_selector(shown, state="attached")
+        yield view
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 1440), ("light", 834), ("dark", 390)])
 def test_axe_finds_nothing(visit, site, scheme, width):
-    with visit(site, color_scheme=scheme, width=width) as page:
-        for view in VIEWS:
-            page.evaluate("hash => { location.hash = hash }", f"suite=digits{view}")
-            page.wait_for_timeout(300)  # for the dialog to have moved in
+    with visit(site, color_scheme=scheme, width=width, reduced_motion="reduce") as page:
+        for _ in views(page):
             found = Axe().run(page).response["violations"]
             assert found == [], json.dumps([[each["id"], each["nodes"][0]["html"]] for each in found], indent=1)
 
@@ -126,8 +136,7 @@ def test_axe_finds_nothing(visit, site, scheme, width):
 def test_marks_have_a_contrast_of_3(visit, site, scheme):
     with visit(site, color_scheme=scheme) as page:
         seen = {}
-        for view in VIEWS:
-            page.evaluate("hash => { location.hash = hash }", f"suite=digits{view}")
+        for _ in views(page):
             seen |= page.evaluate(MARKS)
         some = {"bar span", "null marker no-warnings", "outcome fell", "share part", "forest estimate"}
         assert some <= set(seen), seen

@@ -6,7 +6,7 @@ from leaderboard.board_data import Board
 from leaderboard.page import write_page
 from tests.leaderboard.boards import HOSTILE, board, row, run
 
-CLOSED, OPEN = "dialog:not([open])", "dialog[open]"
+CLOSED, OPEN = "#entry:not([open])", "#entry[open]"
 
 
 def titles(page):
@@ -137,7 +137,7 @@ def test_opens_and_closes_an_entry_by_keyboard(visit, site):
         ):  # fmt: skip
             assert expected in text, expected
         assert state(page)["entry"] == row.name
-        assert page.evaluate("document.querySelector('dialog').contains(document.activeElement)")
+        assert page.evaluate("document.querySelector('#entry').contains(document.activeElement)")
         weights = dialog.get_by_role("link", name=row.seeds[0].weights[:12])
         assert weights.get_attribute("href") == row.seeds[0].weights_url
         assert weights.get_attribute("rel") == "noopener noreferrer"
@@ -285,10 +285,10 @@ def test_hostile_strings_are_text(visit, site):
         for i, text in enumerate(visible):
             page.evaluate("entry => { location.hash = new URLSearchParams({ suite: 'hostile', entry }) }", f"entry-{i}")
             page.wait_for_selector(f'{OPEN}[data-shown="entry-{i}"]')
-            body = page.locator("dialog").evaluate("node => node.textContent")
+            body = page.locator("#entry").evaluate("node => node.textContent")
             assert body.count(text) >= 10
-            assert page.locator("dialog a").count() == 0
-            page.locator("dialog summary").evaluate_all("nodes => nodes.forEach(node => node.click())")
+            assert page.locator("#entry a").count() == 0
+            page.locator("#entry summary").evaluate_all("nodes => nodes.forEach(node => node.click())")
         assert page.evaluate("window.broken") is None
         blocks = 6  # three boards, a comparison, its images, and the script
         assert page.locator("script, img, iframe, [onerror], [onmouseover], [style]").count() == blocks
@@ -309,7 +309,7 @@ def test_fits_a_phone(visit, site, suite):
         assert page.evaluate(wide) == 360
         page.locator("#body .opener").first.tap()
         page.wait_for_selector(OPEN)
-        assert page.evaluate("document.querySelector('dialog').scrollWidth") == 360
+        assert page.evaluate("document.querySelector('#entry').scrollWidth") == 360
         assert page.evaluate("document.querySelector('.body').scrollWidth") <= 360
 
 
@@ -326,11 +326,11 @@ def test_prints(visit, site):
         page.wait_for_selector(OPEN)
         page.emulate_media(media="print")
         assert page.locator("#main").is_hidden()
-        assert page.locator("dialog pre").is_visible()
+        assert page.locator("#entry pre").is_visible()
 
 
 def test_moves_only_where_that_is_welcome(visit, site):
-    name = "getComputedStyle(document.querySelector('dialog')).animationName"
+    name = "getComputedStyle(document.querySelector('#entry')).animationName"
     for wish, animation in (("no-preference", "enter"), ("reduce", "none")):
         with visit(f"{site}#entry=pgd-at", reduced_motion=wish) as page:
             assert page.evaluate(name) == animation
