@@ -185,8 +185,10 @@ def is_published_form(folder: Path, record: Record) -> bool:
 def _check_files(folder: Path) -> None:
     """Only the files of a run. Sizes are checked before any is opened."""
     names = check_file_names(folder)
-    for name in {RECORD, CONFIG, VERIFICATION, NETWORK}.intersection(names):
+    for name in {RECORD, CONFIG, VERIFICATION}.intersection(names):
         read_json(folder / name, MAX_BYTES[name])
+    if NETWORK in names:  # the mask of a pruned layer is a string
+        read_json(folder / NETWORK, MAX_BYTES[NETWORK], MAX_BYTES[NETWORK])
     for name in {TABLE, PROOFS}.intersection(names):
         check_npz(folder / name, MAX_BYTES[name])
     if WITNESSES in names:

@@ -541,6 +541,19 @@ def test_a_seed_is_published_with_its_files(world, capsys):
     assert "is a run folder" in refused(world, **options)
 
 
+@pytest.mark.slow
+def test_a_pruned_network_of_which_nothing_is_certified_is_published(world, tmp_path_factory):
+    """network.json holds the masks of its layers, and no certificate says which certifier wrote it."""
+    out = tmp_path_factory.mktemp("pruned")
+    words = ["run", "--defense", "binary-subnet", "--suite", "digits", "--epochs", "1", "--set", "steps=1"]
+    main([*words, "--attacks", "bracket-attack", "--certifiers", "ibp", "--out", str(out), "--quiet"])
+    (run,) = out.glob("digits-*/0")
+    assert read_record(run).certifiers["ibp"].certified_acc == 0
+    assert (run / "network.json").stat().st_size > 2 * 32768
+    attempt(world, run=run, entry="binary-subnet", about=msgspec.structs.replace(ABOUT, title="Binary subnetwork"))
+    assert (world / "results/digits/binary-subnet/0/checked.json").exists()
+
+
 def moved(run):
     """The same network, with a bias moved by a millionth."""
     with safe_open(run / "weights.safetensors", framework="np") as file:
