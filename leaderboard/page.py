@@ -16,7 +16,7 @@ import msgspec
 from bench.core.files import write_atomically
 from bench.core.records import VERDICTS
 from leaderboard.board_comparisons import Comparisons
-from leaderboard.board_data import INTERVALS, NOT_RECHECKABLE, Board, Seed
+from leaderboard.board_data import INTERVALS, STATUS_NOTES, Board, Seed
 from leaderboard.witness_images import Images
 
 # JSON without `<` cannot contain `</script` (the end of a script element) or `<!--` (which changes how it is parsed).
@@ -58,7 +58,7 @@ def write_page(
 
 def page_html(boards: Sequence[Board], details: Sequence[Detail] = (), repository: str | None = None) -> str:
     """The HTML of the page. It holds the data as JSON, in blocks for each suite; the script shows them as text."""
-    texts = {"VERDICT_TEXTS": VERDICTS, "NOT_RECHECKABLE": NOT_RECHECKABLE}
+    texts = {"VERDICT_TEXTS": VERDICTS, "STATUS_NOTES": STATUS_NOTES}
     constants = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in texts.items())
     html, style, script = _part("page.html"), "\n".join(map(_part, STYLES)), constants + "\n".join(map(_part, SCRIPTS))
     blocks = [_data_block("suite", board.suite, board) for board in boards]

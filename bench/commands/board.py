@@ -52,6 +52,7 @@ def add(commands: Any) -> None:
     option("--repository", metavar="URL", help="with --html: where the results are kept, for the foot of the page")
     option("--format", choices=[*SUFFIXES], help=FORMAT)
     option("--results", type=Path, metavar="DIR", help="published results (default: those of this package)")
+    option("--speedrun", action="store_true", help="which entries reach the suite's targets with the fewest passes")
     option("--export", metavar="SUITE/ENTRY", help="print this entry as a model_info JSON of RobustBench")
     help_text = "add a model_info JSON of RobustBench as --reported-as, or a folder of them, each to its suite"
     option("--add-reported", type=Path, metavar="PATH", help=help_text)
@@ -142,6 +143,11 @@ def act_leaderboard(args: argparse.Namespace) -> None:
     boards = [each.board for each in ranked]
     for problem in (problem for board in boards for problem in board.left_out):
         print(f"warning: {problem}", file=sys.stderr)
+    if args.speedrun:
+        from leaderboard.speedrun import render_speedrun
+
+        print(render_speedrun(boards, args.format or "markdown", _width(args.format)))
+        return
     if args.html is None:
         print(render_boards(boards, args.format or "markdown", _width(args.format)))
         return
@@ -164,14 +170,25 @@ def _detail(ranked: RankedBoard, args: argparse.Namespace) -> Detail:
     published = Published.find(args.witnesses, measured)
     if not published.files:
         return Detail(comparisons=found)
+    try:
+        x_test = _evaluated_images(measured[0].runs[0].record, args.data_dir)
+    except UserError as error:
+        if args.witnesses is not None:
+            raise
+        print(f"warning: {ranked.board.suite} has no images: {error}", file=sys.stderr)
+        return Detail(comparisons=found)
+    images, files = draw_images(ranked.board.suite, measured, published, x_test)
+    return Detail(comparisons=found, images=images, files=files)
+
+
+def _evaluated_images(record: Record, data_dir: Path | None) -> Any:
+    """The test images (N,H,W,C) of a record; UserError if they are not there, or not those that it was evaluated on."""
     from bench.datasets.load import load_arrays
 
-    record = measured[0].runs[0].record
-    arrays = load_arrays(record.dataset, args.data_dir)
+    arrays = load_arrays(record.dataset, data_dir)
     if arrays.hash != record.provenance.get("data_hash"):
-        raise UserError(f"{record.dataset} is not the data that suite {ranked.board.suite} was evaluated on; no images")
-    images, files = draw_images(ranked.board.suite, measured, published, arrays.x_test)
-    return Detail(comparisons=found, images=images, files=files)
+        raise UserError(f"{record.dataset} is not the data that the suite was evaluated on; name another --data-dir")
+    return arrays.x_test
 
 
 def _add_folder(folder: Path, results: Path) -> None:

@@ -72,7 +72,7 @@ def test_the_page_shows_the_images_of_published_witnesses(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(list(map(str, words)))
     assert exit_.value.code == 2
-    assert "not the data that suite digits was evaluated on" in capsys.readouterr().err
+    assert "not the data that the suite was evaluated on" in capsys.readouterr().err
 
 
 def test_a_repository_is_an_address(tmp_path, capsys):
