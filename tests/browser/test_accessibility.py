@@ -112,7 +112,7 @@ def test_the_first_stop_of_the_tab_key_skips_to_the_entries(visit, site):
 VIEWS = {
     "dialog:not([open]) + #entry:not([open])": "",
     "#entry[open]": "&entry=pgd-at",
-    "#comparison[open]": "&pins=pgd-at,trades&view=compare&set=11",
+    "#comparison[open]": "&pins=pgd-at,atas&view=compare&set=11",
 }
 
 
