@@ -51,7 +51,7 @@ class SweepResult:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Cell:
     """A defense and a seed, and how far its tasks are."""
 
@@ -137,7 +137,8 @@ def sweep(
     missing = [cell for cell in cells if not is_finished(cell, store)]
     result, done = SweepResult(refused=refused), len(cells) - len(missing)
     with started(engine, resources_of(request, options), len(missing) * options.shards) as jobs:
-        _tell(f"sweep, {jobs} at a time: {len(cells)} runs, {done} of them finished before")
+        if missing:
+            _tell(f"sweep, {jobs} at a time: {len(cells)} runs, {done} of them finished before")
         start = time.monotonic()
         for cell in carry_out(engine, missing, jobs):
             done += 1
@@ -145,9 +146,8 @@ def sweep(
             _tell(f"{done} of {len(cells)}: {cell}: {end}")
             if cell.problem:
                 result.failed[str(cell)] = cell.problem
-    for cell in sorted(
-        cells, key=lambda cell: [*dict.fromkeys(each.plan.name for each in cells)].index(cell.plan.name)
-    ):
+    names = list(dict.fromkeys(cell.plan.name for cell in cells))
+    for cell in sorted(cells, key=lambda cell: names.index(cell.plan.name)):
         folder = cell.plan.folder(cell.seed)
         if str(cell) not in result.failed:
             if store is not None and cell in missing:

@@ -41,7 +41,7 @@ def parts(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.evaluate.evaluation.form_verdict", lambda *_, **__: Sanity("no-warnings", []))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(25, 20), nn.ReLU(), nn.Linear(20, 4, bias=False)).eval()
-    x = torch.rand(30, *SHAPE)
+    x = torch.rand(15, *SHAPE)
     context = EvalContext(
         model=model, test=Split.of_tensors(x, model(x).argmax(dim=1)), threat=THREAT, batch_size=3, seed=1,
         partial_results=tmp_path, identity="it",
@@ -69,9 +69,10 @@ def same(one, other):
 def test_eight_shares_give_what_one_process_gives(parts, tmp_path, order, monkeypatch):
     context, attacks, rest = parts
     alone = evaluate_split(replace(context, partial_results=None), attacks, **rest)
-    assert {"ibp", "staged", "crown"} <= {*alone.table["decided_by"]}
+    assert {"ibp", "crown"} < {*alone.table["decided_by"]}
+    assert len(alone.witnesses["index"])
     assert rounds(context, attacks, rest, 8, order) > 1  # later stages wait for earlier ones of all shares
-    assert len(list(tmp_path.iterdir())) > 20
+    assert len(list(tmp_path.iterdir())) > 10
     monkeypatch.setattr(cascade, "run_attack", None)  # all batches are stored
     monkeypatch.setattr(cascade, "run_certifier", None)
     together = evaluate_split(context, attacks, **rest)
@@ -96,7 +97,7 @@ def test_each_batch_is_computed_by_one_share(parts, monkeypatch):
     rounds(context, attacks, rest, 3)
     assert {number for number, *_ in made} == {0, 1, 2}
     batches = [tuple(batch) for _, *batch in made]
-    assert len(set(batches)) == len(batches) > 20
+    assert len(set(batches)) == len(batches) > 10
 
 
 def test_the_bracket_waits_for_all_that_comes_before_it(parts, tmp_path):
@@ -105,7 +106,7 @@ def test_the_bracket_waits_for_all_that_comes_before_it(parts, tmp_path):
     for _ in range(5):
         assert not evaluate_share(share, attacks, **rest)
     stored = len(list(tmp_path.iterdir()))
-    assert 0 < stored < 20  # its own batches of the first stages only, however often it is called
+    assert 0 < stored < 10  # its own batches of the first stages only, however often it is called
     assert not evaluate_share(share, attacks, **rest)
     assert len(list(tmp_path.iterdir())) == stored
 

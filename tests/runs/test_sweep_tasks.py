@@ -1,7 +1,7 @@
 """The tasks of a sweep: whatever the engine, the order and the losses, the runs are those of `bench run`."""
 
-import json
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from bench.runs.request import Request
 from bench.runs.sweep import Options, carry_out, plan_cells, sweep
 from bench.runs.tasks import LOST, Outcome
 from tests.runs import in_process_engine  # noqa: F401 (registers the engine)
+from tests.runs.run_contents import contents
 
 REQUEST = Request(
     suite="digits", model="fc1", n_examples=9, attacks=["fgsm", "pgd-2"], certifiers=["ibp"], device="cpu",
@@ -27,26 +28,6 @@ def _restored():
     before = torch.get_deterministic_debug_mode()
     yield
     torch.set_deterministic_debug_mode(before)
-
-
-def without_times(value):
-    if isinstance(value, dict):
-        return {
-            key: without_times(each) for key, each in value.items() if key not in ("seconds", "provenance", "digest")
-        }
-    return [without_times(each) for each in value] if isinstance(value, list) else value
-
-
-def contents(folder):
-    """All files of the runs in a folder, without times and provenance."""
-    found = {}
-    for path in (path for run in records_below(folder) for path in run.iterdir()):
-        content = path.read_bytes()
-        if path.suffix in (".json", ".jsonl"):
-            lines = [content] if path.suffix == ".json" else content.splitlines()
-            content = [without_times(json.loads(line)) for line in lines]
-        found[path.relative_to(folder)] = content
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +74,6 @@ def test_a_made_again_run_replaces_that_of_the_store(tmp_path):
     with chdir(tmp_path):
         options = Options(engine="in-process:machines=2", store=f"memory://{tmp_path.name}")
         first = sweep(REQUEST, ["standard"], [0], options)
-        from dataclasses import replace
-
         forced = sweep(replace(REQUEST, force=True), ["standard"], [0], options)
     assert not forced.failed
     assert forced.records[0].provenance["finished"] >= first.records[0].provenance["finished"]
@@ -162,15 +141,11 @@ def test_a_cell_ends_once_after_a_shard_failed():
 
 
 def test_the_clock_and_shards_exclude_each_other():
-    from dataclasses import replace
-
     with pytest.raises(UserError, match="leave out one"):
         plan_cells(replace(REQUEST, budget=10, time_limit=5.0), ["standard"], [0], Options(shards=2))
 
 
 def test_every_engine_gets_the_same_number_of_threads():
-    from dataclasses import replace
-
     (cell,) = cells()
     assert (cell.plan.threads, cell.first()[0].request.threads) == (1, 1)
     ((cell,), _) = plan_cells(replace(REQUEST, threads=3), ["standard"], [0], Options())
