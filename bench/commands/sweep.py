@@ -73,7 +73,7 @@ def _print_plan(request: Request, names: list[str] | None, seeds: list[int], how
     rows, training, evaluation, unknown = [("run", "training", "evaluation", "folder")], 0.0, 0.0, set[str]()
     for cell in cells:
         name, folder = cell.plan.name, str(cell.plan.folder(cell.seed))
-        if is_finished(cell, store):
+        if is_finished(cell, None) or (store is not None and store.is_finished(cell.plan.folder(cell.seed))):
             rows.append((str(cell), "finished", "finished", folder))
             continue
         work = of_defense[name] = of_defense.get(name) or estimate(cell.plan, records)

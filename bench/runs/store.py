@@ -66,9 +66,8 @@ class Store:
         markers = [name for name in MARKERS if name in objects]
         contents = {name: self._read(folder, name, min(objects[name])) for name in markers}
         named = b"".join(content or b"" for content in contents.values())
-        for name in markers:
-            if contents[name] is not None and (folder / name).exists():
-                (folder / name).unlink()  # it may not be that of the files that follow
+        if any(content is not None for content in contents.values()):
+            _unmark(folder)
         whole = True
         for name in sorted(set(objects) - set(markers)):
             digest = min(objects[name], key=lambda each: (each.encode() not in named, each))
@@ -81,6 +80,8 @@ class Store:
             if content is None:
                 whole = False
                 continue
+            if path.exists():
+                _unmark(folder)
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomically(path, content)
         for name in markers if whole else ():
@@ -179,7 +180,7 @@ def mirrored(store: Store, folders: Sequence[Path]) -> Iterator[None]:
                 for folder in folders:
                     try:
                         store.push(folder, final=False)
-                    except UserError as error:  # the push at the end counts
+                    except (UserError, OSError) as error:  # OSError: files vanish; the push at the end counts
                         print(f"warning: {error}", file=sys.stderr)
 
     threading.Thread(target=push_now_and_then, daemon=True).start()
@@ -195,6 +196,12 @@ def mirrored(store: Store, folders: Sequence[Path]) -> Iterator[None]:
     with pushing:
         for folder in folders:
             store.push(folder)
+
+
+def _unmark(folder: Path) -> None:
+    """Before files of a folder change: it is not the finished one any more, even if this process is killed now."""
+    for name in MARKERS:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _visible_files(folder: Path) -> list[Path]:

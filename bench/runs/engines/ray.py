@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.core import registry
+from bench.core.devices import choose_device
 from bench.core.errors import UserError
 from bench.core.registry import one_line
 from bench.runs.engines.engine import Engine, Resources
@@ -26,7 +27,7 @@ class RayEngine(Engine):
 
     address: str = ""  # host of a running cluster's head, or auto; none: RAY_ADDRESS, else one is started here
     port: int = 6379  # of the address
-    gpus: float = 0.0  # of a task; 0.5 lets two tasks share a GPU
+    gpus: float | None = None  # of a task, 0.5 for half of one; none: 1 if this machine has one that --device allows
 
     _ray: Any = field(default=None, init=False)
     _remote: Any = field(default=None, init=False)
@@ -59,7 +60,8 @@ class RayEngine(Engine):
                 f"engine 'ray' {where}cannot be started ({one_line(error)}); try again, or check its address"
             ) from error
         # a lost task is given again by the sweep, which counts
-        self._remote = ray.remote(run_task).options(num_cpus=resources.threads, num_gpus=self.gpus, max_retries=0)
+        gpus = self.gpus if self.gpus is not None else float(choose_device(resources.device).type == "cuda")
+        self._remote = ray.remote(run_task).options(num_cpus=resources.threads, num_gpus=gpus, max_retries=0)
         return jobs
 
     def submit(self, task: Task) -> None:
