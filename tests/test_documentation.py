@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main, parser
+from bench.core.registry import import_file
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--epochs", "1", "--n-examples", "20", "--set", "probe_every=0", "--threads", "1", "--quiet")
@@ -31,10 +32,10 @@ def plugins():
         yield re.search(r"(\w+\.py)", command)[1], source, shlex.split(command)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/scale.md"])
 def test_every_command_parses(name):
     commands = [words for words in commands_of(name) if "-" not in words[0]]
-    assert len(commands) > 5
+    assert len(commands) >= 5
     for words in commands:
         assert parser().parse_args(words).act, words
 
@@ -63,3 +64,9 @@ def test_the_python_of_readme_runs_as_printed(capsys):
     (source,) = re.findall(r"```python\n(.*?)```", text_of("README.md"), re.S)
     exec(compile(source, "README.md", "exec"), {})
     assert "verdict: " in capsys.readouterr().out
+
+
+def test_the_figures_of_the_page_on_scale_are_those_of_its_script():
+    script = import_file(ROOT / "docs/scale.py", what="script")
+    printed = re.search(r"<!-- python docs/scale.py -->\n(.*?)\n<!-- end -->", text_of("docs/scale.md"), re.S)[1]
+    assert printed == script.table()

@@ -31,15 +31,19 @@ KINDS: dict[str, registry.Registry] = {
     "datasets": registry.dataset,
     "models": registry.model,
     "studies": registry.study,
+    "engines": registry.engine,
 }
 HOW_TO_SET = {
     "defenses": "bench run --defense {name} --set KEY=VALUE (a suite may set others: `bench list suites NAME`)",
     "studies": "bench study {name} --set KEY=VALUE",
+    "engines": "bench sweep --engine {name}:OPTION=VALUE",
 }  # of all other kinds: in the spec
 
 
 def add(commands: Any) -> None:
-    sub = commands.add_parser("list", help="list defenses, attacks, certifiers, data sets, models, studies, suites")
+    sub = commands.add_parser(
+        "list", help="list defenses, attacks, certifiers, data sets, models, studies, engines, suites"
+    )
     sub.add_argument("kind", nargs="?", choices=[*KINDS, "suites"], help="default: all")
     sub.add_argument("name", nargs="?", metavar="NAME", help="one of this kind: what it does, and its options")
     sub.add_argument("--json", action="store_true", help="print JSON")

@@ -1,4 +1,4 @@
-"""`bench run`, `bench eval`, `bench sweep` and `bench verify`."""
+"""`bench run`, `bench eval` and `bench verify`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.commands import options
-from bench.commands.arguments import integer, seed_list
 from bench.core import registry
-from bench.core.config import get_suite
 from bench.core.errors import CheckError, UncheckedError, UserError
 from bench.core.spec_text import split_options, split_spec
 
@@ -45,16 +43,6 @@ def add(commands: Any) -> None:
     options.add_evaluation(sub)
     sub.set_defaults(act=act_run, epochs=None, set=[])
 
-    sub = commands.add_parser("sweep", help="run every defense of a suite with several seeds, in parallel")
-    option = sub.add_argument
-    option("--suite", required=True, metavar="NAME", help="a name from `bench list suites`, or FILE.toml")
-    option("--defenses", metavar="NAME,...", help="default: all that support the suite")
-    option("--seeds", type=seed_list("--seeds"), default=[0, 1, 2], metavar="0,1,2", help="default: 0,1,2")
-    option("--jobs", type=integer("--jobs", 1, 1024), metavar="N", help="parallel runs (default: one per core)")
-    options.add_training(sub)
-    options.add_evaluation(sub)
-    sub.set_defaults(act=act_sweep)
-
     about = "check the evidence of runs again: files, labels, witnesses, certificates"
     sub = commands.add_parser("verify", help=about, epilog=VERIFY_EXIT_CODES)
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of them")
@@ -65,7 +53,7 @@ def add(commands: Any) -> None:
 
 
 def act_run(args: argparse.Namespace) -> None:
-    request = _request(args)
+    request = request_of(args)
     from bench.core.verification import verified
     from bench.runs.plan import make_plan
     from bench.runs.run import run_seed
@@ -82,24 +70,10 @@ def act_run(args: argparse.Namespace) -> None:
             note = f" ({finished_before})" if finished_before else ""
             print(f"\n{run_table(record, terminal_width())}\n\nrun folder: {folder}{note}")
     if args.json or len(records) > 1:
-        _print(records, args.json)
+        print_records(records, args.json)
 
 
-def act_sweep(args: argparse.Namespace) -> None:
-    get_suite(args.suite)  # unknown names fail before torch is loaded
-    request = _request(args)
-    from bench.runs.sweep import sweep
-
-    names = None if args.defenses is None else list(dict.fromkeys(args.defenses.split(",")))
-    result = sweep(request, names, args.seeds, args.jobs)
-    for what, reason in (result.refused | result.failed).items():
-        print(f"{what}: {reason}", file=sys.stderr)
-    _print(result.records, args.json)
-    if result.failed:
-        raise CheckError(f"{len(result.failed)} runs of the sweep failed, the first is {next(iter(result.failed))}")
-
-
-def _print(records: list[Record], as_json: bool) -> None:
+def print_records(records: list[Record], as_json: bool) -> None:
     from leaderboard.render import terminal_width
     from leaderboard.runs_table import runs_table
 
@@ -109,7 +83,7 @@ def _print(records: list[Record], as_json: bool) -> None:
         print(f"\n{runs_table(records, 'markdown', terminal_width())}")
 
 
-def _request(args: argparse.Namespace) -> Request:
+def request_of(args: argparse.Namespace) -> Request:
     """The request whose fields have the names of the options. Unknown names fail before torch is loaded."""
     overrides = split_options(args.set, "--set")
     settings: dict[str, str] = {}

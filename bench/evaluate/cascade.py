@@ -18,7 +18,7 @@ from bench.core.failures import failures_of
 from bench.core.staged_attack import Stage, was_effective
 from bench.datasets.split import Split
 from bench.evaluate.batch_results import AttackBatch, BatchResult, read_result, run_attack, run_certifier, write_result
-from bench.evaluate.context import EvalContext
+from bench.evaluate.context import EvalContext, OthersAreMissing
 
 # called after each batch with the examples that it counts as, and the name of its stage; all together are `examples`
 Report = Callable[[float, str], None]
@@ -39,7 +39,8 @@ def run_cascade(
     Each stage packs its examples into new batches, in test order, so that the device stays full. The randomness of a
     batch depends only on the seed, the name, the stage and the number of the batch. time_limit: no batch starts once
     the batches before it have taken this many seconds. worst_points: whether certifiers get the points of lowest margin
-    that the attacks before them found, as `batch.worst_points`.
+    that the attacks before them found, as `batch.worst_points`. OthersAreMissing at the end of a stage of which the
+    context's share computes only some batches, if the others are not stored.
     """
     remaining = OpenExamples.of(context.test, examples, store_points=worst_points)
     effective: dict[str, bool] = {}
@@ -53,15 +54,23 @@ def run_cascade(
         chosen = stage.choose(remaining.margin)
         rounds[stage.name] += 1
         title = f"{name}/{stage.name}" + (f"#{rounds[stage.name]}" if rounds[stage.name] > 1 else "")
+        missing = False
         for number, rows in enumerate(chosen.split(min(stage.batch or context.batch_size, context.batch_size))):
             if spent >= time_limit:
                 return
+            compute = context.share is None or context.share.has(title, number)
             with failures_of(_describe(stage, name)):
-                result = _run_batch(context, stage.method, remaining, rows, f"{title}/{number}", time_limit - spent)
+                key, seconds = f"{title}/{number}", time_limit - spent
+                result = _run_batch(context, stage.method, remaining, rows, key, seconds=seconds, compute=compute)
+            if result is None:
+                missing = True
+                continue
             spent += result.seconds
             remaining.update(rows, result)
             yield stage, result
             report(share * len(rows) / len(chosen), stage.name)
+        if missing:
+            raise OthersAreMissing
         effective[stage.name] = was_effective(int(remaining.broken.sum()), len(chosen))
         remaining = remaining.undecided()
 
@@ -71,13 +80,20 @@ def _ignore(examples: float, stage: str) -> None:
 
 
 def _run_batch(
-    context: EvalContext, method: Attack | Certifier, remaining: OpenExamples, rows: Tensor, key: str, seconds: float
-) -> BatchResult:
-    """The result of one batch, read from the folder of partial results or computed and stored there."""
+    context: EvalContext,
+    method: Attack | Certifier,
+    remaining: OpenExamples,
+    rows: Tensor,
+    key: str,
+    *,
+    seconds: float,
+    compute: bool,
+) -> BatchResult | None:
+    """The result of one batch, read from the folder of partial results, or computed and stored there if `compute`."""
     device = context.test.y.device
     batch = context.test.take(remaining.index[rows].to(device))
     result = read_result(context, key, batch, method)
-    if result is None:
+    if result is None and compute:
         generator = seeds.generator(device, context.seed, key)
         points = remaining.points
         if isinstance(method, Attack):

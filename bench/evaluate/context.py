@@ -1,5 +1,6 @@
 """What the measurements of one evaluation have in common."""
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,25 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 
 
+@dataclass(frozen=True)
+class Share:
+    """The batches that one of several processes computes of an evaluation: every `of`-th of each stage.
+
+    number: 0 to of - 1. The first batch of a stage goes to another process for another stage, so that an evaluation of
+    many stages with one batch each is divided too.
+    """
+
+    number: int
+    of: int
+
+    def has(self, stage: str, batch: int) -> bool:
+        return (batch + zlib.crc32(stage.encode())) % self.of == self.number
+
+
+class OthersAreMissing(Exception):  # noqa: N818 (a state of the work, not an error)
+    """A stage cannot be finished, because batches of other shares are not stored yet."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalContext:
     """The model, the test split, the threat model of the record, and how they are measured.
@@ -18,6 +38,7 @@ class EvalContext:
     batch_size: examples in a batch. It decides which examples share a batch and, with `seed`, all randomness.
     partial_results: a folder where finished batches are stored and read by a later call; None stores nothing.
     identity: of the evaluation, stored with them; those of another one are not used.
+    share: compute only these batches, and read the others from partial_results; None for all.
     """
 
     model: nn.Module
@@ -28,6 +49,7 @@ class EvalContext:
     partial_results: Path | None = None
     identity: str = ""
     show_progress: bool = False
+    share: Share | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", as_classifier(self.model))

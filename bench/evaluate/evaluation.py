@@ -22,11 +22,13 @@ from bench.evaluate.bracket import BracketPlan, measure_bracket
 from bench.evaluate.certificate_audit import audit_certificates
 from bench.evaluate.certified import measure_certifier
 from bench.evaluate.clean import measure_clean
-from bench.evaluate.context import EvalContext
+from bench.evaluate.context import EvalContext, OthersAreMissing
 from bench.evaluate.invariants import check_certificates, check_evaluation
 from bench.evaluate.proofs import Proofs, collect_proofs
 from bench.evaluate.witnesses import Measurement, Result, collect_witnesses
 from bench.sanity.verdict import form_verdict
+
+Method = PlannedAttack | Certifier | BracketPlan
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,40 +75,21 @@ def evaluate_split(
 
     UserError if modules of the model were left in train mode and it has to be certified.
     """
-    if left := as_classifier(context.model).random_modules:
-        names = shorten(", ".join(left), 80)
-        if certifiers or bracket is not None:
-            raise UserError(f"a model with modules in train mode cannot be certified ({names}); call model.eval()")
-        text = f"modules in train mode inside of a model in eval mode stay so ({names})"
-        if context.show_progress:
-            print(f"warning: {text}", file=sys.stderr)
-        else:
-            warnings.warn(text, stacklevel=2)
+    _check_modes(context, certifies=bool(certifiers) or bracket is not None)
     table = measure_clean(context.model, context.test, context.batch_size)
-    n_correct, show = int(table["clean"].sum()), context.show_progress
     measured: dict[str, Measurement[Result]] = {}
-    measurement: Measurement[Result]
 
-    def add(source: str, measurement: Measurement[Result]) -> None:
-        measured[source] = measurement
+    def measure(source: str, method: Method) -> None:
+        measured[source] = measurement = _measure(context, source, method, table)
         table.update(measurement.columns)
-        for warning in measurement.result.warnings if show else ():
+        for warning in measurement.result.warnings if context.show_progress else ():
             print(f"warning ({source}): {warning}", file=sys.stderr)
 
-    for spec, attack in attacks.items():
-        with Progress(f"attack {spec}", n_correct, "example", show=show) as progress:
-            measurement = measure_attack(context, spec, attack, table["clean"], progress.advance)
-        add(spec, measurement)
-    for spec, certifier in (certifiers or {}).items():
-        total = len(context.test) if certifier.kind == "probabilistic" else n_correct
-        with Progress(f"certifier {spec}", total, "example", show=show) as progress:
-            measurement = measure_certifier(context, spec, certifier, table["clean"], progress.advance)
-        add(spec, measurement)
+    for source, method in _methods(attacks, certifiers or {}):
+        measure(source, method)
     check_certificates(table)
     if bracket is not None:
-        with Progress(BRACKET, len(context.test), "example", show=show) as progress:
-            measurement = measure_bracket(context, bracket, table, progress.advance)
-        add(BRACKET, measurement)
+        measure(BRACKET, bracket)
     audited = audit_certificates(context, table)
     witnesses = collect_witnesses(measured)
     stages = [] if bracket is None else [stage.method for stage in bracket.stages]
@@ -123,3 +106,67 @@ def evaluate_split(
     of_certifiers = {spec: result for spec, result in results.items() if isinstance(result, CertifierResult)}
     of_bracket = next((result for result in results.values() if isinstance(result, Bracket)), None)
     return Evaluation(table, of_attacks, witnesses, sanity, of_certifiers, of_bracket, audited, proofs)
+
+
+def evaluate_share(
+    context: EvalContext,
+    attacks: Mapping[str, PlannedAttack],
+    *,
+    certifiers: Mapping[str, Certifier],
+    bracket: BracketPlan | None = None,
+) -> bool:
+    """Store the batches of the context's share as far as those of other shares allow; whether nothing was missing.
+
+    A stage needs the results of the stages before it. So shares work in rounds, each of which finishes at least one
+    stage of every attack, until none has anything left to do; then evaluate_split only reads what they have stored.
+    """
+    _check_modes(context, certifies=bool(certifiers) or bracket is not None)
+    table = measure_clean(context.model, context.test, context.batch_size)
+    missing = False
+    for source, method in _methods(attacks, certifiers):
+        try:
+            table.update(_measure(context, source, method, table).columns)
+        except OthersAreMissing:
+            missing = True
+    if bracket is not None and not missing:  # it begins with what all of them have decided
+        try:
+            _measure(context, BRACKET, bracket, table)
+        except OthersAreMissing:
+            missing = True
+    return not missing
+
+
+def _methods(
+    attacks: Mapping[str, PlannedAttack], certifiers: Mapping[str, Certifier]
+) -> list[tuple[str, PlannedAttack | Certifier]]:
+    return [*attacks.items(), *certifiers.items()]
+
+
+def _check_modes(context: EvalContext, *, certifies: bool) -> None:
+    """UserError if modules were left in train mode and the model has to be certified; else a warning."""
+    if left := as_classifier(context.model).random_modules:
+        names = shorten(", ".join(left), 80)
+        if certifies:
+            raise UserError(f"a model with modules in train mode cannot be certified ({names}); call model.eval()")
+        text = f"modules in train mode inside of a model in eval mode stay so ({names})"
+        if context.show_progress:
+            print(f"warning: {text}", file=sys.stderr)
+        else:
+            warnings.warn(text, stacklevel=3)
+
+
+def _measure(context: EvalContext, source: str, method: Method, table: Table) -> Measurement[Result]:
+    """What an attack, a certifier or the bracket finds, given the columns of those before it."""
+    total, what = int(table["clean"].sum()), source
+    if isinstance(method, PlannedAttack):
+        what = f"attack {source}"
+    elif isinstance(method, Certifier):
+        what = f"certifier {source}"
+    if isinstance(method, BracketPlan) or (isinstance(method, Certifier) and method.kind == "probabilistic"):
+        total = len(context.test)
+    with Progress(what, total, "example", show=context.show_progress) as progress:
+        if isinstance(method, PlannedAttack):
+            return measure_attack(context, source, method, table["clean"], progress.advance)
+        if isinstance(method, Certifier):
+            return measure_certifier(context, source, method, table["clean"], progress.advance)
+        return measure_bracket(context, method, table, progress.advance)

@@ -12,7 +12,7 @@ from bench.core.proof_format import proof_arrays
 from bench.core.records import SCHEMA, Record
 from bench.core.source_code import combined
 from bench.evaluate.context import EvalContext
-from bench.evaluate.evaluation import evaluate_split
+from bench.evaluate.evaluation import evaluate_share, evaluate_split
 from bench.training.checkpoints import WEIGHTS
 from bench.training.model_size import size_of
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bench.core.records import Training
+    from bench.evaluate.context import Share
     from bench.runs.plan import Plan
 
 PARTS = "parts"  # folder of the partial results of an unfinished evaluation
@@ -31,12 +32,7 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
     """Evaluate the model whose weights are in `folder`, and write table and witnesses there."""
     config, sources = plan.config, plan.sources
     weights = record_files.artifact(folder / WEIGHTS)
-    parts = folder / PARTS / f"{weights.sha256[:16]}-{combined(sources.evaluation)}"  # of these weights and this code
-    parts.mkdir(parents=True, exist_ok=True)
-    context = EvalContext(
-        model=model, test=plan.test_split(), threat=plan.threat, batch_size=config.eval_batch, seed=seed,
-        partial_results=parts, identity=f"{config.content_hash}/{seed}/{parts.name}", show_progress=True,
-    )  # fmt: skip
+    context = _context(plan, seed, folder, model)
     result = evaluate_split(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
     table = result.table
     files.write_arrays(folder / record_files.TABLE, table)
@@ -71,3 +67,20 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
     )  # fmt: skip
     record_checks.check_record(record, table)
     return record
+
+
+def evaluate_part(plan: Plan, seed: int, folder: Path, model: nn.Module, share: Share) -> bool:
+    """Store partial results of a share of the evaluation, as `evaluate_share` does: whether nothing was missing."""
+    context = _context(plan, seed, folder, model, share)
+    return evaluate_share(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
+
+
+def _context(plan: Plan, seed: int, folder: Path, model: nn.Module, share: Share | None = None) -> EvalContext:
+    config = plan.config
+    weights = files.sha256(folder / WEIGHTS)
+    parts = folder / PARTS / f"{weights[:16]}-{combined(plan.sources.evaluation)}"  # of these weights and this code
+    parts.mkdir(parents=True, exist_ok=True)
+    return EvalContext(
+        model=model, test=plan.test_split(), threat=plan.threat, batch_size=config.eval_batch, seed=seed,
+        partial_results=parts, identity=f"{config.content_hash}/{seed}/{parts.name}", show_progress=True, share=share,
+    )  # fmt: skip

@@ -35,6 +35,7 @@ class Request:
     out: Path = Path("runs")
     reuse: bool = False  # a finished run that was made by other source is the answer, and says so
     force: bool = False  # a finished run is made again
+    patience: float = 0.0  # seconds to wait for another process that works on the same run or training
 
     def command_line(self, seed: int) -> str:
         """A shell command. Options of one machine (data folder, device, threads, --out, ...) are left out."""

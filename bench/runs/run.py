@@ -15,11 +15,13 @@ from bench.core import files, record_files
 from bench.core.errors import CheckError, UserError
 from bench.core.folders import locked, remove_leftovers
 from bench.core.records import Record, Training
-from bench.runs.evaluate import PARTS, evaluate
+from bench.evaluate.context import Share
+from bench.runs.evaluate import PARTS, evaluate, evaluate_part
 from bench.runs.plan import Plan
 from bench.runs.train import FINISHED, changed_files, train
 from bench.training.checkpoints import LOG, WEIGHTS, save_weights
 from bench.training.histories import LOSSES
+from bench.training.rebuild import load_weights
 
 NAMED = 3  # files that a message names
 
@@ -41,15 +43,36 @@ def run_seed(plan: Plan, seed: int) -> SeedResult:
     folder = plan.folder(seed)
     if (result := finished_result(plan, seed)) is not None:
         return result
-    with _locked(folder):
+    with _locked(folder, plan):
         if (result := finished_result(plan, seed)) is not None:  # another process has finished it meanwhile
             return result
-        if plan.request.force:
-            _remove_unfinished(folder)
-        if (folder / record_files.RECORD).exists():
-            _set_aside(plan, folder)
-        _compute(plan, seed, folder)
+        model, cost = _begin(plan, seed, folder)
+        record_files.write_record(folder, evaluate(plan, seed, folder, model, cost))
+        _remove_unfinished(folder)
     return SeedResult(record_files.read_run(folder), folder)
+
+
+def begin_seed(plan: Plan, seed: int) -> None:
+    """All of `run_seed` before the evaluation: afterwards the weights are in the folder of the run."""
+    folder = plan.folder(seed)
+    with _locked(folder, plan):
+        if finished_result(plan, seed) is None:
+            _begin(plan, seed, folder)
+
+
+def evaluate_part_of_seed(plan: Plan, seed: int, share: Share) -> bool:
+    """Compute partial results of a run that `begin_seed` has begun, beside other processes with other shares.
+
+    Whether nothing was missing: then `run_seed` has only to read what all of them have stored. If results of other
+    shares were missing, call it again once those have returned too.
+    """
+    folder = plan.folder(seed)
+    if finished_result(plan, seed) is not None:
+        return True
+    _settle(plan)
+    model = plan.new_model(seed)
+    load_weights(model, folder / WEIGHTS)
+    return evaluate_part(plan, seed, folder, model.to(plan.device), share)
 
 
 def finished_result(plan: Plan, seed: int) -> SeedResult | None:
@@ -102,17 +125,19 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _compute(plan: Plan, seed: int, folder: Path) -> None:
+def _begin(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training | None]:
+    """The model whose weights are now in the folder, and the cost of its training. The folder is locked."""
+    if plan.request.force:
+        _remove_unfinished(folder)
+    if (folder / record_files.RECORD).exists():
+        _set_aside(plan, folder)
     _settle(plan)
     _describe(folder, plan.config.as_json())
-    if plan.loaded is not None:
-        model, cost = plan.loaded.to(plan.device), None
-        save_weights(folder / WEIGHTS, model, plan.spec)
-    else:
-        model, cost = _trained(plan, seed, folder)
-    record = evaluate(plan, seed, folder, model, cost)
-    record_files.write_record(folder, record)
-    _remove_unfinished(folder)
+    if plan.loaded is None:
+        return _trained(plan, seed, folder)
+    model = plan.loaded.to(plan.device)
+    save_weights(folder / WEIGHTS, model, plan.spec)
+    return model, None
 
 
 def _settle(plan: Plan) -> None:
@@ -143,7 +168,7 @@ def train_seed(plan: Plan, seed: int) -> nn.Module:
 def _training(plan: Plan, seed: int) -> Iterator[Path]:
     """The folder of the training, locked and described; empty if the request is to train again."""
     home = plan.training_folder(seed)
-    with _locked(home):
+    with _locked(home, plan):
         if plan.request.force:
             (home / FINISHED).unlink(missing_ok=True)  # first: without it, nothing else in the folder counts
             shutil.rmtree(home)
@@ -170,10 +195,14 @@ def _clean_up(folder: Path) -> None:
             _remove_unfinished(folder)
 
 
-def _locked(folder: Path) -> AbstractContextManager[None]:
-    """Create a folder and lock it for this process; UserError if another process holds the lock."""
+def _locked(folder: Path, plan: Plan | None = None) -> AbstractContextManager[None]:
+    """Create a folder and lock it for this process.
+
+    UserError if another process holds the lock, after the patience of the request.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    return locked(_lock_file(folder), f"another process works on {folder}; wait for it, or use another --out")
+    problem = f"another process works on {folder}; wait for it, or use another --out"
+    return locked(_lock_file(folder), problem, 0.0 if plan is None else plan.request.patience)
 
 
 def _lock_file(folder: Path) -> Path:

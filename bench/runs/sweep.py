@@ -1,27 +1,45 @@
-"""`bench sweep`: every defense of a suite with every seed, in parallel processes. Finished runs are not repeated."""
+"""`bench sweep`: every defense of a suite with every seed, as tasks of an engine. Finished runs are not repeated."""
 
-import multiprocessing
 import os
-import threading
+import sys
 import time
-import traceback
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from bench.core import record_files, registry
-from bench.core.devices import choose_device
-from bench.core.errors import CheckError, UserError
-from bench.core.progress import Progress
+from bench.core.errors import UserError
+from bench.core.progress import LOGGER
 from bench.core.records import Record
+from bench.core.specs import parse_spec
+from bench.evaluate.context import Share
+from bench.runs.engines.engine import Engine, Resources
 from bench.runs.plan import Plan, make_plan
 from bench.runs.request import Request
-from bench.runs.run import finished_result, run_seed
+from bench.runs.run import finished_result
+from bench.runs.store import Store
+from bench.runs.tasks import Outcome, Task
 
-Cell = tuple[str, int]  # a defense and a seed
+THREADS = 1  # of a task, unless --threads says otherwise: results depend on it, so it is the same for all engines
+PATIENCE = 120.0  # seconds in which a worker whose sweep was killed gives its locks back
+LOSSES = 3  # how often a task is given again after its worker was killed
+ROUNDS = 1000  # of the shards of one evaluation; far more than there are stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a sweep runs. engine: a spec of `bench list engines`. jobs: tasks at a time. shards: of each evaluation.
+
+    store: URL of an object store that holds the runs, for workers without a file system in common.
+    """
+
+    engine: str = "local"
+    jobs: int | None = None
+    shards: int = 1
+    store: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,92 +51,183 @@ class SweepResult:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def sweep(
-    request: Request, defenses: Sequence[str] | None, seeds: Sequence[int], jobs: int | None = None
-) -> SweepResult:
-    """Run `request` for each defense (None: all registered) and seed, `jobs` at a time.
+@dataclass(kw_only=True, eq=False)
+class Cell:
+    """A defense and a seed, and how far its tasks are."""
 
-    jobs: default one process per core, or one process on a GPU. UserError if a named defense cannot run; without
-    names, such defenses are skipped and reported in `refused`.
+    plan: Plan
+    seed: int
+    options: Options
+    running: int = 0  # tasks
+    rounds: int = 0  # of shards
+    waits: bool = False  # whether a shard of this round waits for others
+    problem: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.plan.name} seed {self.seed}"
+
+    def first(self) -> list[Task]:
+        return self._given(self._task("run") if self.options.shards == 1 else self._task("train"))
+
+    def after(self, task: Task, outcome: Outcome) -> list[Task]:
+        """The tasks that can run now that one has ended; empty at the end of the cell if none is running."""
+        self.running -= 1
+        self.waits |= outcome.waits
+        self.problem = self.problem or outcome.problem
+        if self.problem or self.running or task.step == "run":
+            return []
+        if task.step == "train" or (self.waits and self.rounds < ROUNDS):
+            self.rounds, self.waits = self.rounds + 1, False
+            return self._given(
+                *(self._task("shard", Share(k, self.options.shards)) for k in range(self.options.shards))
+            )
+        return self._given(self._task("run"))
+
+    def _given(self, *tasks: Task) -> list[Task]:
+        self.running += len(tasks)
+        return list(tasks)
+
+    def _task(self, step: Literal["run", "train", "shard"], share: Share | None = None) -> Task:
+        request = self.plan.request
+        if step != ("run" if self.options.shards == 1 else "train"):
+            request = replace(request, force=False)  # the first task has removed what was there
+        name = f"{self.plan.label}-{self.seed}" + ("" if share is None else f"-shard-{share.number + 1}")
+        return Task(
+            request=request, seed=self.seed, step=step, log=logs_folder(request) / f"{name}.log", home=Path.cwd(),
+            share=share, store=self.options.store,
+        )  # fmt: skip
+
+
+def plan_cells(
+    request: Request, defenses: Sequence[str] | None, seeds: Sequence[int], options: Options
+) -> tuple[list[Cell], dict[str, str]]:
+    """The cells of a sweep, and the defenses that cannot run on the suite with the reason.
+
+    defenses: None for all registered. UserError if a named one cannot run, or its evaluation cannot be divided.
     """
-    result = SweepResult()
     for path in request.plugins:
         registry.load_plugin(path)
+    if options.shards > 1 and request.time_limit is not None:
+        raise UserError("--time-limit makes results depend on the clock, so shards would differ; leave out one of them")
+    request = replace(request, threads=request.threads or THREADS, patience=PATIENCE)
     plans: dict[str, Plan] = {}
+    refused: dict[str, str] = {}
     for name in defenses or registry.defense.entries():
         try:
             plans[name] = make_plan(replace(request, defense=name))
         except UserError as error:
             if defenses is not None:
                 raise
-            result.refused[name] = str(error)
-    cells = [(name, seed) for seed in seeds for name in plans]  # an interrupted sweep has all defenses of some seeds
-    missing = [(name, seed) for name, seed in cells if finished_result(plans[name], seed) is None]
-    jobs = min(jobs or _default_jobs(request.device), max(len(missing), 1))
-    with Progress(f"sweep, {jobs} at a time", len(cells), "run") as progress:
-        progress.advance(len(cells) - len(missing), "finished before")
-        for (name, seed), problem in _run_cells(request, missing, jobs):
-            progress.advance(1, f"{name} seed {seed}")
-            if problem is not None:
-                result.failed[f"{name} seed {seed}"] = problem
-    for name in plans:
-        folders = [plans[name].folder(seed) for seed in seeds if f"{name} seed {seed}" not in result.failed]
-        result.records.extend(record_files.read_run(folder) for folder in folders)
+            refused[name] = str(error)
+    # an interrupted sweep has all defenses of some seeds
+    return [Cell(plan=plan, seed=seed, options=options) for seed in seeds for plan in plans.values()], refused
+
+
+def sweep(
+    request: Request, defenses: Sequence[str] | None, seeds: Sequence[int], options: Options | None = None
+) -> SweepResult:
+    """Run `request` for each defense (None: all registered) and seed.
+
+    UserError if a named defense cannot run; without names, such defenses are skipped and reported in `refused`.
+    """
+    options = options or Options()
+    engine = make_engine(options.engine)
+    cells, refused = plan_cells(request, defenses, seeds, options)
+    store = None if options.store is None else Store(options.store, request.out)
+    missing = [cell for cell in cells if not is_finished(cell, store)]
+    result, done = SweepResult(refused=refused), len(cells) - len(missing)
+    with started(engine, resources_of(request, options), len(missing) * options.shards) as jobs:
+        if missing:
+            _tell(f"sweep, {jobs} at a time: {len(cells)} runs, {done} of them finished before")
+        start = time.monotonic()
+        for cell in carry_out(engine, missing, jobs):
+            done += 1
+            end = cell.problem or f"finished after {time.monotonic() - start:.0f} s"
+            _tell(f"{done} of {len(cells)}: {cell}: {end}")
+            if cell.problem:
+                result.failed[str(cell)] = cell.problem
+    names = list(dict.fromkeys(cell.plan.name for cell in cells))
+    for cell in sorted(cells, key=lambda cell: names.index(cell.plan.name)):
+        folder = cell.plan.folder(cell.seed)
+        if str(cell) not in result.failed:
+            if store is not None and cell in missing:
+                store.pull(folder)
+            result.records.append(record_files.read_run(folder))
     return result
 
 
-def _default_jobs(device: str) -> int:
-    if choose_device(device).type == "cuda":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def make_engine(spec: str) -> Engine:
+    """The engine of a spec of `bench list engines`; UserError for an unknown one."""
+    engine: Engine = parse_spec(spec, registry.engine).build()
+    return engine
 
 
-def _run_cells(request: Request, cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, str | None]]:
-    """Each cell as it ends, with its error in one line, or None."""
-    per_process = request if jobs == 1 or request.threads else replace(request, threads=1)
-    logs = request.out / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    suite = Path(request.suite or "").name.removesuffix(".toml")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_exit_with_parent, initargs=(os.getpid(),)) as pool:
-        running: dict[Future[str | None], Cell] = {}
-        for name, seed in cells:
-            log = logs / f"{suite}-{name}-{seed}.log"
-            running[pool.submit(_run_cell, replace(per_process, defense=name), seed, log)] = name, seed
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BrokenProcessPool as error:
-            raise CheckError(
-                "a process of the sweep was killed, perhaps for lack of memory; run the same command again with fewer "
-                "--jobs, and it continues from here"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+def resources_of(request: Request, options: Options) -> Resources:
+    return Resources(
+        jobs=options.jobs, threads=request.threads or THREADS, device=request.device, folder=logs_folder(request)
+    )
 
 
-def _exit_with_parent(parent: int) -> None:
-    """End this process when the sweep's own process ends, even if that one is killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def logs_folder(request: Request) -> Path:
+    return request.out.absolute() / "logs"
 
 
-def _run_cell(request: Request, seed: int, log: Path) -> str | None:
-    """One run, with its output in a log file. Returns its error in one line, or None."""
-    with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-        try:
-            run_seed(make_plan(request), seed)
-        except (UserError, CheckError) as error:
-            if error.__cause__ is None:
-                return str(error)
-            traceback.print_exception(error)  # code of a plugin or a library raised something else
-            return f"{error}; see {log}"
-        except Exception as error:  # a plugin's code may raise anything; the other runs continue
-            traceback.print_exc()
-            return f"{registry.one_line(error)}; see {log}"
-    return None
+def is_finished(cell: Cell, store: Store | None) -> bool:
+    """Whether a run that answers the request is in the folder of runs, fetched from the store if only that has it."""
+    folder = cell.plan.folder(cell.seed)
+    finished = finished_result(cell.plan, cell.seed) is not None
+    if store is not None and not finished and not cell.plan.request.force and store.is_finished(folder):
+        store.pull(folder)
+        return finished_result(cell.plan, cell.seed) is not None
+    if store is not None and finished and not store.is_finished(folder):
+        store.push(folder)
+    return finished
+
+
+@contextmanager
+def started(engine: Engine, resources: Resources, tasks: int) -> Iterator[int]:
+    """Start the engine, if there are tasks, and stop it in the end; how many tasks it takes at a time."""
+    if not tasks:
+        yield 0
+        return
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(resources.threads)  # numpy's threads are chosen when a worker starts
+    try:
+        yield min(engine.start(resources), tasks)
+    finally:
+        engine.stop()
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def carry_out(engine: Engine, cells: Sequence[Cell], jobs: int) -> Iterator[Cell]:
+    """Each cell as it ends, with its problem if there was one. At most `jobs` tasks are submitted at a time."""
+    ready = deque((cell, task) for cell in cells for task in cell.first())
+    submitted: dict[str, Cell] = {}  # by task
+    lost: Counter[str] = Counter()
+    while ready or submitted:
+        while ready and len(submitted) < jobs:
+            cell, task = ready.popleft()
+            submitted[str(task)] = cell
+            engine.submit(task)
+        task, outcome = engine.next()
+        cell = submitted.pop(str(task))
+        if outcome.lost:
+            lost[str(task)] += 1
+            if lost[str(task)] <= LOSSES and not cell.problem:
+                ready.appendleft((cell, task))
+                continue
+            outcome = Outcome(
+                f"its worker was killed {LOSSES + 1} times, perhaps for lack of memory; take fewer --jobs"
+            )
+        # the tasks of a cell that has begun come first, so that it ends early
+        ready.extendleft((cell, each) for each in reversed(cell.after(task, outcome)))
+        if not cell.running:
+            yield cell
+
+
+def _tell(line: str) -> None:
+    if not LOGGER.disabled:
+        print(line, file=sys.stderr, flush=True)

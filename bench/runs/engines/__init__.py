@@ -1,0 +1,1 @@
+"""Where the tasks of a sweep run: one file an engine."""

@@ -1,0 +1,99 @@
+"""The work of a run before it is done, in passes of one example through the model: `bench sweep --dry-run`."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from bench.core.errors import UserError
+from bench.core.record_files import read_record, records_below
+from bench.core.records import Record
+from bench.datasets.split import Split, hold_out
+from bench.runs.plan import Plan
+from bench.training.loop import Loop
+
+EXAMPLES = 16  # on which a step of a training is measured
+
+
+@dataclass(frozen=True)
+class Work:
+    """Passes of the training and of the evaluation. unknown: parts of the evaluation that are in neither.
+
+    Certifiers are not counted: bounds use the weights without a pass.
+    """
+
+    training: float
+    evaluation: float
+    unknown: tuple[str, ...] = ()
+
+
+def estimate(plan: Plan, records: Sequence[Record]) -> Work:
+    """Training: a step in the middle of it is made on a few examples. Evaluation: as in finished runs (`records`).
+
+    The passes of an attack depend on how soon it breaks an example: they are the mean over the runs of the same suite
+    and defense, else of the same defense, else of all with this attack.
+    """
+    parts: dict[str, float | None] = {spec: _mean(_attacks(records, spec), plan) for spec in plan.attacks}
+    if plan.bracket is not None:
+        parts["bracket"] = _mean(_brackets(records), plan)
+    known = sum(rate for rate in parts.values() if rate is not None)
+    return Work(
+        training_passes(plan),
+        plan.config.n_examples * known,
+        tuple(name for name, rate in parts.items() if rate is None),
+    )
+
+
+def training_passes(plan: Plan) -> float:
+    """Passes of the training of a plan; 0 for weights that exist, nan if the defense cannot make a step this small."""
+    if plan.defense is None or plan.loaded is not None:
+        return 0.0
+    config = plan.defense.config
+    rows, _ = hold_out(len(plan.arrays.y_train), config.validation, config.validation_seed)
+    few = rows[:EXAMPLES]
+    split = Split(
+        np.asarray(plan.arrays.x_train[few]), plan.arrays.y_train[few], plan.device, crop=config.crop, flip=config.flip,
+        cutout=config.cutout, cutmix=config.cutmix, classes=plan.arrays.classes,
+    )  # fmt: skip
+    try:
+        loop = Loop(plan.new_model(0), plan.defense, split, plan.threat, seed=0)
+        loop.epoch = loop.epochs // 2
+        loop.steps_done = loop.epoch * loop.steps_per_epoch
+        loop.run_epoch()
+    except UserError:
+        return math.nan
+    made = loop.passes.forwards + loop.passes.backwards
+    return made / len(few) * len(rows) * config.epochs
+
+
+def finished_records(folders: Iterable[Path]) -> list[Record]:
+    """The records at or below some folders; those that cannot be read are left out, because this is an estimate."""
+    records = []
+    for folder in (below for each in folders for below in records_below(each)):
+        try:
+            records.append(read_record(folder))
+        except UserError:
+            continue
+    return records
+
+
+def _attacks(records: Sequence[Record], spec: str) -> list[tuple[Record, float]]:
+    found = [(record, record.attacks[spec]) for record in records if spec in record.attacks]
+    return [(record, (cost.forwards + cost.backwards) / record.n_examples) for record, cost in found]
+
+
+def _brackets(records: Sequence[Record]) -> list[tuple[Record, float]]:
+    found = [(record, record.bracket.stages.values()) for record in records if record.bracket is not None]
+    return [(record, sum(s.forwards + s.backwards for s in stages) / record.n_examples) for record, stages in found]
+
+
+def _mean(rates: Sequence[tuple[Record, float]], plan: Plan) -> float | None:
+    same = [(record, rate) for record, rate in rates if record.defense == plan.name]
+    nearest = [(record, rate) for record, rate in same if record.suite == plan.config.suite]
+    for chosen in (nearest, same, rates):
+        if chosen:
+            return fmean(rate for _, rate in chosen)
+    return None
