@@ -17,6 +17,7 @@ from bench.core.spec_text import split_options, split_spec
 
 if TYPE_CHECKING:
     from bench.core.records import Record
+    from bench.runs.plan import Plan
     from bench.runs.request import Request
 
 VERIFY_EXIT_CODES = (
@@ -66,13 +67,26 @@ def add(commands: Any) -> None:
 
 def act_run(args: argparse.Namespace) -> None:
     request = _request(args)
-    from bench.core.verification import verified
+    from bench.core import shares
     from bench.runs.plan import make_plan
+    from bench.runs.processes import announce, of_torchrun
+    from bench.runs.run import help_to_train
+
+    with of_torchrun(request.device):
+        plan = make_plan(request)
+        if shares.is_first():
+            _run_seeds(plan, args)
+            announce(None)
+        else:
+            help_to_train(plan)
+
+
+def _run_seeds(plan: Plan, args: argparse.Namespace) -> None:
+    from bench.core.verification import verified
     from bench.runs.run import run_seed
     from leaderboard.render import terminal_width
     from leaderboard.run_tables import run_table
 
-    plan = make_plan(request)
     records: list[Record] = []
     for seed in args.seeds:
         record, folder, finished_before = run_seed(plan, seed)
