@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
     )
     options.add_setting(sub)
     options.add_evaluation(sub)
-    sub.set_defaults(act=act_run, epochs=None, set=[])
+    sub.set_defaults(act=act_run, epochs=None, compile=False, set=[])
 
     sub = commands.add_parser("sweep", help="run every defense of a suite with several seeds, in parallel")
     option = sub.add_argument
@@ -132,10 +132,11 @@ def _request(args: argparse.Namespace) -> Request:
     if both := overrides.keys() & settings.keys():
         raise UserError(f"'{min(both)}' is given in --defense and by --set; keep one")
     overrides |= settings
-    if args.epochs is not None:
-        if "epochs" in overrides:
-            raise UserError("--epochs and --set epochs=... are both given; keep one")
-        overrides["epochs"] = str(args.epochs)
+    for option, key, value in (("--epochs", "epochs", args.epochs), ("--compile", "compiled", args.compile or None)):
+        if value is not None:
+            if key in overrides:
+                raise UserError(f"{option} and --set {key}=... are both given; keep one")
+            overrides[key] = str(value).lower()
     if "defense" in args and not args.plugins and args.defense not in registry.defense:
         registry.defense.get(args.defense)
     for option, value in (("--budget", args.budget), ("--time-limit", args.time_limit)):
