@@ -16,9 +16,9 @@ from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.models.mlp import fc1
-from bench.studies.paper_comparison import Comparison, Figure
-from bench.studies.paper_tables import read_paper_table
-from bench.studies.reproduce_thesis import ReproduceStudy, _certifiers, measure, pgd_points
+from bench.studies.reproduction.paper_comparison import Comparison, Figure
+from bench.studies.reproduction.paper_tables import read_paper_table
+from bench.studies.reproduction.reproduce_thesis import ReproduceStudy, _certifiers, measure, pgd_points
 from tests.certifying import Exact, calls
 from tests.linear import exact_margin, linear_model, near_the_boundary
 from tests.studies.distances import at_some_distance
