@@ -120,6 +120,17 @@ def message(act):
     return ""
 
 
+def all_of_two(names, folder):
+    """By subject; the processes start once, because that takes longer than all of this."""
+    return {
+        "whole": weights_after_an_epoch(names),
+        "shares": weights_after_an_epoch(["pgd-at"], norm_shares=2),
+        "resumed": whole_and_resumed("atas", folder),
+        "refused": refusals(),
+        "parted": parted(),
+    }
+
+
 def parted():
     """The error of processes whose weights are not the same."""
     loop = DefenseContract().loop("standard")

@@ -7,38 +7,58 @@ from bench.core import registry
 from bench.testing.contracts import same, tiny_model
 from bench.training.batch_norm import of_shares
 from tests.training.several_processes import (
+    all_of_two,
     contracts_after_an_epoch,
     largest_difference,
-    parted,
-    refusals,
     results,
     weights_after_an_epoch,
-    whole_and_resumed,
 )
 
 NAMED = ("pgd-at", "atas", "trades", "l-per")  # of the board; l-per regularises a sub-sample of each batch
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes find."""
+    folder = tmp_path_factory.mktemp("two")
+    return results(2, all_of_two, folder, NAMED, folder)
+
+
 @pytest.mark.slow
-def test_an_epoch_on_digits_with_two_processes_is_that_of_one(tmp_path):
+def test_an_epoch_on_digits_with_two_processes_is_that_of_one(two):
     one = weights_after_an_epoch(NAMED)
-    two = results(2, weights_after_an_epoch, tmp_path, NAMED)
     for name in NAMED:
-        assert largest_difference(one[name][0], two[name][0]) < 1e-9
-        assert one[name][1] == two[name][1]  # passes
+        assert largest_difference(one[name][0], two["whole"][name][0]) < 1e-9
+        assert one[name][1] == two["whole"][name][1]  # passes
 
 
 @pytest.mark.slow
-def test_batch_norm_that_is_not_synchronised_is_that_of_as_many_shares_in_one_process(tmp_path):
-    one = weights_after_an_epoch(["pgd-at"], norm_shares=2)["pgd-at"][0]
-    two = results(2, with_two_shares, tmp_path)["pgd-at"][0]
-    synchronised = weights_after_an_epoch(["pgd-at"])["pgd-at"][0]
-    assert largest_difference(one, two) < 1e-9
-    assert largest_difference(one, synchronised) > 1e-3
+def test_batch_norm_that_is_not_synchronised_is_that_of_as_many_shares_in_one_process(two):
+    one, _ = weights_after_an_epoch(["pgd-at"], norm_shares=2)["pgd-at"]
+    assert largest_difference(one, two["shares"]["pgd-at"][0]) < 1e-9
+    assert largest_difference(one, two["whole"]["pgd-at"][0]) > 1e-3
 
 
-def with_two_shares():
-    return weights_after_an_epoch(["pgd-at"], norm_shares=2)
+@pytest.mark.slow
+def test_an_interrupted_training_of_two_processes_goes_on_bit_for_bit(two):
+    whole, resumed = two["resumed"]
+    assert same(list(whole.values()), list(resumed.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("why", "said"), [
+    ("hooks", "YOPO looks inside the network's passes"),
+    ("dropout", "logits for an image are random"),
+    ("shares", "norm_shares is 3 and there are 2 processes"),
+    ("compiled", "TorchScript"),
+])  # fmt: skip
+def test_what_several_processes_refuse(two, why, said):
+    assert said in two["refused"][why]
+
+
+@pytest.mark.slow
+def test_processes_that_part_are_found_at_the_end_of_the_epoch(two):
+    assert "no longer have the same weights" in two["parted"]
 
 
 @pytest.mark.slow
@@ -53,26 +73,6 @@ def test_every_defense_that_is_divisible_trains_as_in_one_process(tmp_path):
     for name in names:
         assert largest_difference(one[name][0], three[name][0]) < 1e-6, name
         assert one[name][1] == three[name][1], name
-
-
-@pytest.mark.slow
-def test_an_interrupted_training_of_two_processes_goes_on_bit_for_bit(tmp_path):
-    whole, resumed = results(2, whole_and_resumed, tmp_path, "atas", tmp_path)
-    assert same(list(whole.values()), list(resumed.values()))
-
-
-@pytest.mark.slow
-def test_what_several_processes_refuse(tmp_path):
-    said = results(2, refusals, tmp_path)
-    assert "YOPO looks inside the network's passes" in said["hooks"]
-    assert "logits for an image are random" in said["dropout"]
-    assert "norm_shares is 3 and there are 2 processes" in said["shares"]
-    assert "TorchScript" in said["compiled"]
-
-
-@pytest.mark.slow
-def test_processes_that_part_are_found_at_the_end_of_the_epoch(tmp_path):
-    assert "no longer have the same weights" in results(2, parted, tmp_path)
 
 
 def test_shares_of_a_batch_have_their_own_statistics():
