@@ -147,7 +147,7 @@ def test_a_table_for_people(folder):
 @pytest.fixture
 def runs(tmp_path):
     """A folder with a run of l-per on fc1 with seed 3, and one of another eps."""
-    record = json.loads((Path(__file__).parents[2] / "leaderboard/results/mnist/l-per/0/record.json").read_text())
+    record = json.loads((Path(__file__).parents[2] / "leaderboard/results/digits/l-per/0/record.json").read_text())
     record |= {"dataset": "mnist", "model": "fc1", "seed": 3}
     record["training"]["epochs"] = 25
     for name, eps in (("own", 0.1), ("other", 0.2)):
