@@ -13,8 +13,18 @@ from bench.core.threat import ThreatModel
 from bench.datasets import split as splits
 from bench.datasets.split import Split
 from bench.models.build import build_model
-from bench.testing.contracts import CPU, DefenseContract, Stopped, stop_in_second_epoch, tiny_split
+from bench.testing.contracts import (
+    CLASSES,
+    CPU,
+    EPS,
+    DefenseContract,
+    Stopped,
+    stop_in_second_epoch,
+    tiny_model,
+    tiny_split,
+)
 from bench.training import rehearsal
+from bench.training.architecture import built
 from bench.training.loop import Loop
 
 
@@ -69,7 +79,7 @@ def weights_after_an_epoch(names, **settings):
 
 
 class InFloat64(DefenseContract):
-    """The loops of the contracts."""
+    """The trainings of the contracts."""
 
     def __init__(self, weights):
         self.weights = weights
@@ -79,8 +89,10 @@ class InFloat64(DefenseContract):
         return super().make(name, **dict.fromkeys(files.get(name, ()), str(self.weights)) | settings)
 
     def trained(self, name):
-        loop = self.loop(name)
-        loop.model.double()
+        defense = self.make(name)
+        torch.manual_seed(0)
+        model, norm = built(defense, tiny_model(), CLASSES).double(), defense.norms[0]
+        loop = Loop(model, defense, tiny_split(crop=1), ThreatModel(norm, EPS[norm]), seed=0)
         loop.bank = {k: v.double() if "_teacher." in k and v.is_floating_point() else v for k, v in loop.bank.items()}
         loop.run_epoch()
         return loop.model.state_dict(), loop.passes
