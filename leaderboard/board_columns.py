@@ -8,12 +8,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.core.config import suites
 from bench.core.example_table import Flags, Threat, threat_of
 from bench.core.records import AttackResult, CertifierResult
 from bench.core.spec_text import join_spec, split_spec
-from leaderboard.board_data import Certificates, Curve
+from leaderboard.board_data import Certificates, Curve, PassesCurve
 from leaderboard.published_results import EvaluatedRun
 
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
@@ -80,6 +81,24 @@ def _distance_curve(spec: str, threat: Threat, runs: Runs) -> Curve:
     distances = [(run.distances[spec][run.clean], len(run.clean)) for run in runs]
     acc = tuple(statistics.fmean((d > eps).sum() / n for d, n in distances) for eps in grid * (1 + TOLERANCE))
     return Curve(norm=threat.norm, label=spec, eps=tuple(map(float, grid)), acc=acc)
+
+
+def passes_curves(runs: Runs) -> Iterable[PassesCurve]:
+    """Accuracy against the passes of each attack that every seed ran; means over the seeds."""
+    for spec in attacks_of(runs[0]):
+        if not all(spec in attacks_of(run) and spec in run.passes for run in runs):
+            continue
+        most = max(int(run.passes[spec].max(initial=1)) for run in runs)
+        grid = np.unique(np.geomspace(1, max(2, most), POINTS).round().astype(np.int64))
+        acc = np.mean([_left_after(grid, run, spec) for run in runs], axis=0)
+        yield PassesCurve(label=spec, passes=tuple(grid.tolist()), acc=tuple(acc.tolist()))
+
+
+def _left_after(passes: npt.NDArray[np.int64], run: EvaluatedRun, spec: str) -> npt.NDArray[np.float64]:
+    """The share of the examples that an attack has not broken after so many passes on each."""
+    broken = np.sort(run.passes[spec][run.clean & ~run.columns[spec]])
+    left = np.count_nonzero(run.clean) - np.searchsorted(broken, passes, side="right")
+    return np.asarray(left / len(run.clean))
 
 
 def share(flags: Flags) -> float:

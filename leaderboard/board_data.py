@@ -103,6 +103,17 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     acc: tuple[float, ...]
 
 
+class PassesCurve(msgspec.Struct, frozen=True, kw_only=True):
+    """Accuracy against the work of one attack: what is robust after so many passes on each example, means over seeds.
+
+    passes: forward and backward passes of an example through the model.
+    """
+
+    label: str  # the attack
+    passes: tuple[int, ...]
+    acc: tuple[float, ...]
+
+
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """The mean cost of a seed. passes: forward and backward passes of single examples through the model."""
 
@@ -166,10 +177,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     attacks: tuple[Measured, ...] = ()
     certifiers: tuple[Measured, ...] = ()
     curves: tuple[Curve, ...] = ()
+    passes_curves: tuple[PassesCurve, ...] = ()
     seeds: tuple[Seed, ...] = ()
     command: str | None = None  # reproduces the entry
     paper: str | None = None
-    url: str | None = None
+    url: str | None = None  # of the paper
+    code: str | None = None  # an address
     licence: str | None = None
     note: str | None = None  # of the authors; and contests that lowered the accuracy
 

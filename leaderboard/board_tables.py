@@ -25,7 +25,8 @@ CSV_HEADERS = (
     "eps", "architecture", "parameters", "extra_data", "data", "seeds", "n_examples", "interval_of",
     *(f"{metric}{end}" for metric in METRICS for end in ENDS), *KINDS, "attacked_by", "open", "truncated", "verdict",
     "trained",
-    "training_epochs", "training_seconds", "training_passes", "evaluation_passes", "paper", "url", "licence",
+    "training_epochs", "training_seconds", "training_passes", "evaluation_passes", "paper", "url", "code",
+    "licence",
 )  # fmt: skip
 
 
@@ -121,7 +122,8 @@ def _csv_cells(suite: str, row: Row) -> list[object]:
         no_formula(", ".join(row.attacked_by)),
         row.open, row.truncated, row.verdict, row.trained, cost and cost.training_epochs,
         cost and cost.training_seconds, cost and cost.training_passes, cost and cost.evaluation_passes,
-        no_formula(row.paper), no_formula(row.url), no_formula(row.licence),
+        no_formula(row.paper), no_formula(row.url), no_formula(row.code),
+        no_formula(row.licence),
     ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ from bench.core import clopper_pearson
 from bench.core.config import CORRUPTIONS, get_suite, suites
 from bench.core.example_table import Flags
 from bench.core.records import VERDICTS, AttackResult, Bracket, BracketStage, CertifierResult, Record
-from leaderboard.board_columns import Results, attacks_of, certificates_of, certifiers_of, curves, share
+from leaderboard.board_columns import Results, attacks_of, certificates_of, certifiers_of, curves, passes_curves, share
 from leaderboard.board_data import (
     Board,
     Cost,
@@ -34,8 +35,23 @@ TAIL = (1 - 0.95) / 2  # of a 95 % interval
 NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # of a bracket in which it had nothing to try
 
 
+@dataclass(frozen=True)
+class RankedBoard:
+    """A board, the entries that it was built from with their ranks, and its order as places in `entries`."""
+
+    board: Board
+    entries: Sequence[Entry]
+    ranks: Ranks
+    order: Sequence[int]
+
+
 def build_board(results: Path, suite: str) -> Board:
     """All entries of a suite that can be read, the most robust first."""
+    return ranked_board(results, suite).board
+
+
+def ranked_board(results: Path, suite: str) -> RankedBoard:
+    """The board of build_board, with what it was built from."""
     entries, problems = read_entries(results, suite)
     while True:
         ranks = rank(entries)
@@ -48,11 +64,12 @@ def build_board(results: Path, suite: str) -> Board:
     positions = {i: n for n, i in enumerate((i for i in order if rows[i].kind == "reported"), 1)}
     group = groups(ranks, order)
     known = suites().get(suite)
-    return Board(
+    board = Board(
         suite=suite, summary=known.summary if known else "", rule=RULE,
         rows=tuple(msgspec.structs.replace(rows[i], group=group.get(i), position=positions.get(i)) for i in order),
         left_out=tuple(problems),
     )  # fmt: skip
+    return RankedBoard(board, entries, ranks, order)
 
 
 def _rows(entries: Sequence[Entry], ranks: Ranks) -> tuple[dict[int, Row], dict[str, str]]:
@@ -96,9 +113,9 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
         verdict=max((record.sanity.verdict for record in records), key=list(VERDICTS).index),
         reasons=tuple(dict.fromkeys(reason for record in records for reason in record.sanity.reasons)),
         cost=_cost(records), attacks=_over_seeds(runs, attacks_of), certifiers=_over_seeds(runs, certifiers_of),
-        curves=tuple(curves(runs)),
+        curves=tuple(curves(runs)), passes_curves=tuple(passes_curves(runs)),
         seeds=tuple(_seed(run) for run in runs), command=_command(records), paper=about.paper, url=about.url,
-        licence=about.licence, note=_note(entry),
+        code=about.code, licence=about.licence, note=_note(entry),
     )  # fmt: skip
 
 

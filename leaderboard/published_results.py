@@ -59,7 +59,8 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     paper: str  # its citation
     licence: str  # of the weights and the code
     authors: str = ""
-    url: str | None = None
+    url: str | None = None  # of the paper
+    code: str | None = None  # its address
     extra_data: bool = False  # trained on more than the suite's training set
     note: str | None = None
     maintainers: tuple[str, ...] = ()  # the accounts that may add seeds; of earlier entries nobody
@@ -91,6 +92,8 @@ class EvaluatedRun:
     columns: Mapping[str, Flags] = field(default_factory=dict)  # by attack: robust to it, also when it ran again
     certifiers: Mapping[str, Flags] = field(default_factory=dict)  # by certifier of the model: certified, and counted
     claimed: Flags | None = None  # certified by the record, whether it was checked or not
+    passes: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # by attack, until the example was broken
+    labels: npt.NDArray[np.int64] | None = None
 
     @property
     def attacked(self) -> bool:
@@ -193,10 +196,13 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     if checked is not None:  # what was not certified again does not count
         counted = np.isin(table["index"], [*checked.proven, *checked.again])
     by_certifier = {spec: flags & counted for spec, flags in certificates(table).items() if spec != BRACKET}
-    distances = {key.removeprefix("distance/"): table[key] for key in table if key.startswith("distance/")}
+    distances, passes = (
+        {key.removeprefix(start): table[key] for key in table if key.startswith(start)}
+        for start in ("distance/", "passes/")
+    )
     return EvaluatedRun(
         folder, record, table["clean"], robust, claimed & counted, distances, contests, tuple(robust_by), checked,
-        _columns(table, record, checked), by_certifier, claimed,
+        _columns(table, record, checked), by_certifier, claimed, passes, table["label"],
     )  # fmt: skip
 
 

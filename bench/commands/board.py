@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bench.core.records import Record
+    from leaderboard.build_board import RankedBoard
+    from leaderboard.page import Detail
     from leaderboard.render import Format
 
 SUFFIXES: dict[Format, str] = {"markdown": "md", "csv": "csv", "latex": "tex", "json": "json"}
@@ -43,6 +45,11 @@ def add(commands: Any) -> None:
     option("--suite", metavar="NAME", help="a suite, or FILE.toml (default: all suites with entries)")
     add_suites_option(sub)
     option("--html", type=Path, metavar="DIR", help="write a page that works offline, and its data")
+    help_text = "with --html: show the adversarial examples of the witnesses.npz in this folder, for example runs"
+    option("--witnesses", type=Path, metavar="DIR", help=help_text)
+    help_text = "with --witnesses: folder with NAME.npz (default: BENCH_DATA, else a download)"
+    option("--data-dir", type=Path, metavar="DIR", help=help_text)
+    option("--repository", metavar="URL", help="with --html: where the results are kept, for the foot of the page")
     option("--format", choices=[*SUFFIXES], help=FORMAT)
     option("--results", type=Path, metavar="DIR", help="published results (default: those of this package)")
     option("--speedrun", action="store_true", help="which entries reach the suite's targets with the fewest passes")
@@ -103,7 +110,7 @@ def act_compare(args: argparse.Namespace) -> None:
 
 def act_leaderboard(args: argparse.Namespace) -> None:
     from leaderboard.board_tables import render_boards
-    from leaderboard.build_board import build_board
+    from leaderboard.build_board import ranked_board
     from leaderboard.page import write_page
     from leaderboard.published_results import published_suites, read_entry, results_folder
     from leaderboard.robustbench_exchange import export_model_info, import_model_info
@@ -125,12 +132,15 @@ def act_leaderboard(args: argparse.Namespace) -> None:
         home, suite = _place(results, args.reported_as)
         print(import_model_info(args.add_reported, results, suite, home.name, get_suite(suite).norm))
         return
+    if args.repository is not None and not args.repository.startswith(("https://", "http://")):
+        raise UserError(f"--repository '{args.repository}' is not an address; write https://HOST/...")
     suites = published_suites(results)
     if not suites:
         raise UserError(f"{results} has no entries; add one with `bench submit`, or give another --results")
     if args.suite not in (None, *suites):
         raise UserError(f"suite '{args.suite}' has no entries in {results}; suites with entries: {', '.join(suites)}")
-    boards = [build_board(results, name) for name in ([args.suite] if args.suite else suites)]
+    ranked = [ranked_board(results, name) for name in ([args.suite] if args.suite else suites)]
+    boards = [each.board for each in ranked]
     for problem in (problem for board in boards for problem in board.left_out):
         print(f"warning: {problem}", file=sys.stderr)
     if args.speedrun:
@@ -141,11 +151,44 @@ def act_leaderboard(args: argparse.Namespace) -> None:
     if args.html is None:
         print(render_boards(boards, args.format or "markdown", _width(args.format)))
         return
+    details = [_detail(each, args) for each in ranked]
     with changed_in_one_step(args.html) as part:
-        page = write_page(boards, part)
+        page = write_page(boards, part, details, args.repository)
         for form, suffix in SUFFIXES.items():
             (part / f"boards.{suffix}").write_text(f"{render_boards(boards, form)}\n", encoding="utf-8")
     print(args.html / page.name)
+
+
+def _detail(ranked: RankedBoard, args: argparse.Namespace) -> Detail:
+    """What the page compares of a board's entries, with the images of those whose adversarial examples are found."""
+    from leaderboard.board_comparisons import comparisons
+    from leaderboard.page import Detail
+    from leaderboard.witness_images import Published, draw_images
+
+    found = comparisons(ranked.board.suite, ranked.entries, ranked.ranks, ranked.order)
+    measured = [entry for entry in ranked.entries if entry.runs]
+    published = Published.find(args.witnesses, measured)
+    if not published.files:
+        return Detail(comparisons=found)
+    try:
+        x_test = _evaluated_images(measured[0].runs[0].record, args.data_dir)
+    except UserError as error:
+        if args.witnesses is not None:
+            raise
+        print(f"warning: {ranked.board.suite} has no images: {error}", file=sys.stderr)
+        return Detail(comparisons=found)
+    images, files = draw_images(ranked.board.suite, measured, published, x_test)
+    return Detail(comparisons=found, images=images, files=files)
+
+
+def _evaluated_images(record: Record, data_dir: Path | None) -> Any:
+    """The test images (N,H,W,C) of a record; UserError if they are not there, or not those that it was evaluated on."""
+    from bench.datasets.load import load_arrays
+
+    arrays = load_arrays(record.dataset, data_dir)
+    if arrays.hash != record.provenance.get("data_hash"):
+        raise UserError(f"{record.dataset} is not the data that the suite was evaluated on; name another --data-dir")
+    return arrays.x_test
 
 
 def _add_folder(folder: Path, results: Path) -> None:

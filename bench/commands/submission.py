@@ -24,7 +24,8 @@ def add(commands: Any) -> None:
     option("--paper", metavar="TEXT", help="reference, for example 'Madry et al. (2018)'")
     option("--licence", metavar="TEXT", help="of weights and code, for example MIT")
     option("--authors", metavar="TEXT", default="", help="authors of the method")
-    option("--url", metavar="URL", help="of the paper or the code")
+    option("--url", metavar="URL", help="of the paper")
+    option("--code", metavar="URL", help="of the code")
     option("--extra-data", action="store_true", help="the training used more than the suite's training set")
     option("--note", metavar="TEXT", help="a remark on the page")
     help_text = "a GitHub account that may add seeds to the entry; repeatable"

@@ -56,7 +56,7 @@ MAX_BYTES = {
     WEIGHTS: 4096 * MIB, VERIFICATION: MIB, PROOFS: 1024 * MIB, NETWORK: 64 * MIB,
 }  # fmt: skip
 MAX_ABOUT, MAX_CONTEST = 64 * 1024, MIB
-MAX_LENGTHS = {"title": 200, "paper": 500, "licence": 100, "authors": 4000, "url": 1000, "note": 4000}
+MAX_LENGTHS = {"title": 200, "paper": 500, "licence": 100, "authors": 4000, "url": 1000, "code": 1000, "note": 4000}
 SPEC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=:/-]{0,299}")
 COMMAND = re.compile(r"bench (run|eval)( [A-Za-z0-9_@%+=:,./-]+)*")  # users copy it into a shell
 COLUMNS = (*PREFIXES, "decided_by/")  # decided_by/SPEC: the stage of a staged attack
@@ -85,8 +85,9 @@ def check_about(about: About) -> None:
         for key in ("title", "paper", "licence"):
             if not getattr(about, key).strip():
                 raise UserError(f"{key} is empty; an entry names its title, paper and licence")
-        if about.url is not None:
-            check_url(about.url)
+        for address in (about.url, about.code):
+            if address is not None:
+                check_url(address)
 
 
 def read_submitted_about(path: Path) -> About:
@@ -173,7 +174,7 @@ def check_whole(folders: Sequence[Path]) -> None:
     """Beside these runs there is no seed without a record, such as the lone table of a run that was not finished."""
     for home in dict.fromkeys(folder.parent for folder in folders):
         for seed in visible_folders(home):
-            if seed.name.isdecimal() and seed not in folders:
+            if seed.name.isdecimal() and not (seed / RECORD).exists():
                 raise UserError(f"{seed} has no {RECORD}; finish the run or delete the folder, then submit all seeds")
 
 

@@ -27,11 +27,11 @@ const draw = (tag, attributes = {}, ...children) => fill(document.createElementN
 const small = (...children) => make("small", {}, ...children);
 const muted = (...children) => make("span", { class: "muted" }, ...children);
 
+const isWeb = (url) => ["http:", "https:"].includes(URL.parse(url)?.protocol);
+
 /** A link if the address is http(s), otherwise its text. */
 function link(url, text = url) {
-  const found = URL.parse(url);
-  const web = found && ["http:", "https:"].includes(found.protocol);
-  return web ? make("a", { href: found.href, rel: "noopener noreferrer" }, text) : make("span", {}, text);
+  return isWeb(url) ? make("a", { href: url, rel: "noopener noreferrer" }, text) : make("span", {}, text);
 }
 
 /** A spec with line breaks allowed after its separators. */
@@ -59,3 +59,6 @@ function duration(seconds) {
 /** An accuracy with its standard deviation over seeds; and its interval, which a reported accuracy does not have. */
 const mean = ({ acc, spread }) => (known(spread) ? `${percent(acc)} \u00b1 ${percent(spread)}` : percent(acc));
 const interval = ({ low, high }) => (low < high ? range(low, high) : "");
+
+/** Counts of examples, as means over seeds: whole numbers where they are whole. */
+const examples = (value) => (known(value) ? (Number.isInteger(value) ? whole(value) : value.toFixed(1)) : NONE);

@@ -28,9 +28,6 @@ function bracketSection(row) {
     make("p", {}, make("b", {}, bracketText(row)), bounds.length ? `: ${bounds.join(", ")}.` : ""));
 }
 
-/** Counts of examples, as means over seeds: whole numbers where they are whole. */
-const examples = (value) => (known(value) ? (Number.isInteger(value) ? whole(value) : value.toFixed(1)) : NONE);
-
 /** How each example was decided: by which stage, with how much work. Columns that no stage has are left out. */
 function decidedSection(row) {
   const columns = [
@@ -67,32 +64,26 @@ function factsOf(row) {
     ["Intervals of", row.clean?.interval_of && kindText(row)],
     ["Open examples", known(row.open) && openCell(row)],
     ["Threat model", row.threat],
-    ["Data", `${row.dataset}${row.extra_data ? ", and extra training data" : ""}`],
+    ["Data", row.dataset],
+    ["Extra data", dataText(row)],
     ["Architecture", [breakable(row.architecture), known(parameters) ? `, ${whole(parameters)} parameters` : null]],
     ["Training of a seed", trained && `${count(cost.training_passes)} passes, ${duration(cost.training_seconds)}`],
     ["Evaluation of a seed", cost && `${count(cost.evaluation_passes)} passes`],
     ["Hardware", cost?.hardware],
     ["Paper", row.paper],
-    ["Link", row.url && link(row.url)],
+    ["Paper at", row.url && link(row.url)],
+    ["Code", row.code && link(row.code)],
     ["Licence", row.licence],
     ["Note", row.note],
   ]);
 }
 
 function reproduce(command) {
-  const code = make("code", {}, command);
   const status = make("span", { role: "status", class: "muted" });
   const copy = make("button", { type: "button", class: "quiet copy" }, "Copy");
-  copy.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(code.textContent);
-      status.textContent = "Copied.";
-    } catch {
-      getSelection().selectAllChildren(code);
-      status.textContent = "Selected; copy it with the keyboard.";
-    }
-  });
-  return section("Command", make("pre", { tabindex: "0" }, code), make("p", {}, copy, " ", status));
+  copy.addEventListener("click", () => copyText(command, status));
+  const code = make("pre", { tabindex: "0" }, make("code", {}, command));
+  return section("Command", code, make("p", {}, copy, " ", status));
 }
 
 function measuredSection(title, what, measured) {
@@ -112,6 +103,12 @@ function curvesSection({ title, curves }) {
       grid("Accuracy against eps", ["Measured by", "eps", "Accuracy, %"], points)));
 }
 
+/** Accuracy against the passes of each attack. */
+function workSection({ title, passes_curves: curves }) {
+  const shown = curves.filter(isWork).slice(0, LINES).map((curve) => ({ curve, text: curve.label }));
+  return section("Accuracy against attack passes", workChart(`Accuracy of ${title} against attack passes`, shown));
+}
+
 function seedsSection(seeds) {
   const heads = ["Seed", "Examples", "Clean", "Attacked", "Certified", "Open", "Weights, SHA-256", "Files", "Recipe"];
   const lines = seeds.map((seed) => {
@@ -126,7 +123,8 @@ function seedsSection(seeds) {
 }
 
 function entryParts(row) {
-  const rank = row.rank === null ? "no rank is claimed" : `rank ${ranks(row)}`;
+  const place = known(row.position) ? `position ${row.position} as reported, not a rank` : "no rank is claimed";
+  const rank = row.rank === null ? place : `rank ${ranks(row)}`;
   const alone = row.trained === "by its authors only" ? ["not trained by anybody else"] : [];
   const words = [row.status, rank, ...alone, row.kind === "reported" ? [] : kindText(row)].flat();
   const badges = [verdict(row), ...words.map((word) => make("span", {}, word))];
@@ -142,6 +140,7 @@ function entryParts(row) {
     row.attacks.length && measuredSection("Attacks", "Attack", row.attacks),
     row.certifiers.length && measuredSection("Certifiers", "Certifier", row.certifiers),
     row.curves.length && curvesSection(row),
+    row.passes_curves.some(isWork) && workSection(row),
     row.seeds.length && seedsSection(row.seeds),
   ].filter(Boolean);
 }

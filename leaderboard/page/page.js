@@ -17,8 +17,10 @@ function render() {
   }
   const rows = matching(board);
   showControls(board, rows);
-  if (isStale("table", ["suite", ...NARROWING, "sort"])) showTable(rows);
-  if (isStale("plots", ["suite", ...NARROWING, "cost", "curve"])) showPlots(board, rows);
+  if (isStale("table", ["suite", ...NARROWING, "sort"])) showTable(board, rows);
+  if (isStale("plots", ["suite", ...NARROWING, "cost", "curve", "attack"])) showPlots(board, rows);
+  showPins(board);
+  showComparison(board);
   showEntry(board);
 }
 
@@ -28,15 +30,31 @@ function showSuite(board) {
   $("summary").textContent = legible(board.summary);
   $("rule").textContent = legible(board.rule);
   for (const each of $("suites").children) each.setAttribute("aria-current", String(each.textContent === board.suite));
+  const left = board.left_out.length;
+  $("left-out").hidden = left === 0;
+  $("left-out-title").textContent = `${entries(left)} left out, because ${left === 1 ? "it" : "they"} cannot be read`;
+  $("left-out-list").replaceChildren(...board.left_out.map((text) => make("li", {}, text)));
   offerChoices(board);
 }
 
 function clicked({ target }) {
-  const { entry, sort } = target.closest("[data-entry], [data-sort]")?.dataset ?? {};
-  if (entry !== undefined) change({ entry }, true);
-  else if (sort !== undefined) change({ sort: nextOrder(sort) });
+  const data = target.closest("[data-entry], [data-sort], [data-set], [data-unpin], [data-copy]")?.dataset ?? {};
+  if (data.entry !== undefined) change({ entry: data.entry }, true);
+  else if (data.sort !== undefined) change({ sort: nextOrder(data.sort) });
+  else if (data.set !== undefined) showSet(data.set);
+  else if (data.unpin !== undefined) togglePin(data.unpin);
+  else if (data.copy !== undefined) copyView(data.copy);
   else if (target.id === "reset") change(Object.fromEntries(NARROWING.map((key) => [key, ""])));
-  else if (target.id === "entry") target.close(); // a click outside the dialog
+  else if (target.id === "compare") change({ view: "compare" }, true);
+  else if (target.id === "clear") changePins([]);
+  else if (target.matches("dialog")) target.close(); // a click outside it
+}
+
+/** Show a set of examples of the comparison; the focus goes to its button, which was made anew. */
+function showSet(set) {
+  const { set: before } = state;
+  change({ set });
+  $("survival").querySelector(`[data-set="${set ? "" : before}"]`)?.focus();
 }
 
 function pressed(event) {
@@ -66,7 +84,6 @@ function start() {
   }
   const tabs = [...boards.keys()].map((suite) => make("a", { href: `#${new URLSearchParams({ suite })}` }, suite));
   $("suites").append(...tabs);
-  buildHead();
   buildFilters();
   buildPlots();
   $("main").hidden = false;
@@ -76,6 +93,9 @@ function start() {
     $("entries").focus();
   });
   $("entry").addEventListener("close", entryClosed);
+  $("comparison").addEventListener("close", () => state.view && change({ view: "", set: "" }));
+  $("body").addEventListener("change", ({ target }) => togglePin(target.dataset.pin));
+  $("cite").addEventListener("click", () => copyText($("bibtex").textContent, $("cited")));
   document.addEventListener("click", clicked);
   document.addEventListener("keydown", pressed);
   addEventListener("hashchange", () => {

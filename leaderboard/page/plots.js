@@ -76,14 +76,23 @@ function curveKinds(board) {
   return [...tally.keys()].sort((a, b) => tally.get(b) - tally.get(a));
 }
 
-/** Curves {curve, text, row} and their legend; a curve with a row opens its entry. */
+/** Curves {curve, text, row} against eps, and their legend; a curve with a row opens its entry. */
 function curveChart(name, curves) {
   const furthest = Math.max(...curves.flatMap(({ curve }) => curve.eps), 1e-9);
-  const plot = frame(name,
-    [linear(0, furthest, (tick) => Number(tick.toPrecision(3))), `eps (${curves[0].curve.norm})`],
-    [linear(0, 1, (tick) => Math.round(100 * tick)), "accuracy under attack, %"]);
+  const axis = [linear(0, furthest, (tick) => Number(tick.toPrecision(3))), `eps (${curves[0].curve.norm})`];
+  return lineChart(name, axis, curves, (curve) => curve.eps);
+}
+
+/** Curves against the passes of an attack; see curveChart. */
+function workChart(name, curves) {
+  const axis = [logarithmic(curves.flatMap(({ curve }) => curve.passes), count), "passes of each example"];
+  return lineChart(name, axis, curves, (curve) => curve.passes);
+}
+
+function lineChart(name, axis, curves, of) {
+  const plot = frame(name, axis, [linear(0, 1, (tick) => Math.round(100 * tick)), "accuracy under attack, %"]);
   curves.forEach(({ curve, text, row }, i) => {
-    const corners = curve.eps.map((eps, j) => `${plot.across(eps).toFixed(1)} ${plot.up(curve.acc[j]).toFixed(1)}`);
+    const corners = of(curve).map((x, j) => `${plot.across(x).toFixed(1)} ${plot.up(curve.acc[j]).toFixed(1)}`);
     const d = `M${corners.join("L")}`;
     const line = draw("path", { class: `line line-${i}`, d });
     plot.svg.append(row ? mark(row, text, null, draw("path", { class: "target", d }), line) : line);
@@ -97,25 +106,49 @@ function legendItem({ text, row }, i) {
   return make("li", {}, draw("svg", { viewBox: "0 0 28 8", "aria-hidden": "true" }, sample), row ? opener(row) : text);
 }
 
-function curvePlot(rows, board) {
-  const kinds = curveKinds(board);
-  const kind = kinds.includes(state.curve) ? state.curve : kinds[0];
+/** The curves of one kind, one of each row, with what their caption says of how many there are. */
+function firstCurves(rows, curveOf) {
   const all = rows.flatMap((row) => {
-    const curve = row.curves.find((each) => kindOf(each) === kind && isDrawable(each));
+    const curve = curveOf(row);
     const text = curve && `${row.title}: ${percent(curve.acc[0])} to ${percent(curve.acc.at(-1))} %`;
     return curve ? [{ row, curve, text }] : [];
   });
-  if (!all.length) return { text: "None of these entries has a curve." };
   const some = all.slice(0, LINES);
-  const left = all.length - some.length;
-  const rest = left ? ` The first ${some.length} of ${whole(all.length)}; filter to see others.` : "";
+  const left = all.length > some.length;
+  return { some, rest: left ? ` The first ${some.length} of ${whole(all.length)}; filter to see others.` : "" };
+}
+
+function curvePlot(rows, board) {
+  const kinds = curveKinds(board);
+  const kind = kinds.includes(state.curve) ? state.curve : kinds[0];
+  const { some, rest } = firstCurves(rows, (row) => row.curves.find((one) => kindOf(one) === kind && isDrawable(one)));
+  if (!some.length) return { text: "None of these entries has a curve." };
   const here = some.flatMap(({ row, curve }) => {
     const i = curve.eps.findIndex((eps) => Math.abs(eps - row.eps) < 1e-9);
     return i < 0 ? [] : [`${row.title} ${percent(curve.acc[i])}`];
   });
   const values = here.length ? ` At eps ${Number(some[0].row.eps.toPrecision(4))}, in %: ${here.join(", ")}.` : "";
-  const picture = curveChart("Robust accuracy against eps", some);
-  return { picture, text: `Measured by ${kind}.${rest}${values}` };
+  return { picture: curveChart("Robust accuracy against eps", some), text: `Measured by ${kind}.${rest}${values}` };
+}
+
+const isWork = ({ passes, acc }) => passes.length > 1 && passes.every((n) => n > 0) && acc.every(isShare);
+
+/** The attacks of a board whose passes are recorded, the most frequent first. */
+function worked(board) {
+  const labels = board.rows.flatMap(({ passes_curves: curves }) => curves.filter(isWork).map(({ label }) => label));
+  const tally = Map.groupBy(labels, (label) => label);
+  return [...tally.keys()].sort((a, b) => tally.get(b).length - tally.get(a).length);
+}
+
+function workPlot(rows, board) {
+  const attacks = worked(board);
+  const attack = attacks.includes(state.attack) ? state.attack : attacks[0];
+  const of = (row) => row.passes_curves.find((curve) => curve.label === attack && isWork(curve));
+  const { some, rest } = firstCurves(rows, of);
+  if (!some.length) return { text: "None of these entries has a curve." };
+  const ends = some.map(({ row, curve }) => `${row.title} ${percent(curve.acc.at(-1))}`).join(", ");
+  return { picture: workChart("Robust accuracy against attack passes", some),
+    text: `Robust to ${attack} after so many passes.${rest} In the end, in %: ${ends}.` };
 }
 
 const PLOTS = [
@@ -124,7 +157,17 @@ const PLOTS = [
     choices: () => Object.entries(COSTS).map(([id, { label }]) => [id, label]) },
   { title: "Robust against eps", plot: curvePlot, key: "curve", label: "Measured by",
     choices: (board) => curveKinds(board).map((kind) => [kind, kind]) },
+  { title: "Robust against attack passes", plot: workPlot, key: "attack", label: "Attack",
+    choices: (board) => worked(board).map((label) => [label, label]) },
 ];
+
+/** Whether a board has anything for a plot. */
+const HAS = {
+  clean: ({ rows }) => rows.some((row) => row.clean && row.attacked),
+  cost: ({ rows }) => rows.some((row) => row.attacked && row.cost?.training_passes > 0),
+  curve: (board) => curveKinds(board).length > 0,
+  attack: (board) => worked(board).length > 0,
+};
 
 function buildPlots() {
   for (const each of PLOTS) {
@@ -139,12 +182,14 @@ function buildPlots() {
       });
     }
     const head = make("div", { class: "plot-head" }, make("h3", {}, each.title), choice);
-    $("plots").append(make("figure", {}, head, each.picture, each.readout, each.text));
+    each.figure = make("figure", {}, head, each.picture, each.readout, each.text);
+    $("plots").append(each.figure);
   }
 }
 
 function showPlots(board, rows) {
   for (const each of PLOTS) {
+    each.figure.hidden = !HAS[each.key ?? "clean"](board);
     const { picture = [], text } = each.plot(rows, board);
     each.picture.replaceChildren(...picture);
     each.readout.textContent = "";

@@ -21,8 +21,16 @@ function verdict(row) {
 
 const ranks = ({ rank_low: low, rank_high: high }) => (low === high ? `${low}` : `${low}\u2013${high}`);
 
+/** The rank; of a reported entry its position, which is no rank. */
+function rankText(row) {
+  if (row.rank !== null) return ranks(row);
+  return known(row.position) ? `(${row.position})` : NONE;
+}
+
 function rankCell(row) {
-  if (row.rank === null) return [muted(NONE), small("no claim")];
+  if (row.rank === null) {
+    return known(row.position) ? [rankText(row), small("as reported")] : [muted(NONE), small("no claim")];
+  }
   const best = make("span", { class: "unseen" }, ", no entry is significantly better");
   return row.rank === 1 ? [ranks(row), best] : ranks(row);
 }
@@ -43,7 +51,7 @@ const KINDS = [ // of certificates, as leaderboard/board_data.py says
   ["unchecked", "not checked"],
 ];
 const certificatesText = (certificates) => KINDS.filter(([kind]) => certificates[kind] > 0)
-  .map(([kind, text]) => `${Number(certificates[kind].toPrecision(4))} ${text}`).join(", ");
+  .map(([kind, text]) => `${examples(certificates[kind])} ${text}`).join(", ");
 
 const accuracyCell = (estimate) => (estimate ? [mean(estimate), small(interval(estimate))] : muted(NONE));
 

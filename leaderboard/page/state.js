@@ -2,11 +2,12 @@
 
 const boards = new Map([...document.querySelectorAll("script[data-suite]")].map(({ dataset, textContent }) => {
   const board = JSON.parse(textContent);
-  board.rows.forEach(prepare);
+  board.rows.forEach(prepare); // the order of the rows is that of every format
   return [dataset.suite, board];
 }));
 
-function prepare(row) {
+function prepare(row, place) {
+  row.place = place;
   for (const key of ["clean", "attacked", "certified"]) {
     if (!isShare(row[key]?.acc)) row[key] = null;
   }
@@ -28,12 +29,12 @@ const FILTERS = [
   { id: "architecture", label: "Architecture", of: (row) => row.architecture.split(":")[0] || "unknown" },
   { id: "certified", label: "Certified", of: (row) => (row.certified ? "certified" : "not certified") },
   { id: "verdict", label: "Verdict", of: (row) => row.verdict, name: verdictText },
-  { id: "extra", label: "Extra data", of: (row) => (row.extra_data ? "yes" : "no") },
+  { id: "extra", label: "Extra data", of: (row) => dataText(row).split(",")[0] },
   { id: "status", label: "Status", of: (row) => row.status },
   { id: "budget", label: "Training budget", of: budget, name: budgetName },
 ];
 const NARROWING = ["q", ...FILTERS.map((filter) => filter.id)];
-const KEYS = ["suite", ...NARROWING, "sort", "cost", "curve", "entry"];
+const KEYS = ["suite", ...NARROWING, "sort", "cost", "curve", "attack", "pins", "view", "set", "entry"];
 
 let state = readAddress();
 let writing;

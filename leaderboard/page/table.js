@@ -1,54 +1,4 @@
-// The table of a board, and its controls.
-
-/** Columns. key: to sort by, rows without one are last; down: the first click sorts in descending order. */
-const COLUMNS = [
-  { id: "rank", label: "Rank", key: (row) => row.rank, cell: rankCell },
-  { id: "title", label: "Entry", key: (row) => row.title, cell: (row) => [opener(row), small(kindText(row))] },
-  accuracyColumn("clean", "Clean"),
-  { id: "bracket", label: "Bracket", hint: "Sort by width", key: bracketWidth, ticks: [0, 50, 100],
-    cell: (row) => [make("span", { class: "ends" }, bracketText(row)), bar(row)] },
-  { ...accuracyColumn("attacked", "Attacked"), cell: attackedCell },
-  { ...accuracyColumn("certified", "Certified"), cell: certifiedCell },
-  { id: "open", label: "Open", hint: "Examples neither certified nor broken", key: (row) => row.open, cell: openCell },
-  { id: "verdict", label: "Verdict", key: (row) => row.verdict, cell: verdict },
-  { id: "architecture", label: "Architecture", key: (row) => row.architecture, cell: architectureCell },
-  { id: "extra", label: "Extra data", key: extraData, cell: extraData },
-  { id: "epochs", label: "Epochs", key: (row) => row.cost?.training_epochs,
-    cell: (row) => (known(row.cost?.training_epochs) ? whole(row.cost.training_epochs) : NONE) },
-  { id: "passes", label: "Training passes", key: (row) => row.cost?.training_passes,
-    cell: (row) => count(row.cost?.training_passes) },
-  { id: "seconds", label: "Training time", key: (row) => row.cost?.training_seconds,
-    cell: (row) => duration(row.cost?.training_seconds) },
-  { id: "status", label: "Status", key: (row) => row.status, cell: statusCell },
-];
-
-function accuracyColumn(id, label) {
-  return { id, label, key: (row) => row[id]?.acc, down: true, cell: (row) => accuracyCell(row[id]) };
-}
-
-function attackedCell({ attacked, attacked_by: by }) {
-  return [accuracyCell(attacked), by.length ? small(`by ${by.join(", ")}`) : []];
-}
-
-/** How the certificates were checked stands below the share that counts. */
-function certifiedCell({ certified, certificates }) {
-  return [accuracyCell(certified), certificates ? small(certificatesText(certificates)) : []];
-}
-
-/** The family of a model; on the next line its size and options, cut off at the width of the column. */
-function architectureCell({ architecture, parameters }) {
-  const [family, ...options] = architecture.split(":");
-  const size = known(parameters) ? [`${count(parameters)} params`] : [];
-  return [family || NONE, make("small", { class: "clip", title: architecture }, [...size, ...options].join(", "))];
-}
-
-function statusCell({ status }) {
-  return status === "not re-checkable" ? [status, small("weights not published")] : status;
-}
-
-function extraData(row) {
-  return row.extra_data ? "yes" : "no";
-}
+// The table of a board: its order, its rows and its controls.
 
 const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 
@@ -75,12 +25,14 @@ function sorted(rows) {
   return keyed.sort(compare).map(([, row]) => row);
 }
 
-function buildHead() {
-  const cells = COLUMNS.map(({ id, label, hint, ticks }) => {
+function showHead(columns) {
+  const cells = columns.map(({ id, label, hint, ticks }) => {
     const button = make("button", { type: "button", "data-sort": id, title: hint }, label);
     return make("th", { scope: "col", role: "columnheader", class: id }, button, ticks && scale(ticks));
   });
-  $("head").append(make("tr", { role: "row" }, cells));
+  const name = make("span", { class: "unseen" }, "Compare");
+  const pin = make("th", { scope: "col", role: "columnheader", class: "pin" }, name);
+  $("head").replaceChildren(make("tr", { role: "row" }, pin, cells));
 }
 
 function buildFilters() {
@@ -92,7 +44,7 @@ function buildFilters() {
   $("filters").addEventListener("submit", (event) => event.preventDefault());
 }
 
-/** The values of each filter in a board, with the number of rows of each. */
+/** The values of each filter in a board, with the number of rows of each. A filter without a choice is hidden. */
 function offerChoices(board) {
   for (const { id, of, name = String } of FILTERS) {
     const tally = new Map();
@@ -100,7 +52,9 @@ function offerChoices(board) {
     const values = [...tally.keys()].sort(collator.compare);
     const options = values.map((value) => make("option", { value }, `${name(value)} (${tally.get(value)})`));
     $(id).replaceChildren(make("option", { value: "" }, "any"), ...options);
+    $(id).parentElement.hidden = values.length < 2;
   }
+  $("filter-box").hidden = board.rows.length < 2;
 }
 
 function showControls(board, rows) {
@@ -111,20 +65,31 @@ function showControls(board, rows) {
   $("active").textContent = active ? `(${active} active)` : "";
   $("count").textContent = `${whole(rows.length)} of ${entries(board.rows.length)} shown`;
   $("reset").hidden = active === 0;
+  $("copied").textContent = "";
 }
 
-function tableRow(row) {
-  const cells = COLUMNS.map(({ id, label, cell }) => {
+function tableRow(row, columns) {
+  const cells = columns.map(({ id, label, cell }) => {
     const [tag, attributes] = id === "title" ? ["th", { scope: "row", role: "rowheader" }] : ["td", { role: "cell" }];
     return make(tag, { ...attributes, class: id, "data-label": label }, cell(row));
   });
-  return make("tr", { role: "row", class: row.rank === 1 && "leading" }, cells);
+  const pin = make("td", { role: "cell", class: "pin" }, pinBox(row));
+  return make("tr", { role: "row", class: row.rank === 1 && "leading" }, pin, cells);
 }
 
-function showTable(rows) {
-  $("body").replaceChildren(...sorted(rows).map((row) => (row.element ??= tableRow(row))));
+function showTable(board, rows) {
+  const { shown, alike } = columnsOf(board);
+  if ($("board").dataset.suite !== board.suite) {
+    showHead(shown);
+    $("board").dataset.suite = board.suite;
+    $("board").classList.toggle("many", shown.length > 12);
+    $("alike").textContent = legible(alikeText(board, alike));
+  }
+  $("body").replaceChildren(...sorted(rows).map((row) => (row.element ??= tableRow(row, shown))));
+  $("none").hidden = rows.length > 0;
+  $("none").textContent = board.rows.length ? "No entry matches the filters." : "This board has no entries yet.";
   const { column, way } = ordering();
-  for (const head of $("head").querySelectorAll("th")) {
+  for (const head of $("head").querySelectorAll("th:not(.pin)")) {
     const order = way > 0 ? "ascending" : "descending";
     head.setAttribute("aria-sort", head.classList.contains(column.id) ? order : "none");
   }

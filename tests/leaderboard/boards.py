@@ -3,7 +3,18 @@
 import hashlib
 import random
 
-from leaderboard.board_data import Board, Certificates, Cost, Curve, Decided, Estimate, Measured, Row, Seed
+from leaderboard.board_data import (
+    Board,
+    Certificates,
+    Cost,
+    Curve,
+    Decided,
+    Estimate,
+    Measured,
+    PassesCurve,
+    Row,
+    Seed,
+)
 
 HOSTILE = (
     "<script>window.broken = 1</script>",
@@ -28,6 +39,7 @@ RULE = (
     "The false discoveries among all pairs of the suite are held at 5 % (Benjamini and Hochberg)."
 )
 HARDWARE = "AMD EPYC, 1 thread"
+PASSES = (1, 3, 10, 30, 100)
 EPS = tuple(0.025 * k for k in range(17))
 
 
@@ -93,10 +105,14 @@ def row(**changes):
         ),
         "certifiers": (measured("crown", 0.382, seconds=4.2),),
         "curves": (Curve(norm="Linf", label="pgd-50", eps=EPS, acc=tuple(0.983 - 2 * e * e - 0.4 * e for e in EPS)),),
+        "passes_curves": tuple(
+            PassesCurve(label=label, passes=PASSES, acc=tuple(0.98 - 0.07 * i for i in range(5)))
+            for label in ("autoattack", "pgd-50")
+        ),
         "seeds": (run(0), run(1), run(2)),
         "command": "bench run --defense pgd-at --suite digits --seeds 0,1,2 --certifiers crown",
         "paper": "Madry et al., Towards deep learning models resistant to adversarial attacks, ICLR 2018",
-        "url": "https://arxiv.org/abs/1706.06083", "licence": "MIT",
+        "url": "https://arxiv.org/abs/1706.06083", "code": "https://example.org/code", "licence": "MIT",
     }  # fmt: skip
     return Row(**(known | changes))
 
@@ -135,8 +151,10 @@ def _drawn(rng, place, attacked, n):
     if kind == "reported":
         changes |= {
             "status": "reported, not verified", "verdict": "unchecked", "reasons": (), "rank": None, "rank_low": None,
-            "rank_high": None, "attacked_by": (), "open": None, "truncated": False, "certified": None, "cost": None,
+            "rank_high": None, "attacked_by": ("AutoAttack",), "open": None, "truncated": False, "certified": None,
+            "cost": None,
             "certificates": None, "trained": None,
+            "position": place, "data": ("none", "synthetic, 50M", "real")[place % 3], "passes_curves": (),
             "attacks": (), "certifiers": (), "curves": (), "seeds": (), "command": None, "decided": (),
             "parameters": None, "clean": estimate(clean, 0),
             "attacked": estimate(attacked, 0),
@@ -150,11 +168,12 @@ def hostile():
     rows = tuple(
         row(
             name=f"entry-{i}", title=text, architecture=text, threat=text, norm=text, verdict=text, paper=text,
-            url=text, licence=text, note=text, command=text, status=text, dataset=text, reasons=(text,), cost=None,
-            clean=estimate(nothing) if i % 2 else estimate(-5.0), attacked=estimate(1e300),
+            code=text, data=text, url=text, licence=text, note=text, command=text, status=text, dataset=text,
+            reasons=(text,), cost=None, clean=estimate(nothing) if i % 2 else estimate(-5.0), attacked=estimate(1e300),
             attacks=(measured(text, nothing, seconds=nothing),), open=nothing, truncated=bool(i % 2), budget=7,
             decided=(decided(text, nothing, -1.0, 1e300, nodes=nothing, proofs=nothing),),
             curves=(Curve(norm=text, label=text, eps=(0.0, 0.1), acc=(1.0, nothing)),),
+            passes_curves=(PassesCurve(label=text, passes=(0, -1), acc=(nothing, 2.0)),),
             seeds=(
                 Seed(
                     seed=i, config_hash=text, n_examples=-1, clean=nothing, attacked=None, certified=None,
@@ -164,4 +183,4 @@ def hostile():
         )
         for i, text in enumerate(HOSTILE)
     )  # fmt: skip
-    return Board(suite="hostile", summary=HOSTILE[0], rule=HOSTILE[1], rows=rows)
+    return Board(suite="hostile", summary=HOSTILE[0], rule=HOSTILE[1], rows=rows, left_out=HOSTILE)

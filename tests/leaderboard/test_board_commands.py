@@ -1,9 +1,16 @@
-"""Tables fit the terminal, unless a format was asked for."""
+"""Tables fit the terminal, unless a format was asked for; the page shows images and names its repository."""
 
+import msgspec
+import numpy as np
 import pytest
 
 from bench.cli import main
-from tests.publish.published import flags, publish, table_of, write_run
+from bench.core.files import sha256, write_arrays
+from bench.core.record_files import read_record, write_record
+from bench.core.records import Artifact
+from bench.datasets.load import load_arrays
+from leaderboard.publishing import add_runs
+from tests.publish.published import ABOUT, flags, publish, record_of, table_of, write_run
 
 
 @pytest.fixture(params=[80, 120])
@@ -34,3 +41,43 @@ def test_a_comparison_fits_the_terminal(width, tmp_path, monkeypatch, capsys):
     lines = printed(capsys, "compare", "a", "b")
     assert max(map(len, lines)) <= width
     assert not any(line.startswith("|") for line in lines)
+
+
+def test_the_page_shows_the_images_of_published_witnesses(tmp_path, capsys):
+    arrays = load_arrays("digits", None)
+    provenance = record_of(table_of(flags(5, 3))).provenance | {"data_hash": arrays.hash}
+    path = tmp_path / "kept" / "witnesses.npz"
+    path.parent.mkdir()
+    x_adv = np.moveaxis(arrays.x_test[3:5] / 255, -1, 1).astype(np.float32)
+    write_arrays(path, {"index": np.array([3, 4]), "x_adv": x_adv, "attack": np.array(["pgd-50"] * 2)})
+    artifacts = {
+        name: Artifact(sha256=sha256(path) if name == "witnesses" else "00", bytes=5, path=f"{name}.npz")
+        for name in ("weights", "witnesses")
+    }
+    run = write_run(tmp_path / "run", table_of(flags(5, 3)), provenance=provenance)
+    record = read_record(run)
+    write_record(run, msgspec.structs.replace(record, artifacts=record.artifacts | artifacts))
+    add_runs(tmp_path / "results", "mine", ABOUT, [run])
+    command = ("leaderboard", "--results", tmp_path / "results", "--html", tmp_path / "page")
+    printed(capsys, *command)
+    assert not (tmp_path / "page" / "images").exists()
+    printed(capsys, *command, "--witnesses", tmp_path / "kept")
+    written = sorted(path.name for path in (tmp_path / "page" / "images" / "digits").iterdir())
+    assert written == ["mine.png", "originals.png"]
+    assert "data-images" in (tmp_path / "page" / "index.html").read_text()
+
+    write_record(run, msgspec.structs.replace(read_record(run), provenance=provenance | {"data_hash": "other"}))
+    add_runs(tmp_path / "others", "mine", ABOUT, [run])
+    words = ("leaderboard", "--results", tmp_path / "others", "--html", tmp_path / "page", "--witnesses", path.parent)
+    with pytest.raises(SystemExit) as exit_:
+        main(list(map(str, words)))
+    assert exit_.value.code == 2
+    assert "not the data that the suite was evaluated on" in capsys.readouterr().err
+
+
+def test_a_repository_is_an_address(tmp_path, capsys):
+    publish(tmp_path / "results", "mine", [table_of(flags(5, 3))])
+    with pytest.raises(SystemExit) as exit_:
+        main(["leaderboard", "--results", str(tmp_path / "results"), "--html", "page", "--repository", "javascript:0"])
+    assert exit_.value.code == 2
+    assert "write https://HOST/..." in capsys.readouterr().err

@@ -208,3 +208,22 @@ def test_the_verdict_hears_warnings_and_verifications_of_published_runs(results)
     write_record(entry / "0", msgspec.structs.replace(record, attacks={"pgd-50": warned}))
     row = rows(results)["failed"]
     assert (row.verdict, row.reasons) == ("suspect", ("attack-warnings: pgd-50: Square Attack has decreased",))
+
+
+def test_curves_over_the_passes_of_an_attack(results):
+    passes = np.array([10, 100, 1, 40, 100, 100])
+    table = table_of(np.array([0, 1, 0, 0, 1, 0], bool), clean=np.array([1, 1, 1, 1, 1, 0], bool))
+    publish(results, "mine", [table | {"passes/pgd-50": passes}])
+    (curve,) = rows(results)["mine"].passes_curves
+    assert (curve.label, curve.passes[0], curve.passes[-1]) == ("pgd-50", 1, 100)
+    left = {n: acc * 6 for n, acc in zip(curve.passes, curve.acc, strict=True)}
+    assert left[1] == pytest.approx(4)  # example 2 is broken after one pass
+    assert [round(left[n]) for n in left if n in (9, 10, 40)] == [4, 3, 2]
+    assert curve.acc[-1] == pytest.approx(2 / 6)
+
+
+def test_a_curve_over_passes_needs_all_seeds(results):
+    table = table_of(flags(10, 6))
+    other = {key.replace("pgd-50", "autoattack"): column for key, column in table.items()}
+    publish(results, "mine", [table, table_of(flags(10, 5)) | other])
+    assert [curve.label for curve in rows(results)["mine"].passes_curves] == ["pgd-50"]

@@ -3,6 +3,7 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 
 from leaderboard import page
 from tests.leaderboard.boards import HOSTILE, board, hostile, row
+from tests.leaderboard.details import details
 
 PARTS = Path(page.__file__).with_suffix("")
 
@@ -47,7 +49,8 @@ def test_holds_the_boards_and_nothing_of_them_as_markup():
     document = Document(page.page_html(boards))
     assert blocks(document) == [json.loads(msgspec.json.encode(each)) for each in boards]
     empty = Document(page.page_html([]))
-    assert [each for each in document.elements if "data-suite" not in each[1]] == empty.elements
+    without = [each for each in document.elements if "data-suite" not in each[1]]
+    assert [each[:2] for each in without] == [each[:2] for each in empty.elements]
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "</SCRIPT\t>", "]]>", "\ud7ff\U0001f600"])
@@ -72,7 +75,7 @@ def test_its_policy_allows_its_own_script_and_style_and_nothing_else():
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     assert rules.pop("default-src") == rules.pop("base-uri") == rules.pop("form-action") == "'none'"
     assert rules.pop("require-trusted-types-for") == "'script'"
-    assert rules.pop("img-src") == "data:"
+    assert rules.pop("img-src") == "'self' data:"
     (script,) = [text for attributes, text in document.all("script") if attributes["type"] == "module"]
     ((_, style),) = document.all("style")
     for directive, text in (("script-src", script), ("style-src", style)):
@@ -133,3 +136,24 @@ def test_says_without_scripts_where_the_entries_are():
     notice = html[html.index("<noscript>") : html.index("</noscript>")]
     assert "boards.csv" in notice
     assert "boards.md" in notice
+
+
+def test_its_foot_has_the_repository_the_newest_date_and_how_to_cite():
+    html = page.page_html([board(3)], repository="https://example.org/r?a&b")
+    foot = html[html.index("<footer>") : html.index("</footer>")]
+    assert 'href="https://example.org/r?a&amp;b"' in foot
+    assert "newest result is of 2026-01-02" in foot
+    assert "  year = {2026}," in foot
+    assert f"  version = {{{version('robust-bracket')}}}," in foot
+    assert "Repository" not in page.page_html([board(3)])
+
+
+def test_details_are_blocks_and_files_beside_the_page(tmp_path):
+    detail = details(board(5))
+    folder = page.write_page([board(5)], tmp_path, [detail]).parent
+    html = (folder / "index.html").read_text()
+    for kind, data in (("comparisons", detail.comparisons), ("images", detail.images)):
+        ((_, text),) = [each for each in Document(html).all("script") if f"data-{kind}" in each[0]]
+        assert json.loads(text) == json.loads(msgspec.json.encode(data))
+    for name, data in detail.files.items():
+        assert (folder / name).read_bytes() == data

@@ -1,0 +1,98 @@
+"""Each tile of a sheet is the image of its example; only files that a record names are used."""
+
+import io
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.core.files import sha256, write_arrays
+from bench.core.record_files import read_record, write_record
+from bench.core.records import Artifact
+from leaderboard import witness_images
+from leaderboard.published_results import read_entries
+from leaderboard.witness_images import Published, draw_images
+from tests.publish.published import flags, publish, table_of
+
+N, SIDE, EPS = 10, 4, 0.2
+
+
+def images_of(channels, n=N):
+    return np.random.default_rng(0).integers(60, 190, (n, SIDE, SIDE, channels), dtype=np.uint8)
+
+
+def write_witnesses(path, x, index, sign=1, source="pgd-50"):
+    x_adv = np.moveaxis(x[index] / 255 + sign * EPS, -1, 1).astype(np.float32)
+    write_arrays(path, {"index": np.array(index), "x_adv": x_adv, "attack": np.array([source] * len(index))})
+    return Artifact(sha256=sha256(path), bytes=path.stat().st_size, path=path.name)
+
+
+def entries_of(tmp_path, x, *, sources=("pgd-50", "pgd-50")):
+    """An entry with two seeds: the first breaks the examples 8 and 9, the second 7 to 9."""
+    kept, home = tmp_path / "witnesses", publish(tmp_path / "results", "mine", [table_of(flags(N, k)) for k in (8, 7)])
+    for seed, (hits, sign) in enumerate(((8, 1), (7, -1))):
+        (kept / str(seed)).mkdir(parents=True)
+        file = write_witnesses(kept / str(seed) / "witnesses.npz", x, list(range(hits, N)), sign, sources[seed])
+        record = read_record(home / str(seed))
+        artifacts = record.artifacts | {"witnesses": file}
+        write_record(home / str(seed), msgspec.structs.replace(record, artifacts=artifacts))
+    return read_entries(tmp_path / "results", "digits")[0], kept
+
+
+def tile(files, name, example, across, part=0, parts=1):
+    pixels = np.asarray(Image.open(io.BytesIO(files[name])))
+    rows = pixels.shape[0] // parts
+    top, left = part * rows + SIDE * (example // across), SIDE * (example % across)
+    return pixels[top : top + SIDE, left : left + SIDE]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiles_are_original_adversarial_and_difference(tmp_path, channels):
+    x = images_of(channels)
+    entries, kept = entries_of(tmp_path, x)
+    images, files = draw_images("digits", entries, Published.find(kept, entries), x)
+    assert (images.shown, images.width, images.height) == (N, SIDE, SIDE)
+    (mine,) = images.witnesses
+    assert mine.index == (7, 8, 9)
+    assert [mine.sources[i] for i in mine.source] == ["pgd-50, seed 1", "pgd-50, seed 0", "pgd-50, seed 0"]
+    for example, sign in ((7, -1), (8, 1)):
+        original = tile(files, images.originals, example, images.across)
+        np.testing.assert_array_equal(original, x[example].squeeze())
+        attacked = tile(files, mine.file, example, images.across, 0, 2)
+        assert np.abs(attacked - (x[example].squeeze() + sign * 255 * EPS)).max() <= 1
+        change = tile(files, mine.file, example, images.across, 1, 2)
+        assert set(np.unique(change)) == {255 if sign > 0 else 0}
+    assert not tile(files, mine.file, 3, images.across, 0, 2).any()
+
+
+def test_a_file_that_no_record_names_is_not_shown(tmp_path):
+    x = images_of(1)
+    entries, kept = entries_of(tmp_path, x)
+    write_witnesses(kept / "0" / "witnesses.npz", x, [9])
+    (only,) = Published.find(kept, entries).files.values()
+    assert only.parent.name == "1"
+    assert not Published.find(None, entries).files
+
+
+def test_a_file_beside_its_record_needs_no_folder(tmp_path):
+    x = images_of(1)
+    entries, kept = entries_of(tmp_path, x)
+    (kept / "0" / "witnesses.npz").rename(entries[0].runs[0].folder / "witnesses.npz")
+    assert len(Published.find(None, entries).files) == 1
+
+
+def test_witnesses_under_another_threat_model_are_not_shown(tmp_path):
+    x = images_of(1)
+    entries, kept = entries_of(tmp_path, x, sources=("pgd-50:eps=0.4", "bracket"))
+    (mine,) = draw_images("digits", entries, Published.find(kept, entries), x)[0].witnesses
+    assert mine.sources == ("bracket, seed 1",)
+
+
+def test_a_sheet_holds_as_many_examples_as_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(witness_images, "MOST_VALUES", 8 * SIDE * SIDE)
+    x = images_of(1)
+    entries, kept = entries_of(tmp_path, x)
+    images, _ = draw_images("digits", entries, Published.find(kept, entries), x)
+    assert images.shown == 8
+    assert images.witnesses[0].index == (7,)
