@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bench.core.contracts import mode_of
 from bench.core.errors import UserError
+from bench.core.shares import in_shares
 from bench.core.threat import DUAL_ORDER, Norm
 from certifiers.activations import Rectifier
 from certifiers.backward import BackwardBound, propagate_backward
@@ -26,6 +27,10 @@ def plane_distances(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple
     gradient is zero. U: the inputs of all activations, which must be ReLUs or made of ReLUs; UserError otherwise.
     Differentiable in the weights. Batch norm is in eval mode.
     """
+    return in_shares(model, lambda x, y: _plane_distances(model, x, y, norm), x, y)
+
+
+def _plane_distances(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     with mode_of(model, training=False):
         network = Network(model, x[:1])
         values = network.values(x)

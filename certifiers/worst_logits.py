@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts import mode_of
+from bench.core.shares import in_shares
 from bench.core.threat import ThreatModel
 from certifiers.input_regions import region_of
 from certifiers.interval_bounds import interval_margins
@@ -18,8 +19,12 @@ def interval_worst_logits(model: nn.Module, x: Tensor, y: Tensor, threat: Threat
 
     x: images (B,C,H,W). Differentiable in the weights. Batch norm is in eval mode.
     """
-    with mode_of(model, training=False):
-        return of_margins(interval_margins(Network(model, x[:1]), region_of(x, threat), y), y)
+
+    def bounded(x: Tensor, y: Tensor) -> Tensor:
+        with mode_of(model, training=False):
+            return of_margins(interval_margins(Network(model, x[:1]), region_of(x, threat), y), y)
+
+    return in_shares(model, bounded, x, y)
 
 
 def linear_worst_logits(
@@ -36,17 +41,21 @@ def linear_worst_logits(
 
     interval_share: the bounds are this share of those by intervals plus the rest of those by linear bounds.
     """
-    with mode_of(model, training=False):
-        network, region = Network(model, x[:1]), region_of(x, threat)
-        bounded, known = BoundedNetwork(network, relaxation, intermediate), None
-        if bounded.pulls_units:
-            with torch.no_grad():
-                known = BoundedNetwork(network, relaxation).preactivation_bounds(region)
-        bounds = bounded.bound(region, y, known)
-        worst = of_margins(insert_label(bounds.margin, bounds.others), y)
-        if not interval_share:
-            return worst
-        return torch.lerp(worst, of_margins(interval_margins(network, region, y), y), interval_share)
+
+    def bounded(x: Tensor, y: Tensor) -> Tensor:
+        with mode_of(model, training=False):
+            network, region = Network(model, x[:1]), region_of(x, threat)
+            bounds, known = BoundedNetwork(network, relaxation, intermediate), None
+            if bounds.pulls_units:
+                with torch.no_grad():
+                    known = BoundedNetwork(network, relaxation).preactivation_bounds(region)
+            linear = bounds.bound(region, y, known)
+            worst = of_margins(insert_label(linear.margin, linear.others), y)
+            if not interval_share:
+                return worst
+            return torch.lerp(worst, of_margins(interval_margins(network, region, y), y), interval_share)
+
+    return in_shares(model, bounded, x, y)
 
 
 def of_margins(margins: Tensor, y: Tensor) -> Tensor:

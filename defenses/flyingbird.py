@@ -71,6 +71,8 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 class Bird(Defense[ConfigT]):
     """What the two methods share. Per-training state: `mask_updates`, the number of updates that are done."""
 
+    divisible = False  # gradients of masked weights are taken inside a pass
+
     def build(self, model: nn.Module) -> nn.Module:
         layers, budgets = linear_layers(model), quota_budgets(weight_counts(model), 1 - self.config.r)
         register(model, Kept)

@@ -12,6 +12,7 @@ from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.config import BoundsConfig, Schedule
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.shares import in_shares
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import TINY, ThreatModel
 from certifiers.hyperplane_distance import signed_distance
@@ -77,10 +78,15 @@ class PER(Defense[ConfigT]):
         else:
             loss, centers, x = self.objective(batch, trainer)
             rows = slice(config.subsample)  # line 3: the batch is already shuffled
-            per = regulariser(
-                model, centers[rows], batch.y[rows], replace(trainer.threat, eps=self.eps(trainer)), x=x[rows],
-                alpha=in_units(config.alpha, trainer.eps), nearest=config.nearest, intermediate=self.intermediate,
-            )  # fmt: skip
+            threat = replace(trainer.threat, eps=self.eps(trainer))
+
+            def penalties(centers: Tensor, y: Tensor, x: Tensor) -> Tensor:
+                return regulariser(
+                    model, centers, y, threat, x=x, alpha=in_units(config.alpha, trainer.eps),
+                    nearest=config.nearest, intermediate=self.intermediate,
+                )  # fmt: skip
+
+            per = in_shares(model, penalties, centers[rows], batch.y[rows], x[rows])
             loss = loss + config.beta * per.mean()  # line 7
         trainer.backward(loss)
         nn.utils.clip_grad_value_(self.parameters(model), config.clip_value)

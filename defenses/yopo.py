@@ -43,6 +43,7 @@ class YOPO(Defense[Config]):
     """
 
     config_class = Config
+    divisible = False
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat, x = self.config, trainer.threat, batch.x

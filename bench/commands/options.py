@@ -52,6 +52,8 @@ def add_setting(sub: argparse.ArgumentParser) -> None:
 def add_training(sub: argparse.ArgumentParser) -> None:
     option = sub.add_argument
     option("--epochs", type=integer("--epochs", 1), metavar="N", help="training epochs (short for --set epochs=N)")
+    help_text = "compile the network's passes (short for --set compiled=true)"
+    option("--compile", action="store_true", help=help_text)
     help_text = "a hyper-parameter of the defense; repeatable"
     option("--set", action="append", default=[], metavar="KEY=VALUE", help=help_text)
 

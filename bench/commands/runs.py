@@ -15,6 +15,7 @@ from bench.core.spec_text import split_options, split_spec
 
 if TYPE_CHECKING:
     from bench.core.records import Record
+    from bench.runs.plan import Plan
     from bench.runs.request import Request
 
 VERIFY_EXIT_CODES = (
@@ -41,7 +42,7 @@ def add(commands: Any) -> None:
     )
     options.add_setting(sub)
     options.add_evaluation(sub)
-    sub.set_defaults(act=act_run, epochs=None, set=[])
+    sub.set_defaults(act=act_run, epochs=None, compile=False, set=[])
 
     about = "check the evidence of runs again: files, labels, witnesses, certificates"
     sub = commands.add_parser("verify", help=about, epilog=VERIFY_EXIT_CODES)
@@ -54,13 +55,26 @@ def add(commands: Any) -> None:
 
 def act_run(args: argparse.Namespace) -> None:
     request = request_of(args)
-    from bench.core.verification import verified
+    from bench.core import shares
     from bench.runs.plan import make_plan
+    from bench.runs.processes import announce, of_torchrun
+    from bench.runs.run import help_to_train
+
+    with of_torchrun(request.device):
+        plan = make_plan(request)
+        if shares.is_first():
+            _run_seeds(plan, args)
+            announce(None)
+        else:
+            help_to_train(plan)
+
+
+def _run_seeds(plan: Plan, args: argparse.Namespace) -> None:
+    from bench.core.verification import verified
     from bench.runs.run import run_seed
     from leaderboard.render import terminal_width
     from leaderboard.run_tables import run_table
 
-    plan = make_plan(request)
     records: list[Record] = []
     for seed in args.seeds:
         record, folder, finished_before = run_seed(plan, seed)
@@ -92,10 +106,11 @@ def request_of(args: argparse.Namespace) -> Request:
     if both := overrides.keys() & settings.keys():
         raise UserError(f"'{min(both)}' is given in --defense and by --set; keep one")
     overrides |= settings
-    if args.epochs is not None:
-        if "epochs" in overrides:
-            raise UserError("--epochs and --set epochs=... are both given; keep one")
-        overrides["epochs"] = str(args.epochs)
+    for option, key, value in (("--epochs", "epochs", args.epochs), ("--compile", "compiled", args.compile or None)):
+        if value is not None:
+            if key in overrides:
+                raise UserError(f"{option} and --set {key}=... are both given; keep one")
+            overrides[key] = str(value).lower()
     if "defense" in args and not args.plugins and args.defense not in registry.defense:
         registry.defense.get(args.defense)
     for option, value in (("--budget", args.budget), ("--time-limit", args.time_limit)):

@@ -20,7 +20,8 @@ Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 # settings of TrainingConfig that are newer than published records: a config leaves them out where they are off
 MODIFIERS = (
     "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
-    "cutmix", "extra", "extra_share", "last_norm", "binary", "keep_losses", "keep_curves",
+    "cutmix", "extra", "extra_share", "last_norm", "binary", "keep_losses", "keep_curves", "layout", "compiled",
+    "norm_shares",
 )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ class TrainingConfig:
     clip_grad: float = 0.0  # largest norm of the weights' gradient, 0 for none
     probe_every: int = 1  # epochs between two probes (FGSM and PGD accuracy, for the log), 0 for none
     probe_examples: int = 128  # training examples of a probe; with a validation split, its examples
-    amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 and channels_last on GPUs that support bfloat16
+    amp: Literal["auto", "off", "bfloat16"] = "auto"  # auto: bfloat16 and channels_last on GPUs that support bfloat16
     lr_warm_up: float = 0.0  # fraction of the training (of each period) in which the learning rate rises from 0
     periods: tuple[float, ...] = ()  # fractions after which the learning rate and the growth of eps begin anew
     eps_growth: Literal["none", "linear", "cosine"] = "none"  # eps rises from eps_min to eps_max, at most to eps
@@ -68,6 +69,9 @@ class TrainingConfig:
     binary: bool = False  # BinaryConnect: linear and convolutional layers use the signs of their weights
     keep_losses: bool = False  # keep the loss of each training example in each epoch: losses.npz of the run
     keep_curves: int = 0  # training and test examples whose loss and error are logged after each epoch, 0 for none
+    layout: Literal["auto", "contiguous", "channels_last"] = "auto"  # of images and weights in memory; auto: see amp
+    compiled: bool = False  # the model's passes by torch.compile
+    norm_shares: int = 1  # batch norm has the statistics of so many equal shares of a batch, one a process if several
     newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:
@@ -99,6 +103,7 @@ class TrainingConfig:
             cutmix=(0 <= self.cutmix <= 1 and not (self.cutmix and self.extra), "a share, in [0, 1], and 0 with extra"),
             extra_share=(0 < self.extra_share < 1, "in (0, 1)"),
             keep_curves=(self.keep_curves >= 0, "not negative"),
+            norm_shares=(1 <= self.norm_shares <= self.batch_size // 2, "1 to half of batch_size"),
             probe_every=(self.probe_every >= 0, "not negative"),
             probe_examples=(self.probe_examples >= 1, "at least 1"),
             select=(

@@ -239,6 +239,10 @@ class Defense(ABC, Generic[ConfigT]):
     """Of `awp` (updates by functions), `label_smoothing`, `cutmix` (`batch.target` for `batch.y`) and `extra` (no state
     for each example: `batch.index` is -1 for additional data): those that `train_step` has; others are refused."""
 
+    divisible: ClassVar[bool] = True
+    """Whether several processes can train it: false if `train_step` looks inside a pass of the model (by hooks, say),
+    of which each process computes its share. Parts of the model that it calls itself are computed by each process."""
+
     def __init__(self, config: ConfigT) -> None:
         self.config = config
 

@@ -118,6 +118,8 @@ def count_passes(model: nn.Module, passes: PassesT) -> Iterator[PassesT]:
     def count_layer(work_of: WorkOf) -> Callable[[nn.Module, Any, Any], None]:
         def count(module: nn.Module, inputs: Any, output: Any) -> None:
             nonlocal work
+            if torch.compiler.is_compiling():  # the call of the whole is counted; counts would be compiled into it
+                return
             if not isinstance(output, Tensor):
                 return
             if not running:

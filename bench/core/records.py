@@ -122,6 +122,20 @@ class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.open > 0 and self.time_is_spent if self.truncated is None else self.truncated
 
 
+class Computation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the passes of a training were computed, which changes its numbers by rounding only.
+
+    precision: of products and convolutions; weights are in float32. tf32: which float32 operations were in TF32.
+    """
+
+    device: str  # "cpu" | "cuda"
+    processes: int
+    precision: str  # "float32" | "bfloat16"
+    channels_last: bool
+    compiled: bool
+    tf32: list[str]  # of "convolutions" and "products"
+
+
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The cost of a training (passes of one example, wall seconds) and its warnings."""
 
@@ -130,6 +144,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     forwards: int
     backwards: int
     warnings: list[str] = []
+    computation: Computation | None = None  # None in earlier records
 
 
 class SanityCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

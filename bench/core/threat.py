@@ -58,8 +58,10 @@ class ThreatModel:
 
     def eps_like(self, x: Tensor) -> Tensor:
         """eps in float64, shaped to broadcast against x: (B,1,...) or (1,1,...)."""
-        eps = torch.as_tensor(self.eps, dtype=torch.float64, device=x.device)
-        return eps.reshape(-1, *[1] * (x.dim() - 1))
+        shape = (-1, *[1] * (x.dim() - 1))
+        if isinstance(self.eps, Tensor):
+            return self.eps.to(x.device, torch.float64).reshape(shape)
+        return torch.full((1,), self.eps, dtype=torch.float64, device=x.device).reshape(shape)  # no copy from the host
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest allowed point to x_adv. Under L2: the nearest point of the ball, then clamped to the box."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
+from bench.core.shares import all_rows_read, rows_to_read
 from bench.datasets.image_files import ImageFiles
 
 
@@ -23,14 +24,14 @@ class StreamedCanvas:
         return (len(self.files), 3, side, side)
 
     def rows(self, index: Tensor) -> Tensor:
-        """The images (B,3,H+2p,W+2p) of the rows `index`."""
-        rows, ahead = index.tolist(), self._ahead
+        """The images (B,3,H+2p,W+2p) of the rows `index`. Processes that train together read their shares of them."""
+        rows, ahead = rows_to_read(index).tolist(), self._ahead
         images = ahead[1].result() if ahead is not None and ahead[0] == rows else self._read(rows)
-        return zero_pad(images.to(self.device), [self.pad] * 4)
+        return zero_pad(all_rows_read(images.to(self.device), index), [self.pad] * 4)
 
     def read_ahead(self, index: Tensor) -> None:
         """Start to read the rows that the next call of `rows` will ask for."""
-        rows = index.tolist()
+        rows = rows_to_read(index).tolist()
         self._ahead = (rows, self._reader.submit(self._read, rows))
 
     def _read(self, rows: list[int]) -> Tensor:

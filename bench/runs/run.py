@@ -18,7 +18,8 @@ from bench.core.records import Record, Training
 from bench.evaluate.context import Share
 from bench.runs.evaluate import PARTS, evaluate, evaluate_part
 from bench.runs.plan import Plan
-from bench.runs.train import FINISHED, changed_files, train
+from bench.runs.processes import announced
+from bench.runs.train import FINISHED, changed_files, help_with, train
 from bench.training.checkpoints import LOG, WEIGHTS, save_weights
 from bench.training.histories import LOSSES
 from bench.training.rebuild import load_weights
@@ -162,6 +163,13 @@ def train_seed(plan: Plan, seed: int) -> nn.Module:
     with _training(plan, seed) as home:
         model, _ = train(plan, seed, home)
     return model
+
+
+def help_to_train(plan: Plan) -> None:
+    """What the processes of torchrun other than the first do: take part in its trainings, until all runs are made."""
+    _settle(plan)
+    while (seed := announced()) is not None:
+        help_with(plan, seed)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from bench.core import files, sealed_json
 from bench.core.config import content_hash
@@ -16,6 +17,7 @@ from bench.core.opened_files import record_opened_files
 from bench.core.progress import Progress
 from bench.core.records import Training
 from bench.datasets.split import Split, hold_out
+from bench.runs.processes import announce
 from bench.training.checkpoints import CHECKPOINT, LOG, WEIGHTS, save_weights
 from bench.training.curves import make_curves
 from bench.training.histories import save_history
@@ -54,20 +56,10 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
         load_weights(model, folder / WEIGHTS)
         print(f"train {plan.name}: was finished already, in {folder}", file=sys.stderr)
         return model.to(plan.device), cost
-    assert plan.defense is not None
-    config = plan.defense.config
-    train_rows, held_out = hold_out(len(plan.arrays.y_train), config.validation, config.validation_seed)
-    x, y = plan.arrays.x_train, plan.arrays.y_train
-    train = Split(
-        x[train_rows], y[train_rows], plan.device, crop=config.crop, flip=config.flip, cutout=config.cutout,
-        cutmix=config.cutmix, classes=plan.arrays.classes,
-    )  # fmt: skip
-    validation = Split(x[held_out], y[held_out], plan.device) if len(held_out) else None
-    probe = make_probe(validation or train, plan.threat, None if validation else config.probe_examples)
-    curves = make_curves(train, Split.test(plan.arrays, plan.device), plan.threat, config.keep_curves)
+    announce(seed)
     opened: set[Path] = set()
     with failures_of(f"defense {plan.name}"), record_opened_files(opened):
-        loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe, curves=curves)
+        loop, train_rows = _loop_of(plan, model, seed)
         with Progress(f"train {plan.name}", loop.steps, "step") as progress:
             model, cost = loop.run(folder, progress.advance, identity=identity_of(plan, seed))
     for warning in cost.warnings:
@@ -79,6 +71,29 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     files.write_atomically(folder / FINISHED, sealed_json.encode(finished))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return model, cost
+
+
+def help_with(plan: Plan, seed: int) -> None:
+    """Train together with the first process, which reads and writes the files."""
+    with failures_of(f"defense {plan.name}"):
+        loop, _ = _loop_of(plan, plan.new_model(seed), seed)
+        loop.run(plan.training_folder(seed), identity=identity_of(plan, seed))
+
+
+def _loop_of(plan: Plan, model: nn.Module, seed: int) -> tuple[Loop, np.ndarray]:
+    """The training of a model, and the rows of the data set that it sees."""
+    assert plan.defense is not None
+    config = plan.defense.config
+    train_rows, held_out = hold_out(len(plan.arrays.y_train), config.validation, config.validation_seed)
+    x, y = plan.arrays.x_train, plan.arrays.y_train
+    train = Split(
+        x[train_rows], y[train_rows], plan.device, crop=config.crop, flip=config.flip, cutout=config.cutout,
+        cutmix=config.cutmix, classes=plan.arrays.classes,
+    )  # fmt: skip
+    validation = Split(x[held_out], y[held_out], plan.device) if len(held_out) else None
+    probe = make_probe(validation or train, plan.threat, None if validation else config.probe_examples)
+    curves = make_curves(train, Split.test(plan.arrays, plan.device), plan.threat, config.keep_curves)
+    return Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe, curves=curves), train_rows
 
 
 def finished_training(folder: Path, identity: str) -> Training | None:

@@ -4,14 +4,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from bench.core import registry
 from bench.core.contracts import Batch
+from bench.core.devices import multiply_adds
 from bench.core.errors import UserError
 from bench.core.progress import Progress
+from bench.core.spec_text import split_options
 from bench.datasets.split import Split
 from bench.runs.plan import Plan
 from bench.studies.study import ModelStudy
@@ -20,6 +23,7 @@ from leaderboard.render import render
 
 HEADERS = [
     "defense", "ms a step", "of standard", "work of standard", "passes of standard", "attack %", "update %", "data %",
+    "images/s", "utilisation %",
 ]  # fmt: skip
 BASE = "standard"
 
@@ -36,15 +40,21 @@ class SpeedStudy(ModelStudy):
     that computes its loss before `trainer.update` has the forward pass of the update under attack. Defenses that cannot
     be trained without further settings are listed below. On a CPU, times are those of this process on the processor, so
     that other programs hardly change them.
+
+    images/s: training images a second, each with all its passes. utilisation: the floating-point operations of the
+    work, 2 for a multiply-add of a convolution or linear layer, a second, of those of a large matrix product in the
+    precision of the training, which is timed here (model FLOP utilisation; bounds and all else count as time only).
     """
 
     suite: str = "digits"  # its data, model and settings
     defenses: tuple[str, ...] = ()  # names, separated by commas; none: all
     epochs: int = 2  # that are timed, after one that is not
+    settings: tuple[str, ...] = ()  # KEY=VALUE of all trainings, separated by commas, as compiled=true
 
     def run(self) -> str:
         if self.epochs < 1:
             raise UserError(f"epochs is {self.epochs}; it must be at least 1")
+        settings = split_options(self.settings, "settings")
         names = list(dict.fromkeys([BASE, *(self.defenses or registry.defense.names())]))
         costs: dict[str, Cost] = {}
         left_out: list[str] = []
@@ -55,7 +65,7 @@ class SpeedStudy(ModelStudy):
                 try:
                     plan = self.plan(
                         defense=name, suite=self.suite,
-                        overrides={"epochs": str(self.epochs + 1), "probe_every": "0", "select": "last"},
+                        overrides=settings | {"epochs": str(self.epochs + 1), "probe_every": "0", "select": "last"},
                     )  # fmt: skip
                     costs[name] = cost_of(plan, self.epochs)
                 except UserError as error:
@@ -69,11 +79,13 @@ class SpeedStudy(ModelStudy):
                 name, f"{1000 * cost.seconds / cost.steps:.2f}", f"{cost.per_example / base.per_example:.2f}",
                 f"{cost.work / base.work:.2f}", f"{cost.passes / base.passes:.2f}",
                 *(f"{100 * part / cost.seconds:.0f}" for part in cost.parts),
+                f"{1 / cost.per_example:,.0f}", f"{100 * cost.utilisation:.1f}",
             ]
             for name, cost in costs.items()
         ]  # fmt: skip
         text = render(HEADERS, rows, align="l" + "r" * (len(HEADERS) - 1))
-        return "\n\n".join([f"suite {self.suite}, {self.epochs} epochs", text, *left_out])
+        peaks = {f"{cost.precision}: {cost.peak / 1e9:,.0f} GFLOP/s in a matrix product" for cost in costs.values()}
+        return "\n\n".join([f"suite {self.suite}, {self.epochs} epochs", text, *sorted(peaks), *left_out])
 
 
 @dataclass(frozen=True)
@@ -86,10 +98,17 @@ class Cost:
     passes: float
     work: float
     parts: tuple[float, float, float]
+    flops_of_pass: int  # floating-point operations of a forward pass of one example
+    precision: str
+    peak: float  # floating-point operations a second of a matrix product in this precision
 
     @property
     def per_example(self) -> float:
         return self.seconds / self.examples
+
+    @property
+    def utilisation(self) -> float:
+        return self.flops_of_pass * self.work / self.per_example / self.peak
 
 
 def cost_of(plan: Plan, epochs: int) -> Cost:
@@ -109,7 +128,33 @@ def cost_of(plan: Plan, epochs: int) -> Cost:
     work = made + loop.backwards_of_updates
     parts = (loop.whole - loop.update_seconds - loop.data_seconds, loop.update_seconds, loop.data_seconds)
     seen = loop.examples_seen
-    return Cost(loop.whole, epochs * loop.steps_per_epoch, seen, made / seen, work / seen, parts)
+    flops = 2 * multiply_adds(plan.new_model(0), plan.arrays.shape)
+    precision = loop.forwards.computation.precision
+    return Cost(
+        loop.whole, epochs * loop.steps_per_epoch, seen, made / seen, work / seen, parts, flops, precision,
+        product_rate(plan.device.type, precision, plan.threads),
+    )  # fmt: skip
+
+
+@cache
+def product_rate(device: str, precision: str, threads: int) -> float:
+    """Floating-point operations a second of products of large matrices, the fastest of some."""
+    side = 8192 if device == "cuda" else 1024
+    matrix = torch.ones(side, side, device=device, dtype=getattr(torch, precision))
+    seconds = []
+    for _ in range(5):
+        start = now(torch.device(device))
+        torch.mm(matrix, matrix)
+        seconds.append(now(torch.device(device)) - start)
+    return float(2 * side**3 / min(seconds))
+
+
+def now(device: torch.device) -> float:
+    """Seconds, after everything that was started on the device; of this process alone on a CPU."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class TimedLoop(Loop):
@@ -125,29 +170,22 @@ class TimedLoop(Loop):
         self.examples_seen, self.passes_before = 0, self.passes.forwards + self.passes.backwards
         self.backwards_of_updates = 0
 
-    def now(self) -> float:
-        """Seconds, after everything that was started on the device; of this process alone on a CPU."""
-        if self.device.type != "cuda":
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
     @contextmanager
     def updating(self) -> Iterator[None]:
         """The block is part of an update."""
-        start, backwards, self._depth = self.now(), self.passes.backwards, self._depth + 1
+        start, backwards, self._depth = now(self.device), self.passes.backwards, self._depth + 1
         try:
             yield
         finally:
             self._depth -= 1
             if not self._depth:
-                self.update_seconds += self.now() - start
+                self.update_seconds += now(self.device) - start
                 self.backwards_of_updates += self.passes.backwards - backwards
 
     def run_epoch(self, report: Callable[..., None] | None = None) -> None:
-        start = self.now()
+        start = now(self.device)
         super().run_epoch(report)
-        self.whole += self.now() - start
+        self.whole += now(self.device) - start
 
     def train_on(self, batch: Batch) -> None:
         self.examples_seen += len(batch)
@@ -156,9 +194,9 @@ class TimedLoop(Loop):
     def shuffled(self) -> Iterator[Batch]:
         batches = super().shuffled()
         while True:
-            start = self.now()
+            start = now(self.device)
             batch = next(batches, None)
-            self.data_seconds += self.now() - start
+            self.data_seconds += now(self.device) - start
             if batch is None:
                 return
             yield batch

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from bench.core import shares
 from bench.core.bounded_text import check_json, check_safetensors_header
 from bench.core.errors import UserError
 from bench.core.files import write_atomically
@@ -52,12 +53,12 @@ def save_log(folder: Path, log: Sequence[Mapping[str, Any]]) -> None:
 def read_checkpoint(folder: Path, device: torch.device, keys: set[str], identity: str) -> dict[str, Any] | None:
     """The last state that was saved; None if there is none, or, with a warning, if its seal is broken.
 
-    UserError if it is of another kind of device.
+    UserError if it is of another kind of device or number of processes. The first process reads it for all.
     """
     path, state = folder / CHECKPOINT, None
-    if not path.exists():
+    content = shares.from_first(lambda: path.read_bytes() if path.exists() else None)
+    if content is None:
         return None
-    content = path.read_bytes()
     data, seal = content[:-SEAL], content[-SEAL:]
     if seal == _seal(data, identity):
         with suppress(UserError), _readable(path):
@@ -69,6 +70,11 @@ def read_checkpoint(folder: Path, device: torch.device, keys: set[str], identity
         raise UserError(
             f"{folder} was begun on {state['device']}, whose random numbers differ from those on {device.type}; use "
             f"--device {state['device']}, or another --out"
+        )
+    if state["processes"] != shares.count():
+        raise UserError(
+            f"{folder} was begun by {state['processes']} processes, whose sums are rounded in another way than those "
+            f"of {shares.count()}; use as many, or another --out"
         )
     return state
 

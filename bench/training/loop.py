@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.core import shares
 from bench.core.contracts import Batch, Defense, mode_of
 from bench.core.errors import CheckError, UserError
 from bench.core.failures import failures_of
@@ -53,6 +54,7 @@ class Loop(TrainingState):
         self.steps_per_epoch = rehearsal.count_batches(self)
         rehearsal.measure_pass(self)
         rehearsal.check_predictors(self)
+        rehearsal.check_shares(self)
 
     def run(
         self, folder: Path | None = None, report: Report | None = None, *, identity: str = ""
@@ -66,7 +68,7 @@ class Loop(TrainingState):
             self._resume(folder, report, identity)
         while self.epoch < self.epochs:
             self.run_epoch(report)
-            if folder is not None:
+            if folder is not None and shares.is_first():
                 checkpoints.save_checkpoint(folder, self.state(), identity)
                 checkpoints.save_log(folder, self.log)
         if self.best["state"] is not None:
@@ -82,7 +84,7 @@ class Loop(TrainingState):
             self.warn(warning)
         cost = Training(
             epochs=self.epochs, seconds=round(self.seconds, 3), forwards=self.passes.forwards,
-            backwards=self.passes.backwards, warnings=self.warnings,
+            backwards=self.passes.backwards, warnings=self.warnings, computation=self.forwards.computation,
         )  # fmt: skip
         return predictor, cost
 
@@ -93,17 +95,20 @@ class Loop(TrainingState):
         its calls of `backward`, whose gradient it follows.
         """
         lr, seconds = self.lr, self.seconds
-        with self.counted(self.model):
+        with self.computed(), self.counted(self.model):
             self._run_steps(report)
             self.defense.end_epoch(self)
             self.average.after_epoch(self.model, (self.epoch + 1) / self.epochs)
             loss = float(self._loss) / self._updates
+        shares.check_agreement([*self.model.state_dict().values(), *self.bank.values()])
         if not math.isfinite(loss):
             raise CheckError(
                 f"training stopped: the loss is {loss} in epoch {self.epoch + 1} at learning rate {lr:g}; "
                 f"try a lower one (--set lr={self.config.lr / 10:g}) or --set clip_grad=1"
             )
-        line = {"epoch": self.epoch + 1, "lr": lr, "loss": round(loss, 6)} | self._probe() | self._curves()
+        with self.computed():
+            found = self._probe() | self._curves()
+        line = {"epoch": self.epoch + 1, "lr": lr, "loss": round(loss, 6)} | found
         self.log.append(line | {"seconds": round(self.seconds - seconds, 3)})
         self.epoch += 1
 
@@ -119,9 +124,8 @@ class Loop(TrainingState):
 
     def train_on(self, batch: Batch) -> None:
         """One step."""
-        fast = torch.autocast(self.device.type, torch.bfloat16) if self.fast else nullcontext()
         kept = keeping_losses(self, batch, self.config.keep_losses)
-        with failures_of(f"{type(self.defense).__name__}.train_step"), fast, kept:
+        with failures_of(f"{type(self.defense).__name__}.train_step"), self.forwards.autocast(), kept:
             self.defense.train_step(batch, self)
         self.steps_done += 1
 
@@ -164,6 +168,7 @@ class Loop(TrainingState):
         """Continue from the checkpoint in `folder`, if there is one."""
         if (state := checkpoints.read_checkpoint(folder, self.device, set(self.state()), identity)) is not None:
             self.restore(state)
-            checkpoints.save_log(folder, self.log)  # a process may be killed between the checkpoint and its line
+            if shares.is_first():
+                checkpoints.save_log(folder, self.log)  # a process may be killed between the checkpoint and its line
             if report is not None:
                 report(self.steps_done, f"resumed after epoch {self.epoch}")

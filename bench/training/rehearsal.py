@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from bench.core import shares
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
 from bench.core.errors import UserError
@@ -36,6 +37,7 @@ class Loop(Trainer, Protocol):
     def undone(self) -> AbstractContextManager[None]: ...
     def train_on(self, batch: Batch) -> None: ...
     def is_probed(self) -> bool: ...
+    def computed(self) -> AbstractContextManager[None]: ...
 
 
 def check_precision(model: nn.Module) -> None:
@@ -84,6 +86,27 @@ def measure_pass(loop: Loop) -> None:
     with loop.undone(), mode_of(loop.model, training=True), counted, torch.no_grad(), failures_of(what):
         loop.model(x)
     loop.passes.whole |= passes.whole
+
+
+def check_shares(loop: Loop) -> None:
+    """UserError if several processes would not train as one does: see Defense.divisible and bench/core/shares.py."""
+    if shares.count() == 1:
+        return
+    name, advice = type(loop.defense).__name__, "train in one process, without torchrun"
+    if not loop.defense.divisible:
+        raise UserError(f"{name} looks inside the network's passes, which several processes divide; {advice}")
+    x = loop.split.take(torch.arange(min(IMAGES * shares.count() + 1, len(loop.split)), device=loop.device)).x
+    with loop.undone(), mode_of(loop.model, training=True), torch.no_grad():
+        whole = loop.model(x).float()
+    with loop.undone(), mode_of(loop.model, training=True), torch.no_grad(), loop.computed():
+        divided = loop.model(x).float()
+    if loop.config.norm_shares == 1 and not torch.allclose(
+        whole, divided, rtol=0, atol=TOLERANCE * float(whole.abs().max())
+    ):
+        raise UserError(
+            f"the network's logits for an image are random, or depend on the other images of a batch by other layers "
+            f"than batch norm, so several processes would train another network; {advice}"
+        )
 
 
 def check_predictors(loop: Loop) -> None:

@@ -4,19 +4,20 @@ import copy
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.core import seeds
+from bench.core import seeds, shares
 from bench.core.contracts import Batch, Defense
 from bench.core.passes import Passes, count_passes
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.training.averaging import WeightAverage
 from bench.training.extra_data import ExtraData
+from bench.training.forwards import Forwards
 from bench.training.optimizers import make_optimizer, step_of
 from bench.training.schedules import eps_at, learning_rate
 from bench.training.weight_perturbation import Loss, perturbed_weights
@@ -36,10 +37,8 @@ class TrainingState:
         self.config, self.defense, self.split = defense.config, defense, split
         self._whole_threat = threat
         self.device = split.y.device
-        self.fast = self.config.amp == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.model = model.to(self.device)
-        if self.fast:
-            self.model = self.model.to(memory_format=torch.channels_last)
+        self.forwards = Forwards(self.config, model, self.device)
+        self.model = self.forwards.placed(model)
         self.optimizer = make_optimizer(defense, self.model)
         self.average = WeightAverage(self.config, self.model)
         self.generator = seeds.generator(self.device, seed, "training")
@@ -99,10 +98,14 @@ class TrainingState:
             self.warnings.append(message)
 
     def shuffled(self) -> Iterator[Batch]:
-        layout = torch.channels_last if self.fast else torch.contiguous_format
         batches = self.split.shuffled(self.config.batch_size, self.generator)
         for batch in batches if self.extra is None else self.extra.mixed(batches, self.generator):
-            yield dataclasses.replace(batch, x=batch.x.contiguous(memory_format=layout))
+            yield dataclasses.replace(batch, x=batch.x.contiguous(memory_format=self.forwards.layout))
+
+    def computed(self) -> AbstractContextManager[None]:
+        """Inside the block, passes are computed as the config says, by all processes together."""
+        average = () if self.average.copy is None else (self.average.copy.module,)
+        return self.forwards.of(self.model, *average)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -150,6 +153,7 @@ class TrainingState:
         """Everything that the rest of the training depends on."""
         return {
             "device": self.device.type,
+            "processes": shares.count(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "averaged": None if self.average.copy is None else self.average.copy.state_dict(),
