@@ -29,6 +29,7 @@ KINDS: dict[str, registry.Registry] = {
     "libraries": registry.library,
     "certifiers": registry.certifier,
     "datasets": registry.dataset,
+    "corruptions": registry.corruption,
     "models": registry.model,
     "studies": registry.study,
 }

@@ -67,6 +67,8 @@ def add_evaluation(sub: argparse.ArgumentParser) -> None:
     option("--attacks", type=spec_list("--attacks"), metavar="SPEC,...", help=help_text)
     help_text = "for example ibp,alpha-crown (default: none)"
     option("--certifiers", type=spec_list("--certifiers"), default=(), metavar="SPEC,...", help=help_text)
+    help_text = "common corruptions: names from `bench list corruptions`, or all, or benchmark (the 15 of CIFAR-10-C)"
+    option("--corruptions", type=spec_list("--corruptions"), metavar="NAME,...", help=help_text)
     help_text = "run attacks and certifiers until each example is decided"
     option("--bracket", action="store_true", help=help_text)
     help_text = f"work of --bracket: sub-problems for each example in the certifiers that search (default: {BUDGET})"

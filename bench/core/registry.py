@@ -1,4 +1,4 @@
-"""Names of defenses, attacks, certifiers, data sets, models and studies, and the classes behind them.
+"""Names of defenses, attacks, certifiers, data sets, corruptions, models and studies, and what is behind them.
 
 An entry is a class or a function decorated by `@registry.KIND("name")`; the first line of its docstring is its summary.
 Built-ins are found by parsing the files of their package, without importing them: `bench list` never loads torch.
@@ -223,7 +223,8 @@ attack = Registry("attack", "attacks")
 certifier = Registry("certifier", "certifiers")
 defense = Registry("defense", "defenses")
 dataset = Registry("dataset", "bench.datasets")
+corruption = Registry("corruption", "bench.datasets")
 model = Registry("model", "bench.models")
 study = Registry("study", "bench.studies")
 library = Registry("library", "attacks")  # functions: name of another library's attack -> its adapter
-KINDS = (attack, certifier, defense, dataset, model, study, library)
+KINDS = (attack, certifier, defense, dataset, corruption, model, study, library)

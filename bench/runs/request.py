@@ -23,6 +23,7 @@ class Request:
     eps: Sequence[float] | None = None  # the first is the threat model's; every attack also runs at the others
     attacks: Sequence[str] | None = None  # None with a bracket: only the bracket's
     certifiers: Sequence[str] = ()
+    corruptions: Sequence[str] | None = None
     budget: int | None = None  # of the bracket: sub-problems for each example; None for no bracket
     time_limit: float | None = None  # of the bracket, in seconds
     n_examples: int | None = None
@@ -51,6 +52,7 @@ class Request:
             *(("--set", f"{key}={text}") for key, text in self.overrides.items()),
             ("--attacks", None if self.attacks is None else join_specs(self.attacks) or "none"),
             ("--certifiers", join_specs(self.certifiers) or None),
+            ("--corruptions", None if self.corruptions is None else ",".join(self.corruptions) or "none"),
         ]  # fmt: skip
         words += [word for option, value in options if value is not None for word in (option, value)]
         if self.budget is not None:
