@@ -31,6 +31,7 @@ KINDS: dict[str, registry.Registry] = {
     "datasets": registry.dataset,
     "corruptions": registry.corruption,
     "models": registry.model,
+    "model-libraries": registry.model_library,
     "studies": registry.study,
 }
 HOW_TO_SET = {

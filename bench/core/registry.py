@@ -26,7 +26,7 @@ from bench.core.errors import UserError
 from bench.core.opened_files import record_opened_files
 
 T = TypeVar("T")
-PLURAL = {"study": "studies", "library": "libraries"}  # all others take an s
+PLURAL = {"study": "studies", "library": "libraries", "model_library": "model-libraries"}  # all others take an s
 
 
 @dataclass(frozen=True)
@@ -227,4 +227,5 @@ corruption = Registry("corruption", "bench.datasets")
 model = Registry("model", "bench.models")
 study = Registry("study", "bench.studies")
 library = Registry("library", "attacks")  # functions: name of another library's attack -> its adapter
-KINDS = (attack, certifier, defense, dataset, corruption, model, study, library)
+model_library = Registry("model_library", "bench.models")  # functions: name of another library's model -> its builder
+KINDS = (attack, certifier, defense, dataset, corruption, model, study, library, model_library)
