@@ -52,6 +52,8 @@ def add_setting(sub: argparse.ArgumentParser) -> None:
 def add_training(sub: argparse.ArgumentParser) -> None:
     option = sub.add_argument
     option("--epochs", type=integer("--epochs", 1), metavar="N", help="training epochs (short for --set epochs=N)")
+    help_text = "also show each epoch in a dashboard, by an extra of this name; it changes no number"
+    option("--log", choices=["tensorboard", "wandb"], help=help_text)
     help_text = "a hyper-parameter of the defense; repeatable"
     option("--set", action="append", default=[], metavar="KEY=VALUE", help=help_text)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.core.spec_text import join_specs
+from bench.runs.loggers import LoggerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Request:
     out: Path = Path("runs")
     reuse: bool = False  # a finished run that was made by other source is the answer, and says so
     force: bool = False  # a finished run is made again
+    log: LoggerName | None = None  # a dashboard that gets the figures of each epoch
 
     def command_line(self, seed: int) -> str:
         """A shell command. Options of one machine (data folder, device, threads, --out, ...) are left out."""

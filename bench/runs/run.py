@@ -16,10 +16,12 @@ from bench.core.errors import CheckError, UserError
 from bench.core.folders import locked, remove_leftovers
 from bench.core.records import Record, Training
 from bench.runs.evaluate import PARTS, evaluate
+from bench.runs.loggers import RunLogger, make_logger
 from bench.runs.plan import Plan
 from bench.runs.train import FINISHED, changed_files, train
 from bench.training.checkpoints import LOG, WEIGHTS, save_weights
 from bench.training.histories import LOSSES
+from leaderboard.run_tables import accuracies
 
 NAMED = 3  # files that a message names
 
@@ -105,13 +107,18 @@ def _listed(names: list[str]) -> str:
 def _compute(plan: Plan, seed: int, folder: Path) -> None:
     _settle(plan)
     _describe(folder, plan.config.as_json())
+    logger, request = None, plan.request
+    if request.log is not None:
+        logger = make_logger(request.log, request.out, folder.parent.name, seed, plan.config.as_json())
     if plan.loaded is not None:
         model, cost = plan.loaded.to(plan.device), None
         save_weights(folder / WEIGHTS, model, plan.spec)
     else:
-        model, cost = _trained(plan, seed, folder)
+        model, cost = _trained(plan, seed, folder, logger)
     record = evaluate(plan, seed, folder, model, cost)
     record_files.write_record(folder, record)
+    if logger is not None:
+        logger.result({name: each.acc for name, each in accuracies(record).items()})
     _remove_unfinished(folder)
 
 
@@ -122,10 +129,10 @@ def _settle(plan: Plan) -> None:
     torch.set_deterministic_debug_mode("error" if plan.device.type == "cpu" else "default")
 
 
-def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
+def _trained(plan: Plan, seed: int, folder: Path, logger: RunLogger | None) -> tuple[nn.Module, Training]:
     """The trained model. Its weights and its log are copied to the folder of the run, which is complete by itself."""
     with _training(plan, seed) as home:
-        model, cost = train(plan, seed, home)
+        model, cost = train(plan, seed, home, logger)
         for name in (WEIGHTS, LOG, *([LOSSES] if (home / LOSSES).exists() else [])):
             files.write_atomically(folder / name, (home / name).read_bytes())
     return model, cost

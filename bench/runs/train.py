@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +25,13 @@ from bench.training.probe import make_probe
 from bench.training.rebuild import load_weights
 
 if TYPE_CHECKING:
+    from typing import SupportsFloat
+
     from torch import nn
 
+    from bench.runs.loggers import RunLogger
     from bench.runs.plan import Plan
+    from bench.training.loop import Report
 
 FINISHED = "training.json"
 
@@ -45,7 +50,7 @@ def identity_of(plan: Plan, seed: int) -> str:
     return f"{content_hash(plan.training_identity)}/{seed}"
 
 
-def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
+def train(plan: Plan, seed: int, folder: Path, logger: RunLogger | None = None) -> tuple[nn.Module, Training]:
     """The trained model and the training's cost, read from `folder` if the training is already finished."""
     model = plan.new_model(seed)
     cost = finished_training(folder, identity_of(plan, seed))
@@ -53,6 +58,8 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
         (folder / CHECKPOINT).unlink(missing_ok=True)  # if the process was killed just before it did so
         load_weights(model, folder / WEIGHTS)
         print(f"train {plan.name}: was finished already, in {folder}", file=sys.stderr)
+        if logger is not None:
+            logger.epochs([json.loads(line) for line in (folder / LOG).read_text().splitlines()])
         return model.to(plan.device), cost
     assert plan.defense is not None
     config = plan.defense.config
@@ -69,7 +76,10 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     with failures_of(f"defense {plan.name}"), record_opened_files(opened):
         loop = Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe, curves=curves)
         with Progress(f"train {plan.name}", loop.steps, "step") as progress:
-            model, cost = loop.run(folder, progress.advance, identity=identity_of(plan, seed))
+            report = progress.advance if logger is None else reporting(progress, loop, logger)
+            model, cost = loop.run(folder, report, identity=identity_of(plan, seed))
+    if logger is not None:
+        logger.epochs(loop.log)
     for warning in cost.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     save_weights(folder / WEIGHTS, model, plan.spec)
@@ -79,6 +89,16 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
     files.write_atomically(folder / FINISHED, sealed_json.encode(finished))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return model, cost
+
+
+def reporting(progress: Progress, loop: Loop, logger: RunLogger) -> Report:
+    """The report of each step, with the epochs that have ended since the last one for the logger."""
+
+    def report(n: float, note: str = "", *, loss: SupportsFloat | None = None) -> None:
+        progress.advance(n, note, loss=loss)
+        logger.epochs(loop.log)
+
+    return report
 
 
 def finished_training(folder: Path, identity: str) -> Training | None:
