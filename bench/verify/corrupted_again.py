@@ -27,7 +27,12 @@ def check_corruptions(
         return Finding(CORRUPTED_AGAIN, "not checkable", f"the images of {', '.join(others)} are not those of the run")
     test = Split.test(data, settings.device, record.n_examples)
     again, _ = measure_corruptions(
-        as_classifier(predictor.model), test, sources, n_test=len(data.y_test), batch_size=predictor.batch_size
+        as_classifier(predictor.model),
+        test,
+        sources,
+        n_test=len(data.y_test),
+        batch_size=predictor.batch_size,
+        show=True,
     )
     columns = [key for key in table if key.startswith(CORRUPTED)]
     differ = np.stack([table[key] != again[key] for key in columns])
