@@ -168,8 +168,7 @@ class LPER(PER[Config]):
     the text's fits the penalties of the published model better. The attack always has the whole eps.
 
     Evidence: digits (small-cnn, Linf 0.2, 60 epochs, 3 seeds, 360 test images): clean 89.0 +- 4.0, certified
-    20.6 +- 1.7, attacked 20.6 +- 1.8. mnist (cnn, Linf 0.1, 2 epochs, 3 seeds, 1,000 test images): clean 94.7 +- 0.2,
-    certified 2.8 +- 0.6, attacked 62.8 +- 4.0.
+    20.6 +- 1.7, attacked 20.6 +- 1.8.
     """
 
     config_class = Config
@@ -184,8 +183,7 @@ class IPER(LPER):
     backward, which is the same for one hidden layer and at least as tight for several.
 
     Evidence: digits (small-cnn, Linf 0.2, 60 epochs, 3 seeds, 360 test images): clean 88.2 +- 1.5, certified
-    39.8 +- 6.6, attacked 40.3 +- 6.5. mnist (cnn, Linf 0.1, 2 epochs, 3 seeds, 1,000 test images): clean 96.2 +- 0.6,
-    certified 7.5 +- 1.4, attacked 52.7 +- 5.4.
+    39.8 +- 6.6, attacked 40.3 +- 6.5.
     """
 
     intermediate: ClassVar[Intermediate] = "ibp"
@@ -215,8 +213,7 @@ class LPERAT(Attacked):
     the clean images, and distances are measured from the attacked ones.
 
     Evidence: digits (small-cnn, Linf 0.2, 60 epochs, 3 seeds, 360 test images): clean 87.6 +- 3.2, certified
-    23.1 +- 2.7, attacked 23.1 +- 2.7. mnist (cnn, Linf 0.1, 2 epochs, 3 seeds, 1,000 test images): clean 93.8 +- 0.8,
-    certified 67.1 +- 4.6, attacked 81.6 +- 1.6.
+    23.1 +- 2.7, attacked 23.1 +- 2.7.
     """
 
     intermediate: ClassVar[Intermediate] = "linear"
@@ -227,8 +224,7 @@ class IPERAT(Attacked):
     """I-PER+at: I-PER with adversarial training, in one of the two readings of L-PER+at.
 
     Evidence: digits (small-cnn, Linf 0.2, 60 epochs, 3 seeds, 360 test images): clean 88.4 +- 0.7, certified
-    35.7 +- 6.4, attacked 35.7 +- 6.4. mnist (cnn, Linf 0.1, 2 epochs, 3 seeds, 1,000 test images): clean 94.9 +- 1.0,
-    certified 80.6 +- 2.0, attacked 85.2 +- 1.8.
+    35.7 +- 6.4, attacked 35.7 +- 6.4.
     """
 
     intermediate: ClassVar[Intermediate] = "ibp"

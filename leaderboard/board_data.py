@@ -6,10 +6,18 @@ import msgspec
 
 Kind = Literal["recipe", "weights", "reported"]
 Trained = Literal["reproduced", "by its authors only"]
-Status = Literal["re-checkable", "not re-checkable", "reported, not verified"]
-NOT_RECHECKABLE = (
-    "Not re-checkable: the weights and adversarial examples are not published, so nobody else can check the numbers."
-)
+Status = Literal["re-checkable", "partly re-checkable", "not re-checkable", "reported, not verified"]
+STATUS_NOTES: dict[Status, str] = {
+    "partly re-checkable": (
+        "Partly re-checkable: the weights and adversarial examples of some seeds are published. The other seeds can be "
+        "retrained: on the machine named in the record, the command gives the weights whose hash the record holds."
+    ),
+    "not re-checkable": (
+        "Not re-checkable: the weights and adversarial examples are not published, so nobody else can check the "
+        "numbers."
+    ),
+}
+SeedStatus = Literal["re-checkable", "can be retrained", "not re-checkable"]
 
 
 INTERVALS = (
@@ -118,6 +126,7 @@ class Seed(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool = False  # did a time limit end before all of its stages had tried them?
     weights: str  # SHA-256
     weights_url: str | None
+    status: SeedStatus
     provenance: dict[str, str]
 
 

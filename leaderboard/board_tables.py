@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from leaderboard.board_data import INTERVALS, NOT_RECHECKABLE, Board, Estimate, Row
+from leaderboard.board_data import INTERVALS, STATUS_NOTES, Board, Estimate, Row
 from leaderboard.render import Format, compact, interval, percent, render, verdict_text, wrapped
 from leaderboard.texts import as_markdown, no_formula
 
@@ -90,8 +90,8 @@ def _markdown(board: Board, width: int | None) -> str:
 
 
 def _status_note(board: Board) -> list[str]:
-    """What `not re-checkable` and a position in parentheses mean, if an entry of the board has that."""
-    notes = [NOT_RECHECKABLE] if any(row.status == "not re-checkable" for row in board.rows) else []
+    """What a status and a position in parentheses mean, if an entry of the board has that."""
+    notes = [note for status, note in STATUS_NOTES.items() if any(row.status == status for row in board.rows)]
     return notes + ([REPORTED_POSITION] if any(row.position is not None for row in board.rows) else [])
 
 

@@ -20,6 +20,7 @@ from leaderboard.board_data import (
     Measured,
     Row,
     Seed,
+    SeedStatus,
     Status,
     Trained,
 )
@@ -123,8 +124,19 @@ def _reported(entry: Entry) -> Row:
 
 
 def _status(records: Sequence[Record]) -> Status:
-    published = all(record.artifacts[name].url for record in records for name in ("weights", "witnesses"))
-    return "re-checkable" if published else "not re-checkable"
+    seeds = {_seed_status(record) for record in records}
+    if seeds == {"re-checkable"}:
+        return "re-checkable"
+    return "partly re-checkable" if seeds == {"re-checkable", "can be retrained"} else "not re-checkable"
+
+
+def _seed_status(record: Record) -> SeedStatus:
+    """Re-checkable if weights and witnesses lie beside the record or at an address."""
+    files = [record.artifacts[name] for name in ("weights", "witnesses")]
+    if all(file.path or file.url for file in files):
+        return "re-checkable"
+    trained = record.training is not None and record.provenance.get("command") is not None
+    return "can be retrained" if trained else "not re-checkable"
 
 
 def _estimate(shares: Sequence[float], runs: Runs) -> Estimate:
@@ -222,7 +234,7 @@ def _seed(run: EvaluatedRun) -> Seed:
         clean=share(run.clean), attacked=share(run.robust), certified=share(run.certified),
         open=None if record.bracket is None else record.bracket.open,
         truncated=record.bracket is not None and record.bracket.cut_by_time,
-        weights=weights.sha256, weights_url=weights.url,
+        weights=weights.sha256, weights_url=weights.url, status=_seed_status(record),
         provenance={key: str(value) for key, value in provenance.items() if value is not None},
     )  # fmt: skip
 

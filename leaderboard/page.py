@@ -13,7 +13,7 @@ import msgspec
 
 from bench.core.files import write_atomically
 from bench.core.records import VERDICTS
-from leaderboard.board_data import INTERVALS, NOT_RECHECKABLE, Board
+from leaderboard.board_data import INTERVALS, STATUS_NOTES, Board
 
 # JSON without `<` cannot contain `</script` (the end of a script element) or `<!--` (which changes how it is parsed).
 UNSAFE = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
@@ -32,7 +32,7 @@ def write_page(boards: Sequence[Board], folder: Path) -> Path:
 
 def page_html(boards: Sequence[Board]) -> str:
     """The HTML of the page. It holds the boards as JSON, one block for each suite; the script shows them as text."""
-    texts = {"VERDICT_TEXTS": VERDICTS, "NOT_RECHECKABLE": NOT_RECHECKABLE}
+    texts = {"VERDICT_TEXTS": VERDICTS, "STATUS_NOTES": STATUS_NOTES}
     constants = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in texts.items())
     html, style, script = _part("page.html"), _part("page.css"), constants + "\n".join(map(_part, SCRIPTS))
     blocks = "\n".join(map(_data_block, boards))

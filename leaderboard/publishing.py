@@ -1,7 +1,7 @@
 """Publishing verified runs as seeds of an entry, with what their verification derived again."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import msgspec
 
 from bench.core.errors import UserError
 from bench.core.folders import changed_in_one_step
-from bench.core.record_files import RECORD, TABLE, read_record, write_record
+from bench.core.record_files import RECORD, read_record, write_record
 from bench.core.records import Artifact, Record, Sanity
 from leaderboard.checked_claims import Checked, write_checked
 from leaderboard.published_results import ABOUT, About, Contest, check_name, read_about, suite_folder, write_contest
@@ -34,12 +34,13 @@ class Derived:
 
 def add_runs(
     results: Path, entry: str, about: About, runs: Sequence[Path], *, url: str | None = None,
-    derived: Sequence[Derived] = (),
+    with_files: Collection[int] = (), derived: Sequence[Derived] = (),
 ) -> Path:  # fmt: skip
     """Publish finished and verified runs as seeds of an entry, all or none in one step; returns the entry's folder.
 
-    url: the public folder of its weights and witnesses; None if they are not published. derived: of the verification of
-    each run. Seeds that are published just so stay as they are. UserError if one is published otherwise, or if the
+    url: the public folder of its weights and witnesses; None if they are not published. with_files: the seeds whose
+    weights, witnesses and proofs are copied into the entry. derived: of the verification of each run. Seeds that are
+    published just so stay as they are. UserError if one is published otherwise, or if the
     entry has another recipe or another about.toml.
     """
     records, found = {run: read_record(run) for run in runs}, dict(zip(runs, derived, strict=False))
@@ -59,8 +60,11 @@ def add_runs(
         for run, record in new.items():
             folder = part / entry / str(record.seed)
             folder.mkdir()
-            shutil.copyfile(run / TABLE, folder / TABLE)
-            published = msgspec.structs.replace(record, artifacts=_published(record, url))
+            copied = {"examples"} if record.seed not in with_files else set(record.artifacts)
+            for name in copied:
+                file = str(record.artifacts[name].path)
+                shutil.copyfile(run / file, folder / file)
+            published = msgspec.structs.replace(record, artifacts=_published(record, url, copied))
             if run in found:
                 published = msgspec.structs.replace(published, sanity=found[run].sanity)
                 write_checked(folder, found[run].checked)
@@ -106,12 +110,12 @@ def check_seeds(records: Sequence[Record], results: Path, entry: str, about: Abo
                 raise UserError(f"seeds {other.seed} and {record.seed} have the same weights; train each seed")
 
 
-def _published(record: Record, url: str | None) -> dict[str, Artifact]:
-    """The artifacts of a run. All but the table get their address below `url`, if it is given, instead of a path."""
+def _published(record: Record, url: str | None, copied: Collection[str]) -> dict[str, Artifact]:
+    """The artifacts of a run. All but the copied ones get an address below `url`, if it is given, instead of a path."""
 
     def moved(file: Artifact) -> Artifact:
         name = Path(file.path or file.url or "").name
         address = file.url if url is None else f"{url.rstrip('/')}/{record.seed}/{name}"
         return msgspec.structs.replace(file, path=None, url=address)
 
-    return {name: file if name == "examples" else moved(file) for name, file in record.artifacts.items()}
+    return {name: file if name in copied else moved(file) for name, file in record.artifacts.items()}

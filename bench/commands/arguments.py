@@ -86,12 +86,16 @@ def integer(option: str, low: int, high: int | None = None) -> Callable[[str], i
     return parse
 
 
-def seed_list(text: str) -> list[int]:
-    """Seeds separated by commas."""
-    seeds: list[int] = list(dict.fromkeys(parse_value(text, tuple[int, ...], "--seeds")))
-    if not seeds or min(seeds) < 0:
-        raise UserError(f"--seeds takes integers of at least 0, such as 0,1,2, not '{text}'")
-    return seeds
+def seed_list(option: str) -> Callable[[str], list[int]]:
+    """A parser for `option`, seeds separated by commas."""
+
+    def parse(text: str) -> list[int]:
+        seeds: list[int] = list(dict.fromkeys(parse_value(text, tuple[int, ...], option)))
+        if not seeds or min(seeds) < 0:
+            raise UserError(f"{option} takes integers of at least 0, such as 0,1,2, not '{text}'")
+        return seeds
+
+    return parse
 
 
 def spec_list(option: str) -> Callable[[str], list[str]]:

@@ -45,6 +45,7 @@ def add(commands: Any) -> None:
     option("--html", type=Path, metavar="DIR", help="write a page that works offline, and its data")
     option("--format", choices=[*SUFFIXES], help=FORMAT)
     option("--results", type=Path, metavar="DIR", help="published results (default: those of this package)")
+    option("--speedrun", action="store_true", help="which entries reach the suite's targets with the fewest passes")
     option("--export", metavar="SUITE/ENTRY", help="print this entry as a model_info JSON of RobustBench")
     help_text = "add a model_info JSON of RobustBench as --reported-as, or a folder of them, each to its suite"
     option("--add-reported", type=Path, metavar="PATH", help=help_text)
@@ -132,6 +133,11 @@ def act_leaderboard(args: argparse.Namespace) -> None:
     boards = [build_board(results, name) for name in ([args.suite] if args.suite else suites)]
     for problem in (problem for board in boards for problem in board.left_out):
         print(f"warning: {problem}", file=sys.stderr)
+    if args.speedrun:
+        from leaderboard.speedrun import render_speedrun
+
+        print(render_speedrun(boards, args.format or "markdown", _width(args.format)))
+        return
     if args.html is None:
         print(render_boards(boards, args.format or "markdown", _width(args.format)))
         return

@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
     option = sub.add_argument
     option("--suite", required=True, metavar="NAME", help="a name from `bench list suites`, or FILE.toml")
     option("--defenses", metavar="NAME,...", help="default: all that support the suite")
-    option("--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2", help="default: 0,1,2")
+    option("--seeds", type=seed_list("--seeds"), default=[0, 1, 2], metavar="0,1,2", help="default: 0,1,2")
     option("--jobs", type=integer("--jobs", 1, 1024), metavar="N", help="parallel runs (default: one per core)")
     options.add_training(sub)
     options.add_evaluation(sub)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.commands.arguments import seed_list
 from bench.commands.options import add_suites_option, add_verification, verification_settings
 from bench.core.config import add_suites
 from bench.core.errors import UserError
@@ -30,6 +31,8 @@ def add(commands: Any) -> None:
     option("--maintainer", action="append", default=[], dest="maintainers", metavar="ACCOUNT", help=help_text)
     option("--reason", metavar="TEXT", help="why a seed is far from the others of its entry")
     option("--artifacts", metavar="URL", help="public https folder of SEED/weights.safetensors; with --contest: a file")
+    help_text = "seeds whose weights, witnesses and proofs are copied into the entry, for example 0"
+    option("--with-files", type=seed_list("--with-files"), default=[], metavar="0,1", help=help_text)
     option("--check", action="store_true", help="verify only, write nothing")
     option("--author", metavar="ACCOUNT", help="with --check: who opened the pull request")
     option("--contests", type=Path, metavar="DIR", help="with --check: where to write contests that it lacks")
@@ -78,6 +81,7 @@ def act_submit(args: argparse.Namespace) -> None:
             results=results,
             about=about,
             artifacts_url=args.artifacts,
+            with_files=tuple(args.with_files),
             seed=args.seed,
             author=args.author,
             reason=args.reason,

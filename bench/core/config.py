@@ -162,6 +162,7 @@ class Suite:
     eval_batch: int = 256
     board_examples: int | None = None  # the fewest test examples of an entry of its leaderboard; None for all
     board_attacks: tuple[str, ...] = ("autoattack", "bracket-attack")  # an entry needs one of these, or a bracket
+    speedrun_targets: tuple[float, ...] = ()  # accuracies under attack, of `bench leaderboard --speedrun`
     training: Mapping[str, Any] = field(default_factory=dict)
     defenses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by defense, over `training`
 

@@ -92,8 +92,9 @@ class Registry:
             self._built_in = {}
             spec = importlib.util.find_spec(self.package)
             folders = [] if spec is None else list(spec.submodule_search_locations or [])
-            for path in sorted(path for folder in folders for path in Path(folder).glob("*.py")):
-                module = f"{self.package}.{path.stem}"
+            files = [(path, Path(folder)) for folder in folders for path in Path(folder).rglob("*.py")]
+            for path, folder in sorted(files):
+                module = ".".join((self.package, *path.relative_to(folder).with_suffix("").parts))
                 for name, attribute, summary in self._declared(path):
                     entry = Entry(name, summary, module, partial(_load_built_in, module, attribute))
                     self._check_new(entry, self._built_in)

@@ -177,11 +177,18 @@ def check_whole(folders: Sequence[Path]) -> None:
                 raise UserError(f"{seed} has no {RECORD}; finish the run or delete the folder, then submit all seeds")
 
 
+def is_published_form(folder: Path, record: Record) -> bool:
+    """Whether it is a run as `bench submit` has published it, which a pull request adds, and not a run folder."""
+    return record.artifacts["weights"].path is None or not (folder / CONFIG).exists()
+
+
 def _check_files(folder: Path) -> None:
     """Only the files of a run. Sizes are checked before any is opened."""
     names = check_file_names(folder)
-    for name in {RECORD, CONFIG, VERIFICATION, NETWORK}.intersection(names):
+    for name in {RECORD, CONFIG, VERIFICATION}.intersection(names):
         read_json(folder / name, MAX_BYTES[name])
+    if NETWORK in names:  # the mask of a pruned layer is a string
+        read_json(folder / NETWORK, MAX_BYTES[NETWORK], MAX_BYTES[NETWORK])
     for name in {TABLE, PROOFS}.intersection(names):
         check_npz(folder / name, MAX_BYTES[name])
     if WITNESSES in names:
@@ -245,11 +252,11 @@ def _check_claims(folder: Path, record: Record) -> None:
 def _check_entry(folder: Path, results: Path, record: Record, entry: str) -> None:
     """The seed is not published otherwise.
 
-    A run without its weights is one that a pull request adds: its folder must be SUITE/ENTRY/SEED.
+    What a pull request adds must be in the folder SUITE/ENTRY/SEED.
     """
     home = suite_folder(results, str(record.suite)) / check_name(entry, "entry")
     place = (home / str(record.seed)).parts[-3:]
-    if record.artifacts["weights"].path is None and folder.resolve().parts[-3:] != place:
+    if is_published_form(folder, record) and folder.resolve().parts[-3:] != place:
         raise UserError(f"{folder} is published as {'/'.join(place)}; it must be in a folder of that name")
     if (home / REPORTED).exists():
         raise UserError(f"entry '{entry}' is one that RobustBench reports; choose another name")

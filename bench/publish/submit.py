@@ -40,7 +40,8 @@ class Submission:
     """A run, or a folder with all seeds of a recipe, for results/SUITE/ENTRY.
 
     about: None reads the about.toml beside the run. artifacts_url: an https folder that will serve the files of seed S
-    under S/; None if they will not be public. seed: of the verification; None takes one from the weights of each run.
+    under S/; None if they will not be public. with_files: the seeds whose weights, witnesses and proofs are copied into
+    the entry. seed: of the verification; None takes one from the weights of each run.
     author: who opened the pull request; None if there is none. reason: why a seed is far from the others of its entry.
     contests: a folder to which a check writes the contests that a pull request lacks.
     """
@@ -50,6 +51,7 @@ class Submission:
     results: Path
     about: About | None = None
     artifacts_url: str | None = None
+    with_files: tuple[int, ...] = ()
     seed: int | None = None
     author: str | None = None
     reason: str | None = None
@@ -86,11 +88,12 @@ def submit_runs(
         reason, derived = submission.reason, [each.derived for each in examined]
         derived = derived if reason is None else [each.because(reason) for each in derived]
         home = add_runs(
-            submission.results, submission.entry, about, copies, url=submission.artifacts_url, derived=derived
-        )
+            submission.results, submission.entry, about, copies, url=submission.artifacts_url,
+            with_files=submission.with_files, derived=derived,
+        )  # fmt: skip
     print(f"{submission.entry}: {seeds} added\n\n{pull_request(home)}")
-    if submission.artifacts_url is None and any(record.artifacts["weights"].url is None for record in records):
-        print("\nNobody else can check it: publish weights and witnesses, and name their folder with --artifacts.")
+    if not submission.with_files and any(record.artifacts["weights"].url is None for record in records):
+        print("\nNobody else can check it: give --with-files SEED to add its weights, or --artifacts URL of a folder.")
 
 
 def _verify(
@@ -110,6 +113,8 @@ def _verify(
     examined: list[Examined] = []
     objections: list[str] = []
     for (copy, folder), record in zip(runs.items(), records, strict=True):
+        if submission.author is not None and not static_checks.is_published_form(copy, record):
+            raise UserError(f"{folder} is a run folder; publish it with `bench submit`, and add what that writes")
         check_code(record, settings)
         _complete(copy, record, fetch, open_url)
         with errors_as_one_line(str(folder)):
@@ -119,7 +124,7 @@ def _verify(
             static_checks.check_witness_number(copy / ARTIFACTS["witnesses"], data.shape, most)
         examined.append(examine(copy, record, data, settings_for(record, settings, submission.seed)))
         objections += examined[-1].objections
-        if record.artifacts["weights"].path is None:  # a pull request brings what was derived
+        if static_checks.is_published_form(copy, record):  # a pull request brings what was derived
             objections += _of_pull_request(submission, copy, record, examined[-1])
         _print_report(folder, examined[-1].findings)
     published = {each.name: each.runs for each in read_entries(results, suite)[0]}

@@ -61,8 +61,11 @@ def check_file(path: Path, max_bytes: int) -> None:
         raise UserError(f"{path.name} has {status.st_size} bytes; at most {max_bytes} are read")
 
 
-def read_json(path: Path, max_bytes: int) -> Any:
-    """JSON without duplicate keys; depth, strings and numbers are limited, and text is printable ASCII."""
+def read_json(path: Path, max_bytes: int, max_text: int = MAX_TEXT) -> Any:
+    """JSON without duplicate keys; depth, strings and numbers are limited, and text is printable ASCII.
+
+    max_text: characters of a string.
+    """
     check_file(path, max_bytes)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def read_json(path: Path, max_bytes: int) -> Any:
         if place.count("/") >= MAX_DEPTH:
             raise UserError(f"{path.name} is nested too deep; at most {MAX_DEPTH} levels are allowed")
         if isinstance(leaf, str):
-            check_text(leaf, f"{path.name}: {place[:80]}", MAX_TEXT)
+            check_text(leaf, f"{path.name}: {place[:80]}", max_text)
         elif isinstance(leaf, int | float) and not abs(leaf) <= MAX_NUMBER:  # NaN is not either
             raise UserError(f"{path.name} holds the number {str(leaf)[:40]}; at most {MAX_NUMBER:.0e} is allowed")
     return value

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from bench.core import registry
 from bench.core.attack_specs import PlannedAttack, make_attacks
 from bench.core.contracts import Attack, Certifier
 from bench.core.errors import UserError
@@ -120,12 +121,13 @@ def certifying_specs(record: Record, *, everything: bool = False) -> list[str]:
     """The specs of all that certified something, by the record; everything: of all its certifiers."""
     specs = [spec for spec, result in record.certifiers.items() if everything or result.mean_radius > 0]
     stages = {} if record.bracket is None else record.bracket.stages
-    return list(dict.fromkeys([*specs, *(name for name, stage in stages.items() if stage.certified)]))
+    tried = [name for name, stage in stages.items() if stage.certified or (everything and name in registry.certifier)]
+    return list(dict.fromkeys([*specs, *tried]))
 
 
 def certifiers_of(record: Record, settings: Settings) -> Iterator[Certifier]:
-    """Those that certified something; UserError if one needs code that the user has not named."""
-    specs = certifying_specs(record)
+    """All that took part; UserError if one needs code that the user has not named."""
+    specs = certifying_specs(record, everything=True)
     for spec in specs:
         check_trusted(spec, settings.trusted)
     yield from make_certifiers(specs).values()

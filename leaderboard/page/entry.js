@@ -113,12 +113,12 @@ function curvesSection({ title, curves }) {
 }
 
 function seedsSection(seeds) {
-  const heads = ["Seed", "Examples", "Clean", "Attacked", "Certified", "Open", "Weights, SHA-256", "Recipe"];
+  const heads = ["Seed", "Examples", "Clean", "Attacked", "Certified", "Open", "Weights, SHA-256", "Files", "Recipe"];
   const lines = seeds.map((seed) => {
     const hash = seed.weights.slice(0, 12);
     const weights = make("code", { title: seed.weights }, seed.weights_url ? link(seed.weights_url, hash) : hash);
     return [seed.seed, whole(seed.n_examples), percent(seed.clean), percent(seed.attacked), percent(seed.certified),
-      openCell(seed), weights, make("code", {}, seed.config_hash)];
+      openCell(seed), weights, seed.status, make("code", {}, seed.config_hash)];
   });
   const provenance = seeds.map((seed) => make("details", { class: "provenance" },
     make("summary", {}, `Provenance of seed ${seed.seed}`), facts(Object.entries(seed.provenance))));
@@ -133,7 +133,7 @@ function entryParts(row) {
   const reasons = make("ul", {}, row.reasons.map((reason) => make("li", {}, reason)));
   return [
     make("p", { class: "badges" }, badges),
-    row.status === "not re-checkable" && make("p", { class: "muted" }, NOT_RECHECKABLE),
+    row.status in STATUS_NOTES && make("p", { class: "muted" }, STATUS_NOTES[row.status]),
     bracketSection(row),
     factsOf(row),
     row.reasons.length && section(`Reasons for the verdict: ${verdictText(row.verdict)}`, reasons),

@@ -60,6 +60,7 @@ def run(seed):
         seed=seed, config_hash="aa0fc6ac77bd", n_examples=360, clean=0.983, attacked=0.65 + 0.007 * seed,
         certified=0.382, weights=hashlib.sha256(bytes([seed])).hexdigest(),
         weights_url=None if seed else "https://example.org/weights.safetensors",
+        status="not re-checkable" if seed else "re-checkable",
         provenance={"commit": "2eb1e54", "torch": "2.11.0", "hardware": HARDWARE, "finished": "2026-01-02"},
     )  # fmt: skip
 
@@ -157,7 +158,7 @@ def hostile():
             seeds=(
                 Seed(
                     seed=i, config_hash=text, n_examples=-1, clean=nothing, attacked=None, certified=None,
-                    weights=text, weights_url=text, provenance={text: text},
+                    weights=text, weights_url=text, status="re-checkable", provenance={text: text},
                 ),
             ),
         )

@@ -146,6 +146,21 @@ def test_cost_and_command_and_status(results):
     assert found["mine"].seeds[1].weights_url == "https://example.org/w/1/weights.safetensors"
 
 
+def test_a_recipe_of_which_one_seed_is_published_with_its_files_is_partly_re_checkable(results, tmp_path):
+    home = publish(results, "mine", [table_of(flags(10, 6))])
+    run = write_run(tmp_path / "run", table_of(flags(10, 7)), weights="w", defense="mine", config_hash="mine", seed=1)
+    for file in ("weights.safetensors", "witnesses.npz"):
+        (run / file).write_bytes(b"content")
+    assert rows(results)["mine"].status == "not re-checkable"
+    add_runs(results, "mine", ABOUT, [run], with_files=[1])
+    found = rows(results)["mine"]
+    assert (found.status, [seed.status for seed in found.seeds]) == (
+        "partly re-checkable", ["can be retrained", "re-checkable"],
+    )  # fmt: skip
+    assert (home / "1" / "weights.safetensors").read_bytes() == b"content"
+    assert not (home / "0" / "weights.safetensors").exists()
+
+
 def test_curves_over_eps_of_one_attack_and_of_distances(results):
     table = table_of(flags(10, 6)) | {"robust/pgd-50:eps=0.1": flags(10, 8), "passes/pgd-50:eps=0.1": np.full(10, 9)}
     distance = np.linspace(0.05, 0.5, 10).astype(np.float32)

@@ -14,11 +14,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from bench.cli import main
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import accuracy, worst, worst_by
 from bench.core.files import read_arrays, sha256, write_arrays
 from bench.core.record_files import read_record, write_record
 from bench.core.records import Sanity
+from bench.publish.fetch_artifacts import open_https
 from bench.publish.static_checks import check_submission
 from bench.publish.submit import Submission, submit_runs
 from bench.publish.untrusted_files import MIB
@@ -88,12 +90,13 @@ def world(tmp_path, finished, monkeypatch):
     return tmp_path
 
 
-def attempt(world, *, entry="mine", run=None, about=ABOUT, plugins=(), artifacts_url=None, **options):
+def attempt(
+    world, *, run=None, about=ABOUT, plugins=(), check_only=False, fetch=False, open_url=open_https, **fields
+):  # fmt: skip
     chosen = settings(seed=0, threads=1, attack="pgd-10", plugins=plugins)
-    submission = Submission(
-        run=run or world / "run", entry=entry, about=about, results=world / "results", artifacts_url=artifacts_url
-    )
-    submit_runs(submission, chosen, **options)
+    fields = {"entry": "mine", "results": world / "results"} | fields
+    submission = Submission(run=run or world / "run", about=about, **fields)
+    submit_runs(submission, chosen, check_only=check_only, fetch=fetch, open_url=open_url)
 
 
 def refused(world, **options):
@@ -515,6 +518,40 @@ def test_an_honest_run_is_published(world, capsys):
     assert sorted({path.name for path in run.folder.iterdir()} - {"contests"}) == [
         "checked.json", "examples.npz", "record.json",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_seed_is_published_with_its_files(world, capsys):
+    attempt(world, with_files=(0,), about=msgspec.structs.replace(ABOUT, maintainers=("somebody",)))
+    assert "Nobody else" not in capsys.readouterr().out
+    home = world / "results/digits/mine/0"
+    record = read_record(home)
+    files = {"weights.safetensors", "witnesses.npz"}
+    assert files <= {path.name for path in home.iterdir()}
+    assert {file.path for file in record.artifacts.values()} >= files
+    main(["verify", str(home), "--sample", "8"])  # SystemExit if it fails
+    pull_request = world / "pr/digits/mine"
+    pull_request.parent.mkdir(parents=True)
+    (world / "results/digits/mine").rename(pull_request)
+    attempt(world, run=pull_request / "0", about=None, check_only=True, author="somebody")
+    (pull_request / "0" / "checked.json").unlink()
+    options = {"run": pull_request / "0", "about": None, "check_only": True, "author": "somebody"}
+    assert "no checked.json" in refused(world, **options)
+    shutil.copy(world / "run" / "config.json", pull_request / "0")
+    assert "is a run folder" in refused(world, **options)
+
+
+@pytest.mark.slow
+def test_a_pruned_network_of_which_nothing_is_certified_is_published(world, tmp_path_factory):
+    """network.json holds the masks of its layers, and no certificate says which certifier wrote it."""
+    out = tmp_path_factory.mktemp("pruned")
+    words = ["run", "--defense", "binary-subnet", "--suite", "digits", "--epochs", "1", "--set", "steps=1"]
+    main([*words, "--attacks", "bracket-attack", "--certifiers", "ibp", "--out", str(out), "--quiet"])
+    (run,) = out.glob("digits-*/0")
+    assert read_record(run).certifiers["ibp"].certified_acc == 0
+    assert (run / "network.json").stat().st_size > 2 * 32768
+    attempt(world, run=run, entry="binary-subnet", about=msgspec.structs.replace(ABOUT, title="Binary subnetwork"))
+    assert (world / "results/digits/binary-subnet/0/checked.json").exists()
 
 
 def moved(run):

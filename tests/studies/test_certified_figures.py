@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.core.errors import UserError
-from bench.studies.certified_figures import CertifiedFiguresStudy, entries
+from bench.studies.certified_training.certified_figures import CertifiedFiguresStudy, entries
 
 
 def test_the_lines_of_relu(tmp_path):

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from bench.core.errors import UserError
-from bench.studies.checkpoint_names import CheckpointKey, checkpoint_key, find_checkpoints, method_of
-from bench.studies.paper_tables import paper_table_names, read_paper_table
+from bench.studies.reproduction.checkpoint_names import CheckpointKey, checkpoint_key, find_checkpoints, method_of
+from bench.studies.reproduction.paper_tables import paper_table_names, read_paper_table
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,16 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from bench.studies import closed_forms
-from bench.studies import logistic_forms as logistic
-from bench.studies import mixture_forms as mixtures
-from bench.studies.scattered_gradients import change_over_bound, derived_bound, descend, gradients, printed_bound
+from bench.studies.adversarial_training import closed_forms
+from bench.studies.adversarial_training import logistic_forms as logistic
+from bench.studies.adversarial_training import mixture_forms as mixtures
+from bench.studies.adversarial_training.scattered_gradients import (
+    change_over_bound,
+    derived_bound,
+    descend,
+    gradients,
+    printed_bound,
+)
 
 
 def test_curvatures_are_second_derivatives():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.studies import convergence
-from bench.studies.sphere_training import (
+from bench.studies.convergence import convergence
+from bench.studies.convergence.sphere_training import (
     SphereCap,
     attacked,
     kernel_fit_error,

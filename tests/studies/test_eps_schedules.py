@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bench.core.errors import UserError
-from bench.studies.eps_schedules import EpsSchedulesStudy, compared, table_of
+from bench.studies.adversarial_training.eps_schedules import EpsSchedulesStudy, compared, table_of
 
 
 @pytest.fixture

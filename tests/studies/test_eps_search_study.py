@@ -8,7 +8,7 @@ from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.models.mlp import fc1
-from bench.studies.eps_search import EpsSearchStudy, certified_radii, search_largest_eps
+from bench.studies.certified_training.eps_search import EpsSearchStudy, certified_radii, search_largest_eps
 from tests.linear import linear_model
 from tests.studies.distances import at_some_distance
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from bench.studies import first_order
-from bench.studies.first_order_claims import Plan
-from bench.studies.first_order_dynamics import curvature_signs, escape, shrinking_rate, steps_until_near
-from bench.studies.first_order_images import Images, escapes, train_adversarially
-from bench.studies.first_order_landscape import Landscape, landscape, maxima_on_circle
+from bench.studies.first_order import first_order
+from bench.studies.first_order.first_order_claims import Plan
+from bench.studies.first_order.first_order_dynamics import curvature_signs, escape, shrinking_rate, steps_until_near
+from bench.studies.first_order.first_order_images import Images, escapes, train_adversarially
+from bench.studies.first_order.first_order_landscape import Landscape, landscape, maxima_on_circle
 
 
 class Output(nn.Module):

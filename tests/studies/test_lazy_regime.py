@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.studies import lazy_regime
-from bench.studies.lazy_networks import (
+from bench.studies.lazy_training import lazy_regime
+from bench.studies.lazy_training.lazy_networks import (
     LR,
     Lazy,
     Points,
@@ -20,7 +20,7 @@ from bench.studies.lazy_networks import (
     train_lazily,
     zeros_and_ones,
 )
-from bench.studies.lazy_results import Grid, Plan, where_it_passes_half
+from bench.studies.lazy_training.lazy_results import Grid, Plan, where_it_passes_half
 from bench.studies.theory import output
 
 

@@ -8,7 +8,7 @@ from bench.core.contracts import Batch
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.models.build import build_model
-from bench.studies.loss_surface import LossSurfaceStudy, bulges, loss_surface
+from bench.studies.adversarial_training.loss_surface import LossSurfaceStudy, bulges, loss_surface
 from bench.training.checkpoints import BuildSpec, save_weights
 
 THREAT = ThreatModel("Linf", 0.1)

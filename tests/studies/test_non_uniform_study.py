@@ -3,8 +3,8 @@ import torch
 
 from bench.core.errors import UserError
 from bench.datasets.split import Split
-from bench.studies import non_uniform
-from bench.studies.non_uniform import Boxes, NonUniformStudy, boxes_around, paper_row
+from bench.studies.certified_training import non_uniform
+from bench.studies.certified_training.non_uniform import Boxes, NonUniformStudy, boxes_around, paper_row
 
 PRINTED = (99.2, 0.0295, 0.0349, 0.9548, 0.2304)
 

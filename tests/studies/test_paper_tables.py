@@ -4,7 +4,7 @@ import sys
 import msgspec
 import pytest
 
-from bench.studies.paper_tables import Block, Note, PaperTable, paper_table_names, read_paper_table
+from bench.studies.reproduction.paper_tables import Block, Note, PaperTable, paper_table_names, read_paper_table
 
 
 def cell(table, dataset, model, norm, row, column):
@@ -131,6 +131,6 @@ def test_a_note_covers_the_cells_that_match_its_filters():
 
 
 def test_reading_them_needs_no_torch():
-    code = "import sys; sys.modules['torch'] = None; from bench.studies import paper_tables; "
+    code = "import sys; sys.modules['torch'] = None; from bench.studies.reproduction import paper_tables; "
     code += "paper_tables.read_paper_table('thesis-3.6')"
     subprocess.run([sys.executable, "-c", code], check=True)

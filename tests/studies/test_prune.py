@@ -7,10 +7,10 @@ import pytest
 from bench.core import registry
 from bench.core.config import make_config
 from bench.core.errors import UserError
-from bench.studies.paper_tables import read_paper_table
-from bench.studies.prune import Cell, PruneStudy, compared
-from bench.studies.prune_rows import cells_of, training_of
-from bench.studies.reproduce_thesis import ReproduceStudy
+from bench.studies.reproduction.paper_tables import read_paper_table
+from bench.studies.reproduction.reproduce_thesis import ReproduceStudy
+from bench.studies.subnetworks.prune import Cell, PruneStudy, compared
+from bench.studies.subnetworks.prune_rows import cells_of, training_of
 
 TINY = {"dataset": "fake:shape=1+8+8:train=40:test=20", "model": "small-cnn:width=4:hidden=16:batchnorm=true"}
 

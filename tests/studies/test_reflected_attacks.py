@@ -9,7 +9,7 @@ from bench.core.errors import UserError
 from bench.core.progress import Progress
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.studies.reflected_attacks import ReflectedAttacksStudy, accuracy_under
+from bench.studies.reflected_loss.reflected_attacks import ReflectedAttacksStudy, accuracy_under
 
 
 class Negative(nn.Module):

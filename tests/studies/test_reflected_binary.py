@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bench.core.errors import UserError
-from bench.studies.reflected_binary import ATTACKS, ReflectedBinaryStudy
-from bench.studies.reproduce_thesis import ReproduceStudy
+from bench.studies.reflected_loss.reflected_binary import ATTACKS, ReflectedBinaryStudy
+from bench.studies.reproduction.reproduce_thesis import ReproduceStudy
 
 ROWS = ("Standard", "R-PGD-2")
 

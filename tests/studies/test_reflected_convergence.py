@@ -8,8 +8,14 @@ import pytest
 import torch
 
 from bench.core.errors import UserError
-from bench.studies.reflected_convergence import ReflectedConvergenceStudy, Setting, attack, robust_error, train
-from bench.studies.reflected_networks import (
+from bench.studies.reflected_loss.reflected_convergence import (
+    ReflectedConvergenceStudy,
+    Setting,
+    attack,
+    robust_error,
+    train,
+)
+from bench.studies.reflected_loss.reflected_networks import (
     ROUNDING,
     Instances,
     Networks,

@@ -8,7 +8,7 @@ import torch
 
 from attacks.losses import cross_entropy, margin, reflected
 from bench.core.errors import UserError
-from bench.studies.reflected_grid import TOP, ReflectedGridStudy, losses, planes, search_grid
+from bench.studies.reflected_loss.reflected_grid import TOP, ReflectedGridStudy, losses, planes, search_grid
 
 
 def point_by_point(size):

@@ -16,9 +16,9 @@ from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.models.mlp import fc1
-from bench.studies.paper_comparison import Comparison, Figure
-from bench.studies.paper_tables import read_paper_table
-from bench.studies.reproduce_thesis import ReproduceStudy, _certifiers, measure, pgd_points
+from bench.studies.reproduction.paper_comparison import Comparison, Figure
+from bench.studies.reproduction.paper_tables import read_paper_table
+from bench.studies.reproduction.reproduce_thesis import ReproduceStudy, _certifiers, measure, pgd_points
 from tests.certifying import Exact, calls
 from tests.linear import exact_margin, linear_model, near_the_boundary
 from tests.studies.distances import at_some_distance
@@ -147,7 +147,7 @@ def test_a_table_for_people(folder):
 @pytest.fixture
 def runs(tmp_path):
     """A folder with a run of l-per on fc1 with seed 3, and one of another eps."""
-    record = json.loads((Path(__file__).parents[2] / "leaderboard/results/mnist/l-per/0/record.json").read_text())
+    record = json.loads((Path(__file__).parents[2] / "leaderboard/results/digits/l-per/0/record.json").read_text())
     record |= {"dataset": "mnist", "model": "fc1", "seed": 3}
     record["training"]["epochs"] = 25
     for name, eps in (("own", 0.1), ("other", 0.2)):

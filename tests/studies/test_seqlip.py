@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bench.core.errors import UserError
-from bench.studies.seqlip import constants, largest_masked_norm, linear_runs, sequence_norm
+from bench.studies.adversarial_training.seqlip import constants, largest_masked_norm, linear_runs, sequence_norm
 
 
 def linear(weight):

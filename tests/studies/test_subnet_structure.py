@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from bench.core.errors import UserError
-from bench.studies.subnet_structure import (
+from bench.studies.subnetworks.subnet_structure import (
     SIMULATIONS,
     SubnetStructureStudy,
     channel_counts,

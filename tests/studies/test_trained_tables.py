@@ -5,11 +5,11 @@ import pytest
 
 from bench.cli import main
 from bench.core.errors import UserError
-from bench.studies.paper_tables import read_paper_table
-from bench.studies.reproduce_thesis import ReproduceStudy
-from bench.studies.trained_tables import DEFENSES, TABLES
+from bench.studies.reproduction.paper_tables import read_paper_table
+from bench.studies.reproduction.reproduce_thesis import ReproduceStudy
+from bench.studies.reproduction.trained_tables import DEFENSES, TABLES
 
-PUBLISHED = Path(__file__).parents[2] / "leaderboard/results/mnist/atas"
+PUBLISHED = Path(__file__).parents[2] / "leaderboard/results/digits/atas"
 
 
 @pytest.fixture

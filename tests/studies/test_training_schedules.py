@@ -1,7 +1,7 @@
 import pytest
 
 from bench.core.errors import UserError
-from bench.studies.training_schedules import TrainingSchedulesStudy
+from bench.studies.adversarial_training.training_schedules import TrainingSchedulesStudy
 
 
 def cells(text, training):

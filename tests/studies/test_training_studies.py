@@ -7,10 +7,18 @@ import pytest
 import torch
 
 from bench.core.threat import ThreatModel
-from bench.studies import connectivity, difficulty, gradients, hessian, instance_weights, lipschitz_bounds, subsets
-from bench.studies.adversarial_runs import class_balanced, measure, task_of
-from bench.studies.connectivity import Along
-from bench.studies.instance_difficulty import distance, feature_norms, groups, means_of_groups
+from bench.studies.adversarial_training import (
+    connectivity,
+    difficulty,
+    gradients,
+    hessian,
+    instance_weights,
+    lipschitz_bounds,
+    subsets,
+)
+from bench.studies.adversarial_training.adversarial_runs import class_balanced, measure, task_of
+from bench.studies.adversarial_training.connectivity import Along
+from bench.studies.adversarial_training.instance_difficulty import distance, feature_norms, groups, means_of_groups
 from bench.studies.theory import decided, mean_interval, rank_correlation
 
 

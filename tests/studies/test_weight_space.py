@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.core.contracts import Batch
 from bench.core.threat import ThreatModel
-from bench.studies.weight_space import (
+from bench.studies.adversarial_training.weight_space import (
     Curve,
     estimate_batch_norm,
     hessian_product,

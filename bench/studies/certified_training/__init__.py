@@ -1,0 +1,1 @@
+"""Studies of certificates and certified training (thesis, chapter 3)."""
