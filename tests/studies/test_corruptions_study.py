@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from bench.core import registry
-from bench.studies import corruptions
-from bench.studies.corruptions import OWN, PRINTED, CorruptionsStudy, Trained, table_4_4
-from bench.studies.difficulty import Plan
-from bench.studies.instance_difficulty import History
+from bench.studies.adversarial_training import corruptions
+from bench.studies.adversarial_training.corruptions import OWN, PRINTED, CorruptionsStudy, Trained, table_4_4
+from bench.studies.adversarial_training.difficulty import Plan
+from bench.studies.adversarial_training.instance_difficulty import History
 from bench.studies.theory import Findings
 
 TINY = {"steps": 1, "alpha": "1eps"}

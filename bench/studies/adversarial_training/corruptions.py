@@ -16,9 +16,9 @@ from bench.core.progress import Progress
 from bench.core.threat import ThreatModel
 from bench.datasets.corruption_sources import CorruptionSource, corruption_sources
 from bench.datasets.split import Split
-from bench.studies.adversarial_runs import Task, TrainingStudy, measure, task_of
-from bench.studies.difficulty import KINDS, Plan, distances_of
-from bench.studies.instance_difficulty import History
+from bench.studies.adversarial_training.adversarial_runs import Task, TrainingStudy, measure, task_of
+from bench.studies.adversarial_training.difficulty import KINDS, Plan, distances_of
+from bench.studies.adversarial_training.instance_difficulty import History
 from bench.studies.theory import Findings, Floats, Table, decided, mean_interval, rank_correlation
 from bench.training.loop import Loop
 
