@@ -95,18 +95,18 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), purge_step=0)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(folder), purge_step=0)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for key, value in values.items():
-            self.writer.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
-        self.writer.flush()  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(key, value, step)
+        self.writer.flush()
 
     def summary(self, values: Mapping[str, float]) -> None:
         self.scalars(values, 0)
 
     def close(self) -> None:
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 class WeightsAndBiases:
