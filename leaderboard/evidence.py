@@ -57,7 +57,8 @@ def _sentence(suite: str, records: Sequence[Record]) -> str:
     first, attacks = records[0], [attacked(record) for record in records]
     epochs = first.training.epochs if first.training else 0
     return (
-        f"{suite} ({first.model}, {first.threat.norm} {first.threat.eps:.4g}, {epochs} epochs, {len(records)} seeds, "
+        f"{suite} ({first.model}, {first.threat.norm} {first.threat.eps:.4g}, {epochs} epochs, "
+        f"{len(records)} seed{'s' if len(records) > 1 else ''}, "
         f"{first.n_examples:,} test images): clean {mean([record.clean.acc for record in records])}, "
         f"certified {mean([certified(record) for record in records])}, attacked {mean(attacks)}."
     )

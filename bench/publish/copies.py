@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from bench.verify.fingerprint import distance
 
-# below half of the smallest distance between independent trainings of one recipe (tests/publish/test_copies.py)
-COPY = 0.1
+# Above disguised copies (at most 0.016: tests/publish/test_copies.py), and below recipes that start with the same seed:
+# averaged weights beside the last weights of the same training are 0.049 apart, independent trainings at least 0.285.
+COPY = 0.03
 
 
 def copies_among(prints: Mapping[str, Sequence[float]]) -> list[str]:

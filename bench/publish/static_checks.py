@@ -173,7 +173,7 @@ def check_whole(folders: Sequence[Path]) -> None:
     """Beside these runs there is no seed without a record, such as the lone table of a run that was not finished."""
     for home in dict.fromkeys(folder.parent for folder in folders):
         for seed in visible_folders(home):
-            if seed.name.isdecimal() and seed not in folders:
+            if seed.name.isdecimal() and not (seed / RECORD).exists():
                 raise UserError(f"{seed} has no {RECORD}; finish the run or delete the folder, then submit all seeds")
 
 

@@ -38,7 +38,7 @@ def atas():
 def test_published_results_are_grouped_by_defense_and_suite(atas):
     by_defense = evidence.published(results_folder())
     assert by_defense["atas"]["digits"] == atas
-    assert set(by_defense["atas"]) == {"digits", "mnist"}
+    assert set(by_defense["atas"]) == {"digits"}
 
 
 def test_an_entry_of_another_name_is_a_changed_recipe_and_no_evidence(tmp_path):

@@ -77,6 +77,14 @@ def test_disguised_copies_are_found(disguise, networks):
         assert distance(fingerprint(model, TEST), fingerprint(other, TEST)) < COPY
 
 
+def test_averaged_weights_of_a_training_are_no_copy_of_its_last_weights():
+    middle, last = network(0, steps=36), network(0, steps=96)
+    average = copy.deepcopy(last)
+    for parameter, a, b in zip(average.parameters(), middle.parameters(), last.parameters(), strict=True):
+        parameter.data = (a.data + b.data) / 2
+    assert COPY < distance(fingerprint(average, TEST), fingerprint(last, TEST)) < 0.285
+
+
 def test_independent_trainings_differ_by_more_than_twice_the_threshold(networks):
     prints = {str(seed): fingerprint(model, TEST) for seed, model in enumerate(networks)}
     assert copies_among(prints) == []
