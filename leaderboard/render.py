@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
+from bench.core.config import CORRUPTIONS
 from bench.core.example_table import Threat
 from bench.core.records import VERDICTS
 from leaderboard.terminal_table import fitted_table, wrap
@@ -81,7 +82,9 @@ def interval(ci95: tuple[float, float]) -> str:
 
 
 def threat_name(threat: Threat) -> str:
-    """The threat model in the usual notation: `Linf 8/255`, `L2 0.5`."""
+    """The threat model in the usual notation: `Linf 8/255`, `L2 0.5`; that of corruptions has no eps."""
+    if threat.norm == CORRUPTIONS:
+        return CORRUPTIONS
     levels = threat.eps * 255
     whole = round(levels)
     as_levels = threat.norm == "Linf" and 1 <= whole <= 32 and abs(levels - whole) < 1e-6

@@ -25,10 +25,14 @@ def accuracies_table(record: Record, width: int | None = None) -> str:
     """Each accuracy of a record with its interval and its cost, and the cost of training."""
     cost = {spec: _cost(attack) for spec, attack in record.attacks.items()}
     cost |= {f"certified {spec}": [f"{proof.seconds:.1f}", "", ""] for spec, proof in record.certifiers.items()}
+    cost |= {name: [f"{each.seconds:.1f}", "", ""] for name, each in record.corruptions.items()}
     by = f" ({', '.join(record.worst_by)})" if record.worst_by else ""
     names = {"worst": f"worst of all attacks{by}", "union": "union of all threats"}
     for spec, proof in record.certifiers.items():
         names[f"certified {spec}"] = f"certified by {spec}, mean radius {proof.mean_radius:.4g}"
+    for name, each in record.corruptions.items():
+        names[name] = f"{name} (severity 1 to 5: {', '.join(map(percent, each.by_severity))})"
+    names["corrupted"] = f"mean of {len(record.corruptions)} corruptions"
     rows = [
         [names.get(name, name), percent(each.acc), interval(each.ci95), *cost.get(name, ["", "", ""])]
         for name, each in accuracies(record).items()
@@ -48,7 +52,10 @@ def verdict_lines(record: Record) -> str:
 
 
 def accuracies(record: Record) -> dict[str, Accuracy]:
-    """The accuracies of a record in the order of its tables: clean, attacks, worst, union, certifiers, bracket."""
+    """The accuracies of a record in the order of its tables.
+
+    Clean, attacks, worst, union, certifiers, bracket, corruptions and their mean.
+    """
     attacked = [*record.attacks.items(), ("worst", record.attacked), ("union", record.union)]
     values = {"clean": record.clean}
     values |= {name: Accuracy(each.robust_acc, each.ci95) for name, each in attacked if each is not None}
@@ -57,7 +64,8 @@ def accuracies(record: Record) -> dict[str, Accuracy]:
     if (bracket := record.bracket) is not None:
         values["bracket_certified"] = Accuracy(bracket.certified_acc, bracket.certified_ci95)
         values["bracket_robust"] = Accuracy(bracket.robust_acc, bracket.robust_ci95)
-    return values
+    values |= {name: Accuracy(each.acc, each.ci95) for name, each in record.corruptions.items()}
+    return values if record.corrupted is None else values | {"corrupted": record.corrupted}
 
 
 def _cost(result: AttackResult | Training) -> list[str]:

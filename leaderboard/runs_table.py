@@ -24,7 +24,7 @@ INTERVALS = (
 KEYS = ("defense", "seed", "config")  # identify a line; `config` only where the others do not
 SIZE_FIELDS = Size.__struct_fields__
 SIZES = ("kept", "bits", "bytes", "FLOPs")  # of the networks; shown if one of them is compressed
-OPTIONAL = ("config", "settings", "worst by", "bracket", "open", *SIZES)  # left out if all are empty
+OPTIONAL = ("config", "settings", "worst", "worst by", "bracket", "open", *SIZES)  # left out if all are empty
 LEFT = ("defense", "config", "data", "model", "threat", "settings", "worst by", "interval of", "verdict")
 SETTING = (
     "defense", "suite", "dataset", "model", "norm", "eps", "config_hash", "epochs", "settings", "seed", "seeds",
@@ -96,10 +96,12 @@ def runs_table(records: Sequence[Record], form: Format, width: int | None = None
         return render(list(numbers[0]), [list(each.values()) for each in numbers], "json")
     attacks = list(dict.fromkeys(spec for record in records for spec in record.attacks))
     certifiers = list(dict.fromkeys(f"certified {spec}" for record in records for spec in record.certifiers))
+    corruptions = list(dict.fromkeys(name for record in records for name in record.corruptions))
+    corruptions += ["corrupted"] if corruptions else []
     if form == "csv":
-        return _csv(lines, ["clean", *attacks, "worst", "union", *certifiers, *BRACKET])
+        return _csv(lines, ["clean", *attacks, "worst", "union", *certifiers, *BRACKET, *corruptions])
     union = ["union"] if any(record.union for record in records) else []
-    table = _columns(lines, ["clean", *attacks, "worst", *union, *certifiers])
+    table = _columns(lines, ["clean", *attacks, "worst", *union, *certifiers, *corruptions])
     shown = {name: cells for name, cells in table.items() if name not in OPTIONAL or any(cells)}
     keys = [name for name in KEYS if name in shown]
     rows = list(zip(*shown.values(), strict=True))
@@ -222,6 +224,8 @@ def _numbers(line: Line) -> dict[str, Any]:
         "clean_acc": acc["clean"], "robust_acc": {spec: acc[spec] for spec in first.attacks if spec in acc},
         "worst_acc": acc.get("worst"), "worst_by": _worst_by(line), "union_acc": acc.get("union"),
         "certified_acc": {spec: acc[key] for spec in first.certifiers if (key := f"certified {spec}") in acc},
+        "corrupted_acc": acc.get("corrupted"),
+        "corruptions": {name: acc[name] for name in first.corruptions if name in acc},
         "bracket": None if len(brackets) < len(line.records) else {
             "certified_acc": acc["bracket_certified"], "robust_acc": acc["bracket_robust"],
             "open": statistics.mean(bracket.open for bracket in brackets),

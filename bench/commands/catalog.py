@@ -29,7 +29,9 @@ KINDS: dict[str, registry.Registry] = {
     "libraries": registry.library,
     "certifiers": registry.certifier,
     "datasets": registry.dataset,
+    "corruptions": registry.corruption,
     "models": registry.model,
+    "model-libraries": registry.model_library,
     "studies": registry.study,
     "engines": registry.engine,
 }

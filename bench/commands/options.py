@@ -54,6 +54,8 @@ def add_training(sub: argparse.ArgumentParser) -> None:
     option("--epochs", type=integer("--epochs", 1), metavar="N", help="training epochs (short for --set epochs=N)")
     help_text = "compile the network's passes (short for --set compiled=true)"
     option("--compile", action="store_true", help=help_text)
+    help_text = "also show each epoch in a dashboard, by an extra of this name; it changes no number"
+    option("--log", choices=["tensorboard", "wandb"], help=help_text)
     help_text = "a hyper-parameter of the defense; repeatable"
     option("--set", action="append", default=[], metavar="KEY=VALUE", help=help_text)
 
@@ -69,6 +71,8 @@ def add_evaluation(sub: argparse.ArgumentParser) -> None:
     option("--attacks", type=spec_list("--attacks"), metavar="SPEC,...", help=help_text)
     help_text = "for example ibp,alpha-crown (default: none)"
     option("--certifiers", type=spec_list("--certifiers"), default=(), metavar="SPEC,...", help=help_text)
+    help_text = "common corruptions: names from `bench list corruptions`, or all, or benchmark (the 15 of CIFAR-10-C)"
+    option("--corruptions", type=spec_list("--corruptions"), metavar="NAME,...", help=help_text)
     help_text = "run attacks and certifiers until each example is decided"
     option("--bracket", action="store_true", help=help_text)
     help_text = f"work of --bracket: sub-problems for each example in the certifiers that search (default: {BUDGET})"

@@ -118,6 +118,10 @@ def request_of(args: argparse.Namespace) -> Request:
             raise UserError(f"{option} is for --bracket; give --bracket too")
     from bench.runs.request import Request
 
+    if getattr(args, "log", None) is not None:
+        from bench.runs.loggers import check_logger
+
+        check_logger(args.log)
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(Request) if field.name in args}
     if str(fields.get("checkpoint")).startswith("hf:"):
         from bench.runs.hub import fetch

@@ -160,9 +160,10 @@ class Suite:
     summary: str
     dataset: str
     model: str
-    norm: str  # or `corruptions`: a board of reported accuracies, which has no attacks and an eps of 0
+    norm: str  # or `corruptions`: a board of accuracies under corruptions, without attacks and with an eps of 0
     eps: float
     attacks: tuple[str, ...]
+    corruptions: tuple[str, ...] = ()
     eval_batch: int = 256
     board_examples: int | None = None  # the fewest test examples of an entry of its leaderboard; None for all
     board_attacks: tuple[str, ...] = ("autoattack", "bracket-attack")  # an entry needs one of these, or a bracket
@@ -225,7 +226,7 @@ def get_suite(name: str) -> Suite:
     return suites()[name]
 
 
-OPTIONAL = ("certifiers", "budget", "time_limit", "bracket")  # fields of RunConfig
+OPTIONAL = ("certifiers", "corruptions", "budget", "time_limit", "bracket")  # fields of RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +250,7 @@ class RunConfig:
     training: Mapping[str, Any] = field(default_factory=dict)  # the defense's whole config, defaults included
     code: tuple[str, ...] = ()  # SHA-256 of each plugin and of the user's model file
     certifiers: tuple[str, ...] = ()
+    corruptions: tuple[str, ...] = ()  # made by their NAME, or NAME:file=HASH read from a file of this SHA-256
     budget: int | None = None  # of the bracket: sub-problems for each example; None for no bracket
     time_limit: float | None = None  # of the bracket, in seconds; None for none
     bracket: float | None = None  # the budget in seconds of configs from before budgets were work

@@ -7,6 +7,7 @@ A dict of numpy arrays with one row per evaluated example:
   broken, or all of them; `distance/SPEC` float32 (minimum-norm attacks only);
 - a certifier: `certified/SPEC` bool; `radius/SPEC` float32; `broken/SPEC` bool (if it also finds counterexamples);
   `prediction/SPEC` int64 (if it certifies another classifier than the model: smoothing);
+- a corruption: `corrupted/NAME:severity=S` bool, whether the corrupted image is classified correctly, S 1 to 5;
 - a bracket: `status` ("certified", "broken" or "open") and `decided_by` (the stage; "clean" for a clean error, "" if
   the example is open).
 
@@ -26,6 +27,8 @@ from bench.core.spec_text import split_spec
 
 BRACKET = "bracket"  # the source of the witnesses that the stages of the bracket found
 STATUSES = ("certified", "broken", "open")
+CORRUPTED = "corrupted/"
+SEVERITIES = (1, 2, 3, 4, 5)  # of a corruption
 Table = dict[str, npt.NDArray[Any]]
 Flags = npt.NDArray[np.bool_]
 
@@ -161,6 +164,24 @@ def certified(table: Table) -> Flags:
     return either
 
 
+def corrupted(table: Table) -> dict[str, Flags]:
+    """Corruption -> which examples are correct under it (5,N), a row a severity. UserError if a severity is missing."""
+    names = dict.fromkeys(key.removeprefix(CORRUPTED).partition(":")[0] for key in table if key.startswith(CORRUPTED))
+    columns = {name: [f"{CORRUPTED}{name}:severity={severity}" for severity in SEVERITIES] for name in names}
+    _check_present(table, [key for keys in columns.values() for key in keys])
+    return {name: np.stack([table[key] for key in keys]) for name, keys in columns.items()}
+
+
+def mean_accuracy(flags: Flags) -> Accuracy:
+    """The mean of flags (...,N) over everything, and an interval over the N examples.
+
+    The interval is Clopper-Pearson's for as many examples: the variance of an example's mean is at most that of a flag.
+    """
+    mean, n = float(flags.mean()), flags.shape[-1]
+    low, high = clopper_pearson.interval(mean * n, n)
+    return Accuracy(mean, (float(low), float(high)))
+
+
 def mean_radius(table: Table, spec: str) -> float:
     return float(table[f"radius/{spec}"].astype(np.float64).mean())
 
@@ -178,6 +199,7 @@ PREFIXES = {
     "radius/": np.float32,
     "broken/": np.bool_,
     "prediction/": np.int64,
+    CORRUPTED: np.bool_,
 }
 
 

@@ -17,11 +17,13 @@ class Progress(logging.Handler):
     """How much of a piece of work is done, out of `total`, with a note and the training loss behind it.
 
     While it is open, a message to the logger `bench.progress` is its note. If the message has an attribute `ahead`
-    (`extra={"ahead": n}`), so many of the next examples count as done until the next call of `advance`.
+    (`extra={"ahead": n}`), so many of the next examples count as done until the next call of `advance`. Inside another
+    one, it alone gets the messages. part: it is a part of what another one shows, which ends without a line or bar.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, show: bool = True) -> None:
+    def __init__(self, what: str, total: int, unit: str, *, show: bool = True, part: bool = False) -> None:
         super().__init__(logging.INFO)
+        self.part, self.others = part, list[logging.Handler]()
         self.what, self.total, self.unit = what, total, unit
         self.done = self.ahead = 0.0
         self.note = ""
@@ -29,19 +31,19 @@ class Progress(logging.Handler):
         self.show = show and not LOGGER.disabled
         self.bar = tqdm(
             total=total, desc=what, unit=unit, mininterval=0, miniters=0, dynamic_ncols=True,
-            disable=not (self.show and _is_terminal()),
+            leave=not part, disable=not (self.show and _is_terminal()),
         )  # fmt: skip
         self.start = self.drawn = time.monotonic()
 
     def __enter__(self) -> Self:
         LOGGER.setLevel(logging.INFO)
         LOGGER.propagate = False
-        LOGGER.addHandler(self)
+        self.others, LOGGER.handlers = LOGGER.handlers, [self]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        LOGGER.removeHandler(self)
-        if self.show and kind is None:
+        LOGGER.handlers = self.others
+        if self.show and kind is None and not self.part:
             self._draw()
         self.bar.close()
 

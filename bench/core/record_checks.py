@@ -16,6 +16,8 @@ from bench.core.example_table import (
     certified,
     certifier_specs,
     check_table,
+    corrupted,
+    mean_accuracy,
     mean_radius,
     own_specs,
     survivors,
@@ -42,11 +44,13 @@ def check_record(record: Record, table: Table) -> None:
         ),
         ("accuracy under a union of threat models", record.union is not None, union(table) is not None),
         ("bracket", record.bracket is not None, "status" in table),
+        ("corruptions", set(record.corruptions), set(by_corruption := corrupted(table))),
+        ("accuracy under corruptions", record.corrupted is not None, bool(by_corruption)),
     ):
         if in_record != in_table:
             raise UserError(f"the record and its table disagree on the {name}")
     for name, acc, ci95, flags in _accuracies(record, table):
-        computed = accuracy(flags)
+        computed = accuracy(flags) if flags.ndim == 1 else mean_accuracy(flags)
         values = [acc, *ci95], [computed.acc, *computed.ci95]
         if not all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(*values, strict=True)):
             raise UserError(f"the record's {name} is {acc}; its table gives {computed.acc}")
@@ -71,6 +75,13 @@ def _accuracies(record: Record, table: Table) -> Iterator[tuple[str, float, tupl
         yield "accuracy under the union", every.robust_acc, every.ci95, robust
     for spec, result in record.certifiers.items():
         yield f"certified accuracy of {spec}", result.certified_acc, result.ci95, table[f"certified/{spec}"]
+    under = corrupted(table)
+    for name, corruption in record.corruptions.items():
+        yield f"accuracy under {name}", corruption.acc, corruption.ci95, under[name]
+        for severity, (acc, flags) in enumerate(zip(corruption.by_severity, under[name], strict=True), 1):
+            yield f"accuracy under {name} of severity {severity}", acc, accuracy(flags).ci95, flags
+    if record.corrupted is not None:
+        yield "accuracy under corruptions", record.corrupted.acc, record.corrupted.ci95, np.stack(list(under.values()))
     if (bracket := record.bracket) is not None:
         status = table["status"]
         yield "bracket's certified accuracy", bracket.certified_acc, bracket.certified_ci95, status == "certified"

@@ -136,6 +136,19 @@ class Computation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tf32: list[str]  # of "convolutions" and "products"
 
 
+class CorruptionResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Accuracy under one corruption: the mean over its five severities, and each of them.
+
+    file: SHA-256 of the file of corrupted images (CIFAR-10-C); None if they were made here.
+    """
+
+    acc: float
+    ci95: tuple[float, float]
+    by_severity: list[float]
+    seconds: float
+    file: str | None = None
+
+
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The cost of a training (passes of one example, wall seconds) and its warnings."""
 
@@ -230,6 +243,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     union: Robustness | None = None  # over all attacks, if some ran under another threat model than `threat`
     certifiers: dict[str, CertifierResult]
     bracket: Bracket | None = None
+    corruptions: dict[str, CorruptionResult] = {}
+    corrupted: Accuracy | None = None  # the mean over `corruptions`; None without any
     proofs: ProofSummary | None = None  # None without a certifier, and in records from before there were proofs
     audited: int = 0  # certified examples that were attacked, as a check of the certifiers
     training: Training | None  # None if the weights were trained elsewhere

@@ -1,4 +1,4 @@
-"""Names of defenses, attacks, certifiers, data sets, models, studies and engines, and the classes behind them.
+"""Names of defenses, attacks, certifiers, data sets, corruptions, models, studies and engines, and what is behind them.
 
 An entry is a class or a function decorated by `@registry.KIND("name")`; the first line of its docstring is its summary.
 Built-ins are found by parsing the files of their package, without importing them: `bench list` never loads torch.
@@ -26,7 +26,7 @@ from bench.core.errors import UserError
 from bench.core.opened_files import record_opened_files
 
 T = TypeVar("T")
-PLURAL = {"study": "studies", "library": "libraries"}  # all others take an s
+PLURAL = {"study": "studies", "library": "libraries", "model_library": "model-libraries"}  # all others take an s
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,10 @@ attack = Registry("attack", "attacks")
 certifier = Registry("certifier", "certifiers")
 defense = Registry("defense", "defenses")
 dataset = Registry("dataset", "bench.datasets")
+corruption = Registry("corruption", "bench.datasets")
 model = Registry("model", "bench.models")
 study = Registry("study", "bench.studies")
 library = Registry("library", "attacks")  # functions: name of another library's attack -> its adapter
 engine = Registry("engine", "bench.runs.engines")
-KINDS = (attack, certifier, defense, dataset, model, study, library, engine)
+model_library = Registry("model_library", "bench.models")  # functions: name of another library's model -> its builder
+KINDS = (attack, certifier, defense, dataset, corruption, model, study, library, model_library, engine)

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bench.core.errors import UserError
-from bench.core.registry import Registry, attack, did_you_mean, import_file, library, one_line, unknown
+from bench.core.registry import (
+    Registry,
+    attack,
+    did_you_mean,
+    import_file,
+    library,
+    model,
+    model_library,
+    one_line,
+    unknown,
+)
 from bench.core.spec_text import join_spec, split_spec, split_steps
 
 
@@ -205,8 +215,9 @@ def _look_up(name: str, registry: Registry) -> tuple[Callable[..., Any], dict[st
         if "steps" in options_of(target):
             return target, {"steps": steps}
     prefix, dot, rest = name.partition(".")
-    if dot and registry is attack and prefix in library:
-        return library.get(prefix)(rest), {}
+    of_libraries = {attack.kind: library, model.kind: model_library}.get(registry.kind)
+    if dot and of_libraries is not None and prefix in of_libraries:
+        return of_libraries.get(prefix)(rest), {}
     raise unknown(registry.kind, name, names)
 
 

@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import Any
 
 import numpy.typing as npt
+from torch import nn
 
 from bench.core.attack_specs import PlannedAttack
 from bench.core.classifier import as_classifier
@@ -17,6 +18,7 @@ from bench.core.errors import UserError
 from bench.core.example_table import BRACKET, Table, accuracy, survivors
 from bench.core.progress import Progress
 from bench.core.records import AttackResult, Bracket, CertifierResult, Sanity
+from bench.datasets.split import Split
 from bench.evaluate.attacked import measure_attack
 from bench.evaluate.bracket import BracketPlan, measure_bracket
 from bench.evaluate.certificate_audit import audit_certificates
@@ -170,3 +172,10 @@ def _measure(context: EvalContext, source: str, method: Method, table: Table) ->
         if isinstance(method, Certifier):
             return measure_certifier(context, source, method, table["clean"], progress.advance)
         return measure_bracket(context, method, table, progress.advance)
+
+
+def evaluate_clean(model: nn.Module, test: Split, *, seed: int, batch_size: int) -> Evaluation:
+    """Clean accuracy alone, and a verdict from the checks of the model that attack nothing."""
+    table = measure_clean(as_classifier(model), test, batch_size)
+    sanity = form_verdict(model, test, None, table, seed=seed, batch_size=batch_size, results={})
+    return Evaluation(table, {}, collect_witnesses({}), sanity)

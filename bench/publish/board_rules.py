@@ -1,6 +1,6 @@
 """What a board asks of a run: its suite's rules, an attack that is strong enough, and a good enough verdict."""
 
-from bench.core.config import Suite
+from bench.core.config import CORRUPTIONS, Suite
 from bench.core.errors import UserError
 from bench.core.records import Record
 
@@ -9,6 +9,8 @@ LAST_STAGE = "square"  # the last attack of a bracket that all undecided example
 
 def check_board(record: Record, suite: Suite) -> None:
     """A run of the suite, under an attack that the board accepts, with a good enough verdict."""
+    if suite.norm == CORRUPTIONS:
+        raise UserError(f"the board of {suite.name} takes reported accuracies only: bench leaderboard --add-reported")
     for what, value, wanted in (
         ("data set", record.dataset, suite.dataset),
         ("norm", record.threat.norm, suite.norm),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bench.core import files, record_checks, record_files, seeds
-from bench.core.example_table import Threat, accuracy, union, worst, worst_by
+from bench.core.classifier import as_classifier
+from bench.core.example_table import Threat, accuracy, corrupted, mean_accuracy, union, worst, worst_by
 from bench.core.network_format import write_description
 from bench.core.proof_format import proof_arrays
 from bench.core.records import SCHEMA, Record
 from bench.core.source_code import combined
 from bench.evaluate.context import EvalContext
-from bench.evaluate.evaluation import evaluate_share, evaluate_split
+from bench.evaluate.corrupted import FinishedCorruptions, measure_corruptions
+from bench.evaluate.evaluation import evaluate_clean, evaluate_share, evaluate_split
 from bench.training.checkpoints import WEIGHTS
 from bench.training.model_size import size_of
 
@@ -32,9 +36,17 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
     """Evaluate the model whose weights are in `folder`, and write table and witnesses there."""
     config, sources = plan.config, plan.sources
     weights = record_files.artifact(folder / WEIGHTS)
-    context = _context(plan, seed, folder, model)
-    result = evaluate_split(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
-    table = result.table
+    test, parts, identity = plan.test_split(), _parts(plan, folder), _identity(plan, seed, folder)
+    if plan.ball is None:
+        result = evaluate_clean(model, test, seed=seed, batch_size=config.eval_batch)
+    else:
+        context = _context(plan, seed, folder, model)
+        result = evaluate_split(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
+    columns, corruptions = measure_corruptions(
+        as_classifier(model), test, plan.corruptions, n_test=len(plan.arrays.y_test), batch_size=config.eval_batch,
+        finished=FinishedCorruptions(parts, identity), show=True,
+    )  # fmt: skip
+    table = result.table | columns
     files.write_arrays(folder / record_files.TABLE, table)
     files.write_arrays(folder / record_files.WITNESSES, result.witnesses)
     paths = {"examples": record_files.TABLE, "witnesses": record_files.WITNESSES}
@@ -52,7 +64,9 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
         config_hash=config.content_hash,
         n_examples=config.n_examples, clean=accuracy(table["clean"]), attacks=result.attacks,
         worst=worst(table), worst_by=worst_by(table), union=union(table), certifiers=result.certifiers,
-        bracket=result.bracket, audited=result.audited, training=cost, sanity=result.sanity,
+        bracket=result.bracket, corruptions=corruptions,
+        corrupted=mean_accuracy(np.stack(list(corrupted(columns).values()))) if corruptions else None,
+        audited=result.audited, training=cost, sanity=result.sanity,
         proofs=None if result.proofs is None else result.proofs.summary,
         artifacts={"weights": weights} | {key: record_files.artifact(folder / name) for key, name in paths.items()},
         provenance=seeds.fingerprint(plan.device, plan.threads)
@@ -71,16 +85,26 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
 
 def evaluate_part(plan: Plan, seed: int, folder: Path, model: nn.Module, share: Share) -> bool:
     """Store partial results of a share of the evaluation, as `evaluate_share` does: whether nothing was missing."""
+    if plan.ball is None:  # nothing but clean images and corruptions, which are not divided
+        return True
     context = _context(plan, seed, folder, model, share)
     return evaluate_share(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
 
 
 def _context(plan: Plan, seed: int, folder: Path, model: nn.Module, share: Share | None = None) -> EvalContext:
-    config = plan.config
-    weights = files.sha256(folder / WEIGHTS)
-    parts = folder / PARTS / f"{weights[:16]}-{combined(plan.sources.evaluation)}"  # of these weights and this code
-    parts.mkdir(parents=True, exist_ok=True)
     return EvalContext(
-        model=model, test=plan.test_split(), threat=plan.threat, batch_size=config.eval_batch, seed=seed,
-        partial_results=parts, identity=f"{config.content_hash}/{seed}/{parts.name}", show_progress=True, share=share,
+        model=model, test=plan.test_split(), threat=plan.threat, batch_size=plan.config.eval_batch, seed=seed,
+        partial_results=_parts(plan, folder), identity=_identity(plan, seed, folder), show_progress=True, share=share,
     )  # fmt: skip
+
+
+def _parts(plan: Plan, folder: Path) -> Path:
+    """The folder of the partial results of these weights and this code."""
+    weights = files.sha256(folder / WEIGHTS)
+    parts = folder / PARTS / f"{weights[:16]}-{combined(plan.sources.evaluation)}"
+    parts.mkdir(parents=True, exist_ok=True)
+    return parts
+
+
+def _identity(plan: Plan, seed: int, folder: Path) -> str:
+    return f"{plan.config.content_hash}/{seed}/{_parts(plan, folder).name}"

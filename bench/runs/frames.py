@@ -86,6 +86,8 @@ def _evaluation(folder: Path, record: Record) -> list[dict[str, Any]]:
     row["certified"] = float(certified(table).mean()) if record.certifiers or record.bracket else None
     row |= {f"robust/{spec}": attack.robust_acc for spec, attack in record.attacks.items()}
     row |= {f"certified/{spec}": each.certified_acc for spec, each in record.certifiers.items()}
+    row |= {f"corrupted/{name}": each.acc for name, each in record.corruptions.items()}
+    row["corrupted"] = record.corrupted and record.corrupted.acc
     row["open"] = None if record.bracket is None else record.bracket.open
     training = record.training
     row |= {

@@ -3,6 +3,7 @@
 import copy
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from bench.core.source_code import combined
 from bench.core.spec_text import files_of_code
 from bench.core.threat import ThreatModel, parse_norm
 from bench.datasets.arrays import Arrays
+from bench.datasets.corruption_sources import CorruptionSource, corruption_sources, describe, is_published
 from bench.datasets.load import load_arrays
 from bench.datasets.split import Split
 from bench.evaluate.bracket import BracketPlan, plan_bracket
@@ -52,7 +54,7 @@ class Plan:
     config: RunConfig
     spec: BuildSpec  # how to build the model
     arrays: Arrays
-    threat: ThreatModel
+    ball: ThreatModel | None  # None for a suite of corruptions, which has no norm
     attacks: dict[str, PlannedAttack]
     certifiers: dict[str, Certifier]
     defense: Defense[Any] | None  # trains (`bench run`) or only builds the model (`bench eval` of our own weights)
@@ -61,6 +63,14 @@ class Plan:
     bracket: BracketPlan | None = None
     loaded: nn.Module | None = None  # the model with the weights of --checkpoint
     sources: Sources = field(default_factory=Sources)
+    corruptions: Sequence[CorruptionSource] = ()
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model; UserError if it has no norm."""
+        if self.ball is None:
+            raise UserError(f"suite '{self.request.suite}' has no norm and no eps; name another suite, or --dataset")
+        return self.ball
 
     @property
     def name(self) -> str:
@@ -119,10 +129,13 @@ def _make_plan(request: Request) -> Plan:
     arrays = load_arrays(request.dataset or suite.dataset, request.data_dir)
     if saved_spec is not None:
         check_checkpoint(saved_spec, request.checkpoint, request.model, arrays)
-    threat = _threat_of(request, suite, arrays)
+    ball = None if suite.norm == CORRUPTIONS else _threat_of(request, suite, arrays)
+    names = suite.corruptions if request.corruptions is None else request.corruptions
+    if corruptions := corruption_sources(names, arrays, request.data_dir):
+        print(describe(names, corruptions), file=sys.stderr)
     read_by_methods: set[Path] = set()
     with record_opened_files(read_by_methods):
-        attacks = _attacks_of(request, suite, threat)
+        attacks = {} if ball is None else _attacks_of(request, suite, ball)
         certifiers = make_certifiers(request.certifiers)
     for planned in attacks.values():
         planned.threat.check_eps(arrays.shape)
@@ -132,23 +145,25 @@ def _make_plan(request: Request) -> Plan:
     specs = (spec.model, *attacks, *certifiers)
     code += [files.sha256(Path(text.partition(":")[0])) for text in specs if ".py:" in text]
     defense = make_defense(spec)
-    if request.defense is not None and defense is not None:
-        check_training(defense, arrays, threat)
+    if request.defense is not None and defense is not None and ball is not None:
+        check_training(defense, arrays, ball)
     n = len(arrays.y_test)
     if request.n_examples is not None and not 1 <= request.n_examples <= n:
         raise UserError(f"n_examples is {request.n_examples}; {arrays.name} has 1 to {n} test examples")
-    assert isinstance(threat.eps, float)
-    in_suite = (arrays.name, threat.norm, threat.eps) == (suite.dataset, suite.norm, suite.eps)
+    norm, eps = (CORRUPTIONS, 0.0) if ball is None else (ball.norm, float(ball.eps))
+    in_suite = (arrays.name, norm, eps) == (suite.dataset, suite.norm, suite.eps)
+    in_suite &= ball is not None or is_published(corruptions)
     config = RunConfig(
         suite=suite.name if suite.name and in_suite and request.box else None,
         dataset=arrays.name, data_hash=arrays.hash, model=spec.model, defense=request.defense,
         checkpoint=files.sha256(request.checkpoint) if request.checkpoint else None,
-        norm=threat.norm, eps=threat.eps, attacks=tuple(attacks), n_examples=request.n_examples or n,
+        norm=norm, eps=eps, attacks=tuple(attacks), n_examples=request.n_examples or n,
         eval_batch=suite.eval_batch, training=spec.training if request.defense else {}, code=tuple(code),
-        certifiers=tuple(certifiers), budget=request.budget, time_limit=request.time_limit, box=request.box,
+        certifiers=tuple(certifiers), corruptions=tuple(source.text for source in corruptions),
+        budget=request.budget, time_limit=request.time_limit, box=request.box,
     )  # fmt: skip
     device = choose_device(request.device)
-    plan = Plan(request, config, spec, arrays, threat, attacks, certifiers, defense, device)
+    plan = Plan(request, config, spec, arrays, ball, attacks, certifiers, defense, device, corruptions=corruptions)
     return _with_model(plan, saved_spec, read_by_methods)
 
 
@@ -191,9 +206,7 @@ def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:
         if not request.box:
             raise UserError(f"suite '{suite.name}' keeps points in [0, 1]; leave out --suite or --box none")
         if suite.norm == CORRUPTIONS:
-            raise UserError(
-                f"suite '{suite.name}' is for reported accuracies under corruptions; it has no attacks to run"
-            )
+            _check_corruptions(request, suite)
         given = {"dataset": request.dataset, "norm": request.norm, "eps": request.eps[0] if request.eps else None}
         for rule, value in given.items():
             if value not in (None, own := getattr(suite, rule)):
@@ -212,6 +225,25 @@ def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:
         name="", summary="", dataset=request.dataset, model=request.model or "", norm=request.norm or "Linf",
         eps=request.eps[0], attacks=DEFAULT_ATTACKS, training={"crop": 0, "flip": False},
     )  # fmt: skip
+
+
+def _check_corruptions(request: Request, suite: Suite) -> None:
+    """A suite of corruptions evaluates weights, and attacks nothing."""
+    if not (suite.corruptions if request.corruptions is None else request.corruptions):
+        raise UserError(
+            f"suite '{suite.name}' measures nothing but corruptions, and none is given; if it has none of its own, it "
+            "is for reported accuracies"
+        )
+    if request.defense is not None:
+        raise UserError(
+            f"suite '{suite.name}' has no norm to train for; train for another (bench run --suite {suite.dataset} "
+            f"--corruptions benchmark), or evaluate weights: bench eval --suite {suite.name} --checkpoint FILE"
+        )
+    attacked = bool(request.attacks) or bool(request.certifiers) or request.budget is not None
+    if attacked or request.norm is not None or request.eps is not None:
+        raise UserError(
+            f"suite '{suite.name}' has no norm; leave out --norm, --eps, --attacks, --certifiers and --bracket"
+        )
 
 
 def _threat_of(request: Request, suite: Suite, arrays: Arrays) -> ThreatModel:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.core.spec_text import join_specs
+from bench.runs.loggers import LoggerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class Request:
     eps: Sequence[float] | None = None  # the first is the threat model's; every attack also runs at the others
     attacks: Sequence[str] | None = None  # None with a bracket: only the bracket's
     certifiers: Sequence[str] = ()
+    corruptions: Sequence[str] | None = None
     budget: int | None = None  # of the bracket: sub-problems for each example; None for no bracket
     time_limit: float | None = None  # of the bracket, in seconds
     n_examples: int | None = None
@@ -36,6 +38,7 @@ class Request:
     reuse: bool = False  # a finished run that was made by other source is the answer, and says so
     force: bool = False  # a finished run is made again
     patience: float = 0.0  # seconds to wait for another process that works on the same run or training
+    log: LoggerName | None = None  # a dashboard that gets the figures of each epoch
 
     def command_line(self, seed: int) -> str:
         """A shell command. Options of one machine (data folder, device, threads, --out, ...) are left out."""
@@ -52,6 +55,7 @@ class Request:
             *(("--set", f"{key}={text}") for key, text in self.overrides.items()),
             ("--attacks", None if self.attacks is None else join_specs(self.attacks) or "none"),
             ("--certifiers", join_specs(self.certifiers) or None),
+            ("--corruptions", None if self.corruptions is None else ",".join(self.corruptions) or "none"),
         ]  # fmt: skip
         words += [word for option, value in options if value is not None for word in (option, value)]
         if self.budget is not None:

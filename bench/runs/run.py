@@ -17,12 +17,14 @@ from bench.core.folders import locked, remove_leftovers
 from bench.core.records import Record, Training
 from bench.evaluate.context import Share
 from bench.runs.evaluate import PARTS, evaluate, evaluate_part
+from bench.runs.loggers import RunLogger, make_logger
 from bench.runs.plan import Plan
 from bench.runs.processes import announced
 from bench.runs.train import FINISHED, changed_files, help_with, train
 from bench.training.checkpoints import LOG, WEIGHTS, save_weights
 from bench.training.histories import LOSSES
 from bench.training.rebuild import load_weights
+from leaderboard.run_tables import accuracies
 
 NAMED = 3  # files that a message names
 
@@ -47,8 +49,12 @@ def run_seed(plan: Plan, seed: int) -> SeedResult:
     with _locked(folder, plan):
         if (result := finished_result(plan, seed)) is not None:  # another process has finished it meanwhile
             return result
-        model, cost = _begin(plan, seed, folder)
-        record_files.write_record(folder, evaluate(plan, seed, folder, model, cost))
+        logger = _logger(plan, seed, folder)
+        model, cost = _begin(plan, seed, folder, logger)
+        record = evaluate(plan, seed, folder, model, cost)
+        record_files.write_record(folder, record)
+        if logger is not None:
+            logger.result({name: each.acc for name, each in accuracies(record).items()})
         _remove_unfinished(folder)
     return SeedResult(record_files.read_run(folder), folder)
 
@@ -58,7 +64,7 @@ def begin_seed(plan: Plan, seed: int) -> None:
     folder = plan.folder(seed)
     with _locked(folder, plan):
         if finished_result(plan, seed) is None:
-            _begin(plan, seed, folder)
+            _begin(plan, seed, folder, None)  # run_seed sends the epochs to a dashboard
 
 
 def evaluate_part_of_seed(plan: Plan, seed: int, share: Share) -> bool:
@@ -126,7 +132,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _begin(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training | None]:
+def _begin(plan: Plan, seed: int, folder: Path, logger: RunLogger | None) -> tuple[nn.Module, Training | None]:
     """The model whose weights are now in the folder, and the cost of its training. The folder is locked."""
     if plan.request.force:
         _remove_unfinished(folder)
@@ -135,10 +141,17 @@ def _begin(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training | N
     _settle(plan)
     _describe(folder, plan.config.as_json())
     if plan.loaded is None:
-        return _trained(plan, seed, folder)
+        return _trained(plan, seed, folder, logger)
     model = plan.loaded.to(plan.device)
     save_weights(folder / WEIGHTS, model, plan.spec)
     return model, None
+
+
+def _logger(plan: Plan, seed: int, folder: Path) -> RunLogger | None:
+    request = plan.request
+    if request.log is None:
+        return None
+    return make_logger(request.log, request.out, folder.parent.name, seed, plan.config.as_json())
 
 
 def _settle(plan: Plan) -> None:
@@ -148,10 +161,10 @@ def _settle(plan: Plan) -> None:
     torch.set_deterministic_debug_mode("error" if plan.device.type == "cpu" else "default")
 
 
-def _trained(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
+def _trained(plan: Plan, seed: int, folder: Path, logger: RunLogger | None) -> tuple[nn.Module, Training]:
     """The trained model. Its weights and its log are copied to the folder of the run, which is complete by itself."""
     with _training(plan, seed) as home:
-        model, cost = train(plan, seed, home)
+        model, cost = train(plan, seed, home, logger)
         for name in (WEIGHTS, LOG, *([LOSSES] if (home / LOSSES).exists() else [])):
             files.write_atomically(folder / name, (home / name).read_bytes())
     return model, cost

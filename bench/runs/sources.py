@@ -62,9 +62,11 @@ class Ingredients:
         spec, with_model = self.spec, _hashes(self.read_by_model)
         if ".py:" in spec.model:  # its weights may come from a file that compiled code has read
             with_model[f"initial weights of {Path(spec.model.partition(':')[0]).name}"] = _state_hash(self.initial)
+        if (library := spec.model.partition(".")[0]) in registry.model_library:
+            with_model |= package_version(library)
         built = [
             *_files_of_type(self.defense),
-            *files_of_spec(spec.model, registry.model),
+            *files_of_spec(spec.model, registry.model, registry.model_library),
             *files_of_spec(self.dataset, registry.dataset),
         ]
         training: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +27,13 @@ from bench.training.probe import make_probe
 from bench.training.rebuild import load_weights
 
 if TYPE_CHECKING:
+    from typing import SupportsFloat
+
     from torch import nn
 
+    from bench.runs.loggers import RunLogger
     from bench.runs.plan import Plan
+    from bench.training.loop import Report
 
 FINISHED = "training.json"
 
@@ -47,7 +52,7 @@ def identity_of(plan: Plan, seed: int) -> str:
     return f"{content_hash(plan.training_identity)}/{seed}"
 
 
-def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
+def train(plan: Plan, seed: int, folder: Path, logger: RunLogger | None = None) -> tuple[nn.Module, Training]:
     """The trained model and the training's cost, read from `folder` if the training is already finished."""
     model = plan.new_model(seed)
     cost = finished_training(folder, identity_of(plan, seed))
@@ -55,13 +60,18 @@ def train(plan: Plan, seed: int, folder: Path) -> tuple[nn.Module, Training]:
         (folder / CHECKPOINT).unlink(missing_ok=True)  # if the process was killed just before it did so
         load_weights(model, folder / WEIGHTS)
         print(f"train {plan.name}: was finished already, in {folder}", file=sys.stderr)
+        if logger is not None:
+            logger.epochs([json.loads(line) for line in (folder / LOG).read_text().splitlines()])
         return model.to(plan.device), cost
     announce(seed)
     opened: set[Path] = set()
     with failures_of(f"defense {plan.name}"), record_opened_files(opened):
         loop, train_rows = _loop_of(plan, model, seed)
         with Progress(f"train {plan.name}", loop.steps, "step") as progress:
-            model, cost = loop.run(folder, progress.advance, identity=identity_of(plan, seed))
+            report = progress.advance if logger is None else reporting(progress, loop, logger)
+            model, cost = loop.run(folder, report, identity=identity_of(plan, seed))
+    if logger is not None:
+        logger.epochs(loop.log)
     for warning in cost.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     save_weights(folder / WEIGHTS, model, plan.spec)
@@ -94,6 +104,16 @@ def _loop_of(plan: Plan, model: nn.Module, seed: int) -> tuple[Loop, np.ndarray]
     probe = make_probe(validation or train, plan.threat, None if validation else config.probe_examples)
     curves = make_curves(train, Split.test(plan.arrays, plan.device), plan.threat, config.keep_curves)
     return Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe, curves=curves), train_rows
+
+
+def reporting(progress: Progress, loop: Loop, logger: RunLogger) -> Report:
+    """The report of each step, with the epochs that have ended since the last one for the logger."""
+
+    def report(n: float, note: str = "", *, loss: SupportsFloat | None = None) -> None:
+        progress.advance(n, note, loss=loss)
+        logger.epochs(loop.log)
+
+    return report
 
 
 def finished_training(folder: Path, identity: str) -> Training | None:

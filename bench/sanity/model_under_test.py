@@ -64,16 +64,22 @@ class AttackColumn:
 class ModelUnderTest:
     """A model and some of its examples. What several checks need is measured once, at its first use.
 
-    test: the split of the table's rows. threat: the record's, with one eps for all examples.
+    test: the split of the table's rows. ball: the record's threat model, with one eps for all examples; None if it has
+    no norm, as that of corruptions.
     """
 
     model: nn.Module
     test: Split
-    threat: ThreatModel
+    ball: ThreatModel | None
     table: Table
     seed: int
     batch_size: int
     _correct_after: dict[str, Tensor] = field(default_factory=dict, init=False)
+
+    @property
+    def threat(self) -> ThreatModel:
+        assert self.ball is not None, "nothing can be attacked without a threat model"
+        return self.ball
 
     @property
     def eps(self) -> float:
@@ -90,8 +96,9 @@ class ModelUnderTest:
 
     @cached_property
     def robust(self) -> Batch:
-        """The first examples that the record counts as robust (as correct, if it has no attack)."""
-        index = self.table["index"][np.flatnonzero(survivors(self.table))[:EXAMPLES]]
+        """The first examples that the record counts as robust (correct, if it has no attack); none without a norm."""
+        rows = np.flatnonzero(survivors(self.table))[: EXAMPLES if self.ball else 0]
+        index = self.table["index"][rows]
         return self.test.take(torch.from_numpy(index).to(self.test.y.device))
 
     @property

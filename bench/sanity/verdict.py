@@ -13,11 +13,13 @@ from bench.datasets.split import Split
 from bench.sanity.checks import ATTACK_CHECKS, MODEL_CHECKS, RANK, TABLE_CHECKS, CheckResult, skipped, worst
 from bench.sanity.model_under_test import ModelUnderTest
 
+NO_NORM = "the threat model has no norm"
+
 
 def form_verdict(
     model: nn.Module,
     test: Split,
-    threat: ThreatModel,
+    threat: ThreatModel | None,
     table: Table,
     *,
     seed: int,
@@ -26,7 +28,8 @@ def form_verdict(
 ) -> Sanity:
     """The verdict on a finished evaluation: the worst outcome of its checks, with the figures of each check.
 
-    test: the split of the table's rows. threat: the record's, with one eps for all examples. results: of the attacks
+    test: the split of the table's rows. threat: the record's, with one eps for all examples; None
+    if it has no norm, as that of corruptions, where no check attacks. results: of the attacks
     and certifiers by spec, and of the `bracket`; None leaves out the checks that use them (bench.core.record_verdict).
 
     Four checks use the model's answers to the first examples; seven use short attacks on the first examples that the
@@ -54,10 +57,12 @@ def form_verdict(
         reason = "the record counts no example as robust" if len(tested.robust) == 0 else None
         if by_name["one-class"].outcome == "suspect":
             reason = "the model predicts one class for all examples"  # so all of these checks would alarm
+        if threat is None:
+            reason = NO_NORM
         for name, check in ATTACK_CHECKS.items():
             by_name[name] = check(tested) if reason is None else skipped(reason)
         for name, check in TABLE_CHECKS.items():
-            by_name[name] = check(tested)
+            by_name[name] = check(tested) if threat is not None else skipped(NO_NORM)
     checks = [SanityCheck(name, *result) for name, result in by_name.items()]
     alarms = [check for check in checks if RANK[check.outcome] >= RANK["suspect"]]
     quiet = "no-warnings" if attacked(table) else "not-attacked"

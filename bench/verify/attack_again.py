@@ -13,6 +13,7 @@ from bench.core.attack_specs import PlannedAttack
 from bench.core.clopper_pearson import upper_bound
 from bench.core.contracts import Attack, frozen
 from bench.core.example_table import Flags, Table, accuracy, attacked, certified, own_specs, survivors
+from bench.core.progress import Progress
 from bench.core.spec_text import split_spec
 from bench.evaluate.attacked import measure_attack
 from bench.evaluate.clean import predict
@@ -132,7 +133,8 @@ def column_again(
     chosen = sample_of(claimed, SLOW_SAMPLE if slow else None, context.seed)
     examples = table["clean"] & (~robust if len(chosen) == len(claimed) else np.zeros_like(robust))
     examples[chosen] = True  # all of them: the same batches, and so the same random numbers, as in the run
-    measured = measure_attack(replace(context, seed=seed), spec, planned, examples)
+    with Progress(f"verify: {name}", int(examples.sum()), "example", part=True) as progress:
+        measured = measure_attack(replace(context, seed=seed), spec, planned, examples, progress.advance)
     fell = [i for i in measured.broken.tolist() if robust[i]]
     points = {i: point for i, point in zip(measured.broken.tolist(), measured.witnesses, strict=True) if robust[i]}
     n = len(chosen)
@@ -145,14 +147,17 @@ def column_again(
 def _broken_by(context: EvalContext, attack: Attack, chosen: Rows) -> Fallen:
     """Which of the chosen examples the attack breaks, by a fresh forward pass."""
     points: dict[int, npt.NDArray[np.float32]] = {}
-    for number, index in enumerate(torch.from_numpy(chosen).to(context.test.y.device).split(context.batch_size)):
-        generator = seeds.generator(index.device, context.seed, "verify", number)
-        batch = context.test.take(index)
-        x_adv = attack(context.model, batch, context.threat, generator=generator)
-        with frozen(context.model):
-            broken = predict(context.model, x_adv) != batch.y
-        broken &= context.threat.contains(x_adv, batch.x)
-        points |= dict(zip(index[broken].tolist(), x_adv[broken].cpu().numpy(), strict=True))
+    batches = torch.from_numpy(chosen).to(context.test.y.device).split(context.batch_size)
+    with Progress("verify: attacked again", len(chosen), "example", part=True) as progress:
+        for number, index in enumerate(batches):
+            generator = seeds.generator(index.device, context.seed, "verify", number)
+            batch = context.test.take(index)
+            x_adv = attack(context.model, batch, context.threat, generator=generator)
+            with frozen(context.model):
+                broken = predict(context.model, x_adv) != batch.y
+            broken &= context.threat.contains(x_adv, batch.x)
+            points |= dict(zip(index[broken].tolist(), x_adv[broken].cpu().numpy(), strict=True))
+            progress.advance(len(index))
     return Fallen(points)
 
 

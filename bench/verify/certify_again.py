@@ -10,6 +10,7 @@ import torch
 from bench.core import seeds
 from bench.core.contracts import Batch, Certifier
 from bench.core.example_table import BRACKET, Flags, Table, certificates
+from bench.core.progress import Progress
 from bench.core.spec_text import split_spec
 from bench.evaluate.bracket import in_rounds
 from bench.evaluate.certified import BATCHES
@@ -109,17 +110,19 @@ def _not_given_again(
     failed: list[int] = []
     uncertain: list[int] = []
     searches = hasattr(certifier, "nodes")
-    for batch, generator in _batches(context, chosen, BATCHES.get(split_spec(spec).name)):
-        again = certifier(context.model, batch, context.threat, generator=generator)
-        index = batch.index.cpu().numpy()
-        smaller = again.radius.double().cpu() < torch.from_numpy(radius[index]).double() * (1 - RADIUS_ROUNDING)
-        missing = torch.from_numpy(column[index]) & ~again.certified.cpu()
-        positive = torch.zeros_like(missing) if again.margins is None else (again.margins.amin(dim=1) > 0).cpu()
-        tolerated = missing & positive | searches
-        if again.broken is not None:
-            tolerated &= ~again.broken.cpu()
-        failed += index[((missing | smaller) & ~tolerated).numpy()].tolist()
-        uncertain += index[((missing | smaller) & tolerated).numpy()].tolist()
+    with Progress(f"verify: certified again by {spec}", len(chosen), "example", part=True) as progress:
+        for batch, generator in _batches(context, chosen, BATCHES.get(split_spec(spec).name)):
+            again = certifier(context.model, batch, context.threat, generator=generator)
+            index = batch.index.cpu().numpy()
+            smaller = again.radius.double().cpu() < torch.from_numpy(radius[index]).double() * (1 - RADIUS_ROUNDING)
+            missing = torch.from_numpy(column[index]) & ~again.certified.cpu()
+            positive = torch.zeros_like(missing) if again.margins is None else (again.margins.amin(dim=1) > 0).cpu()
+            tolerated = missing & positive | searches
+            if again.broken is not None:
+                tolerated &= ~again.broken.cpu()
+            failed += index[((missing | smaller) & ~tolerated).numpy()].tolist()
+            uncertain += index[((missing | smaller) & tolerated).numpy()].tolist()
+            progress.advance(len(batch))
     return failed, uncertain
 
 

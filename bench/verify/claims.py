@@ -68,6 +68,13 @@ def derived(record: Record, table: Table, proofs: Table | None = None) -> dict[s
         "box": (record.threat.box, config.get("box", True)),
         "attacks": (list(record.attacks), list(config.get("attacks", ()))),
         "certifiers": (list(record.certifiers), list(config.get("certifiers", ()))),
+        "corruptions": (
+            [
+                name if each.file is None else f"{name}:file={each.file[:12]}"
+                for name, each in record.corruptions.items()
+            ],
+            list(config.get("corruptions", ())),
+        ),
         "budget": (None if bracket is None else bracket.budget, config.get("budget")),
         "time_limit": (None if bracket is None else bracket.time_limit, config.get("time_limit")),
         "bracket in seconds": (None if bracket is None else bracket.budget_seconds, config.get("bracket")),

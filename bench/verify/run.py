@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.core import files, record_files
 from bench.core.attack_specs import make_attacks
-from bench.core.config import content_hash
+from bench.core.config import CORRUPTIONS, content_hash
 from bench.core.errors import UserError
 from bench.core.example_table import Flags, Table
 from bench.core.progress import Progress
@@ -23,6 +23,7 @@ from bench.evaluate.certified import make_certifiers
 from bench.evaluate.context import EvalContext
 from bench.training.checkpoints import WEIGHTS
 from bench.verify.claims import CLAIMS, check_claims, read_proofs
+from bench.verify.corrupted_again import CORRUPTED_AGAIN, check_corruptions
 from bench.verify.description import DESCRIPTION, check_description
 from bench.verify.fingerprint import fingerprint
 from bench.verify.inputs import Settings, eval_batch, load_data, load_model, make_context, read_table, spec_of
@@ -39,7 +40,7 @@ from bench.verify.repeat import (
     repeat_column,
 )
 from bench.verify.report import Finding, add_findings, read_or_report, require
-from bench.verify.table_checks import check_distances, check_labels, check_predictions
+from bench.verify.table_checks import Predictor, check_distances, check_labels, check_predictions
 from bench.verify.trusted_code import check_code, check_trusted
 from bench.verify.witnesses import CERTIFICATES, WITNESS_CHECKS, check_contradictions, check_witnesses
 
@@ -81,6 +82,9 @@ def _plan_checks(folder: Path, record: Record, settings: Settings, result: Verif
     test = None if data is None else Split.test(data, settings.device)
     witnesses = partial(files.read_arrays, folder / record_files.WITNESSES)
 
+    def predictor() -> Predictor:
+        return Predictor(require(model, "model"), require(test, "data"), eval_batch(record))
+
     def inputs() -> tuple[EvalContext, Table]:
         context = make_context(require(model, "model"), require(test, "data"), record, settings)
         return context, require(table, "table")
@@ -98,7 +102,14 @@ def _plan_checks(folder: Path, record: Record, settings: Settings, result: Verif
         (LEAK_CHECKS, lambda: check_leakage(require(table, "table"), eval_batch(record))),
         (["hash of the data"], lambda: [_check_data(record, require(data, "data"))]),
         (["labels"], lambda: [check_labels(require(table, "table"), require(data, "data").y_test)]),
-        (["predictions"], lambda: [_check_predictions(inputs, result)]),
+        (["predictions"], lambda: [_check_predictions(predictor(), require(table, "table"), result)]),
+    ]
+    if record.corruptions:
+        again = partial(check_corruptions, record=record, settings=settings)
+        checks.append(([CORRUPTED_AGAIN], lambda: [again(predictor(), require(table, "table"), require(data, "data"))]))
+    if record.threat.norm == CORRUPTIONS:
+        return checks  # there is nothing to attack or to certify
+    checks += [
         (WITNESS_CHECKS, lambda: check_witnesses(*inputs(), record, witnesses())),
         ([METHODS], lambda: [check_methods(record, inputs()[0], require(data, "data").classes, settings)]),
     ]
@@ -166,10 +177,9 @@ def _is_ours(spec: str, settings: Settings) -> bool:
     return True
 
 
-def _check_predictions(inputs: Inputs, result: Verified) -> Finding:
-    context, table = inputs()
-    finding = check_predictions(context, table)
-    result.fingerprint = fingerprint(context.model, context.test)
+def _check_predictions(predictor: Predictor, table: Table, result: Verified) -> Finding:
+    finding = check_predictions(predictor, table)
+    result.fingerprint = fingerprint(predictor.model, predictor.test)
     return finding
 
 

@@ -3,6 +3,8 @@
 Row i of a table is test example i, and each column has its type and length (bench/verify/run.py checks that).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,11 +15,19 @@ from bench.core.errors import CheckError
 from bench.core.example_table import Table, threat_of
 from bench.core.records import Record
 from bench.core.threat import TINY
-from bench.evaluate.context import EvalContext
+from bench.datasets.split import Split
 from bench.verify.report import Finding, finding_of
 
 NEAR_TIE = 1e-4  # of the largest logit: on another device or in another batch, rounding may swap such near classes
 ROUNDING = 1e-5  # of eps: distances are stored in float32
+
+
+class Predictor(NamedTuple):
+    """A run's model, its test images, and how many of them share a batch."""
+
+    model: nn.Module
+    test: Split
+    batch_size: int
 
 
 def check_labels(table: Table, labels: npt.NDArray[np.int64]) -> Finding:
@@ -27,12 +37,12 @@ def check_labels(table: Table, labels: npt.NDArray[np.int64]) -> Finding:
     return finding_of(differ, "labels", "differ from the data set", evidence)
 
 
-def check_predictions(context: EvalContext, table: Table) -> Finding:
+def check_predictions(predictor: Predictor, table: Table) -> Finding:
     """The model predicts what the table says. A near tie may differ on another machine, and is a warning."""
     differ, no_ties = [], []
-    prediction = torch.from_numpy(table["prediction"]).to(context.test.y.device)
-    for rows in torch.arange(len(prediction), device=prediction.device).split(context.batch_size):
-        logits = logits_of(context.model, context.test.take(rows).x)
+    prediction = torch.from_numpy(table["prediction"]).to(predictor.test.y.device)
+    for rows in torch.arange(len(prediction), device=prediction.device).split(predictor.batch_size):
+        logits = logits_of(predictor.model, predictor.test.take(rows).x)
         mismatch = logits.argmax(dim=1) != prediction[rows]
         differ += rows[mismatch].tolist()
         no_ties += rows[mismatch & (relative_gap(logits, prediction[rows]) > NEAR_TIE)].tolist()

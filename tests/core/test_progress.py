@@ -87,3 +87,28 @@ def test_the_loss_is_not_read_unless_it_is_shown(monkeypatch):
     monkeypatch.setattr(progress.LOGGER, "disabled", True)
     with Progress("train", 10, "step") as bar:
         bar.advance(1, loss=Unreadable())
+
+
+def test_a_part_alone_gets_the_messages_and_ends_without_a_line(at_once, capsys):
+    """An attack of a verification counts examples, and the verification counts checks."""
+    with Progress("verify run", 3, "check") as outer:
+        outer.advance(1, "first")
+        with Progress("verify: autoattack again", 100, "example", part=True) as inner:
+            logging.getLogger("bench.progress").info("running fab", extra={"ahead": 40.0})
+            inner.advance(100)
+        logging.getLogger("bench.progress").info("later")
+    lines = [line.rpartition(", ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "verify run: 1 of 3 checks, first",
+        "verify: autoattack again: 40 of 100 examples, running fab",
+        "verify: autoattack again: 100 of 100 examples, running fab",
+        "verify run: 1 of 3 checks, later",
+        "verify run: 1 of 3 checks, later",
+    ]
+
+
+def test_a_part_leaves_no_bar(at_once, monkeypatch):
+    stderr = terminal(monkeypatch)
+    with Progress("verify: pgd again", 10, "example", part=True) as inner:
+        inner.advance(10)
+    assert stderr.getvalue().endswith("\r")

@@ -9,7 +9,7 @@ import pytest
 from bench.core import registry
 from bench.core.errors import UserError
 
-KINDS = ("attack", "certifier", "defense", "dataset", "model", "study")
+KINDS = ("attack", "certifier", "defense", "dataset", "corruption", "model", "study")
 PLUGIN = '''
 from bench.core import registry
 

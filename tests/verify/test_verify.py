@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.core import progress
 from bench.core.attack_specs import make_attacks
 from bench.core.contracts import Attack
 from bench.core.example_table import Threat, accuracy, attack_specs
@@ -502,3 +503,21 @@ def test_a_witness_at_the_edge_of_the_ball_contradicts_a_certificate(run):
         for slip, outcome in ((1.0, "failed"), (1.1, "passed")):
             there = edge | {"x_adv": (x + slip * (edge["x_adv"] - x)).astype(np.float32)}
             assert check_contradictions(test, bare | claim, there, record).outcome == outcome
+
+
+def test_the_progress_of_a_verification_moves_inside_its_checks(run, monkeypatch, capsys):
+    """Plain lines, as there is no terminal; none with `--quiet`, which disables the logger."""
+    monkeypatch.setattr(progress, "LINE_PAUSE", 0.0)
+    monkeypatch.setenv("CI", "true")
+    model, test, table, _, _ = run
+    planned = make_attacks("pgd-10", THREAT)["pgd-10"]
+    claimed = int(table["robust/pgd-10"].sum())
+    for quiet in (False, True):
+        monkeypatch.setattr(progress.LOGGER, "disabled", quiet)
+        attack_again(context_of(model, test, 4), table, {"pgd-10": planned.attack}, {}, None)
+        column_again(context_of(model, test, 4), table, "pgd-10", planned, 0)
+        lines = capsys.readouterr().err.splitlines()
+        again = [line for line in lines if line.startswith("verify: attacked again")]
+        column = [line for line in lines if line.startswith("verify: pgd-10 again")]
+        assert len(again) == (0 if quiet else -(-claimed // 4))
+        assert len(column) == (0 if quiet else -(-int(table["clean"].sum()) // 4))

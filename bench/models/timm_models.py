@@ -1,0 +1,37 @@
+"""The architectures of timm (R. Wightman), as timm.resnet18."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from bench.core import registry
+from bench.core.errors import UserError
+from bench.core.registry import did_you_mean, one_line
+from bench.models.building_blocks import Shape
+
+
+@registry.model_library("timm")
+def from_timm(name: str) -> Callable[[Shape, int], nn.Module]:
+    """Architectures of timm (R. Wightman) by name, with random weights, as timm.resnet18."""
+    timm = _import_timm()
+    if not timm.is_model(name):
+        near = did_you_mean(name, timm.list_models())
+        raise UserError(f"timm has no architecture '{name}': {near}timm.list_models() has all")
+
+    def build(shape: Shape, classes: int) -> nn.Module:
+        channels, *size = shape
+        # transformers are built for one size of images; other networks do not take it
+        fixed = {"img_size": tuple(size)} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+        model: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=classes, **fixed)
+        return model
+
+    return build
+
+
+def _import_timm() -> Any:
+    try:
+        import timm
+    except Exception as error:  # an import of other code may raise anything
+        raise UserError(f"timm cannot be imported ({one_line(error)}); pip install 'robust-bracket[timm]'") from error
+    return timm
