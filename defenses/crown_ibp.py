@@ -37,7 +37,8 @@ class CrownIBP(Ramped[Config]):
 
     Deviation: training has the eps of the run, while the paper trains with a larger eps than it tests.
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 1 seed, 360 test images): clean 95.0, certified 68.6, attacked
+    68.6.
     """
 
     config_class = Config

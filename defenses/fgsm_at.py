@@ -28,7 +28,8 @@ class FGSMAT(Defense[Config]):
     Goodfellow et al. (2015), trained on adversarial examples alone. Long trainings at a large eps overfit to this
     attack, which the log's PGD accuracy shows.
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 98.6, certified 0.0, attacked
+    59.2.
     """
 
     config_class = Config
@@ -56,7 +57,7 @@ class FGSMRS(Defense[RandomStartConfig]):
     (`attack_mode=eval` changes it). The thesis also gives alpha = 1.75 eps.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 98.6 +- 0.3, certified
-    0.0 +- 0.0, attacked 57.9 +- 0.4.
+    0.0 +- 0.0, attacked 60.1 +- 0.9.
     """
 
     config_class = RandomStartConfig
@@ -88,7 +89,8 @@ class NFGSM(Defense[NoisyConfig]):
     de Jorge et al. (2022), "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training". Points are
     clamped to the range of pixels only, so the training sees perturbations of up to 3 eps. Linf only.
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 97.8, certified 0.0, attacked
+    58.3.
     """
 
     config_class = NoisyConfig

@@ -30,7 +30,8 @@ class Free(Defense[Config]):
     Shafahi et al. (2019), Algorithm 1. One perturbation for each place of a minibatch is kept from minibatch to
     minibatch. `epochs` counts passes over the data without the replays, a step of the learning rate is one replay.
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn, Linf 0.2, 15 epochs, 1 seed, 360 test images): clean 97.8, certified 0.0, attacked
+    59.2.
     """
 
     config_class = Config

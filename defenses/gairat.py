@@ -36,7 +36,8 @@ class GAIRAT(Defense[Config]):
     batch, where kappa_i counts the points before each step that are classified correctly. Such networks hide their
     gradients: PGD on the cross entropy overestimates them (Hitaj et al., 2021), so attack them with `autoattack`.
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 98.6, certified 0.0, attacked
+    56.9.
     """
 
     config_class = Config

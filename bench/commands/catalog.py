@@ -123,7 +123,10 @@ def _show_suite(suite: Suite, *, as_json: bool) -> None:
         print_json(rules)
         return
     tables = {"training": rules.pop("training"), **rules.pop("defenses")}
-    rows = [(key, ", ".join(value) if isinstance(value, tuple) else show_value(value)) for key, value in rules.items()]
+    rows = [
+        (key, ", ".join(map(str, value)) if isinstance(value, tuple) else show_value(value))
+        for key, value in rules.items()
+    ]
     print(columns([row for row in rows if row[1] != "None"]))
     print("\nSettings that all defenses train with, and those of single ones:")
     settings = [

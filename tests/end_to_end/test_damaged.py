@@ -103,7 +103,7 @@ def test_damage_of_a_training_makes_it_again(finished, tmp_path):
 
 
 def test_damage_of_a_checkpoint_begins_the_training_again(tmp_path, capsys):
-    state = {"device": "cpu", "model": {"w": torch.arange(50.0)}, "epoch": 3}
+    state = {"device": "cpu", "processes": 1, "model": {"w": torch.arange(50.0)}, "epoch": 3}
     save_checkpoint(tmp_path, state, "a/0")
 
     def read(identity="a/0"):

@@ -34,7 +34,7 @@ def test_no_memory_is_one_line(error, monkeypatch, tmp_path):
     def used_up(*_):
         raise error
 
-    monkeypatch.setattr(run, "_compute", used_up)
+    monkeypatch.setattr(run, "evaluate", used_up)
     done = bench(tmp_path, *RUN)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: the memory is used up; take a smaller batch")

@@ -35,7 +35,7 @@ BUGS = {
         "bench/core/modes.py", "with mode_of(model, training=False):", "with mode_of(model, training=True):"
     ),
     "eps in the wrong unit": Bug(
-        "bench/core/threat.py", "eps = torch.as_tensor(self.eps, ", "eps = torch.as_tensor(self.eps / 255, "
+        "bench/core/threat.py", "torch.full((1,), self.eps, ", "torch.full((1,), self.eps / 255, "
     ),
 }
 

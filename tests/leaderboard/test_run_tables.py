@@ -231,7 +231,7 @@ def test_comparison_in_json_is_fractions():
         "intervals": {"clean": [0.88, 0.94], "pgd-10": [0.45, 0.55], "worst": [0.43, 0.53]},
         "spreads": {"clean": None, "pgd-10": None, "worst": None},
         "union_acc": None, "certified_acc": {}, "bracket": None, "verdict": "no-warnings",
-        "training_seconds": 61.04,
+        "corruptions": {}, "corrupted_acc": None, "training_seconds": 61.04,
     }  # fmt: skip
     assert (second["worst_acc"], second["training_seconds"], second["robust_acc"]) == (None, None, {"fgsm": 0.75})
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import parser
-from bench.commands.runs import _request
+from bench.commands.runs import request_of
 from bench.runs.plan import make_plan
 from bench.runs.request import Request
 
@@ -24,7 +24,7 @@ REQUESTS = [
 def test_the_command_makes_the_same_request(request_):
     words = shlex.split(request_.command_line(7))
     args = parser().parse_args(words[1:])
-    again = _request(args)
+    again = request_of(args)
     assert (words[0], args.seeds) == ("bench", [7])
     assert make_plan(again).config == make_plan(request_).config
 

@@ -5,6 +5,7 @@ import pytest
 
 from bench.cli import main
 from bench.core.errors import UserError
+from bench.core.sealed_json import DIGEST
 from bench.studies.reproduction.paper_tables import read_paper_table
 from bench.studies.reproduction.reproduce_thesis import ReproduceStudy
 from bench.studies.reproduction.trained_tables import DEFENSES, TABLES
@@ -17,7 +18,8 @@ def write(tmp_path):
     """A run that differs from a published one in some fields, in a folder of its own."""
 
     def write_run(seed, acc, *, epochs=30, n=10_000, defense="atas", settings=None, **fields):
-        record = json.loads((PUBLISHED / "0" / "record.json").read_text())  # from before there were digests
+        record = json.loads((PUBLISHED / "0" / "record.json").read_text())
+        record.pop(DIGEST)
         attack = next(iter(record["attacks"].values()))
         record |= {
             "seed": seed, "dataset": "cifar10", "model": "resnet18:mean=0.5+0.5+0.5:std=1+1+1", "defense": defense,
