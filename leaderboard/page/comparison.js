@@ -86,7 +86,8 @@ function testsSection(rows, comparisons) {
     claim(test), known(test.needed) ? whole(test.needed) : NONE,
   ]);
   const seeds = found.some(({ test }) => test.includes("seeds"));
-  const heads = ["Accuracy", "Difference, points", "95 % interval", ["", bounds], "p", "Ranks say",
+  const drawn = [make("span", { class: "unseen" }, "Difference and interval"), bounds];
+  const heads = ["Accuracy", "Difference, points", "95 % interval", drawn, "p", "Ranks say",
     seeds ? "Seeds a side to tell" : "Examples to tell"];
   const kinds = [...new Set(found.map(({ test, n }) => `${test}, on ${whole(n)} examples`))].join("; ");
   return section("Differences", grid("Differences", heads, lines),

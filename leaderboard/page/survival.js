@@ -39,7 +39,8 @@ function survivalSection(board, rows, comparisons, images) {
     patternText(pattern, have), ...[...pattern].map((bit) => outcomeMark(bit === "1")), whole(inside.length),
     percent(inside.length / n), shareBar(inside.length / n), setButton(pattern, have),
   ]);
-  const heads = ["Survive", ...have.map(({ i }) => letter(i)), "Examples", "%", "", ""];
+  const heads = ["Survive", ...have.map(({ i }) => letter(i)), "Examples", "%",
+    make("span", { class: "unseen" }, "Share"), make("span", { class: "unseen" }, "Images")];
   const several = have.some(({ outcome }) => outcome.seeds.length > 1);
   return make("section", { id: "survival" }, make("h3", {}, "Who survives what"),
     make("p", { class: "muted" }, `The first ${whole(n)} test examples, under everything that attacked.` +

@@ -338,7 +338,7 @@ def test_moves_only_where_that_is_welcome(visit, site):
 
 def test_says_where_the_entries_are_without_scripts(visit, site):
     with visit(site, java_script_enabled=False) as page:
-        assert "boards.csv" in page.locator(".notice").inner_text()
+        assert "boards.csv" in page.locator("noscript .notice").inner_text()
         assert page.locator("#main").is_hidden()
 
 
