@@ -2,10 +2,16 @@
 
 from dataclasses import dataclass
 
-# Measured: passes of one example (forward + backward), in the records of the boards of digits and mnist of version 0.1.
-TRAINING_PASSES = {"atas": 4.0, "pgd-at": 22.0}  # for each example and epoch: digits/atas/0, digits/pgd-at/0
-ATTACK_PASSES = {"autoattack": 6672, "bracket-attack": 535}  # for each example: digits/pgd-at/0, mnist/pgd-at/0
-FORWARD_SHARE = {"training": 0.5, "attack": 0.8}  # of these passes: the same records
+from bench.core.record_files import read_record
+from leaderboard.published_results import results_folder
+
+# Measured: passes of one example, forward and backward. For each example and epoch of a training, and for each test
+# example of bracket-attack: in the published records of digits. Of autoattack: `bench run --defense pgd-at --suite
+# digits --attacks autoattack` (seed 0).
+RECORDS = {name: read_record(results_folder() / "digits" / name / "0") for name in ("atas", "pgd-at")}
+TRAINING_IMAGES_OF_DIGITS = 1437
+AUTOATTACK = {"forwards": 1_938_342, "backwards": 482_187, "examples": 360}
+FORWARD_SHARE = {"training": 0.5, "attack": AUTOATTACK["forwards"] / (AUTOATTACK["forwards"] + AUTOATTACK["backwards"])}
 
 # Known: multiply-adds of a forward pass, and bytes of the weights in float32.
 GMACS = {"CIFAR-10, ResNet-18": 0.56, "ImageNet, ResNet-18": 1.82, "ImageNet, ResNet-50": 4.09}
@@ -17,6 +23,21 @@ TRAINING_IMAGES = {"CIFAR-10": 50_000, "ImageNet": 1_281_167}
 TERAFLOPS = {"training": 80.0, "attack": 40.0}  # that a GPU of the H100 class reaches: bfloat16, and TF32
 DOLLARS_AN_HOUR, DOLLARS_A_GB_MONTH = 2.50, 0.023
 BROKEN = 0.55  # of the examples: each has a witness
+
+
+def training_passes(method: str) -> float:
+    """For each example and epoch."""
+    training = RECORDS[method].training
+    assert training is not None
+    return (training.forwards + training.backwards) / training.epochs / TRAINING_IMAGES_OF_DIGITS
+
+
+def attack_passes(attack: str) -> float:
+    """For each test example."""
+    if attack == "autoattack":
+        return (AUTOATTACK["forwards"] + AUTOATTACK["backwards"]) / AUTOATTACK["examples"]
+    record = RECORDS["pgd-at"]
+    return (record.attacks[attack].forwards + record.attacks[attack].backwards) / record.n_examples
 
 
 @dataclass(frozen=True)
@@ -53,8 +74,8 @@ def gpu_hours(passes: float, kind: str, network: str) -> float:
 
 def cells(row: Row) -> list[str]:
     data, runs = row.network.partition(",")[0], row.entries * row.seeds
-    training = runs * row.epochs * TRAINING_IMAGES[data] * TRAINING_PASSES[row.method]
-    attack = runs * row.examples * ATTACK_PASSES[row.attack]
+    training = runs * row.epochs * TRAINING_IMAGES[data] * training_passes(row.method)
+    attack = runs * row.examples * attack_passes(row.attack)
     hours = gpu_hours(training, "training", row.network), gpu_hours(attack, "attack", row.network)
     witnesses = runs * row.examples * BROKEN * IMAGE_VALUES[data] * 4 / 1e9
     stored = runs * WEIGHTS_GB[row.network] + witnesses

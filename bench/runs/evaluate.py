@@ -36,15 +36,15 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
     """Evaluate the model whose weights are in `folder`, and write table and witnesses there."""
     config, sources = plan.config, plan.sources
     weights = record_files.artifact(folder / WEIGHTS)
-    test, parts, identity = plan.test_split(), _parts(plan, folder), _identity(plan, seed, folder)
+    test, parts = plan.test_split(), _parts(plan, folder)
     if plan.ball is None:
         result = evaluate_clean(model, test, seed=seed, batch_size=config.eval_batch)
     else:
-        context = _context(plan, seed, folder, model)
+        context = _context(plan, seed, parts, model)
         result = evaluate_split(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
     columns, corruptions = measure_corruptions(
         as_classifier(model), test, plan.corruptions, n_test=len(plan.arrays.y_test), batch_size=config.eval_batch,
-        finished=FinishedCorruptions(parts, identity), show=True,
+        finished=FinishedCorruptions(parts, _identity(plan, seed, parts)), show=True,
     )  # fmt: skip
     table = result.table | columns
     files.write_arrays(folder / record_files.TABLE, table)
@@ -87,14 +87,14 @@ def evaluate_part(plan: Plan, seed: int, folder: Path, model: nn.Module, share: 
     """Store partial results of a share of the evaluation, as `evaluate_share` does: whether nothing was missing."""
     if plan.ball is None:  # nothing but clean images and corruptions, which are not divided
         return True
-    context = _context(plan, seed, folder, model, share)
+    context = _context(plan, seed, _parts(plan, folder), model, share)
     return evaluate_share(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
 
 
-def _context(plan: Plan, seed: int, folder: Path, model: nn.Module, share: Share | None = None) -> EvalContext:
+def _context(plan: Plan, seed: int, parts: Path, model: nn.Module, share: Share | None = None) -> EvalContext:
     return EvalContext(
         model=model, test=plan.test_split(), threat=plan.threat, batch_size=plan.config.eval_batch, seed=seed,
-        partial_results=_parts(plan, folder), identity=_identity(plan, seed, folder), show_progress=True, share=share,
+        partial_results=parts, identity=_identity(plan, seed, parts), show_progress=True, share=share,
     )  # fmt: skip
 
 
@@ -106,5 +106,5 @@ def _parts(plan: Plan, folder: Path) -> Path:
     return parts
 
 
-def _identity(plan: Plan, seed: int, folder: Path) -> str:
-    return f"{plan.config.content_hash}/{seed}/{_parts(plan, folder).name}"
+def _identity(plan: Plan, seed: int, parts: Path) -> str:
+    return f"{plan.config.content_hash}/{seed}/{parts.name}"

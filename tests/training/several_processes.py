@@ -32,7 +32,7 @@ def results(count, function, folder, *arguments):
     """What function(*arguments) returns in the first of `count` processes, which all call it."""
     place, out = folder / f"place-{len(list(folder.iterdir()))}", folder / "result.pt"
     multiprocessing.spawn(_process, (count, place, out, function, arguments), nprocs=count)
-    return torch.load(out, weights_only=False)
+    return torch.load(out, weights_only=False)  # what these processes have just written
 
 
 def _process(rank, count, place, out, function, arguments):

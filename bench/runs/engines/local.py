@@ -23,11 +23,7 @@ class LocalEngine(Engine):
     _running: dict[Future[Outcome], tuple[Task, ProcessPoolExecutor]] = field(default_factory=dict, init=False)
 
     def start(self, resources: Resources) -> int:
-        if resources.jobs is not None:
-            return resources.jobs
-        if choose_device(resources.device).type == "cuda":
-            return 1
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return jobs_here(resources)
 
     def submit(self, task: Task) -> None:
         # one pool a process, because a pool is of no use any more once one of its processes was killed
@@ -48,6 +44,15 @@ class LocalEngine(Engine):
     def stop(self) -> None:
         for pool in [*self._idle, *(pool for _, pool in self._running.values())]:
             pool.shutdown(cancel_futures=True)
+
+
+def jobs_here(resources: Resources) -> int:
+    """How many tasks this machine takes at a time: as many as were asked for, else one a core, or one on a GPU."""
+    if resources.jobs is not None:
+        return resources.jobs
+    if choose_device(resources.device).type == "cuda":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_process() -> ProcessPoolExecutor:

@@ -10,7 +10,7 @@ from bench.core.devices import choose_device
 from bench.core.errors import UserError
 from bench.core.registry import one_line
 from bench.runs.engines.engine import Engine, Resources
-from bench.runs.engines.local import LocalEngine
+from bench.runs.engines.local import jobs_here
 from bench.runs.tasks import LOST, Outcome, Task, run_task
 
 OBJECT_STORE = 100 * 2**20  # bytes of shared memory, of a cluster that is started here: tasks and outcomes are small
@@ -44,7 +44,7 @@ class RayEngine(Engine):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = f"{self.address}:{self.port}" if self.address not in ("", "auto") else self.address
         address = address or os.environ.get("RAY_ADDRESS", "")
-        jobs = resources.jobs or LocalEngine().start(resources)
+        jobs = jobs_here(resources)
         try:
             if address:
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)

@@ -11,7 +11,7 @@ from bench.core import files, registry
 from bench.core.errors import UserError
 from bench.core.registry import one_line
 from bench.runs.engines.engine import Engine, Resources
-from bench.runs.engines.local import LocalEngine
+from bench.runs.engines.local import jobs_here
 from bench.runs.tasks import LOST, Outcome, Task, run_task
 
 AT_A_TIME = 200  # jobs in the queue, unless --jobs says otherwise
@@ -55,7 +55,7 @@ class SlurmEngine(Engine):
             self._executor.update_parameters(**self._parameters(resources))
         else:
             self._executor.update_parameters(timeout_min=self.minutes, gpus_per_node=self.gpus)
-        return resources.jobs or (AT_A_TIME if self.cluster == "slurm" else LocalEngine().start(resources))
+        return jobs_here(resources) if self.cluster == "local" else resources.jobs or AT_A_TIME
 
     def submit(self, task: Task) -> None:
         job = self._submitted_before(task)
