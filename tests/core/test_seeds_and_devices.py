@@ -50,7 +50,7 @@ def test_processors_of_the_same_name_are_told_apart(monkeypatch):
     core = "cpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n\n"
     found = []
     for model in (1, 17):
-        monkeypatch.setattr(seeds.Path, "read_text", lambda path, model=model: 2 * core.format(model))
+        monkeypatch.setattr(seeds.Path, "read_text", lambda _, model=model: 2 * core.format(model))
         found.append(seeds.cpu_name())
     assert found[0].startswith("AMD EPYC family 25 model 1 (")
     assert found[1].startswith("AMD EPYC family 25 model 17 (")
