@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -13,6 +14,10 @@ from bench.core.errors import UserError
 from bench.core.example_table import Threat
 from bench.core.layers import Normalize, Residual
 from bench.core.modes import frozen
+from bench.core.package_origins import ROOT
+from bench.datasets.load import load_arrays
+from bench.datasets.split import Split
+from bench.models.build import build_model
 from bench.publish import onnx_network, verdicts
 from bench.publish.onnx_network import onnx_bytes, onnx_logits
 from bench.publish.vnnlib_export import property_text
@@ -168,6 +173,28 @@ def test_answers_of_a_tool_are_checked_and_shown(run, tmp_path):
     assert line in bench(tmp_path, "show", str(run)).stdout
     (stored,) = json.loads(bench(tmp_path, "show", str(run), "--json").stdout)["verdicts"]
     assert stored["said"][str(safe[1])] == "broken, not confirmed"
+
+
+def test_the_instances_of_a_published_network_are_what_torch_computes(tmp_path):
+    """onnxruntime's logits of each image, and the box of each property as the standard's package reads it."""
+    runtime, vnnlib = pytest.importorskip("onnxruntime"), pytest.importorskip("vnnlib")
+    compat = pytest.importorskip("vnnlib.compat")
+    entry = ROOT / "leaderboard/results/digits/pgd-at/0"
+    done = bench(tmp_path, "export", str(entry), "--vnnlib", "out", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    session = runtime.InferenceSession(tmp_path / "out/network.onnx")
+    model = build_model("small-cnn", (1, 8, 8), 10)
+    model.load_state_dict(safetensors.torch.load_file(entry / "weights.safetensors"))
+    digits = Split.test(load_arrays("digits", None), "cpu")
+    for line in (tmp_path / "out/instances.csv").read_text().splitlines()[:40]:
+        name = line.split(",")[1]
+        image = digits.take(torch.tensor([int(name.removesuffix(".vnnlib").rpartition("-")[2])])).x
+        (case,) = compat.transform(vnnlib.parse_query_string((tmp_path / "out" / name).read_text()))
+        pixels = image.double().numpy().ravel()
+        box = np.stack([np.maximum(0, pixels - 0.2), np.minimum(1, pixels + 0.2)], axis=1)
+        np.testing.assert_allclose(case.input_box, box, atol=1e-15, rtol=0)
+        with frozen(model), torch.no_grad():
+            np.testing.assert_allclose(session.run(None, {"X": image.numpy()})[0], model(image), rtol=0, atol=1e-5)
 
 
 def test_a_run_is_exported_with_a_property_for_each_correct_example(run, tmp_path):
