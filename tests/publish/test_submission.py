@@ -507,6 +507,7 @@ def test_a_run_that_breaks_the_rules_of_the_board_is_refused(name, reason, world
 def test_an_honest_run_is_published(world, capsys):
     attempt(world, artifacts_url="https://example.org/mine")
     out = capsys.readouterr().out
+    assert "\n    bench submit RUNS --reproduces digits/mine --by NAME\n" in out
     assert "git add" in out
     (entry,) = [entry for entry in read_entries(world / "results", "digits")[0] if entry.name == "mine"]
     (run,) = entry.runs
