@@ -20,7 +20,8 @@ def entry(name, attacked=ABOVE, passes=1000.0, **changes):
     ]
     cost = msgspec.structs.replace(like.cost, training_passes=passes)
     fields = {
-        "seeds": tuple(seeds), "cost": cost, "kind": "recipe", "trained": "reproduced", "verdict": "no-warnings", "extra_data": False,
+        "seeds": tuple(seeds), "cost": cost, "kind": "recipe", "trained": "reproduced", "verdict": "no-warnings",
+        "extra_data": False,
         "attacked": Estimate(acc=sum(attacked) / len(attacked), low=0.0, high=1.0, spread=0.01),
     }  # fmt: skip
     return msgspec.structs.replace(like, **(fields | changes))

@@ -404,7 +404,8 @@ def npy_of(array):
 
 # these pass the static checks; `bench verify` and the board's checks refuse them
 VERIFIED = {
-    "more parameters than there are", "smaller than it is", "weights of another seed", "model too large to build", "another architecture",
+    "more parameters than there are", "smaller than it is",
+    "weights of another seed", "model too large to build", "another architecture",
     "edited table, record and hash", "forged throughout", "labels made right", "predictions made right",
     "examples permuted", "witness outside the ball", "witness outside the box", "witness that is no number",
     "config of another run", "data of another hash", "wrong hash", "wrong size", "table in another order",

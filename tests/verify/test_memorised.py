@@ -91,7 +91,7 @@ def test_units_around_the_test_images_are_found():
 
 
 def test_a_plain_mlp_of_balls_that_is_certified_everywhere_is_found():
-    """The memoriser of a past board: clean, attacked and certified accuracies of 100 %, without a sign in the verdict."""
+    """The memoriser of a past board: 100 % clean, attacked and certified, without a sign in the verdict."""
     batch, ibp = next(TEST.in_order(N)), registry.certifier.get("ibp")()
     model = memoriser(batch.x, batch.y)
     certificate = ibp(model, batch, THREAT, generator=torch.Generator())
