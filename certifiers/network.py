@@ -78,9 +78,21 @@ class Network:
 
     def values(self, x: Tensor) -> list[Tensor]:
         """The output of each node, (B,*shape), for images x (B,C,H,W); differentiable."""
-        outputs = [x]
-        for node in self.nodes[1:]:
-            outputs.append(apply(node.layer, [outputs[k] for k in node.inputs]))
+        return list(self._values_from(0, x).values())
+
+    def is_cut(self, k: int) -> bool:
+        """Whether the logits depend on the image through the output of node k only."""
+        return all(each >= k for node in self.nodes[k + 1 :] for each in node.inputs)
+
+    def logits_after(self, k: int, output: Tensor) -> Tensor:
+        """The logits (B,K), given the output (B,*shape) of node k, for which `is_cut` holds; differentiable."""
+        return self._values_from(k, output)[self.output]
+
+    def _values_from(self, k: int, output: Tensor) -> dict[int, Tensor]:
+        """By node: the outputs of node k and of those after it."""
+        outputs = {k: output}
+        for number, node in enumerate(self.nodes[k + 1 :], start=k + 1):
+            outputs[number] = apply(node.layer, [outputs[each] for each in node.inputs])
         return outputs
 
 

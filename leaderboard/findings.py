@@ -80,6 +80,7 @@ CLAIMS = (
     Claim("mtl-ibp", "ibp", "certified", "De Palma et al., 2024"),
     Claim("cc-ibp", "ibp", "certified", "De Palma et al., 2024"),
     Claim("exp-ibp", "ibp", "certified", "De Palma et al., 2024"),
+    Claim("taps", "ibp", "certified", "Mao et al., 2023"),
 )
 
 

@@ -35,7 +35,7 @@ def fingerprint(device: torch.device, threads: int) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
         "platform": platform.platform(),
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "device": device.type,
         "threads": threads,
     }
@@ -64,11 +64,20 @@ def _git(*words: str) -> str | None:
     return run.stdout.strip()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor, such as `AMD EPYC family 25 model 17 (2 cores, AVX512)`.
+
+    Family and model tell apart processors of the same name, and the last word is the instruction set that torch uses:
+    with another one, the same training gives other weights.
+    """
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()} ({os.cpu_count()} cores)"
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return f"{platform.processor() or platform.machine()} ({os.cpu_count()} cores)"
+        lines = []
+    facts: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    words = [facts.get("model name") or platform.processor() or platform.machine()]
+    words += [f"{label} {facts[key]}" for label, key in (("family", "cpu family"), ("model", "model")) if key in facts]
+    return f"{' '.join(words)} ({os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()})"

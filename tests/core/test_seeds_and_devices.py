@@ -42,8 +42,18 @@ def test_fingerprint_is_plain_and_complete():
     assert json.loads(json.dumps(found)) == found
     assert (found["device"], found["threads"]) == ("cpu", 3)
     assert found["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
-    assert found["hardware"]
+    assert torch.backends.cpu.get_cpu_capability() in found["hardware"]
     assert set(found) == {"versions", "git_commit", "platform", "hardware", "device", "threads"}
+
+
+def test_processors_of_the_same_name_are_told_apart(monkeypatch):
+    core = "cpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n\n"
+    found = []
+    for model in (1, 17):
+        monkeypatch.setattr(seeds.Path, "read_text", lambda _, model=model: 2 * core.format(model))
+        found.append(seeds.cpu_name())
+    assert found[0].startswith("AMD EPYC family 25 model 1 (")
+    assert found[1].startswith("AMD EPYC family 25 model 17 (")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from bench.core.errors import UserError
 from bench.testing.contracts import DefenseContract, tiny_model
 from bench.training.interval_methods import initialize
 from certifiers.linear_regions import plane_distances
+from certifiers.network import Network
 from defenses.mmr import hinge
+from defenses.taps import TAPS, connected
 from tests.defenses.exact_step import Step
 from tests.defenses.one_hidden_layer import OneHiddenLayer
 
@@ -88,6 +90,60 @@ def test_expressive_losses(name):
         low, high = (cross_entropy(each, step.y, reduction="none") for each in (attacked, worst))
         loss = (0.7 * low + 0.3 * high).mean() if name == "mtl-ibp" else (low**0.7 * high**0.3).mean()
     step.check(loss)
+
+
+def test_taps():
+    step = middle_of("taps", ramp=0.5, steps=3, step_size="0.3eps", connector=0.8, weight=3.0, subsample=9, l1=0.0)
+    bounds, y, own = bounds_of(step, step.eps, rows=slice(9)), step.y[:9], step.model[-1]
+    low, high = (each[:, None].expand(-1, 9, -1) for each in (bounds.low, bounds.high))  # a row for each wrong class
+    places = torch.rand((9, 9, *step.model[:2](step.x).shape[1:]), generator=step.generator).flatten(2)
+    others = torch.tensor([[j for j in range(10) if j != label] for label in y])
+
+    def margins(units):
+        logits = units.relu() @ own.weight.T + own.bias
+        return torch.stack([logits[i, range(9), y[i]] - logits[i, range(9), others[i]] for i in range(9)])
+
+    with torch.no_grad():
+        width, points = high - low, low + places * (high - low)
+    for _ in range(3):
+        points = points.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(margins(points).sum(), points)
+        with torch.no_grad():
+            points = torch.maximum(torch.minimum(points - 0.15 * width * gradient.sign(), high), low)
+    with torch.no_grad():
+        near_low, near_high = ((1 - (points - side).abs() / (0.8 * width)).clamp(min=0) for side in (low, high))
+    moving = points + near_low * (low - low.detach()) + near_high * (high - high.detach())
+    attacked = torch.log1p((-margins(moving)).exp().sum(dim=1))
+    worst = cross_entropy(-bounds.interval(), y, reduction="none")
+    step.check((1.5 * attacked * worst.detach() + 0.5 * worst * attacked.detach()).mean())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.6, 1.0])
+def test_the_connector_of_taps_moves_a_point_with_the_side_that_is_near(share):
+    low, high = torch.tensor([[2.0, 3.0]], requires_grad=True), torch.tensor([[6.0, 3.0]], requires_grad=True)
+    points = connected(torch.lerp(low, high, share).detach(), low, high, 0.5)
+    assert torch.equal(points, torch.lerp(low, high, share))
+    points.sum().backward()
+    assert torch.allclose(low.grad, torch.tensor([[max(0.0, 1 - 2 * share), 0.0]]))
+    assert torch.allclose(high.grad, torch.tensor([[max(0.0, 2 * share - 1), 0.0]]))
+
+
+class Residual(torch.nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("layers", "classifier", "fact"),
+    [
+        ([torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)], 2, "classifier is 2; it must be at most 1"),
+        ([Residual(torch.nn.Linear(4, 4), torch.nn.ReLU())], 1, "classifier is 1; it must be another number: not all"),
+    ],
+)
+def test_a_part_that_is_no_classifier_is_refused_by_taps(layers, classifier, fact):
+    network = Network(torch.nn.Sequential(torch.nn.Flatten(), *layers), torch.rand(1, 1, 2, 2))
+    with pytest.raises(UserError, match=fact):
+        TAPS(TAPS.config_class(classifier=classifier)).cut(network)
 
 
 def gradients(values, x):
