@@ -93,7 +93,8 @@ def submit_runs(
             with_files=submission.with_files, derived=derived,
         )  # fmt: skip
     print(f"{submission.entry}: {seeds} added\n\n{pull_request(home)}")
-    if not submission.with_files and any(record.artifacts["weights"].url is None for record in records):
+    nowhere = submission.artifacts_url is None and not submission.with_files
+    if nowhere and any(record.artifacts["weights"].url is None for record in records):
         print("\nNobody else can check it: give --with-files SEED to add its weights, or --artifacts URL of a folder.")
     if records[0].training is not None and read_reproduction(home) is None:
         place = f"{records[0].suite}/{submission.entry}"
@@ -112,7 +113,7 @@ def _verify(
     records = [static_checks.check_submission(copy, results, entry) for copy in runs]
     suite = str(records[0].suite)
     home = suite_folder(results, suite) / entry
-    check_names(results, suite, entry, about)
+    check_names(results, suite, entry, about, submission.author)
     check_maintainers(home, about, submission.author)
     new = [record for record in records if not is_published(home, record)]
     if new:

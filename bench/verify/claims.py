@@ -25,6 +25,8 @@ from bench.verify.report import Finding
 CLAIMS = "claims"
 PASSES_OF_AN_EPOCH = 0.9  # forward passes for each training image: at least, because last batches of one are dropped
 FLOPS, LONGEST = 1e16, 1e8  # operations a second that no machine of a training reaches; seconds of three years
+CALL = 5e-6  # seconds that a pass of one batch takes at least, however small the network
+PRECISIONS, TF32, PROCESSES = ("float32", "bfloat16"), {"convolutions", "products"}, 4096
 HASH, DATE = r"[0-9a-f]{64}", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 PROVENANCE: Mapping[str, Callable[[Any], bool]] = {
     "versions": lambda v: isinstance(v, dict) and all(isinstance(x, str | None) for x in v.values()),
@@ -141,6 +143,16 @@ def _of_training(record: Record, n_train: int, spec: BuildSpec | None) -> Iterat
     if changed := [key for key in settings if key in again and again[key] != settings[key]]:
         yield f"its training setting {changed[0]} is {str(settings[changed[0]])[:40]}, and {again[changed[0]]} as read"
     yield from _cost(training, float(settings.get("validation") or 0.0), n_train, record.parameters)
+    calls = (training.forwards + training.backwards) / max(1, int(settings.get("batch_size") or n_train))
+    if training.seconds < CALL * calls:
+        yield f"the training took {training.seconds} s for {calls:.0f} passes of a batch, which no machine does"
+    if (how := training.computation) is not None and not (
+        how.device in ("cpu", "cuda")
+        and 1 <= how.processes <= PROCESSES
+        and how.precision in PRECISIONS
+        and set(how.tf32) <= TF32
+    ):
+        yield f"its computation is {how}, which is not valid"
 
 
 def _cost(training: Training, validation: float, n_train: int, parameters: int | None) -> Iterator[str]:
