@@ -111,6 +111,14 @@ def test_an_honest_record_follows_from_its_config_table_and_files(run):
     assert claims(run).outcome == "passed"
 
 
+def test_a_training_by_bounds_alone_makes_no_passes(tmp_path):
+    words = ("--epochs", "1", "--attacks", "fgsm", "--n-examples", "40", "--model", "fc1:width=10")
+    run = run_of(trained(tmp_path, *words, "--set", "batch_size=500", defense="kw"))
+    training = read_record(run).training
+    assert training.forwards < 1437
+    assert claims(run).outcome == "passed"
+
+
 @pytest.mark.parametrize("case", FORGED)
 def test_a_forged_claim_is_found(case, run):
     forge, reason = FORGED[case]
