@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 Kind = Literal["recipe", "weights", "reported"]
-Trained = Literal["reproduced", "by its authors only"]
+Trained = Literal["reproduced", "by its authors only", "elsewhere"]
 Status = Literal["re-checkable", "partly re-checkable", "not re-checkable", "reported, not verified"]
 STATUS_NOTES: dict[Status, str] = {
     "partly re-checkable": (
@@ -161,7 +161,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     attacked_by: tuple[str, ...] = ()  # what set it, over all seeds
     certified: Estimate | None  # by any of the certifiers
     certificates: Certificates | None = None  # how they were checked; None if there are none
-    trained: Trained | None = None  # by whom; None for fixed weights
+    trained: Trained | None = None  # by whom; None for reported entries
     rank: int | None  # 1 + the number of entries that are significantly better; None if no rank can be claimed
     rank_low: int | None  # the best and the worst rank that the tests leave open; None if no rank can be claimed
     rank_high: int | None

@@ -40,10 +40,14 @@ def render_boards(boards: Sequence[Board], form: Format, width: int | None = Non
 
 
 def rank_text(row: Row) -> str:
-    """`3`, `2-5` if the tests leave several ranks open, `(7)` for a position as reported, `-` if no rank is claimed."""
+    """`3`, `2-5` if the tests leave several ranks open, `(7)` for a position as reported, `-` if no rank is claimed.
+
+    That of fixed weights is no rank of a recipe, and says so: `1 (weights)`.
+    """
     if row.rank is None:
         return "-" if row.position is None else f"({row.position})"
-    return str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}-{row.rank_high}"
+    ends = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}-{row.rank_high}"
+    return f"{ends} (weights)" if row.kind == "weights" else ends
 
 
 def _cells(row: Row, escape: Callable[[str], str] = str) -> list[str]:

@@ -25,7 +25,7 @@ RULE = (
     "recipes over their seeds (t-test, with the degrees of freedom of the recipe with fewer seeds). The false "
     "discovery rate among all pairs of a suite is at most 5 % (Benjamini-Hochberg). An entry has no rank if it is a "
     "recipe with one seed, or one that nobody but its authors has trained, if it was not attacked, or if its verdict "
-    "is unreliable."
+    "is unreliable. Fixed weights, which may have been trained on anything, do not count for the rank of a recipe."
 )
 Matrix = npt.NDArray[np.float64]
 
@@ -34,22 +34,25 @@ Matrix = npt.NDArray[np.float64]
 class Ranks:
     """Of N entries: the adjusted p-value of each pair (N,N), NaN without a test; whether i is better than j (N,N).
 
-    ranked (N,): whether claims about the entry can be made; see RULE.
+    ranked (N,): whether claims about the entry can be made; see RULE. counts (N,N): whether the row can lower the rank
+    of the column.
     """
 
     p: Matrix
     better: npt.NDArray[np.bool_]
     ranked: npt.NDArray[np.bool_]
+    counts: npt.NDArray[np.bool_]
 
     @cached_property
     def low(self) -> npt.NDArray[Any]:
-        """1 + the number of entries that are significantly better, (N,)."""
-        return np.asarray(1 + self.better.sum(axis=0))
+        """1 + the number of entries that count and are significantly better, (N,)."""
+        return np.asarray(1 + (self.better & self.counts).sum(axis=0))
 
     @cached_property
     def high(self) -> npt.NDArray[Any]:
         """The worst rank that the tests leave open, (N,): below all entries that are not significantly worse."""
-        return np.asarray(max(1, int(self.ranked.sum())) - self.better.sum(axis=1))
+        rivals = (self.ranked[:, None] & self.counts).sum(axis=0)
+        return np.asarray(np.maximum(1, rivals) - (self.better & self.counts.T).sum(axis=1))
 
 
 def rank(entries: Sequence[Entry]) -> Ranks:
@@ -65,16 +68,23 @@ def rank(entries: Sequence[Entry]) -> Ranks:
         p_large, ahead_large = _pairs([entries[i] for i in large.tolist()], size)
         p[large[rows], large[columns]] = p_large[rows, columns]
         ahead[large[rows], large[columns]] = ahead_large[rows, columns]
-    return earned(p, ahead, ranked)
+    recipe = np.array([entry.recipe for entry in entries], dtype=np.bool_)
+    return earned(p, ahead, ranked, recipe[:, None] | ~recipe[None, :])
 
 
-def earned(p: Matrix, ahead: Matrix, ranked: npt.NDArray[np.bool_]) -> Ranks:
-    """Ranks from the p-value of each pair (N,N), NaN without a test, and the lead of the row over the column (N,N)."""
+def earned(
+    p: Matrix, ahead: Matrix, ranked: npt.NDArray[np.bool_], counts: npt.NDArray[np.bool_] | None = None
+) -> Ranks:
+    """Ranks from the p-value of each pair (N,N), NaN without a test, and the lead of the row over the column (N,N).
+
+    counts: see Ranks; None if every entry counts for every rank.
+    """
+    counts = np.ones_like(p, dtype=np.bool_) if counts is None else counts
     upper = np.triu_indices(len(p), k=1)
     adjusted = np.full_like(p, np.nan)
     adjusted[upper] = benjamini_hochberg(p[upper])
     adjusted.T[upper] = adjusted[upper]
-    return Ranks(adjusted, (np.nan_to_num(adjusted, nan=1.0) <= ALPHA) & (ahead > 0), ranked)
+    return Ranks(adjusted, (np.nan_to_num(adjusted, nan=1.0) <= ALPHA) & (ahead > 0), ranked, counts)
 
 
 def groups(ranks: Ranks, order: Sequence[int]) -> dict[int, int]:

@@ -26,7 +26,7 @@ def record_report(
     parameters = "" if record.parameters is None else f" ({record.parameters:,} parameters)"
     where = f"{record.defense} on {record.dataset}, {record.model}{parameters}, {threat_name(record.threat)}"
     title = f"{where}, seed {record.seed}, {record.n_examples:,} test examples"
-    parts = [wrapped(title, width), f"run folder: {folder}", *_settings(list(settings), suite, width)]
+    parts = [wrapped(title, width), f"run folder: {folder}", *_settings(record, list(settings), suite, width)]
     parts += [accuracies_table(record, width), *_stages(record, width)]
     if record.bracket is not None:
         parts.append(wrapped(bracket_stages(record.bracket), width))
@@ -38,9 +38,10 @@ def record_report(
     return "\n\n".join(parts)
 
 
-def _settings(settings: list[Setting], suite: str | None, width: int | None) -> Iterator[str]:
+def _settings(record: Record, settings: list[Setting], suite: str | None, width: int | None) -> Iterator[str]:
     if suite is None:
-        yield "Settings (no suite has this data set and threat model):"
+        of_its_own = f"the suite {record.suite} is not known here; --suites DIR adds it"
+        yield f"Settings ({'no suite has this data set' if record.suite is None else of_its_own}):"
         yield render(["setting", "value"], [[s.name, _text(s.value)] for s in settings], "markdown", "ll", width)
     elif settings:
         yield f"Settings that differ from those of the suite {suite}:"

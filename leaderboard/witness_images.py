@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from bench.core.example_table import threat_of
 from bench.core.files import read_arrays, sha256
-from leaderboard.published_results import Entry, EvaluatedRun
+from bench.core.records import Artifact
+from leaderboard.published_results import CONTESTS, Entry, EvaluatedRun
 
 WITNESSES = "witnesses.npz"
 MOST_VALUES = 2**20  # of the images of a sheet; further examples are not shown
@@ -54,21 +55,30 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Published:
-    """The files of published adversarial examples, by their SHA-256: those in a folder, or beside the records."""
+    """The files of published adversarial examples, by their SHA-256: those in a folder, or beside the records.
+
+    Those of contests lie beside the records only.
+    """
 
     files: Mapping[str, Path]
 
     @classmethod
     def find(cls, folder: Path | None, entries: Sequence[Entry]) -> "Published":
         """Only files that a record of the entries names are kept. folder: searched with the folders in it."""
-        wanted = {run.record.artifacts["witnesses"].sha256 for entry in entries for run in entry.runs}
-        beside = [run.folder / WITNESSES for entry in entries for run in entry.runs]
+        runs = [run for entry in entries for run in entry.runs]
+        wanted = {file.sha256 for run in runs for file in (run.record.artifacts["witnesses"], *_of_contests(run))}
+        beside = [run.folder / WITNESSES for run in runs]
+        beside += [run.folder / CONTESTS / Path(str(file.path)).name for run in runs for file in _of_contests(run)]
         paths = [path for path in beside if path.is_file()]
         paths += [] if folder is None else sorted(folder.rglob(WITNESSES))
         return cls({name: path for path in paths if (name := sha256(path)) in wanted})
 
-    def of(self, run: EvaluatedRun) -> Path | None:
-        return self.files.get(run.record.artifacts["witnesses"].sha256)
+    def of(self, witnesses: Artifact) -> Path | None:
+        return self.files.get(witnesses.sha256)
+
+
+def _of_contests(run: EvaluatedRun) -> list[Artifact]:
+    return [contest.witnesses for contest in run.contests if contest.witnesses.path is not None]
 
 
 def draw_images(
@@ -105,7 +115,13 @@ def _first_witnesses(
 ) -> Iterator[tuple[int, tuple[npt.NDArray[np.float32], str]]]:
     """Example -> its adversarial example (C,H,W) under the threat model of the entry, and who found it."""
     for run in reversed(entry.runs):  # a dict keeps the last one
-        path = published.of(run)
+        for contest in run.contests:
+            if (path := published.of(contest.witnesses)) is not None:
+                arrays = read_arrays(path)
+                for example, point in zip(arrays["index"].tolist(), arrays["x_adv"], strict=True):
+                    if example < shown and example in contest.broken:
+                        yield example, (point, f"contest by {contest.by}, seed {run.record.seed}")
+        path = published.of(run.record.artifacts["witnesses"])
         if path is None:
             continue
         arrays = read_arrays(path)

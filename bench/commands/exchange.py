@@ -51,7 +51,10 @@ def act_export(args: argparse.Namespace) -> None:
     from bench.publish.vnnlib_export import export_vnnlib
 
     done = export_vnnlib(args.run, args.vnnlib, args.seconds, _settings(args), only_open=args.open)
-    print(f"{args.vnnlib}: {done.instances:,} instances; the logits of ONNX differ by at most {done.difference:.1g}")
+    print(
+        f"{args.vnnlib}: {done.instances:,} instances; the logits of ONNX differ from the model's by at most "
+        f"{done.difference:.1g} of the largest logit"
+    )
 
 
 def act_import(args: argparse.Namespace) -> None:
@@ -62,5 +65,5 @@ def act_import(args: argparse.Namespace) -> None:
     if verdicts.contradicted or verdicts.refuted:
         n = len(verdicts.contradicted) + len(verdicts.refuted)
         raise CheckError(
-            f"{n} answers of {args.by} contradict {args.run}; they are stored, and `bench show` lists them"
+            f"{args.run} contradicts {n} of the answers of {args.by}; they are stored, `bench show` lists them"
         )

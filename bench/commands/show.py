@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.commands.options import add_plugin, print_json
+from bench.commands.options import add_plugin, add_suites_option, print_json
 from bench.core import registry
-from bench.core.config import Suite, as_json, make_config, suites
+from bench.core.config import Suite, add_suites, as_json, make_config, suites
 from bench.core.errors import UserError
 from bench.core.model_specs import parse_model
 from bench.core.specs import parse_spec
@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     sub = commands.add_parser("show", help="print one run in full: settings, costs, checks, provenance")
     sub.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     sub.add_argument("--json", action="store_true", help="print the record as JSON, with the settings that differ")
+    add_suites_option(sub)
     add_plugin(sub)
     sub.set_defaults(act=act_show)
 
@@ -33,6 +34,8 @@ def act_show(args: argparse.Namespace) -> None:
     from leaderboard.record_report import record_report
     from leaderboard.render import terminal_width, wrapped
 
+    if args.suites is not None:
+        add_suites(args.suites)
     folders = find_records([args.run])
     if len(folders) > 1:
         raise UserError(f"{args.run} holds {len(folders)} runs; give one of them, such as {folders[0]}")
@@ -54,8 +57,8 @@ def act_show(args: argparse.Namespace) -> None:
 
 
 def _suite_of(record: Record) -> Suite | None:
-    """The suite of the run; otherwise that of its data set."""
-    return suites().get(record.suite or "") or suites().get(record.dataset)
+    """The suite of the run, or that of its data set if it names none; None for one that is not known here."""
+    return suites().get(record.suite or record.dataset)
 
 
 def _all_settings(record: Record) -> list[Setting]:

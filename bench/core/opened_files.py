@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.core.package_origins import ROOT
+from bench.core.package_origins import INSTALLED, ROOT
 
 SYSTEM = tuple(Path(path).resolve() for path in (sys.prefix, sys.base_prefix, "/usr", "/etc", "/proc", "/sys", "/dev"))
 _recordings: list[set[Path]] = []
@@ -48,4 +48,4 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
 def _is_data(path: Path) -> bool:
     if path.suffix in (".py", ".pyc", ".so") or any(part.startswith(".") for part in path.parts[1:]):
         return False
-    return path.is_file() and not any(path.is_relative_to(folder) for folder in (*SYSTEM, ROOT))
+    return path.is_file() and not any(path.is_relative_to(folder) for folder in (*SYSTEM, *INSTALLED, ROOT))

@@ -1,12 +1,29 @@
-"""A check that our packages, which have common names (`attacks`, `defenses`), are not those of another project."""
+"""Where packages lie: ours, which have common names (`attacks`, `defenses`), and installed ones."""
 
 import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of our packages
 PACKAGES = ("bench", "attacks", "certifiers", "defenses", "leaderboard")
+
+
+def installed_folders(search_path: Iterable[str]) -> tuple[Path, ...]:
+    """The folders of installed packages and of the standard library, those inside others first.
+
+    Besides the interpreter's own these are the user's, the system's that an environment sees, and those in PYTHONPATH.
+    """
+    own = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")]
+    others = [path for path in search_path if Path(path).name in ("site-packages", "dist-packages")]
+    found = {Path(path).resolve() for path in (*own, *others)}
+    return tuple(sorted(found, key=lambda folder: (-len(folder.parts), folder)))
+
+
+INSTALLED = installed_folders(sys.path)
 
 
 def check_package_origins() -> None:

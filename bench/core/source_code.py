@@ -10,7 +10,6 @@ import ast
 import hashlib
 import importlib.util
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -18,10 +17,9 @@ from pathlib import Path
 
 from bench.core import registry
 from bench.core.files import sha256
-from bench.core.package_origins import PACKAGES, ROOT
+from bench.core.package_origins import INSTALLED, PACKAGES, ROOT
 from bench.core.spec_text import split_steps
 
-INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 LOOK_UPS = {"make_attacks", "make_certifiers"}  # functions that take names of the registry
 
 
@@ -174,7 +172,7 @@ def _is_installed(path: Path) -> bool:
 
 def _top(path: Path) -> Path:
     """The folder, or file, in site-packages that holds an installed file."""
-    folder = next(folder for folder in INSTALLED if path.is_relative_to(folder) and path.parent != folder)
+    folder = next(folder for folder in INSTALLED if path.is_relative_to(folder))
     return folder / path.relative_to(folder).parts[0]
 
 

@@ -17,7 +17,7 @@ from bench.core.contracts import Certifier
 from bench.core.errors import UserError
 from bench.core.example_table import BRACKET, Table, accuracy, survivors
 from bench.core.progress import Progress
-from bench.core.records import AttackResult, Bracket, CertifierResult, Sanity
+from bench.core.records import VERDICTS, AttackResult, Bracket, CertifierResult, Sanity
 from bench.datasets.split import Split
 from bench.evaluate.attacked import measure_attack
 from bench.evaluate.bracket import BracketPlan, measure_bracket
@@ -58,11 +58,11 @@ class Evaluation:
         rows += [(f"certified by {spec}", f"{proof.certified_acc:.1%}") for spec, proof in self.certifiers.items()]
         if self.bracket is not None:
             certified, attacked = f"{self.bracket.certified_acc:.1%}", f"{self.bracket.robust_acc:.1%}"
-            rows.append((BRACKET, f"{certified} certified, {attacked} attacked, {self.bracket.open} examples open"))
+            rows.append((BRACKET, f"{certified} certified, {attacked} attacked, {self.bracket.open} open"))
         if len(self.attacks) + (self.bracket is not None) > 1:
             rows.append(("worst of all attacks", f"{accuracy(survivors(self.table)).acc:.1%}"))
         title = f"{len(self.table['index'])} examples"
-        verdict = "\n  ".join([f"verdict: {self.sanity.verdict}", *self.sanity.reasons])
+        verdict = "\n  ".join([f"verdict: {VERDICTS[self.sanity.verdict]}", *self.sanity.reasons])
         return f"{title}\n{columns(rows, indent='  ')}\n{verdict}"
 
 

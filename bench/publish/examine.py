@@ -17,17 +17,20 @@ from bench.core import files
 from bench.core.config import get_suite
 from bench.core.example_table import survivors
 from bench.core.record_verdict import results_of, with_findings
-from bench.core.records import VERDICTS, Artifact, Record, Sanity
+from bench.core.records import VERDICTS, Artifact, Record, Sanity, Size
 from bench.core.spec_text import split_spec
 from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.publish.command import check_command
+from bench.publish.copies import COPY
 from bench.publish.names import VERIFIER
 from bench.publish.static_checks import ARTIFACTS, WEIGHTS
 from bench.sanity.verdict import form_verdict
+from bench.training.model_size import size_of
 from bench.verify.attack_again import Fallen
-from bench.verify.inputs import Settings, load_model
+from bench.verify.fingerprint import distance
+from bench.verify.inputs import Settings, load_model, spec_of
 from bench.verify.leakage import LEAK_CHECKS
 from bench.verify.memorised import TEST_ABOVE_TRAIN
 from bench.verify.repeat import METHODS
@@ -39,6 +42,8 @@ from leaderboard.publishing import Derived
 from leaderboard.recheck.run import SOLVERS, recheck
 
 PROOFS = "proofs"
+DESCRIPTION_BYTES = 1024  # of a packed network, which may differ between versions
+SAME_PRINT = COPY / 10  # distance of two fingerprints of one network on two machines: rounding only
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,10 @@ def examine(folder: Path, record: Record, data: Arrays, settings: Settings) -> E
         count = sum(p.numel() for p in model.parameters())
         evidence = f"the model has {count}, the record says {record.parameters}"
         finding, sanity = _repeat_verdict(folder, record, model, data, settings)
-        return [Finding("parameters", "passed" if record.parameters == count else "failed", evidence), finding]
+        parameters = Finding("parameters", "passed" if record.parameters == count else "failed", evidence)
+        return [parameters, _check_size(record, size_of(model, spec_of(folder / WEIGHTS))), finding]
 
-    add_findings(findings, ["parameters", "sanity"], check_model)
+    add_findings(findings, ["parameters", "size", "sanity"], check_model)
     proven: list[int] = []
 
     def check_proofs() -> list[Finding]:
@@ -91,6 +97,15 @@ def examine(folder: Path, record: Record, data: Arrays, settings: Settings) -> E
         _checked(record, verified, proven, settings), weaker.sanity, _contest(folder, verified.repeated.fell)
     )
     return Examined(findings, _objections(findings, record), derived)
+
+
+def _check_size(record: Record, found: Size | None) -> Finding:
+    """The size of the network. The bytes of its description may differ between versions."""
+    if record.size is None:
+        return Finding("size", "passed", "the record gives none")
+    same = found is not None and record.size == msgspec.structs.replace(found, bytes=record.size.bytes)
+    same = same and found is not None and abs(record.size.bytes - found.bytes) <= DESCRIPTION_BYTES
+    return Finding("size", "passed" if same else "failed", f"the model has {found}, the record says {record.size}")
 
 
 def _weaker(findings: Sequence[Finding]) -> list[Finding]:
@@ -142,6 +157,7 @@ def _repeat_verdict(
 ) -> tuple[Finding, Sanity]:
     """The sanity verdict, formed again; and the worse of it and the record's, which is published.
 
+    If they are equal, the fresh one is published: its evidence was measured here.
     A worse verdict is confirmed by a second draw, because a sound model may show a sign by chance.
     """
     test = Split.test(data, settings.device, record.n_examples)
@@ -156,11 +172,11 @@ def _repeat_verdict(
         if order.index(draws[-1].verdict) <= order.index(record.sanity.verdict):
             break
     fresh = min(draws, key=lambda sanity: order.index(sanity.verdict))
-    worse = max(record.sanity, fresh, key=lambda sanity: order.index(sanity.verdict))
+    worse = max(fresh, record.sanity, key=lambda sanity: order.index(sanity.verdict))
     evidence = f"seed {settings.seed}: {'; '.join([fresh.verdict, *fresh.reasons])}"
     if fresh.verdict == "unreliable":
         return Finding("sanity", "failed", f"{evidence}: its accuracy is not a bound"), worse
-    outcome: Outcome = "passed" if worse is record.sanity else "warning"
+    outcome: Outcome = "passed" if worse.verdict == record.sanity.verdict else "warning"
     return Finding("sanity", outcome, f"{evidence}; the record: {record.sanity.verdict}"), worse
 
 
@@ -202,6 +218,8 @@ def compare_published(examined: Examined, published: Checked, contested: Sequenc
         more = set(column.fell) - set(published.columns[spec].fell if spec in published.columns else column.fell)
         if len(more) > max(2, round(0.01 * record.n_examples)):
             objections.append(f"checked.json leaves out {len(more)} examples that {spec} breaks again")
+    if distance(published.fingerprint, ours.fingerprint) > SAME_PRINT:
+        objections.append("checked.json has the fingerprint of another network, by which its copies would be missed")
     if published.table != ours.table or (published.attack, published.seed) != (ours.attack, ours.seed):
         objections.append("checked.json is of another table, attack or seed than the check")
     if order_of(examined.derived.sanity) > order_of(record.sanity):

@@ -21,10 +21,11 @@ VERSION = re.compile(
 VERIFIER = "bench submit"  # the author of contests of the verification itself
 
 
-def check_names(results: Path, suite: str, entry: str, about: About | None) -> None:
+def check_names(results: Path, suite: str, entry: str, about: About | None, author: str | None = None) -> None:
     """UserError if the key or the title of an entry imitates that of another one of its suite.
 
     A name that is another's name and a version (`trades-2`, `TRADES, corrected`) belongs to the same maintainers.
+    author: of a pull request, who alone counts as a maintainer: anybody can write another's name into a description.
     """
     if DEVICES.fullmatch(entry) or entry.endswith("."):
         raise UserError(f"entry '{entry}' cannot be a folder on every system; choose another name")
@@ -32,8 +33,8 @@ def check_names(results: Path, suite: str, entry: str, about: About | None) -> N
         check_line(about.title, "title")
         if not skeleton(about.title):
             raise UserError(f"the title {about.title!a} has no letters")
+    ours = set(about.maintainers if about is not None else ()) if author is None else {author}
     for other, theirs in _others(results / suite, entry):
-        ours = set(about.maintainers if about is not None else ())
         same = bool(ours & set(theirs.maintainers))
         if skeleton(other) == skeleton(entry):
             raise UserError(f"entry '{entry}' looks like '{other}', which exists; choose another name")

@@ -5,6 +5,7 @@ Trusted: the runs, which the maintainer has made. Not trusted: the published ent
 
 import time
 from collections.abc import Sequence
+from math import isclose
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from bench.core.errors import CheckError, UserError
 from bench.core.example_table import survivors
 from bench.core.files import read_arrays
 from bench.core.record_files import TABLE, find_records, read_run
+from bench.core.records import Record
 from bench.publish.static_checks import check_author
 from leaderboard.checked_claims import Reproduction, write_reproduction
 from leaderboard.published_results import check_name, read_entry
 from leaderboard.statistics import prediction
 
+PASSES = 0.05  # share of the entry's training passes, by which those of the new seeds may differ
 LEVEL = 0.99  # of the prediction interval of the entry's seeds, in which the mean of the new ones lies
 
 
@@ -49,9 +52,17 @@ def reproduce(results: Path, place: str, runs: Path, by: str) -> Path:
                 f"refused: the new seeds have {mean:.1%} {what}, those of {place} predict [{float(low):.1%}, "
                 f"{float(high):.1%}]"
             )
+    if not isclose(ours := _passes(records), theirs := _passes([run.record for run in entry.runs]), rel_tol=PASSES):
+        raise CheckError(f"refused: the new seeds took {ours:.0f} passes, those of {place} claim {theirs:.0f}")
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     seeds = sorted(record.seed for record in records)
     return write_reproduction(home, Reproduction(by=by, seeds=seeds, finished=now))
+
+
+def _passes(records: Sequence[Record]) -> float:
+    """Forward and backward passes of a training, the mean over seeds."""
+    counts = [each.training.forwards + each.training.backwards for each in records if each.training is not None]
+    return float(np.mean(counts))
 
 
 def _mean(columns: Sequence[np.typing.NDArray[np.bool_]]) -> float:

@@ -30,6 +30,7 @@ from bench.publish.static_checks import ARTIFACTS, WEIGHTS
 from bench.publish.untrusted_files import check_url, errors_as_one_line, printable
 from bench.verify.inputs import Settings, load_data
 from bench.verify.report import Finding, findings_table
+from leaderboard.checked_claims import read_reproduction
 from leaderboard.published_results import ABOUT, About, EvaluatedRun, read_entries, suite_folder, write_contest
 from leaderboard.publishing import add_runs, check_seeds, is_published
 from leaderboard.texts import check_line
@@ -92,8 +93,15 @@ def submit_runs(
             with_files=submission.with_files, derived=derived,
         )  # fmt: skip
     print(f"{submission.entry}: {seeds} added\n\n{pull_request(home)}")
-    if not submission.with_files and any(record.artifacts["weights"].url is None for record in records):
+    nowhere = submission.artifacts_url is None and not submission.with_files
+    if nowhere and any(record.artifacts["weights"].url is None for record in records):
         print("\nNobody else can check it: give --with-files SEED to add its weights, or --artifacts URL of a folder.")
+    if records[0].training is not None and read_reproduction(home) is None:
+        place = f"{records[0].suite}/{submission.entry}"
+        print(
+            "\nA recipe has a rank once a maintainer of the board has trained it again:\n"
+            f"    bench submit RUNS --reproduces {place} --by NAME"
+        )
 
 
 def _verify(
@@ -105,7 +113,7 @@ def _verify(
     records = [static_checks.check_submission(copy, results, entry) for copy in runs]
     suite = str(records[0].suite)
     home = suite_folder(results, suite) / entry
-    check_names(results, suite, entry, about)
+    check_names(results, suite, entry, about, submission.author)
     check_maintainers(home, about, submission.author)
     new = [record for record in records if not is_published(home, record)]
     if new:

@@ -51,7 +51,7 @@ def fetch(address: str) -> HubFile:
     except UserError:
         raise
     except Exception as error:  # of the hub's own classes, and those of its HTTP library
-        reason = f"{type(error).__name__}: {one_line(error)}"[:200]
+        reason = one_line(error)
         raise UserError(
             f"checkpoint '{address}' cannot be fetched ({reason}); check its name and the connection. In the cache, a "
             "file with a full commit (@40 hexadecimal digits) needs no connection"

@@ -149,10 +149,16 @@ def _state_inside(path: Path, loaded: Any) -> State:
     """The only dict of tensors in a file: its whole contents, or the value of a key such as `state_dict`."""
     if _is_state(loaded):
         return dict(loaded)
-    inner = [value for value in loaded.values() if _is_state(value)] if isinstance(loaded, Mapping) else []
-    if len(inner) != 1:
-        raise UserError(f"checkpoint {path} holds {len(inner)} state dicts, not one; save model.state_dict() alone")
-    return dict(inner[0])
+    inner = {key: value for key, value in loaded.items() if _is_state(value)} if isinstance(loaded, Mapping) else {}
+    if len(inner) > 1:  # the weights and their average, say: which of them is meant cannot be guessed
+        names = ", ".join(f"{key!a:.40}" for key in list(inner)[:8])
+        raise UserError(
+            f"checkpoint {path} holds {len(inner)} state dicts ({names}); save the one to evaluate: "
+            "torch.save(torch.load(FILE, weights_only=True)[KEY], NEW_FILE)"
+        )
+    if not inner:
+        raise UserError(f"checkpoint {path} holds 0 state dicts, not one; save model.state_dict() alone")
+    return dict(next(iter(inner.values())))
 
 
 def _is_state(value: Any) -> bool:

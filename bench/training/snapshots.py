@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class Snapshots(nn.Module):
     """In train mode the network `live`; in eval mode the logarithm of the mean softmax of the snapshots taken so far.
 
-    Its cross entropy is -log of the mean probability. Before the first snapshot it is `live` in eval mode too.
+    Its cross entropy is -log of the mean probability. Before the first snapshot `live` takes their place.
     """
 
     taken: Tensor
@@ -27,8 +27,9 @@ class Snapshots(nn.Module):
         self.taken += 1
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or not self.taken:
+        if self.training:
             logits: Tensor = self.live(x)
             return logits
-        log_p = [member(x).log_softmax(dim=1) for member in list(self.members)[: int(self.taken)]]
+        members = list(self.members)[: int(self.taken)] or [self.live]
+        log_p = [member(x).log_softmax(dim=1) for member in members]
         return torch.stack(log_p).logsumexp(dim=0) - math.log(len(log_p))

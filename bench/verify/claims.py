@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.core import registry
-from bench.core.config import RunConfig, as_json, content_hash, make_config
+from bench.core.config import BoundsConfig, RunConfig, TrainingConfig, as_json, content_hash, make_config
 from bench.core.errors import UserError
 from bench.core.example_table import Table, attacked, certified
 from bench.core.proof_format import proofs_from
@@ -25,6 +25,8 @@ from bench.verify.report import Finding
 CLAIMS = "claims"
 PASSES_OF_AN_EPOCH = 0.9  # forward passes for each training image: at least, because last batches of one are dropped
 FLOPS, LONGEST = 1e16, 1e8  # operations a second that no machine of a training reaches; seconds of three years
+CALL = 5e-6  # seconds that a pass of one batch takes at least, however small the network
+PRECISIONS, TF32, PROCESSES = ("float32", "bfloat16"), {"convolutions", "products"}, 4096
 HASH, DATE = r"[0-9a-f]{64}", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 PROVENANCE: Mapping[str, Callable[[Any], bool]] = {
     "versions": lambda v: isinstance(v, dict) and all(isinstance(x, str | None) for x in v.values()),
@@ -131,22 +133,35 @@ def _of_training(record: Record, n_train: int, spec: BuildSpec | None) -> Iterat
         yield "the header of the weights has other training settings than its config"
     if training is None:
         return
+    config: TrainingConfig | None = None
     try:
-        target = registry.defense.get(record.defense)
-        again = as_json(make_config(target.config_class, record.defense, settings))
+        config = make_config(registry.defense.get(record.defense).config_class, record.defense, settings)
     except UserError as error:
         if not record.config.get("code"):  # a plugin that is not here is no contradiction
             yield f"its training settings are not valid ({error})"
-        again = settings
+    again = settings if config is None else as_json(config)
     if changed := [key for key in settings if key in again and again[key] != settings[key]]:
         yield f"its training setting {changed[0]} is {str(settings[changed[0]])[:40]}, and {again[changed[0]]} as read"
-    yield from _cost(training, float(settings.get("validation") or 0.0), n_train, record.parameters)
+    images = n_train * (1 - float(settings.get("validation") or 0.0))
+    if isinstance(config, BoundsConfig):
+        images = 0  # bounds make no passes
+    yield from _cost(training, images, record.parameters)
+    calls = (training.forwards + training.backwards) / max(1, int(settings.get("batch_size") or n_train))
+    if training.seconds < CALL * calls:
+        yield f"the training took {training.seconds} s for {calls:.0f} passes of a batch, which no machine does"
+    if (how := training.computation) is not None and not (
+        how.device in ("cpu", "cuda")
+        and 1 <= how.processes <= PROCESSES
+        and how.precision in PRECISIONS
+        and set(how.tf32) <= TF32
+    ):
+        yield f"its computation is {how}, which is not valid"
 
 
-def _cost(training: Training, validation: float, n_train: int, parameters: int | None) -> Iterator[str]:
-    least = PASSES_OF_AN_EPOCH * training.epochs * n_train * (1 - validation)
-    if training.forwards < least:
-        yield f"{training.forwards} forward passes are too few for {training.epochs} epochs of {n_train} images"
+def _cost(training: Training, images: float, parameters: int | None) -> Iterator[str]:
+    """images: how many an epoch passes through the network at least."""
+    if training.forwards < PASSES_OF_AN_EPOCH * training.epochs * images:
+        yield f"{training.forwards} forward passes are too few for {training.epochs} epochs of {images:.0f} images"
     yield from _too_fast("the training", training.forwards + training.backwards, training.seconds, parameters)
 
 

@@ -125,7 +125,8 @@ function seedsSection(seeds) {
 function entryParts(row) {
   const place = known(row.position) ? `position ${row.position} as reported, not a rank` : "no rank is claimed";
   const rank = row.rank === null ? place : `rank ${ranks(row)}`;
-  const alone = row.trained === "by its authors only" ? ["not trained by anybody else"] : [];
+  const notes = { "by its authors only": ["not trained by anybody else"], elsewhere: ["trained elsewhere"] };
+  const alone = notes[row.trained] ?? [];
   const words = [row.status, rank, ...alone, row.kind === "reported" ? [] : kindText(row)].flat();
   const badges = [verdict(row), ...words.map((word) => make("span", {}, word))];
   const reasons = make("ul", {}, row.reasons.map((reason) => make("li", {}, reason)));

@@ -19,7 +19,8 @@ function verdict(row) {
   return make("span", { class: `verdict ${verdictClass(row)}` }, icon, verdictText(row.verdict));
 }
 
-const ranks = ({ rank_low: low, rank_high: high }) => (low === high ? `${low}` : `${low}\u2013${high}`);
+const ranks = ({ rank_low: low, rank_high: high, kind }) =>
+  `${low === high ? low : `${low}\u2013${high}`}${kind === "weights" ? " (weights)" : ""}`;
 
 /** The rank; of a reported entry its position, which is no rank. */
 function rankText(row) {

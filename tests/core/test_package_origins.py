@@ -1,10 +1,12 @@
 import importlib.util
+import sysconfig
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 
 from bench.core.errors import UserError
-from bench.core.package_origins import check_package_origins
+from bench.core.package_origins import check_package_origins, installed_folders
 
 
 def test_our_own_packages_pass():
@@ -21,3 +23,12 @@ def test_a_package_of_another_project_or_a_missing_one_is_named(monkeypatch, tmp
     )
     with pytest.raises(UserError, match=rf"\Apackage 'attacks' .*{tmp_path if spec else 'missing'}.*\Z"):
         check_package_origins()
+
+
+def test_installed_folders_are_those_of_packages_and_those_inside_others_come_first(tmp_path):
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    inside = library / "vendor/site-packages"  # such as those of a Python that is no environment
+    found = installed_folders([str(inside), str(tmp_path / "dist-packages"), str(tmp_path)])
+    assert {library, inside, tmp_path / "dist-packages"} <= set(found)
+    assert tmp_path not in found
+    assert found.index(inside) < found.index(library)

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.core import source_code
 from bench.core.opened_files import record_opened_files
-from bench.core.package_origins import ROOT
+from bench.core.package_origins import ROOT, installed_folders
 from bench.core.source_code import closure, combined
 from tests.core import example_package  # a package of the user that is imported, with a lazy import
 
@@ -56,6 +57,21 @@ def test_imports_of_the_users_files_are_followed_even_inside_functions():
 
 def test_an_installed_package_counts_by_its_version(tmp_path):
     assert closure_of(tmp_path / "a.py", "import numpy.linalg\nimport msgspec\n").keys() == {"a.py", "numpy", "msgspec"}
+
+
+@pytest.mark.parametrize("name", ["site-packages", "dist-packages"])
+def test_packages_that_another_installation_shares_are_not_read(tmp_path, monkeypatch, name):
+    """Those of the system in an environment that sees them, of the user, and of PYTHONPATH."""
+    folder = tmp_path / name
+    for package, text in {"one_heavy": "import two_heavy\n", "two_heavy": "a = 1\n"}.items():
+        (folder / package).mkdir(parents=True)
+        (folder / package / "__init__.py").write_text(text)
+    (folder / "one_file.py").write_text("import one_heavy\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(source_code, "INSTALLED", installed_folders([str(folder), str(tmp_path)]))
+    assert closure_of(tmp_path / "a.py", "import one_heavy\n").keys() == {"a.py"}
+    assert closure([folder / "one_heavy/__init__.py"]).keys() == {"__init__.py"}  # an installed plugin
+    assert closure([folder / "one_file.py"]).keys() == {"one_file.py"}
 
 
 def test_files_of_the_same_name_are_told_apart(tmp_path):

@@ -7,6 +7,7 @@ from bench.core import registry
 from bench.core.errors import UserError
 from bench.core.example_table import SEVERITIES
 from bench.datasets import corruption_filters as filters
+from bench.datasets.corruption_sources import CorruptionSource, is_published
 from bench.datasets.corruptions import BENCHMARK, EXTRA, corrupted
 
 NAMES = registry.corruption.names()
@@ -56,6 +57,21 @@ def test_every_corruption_fits_every_size_and_changes_the_image(name, side, chan
     assert min(change) < 80
     if name not in ("elastic_transform", "saturate", "spatter", "glass_blur", "snow", "pixelate", "fog"):
         assert change[4] > change[0]
+
+
+def test_values_that_a_corruption_leaves_are_the_same_bytes():
+    x = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    found = corrupted(x, np.array([0]), "impulse_noise", 1)
+    hit = found != x
+    assert 0 < hit.sum() < 0.05 * x.size
+    assert set(found[hit].tolist()) <= {0, 255}
+
+
+def test_only_the_authors_files_of_all_fifteen_are_the_published_benchmark(tmp_path):
+    of_files = [CorruptionSource(name, tmp_path / name, "0") for name in BENCHMARK]
+    assert is_published(of_files)
+    assert not is_published(of_files[1:])
+    assert not is_published([*of_files[1:], CorruptionSource(BENCHMARK[0])])  # made here
 
 
 def test_noise_has_the_parameters_of_the_recipe():

@@ -106,6 +106,7 @@ WRONG = {
     "no certifier between commas": ((*ATAS, "--certifiers", "ibp,,crown"), "--certifiers 'ibp,,crown'"),
     "certifier without the norm": ((*ATAS, "--certifiers", "smoothing"), "Linf"),
     "certifier of another model": ((*ATAS, "--certifiers", "ibp", "--model", "bounded.py:build"), "Softmax"),
+    "certifier of another predictor": (("run", "--defense", "pas", "--certifiers", "crown"), "_log_softmax"),
     "bracket of a model that nothing bounds": ((*ATAS, "--bracket", "--model", "bounded.py:build"), "Softmax"),
     "budget without a bracket": ((*ATAS, "--budget", "10"), "--bracket"),
     "budget of time": ((*ATAS, "--bracket", "--budget", "10m"), "--time-limit 10m"),

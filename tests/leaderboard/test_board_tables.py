@@ -132,7 +132,13 @@ def test_an_empty_board_has_headers():
 
 @pytest.mark.parametrize(
     ("changes", "shown"),
-    [({}, "1-2"), ({"rank_high": 1}, "1"), ({"rank": None, "rank_low": None, "rank_high": None}, "-")],
+    [
+        ({}, "1-2"),
+        ({"rank_high": 1}, "1"),
+        ({"rank": None, "rank_low": None, "rank_high": None}, "-"),
+        ({"rank": None, "rank_low": None, "rank_high": None, "position": 7}, "(7)"),
+        ({"kind": "weights"}, "1-2 (weights)"),
+    ],
 )
 def test_ranks_are_intervals(changes, shown):
     assert rank_text(row("x", 0.5, **changes)) == shown

@@ -63,6 +63,16 @@ def test_a_recipe_is_compared_with_fixed_weights_over_its_seeds_alone():
     assert found.better[0, 1]
 
 
+def test_fixed_weights_lower_no_recipe():
+    """They may have memorised all images, those of the test set included."""
+    a, b = (entry(name, [flags(100, hits + k) for k in range(3)]) for name, hits in (("a", 80), ("b", 50)))
+    memoriser, poor = weights("memoriser", flags(100, 100)), weights("poor", flags(100, 20))
+    found = rank([a, b, memoriser, poor])
+    assert found.p[0, 2] < ALPHA  # they are tested all the same
+    assert found.low.tolist() == [1, 2, 1, 4]
+    assert found.high.tolist() == [1, 2, 1, 4]
+
+
 def test_many_examples_do_not_replace_seeds():
     """One seed against one seed: McNemar would be sure, and nothing is claimed."""
     found = rank([entry("a", [flags(10_000, 9000)]), entry("b", [flags(10_000, 5000)])])

@@ -6,7 +6,10 @@ import msgspec
 import pytest
 
 from bench.cli import main
+from bench.commands import show
+from bench.core import config
 from bench.core.config import as_json, get_suite, make_config
+from bench.core.package_origins import ROOT
 from bench.core.record_verdict import heard
 from bench.core.records import Artifact, AttackResult, Sanity, SanityCheck, StageResult
 from bench.core.registry import defense
@@ -62,19 +65,21 @@ def test_the_stages_of_the_bracket_have_their_work(tmp_path):
 
 def test_a_report_without_differences_says_so(tmp_path):
     assert "All settings are those of the suite digits." in record_report(FULL, tmp_path, [], "digits")
-    text = record_report(FULL, tmp_path, [Setting("epochs", 2, None)], None)
+    text = record_report(msgspec.structs.replace(FULL, suite=None), tmp_path, [Setting("epochs", 2, None)], None)
     assert "no suite has this data set" in text
 
 
-def run(folder, name="pgd-at", **overrides):
+def run(folder, name="pgd-at", of_suite=None, **overrides):
     suite, config_class = get_suite("digits"), defense.get(name).config_class
     training = as_json(make_config(config_class, name, suite.training, suite.defenses.get(name, {}), overrides))
-    config = {
+    settings = {
         "model": "small-cnn", "norm": "Linf", "eps": 0.2, "attacks": ["pgd-50"], "training": training,
         "n_examples": 20,
     }  # fmt: skip
     artifacts = {"weights": Artifact("00", 5, url="https://example.org/w")}
-    return write_run(folder, table_of(flags(20, 12)), defense=name, config=config, artifacts=artifacts)
+    return write_run(
+        folder, table_of(flags(20, 12)), defense=name, config=settings, artifacts=artifacts, suite=of_suite
+    )
 
 
 def test_the_command_compares_with_the_rules_of_the_suite(tmp_path, capsys):
@@ -86,6 +91,21 @@ def test_the_command_compares_with_the_rules_of_the_suite(tmp_path, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert {"name": "epochs", "value": 2, "suites": 30} in shown["settings"]
     assert shown["record"]["clean"]["acc"] == 1.0
+
+
+def test_a_run_of_an_own_suite_is_compared_with_that_suite_only(tmp_path, monkeypatch, capsys):
+    known = dict(config.suites())
+    monkeypatch.setattr(config, "suites", lambda: known)
+    monkeypatch.setattr(show, "suites", config.suites)
+    rules = (ROOT / "bench/suites/digits.toml").read_text().replace("epochs = 30", "epochs = 2", 1)
+    folder = run(tmp_path / "a", of_suite="own", epochs=2)
+    main(["show", str(folder)])
+    assert "Settings (the suite own is not known here; --suites DIR adds it):" in capsys.readouterr().out
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites/own.toml").write_text(rules)
+    main(["show", str(folder), "--suites", str(tmp_path / "suites"), "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["suite"], [setting["name"] for setting in shown["settings"]]) == ("own", ["attacks"])
 
 
 def test_the_command_takes_one_run(tmp_path, capsys):

@@ -20,7 +20,8 @@ def entry(name, attacked=ABOVE, passes=1000.0, **changes):
     ]
     cost = msgspec.structs.replace(like.cost, training_passes=passes)
     fields = {
-        "seeds": tuple(seeds), "cost": cost, "kind": "recipe", "verdict": "no-warnings", "extra_data": False,
+        "seeds": tuple(seeds), "cost": cost, "kind": "recipe", "trained": "reproduced", "verdict": "no-warnings",
+        "extra_data": False,
         "attacked": Estimate(acc=sum(attacked) / len(attacked), low=0.0, high=1.0, spread=0.01),
     }  # fmt: skip
     return msgspec.structs.replace(like, **(fields | changes))
@@ -45,7 +46,7 @@ def test_the_fewest_passes_are_first():
 
 @pytest.mark.parametrize("changes", [
     {"attacked": ABOVE[:4]}, {"attacked": [0.6, 0.61, 0.59, 0.6, 0.6]}, {"verdict": "suspect"}, {"extra_data": True},
-    {"kind": "weights"},
+    {"kind": "weights", "trained": None}, {"trained": "by its authors only"},
 ])  # fmt: skip
 def test_what_breaks_a_rule_has_no_place(changes):
     assert places(entry("against", **changes), entry("fair")) == ["fair"]

@@ -147,6 +147,23 @@ def test_errors_are_better_if_they_are_lower():
     assert [(entry.name, entry.mean, entry.next.difference) for entry in best] == [
         ("a", 0.4, pytest.approx(0.3)), ("b", 0.1, pytest.approx(0.3)),
     ]  # fmt: skip
+    assert [(entry.better_than, entry.rank_low, entry.rank_high) for entry in best] == [(("b",), 1, 1), (("a",), 1, 1)]
+
+
+def test_what_is_needed_is_for_the_next_claim_of_the_board():
+    """One claim more than it makes already, at Benjamini and Hochberg's level for that many."""
+    scores = np.zeros((4, 200))
+    for entry, right in enumerate((180, 100, 96, 90)):
+        scores[entry, :right] = 1
+    scores[2, :6], scores[3, 3:10] = 0, 0
+    ranked = rank_table(table(scores))
+    assert (ranked.pairs, ranked.told_apart) == (6, 5)
+    (pair,) = [(entry.name, entry.next.needed) for entry in ranked.entries if entry.next and entry.next.needed]
+    assert pair == ("c", needed(table(scores), 2, 3, ALPHA))
+    alone = rank_table(table(scores[2:]))  # one pair, no claim
+    assert alone.entries[0].next.needed == pair[1]
+    more = rank_table(table(np.concatenate([scores[2:], scores[3:]])))  # three pairs, no claim
+    assert more.entries[0].next.needed == needed(table(scores), 2, 3, ALPHA / 3) > pair[1]
 
 
 @pytest.mark.parametrize("graded", [False, True])

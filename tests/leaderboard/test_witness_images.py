@@ -11,7 +11,7 @@ from bench.core.files import sha256, write_arrays
 from bench.core.record_files import read_record, write_record
 from bench.core.records import Artifact
 from leaderboard import witness_images
-from leaderboard.published_results import read_entries
+from leaderboard.published_results import Contest, read_entries, write_contest
 from leaderboard.witness_images import Published, draw_images
 from tests.publish.published import flags, publish, table_of
 
@@ -80,6 +80,27 @@ def test_a_file_beside_its_record_needs_no_folder(tmp_path):
     entries, kept = entries_of(tmp_path, x)
     (kept / "0" / "witnesses.npz").rename(entries[0].runs[0].folder / "witnesses.npz")
     assert len(Published.find(None, entries).files) == 1
+
+
+def test_an_example_that_fell_in_a_contest_is_shown_and_says_by_whom(tmp_path):
+    x = images_of(1)
+    entries, kept = entries_of(tmp_path, x)
+    x_adv = np.moveaxis(x[[2, 5, 8]] / 255 - EPS, -1, 1).astype(np.float32)
+    write_arrays(kept / "found.npz", {"index": np.array([2, 5, 8]), "x_adv": x_adv})
+    found, home = (kept / "found.npz").read_bytes(), entries[0].runs[0].folder
+    file = Artifact(sha256=sha256(kept / "found.npz"), bytes=len(found), path="found.npz")
+    contest = Contest(by="somebody", broken=[5, 8], witnesses=file, finished="2026-01-01T00:00:00Z")
+    write_contest(home, contest, found)
+    entries = read_entries(tmp_path / "results", "digits")[0]
+    images, files = draw_images("digits", entries, Published.find(kept, entries), x)
+    (mine,) = images.witnesses
+    shown = dict(zip(mine.index, [mine.sources[i] for i in mine.source], strict=True))
+    assert set(shown) == {5, 7, 8, 9}  # 2 was not confirmed
+    assert (shown[5], shown[8]) == ("contest by somebody, seed 0", "pgd-50, seed 0")
+    attacked = tile(files, mine.file, 5, images.across, 0, 2)
+    assert np.abs(attacked - (x[5].squeeze() - 255 * EPS)).max() <= 1
+    alone = draw_images("digits", entries, Published.find(None, entries), x)[0].witnesses
+    assert [each.index for each in alone] == [(5, 8)]
 
 
 def test_witnesses_under_another_threat_model_are_not_shown(tmp_path):

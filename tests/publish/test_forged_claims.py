@@ -66,6 +66,11 @@ FORGED = {
     "fewer epochs": (lambda r: r["training"].update(epochs=0), "epochs 0, and 1 follows"),
     "cheap training": (lambda r: r["training"].update(forwards=700), "700 forward passes are too few"),
     "training in no time": (lambda r: r["training"].update(seconds=0.0, forwards=10**12), "no machine does"),
+    "training faster than its batches": (lambda r: r["training"].update(seconds=1e-5), "passes of a batch, which no"),
+    "computation": (
+        lambda r: r["training"].update(computation=r["training"]["computation"] | {"precision": "float2"}),
+        "its computation is",
+    ),
     "training without end": (lambda r: r["training"].update(seconds=1e9), "no machine does"),
     "cheap attack": (lambda r: r["attacks"]["fgsm"].update(forwards=1, backwards=0), "fgsm made 1 passes"),
     "attack in no time": (
@@ -103,6 +108,14 @@ FORGED = {
 
 
 def test_an_honest_record_follows_from_its_config_table_and_files(run):
+    assert claims(run).outcome == "passed"
+
+
+def test_a_training_by_bounds_alone_makes_no_passes(tmp_path):
+    words = ("--epochs", "1", "--attacks", "fgsm", "--n-examples", "40", "--model", "fc1:width=10")
+    run = run_of(trained(tmp_path, *words, "--set", "batch_size=500", defense="kw"))
+    training = read_record(run).training
+    assert training.forwards < 1437
     assert claims(run).outcome == "passed"
 
 

@@ -132,6 +132,11 @@ def test_a_pull_request_that_leaves_out_what_fell_is_refused(run, capsys):
     results.mkdir()
     submission = Submission(run=published, entry="mine", results=results, contests=run.parent / "found")
     submit_runs(submission, settings(threads=1, attack="pgd-10", device="cpu"), **options)
+    true = (published / "checked.json").read_bytes()
+    change_record(published, lambda checked: checked["fingerprint"].reverse(), "checked.json")
+    with pytest.raises(CheckError, match="fingerprint of another network"):
+        submit_runs(submission, settings(threads=1, attack="pgd-10", device="cpu"), **options)
+    (published / "checked.json").write_bytes(true)
     shutil.rmtree(published / "contests")
     with pytest.raises(CheckError, match="examples that it counts as robust fall"):
         submit_runs(submission, settings(threads=1, attack="pgd-10", device="cpu"), **options)

@@ -74,6 +74,14 @@ def test_a_name_of_its_own_passes(entry, title, owner, results):
     check_names(results, "digits", entry, about(title, owner))
 
 
+@pytest.mark.parametrize(("entry", "title"), [("trades-2", "Something else"), ("mine", "TRADES, corrected")])
+def test_only_the_author_of_a_pull_request_counts_as_a_maintainer(entry, title, results):
+    """Anybody can name the maintainers of another entry beside oneself."""
+    with pytest.raises(UserError, match="a version of"):
+        check_names(results, "digits", entry, about(title, "eve", "bea"), "eve")
+    check_names(results, "digits", entry, about(title, "eve", "bea"), "bea")
+
+
 @pytest.mark.parametrize("name", ["bench submit", "Bench-Submit", "BENCH  SUBMIT"])
 def test_nobody_contests_in_the_name_of_the_verification(name):
     with pytest.raises(UserError, match="the verification's own"):

@@ -4,6 +4,7 @@ import pytest
 
 from bench.core.errors import CheckError, UserError
 from bench.core.record_files import read_record
+from bench.core.records import Training
 from bench.publish.ownership import check_maintainers, check_seeds_alike
 from bench.publish.reproduce import reproduce
 from leaderboard.build_board import build_board
@@ -70,6 +71,14 @@ def test_a_recipe_that_was_trained_again_has_a_rank(home, monkeypatch):
     assert path == home / "reproduced.json"
     assert read_entry(home, "digits").reproduced.seeds == [10, 11]
     assert build_board(home.parents[1], "digits").rows[0].rank == 1
+
+
+def test_cheaper_or_dearer_trainings_reproduce_nothing(home, monkeypatch):
+    """A claim of few passes is only shown by a training that takes as few."""
+    monkeypatch.setattr("bench.publish.reproduce.read_run", read_record)
+    runs = again(home, (70, 71), training=Training(1, 10.0, 40_000, 30_000))
+    with pytest.raises(CheckError, match="the new seeds took 70000 passes, those of digits/mine claim 7000"):
+        reproduce(home.parents[1], "digits/mine", runs, "Ann")
 
 
 @pytest.mark.parametrize(("hits", "changes", "reason"), [

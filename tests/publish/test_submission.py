@@ -301,6 +301,9 @@ HOSTILE = {
     "another data set": (lambda r: into(r, dataset="mnist"), "data set mnist"),
     "data set that is a file": (lambda r: into(r, dataset="/etc/evil.npz"), "is not a valid spec"),
     "more parameters than there are": (lambda r: into(r, parameters=10**9), "the record says 1000000000"),
+    "smaller than it is": (
+        lambda r: change_record(r, lambda p: p["size"].update(kept=7, flops=9)), "the record says Size(",
+    ),
     # arrays
     "objects in the table": (lambda r: with_objects(r, "examples"), "pickles"),
     "objects among the witnesses": (lambda r: with_objects(r, "witnesses"), "pickles"),
@@ -401,7 +404,8 @@ def npy_of(array):
 
 # these pass the static checks; `bench verify` and the board's checks refuse them
 VERIFIED = {
-    "more parameters than there are", "weights of another seed", "model too large to build", "another architecture",
+    "more parameters than there are", "smaller than it is",
+    "weights of another seed", "model too large to build", "another architecture",
     "edited table, record and hash", "forged throughout", "labels made right", "predictions made right",
     "examples permuted", "witness outside the ball", "witness outside the box", "witness that is no number",
     "config of another run", "data of another hash", "wrong hash", "wrong size", "table in another order",
@@ -507,6 +511,7 @@ def test_a_run_that_breaks_the_rules_of_the_board_is_refused(name, reason, world
 def test_an_honest_run_is_published(world, capsys):
     attempt(world, artifacts_url="https://example.org/mine")
     out = capsys.readouterr().out
+    assert "\n    bench submit RUNS --reproduces digits/mine --by NAME\n" in out
     assert "git add" in out
     (entry,) = [entry for entry in read_entries(world / "results", "digits")[0] if entry.name == "mine"]
     (run,) = entry.runs

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -13,9 +14,14 @@ from bench.core.errors import UserError
 from bench.core.example_table import Threat
 from bench.core.layers import Normalize, Residual
 from bench.core.modes import frozen
-from bench.publish import onnx_network, verdicts
+from bench.core.package_origins import ROOT
+from bench.core.record_files import read_record
+from bench.datasets.load import load_arrays
+from bench.datasets.split import Split
+from bench.models.build import build_model
+from bench.publish import onnx_network, verdicts, vnnlib_export
 from bench.publish.onnx_network import onnx_bytes, onnx_logits
-from bench.publish.vnnlib_export import property_text
+from bench.publish.vnnlib_export import instance_name, property_text
 from certifiers.network_description import described_network
 from tests.end_to_end.command import bench
 from tests.networks import drawn_weights
@@ -170,6 +176,28 @@ def test_answers_of_a_tool_are_checked_and_shown(run, tmp_path):
     assert stored["said"][str(safe[1])] == "broken, not confirmed"
 
 
+def test_the_instances_of_a_published_network_are_what_torch_computes(tmp_path):
+    """onnxruntime's logits of each image, and the box of each property as the standard's package reads it."""
+    runtime, vnnlib = pytest.importorskip("onnxruntime"), pytest.importorskip("vnnlib")
+    compat = pytest.importorskip("vnnlib.compat")
+    entry = ROOT / "leaderboard/results/digits/pgd-at/0"
+    done = bench(tmp_path, "export", str(entry), "--vnnlib", "out", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    session = runtime.InferenceSession(tmp_path / "out/network.onnx")
+    model = build_model("small-cnn", (1, 8, 8), 10)
+    model.load_state_dict(safetensors.torch.load_file(entry / "weights.safetensors"))
+    digits = Split.test(load_arrays("digits", None), "cpu")
+    for line in (tmp_path / "out/instances.csv").read_text().splitlines()[:40]:
+        name = line.split(",")[1]
+        image = digits.take(torch.tensor([int(name.removesuffix(".vnnlib").rpartition("-")[2])])).x
+        (case,) = compat.transform(vnnlib.parse_query_string((tmp_path / "out" / name).read_text()))
+        pixels = image.double().numpy().ravel()
+        box = np.stack([np.maximum(0, pixels - 0.2), np.minimum(1, pixels + 0.2)], axis=1)
+        np.testing.assert_allclose(case.input_box, box, atol=1e-15, rtol=0)
+        with frozen(model), torch.no_grad():
+            np.testing.assert_allclose(session.run(None, {"X": image.numpy()})[0], model(image), rtol=0, atol=1e-5)
+
+
 def test_a_run_is_exported_with_a_property_for_each_correct_example(run, tmp_path):
     pytest.importorskip("onnx")
     done = bench(tmp_path, "export", str(run), "--vnnlib", "out", "--threads", "1")
@@ -180,3 +208,29 @@ def test_a_run_is_exported_with_a_property_for_each_correct_example(run, tmp_pat
     assert {(tmp_path / "out" / line.split(",")[1]).is_file() for line in lines} == {True}
     (tmp_path / "r.csv").write_text("".join(f"{line.split(',')[1]},unknown\n" for line in lines))
     assert bench(tmp_path, "import-verdicts", str(run), "r.csv", "--by", "other").returncode == 0
+
+
+def test_a_network_that_computes_something_else_is_not_written(run, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(vnnlib_export, "onnx_logits", lambda *given: onnx_logits(*given) + 1e-3)
+    done = bench(tmp_path, "export", str(run), "--vnnlib", "out", "--threads", "1")
+    assert done.returncode == 1
+    assert "the ONNX network differs from the model by " in done.stderr
+    assert "; it was not written" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_counterexample_to_a_certificate_is_the_worst_contradiction(run, tmp_path, monkeypatch):
+    """The run's certificates are made up here: a sound certifier has none that a point breaks."""
+    monkeypatch.setattr(verdicts, "certified", lambda table: table["clean"])
+    record, witnesses = read_record(run), files.read_arrays(run / "witnesses.npz")
+    clean = files.read_arrays(run / "examples.npz")["clean"]
+    row = next(row for row, example in enumerate(witnesses["index"].tolist()) if clean[example])
+    example, name = witnesses["index"][row], instance_name(record, witnesses["index"][row])
+    (tmp_path / "r.csv").write_text(f"{name}.vnnlib,sat\n")
+    (tmp_path / "found").mkdir()
+    values = " ".join(f"(X_{k} {value!r})" for k, value in enumerate(witnesses["x_adv"][row].ravel().tolist()))
+    (tmp_path / "found" / f"{name}.txt").write_text(values)
+    done = bench(tmp_path, "import-verdicts", str(run), "r.csv", "--by", "third", "--counterexamples", "found")
+    assert done.returncode == 1
+    assert f"CERTIFICATE REFUTED: test example {example} has a confirmed counterexample" in done.stdout

@@ -51,8 +51,14 @@ def test_a_board_has_one_row_an_entry(tmp_path):
     found = leaderboard(tmp_path / "results", "digits")
     assert found["name"].tolist() == ["strong", "weak"]
     assert found["rank"].tolist() == [1, 2]
-    with pytest.raises(UserError, match="suites with entries: digits"):
-        leaderboard(tmp_path / "results", "mnist")
+    publish(tmp_path / "results", "other", [table_of(flags(50, 20))], trained=False, suite="mnist", dataset="mnist")
+    assert leaderboard(tmp_path / "results", "digits")["name"].tolist() == ["strong", "weak"]
+    every = leaderboard(tmp_path / "results")
+    assert sorted(zip(every["suite"], every["name"], strict=True)) == [
+        ("digits", "strong"), ("digits", "weak"), ("mnist", "other"),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="suites with entries: digits, mnist"):
+        leaderboard(tmp_path / "results", "cifar10")
 
 
 def test_wrong_use_is_one_line(tmp_path, monkeypatch):

@@ -1,14 +1,20 @@
-"""Weights of a hub that is served on this machine."""
+"""Weights of a hub that is served on this machine, and a whole `bench eval` of them."""
 
 import hashlib
 import json
+import shlex
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import safetensors.torch
 
 from bench.core.errors import UserError
+from bench.core.record_files import read_record
+from bench.models.build import build_model
 from bench.runs import hub
+from tests.end_to_end.command import bench
+from tests.networks import drawn_weights
 
 OLD, NEW = "a" * 40, "b" * 40
 FILES = {OLD: {"model.safetensors": b"old", "config.json": b"{}"}, NEW: {"model.safetensors": b"new"}}
@@ -84,6 +90,30 @@ def test_a_branch_is_pinned_to_its_commit_and_a_change_is_seen(served):
     second = hub.fetch("hf:org/net@main")
     assert (second.address, second.path.read_bytes()) == (f"hf:org/net/model.safetensors@{NEW}", b"new")
     assert hub.fetch(first.address).path.read_bytes() == b"old"
+
+
+def test_an_evaluation_names_the_commit_and_is_not_taken_for_that_of_another(served, monkeypatch, tmp_path):
+    """The same command before and after the branch has moved, again, and without a connection."""
+    for commit, seed in ((OLD, 1), (NEW, 2)):
+        weights = drawn_weights(build_model("mlp", (1, 8, 8), 10), seed=seed, gain=1.0).float().state_dict()
+        monkeypatch.setitem(FILES[commit], "model.safetensors", safetensors.torch.save(weights))
+    words = ("eval", "--checkpoint", "hf:org/net", "--suite", "digits", "--model", "mlp", "--attacks", "fgsm")
+    words = (*words, "--n-examples", "20", "--threads", "1", "--quiet")
+    assert bench(tmp_path, *words).returncode == 0
+    Hub.main = NEW
+    assert bench(tmp_path, *words).returncode == 0
+    assert "was finished already" in bench(tmp_path, *words).stdout
+    records = {record.provenance["checkpoint"]: record for record in map(read_record, tmp_path.glob("runs/*/0"))}
+    assert set(records) == {f"hf:org/net/model.safetensors@{commit}" for commit in (OLD, NEW)}
+    hashes = {record.artifacts["weights"].sha256 for record in records.values()}
+    assert len(hashes) == len({record.config_hash for record in records.values()}) == 2
+    served.shutdown()
+    served.server_close()
+    offline = bench(tmp_path, *words)
+    assert (offline.returncode, offline.stderr.count("\n")) == (2, 1)
+    assert "checkpoint 'hf:org/net' cannot be fetched (" in offline.stderr
+    command = shlex.split(records[f"hf:org/net/model.safetensors@{OLD}"].provenance["command"])
+    assert bench(tmp_path, *command[1:]).returncode == 0  # the commit is in the cache
 
 
 def test_a_full_commit_needs_no_connection_once_it_is_here(served):

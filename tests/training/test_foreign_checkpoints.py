@@ -81,7 +81,7 @@ WRONG = {
     "some names in common": (lambda s: {k.replace("4.", "last."): v for k, v in s.items()}, "shares some layer names"),
     "not finite": (lambda s: s | {"0.weight": s["0.weight"] * float("nan")}, "finite"),
     "whole numbers": (lambda s: s | {"0.weight": s["0.weight"].long()}, "floating-point"),
-    "two state dicts": (lambda s: {"a": s, "b": s}, "holds 2 state dicts"),
+    "two state dicts": (lambda s: {"model": s, "ema": s}, "holds 2 state dicts ('model', 'ema'); save the one"),
     "no tensors": (lambda _: {"epoch": 3}, "holds 0 state dicts"),
 }
 
