@@ -149,7 +149,8 @@ class ATASText(Defense[TextConfig]):
     the steps of an example whose gradient's norm is about 1 are less than 0.2/255, so the training is nearly one on
     uniform noise. `atas` has the step size that gave the published figures.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 97.5, certified 0.0, attacked 1.7.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 97.5 +- 0.3, certified
+    0.0 +- 0.0, attacked 1.6 +- 0.4.
     """
 
     config_class = TextConfig

@@ -79,8 +79,8 @@ class ATTARW(Carried[AdaptiveConfig]):
     Thesis, Algorithm 4.1 with reweighting: w_i = p_y(x_i'), normalised over the batch, without a gradient. As in its
     Figure 4.25, the first epochs have no weights.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 90.0, certified 0.0, attacked
-    64.7.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 93.2 +- 4.3, certified
+    0.0 +- 0.0, attacked 64.3 +- 2.1.
     """
 
     config_class = AdaptiveConfig
@@ -120,8 +120,8 @@ class ATTAAT(Carried[TargetConfig]):
     Thesis, Algorithm 4.1 with adaptive targets: t = beta 1_y + (1 - beta) t~, t~ <- rho t~ + (1 - rho) p(x'). In the
     first epochs the targets are the labels, and t~ starts as the label after them.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 97.2, certified 0.0, attacked
-    57.8.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 97.0 +- 0.2, certified
+    0.0 +- 0.0, attacked 58.2 +- 1.6.
     """
 
     config_class = TargetConfig

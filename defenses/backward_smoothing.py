@@ -40,8 +40,8 @@ class BackwardSmoothing(Defense[Config]):
     one step from the image that lowers ||f(x + xi) - f(x) - gamma psi||^2; one step of the KL divergence follows.
     Chosen here, because the sources at hand do not say it: the search starts at the image, and both step sizes are eps.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 95.8, certified 1.9, attacked
-    65.8.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 96.1 +- 0.7, certified
+    1.5 +- 0.4, attacked 64.5 +- 1.4.
     """
 
     config_class = Config

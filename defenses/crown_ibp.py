@@ -37,8 +37,8 @@ class CrownIBP(Ramped[Config]):
 
     Deviation: training has the eps of the run, while the paper trains with a larger eps than it tests.
 
-    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 1 seed, 360 test images): clean 95.0, certified 68.6, attacked
-    68.6.
+    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 3 seeds, 360 test images): clean 95.4 +- 0.4, certified
+    68.8 +- 0.3, attacked 68.9 +- 0.3.
     """
 
     config_class = Config

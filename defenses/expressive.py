@@ -70,8 +70,8 @@ class MTLIBP(Expressive):
 
     De Palma et al. (2024), Eq. 7. Otherwise as CC-IBP.
 
-    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 1 seed, 360 test images): clean 95.3, certified 67.5, attacked
-    67.5.
+    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 3 seeds, 360 test images): clean 95.4 +- 0.4, certified
+    69.2 +- 1.8, attacked 69.4 +- 2.0.
     """
 
     def mixture(self, attacked: Tensor, worst: Tensor, y: Tensor) -> Tensor:

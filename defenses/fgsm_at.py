@@ -28,8 +28,8 @@ class FGSMAT(Defense[Config]):
     Goodfellow et al. (2015), trained on adversarial examples alone. Long trainings at a large eps overfit to this
     attack, which the log's PGD accuracy shows.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 98.6, certified 0.0, attacked
-    59.2.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 98.8 +- 0.3, certified
+    0.0 +- 0.0, attacked 57.8 +- 1.2.
     """
 
     config_class = Config
@@ -89,8 +89,8 @@ class NFGSM(Defense[NoisyConfig]):
     de Jorge et al. (2022), "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training". Points are
     clamped to the range of pixels only, so the training sees perturbations of up to 3 eps. Linf only.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 97.8, certified 0.0, attacked
-    58.3.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 97.5 +- 0.3, certified
+    0.0 +- 0.0, attacked 59.4 +- 1.5.
     """
 
     config_class = NoisyConfig

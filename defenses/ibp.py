@@ -34,8 +34,8 @@ class IBP(Ramped[Config]):
     Deviation: training has the eps of the run, while the paper trains with a larger eps than it tests. In the published
     results eps and kappa changed once an epoch, now they change with each step.
 
-    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 1 seed, 360 test images): clean 86.9, certified 54.7, attacked
-    55.3.
+    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 3 seeds, 360 test images): clean 88.0 +- 1.5, certified
+    51.4 +- 3.8, attacked 51.6 +- 4.1.
     """
 
     config_class = Config

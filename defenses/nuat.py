@@ -37,8 +37,8 @@ class NuAT(Defense[Config]):
     here, because the sources at hand do not say it: the nuclear norm is divided by the batch size B, and `growth`, by
     which the authors raise the penalty when the learning rate drops, is 1.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 94.7, certified 0.0, attacked
-    54.2.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 95.0 +- 1.0, certified
+    0.6 +- 0.6, attacked 55.8 +- 2.4.
     """
 
     config_class = Config

@@ -30,8 +30,8 @@ class SABR(IntervalMethod[Config]):
     linearly; the initial weights are those of Shi et al. (2021), whose regularisers of the warm-up are not here. Batch
     norm is in eval mode in the bounds. Under L2 the small set is a ball, which lies in the large one, too.
 
-    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 1 seed, 360 test images): clean 92.5, certified 66.4, attacked
-    66.7.
+    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 3 seeds, 360 test images): clean 92.9 +- 0.3, certified
+    66.9 +- 0.7, attacked 67.0 +- 0.6.
     """
 
     config_class = Config

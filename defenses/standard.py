@@ -11,7 +11,8 @@ from bench.core.contracts import Batch, Defense, Trainer
 class Standard(Defense[TrainingConfig]):
     """Standard training: cross entropy on clean images, no adversary.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 96.9, certified 0.0, attacked 0.0.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 97.1 +- 0.3, certified
+    0.0 +- 0.0, attacked 0.1 +- 0.2.
     """
 
     config_class = TrainingConfig
