@@ -18,6 +18,7 @@ from leaderboard.published_results import Entry, EvaluatedRun
 from leaderboard.ranks import Ranks
 
 DIGITS = 4  # significant ones of the numbers that the page shows
+MOST = 100  # entries, the first of the board: pairs grow with the square, and so would the page
 
 
 class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,9 +61,10 @@ class Untested(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Comparisons(msgspec.Struct, frozen=True, kw_only=True):
-    """labels: of the first n test examples, of which all outcomes are."""
+    """labels: of the first n test examples, of which all outcomes are. most: entries that are compared."""
 
     suite: str
+    most: int = MOST
     labels: tuple[int, ...] = ()
     outcomes: tuple[Outcomes, ...] = ()
     pairs: tuple[Pair, ...] = ()
@@ -70,8 +72,8 @@ class Comparisons(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def comparisons(suite: str, entries: Sequence[Entry], ranks: Ranks, order: Sequence[int]) -> Comparisons:
-    """order: of the board, as places in `entries`, which are those of `ranks`."""
-    measured = [i for i in order if entries[i].runs]
+    """Of the first `MOST` entries. order: of the board, as places in `entries`, which are those of `ranks`."""
+    measured = [i for i in order if entries[i].runs][:MOST]
     sides = [_side(entries[i]) for i in measured]
     pairs: list[Pair] = []
     untested: list[Untested] = []

@@ -64,10 +64,9 @@ def rank(entries: Sequence[Entry]) -> Ranks:
     sizes = np.array([_examples(entry) if ok else 0 for entry, ok in zip(entries, ranked, strict=True)])
     for size in sorted(set(sizes[ranked].tolist())):  # a pair is compared on the examples that both have
         large = np.flatnonzero(sizes >= size)
-        rows, columns = np.nonzero(np.minimum(sizes[large, None], sizes[None, large]) == size)
+        block, here = np.ix_(large, large), np.minimum.outer(sizes[large], sizes[large]) == size
         p_large, ahead_large = _pairs([entries[i] for i in large.tolist()], size)
-        p[large[rows], large[columns]] = p_large[rows, columns]
-        ahead[large[rows], large[columns]] = ahead_large[rows, columns]
+        p[block], ahead[block] = np.where(here, p_large, p[block]), np.where(here, ahead_large, ahead[block])
     recipe = np.array([entry.recipe for entry in entries], dtype=np.bool_)
     return earned(p, ahead, ranked, recipe[:, None] | ~recipe[None, :])
 

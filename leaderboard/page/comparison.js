@@ -99,10 +99,13 @@ function untestedNotes(rows, comparisons) {
   const named = (i) => rows.findIndex(({ name }) => name === comparisons.outcomes[i]?.name);
   const reasons = (comparisons?.untested ?? []).filter(([a, b]) => named(a) >= 0 && named(b) >= 0);
   const without = rows.filter(({ name }) => !comparisons?.outcomes.some((one) => one.name === name));
-  const titles = without.map(({ title }) => title).join(", ");
+  const note = (why, some) => some.length
+    ? make("p", {}, `No test, because ${why}: ${some.map(({ title }) => title).join(", ")}.`) : null;
   return [
     ...reasons.map(([, , reason]) => make("p", {}, `No test: ${reason}.`)),
-    titles ? make("p", {}, `No test, because the results on each example are not known: ${titles}.`) : null,
+    note("the results on each example are not known", without.filter(({ kind }) => kind === "reported")),
+    note(`only the first ${comparisons?.most} entries of a board are compared here (see bench compare)`,
+      without.filter(({ kind }) => kind !== "reported")),
   ];
 }
 

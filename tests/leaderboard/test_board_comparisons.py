@@ -5,6 +5,7 @@ import base64
 import numpy as np
 import pytest
 
+from leaderboard import board_comparisons
 from leaderboard.board_comparisons import comparisons
 from leaderboard.build_board import ranked_board
 from leaderboard.pairwise_comparison import compare, read_side
@@ -38,6 +39,15 @@ def test_pairs_are_those_of_bench_compare_in_the_order_of_the_board(results):
         assert (pair.n, pair.test, pair.needed) == (same.n, same.test, same.needed)
         for key in ("difference", "low", "high", "p"):
             assert getattr(pair, key) == pytest.approx(getattr(same, key), rel=1e-3), key
+
+
+def test_only_the_first_entries_of_a_board_are_compared(results, monkeypatch):
+    monkeypatch.setattr(board_comparisons, "MOST", 2)
+    for name, hits in (("weak", 20), ("strong", 80), ("middle", 50)):
+        publish(results, name, [table_of(flags(100, hits))])
+    found, _ = compared(results)
+    assert [each.name for each in found.outcomes] == ["strong", "middle"]
+    assert {(pair.a, pair.b) for pair in found.pairs} == {(0, 1)}
 
 
 def test_claims_are_those_of_the_ranks_for_robust_accuracy_only(results):
