@@ -26,8 +26,8 @@ class AT(Defense[Config]):
     minimum-norm attack are projected onto the threat model. A method of its own name (pgd-at, fgsm-rs) is faster,
     because an evaluation's attack checks its result.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 98.2 +- 0.2, certified
-    0.0 +- 0.0, attacked 63.4 +- 1.2.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 98.4 +- 0.3, certified
+    0.0 +- 0.0, attacked 63.4 +- 0.8.
     """
 
     config_class = Config

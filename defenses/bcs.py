@@ -51,7 +51,8 @@ class BCS(Defense[Config]):
     uniformly from all that are not there (the code draws its layer first, in proportion to the layer's size); layers
     start with ideal gas quotas, which give small layers large shares, as the code's numbers for each architecture do.
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean
+    98.9, certified 0.0, attacked 72.2.
     """
 
     config_class = Config

@@ -137,8 +137,8 @@ class BinarySubnet(Subnet[Config]):
     with `score_start=fan-in` (Table 5.4), `last_norm=false` (Table 5.3), `adversary=none` (Table 5.5). In the signed
     Kaiming constant, r is that of the whole network, as printed, also where layers keep other shares.
 
-    Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 3 seeds, 360 test images):
-    clean 97.8 +- 0.6, certified 0.0 +- 0.0, attacked 44.4 +- 1.0.
+    Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 5 seeds, 360 test images):
+    clean 98.1 +- 0.6, certified 0.0 +- 0.0, attacked 44.5 +- 0.7.
     """
 
     config_class = Config
@@ -150,8 +150,8 @@ class BinarySubnetFast(Subnet[FastConfig]):
 
     Thesis, section 5.1.4 (FGSM with ATTA).
 
-    Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 3 seeds, 360 test images):
-    clean 98.2 +- 0.3, certified 0.0 +- 0.0, attacked 40.8 +- 2.6.
+    Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 5 seeds, 360 test images):
+    clean 98.3 +- 0.2, certified 0.0 +- 0.0, attacked 39.9 +- 2.4.
     """
 
     config_class = FastConfig
@@ -178,7 +178,8 @@ class RobustScratchTicket(Subnet[TicketConfig]):
     gamma 1, no last batch norm (the thesis adds one in Tables 5.7 to 5.10: `last_norm=true`). The learning rate's
     schedule is not known here; it is the cosine of binary-subnet.
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean
+    97.8, certified 0.0, attacked 42.8.
     """
 
     config_class = TicketConfig

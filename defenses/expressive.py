@@ -57,7 +57,8 @@ class CCIBP(Expressive):
     rises linearly; the initial weights are those of Shi et al. (2021), whose regularisers of the warm-up are not here.
     alpha is tuned for each data set and eps in the paper. Batch norm is in eval mode in the bounds and in the attack.
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 1 seed, 360 test images): clean 96.4, certified 67.2, attacked
+    67.2.
     """
 
     def mixture(self, attacked: Tensor, worst: Tensor, y: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ class GradAlign(Defense[Config]):
     at a uniform point of the ball). The gradient at the image is held fixed, as in the authors' code. The step starts
     at the image and is projected onto the ball. Batch norm is in train mode throughout.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 98.4 +- 0.2, certified
-    0.0 +- 0.0, attacked 58.6 +- 0.8.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 98.7 +- 0.4, certified
+    0.0 +- 0.0, attacked 57.2 +- 2.5.
     """
 
     config_class = Config

@@ -42,8 +42,8 @@ class IAT(Defense[Config]):
     nothing and is left out), averaged with the old one. Then it is trained at an attack with eps_i. An eps is never
     negative.
 
-    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 3 seeds, 360 test images): clean 97.5 +- 0.3, certified
-    0.0 +- 0.0, attacked 58.3 +- 2.4.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 97.7 +- 0.4, certified
+    0.0 +- 0.0, attacked 58.8 +- 2.8.
     """
 
     config_class = Config

@@ -100,7 +100,8 @@ class MMR(MaximumMargin[Config]):
 
     Deviation: the paper's code counts the label itself as one more decision, whose hinge is 0, in the mean.
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean 95.6, certified 14.4, attacked
+    14.4.
     """
 
     config_class = Config

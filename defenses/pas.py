@@ -40,7 +40,8 @@ class PAS(Defense[Config]):
     the periods, as one network: attacks maximise -log of the mean probability. Softmax has no bounds here, so only
     `smoothing` certifies it. Deviation: eps follows the progress step by step, not epoch by epoch.
 
-    Evidence: not yet reproduced.
+    Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 98.3, certified 0.0, attacked
+    63.6.
     """
 
     config_class = Config
