@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.core import registry
 from bench.core.contracts import Batch, Trainer, mode_of
-from bench.core.shares import in_shares
+from bench.core.shares import in_shares, undivided
 from bench.core.specs import in_units
 from bench.training.interval_methods import IntervalConfig, IntervalMethod
 from certifiers.input_regions import Region, region_of
@@ -59,7 +59,7 @@ class TAPS(IntervalMethod[Config]):
             return
         rows = slice(config.subsample)  # the batch is already shuffled
         x, y = batch.x[rows], batch.y[rows]
-        with mode_of(model, training=False):
+        with undivided(), mode_of(model, training=False):
             network = Network(model, x[:1])
         size = (len(x), network.classes - 1, *network.nodes[self.cut(network)].shape)
         places = torch.rand(size, generator=trainer.generator, device=x.device)

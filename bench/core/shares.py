@@ -90,6 +90,16 @@ def divided() -> Iterator[None]:
         _AT.reset(token)
 
 
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Inside the block, every process computes all rows of what it calls."""
+    token = _AT.set("whole")
+    try:
+        yield
+    finally:
+        _AT.reset(token)
+
+
 def in_a_share() -> bool:
     """Whether the running code is a function that `in_shares` has called with a share."""
     return _AT.get() == "share"
