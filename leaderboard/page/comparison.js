@@ -99,13 +99,13 @@ function untestedNotes(rows, comparisons) {
   const named = (i) => rows.findIndex(({ name }) => name === comparisons.outcomes[i]?.name);
   const reasons = (comparisons?.untested ?? []).filter(([a, b]) => named(a) >= 0 && named(b) >= 0);
   const without = rows.filter(({ name }) => !comparisons?.outcomes.some((one) => one.name === name));
+  const further = without.filter(({ kind }) => comparisons && kind !== "reported");
   const note = (why, some) => some.length
     ? make("p", {}, `No test, because ${why}: ${some.map(({ title }) => title).join(", ")}.`) : null;
   return [
     ...reasons.map(([, , reason]) => make("p", {}, `No test: ${reason}.`)),
-    note("the results on each example are not known", without.filter(({ kind }) => kind === "reported")),
-    note(`only the first ${comparisons?.most} entries of a board are compared here (see bench compare)`,
-      without.filter(({ kind }) => kind !== "reported")),
+    note("the results on each example are not known", without.filter((row) => !further.includes(row))),
+    note(`only the first ${comparisons?.most} entries of a board are compared here (see bench compare)`, further),
   ];
 }
 
