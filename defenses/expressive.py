@@ -8,8 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from attacks.pgd import ascend
 from bench.core import registry
-from bench.core.contracts import Batch, Trainer
+from bench.core.contracts import Trainer
 from bench.core.specs import in_units
+from bench.core.threat import ThreatModel
 from bench.training.interval_methods import IntervalConfig, IntervalMethod
 from certifiers.worst_logits import interval_worst_logits
 
@@ -33,20 +34,14 @@ class Expressive(IntervalMethod[Config]):
     def mixture(self, attacked: Tensor, worst: Tensor, y: Tensor) -> Tensor:
         """The loss, from the logits of attacked images relative to the label's and from their upper bounds, (B,K)."""
 
-    def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        config, model, threat = self.config, trainer.model, self.ramped(trainer)
-        if threat is None:
-            trainer.update(self.add_l1(cross_entropy(model(batch.x), batch.y), trainer))
-            return
-        rows, eps = slice(config.subsample), self.position(trainer.progress) * trainer.eps
-        x, y = batch.x[rows], batch.y[rows]  # the batch is already shuffled
+    def loss(self, x: Tensor, y: Tensor, threat: ThreatModel, trainer: Trainer) -> Tensor:
+        config, model = self.config, trainer.model
         x_adv, _ = ascend(
-            model, x, y, threat=threat, steps=config.steps, alpha=in_units(config.step_size, eps),
+            model, x, y, threat=threat, steps=config.steps, alpha=in_units(config.step_size, threat.eps),
             start=threat.random_start(x, trainer.generator),
         )  # fmt: skip
         logits, worst = model(x_adv), interval_worst_logits(model, x, y, threat)
-        attacked = logits - logits.gather(1, y[:, None])
-        trainer.update(self.add_l1(self.mixture(attacked, worst, y), trainer))
+        return self.mixture(logits - logits.gather(1, y[:, None]), worst, y)
 
 
 @registry.defense("cc-ibp")

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, replace
 
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from attacks.pgd import ascend
 from bench.core import registry
-from bench.core.contracts import Batch, Trainer
+from bench.core.contracts import Trainer
 from bench.core.specs import in_units
+from bench.core.threat import ThreatModel
 from bench.training.interval_methods import IntervalConfig, IntervalMethod
 from certifiers.worst_logits import interval_worst_logits
 
@@ -36,17 +38,11 @@ class SABR(IntervalMethod[Config]):
 
     config_class = Config
 
-    def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        config, model, threat = self.config, trainer.model, self.ramped(trainer)
-        if threat is None:
-            trainer.update(self.add_l1(cross_entropy(model(batch.x), batch.y), trainer))
-            return
-        rows = slice(config.subsample)  # the batch is already shuffled
-        x, y, eps = batch.x[rows], batch.y[rows], self.position(trainer.progress) * trainer.eps
+    def loss(self, x: Tensor, y: Tensor, threat: ThreatModel, trainer: Trainer) -> Tensor:
+        config, model, eps = self.config, trainer.model, threat.eps
         centers = replace(threat, eps=(1 - config.share) * eps)
         center, _ = ascend(
             model, x, y, threat=centers, steps=config.steps, alpha=in_units(config.step_size, centers.eps),
             start=centers.random_start(x, trainer.generator),
         )  # fmt: skip
-        worst = interval_worst_logits(model, center, y, replace(threat, eps=config.share * eps))
-        trainer.update(self.add_l1(cross_entropy(worst, y), trainer))
+        return cross_entropy(interval_worst_logits(model, center, y, replace(threat, eps=config.share * eps)), y)

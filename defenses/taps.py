@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bench.core import registry
-from bench.core.contracts import Batch, Trainer, mode_of
+from bench.core.contracts import Trainer, mode_of
 from bench.core.shares import in_shares, undivided
 from bench.core.specs import in_units
+from bench.core.threat import ThreatModel
 from bench.training.interval_methods import IntervalConfig, IntervalMethod
 from certifiers.input_regions import Region, region_of
 from certifiers.interval_bounds import interval_margins, propagate_intervals
@@ -52,13 +53,8 @@ class TAPS(IntervalMethod[Config]):
 
     config_class = Config
 
-    def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        config, model, threat = self.config, trainer.model, self.ramped(trainer)
-        if threat is None:
-            trainer.update(self.add_l1(cross_entropy(model(batch.x), batch.y), trainer))
-            return
-        rows = slice(config.subsample)  # the batch is already shuffled
-        x, y = batch.x[rows], batch.y[rows]
+    def loss(self, x: Tensor, y: Tensor, threat: ThreatModel, trainer: Trainer) -> Tensor:
+        model = trainer.model
         with undivided(), mode_of(model, training=False):
             network = Network(model, x[:1])
         size = (len(x), network.classes - 1, *network.nodes[self.cut(network)].shape)
@@ -70,9 +66,8 @@ class TAPS(IntervalMethod[Config]):
 
         attacked, worst = in_shares(model, worst_logits, x, places, y)
         low, high = (cross_entropy(logits, y, reduction="none") for logits in (attacked, worst))
-        alpha = config.weight / (1 + config.weight)
-        product = 2 * alpha * low * high.detach() + (2 - 2 * alpha) * high * low.detach()
-        trainer.update(self.add_l1(product.mean(), trainer))
+        alpha = self.config.weight / (1 + self.config.weight)
+        return (2 * alpha * low * high.detach() + (2 - 2 * alpha) * high * low.detach()).mean()
 
     def cut(self, network: Network) -> int:
         """The node whose output has the box: the input of the classifier's first activation."""

@@ -1,14 +1,17 @@
 """What trainings that mix attacks with interval bounds share: settings, initial weights and the penalty of weights."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from bench.core.contracts import Trainer
+from bench.core.contracts import Batch, Trainer
 from bench.core.specs import Length, OfEps, in_units
+from bench.core.threat import ThreatModel
 from bench.training.ramps import RampConfig, Ramped
 
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -38,12 +41,24 @@ IntervalT = TypeVar("IntervalT", bound=IntervalConfig)
 
 
 class IntervalMethod(Ramped[IntervalT]):
-    """A ramped defense with these settings."""
+    """A ramped defense with these settings: clean images in the warm-up, then the `loss` of the sub-sample."""
 
     def build(self, model: nn.Module) -> nn.Module:
         if self.config.interval_init:
             initialize(model)
         return model
+
+    @abstractmethod
+    def loss(self, x: Tensor, y: Tensor, threat: ThreatModel, trainer: Trainer) -> Tensor:
+        """Of images (B,C,H,W) under the threat model of this step, without the penalty of weights."""
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        threat, rows = self.ramped(trainer), slice(self.config.subsample)  # the batch is already shuffled
+        if threat is None:
+            loss = cross_entropy(trainer.model(batch.x), batch.y)
+        else:
+            loss = self.loss(batch.x[rows], batch.y[rows], threat, trainer)
+        trainer.update(self.add_l1(loss, trainer))
 
     def add_l1(self, loss: Tensor, trainer: Trainer) -> Tensor:
         """The loss plus the penalty of the weights of convolutions and linear layers."""
