@@ -55,22 +55,23 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Published:
-    """The files of published adversarial examples, by their SHA-256: those in a folder, or beside the records.
-
-    Those of contests lie beside the records only.
-    """
+    """The files of published adversarial examples, by their SHA-256: those in a folder, or beside the records."""
 
     files: Mapping[str, Path]
 
     @classmethod
     def find(cls, folder: Path | None, entries: Sequence[Entry]) -> "Published":
-        """Only files that a record of the entries names are kept. folder: searched with the folders in it."""
+        """Only files that a record or a contest of the entries names are kept. folder: searched with those in it."""
         runs = [run for entry in entries for run in entry.runs]
-        wanted = {file.sha256 for run in runs for file in (run.record.artifacts["witnesses"], *_of_contests(run))}
+        wanted = {
+            file.sha256
+            for run in runs
+            for file in (run.record.artifacts["witnesses"], *(c.witnesses for c in run.contests))
+        }
         beside = [run.folder / WITNESSES for run in runs]
         beside += [run.folder / CONTESTS / Path(str(file.path)).name for run in runs for file in _of_contests(run)]
         paths = [path for path in beside if path.is_file()]
-        paths += [] if folder is None else sorted(folder.rglob(WITNESSES))
+        paths += [] if folder is None else sorted(folder.rglob("*.npz"))
         return cls({name: path for path in paths if (name := sha256(path)) in wanted})
 
     def of(self, witnesses: Artifact) -> Path | None:
@@ -78,6 +79,7 @@ class Published:
 
 
 def _of_contests(run: EvaluatedRun) -> list[Artifact]:
+    """The adversarial examples of contests that are not at an address."""
     return [contest.witnesses for contest in run.contests if contest.witnesses.path is not None]
 
 

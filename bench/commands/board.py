@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
     option("--suite", metavar="NAME", help="a suite, or FILE.toml (default: all suites with entries)")
     add_suites_option(sub)
     option("--html", type=Path, metavar="DIR", help="write a page that works offline, and its data")
-    help_text = "with --html: show the adversarial examples of the witnesses.npz in this folder, for example runs"
+    help_text = "with --html: show the published adversarial examples whose .npz are in this folder, for example runs"
     option("--witnesses", type=Path, metavar="DIR", help=help_text)
     help_text = "with --witnesses: folder with NAME.npz (default: BENCH_DATA, else a download)"
     option("--data-dir", type=Path, metavar="DIR", help=help_text)

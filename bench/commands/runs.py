@@ -36,6 +36,8 @@ def add(commands: Any) -> None:
     sub = commands.add_parser("eval", help="evaluate existing weights")
     help_text = ".safetensors, a state dict, or hf:ORG/NAME[/FILE][@REVISION] of the Hugging Face hub"
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=help_text)
+    help_text = "which state dict of a checkpoint that holds several, as the weights and their average"
+    sub.add_argument("--state-dict", metavar="KEY", help=help_text)
     help_text = "import this file of the checkpoint's code (read it first); repeatable"
     sub.add_argument(
         "--trust-code", action="append", default=[], dest="trusted", type=Path, metavar="FILE", help=help_text

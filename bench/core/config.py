@@ -226,7 +226,7 @@ def get_suite(name: str) -> Suite:
     return suites()[name]
 
 
-OPTIONAL = ("certifiers", "corruptions", "budget", "time_limit", "bracket")  # fields of RunConfig
+OPTIONAL = ("state_dict", "certifiers", "corruptions", "budget", "time_limit", "bracket")  # fields of RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +255,7 @@ class RunConfig:
     time_limit: float | None = None  # of the bracket, in seconds; None for none
     bracket: float | None = None  # the budget in seconds of configs from before budgets were work
     box: bool = True  # whether points are kept in [0, 1]
+    state_dict: str | None = None  # its key in a checkpoint that holds several; None for the only one
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values, without those of OPTIONAL that are empty and without a box of [0, 1], which keeps

@@ -20,7 +20,7 @@ from bench.verify.inputs import Settings
 from bench.verify.report import Finding
 
 NAME = "command"
-BY_HASH = ("checkpoint", "code")  # what a config holds the hashes of
+OF_FILES = ("checkpoint", "state_dict", "code")  # what depends on files that the run folder does not hold
 TEXTS = ("defense", "checkpoint", "suite", "dataset", "model", "norm", "eps", "attacks", "certifiers")
 
 
@@ -37,7 +37,7 @@ def check_command(record: Record, folder: Path, settings: Settings) -> Finding:
     except UserError as error:
         return Finding(NAME, "failed", f"`{text[:200]}` does not make this run: {error}")
     for key in dict.fromkeys([*record.config, *config]):
-        if key not in BY_HASH and record.config.get(key) != config.get(key):
+        if key not in OF_FILES and record.config.get(key) != config.get(key):
             ours, theirs = str(record.config.get(key))[:80], str(config.get(key))[:80]
             return Finding(NAME, "failed", f"`{text[:200]}` gives {key} {theirs}, the config has {ours}")
     return Finding(NAME, "passed", "it gives the config of the record")
@@ -77,6 +77,7 @@ def read_command(text: str) -> Request:
         fields["attacks"] = [] if fields["attacks"] == "none" else split_specs(fields["attacks"])
     if "certifiers" in fields:
         fields["certifiers"] = split_specs(fields["certifiers"])
+    fields["state_dict"] = given.pop("state-dict", None)
     if "checkpoint" in fields:
         fields["checkpoint"] = Path(fields["checkpoint"])
     if given.pop("box", "none") != "none":
@@ -113,6 +114,7 @@ def _on_the_run(request: Request, record: Record, folder: Path, settings: Settin
         plugins=plugins,
         trusted=list(settings.trusted),
         checkpoint=checkpoint,
+        state_dict=None,  # the weights of the run are the ones that it chose
         model=model,
         data_dir=settings.data_dir,
         device="cpu",

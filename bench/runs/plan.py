@@ -128,7 +128,7 @@ def _make_plan(request: Request) -> Plan:
     suite = _suite_of(request, saved_spec)
     arrays = load_arrays(request.dataset or suite.dataset, request.data_dir)
     if saved_spec is not None:
-        check_checkpoint(saved_spec, request.checkpoint, request.model, arrays)
+        check_checkpoint(saved_spec, request, arrays)
     ball = None if suite.norm == CORRUPTIONS else _threat_of(request, suite, arrays)
     names = suite.corruptions if request.corruptions is None else request.corruptions
     if corruptions := corruption_sources(names, arrays, request.data_dir):
@@ -156,7 +156,7 @@ def _make_plan(request: Request) -> Plan:
     config = RunConfig(
         suite=suite.name if suite.name and in_suite and request.box else None,
         dataset=arrays.name, data_hash=arrays.hash, model=spec.model, defense=request.defense,
-        checkpoint=files.sha256(request.checkpoint) if request.checkpoint else None,
+        checkpoint=files.sha256(request.checkpoint) if request.checkpoint else None, state_dict=request.state_dict,
         norm=norm, eps=eps, attacks=tuple(attacks), n_examples=request.n_examples or n,
         eval_batch=suite.eval_batch, training=spec.training if request.defense else {}, code=tuple(code),
         certifiers=tuple(certifiers), corruptions=tuple(source.text for source in corruptions),
@@ -181,7 +181,7 @@ def _with_model(plan: Plan, saved_spec: BuildSpec | None, read_by_methods: set[P
     if saved_spec is not None and request.checkpoint is not None:
         load_weights(model, request.checkpoint)
     elif request.checkpoint is not None:
-        for ours, theirs in load_foreign(model, request.checkpoint).items():
+        for ours, theirs in load_foreign(model, request.checkpoint, request.state_dict).items():
             print(f"{request.checkpoint.name}: {theirs} -> {ours}", file=sys.stderr)
     for certifier in plan.certifiers.values():
         check_certifier(certifier, model, shape, plan.threat)

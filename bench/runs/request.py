@@ -15,6 +15,7 @@ class Request:
 
     defense: str | None = None
     checkpoint: Path | None = None
+    state_dict: str | None = None  # the key of the checkpoint's weights, if the file holds several state dicts
     origin: str | None = None  # of the checkpoint: hf:ORG/NAME/FILE@COMMIT; None for a file of this machine
     suite: str | None = None
     dataset: str | None = None
@@ -48,6 +49,7 @@ class Request:
             words = ["bench", "eval", "--checkpoint", self.origin or self.checkpoint.name]
         suite = self.suite if self.suite is None or not self.suite.endswith(".toml") else Path(self.suite).name
         options = [
+            ("--state-dict", self.state_dict),
             ("--suite", suite),
             *((f"--{name}", getattr(self, name)) for name in ("dataset", "model", "norm")),
             ("--eps", None if self.eps is None else ",".join(map(repr, self.eps))),

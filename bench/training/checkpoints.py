@@ -133,29 +133,36 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_state(path: Path) -> State:
-    """The tensors of a .safetensors file or of a plain state dict (.pt, .pth, .ckpt). No code of a pickle is run."""
+def read_state(path: Path, key: str | None = None) -> State:
+    """The tensors of a .safetensors file or of a plain state dict (.pt, .pth, .ckpt). No code of a pickle is run.
+
+    key: of the state dict in a file that holds several, such as the weights and their average.
+    """
     with _readable(path):
         if path.suffix == ".safetensors":
             check_safetensors_header(path)
+            if key is not None:
+                raise UserError(f"checkpoint {path} is one state dict; leave out --state-dict {key}")
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         with warnings.catch_warnings(action="ignore"):  # about unusual pickles, which are read safely or refused
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    return _state_inside(path, loaded)
+    return _state_inside(path, loaded, key)
 
 
-def _state_inside(path: Path, loaded: Any) -> State:
-    """The only dict of tensors in a file: its whole contents, or the value of a key such as `state_dict`."""
-    if _is_state(loaded):
+def _state_inside(path: Path, loaded: Any, key: str | None) -> State:
+    """The dict of tensors of `key`; or the only one: the whole contents, or the value of a key such as `state_dict`."""
+    if _is_state(loaded) and key is None:
         return dict(loaded)
-    inner = {key: value for key, value in loaded.items() if _is_state(value)} if isinstance(loaded, Mapping) else {}
-    if len(inner) > 1:  # the weights and their average, say: which of them is meant cannot be guessed
-        names = ", ".join(f"{key!a:.40}" for key in list(inner)[:8])
-        raise UserError(
-            f"checkpoint {path} holds {len(inner)} state dicts ({names}); save the one to evaluate: "
-            "torch.save(torch.load(FILE, weights_only=True)[KEY], NEW_FILE)"
-        )
+    values = loaded if isinstance(loaded, Mapping) else {}
+    inner = {str(name): value for name, value in values.items() if _is_state(value)}
+    names = ", ".join(f"{name!a:.40}" for name in list(inner)[:8])
+    if key is not None:
+        if key not in inner:
+            raise UserError(f"checkpoint {path} has no state dict '{key}'; it holds {names or 'none by name'}")
+        return dict(inner[key])
+    if len(inner) > 1:  # which of them is meant cannot be guessed
+        raise UserError(f"checkpoint {path} holds {len(inner)} state dicts ({names}); choose one with --state-dict KEY")
     if not inner:
         raise UserError(f"checkpoint {path} holds 0 state dicts, not one; save model.state_dict() alone")
     return dict(next(iter(inner.values())))

@@ -15,8 +15,10 @@ GIVE_MODEL = "give the architecture that it was trained with (--model)"
 COMPILED = "_orig_mod."  # what torch.compile puts before a module's names
 
 
-def load_foreign(model: nn.Module, path: Path) -> dict[str, str]:
+def load_foreign(model: nn.Module, path: Path, key: str | None = None) -> dict[str, str]:
     """Load another project's weights: {our name: the file's name} of each tensor; empty if the names agree.
+
+    key: of the state dict in a file that holds several.
 
     A prefix that all names of the file, or all of ours, have in common does not count. If the names then agree, they
     decide. If none does, each layer of the file is matched with ours by the shapes of its tensors; layers of equal
@@ -24,7 +26,7 @@ def load_foreign(model: nn.Module, path: Path) -> dict[str, str]:
     else.
     """
     ours = _without_counters(model.state_dict())
-    state = _without_counters(read_state(path))
+    state = _without_counters(read_state(path, key))
     in_file = {key.replace(COMPILED, ""): key for key in state}
     theirs = {name: state[key] for name, key in in_file.items()}
     if len(theirs) < len(state):

@@ -27,6 +27,7 @@ PASSES_OF_AN_EPOCH = 0.9  # forward passes for each training image: at least, be
 FLOPS, LONGEST = 1e16, 1e8  # operations a second that no machine of a training reaches; seconds of three years
 CALL = 5e-6  # seconds that a pass of one batch takes at least, however small the network
 PRECISIONS, TF32, PROCESSES = ("float32", "bfloat16"), {"convolutions", "products"}, 4096
+WARNING = r"[ -~]{1,500}"
 HASH, DATE = r"[0-9a-f]{64}", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 PROVENANCE: Mapping[str, Callable[[Any], bool]] = {
     "versions": lambda v: isinstance(v, dict) and all(isinstance(x, str | None) for x in v.values()),
@@ -121,6 +122,13 @@ def _implausible(record: Record, table: Table, n_train: int, spec: BuildSpec | N
         if passes is not None and int(passes.sum()) > attack.forwards + attack.backwards:
             yield f"{name} made {attack.forwards + attack.backwards} passes, its table counts {int(passes.sum())}"
         yield from _too_fast(name, attack.forwards + attack.backwards, attack.seconds, record.parameters)
+    for spec, found in record.certifiers.items():
+        if found.seconds > LONGEST:
+            yield f"{spec} took {found.seconds} s, which is not valid"
+    results = [*record.attacks.values(), *record.certifiers.values(), record.bracket, record.training]
+    for warning in (text for each in results if each is not None for text in each.warnings):
+        if not _is_text(warning, WARNING):
+            yield f"it has the warning {warning[:40]!a}, which is no line of at most 500 characters"
     for key, value in record.provenance.items():
         if key not in PROVENANCE or not PROVENANCE[key](value):
             yield f"its provenance has {key} {str(value)[:40]!a}, which is not valid"

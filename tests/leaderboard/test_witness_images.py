@@ -11,7 +11,7 @@ from bench.core.files import sha256, write_arrays
 from bench.core.record_files import read_record, write_record
 from bench.core.records import Artifact
 from leaderboard import witness_images
-from leaderboard.published_results import Contest, read_entries, write_contest
+from leaderboard.published_results import Contest, add_contest, read_entries, write_contest
 from leaderboard.witness_images import Published, draw_images
 from tests.publish.published import flags, publish, table_of
 
@@ -101,6 +101,20 @@ def test_an_example_that_fell_in_a_contest_is_shown_and_says_by_whom(tmp_path):
     assert np.abs(attacked - (x[5].squeeze() - 255 * EPS)).max() <= 1
     alone = draw_images("digits", entries, Published.find(None, entries), x)[0].witnesses
     assert [each.index for each in alone] == [(5, 8)]
+
+
+def test_examples_of_a_contest_at_an_address_are_shown_from_the_folder_they_were_fetched_to(tmp_path):
+    x = images_of(1)
+    entries, kept = entries_of(tmp_path, x)
+    write_arrays(kept / "fetched.npz", {"index": np.array([5]), "x_adv": np.moveaxis(x[[5]] / 255, -1, 1)})
+    found = (kept / "fetched.npz").read_bytes()
+    file = Artifact(sha256=sha256(kept / "fetched.npz"), bytes=len(found), path=None, url="https://example.org/a.npz")
+    contest = Contest(by="somebody", broken=[5], witnesses=file, finished="2026-01-01T00:00:00Z")
+    add_contest(tmp_path / "results", "digits", "mine", 0, contest)
+    entries = read_entries(tmp_path / "results", "digits")[0]
+    for folder, shown in ((kept, (5, 7, 8, 9)), (None, ())):
+        images, _ = draw_images("digits", entries, Published.find(folder, entries), x)
+        assert [i for each in images.witnesses for i in each.index] == list(shown)
 
 
 def test_witnesses_under_another_threat_model_are_not_shown(tmp_path):

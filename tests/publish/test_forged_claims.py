@@ -11,6 +11,7 @@ from bench.core.record_files import read_record
 from bench.datasets.digits import digits
 from bench.datasets.split import Split
 from bench.publish.command import check_command, read_command
+from bench.runs.request import Request
 from bench.verify.claims import check_claims, read_proofs
 from bench.verify.inputs import load_model, make_context, read_table, settings, spec_of
 from bench.verify.repeat import check_methods
@@ -98,6 +99,8 @@ FORGED = {
     "settings of the weights": (lambda r: in_training(r, lr=0.5), "the header of the weights has other training"),
     "setting that is not valid": (lambda r: in_training(r, lr=-1.0), "lr is -1.0"),
     "setting that there is not": (lambda r: in_training(r, trick=1), "no setting 'trick'"),
+    "certificates without end": (lambda r: r["certifiers"]["ibp"].update(seconds=1e9), "ibp took 1000000000.0 s"),
+    "a warning that is a page": (lambda r: r["training"].update(warnings=["best\x1b[2J"]), "which is no line"),
     "threads": (lambda r: r["provenance"].update(threads="many"), "provenance has threads 'many'"),
     "date": (lambda r: r["provenance"].update(finished="yesterday"), "finished 'yesterday'"),
     "commit": (lambda r: r["provenance"].update(git_commit="<b>"), "git_commit '<b>'"),
@@ -167,6 +170,14 @@ def test_whether_certificates_are_probabilistic_is_what_the_registry_says(run, c
     change_record(run, lambda r: r["certifiers"]["ibp"].update(kind="probabilistic"))
     found = methods(run, chosen)
     assert (found.outcome, found.evidence) == ("failed", "ibp is deterministic, the record says probabilistic")
+
+
+def test_the_command_of_an_evaluation_names_the_state_dict(tmp_path):
+    request = Request(checkpoint=tmp_path / "a.pt", state_dict="ema", suite="digits", model="small-cnn")
+    text = request.command_line(3)
+    assert "--checkpoint a.pt --state-dict ema" in text
+    assert read_command(text).state_dict == "ema"
+    assert read_command(text).command_line(3) == text
 
 
 def commanded(run, chosen, command):

@@ -81,7 +81,7 @@ WRONG = {
     "some names in common": (lambda s: {k.replace("4.", "last."): v for k, v in s.items()}, "shares some layer names"),
     "not finite": (lambda s: s | {"0.weight": s["0.weight"] * float("nan")}, "finite"),
     "whole numbers": (lambda s: s | {"0.weight": s["0.weight"].long()}, "floating-point"),
-    "two state dicts": (lambda s: {"model": s, "ema": s}, "holds 2 state dicts ('model', 'ema'); save the one"),
+    "two state dicts": (lambda s: {"model": s, "ema": s}, "holds 2 state dicts ('model', 'ema'); choose one with"),
     "no tensors": (lambda _: {"epoch": 3}, "holds 0 state dicts"),
 }
 
@@ -94,6 +94,23 @@ def test_what_does_not_fit_is_refused_in_one_line(case, tmp_path):
         load_foreign(net(), tmp_path / "a.pt")
     assert hint in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_one_of_several_state_dicts_is_chosen_by_its_key(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"model": net(1).state_dict(), "ema": net(2).state_dict(), "epoch": 3}, path)
+    for key, seed in (("model", 1), ("ema", 2)):
+        model = net()
+        load_foreign(model, path, key)
+        assert agree(model, net(seed))
+    with pytest.raises(UserError, match="no state dict 'swa'; it holds 'model', 'ema'"):
+        load_foreign(net(), path, "swa")
+    torch.save(net(1).state_dict(), path)
+    with pytest.raises(UserError, match="no state dict 'ema'; it holds none by name"):
+        load_foreign(net(), path, "ema")
+    save_file(net(1).state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="leave out --state-dict ema"):
+        load_foreign(net(), tmp_path / "a.safetensors", "ema")
 
 
 def test_layers_that_look_alike_are_refused_where_there_is_no_order(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.core import progress
+from bench.core import progress, seeds
 from bench.core.attack_specs import make_attacks
 from bench.core.contracts import Attack
 from bench.core.example_table import Threat, accuracy, attack_specs
@@ -12,7 +12,7 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
-from bench.verify.attack_again import SAMPLE, attack_again, column_again, misses
+from bench.verify.attack_again import DRAWS, SAMPLE, attack_again, column_again, misses
 from bench.verify.certify_again import WORK, certified_by, certify_again
 from bench.verify.leakage import check_leakage
 from bench.verify.table_checks import check_distances, check_labels, check_predictions
@@ -249,6 +249,22 @@ def test_examples_that_are_truly_robust_stand_the_second_attack(run):
     found = again(run, table)
     assert found.outcome == "passed"
     assert f"0 of {claimed.sum()}" in found.evidence
+
+
+class OptimalWithOtherNumbers(Optimal):
+    """Breaks nothing with the random numbers of the first draw."""
+
+    def perturb(self, model, batch, threat, *, generator):
+        if generator.initial_seed() == seeds.derive(0, "verify", 0):
+            return batch.x
+        return super().perturb(model, batch, threat, generator=generator)
+
+
+def test_what_one_draw_of_the_attack_misses_another_finds_but_not_for_the_runs_own_attack(run):
+    table = run[2] | {"robust/random-noise": run[2]["clean"], "robust/pgd-10": run[2]["clean"]}
+    lucky, always = (again(run, table, attack, own=Nothing) for attack in (OptimalWithOtherNumbers, Optimal))
+    assert lucky == always
+    assert again(run, table, own=OptimalWithOtherNumbers).outcome == "weaker"
 
 
 class Nothing(Attack):
@@ -519,5 +535,5 @@ def test_the_progress_of_a_verification_moves_inside_its_checks(run, monkeypatch
         lines = capsys.readouterr().err.splitlines()
         again = [line for line in lines if line.startswith("verify: attacked again")]
         column = [line for line in lines if line.startswith("verify: pgd-10 again")]
-        assert len(again) == (0 if quiet else -(-claimed // 4))
+        assert len(again) == (0 if quiet else DRAWS * -(-claimed // 4))
         assert len(column) == (0 if quiet else -(-int(table["clean"].sum()) // 4))
