@@ -13,7 +13,7 @@ from bench.core import registry, seeds
 from bench.core.progress import Progress
 from bench.studies.adversarial_training.adversarial_runs import TrainingStudy, if_fitted, measure, task_of
 from bench.studies.adversarial_training.seqlip import Constants, constants
-from bench.studies.adversarial_training.subsets import SUBSETS, ranked_subsets
+from bench.studies.adversarial_training.subsets import SUBSETS, first_of, ranked
 from bench.studies.theory import Findings, Floats, Table, decided, mean_interval
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class LipschitzStudy(TrainingStudy):
         with Progress("lipschitz", plan.seeds * len(plan.eps) * len(SUBSETS), "training") as progress:
             for row, column in np.ndindex(len(plan.eps), plan.seeds):
                 eps, seed = plan.eps[row], seeds.derive(self.seed, "lipschitz", column)
-                subsets = ranked_subsets(task, "pgd-at", eps, seed, plan.ranking, plan.share, plan.attack)
+                orders = ranked(task, "pgd-at", eps, seed, plan.ranking, plan.attack)
                 for k, name in enumerate(SUBSETS):
-                    rows, epochs = subsets[name], plan.epochs
+                    rows, epochs = first_of(orders[name], task, plan.share), plan.epochs
                     loop = task.loop("pgd-at", eps=eps, seed=seed, rows=rows, epochs=epochs, **plan.attack)
                     image, at = loop.split.take(loop.split.y[:1] * 0).x, 0
                     for epoch in range(1, epochs + 1):

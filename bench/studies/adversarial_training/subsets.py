@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,12 +21,13 @@ from bench.studies.adversarial_training.adversarial_runs import (
     task_of,
 )
 from bench.studies.adversarial_training.instance_difficulty import history_of
-from bench.studies.theory import Findings, Floats, Interval, Table, mean_interval
+from bench.studies.theory import Findings, Floats, Interval, Table, decided, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUBSETS = ("easiest", "random", "hardest")
+Rows = npt.NDArray[np.int64]  # of training examples
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Plan:
     eps: Mapping[str, tuple[float, ...]]  # by norm; the first is that of the claims
     attack: Mapping[str, Any]
     share: float = 1 / 3
+    more: tuple[float, ...] = (2 / 3, 1.0)  # shares of the easiest examples of figure 4.20, after `share`
     fgsm: bool = True  # FGSM training too
 
 
@@ -81,6 +83,11 @@ class Errors:
         return self.test[:, -1] - self.test[:, self.test.shape[1] // 2]
 
     @property
+    def least(self) -> Floats:
+        """The least test error of all measurements, (seeds,)."""
+        return self.test.min(axis=1)
+
+    @property
     def last_train(self) -> Floats:
         """The training error at the end, (seeds,)."""
         return self.train[:, -1]
@@ -96,10 +103,11 @@ class Errors:
 class SubsetsStudy(TrainingStudy):
     """Adversarial overfitting by the difficulty of the training examples: the easiest, a random and the hardest third.
 
-    Thesis, section 4.3.2, Figures 4.17 to 4.19: PGD, FGSM and vanilla training on class-balanced subsets, over eps and
-    norms. The difficulty is that of a PGD training at the same eps (a vanilla one at eps 0), on all examples, with
-    another seed. The thesis has 10,000 of CIFAR-10's 50,000 images and ResNet18. A network that does not
-    fit the hardest examples cannot overfit to them: then nothing is tested.
+    Thesis, section 4.3.2, Figures 4.17 to 4.20: PGD, FGSM and vanilla training on class-balanced subsets, over eps and
+    norms, and PGD training on more and more examples, the easiest first. The difficulty is that of a PGD training at
+    the same eps (a vanilla one at eps 0), on all examples, with another seed. The thesis has 10,000 of CIFAR-10's
+    50,000 images and ResNet18, and selects the models of Figure 4.20 on a validation set; here the least test error
+    counts. A network that does not fit the hardest examples cannot overfit to them: then nothing is tested.
     """
 
     def findings(self) -> Findings:
@@ -108,30 +116,43 @@ class SubsetsStudy(TrainingStudy):
         settings += [Setting("fgsm-at", "Linf", plan.eps["Linf"][0])] if plan.fgsm else []
         settings += [Setting("pgd-at", "Linf", eps) for eps in plan.eps["Linf"]]
         settings += [Setting("pgd-at", "L2", eps) for eps in plan.eps["L2"]]
+        main = Setting("pgd-at", "Linf", plan.eps["Linf"][0])
         errors: dict[tuple[Setting, str], Errors] = {}
-        with Progress("subsets", plan.seeds * len(settings) * len(SUBSETS), "training") as progress:
+        more: dict[float, Errors] = {}
+        trainings = plan.seeds * (len(settings) * len(SUBSETS) + len(plan.more))
+        with Progress("subsets", trainings, "training") as progress:
             for setting in settings:
                 task = task_of(self.dataset, self.data_dir, setting.norm).first(plan.train, plan.test)
-                by_seed = [
-                    ranked_subsets(
+                orders = [
+                    ranked(
                         task, setting.defense, setting.eps, seeds.derive(self.seed, "subsets", seed), plan.ranking,
-                        plan.share, attack_of(plan, setting),
+                        attack_of(plan, setting),
                     )
                     for seed in range(plan.seeds)
                 ]  # fmt: skip
                 for name in SUBSETS:
-                    runs = []
-                    for seed, rows in enumerate(by_seed):
-                        runs.append(self.errors(plan, task, setting, rows[name], seed))
-                        progress.advance(1, f"{setting.name}, {name}")
-                    test, train = (np.array(part) for part in zip(*runs, strict=True))
-                    errors[setting, name] = Errors(test, train)
+                    rows = [first_of(each[name], task, plan.share) for each in orders]
+                    errors[setting, name] = self.errors(plan, task, setting, rows)
+                    progress.advance(plan.seeds, f"{setting.name}, {name}")
+                if setting == main:
+                    more[plan.share] = errors[setting, "easiest"]
+                    for share in plan.more:
+                        rows = [first_of(each["easiest"], task, share) for each in orders]
+                        more[share] = self.errors(plan, task, setting, rows)
+                        progress.advance(plan.seeds, f"{setting.name}, {share:.0%} easiest first")
         report(plan, errors, found)
-        found.draw = partial(draw, plan=plan, errors=errors, dataset=self.dataset)
+        report_more_data(plan, main, more, found)
+        found.draw = partial(draw, plan=plan, errors=errors, more=more, dataset=self.dataset)
         return found
 
-    def errors(
-        self, plan: Plan, task: Task, setting: Setting, rows: npt.NDArray[np.int64], seed: int
+    def errors(self, plan: Plan, task: Task, setting: Setting, rows: Sequence[Rows]) -> Errors:
+        """The errors of a training for each seed, on its rows."""
+        runs = [self.errors_of_one(plan, task, setting, own, seed) for seed, own in enumerate(rows)]
+        test, train = (np.array(part) for part in zip(*runs, strict=True))
+        return Errors(test, train)
+
+    def errors_of_one(
+        self, plan: Plan, task: Task, setting: Setting, rows: Rows, seed: int
     ) -> tuple[list[float], list[float]]:
         """Test and training errors over the epochs of a training on some rows."""
         at = seeds.derive(self.seed, "subsets", seed)
@@ -148,18 +169,23 @@ class SubsetsStudy(TrainingStudy):
         return test, train
 
 
-def ranked_subsets(
-    task: Task, defense: str, eps: float, seed: int, epochs: int, share: float, settings: Mapping[str, Any]
-) -> dict[str, npt.NDArray[np.int64]]:
-    """The rows of the three subsets, a share of each class, by the difficulty in a training of the defense."""
+def ranked(
+    task: Task, defense: str, eps: float, seed: int, epochs: int, settings: Mapping[str, Any]
+) -> dict[str, Rows]:
+    """For each subset all rows in the order in which it takes them, by the difficulty in a training of the defense."""
     at = seeds.derive(seed, "ranking")
     loop = task.loop(defense, eps=eps, seed=at, epochs=epochs, keep_losses=True, **settings)
     for _ in range(epochs):
         loop.run_epoch()
-    difficulty, y = history_of(loop).difficulty, task.arrays.y_train
-    shuffled = np.random.default_rng(at).permutation(len(y))
-    orders = {"easiest": np.argsort(-difficulty), "random": shuffled, "hardest": np.argsort(difficulty)}
-    return {name: class_balanced(order, y, round(share * len(y))) for name, order in orders.items()}
+    difficulty = history_of(loop).difficulty
+    shuffled = np.random.default_rng(at).permutation(len(difficulty))
+    return {"easiest": np.argsort(-difficulty), "random": shuffled, "hardest": np.argsort(difficulty)}
+
+
+def first_of(order: Rows, task: Task, share: float) -> Rows:
+    """The first rows of an order, a share of each class."""
+    y = task.arrays.y_train
+    return class_balanced(order, y, round(share * len(y)))
 
 
 def attack_of(plan: Plan, setting: Setting) -> Mapping[str, Any]:
@@ -205,22 +231,47 @@ def report(plan: Plan, errors: Mapping[tuple[Setting, str], Errors], found: Find
         found.claims.append(if_fitted(claim, percent("rise larger by", high - low), mean_interval(high - low), fitted))
 
 
+def report_more_data(plan: Plan, main: Setting, more: Mapping[float, Errors], found: Findings) -> None:
+    """Figure 4.20."""
+    rows = [
+        (f"{share:.0%}", *(float(100 * values.mean()) for values in (each.last_train, each.least, each.test[:, -1])))
+        for share, each in more.items()
+    ]
+    header = ("examples, easiest first", "train error, %", "least test error", "last test error")
+    found.tables.append(Table(f"Figure 4.20: {main.name} training on more and more examples", header, rows))
+    few, whole = (more[share].least for share in (min(more), max(more)))
+    claim = f"Figure 4.20: with selection, training on {max(more):.0%} is better than on the easiest {min(more):.0%}"
+    text = percent("least test error lower by", few - whole)
+    found.claims.append(decided(claim, text, mean_interval(few - whole)))
+
+
 def percent(what: str, values: Floats) -> str:
     interval: Interval = mean_interval(100 * values)
     return f"{what} {interval} %, {len(values)} seeds"
 
 
-def draw(canvas: Figure, *, plan: Plan, errors: Mapping[tuple[Setting, str], Errors], dataset: str) -> None:
-    settings = list(dict.fromkeys(setting for setting, _ in errors))
-    canvas.suptitle(f"Figures 4.17 to 4.19: {dataset}, error under the attack of the training; dashed: training subset")
-    for panel, setting in enumerate(settings, start=1):
-        axes = canvas.add_subplot(1, len(settings), panel)
-        for number, name in enumerate(SUBSETS):
-            each = errors[setting, name]
+def draw(
+    canvas: Figure,
+    *,
+    plan: Plan,
+    errors: Mapping[tuple[Setting, str], Errors],
+    more: Mapping[float, Errors],
+    dataset: str,
+) -> None:
+    panels = {
+        setting.name: {name: errors[setting, name] for name in SUBSETS}
+        for setting in dict.fromkeys(setting for setting, _ in errors)
+    }
+    panels["easiest first"] = {f"{share:.0%}": each for share, each in more.items()}
+    canvas.suptitle(f"Figures 4.17 to 4.20: {dataset}, error under the attack of the training; dashed: training subset")
+    for panel, (title, curves) in enumerate(panels.items(), start=1):
+        axes = canvas.add_subplot(1, len(panels), panel)
+        for number, (name, each) in enumerate(curves.items()):
             epochs = plan.every * np.arange(1, each.test.shape[1] + 1)
             axes.plot(epochs, 100 * each.test.mean(axis=0), color=f"C{number}", linestyle="-", label=name)
             axes.plot(epochs, 100 * each.train.mean(axis=0), color=f"C{number}", linestyle="--")
-        axes.set(title=setting.name, xlabel="epoch", ylim=(-2, 102))
+        axes.set(title=title, xlabel="epoch", ylim=(-2, 102))
         if panel == 1:
             axes.set_ylabel("error, %")
+        if panel in (1, len(panels)):
             axes.legend()
