@@ -32,6 +32,8 @@ ATTACK_STEPS = 10  # of the PGD that measures
 FITTED = 0.1  # share of the training examples that a fitted network may get wrong
 CHUNK = 1000  # images that are attacked together
 MODELS: dict[DataName, str] = {"digits": "small-cnn:width=8:hidden=64", "mnist": "lenet:width=2"}
+# On CPUs, passes of a LeNet with few channels take a third of the time in this layout; those of the small CNN do not.
+LAYOUT: dict[DataName, dict[str, Any]] = {"digits": {}, "mnist": {"layout": "channels_last"}}
 SETTINGS: Mapping[str, Any] = {
     "crop": 0, "flip": False, "probe_every": 0, "batch_size": 64, "optimizer": "adam", "lr": 5e-3, "weight_decay": 0.0,
     "schedule": "constant", "amp": "off",
@@ -88,7 +90,9 @@ class Task:
 
 
 def task_of(dataset: DataName, data_dir: str | None, norm: Norm = "Linf") -> Task:
-    return Task(load_arrays(dataset, Path(data_dir) if data_dir else None), MODELS[dataset], norm)
+    return Task(
+        load_arrays(dataset, Path(data_dir) if data_dir else None), MODELS[dataset], norm, SETTINGS | LAYOUT[dataset]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
