@@ -91,7 +91,10 @@ class Task:
 
 def task_of(dataset: DataName, data_dir: str | None, norm: Norm = "Linf") -> Task:
     return Task(
-        load_arrays(dataset, Path(data_dir) if data_dir else None), MODELS[dataset], norm, SETTINGS | LAYOUT[dataset]
+        load_arrays(dataset, Path(data_dir) if data_dir else None),
+        MODELS[dataset],
+        norm,
+        {**SETTINGS, **LAYOUT[dataset]},
     )
 
 
