@@ -60,9 +60,13 @@ def test_the_eigenvalues_are_those_of_the_dense_hessian():
     assert np.allclose(dense @ found.vectors, found.vectors * found.values, atol=1e-6)
 
 
-def test_weights_of_a_copy_do_not_change_the_model():
-    model = network()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_weights_of_a_copy_do_not_change_the_model_in_any_memory_layout(layout):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), *network())
+    expected = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    model = model.to(memory_format=layout)
     theta = weights_of(model)
+    assert torch.equal(theta, expected)
     other = with_weights(model, theta + 1)
     assert torch.equal(weights_of(model), theta)
     assert torch.allclose(weights_of(other), theta + 1)

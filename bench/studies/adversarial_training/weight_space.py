@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import vector_to_parameters
 
 from bench.core import seeds
 from bench.core.contracts import Batch
@@ -28,7 +28,7 @@ from bench.studies.theory import Floats
 
 def weights_of(model: nn.Module) -> Tensor:
     """All weights as one vector (P,), a copy."""
-    return parameters_to_vector(model.parameters()).detach().clone()
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])  # in any memory layout
 
 
 def with_weights(model: nn.Module, theta: Tensor) -> nn.Module:
