@@ -115,8 +115,7 @@ def where_it_passes_half(values: Floats, at: Sequence[float]) -> float:
 SMALL = Plan()
 PAPER = Plan(
     sides=(5, 7, 10, 14, 20, 28), widths=(1000, 2000, 4000), c0s=(5.0, 10.0, 20.0), seeds=10, train=12_665, test=500,
-    at_sides=(5, 10, 14, 20, 28), at_widths=(100, 300, 1000, 3000), at_width=1000, at_side=28, at_train=1000,
-    at_steps=(100, 100), at_seeds=10,
+    at_sides=(5, 10, 14, 20, 28), at_widths=(100, 300, 1000), at_side=14, at_steps=(100, 100), at_seeds=10,
 )  # fmt: skip
 
 
