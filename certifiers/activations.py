@@ -1,4 +1,4 @@
-"""The elementwise functions that can be bounded: the interval of each, and its linear relaxation."""
+"""The supported elementwise functions: their interval bounds and linear relaxations."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ FLAT = 0.01  # below this slope of an S-curve's chord the lines are constants: t
 
 @dataclass(frozen=True)
 class Activation(ABC):
-    """An elementwise function of one input. slope: the least and the greatest value of its derivative."""
+    """An elementwise function of one input. slope: the smallest and the largest value of its derivative."""
 
     name: str
     function: Callable[[Tensor], Tensor]
@@ -53,9 +53,9 @@ class Activation(ABC):
 
         parallel: both lines have one slope (Eq. 3.4 for ReLU, Eq. 3.5 for sigmoid and tanh). adaptive: the line of a
         ReLU that passes through the origin is the piece on the longer side of zero, which leaves the smaller area
-        (CROWN); sigmoid and tanh as parallel; other curves with one slope for each line, of the smallest area among
-        some. tight: as adaptive, but for sigmoid and tanh the chord wherever it is a bound. crown: as adaptive, but for
-        sigmoid and tanh one slope for each line, as in CROWN (s_curve_lines).
+        (CROWN); sigmoid and tanh as with parallel; for other curves each line has its own slope, the candidate with the
+        smallest area. tight: as adaptive, but sigmoid and tanh use the chord wherever it is a bound. crown: as
+        adaptive, but for sigmoid and tanh each line has its own slope, as in CROWN (s_curve_lines).
         """
 
 
@@ -63,7 +63,7 @@ class Activation(ABC):
 class Rectifier(Activation):
     """x where x > 0, leak x elsewhere: ReLU, leaky ReLU, PReLU and, with a leak of -1, the absolute value.
 
-    leak: a number in [0, 1], or one for each unit that broadcasts against (1,*shape) and may have any value.
+    leak: a number in [0, 1], or a tensor with one (arbitrary) number per unit, which broadcasts against (1,*shape).
     """
 
     leak: float | Tensor = 0.0
@@ -140,7 +140,7 @@ class SCurve(Activation):
         at_zero = curve(torch.zeros_like(low))  # the curve is symmetric about (0, at_zero)
         low_bias = at_low - slope * low
         upper_bias, lower_bias = value - slope * point, 2 * at_zero - value + slope * point
-        # the outer one of the chord's biases at both ends, because its slope was rounded
+        # the outer one of the two biases at the ends of the chord, because its slope is rounded
         high_bias = at_high - slope * high
         outer_above, outer_below = torch.maximum(low_bias, high_bias), torch.minimum(low_bias, high_bias)
         chord_above = (high <= point) if chords else (high <= 0)
@@ -170,8 +170,8 @@ class SCurve(Activation):
 class Curve(Activation):
     """A function that falls to the left of `lowest` and rises to its right, or only rises (-inf).
 
-    breaks: where its derivative stops rising and begins to fall, or the other way round, or jumps. error: by how much
-    the function that torch computes may differ from it.
+    breaks: the points at which its derivative changes between rising and falling, or jumps. error: an upper bound of
+    the difference between this function and the one that torch computes.
     """
 
     derivative: Callable[[Tensor], Tensor]
@@ -201,12 +201,12 @@ ABS = Rectifier("abs", torch.abs, (-1.0, 1.0), torch.tensor(-1.0))
 
 
 def leaky_relu(leak: float) -> Rectifier:
-    """With a slope in [0, 1] on the left, as fast-lin and mixed-integer programs need it."""
+    """Leaky ReLU with a negative slope in [0, 1], as fast-lin and mixed-integer programs need it."""
     return Rectifier("relu", lambda x: F.leaky_relu(x, leak), (leak, 1.0), leak) if leak else RELU
 
 
 def prelu(leak: Tensor) -> Rectifier:
-    """leak: broadcasts against (1,*shape)."""
+    """PReLU. leak: broadcasts against (1,*shape)."""
     extremes = leak.detach().amin().item(), leak.detach().amax().item()
     function = lambda x: torch.where(x > 0, x, leak.to(x) * x)  # noqa: E731 -- a closure, as the others are functions
     return Rectifier("relu", function, (min(1.0, extremes[0]), max(1.0, extremes[1])), leak)
@@ -240,7 +240,7 @@ def silu() -> Curve:
 
 
 def softplus(beta: float, threshold: float) -> Curve:
-    """log(1 + exp(beta x)) / beta; torch returns x where beta x > threshold, which is lower by `error` at most."""
+    """log(1 + exp(beta x)) / beta; torch returns x where beta x > threshold, which is too low by at most `error`."""
     error = math.log1p(math.exp(-threshold)) / beta
     return Curve(
         "softplus", lambda x: F.softplus(x, beta, threshold), (0.0, 1.0), lambda x: torch.sigmoid(beta * x), error=error
@@ -267,7 +267,7 @@ def _gelu_slope(x: Tensor) -> Tensor:
 
 def _gelu_tanh_slope(x: Tensor) -> Tensor:
     factor, cubic = math.sqrt(2 / math.pi), 0.044715
-    x = x.clamp(-30, 30)  # beyond, it is flat, and x^3 would overflow
+    x = x.clamp(-30, 30)  # outside, it is constant, and x^3 would overflow
     t = torch.tanh(factor * (x + cubic * x**3))
     return (1 + t) / 2 + x / 2 * (1 - t.square()) * factor * (1 + 3 * cubic * x.square())
 

@@ -22,13 +22,13 @@ class AlphaCrown(MarginCertifier):
     """The slopes of lower lines are optimised, for the examples that fast-lin and crown do not certify.
 
     Xu et al., "Fast and Complete: Enabling Complete Verification with Rapid and Massively Parallel Incomplete
-    Verifiers" (2021). First the slopes for the margins are optimised, from those of crown; then, if a margin is still
-    not positive, those for the pre-activation bounds of every unstable unit, and those for the margins again. The best
-    bound counts, so that no margin is below that of fast-lin and crown.
+    Verifiers" (2021). First the slopes for the margins are optimised, starting from those of crown. If a margin is
+    still not positive, the slopes for the pre-activation bounds of every unstable unit are optimised, and then those
+    for the margins again. The result is the best bound, so no margin is below that of fast-lin or crown.
 
-    steps: of Adam for a margin. intermediate_steps: of Adam for a pre-activation bound, 0 for none. Deviations: the
-    slopes of a pre-activation bound are optimised for this bound, not for the margins; sigmoid, tanh and other curves
-    have no slopes to optimise.
+    steps: Adam steps for a margin. intermediate_steps: Adam steps for a pre-activation bound, 0 for none. Deviations:
+    the slopes of a pre-activation bound are optimised for this bound, not for the margins; sigmoid, tanh and other
+    curves have no slopes to optimise.
     """
 
     steps: int = 20

@@ -28,14 +28,15 @@ class BranchAndBound(NetworkCertifier):
     """Splits unstable units until every sub-problem is proven, a counterexample is found, or `nodes` are spent.
 
     beta-CROWN (Wang et al. 2021): each sub-problem has a linear bound whose slopes and split multipliers are optimised,
-    from those of its parent. The first bounds are those of alpha-crown. Units are chosen by filtered smart branching
-    (de Palma et al. 2021). Networks of rectifiers (ReLU and its kin, max pooling, clamps); Linf, L2 and L1 balls.
+    starting from those of its parent. The first bounds are those of alpha-crown. Units are chosen by filtered smart
+    branching (de Palma et al. 2021). It supports networks of rectifiers (ReLU and its variants, max pooling, clamps)
+    under Linf, L2 and L1.
 
     A certificate holds for the network as a function of real numbers, and comes with a proof. The bounds of all
-    sub-problems are computed again in float64 before an example is certified. The image at which a
-    sub-problem's bound is attained is tried as a counterexample. Examples are decided one by one, so that the result
-    depends on the example, the weights and the options only. Deviations: pre-activation bounds are those of the root,
-    and a split changes only those of its own unit; examples are not batched, only the sub-problems of one example.
+    sub-problems are computed again in float64 before an example is certified. The image at which a sub-problem's bound
+    is attained is tested as a counterexample. Examples are decided one by one, so the result depends only on the
+    example, the weights and the options. Deviations: sub-problems use the pre-activation bounds of the root, and a
+    split changes only those of its own unit; the sub-problems of one example are batched, examples are not.
     """
 
     nodes: int = 1000  # sub-problems of an example, at most
@@ -84,7 +85,7 @@ class BranchAndBound(NetworkCertifier):
         return tree
 
     def _decide(self, tree: SplitSearch, search: CounterexampleSearch, row: Tensor) -> bytes:
-        """Split until the example in `row` (1,) is decided or `nodes` are spent: its proof, b"" if there is none."""
+        """Split until the example in `row` (1,) is decided or `nodes` are spent. Returns its proof, or b""."""
         while not search.broken[row]:
             if not tree.has_open():
                 tree.confirm()
@@ -99,10 +100,10 @@ class BranchAndBound(NetworkCertifier):
 
 
 def _float64_network(model: nn.Module, x: Tensor) -> Network | None:
-    """The layers of the model in float64; None if it cannot be converted, or is in float64 already."""
+    """The layers of the model in float64; None if it cannot be converted or is already in float64."""
     if x.dtype == torch.float64:
         return None
     try:
         return Network(float64_twin(model, x), x[:1].double())
-    except UserError:  # a model that converts its input, for example: float32 has to do
+    except UserError:  # for example a model that converts its input: only float32 is possible
         return None

@@ -1,4 +1,4 @@
-"""Backward bound propagation: linear bounds of a layer's output become linear bounds in the image."""
+"""Backward bound propagation: converts linear bounds in a layer's output into linear bounds in the image."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class BackwardBound:
     """T bounds that are linear in the outputs of some nodes, with constants (B|1,T).
 
     forms: the linear forms of each node's output. Their sum plus `lower` is a lower bound and, plus `upper`, an upper
-    bound. `upper` is None if a relaxation on the way was not parallel: an upper bound then has other coefficients.
-    magnitude: the sum of the absolute values that were added up to `lower`. peak: the largest number of coefficients
-    held at once since the first activation on the way (before it they are the same for all examples).
+    bound. `upper` is None if a relaxation on the path was not parallel, because an upper bound then has other
+    coefficients. magnitude: the sum of the absolute values of the summands of `lower`. peak: the largest number of
+    coefficients held at once since the first activation on the path (before it they are shared by all examples).
     """
 
     forms: dict[int, LinearForms]
@@ -33,7 +33,7 @@ class BackwardBound:
     peak: int = 0
 
     def of_units(self, units: Tensor) -> BackwardBound:
-        """Of bounds that are the same for all examples, those `units` (B,T) of each example."""
+        """Select `units` (B,T) for each example from bounds that are the same for all examples."""
 
         def chosen(constant: Tensor | float) -> Tensor | float:
             return constant[0][units] if isinstance(constant, Tensor) else constant
@@ -43,7 +43,7 @@ class BackwardBound:
         return BackwardBound(forms, chosen(self.lower), upper, chosen(self.magnitude), self.peak)
 
     def concretize(self, regions: Mapping[int, Region]) -> tuple[Tensor, Tensor | None]:
-        """The least and (if `upper` is given) the greatest value, (B,T) each, with each node's output in its region."""
+        """The minimum and (if `upper` is given) the maximum over the regions of the nodes' outputs, (B,T) each."""
         lower, upper = self.lower, self.upper
         for k, forms in self.forms.items():
             center, radius = regions[k].concretize(forms)
@@ -64,7 +64,7 @@ def propagate_backward(
 ) -> BackwardBound:
     """Replace each node by its inputs, the last node first, until only the nodes of `until` (and the image) are left.
 
-    relaxations: one for each activation on the way (Eq. 3.7). passed: gets the forms of each activation's output.
+    relaxations: one for each activation on the path (Eq. 3.7). passed: receives the forms of each activation's output.
     """
     pending = dict(start.forms)
     arrived: dict[int, LinearForms] = {}

@@ -15,11 +15,11 @@ NONE = -1
 def choose_units(
     local: LocalRelaxation, forms: LinearForms, solution: Solution, signs: Tensor, *, candidates: int, enough: float
 ) -> Tensor:
-    """The unit to split (n,) of each of n problems, an index of its parameters; NONE if all are split.
+    """Choose the unit to split in each of n problems, as an index (n,) of its parameters; NONE if all are split.
 
-    Two scores filter the units: how much the upper line adds to the bound at an input of zero, where that lowers it,
-    and the same whatever the coefficient's sign. The best `candidates` of each are tried: both children get a bound
-    with the parent's parameters, and the unit whose worse child is best is taken.
+    Two scores filter the units: the amount by which the upper line lowers the bound at an input of zero (only for
+    negative coefficients), and the same with the coefficient's absolute value. For the best `candidates` of each score,
+    both children are bounded with the parent's parameters. The unit with the best bound of the worse child is chosen.
     """
     if signs.shape[1] == 0:
         return torch.full((len(signs),), NONE, device=signs.device)
@@ -44,7 +44,7 @@ def choose_units(
             value = local.bound(local.network.output, each, parameters, split).clamp(max=enough)
             worse[part] = torch.minimum(worse[part], value)
             both[part] += value
-    score = (worse + 0.1 * both).view(units.shape)  # the sum decides between equal ones
+    score = (worse + 0.1 * both).view(units.shape)  # the sum breaks ties
     score = score.masked_fill(free.gather(1, units) == 0, -torch.inf)
     best = units.gather(1, score.argmax(dim=1, keepdim=True)).squeeze(1)
     return torch.where(free.any(dim=1), best, NONE)

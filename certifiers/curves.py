@@ -1,8 +1,8 @@
 """Lines above and below a smooth curve, from its derivative.
 
 For any slope s, the best line below a curve f is s x + min (f(x) - s x). The minimum is at an end of the interval,
-where f' jumps, or where f' = s; that point is found by bisection in each piece in which f' is monotonic. So every slope
-gives a sound line, and the choice of the slope only decides how tight it is.
+where f' jumps, or where f' = s. The last point is found by bisection in each piece in which f' is monotonic. So every
+slope gives a sound line, and the choice of the slope only affects its tightness.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from certifiers.relaxations import LinearRelaxation
 
 Function = Callable[[Tensor], Tensor]
-STEPS = 40  # of bisection: an error in x of 1e-12 of the interval changes the bound by the square of it
+STEPS = 40  # of bisection: an error in x of 1e-12 of the interval changes the bound by its square
 NARROW = 1e-3  # width below which the difference quotient would be inaccurate
 
 
@@ -22,7 +22,7 @@ def enclosing_lines(
     curve: Function, derivative: Function, breaks: Sequence[float], low: Tensor, high: Tensor,
     *, parallel: bool, error: float,
 ) -> LinearRelaxation:  # fmt: skip
-    """Lines with the slope of the chord, or each with the best of some slopes: least area, hence nearest at the middle.
+    """Lines with the slope of the chord, or each with the best of several slopes (least area: nearest at the middle).
 
     breaks: the ends of the pieces in which the derivative is monotonic. error: of the curve, added to both lines.
     Differentiable in low and high.
@@ -97,14 +97,14 @@ def _s_curve_above(curve: Function, derivative: Function, low: Tensor, high: Ten
     chord_bias = torch.maximum(at_low - chord * low, at_high - chord * high)  # the outer one: the slope was rounded
     with torch.no_grad():
         touching, right = torch.zeros_like(low), high.clamp(min=0)
-        beyond = _tangent_at(curve, derivative, right, low) < at_low  # the point of touch is beyond the interval
+        beyond = _tangent_at(curve, derivative, right, low) < at_low  # the tangent point is beyond the interval
         for _ in range(STEPS):
             tried = (touching + right) / 2
             above = _tangent_at(curve, derivative, tried, low) >= at_low
             touching, right = torch.where(above, touching, tried), torch.where(above, tried, right)
         slope, lever = derivative(right), torch.where(right > low, right - low, 1)
         turning, bias = (slope - derivative(low)) / lever, curve(right) - slope * right
-    # the values are those of the tangent at `right`, the gradients those of the line through the left end
+    # the values are those of the tangent at `right`, and the gradients are those of the line through the left end
     slope = slope + turning * (low - low.detach())
     through = at_low - slope * low
     bias = bias + (through - through.detach())

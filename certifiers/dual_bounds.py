@@ -1,4 +1,4 @@
-"""Lower bounds with slopes and multipliers that can be optimised, and their supergradients (alpha- and beta-CROWN).
+"""Lower bounds as functions of slopes and multipliers, and their supergradients (alpha- and beta-CROWN).
 
 A lower bound by linear relaxation is the value of a Lagrange dual function of the slopes of the lower lines and of the
 multipliers of splits. Its supergradient needs no automatic differentiation: it follows from the values of all layers at
@@ -27,7 +27,7 @@ from certifiers.relaxations import Relaxations
 class DualBound:
     """Lower bounds (n,) of one linear form of each of n problems.
 
-    coefficients: of each activation's output on the way, (n,*shape). image (n,C,H,W): where the bound is attained.
+    coefficients: of each activation's output on the path, (n,*shape). image (n,C,H,W): where the bound is attained.
     """
 
     value: Tensor
@@ -49,8 +49,8 @@ def dual_bound(
 def relaxed_inputs(network: Network, bound: DualBound, relaxations: Relaxations) -> dict[int, Tensor]:
     """The inputs (n,*shape) of the activations at the solution of the relaxed problem.
 
-    There each activation has the value of the line that the bound uses: the lower one where its coefficient is
-    positive, else the upper one.
+    At the solution, each activation takes the value of the line that the bound uses: the lower line where its
+    coefficient is positive, else the upper line.
     """
     outputs: dict[int, Tensor] = {0: bound.image}
     inputs: dict[int, Tensor] = {}

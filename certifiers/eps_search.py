@@ -20,8 +20,8 @@ from certifiers.pec import PEC
 ENOUGH = 1e-6  # as in the authors' code: if all of eps but this is certified, the upper end of the search stays
 METHODS: dict[str, type[MarginCertifier]] = {"pec": PEC, "bisection": FastLin, "newton": FastLin}
 START = 0.25  # share of the interval at which Newton's method starts
-BESIDE = 0.4  # of the precision: how far beyond Newton's root the next eps is, so that the interval closes around it
-HALVING = 3  # every so many bounds Newton's method halves the interval, so that it ends on any function
+BESIDE = 0.4  # of the precision: distance of the next eps beyond Newton's root, so that the interval closes around it
+HALVING = 3  # Newton's method halves the interval at every third bound, so that it terminates for any function
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class EpsSearch(NetworkCertifier):
 
     Thesis, Algorithm 3.5. method: `pec` raises the lower end to the radius that the envelope proves; `bisection` is the
     plain search of Fast-Lin and CROWN; `newton` follows the derivative of fast-lin's least margin with respect to eps,
-    as Wong and Kolter (2018, appendix) do, and halves the interval at every third bound. The search starts from
-    [0, high] and ends when the interval is no longer than `precision`. Only correctly classified examples are searched.
-    eps itself is tried too if the search ends around it.
+    as Wong and Kolter (2018, appendix) do, and halves the interval at every third bound. The search starts from [0,
+    high] and ends when the interval is no longer than `precision`. Only correctly classified examples are searched. If
+    the final interval contains eps, eps itself is tried too.
     """
 
     norms = ("Linf", "L2")
@@ -96,7 +96,7 @@ class EpsSearch(NetworkCertifier):
     def _certified(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The radius that bounds over an eps (b,) of each image's own certify, and Newton's root (b,), or NaN."""
+        """The radius (b,) certified by bounds over one eps (b,) per image, and Newton's root (b,), or NaN."""
         differentiated = self.method == "newton"
         with torch.set_grad_enabled(differentiated):
             eps = eps.detach().requires_grad_(differentiated)

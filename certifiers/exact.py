@@ -25,9 +25,9 @@ from certifiers.milp_solvers import find_solver
 from certifiers.network import Network
 from certifiers.network_certifier import NetworkCertifier
 
-SLACK = 1e-6  # of the range of each variable: ten times the feasibility tolerance of the solvers' linear programs
+SLACK = 1e-6  # per range of each variable: ten times the feasibility tolerance of the solvers' linear programs
 CLEAR = 1e-5  # of the largest logit: a witness's negative margin, so that it is misclassified on any machine
-INTEGERS_PER_NODE = 10  # a program with more has a tree that is far too large, and its first node may take minutes
+INTEGERS_PER_NODE = 10  # a program with more has far too large a tree, and its first node may take minutes
 STEPS = 20  # of gradient ascent towards one class
 SHRINK = 0.75  # the step size's factor from step to step
 
@@ -46,17 +46,18 @@ class Exact(NetworkCertifier):
     takes one at least, and one with more than 10 integers for each of the nodes is not begun. solver: `auto` is SCIP if
     pyscipopt is installed, else HiGHS, which takes many times as long. No clock decides when a solver ends.
 
-    A solution is a witness if the model's own forward pass confirms it, there or a few gradient steps further; else the
-    example stays open. Rounding: a class is excluded if no point has a margin below a slack above zero, of 1e-6 of the
-    range of each variable (at most 5e-4 in total for the thesis' FC1), in float64; the solvers' feasibility tolerance
-    is 1e-7. As with linear bounds, the certificate holds for the network as a function of real numbers.
+    A solution is a witness if the model's own forward pass confirms it, at that point or after a few gradient steps;
+    else the example stays open. Rounding: a class is excluded if no point has a margin below a positive slack, which
+    adds up 1e-6 of the range of each variable (at most 5e-4 in total for the thesis' FC1), in float64; the solvers'
+    feasibility tolerance is 1e-7. As with linear bounds, the certificate holds for the network as a function of real
+    numbers.
 
     Deviations: neurons that can only raise the margin need no integers (certifiers/milp_encoding.py), pre-activation
     bounds come from linear bounds instead of programs, and any counterexample is accepted, not only the nearest.
     """
 
     norms = ("Linf",)
-    node_cost: ClassVar[int] = 100  # an integer program's node, against the bounds of one sub-problem
+    node_cost: ClassVar[int] = 100  # cost of a node of an integer program, relative to the bounds of one sub-problem
 
     nodes: int = 1000
     solver: Literal["auto", "scip", "highs"] = "auto"

@@ -1,4 +1,4 @@
-"""Whether a network's layers compute what the model does, on many images.
+"""Checks on many images that a network's layers compute the same as the model.
 
 The recording of a forward pass (certifiers/recording.py) shows exactly what a model computes for the recorded images.
 A model may still do something else for other images, other numbers of images, or when gradients are needed.
@@ -16,15 +16,15 @@ from certifiers.layers import Affine
 from certifiers.network import Network, in_float64
 
 AT_ONCE = 256  # images in a forward pass
-DIFFERENCE = 1e-4  # of the largest logit at all images: what rounding may do, with room
+DIFFERENCE = 1e-4  # of the largest logit at all images: generous bound of rounding errors
 CORNERS = 2  # random ones, for each image
 
 
 def check_computes(network: Network, model: nn.Module, x: Tensor, threat: ThreatModel) -> None:
-    """UserError if a model is not what its layers compute around images x (B,C,H,W).
+    """Raise UserError if the layers do not compute the model's logits around images x (B,C,H,W).
 
-    It is recorded again with another number of images and with gradients, and must have the same layers. Its logits
-    are compared at the images, at corners of the region around each, where a gradient step leads, and at images of
+    The model is recorded again with another number of images and with gradients, and must have the same layers. The
+    logits are compared at the images, at corners of the region around each, after a gradient step, and at images of
     extreme values.
     """
     generator = torch.Generator(device=x.device).manual_seed(0)
@@ -68,7 +68,7 @@ def check_logits(network: Network, model: nn.Module, points: Tensor) -> None:
 
 
 def same_layers(a: Network, b: Network, difference: float) -> bool:
-    """Whether two networks have the same layers, with weights that differ by no more than a share of the largest."""
+    """Whether two networks have the same layers; weights may differ by `difference` times the largest one."""
     pairs = zip(a.nodes, b.nodes, strict=False)
     return len(a.nodes) == len(b.nodes) and all(
         type(one.layer) is type(other.layer)
@@ -79,7 +79,7 @@ def same_layers(a: Network, b: Network, difference: float) -> bool:
 
 
 def _numbers(layer: object) -> list[Tensor]:
-    """Everything that a layer computes with."""
+    """All tensors and numbers that determine a layer's output."""
     values = [] if layer is None else list(vars(layer).values())
     if isinstance(layer, Affine):
         values = [layer.weight, layer.bias, *vars(getattr(layer, "kernel", layer)).values()]
@@ -88,7 +88,7 @@ def _numbers(layer: object) -> list[Tensor]:
 
 
 def _same(a: list[Tensor], b: list[Tensor], difference: float) -> bool:
-    """Whether the values are equal (infinite ones too) up to a share of the largest."""
+    """Whether the values (including infinite ones) are equal up to `difference` times the largest one."""
     return len(a) == len(b) and all(
         x.shape == y.shape
         and (not x.numel() or bool(((x == y) | ((x - y).abs() <= difference * x.abs().amax())).all()))
@@ -120,7 +120,7 @@ def _gradient_step(model: nn.Module, x: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def _extreme_images(x: Tensor, threat: ThreatModel, generator: torch.Generator) -> Tensor:
-    """Black, white, grey, black and white at random, and noise."""
+    """Black, white, grey, random black-and-white and noise images."""
     low, high = threat.box or (0.0, 1.0)
     one = x[:1]
     noise = torch.rand((8, *x.shape[1:]), generator=generator, device=x.device).to(x)

@@ -1,4 +1,4 @@
-"""The graph of layers while it is built from a recording."""
+"""Builds the graph of layers from a recording."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Node:
 
 
 class Graph:
-    """Nodes, each after its inputs, and which node each call of a recording became."""
+    """Nodes in topological order, and the node of each call of a recording."""
 
     def __init__(self, recording: Recording, image: Tensor) -> None:
         self.image, self.calls, self.transposed = image, recording.calls, recording.transposed
@@ -52,7 +52,7 @@ class Graph:
         return self.nodes[node].layer
 
     def add(self, layer: Layer, inputs: Sequence[int]) -> int:
-        """A new node; its shape is found by applying the layer to zeros."""
+        """Add a node and return its index; its shape is found by applying the layer to zeros."""
         if isinstance(layer, Activation) and len(self.shape(inputs[0])) == 2:
             raise UserError(f"its input has shape {self.shape(inputs[0])}; it must be (F,) or (C,H,W)")
         shape = tuple(apply(layer, [self.image.new_zeros(1, *self.shape(k)) for k in inputs]).shape[1:])
@@ -60,13 +60,13 @@ class Graph:
         return len(self.nodes) - 1
 
     def replace(self, node: int, layer: Layer) -> int:
-        """Give a node another layer, which nothing else may use yet."""
+        """Replace the layer of a node, which no other node may use yet."""
         old = self.nodes[node]
         self.nodes[node] = Node(self.where, layer, old.inputs, old.shape)
         return node
 
     def only_use(self, value: Value) -> bool:
-        """Whether a tensor is an argument of one call only, and its node the last one."""
+        """Whether a tensor is an argument of only one call, and its node is the last one."""
         uses = sum(value in values_of(call) for call in self.calls)
         return uses == 1 and self.node(value) == len(self.nodes) - 1
 

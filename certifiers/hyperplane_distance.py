@@ -1,7 +1,7 @@
 """The distance from an image to a hyperplane inside the box (problem 3.14, solved greedily by Algorithm 3.4).
 
 A step of size t moves each pixel j against a_j by min(t v_j, room_j), where v_j is 1 under Linf and |a_j| under L2, and
-room_j is the distance to the box's end. No other step of its length lowers <a, .> more (Eq. 3.19). The decrease is
+room_j is the distance to the box's end. No other step of the same length lowers <a, .> more (Eq. 3.19). The decrease is
 
     f(t) = sum_j |a_j| min(t v_j, room_j),
 
@@ -22,8 +22,8 @@ Box = tuple[float, float] | None
 def distance(a: Tensor, b: Tensor, x: Tensor, norm: Norm, box: Box) -> Tensor:
     """The least norm of a delta with <a, delta> + b <= 0 and x + delta in the box, (N,T); 0 if b <= 0.
 
-    a (N,T,C,H,W) and b (N,T): the linear functions' gradients, and their values at the images x (N,C,H,W). inf if there
-    is no such delta. norm: Linf or L2; UserError for another.
+    a (N,T,C,H,W) and b (N,T): the linear functions' gradients, and their values at the images x (N,C,H,W). The distance
+    is inf if there is no such delta. norm: Linf or L2; UserError for others.
     """
     size, room = a.flatten(2).abs(), _room(a.flatten(2), x, box)
     return _nearest(size, room, b, norm)[2]

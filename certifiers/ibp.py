@@ -21,8 +21,8 @@ CHUNK = 500  # examples at a time on a CPU, so that the intervals stay in its ca
 class IBP(MarginCertifier):
     """Interval bounds, layer by layer; the last layer is merged into the margins.
 
-    Gowal et al., "On the Effectiveness of Interval Bound Propagation" (2018); thesis, Algorithm 3.2. It costs about two
-    forward passes. Under L2 and L1 the first layer is bounded over the ball, as in Algorithm 3.2.
+    Gowal et al., "On the Effectiveness of Interval Bound Propagation" (2018); thesis, Algorithm 3.2. The cost is about
+    two forward passes. Under L2 and L1 the first layer is bounded over the ball, as in Algorithm 3.2.
     """
 
     def proof(self, network: Network, label: int) -> bytes:

@@ -32,7 +32,7 @@ def convolution(graph: Graph, call: Call) -> int:
 
 
 def pad(graph: Graph, call: Call) -> int:
-    """Zeros around the image, or a negative number of them: a convolution that selects one entry of each window."""
+    """Zero padding or (with negative amounts) cropping, as a convolution that selects one entry of each window."""
     given, node = call.arguments, image_argument(graph, call, "self")
     sides = [*given["pad"], 0, 0, 0, 0][:4] if len(given["pad"]) <= 4 else None
     if given["value"] != 0 or sides is None or min(sides) < 0:
@@ -46,7 +46,7 @@ def pad(graph: Graph, call: Call) -> int:
 
 
 def batch_norm(graph: Graph, call: Call) -> int:
-    """With the running statistics, as in eval mode."""
+    """Batch norm with the running statistics, as in eval mode."""
     given, node = call.arguments, image_argument(graph, call, "input")
     mean, var = given.get("running_mean"), given.get("running_var")
     if mean is None or var is None or given.get("training", False):
@@ -78,7 +78,7 @@ def adaptive_average_pool(graph: Graph, call: Call) -> int:
 
 
 def mean(graph: Graph, call: Call) -> int:
-    """Over one or both axes of an image."""
+    """The mean over one or both axes of an image."""
     node, size = _averaged(graph, call)
     averaged = layers.average(channels_of(graph, node), size, size, (0, 0), graph.image)
     return in_shape_of(graph, graph.add(averaged, [node]), call)
@@ -113,7 +113,7 @@ def amax(graph: Graph, call: Call) -> int:
 
 
 def _window(graph: Graph, node: int, output: Sequence[int]) -> Pair:
-    """The windows of adaptive pooling to that output size."""
+    """The window size of adaptive pooling to the given output size."""
     size = graph.shape(node)[1:]
     if any(have % want for have, want in zip(size, output, strict=True)):
         raise UserError(f"its output size {tuple(output)} does not divide its input size {tuple(size)}")
@@ -124,7 +124,7 @@ def _averaged(graph: Graph, call: Call) -> tuple[int, Pair]:
     """The input of a reduction over axes of an image, and its window."""
     node, given = image_argument(graph, call, "self"), call.arguments
     axes = {axis % (1 + len(graph.shape(node))) for axis in given.get("dim") or ()}
-    if len(graph.shape(node)) == 2:  # an image of which one axis was reduced before
+    if len(graph.shape(node)) == 2:  # one axis of the image was reduced before
         node = graph.add(layers.Reshape((graph.shape(node)[0], 1, graph.shape(node)[1])), [node])
         axes = {axis + 1 for axis in axes}
     channels_of(graph, node)

@@ -26,9 +26,9 @@ class Region(ABC):
 
     @abstractmethod
     def minimizer(self, forms: LinearForms) -> Tensor:
-        """A point where one linear form of each example, (B,1), has the lower end of its range: (B,C,H,W).
+        """A point (B,C,H,W) at which one linear form of each example, (B,1), attains the lower end of its range.
 
-        Where that end is the better of two bounds, it is the point of that bound, which may lie outside the region.
+        If the lower end is the better of two bounds, the point belongs to that bound and may lie outside the region.
         """
 
     @abstractmethod

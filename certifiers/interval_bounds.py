@@ -15,7 +15,7 @@ from certifiers.linear_forms import margin_specification
 from certifiers.network import Network
 from certifiers.patch_forms import identity_forms
 
-PreActivationBounds = dict[int, tuple[Tensor, Tensor]]  # by activation node: the least and greatest of its input
+PreActivationBounds = dict[int, tuple[Tensor, Tensor]]  # by activation node: the lower and upper bound of its input
 
 
 def propagate_intervals(network: Network, region: Region) -> list[Interval]:

@@ -27,7 +27,7 @@ class Join(ABC):
 
     @abstractmethod
     def backward(self, forms: LinearForms, shapes: Sequence[Shape]) -> Sequence[LinearForms | None]:
-        """Forms of the output as a sum of forms of the inputs; None for an input that is not needed."""
+        """Express forms of the output as a sum of forms of the inputs; None for an input that is not needed."""
 
     def magnitude(self, sizes: Sequence[Tensor]) -> Tensor:
         """The largest possible absolute value of the output, given those of the inputs."""
@@ -83,9 +83,9 @@ class Concatenate(Join):
 class Maximum(Join):
     """max(a, b) = r + b with r = relu(a - b); the inputs are r, b, a in this order.
 
-    r is a node of its own. So linear bounds, branching and mixed-integer programs need nothing but the ReLU. Intervals
-    are those of the maximum itself. valid: where a counts, which broadcasts against (1,*shape); elsewhere the output
-    is b, and r must be 0. None for everywhere.
+    r is a node of its own, so linear bounds, branching and mixed-integer programs only need to handle the ReLU.
+    Interval bounds are those of the maximum itself. valid: a mask that broadcasts against (1,*shape); where it is False
+    the output is b, and r must be 0. None: valid everywhere.
     """
 
     def __init__(self, valid: Tensor | None = None) -> None:

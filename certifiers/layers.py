@@ -1,7 +1,7 @@
 """The layers that can be bounded: how each propagates intervals forward and linear forms backward.
 
 Affine layers are here, layers of several inputs in certifiers/joins.py, activations in certifiers/activations.py.
-certifiers/operations.py says which of torch's operations become which layers.
+certifiers/operations.py maps torch's operations to layers.
 """
 
 import math
@@ -26,7 +26,7 @@ class Affine(ABC):
 
     @abstractmethod
     def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The layer with another weight and bias, at z (B|1,*shape)."""
+        """Apply the layer with another weight and bias to z (B|1,*shape)."""
 
     @abstractmethod
     def backward(self, forms: LinearForms, shape: tuple[int, ...]) -> tuple[LinearForms, Tensor | float]:
@@ -61,7 +61,7 @@ class Linear(Affine):
 
 
 class Conv(Affine):
-    """A convolution, or average pooling, which is one."""
+    """A convolution, or average pooling as a convolution."""
 
     def __init__(self, kernel: Kernel, bias: Tensor | None) -> None:
         super().__init__(kernel.weight, bias)
@@ -100,7 +100,7 @@ class TransposedConv(Affine):
 
 
 class Scale(Affine):
-    """weight z + bias, with numbers that broadcast against (1,*shape): a normalisation."""
+    """weight z + bias, where both broadcast against (1,*shape), for example a normalisation."""
 
     bias: Tensor
 
@@ -134,7 +134,7 @@ class Reshape(Affine):
 
 
 def select(channels: int, offset: Pair, size: Pair, stride: Pair, padding: Pair, dilation: Pair, like: Tensor) -> Conv:
-    """One entry of each window of this size, the one at `offset`; 0 if it is beyond the border."""
+    """Select the entry at `offset` of each window of this size; 0 if it is beyond the border."""
     weight = like.new_zeros(channels, 1, *size)
     weight[:, :, offset[0], offset[1]] = 1
     return Conv(Kernel(weight, stride, padding, dilation, channels), None)

@@ -26,10 +26,10 @@ BUDGET = {"cpu": 2**20, "cuda": 2**28}
 
 @dataclass(frozen=True)
 class LinearBounds:
-    """z_y - z_j >= <A, x> + b for every image x of the region; `margin` is the least value of the right-hand side.
+    """z_y - z_j >= <A, x> + b for every image x of the region; `margin` is the minimum of the right-hand side.
 
     others (B,K-1): the classes j. A (B,K-1,C,H,W), b and margin (B,K-1). magnitude (B,K-1): the sum of the absolute
-    values that were added up to b.
+    values of the summands of b.
     """
 
     others: Tensor
@@ -65,15 +65,15 @@ def linear_bounds(
 ) -> LinearBounds:
     """Bounds of every margin over the threat model around x (B,C,H,W) with labels y (B,).
 
-    relaxation: of the activations (certifiers/relaxations.py). intermediate: whether pre-activation bounds are linear
-    bounds too, or intervals (CROWN-IBP; the "IBP-inspired" bounds of section 3.3.1). UserError names a layer that
-    cannot be bounded.
+    relaxation: of the activations (certifiers/relaxations.py). intermediate: whether pre-activation bounds are also
+    linear bounds, or intervals (CROWN-IBP; the "IBP-inspired" bounds of section 3.3.1). Raises UserError, which names
+    the layer, if a layer cannot be bounded.
     """
     return BoundedNetwork(Network(model, x[:1]), relaxation, intermediate).bound(region_of(x, threat), y)
 
 
 class BoundedNetwork:
-    """A network and how to bound it.
+    """A network with the settings for its linear bounds.
 
     Pre-activation bounds are computed first, layer by layer. Then each activation is replaced by its linear relaxation,
     and the margins z_y - z_j are propagated backward to the image. Units that intervals prove to be stable keep their
@@ -90,7 +90,7 @@ class BoundedNetwork:
 
     @property
     def pulls_units(self) -> bool:
-        """Whether the input of some activation is bounded backward through the activations before it."""
+        """Whether the input of some activation is bounded by backward propagation through earlier activations."""
         inputs = (self.network.nodes[k].inputs[0] for k in self.network.activations)
         return self.intermediate == "linear" and not all(map(self.network.is_linear, inputs))
 
@@ -100,7 +100,7 @@ class BoundedNetwork:
         return self.margin_bounds(region, y, bounds, self.relax(bounds))
 
     def in_chunks(self, region: Region, y: Tensor) -> Iterator[tuple[Tensor, LinearBounds]]:
-        """Bounds of so many examples at a time that the coefficients held at once stay within the budget.
+        """Bound as many examples at a time as the budget of coefficients allows.
 
         Yields the examples' rows, (b,) int64, and their bounds.
         """
@@ -110,8 +110,9 @@ class BoundedNetwork:
     def preactivation_bounds(self, region: Region, known: PreActivationBounds | None = None) -> PreActivationBounds:
         """Bounds of the input of each activation.
 
-        known: the same bounds from a call without gradients. The units that they prove to be stable keep them, because
-        the relaxation of a stable unit has no gradient. Bounding twice is then faster than differentiating them all.
+        known: the same bounds from a call without gradients. Units that they prove stable keep them, because the
+        relaxation of a stable unit has no gradient. Bounding twice is then faster than differentiating the bounds of
+        all units.
         """
         if self.intermediate == "ibp":
             return interval_preactivation_bounds(self.network, region)
@@ -130,8 +131,8 @@ class BoundedNetwork:
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Bounds of the input of activation k, (B,*shape) each, given relaxations of the activations before it.
 
-        intervals: of the nodes before it. Where they (or else the `known` bounds) prove a unit to be stable, they are
-        its bounds.
+        intervals: of the nodes before it. They are the bounds of the units that they prove stable; otherwise the
+        `known` bounds are, if those prove the unit stable.
         """
         shape = self.network.nodes[k].shape
         if self.network.is_linear(self.network.nodes[k].inputs[0]):
@@ -165,7 +166,7 @@ class BoundedNetwork:
     ) -> tuple[Tensor, Tensor]:
         """Linear bounds of some units of the input of activation k, (B,T) each.
 
-        units: those of each example, (B,T) int64, or a range of channels, whose units are all bounded in their order.
+        units: indices for each example, (B,T) int64, or a range of channels, whose units are all bounded in order.
         relaxations: of the activations before it, for the same examples.
         """
         start = self._start(k, units) if isinstance(units, range) else self._all(k).of_units(units)
@@ -177,7 +178,7 @@ class BoundedNetwork:
         return low, high
 
     def chunk_size(self, region: Region, y: Tensor) -> int:
-        """How many examples to bound at a time: measured on the margins of one."""
+        """How many examples to bound at a time, measured on the margins of one example."""
         region, y = region.of(torch.zeros(1, dtype=torch.int64, device=y.device)), y[:1]
         relaxations = self.relax(interval_preactivation_bounds(self.network, region))
         _, forms = margin_specification(y, self.network.classes, self.network.image)
@@ -205,7 +206,7 @@ class BoundedNetwork:
         return torch.cat(lows)[back], torch.cat(highs)[back]
 
     def _pieces(self, k: int, unstable: Tensor, count: int, capacity: int) -> tuple[Sequence[Tensor | range], Tensor]:
-        """Units to bound at a time, and which of the bounds (B,T) of all of them are those of `unstable` units (B,F).
+        """Units to bound at a time, and a mask (B,T) of the bounds that belong to `unstable` units (B,F).
 
         count: the number of units for each example. If it is all of them, they are bounded channel by channel.
         """
@@ -218,7 +219,7 @@ class BoundedNetwork:
 
     def _peak(self, k: int, relaxations: Relaxations) -> int:
         """How many coefficients one unit of the input of activation k holds at once."""
-        start = self._all(k)  # with its graph, because it is cached
+        start = self._all(k)  # with its autograd graph, because it is cached
         with torch.no_grad():
             first = torch.zeros((1, 1), dtype=torch.int64, device=self.network.image.device)
             own = {j: relaxation.of(first[0]) for j, relaxation in relaxations.items()}

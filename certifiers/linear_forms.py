@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Pair = tuple[int, int]
-FEW = 4  # up to so many input channels torch's transposed convolution is slow on a CPU
+FEW = 4  # up to this number of input channels torch's transposed convolution is slow on a CPU
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Kernel:
     groups: int
 
     def window(self, axis: int, size: int, stride: int, padding: int) -> tuple[int, int, int]:
-        """A window (size, stride, padding) of the output as one of the input."""
+        """Convert a window (size, stride, padding) of the output into a window of the input."""
         step, extent = self.stride[axis], self.dilation[axis] * (self.weight.shape[2 + axis] - 1) + 1
         return (size - 1) * step + extent, stride * step, padding * step + self.padding[axis]
 
@@ -60,7 +60,7 @@ class LinearForms(ABC):
 
     @abstractmethod
     def of_units(self, units: Tensor) -> LinearForms:
-        """Of forms that are the same for all examples, those `units` (B,T) int64 of each example."""
+        """Select `units` (B,T) int64 for each example from forms that are the same for all examples."""
 
     @abstractmethod
     def of_channels(self, start: int, stop: int) -> LinearForms:
@@ -68,7 +68,7 @@ class LinearForms(ABC):
 
     @abstractmethod
     def conv_backward(self, kernel: Kernel, shape: tuple[int, ...]) -> LinearForms:
-        """Propagated backward through a convolution (without its bias) whose input has `shape`."""
+        """Propagate the forms backward through a convolution (without its bias) whose input has `shape`."""
 
     def scaled(self, values: Tensor) -> LinearForms:
         """The forms of units that are multiplied by `values` (B|1,*shape)."""
@@ -128,7 +128,7 @@ class DenseForms(LinearForms):
         return DenseForms(self.coefficients.reshape(*self.coefficients.shape[:2], *shape))
 
     def linear_backward(self, weight: Tensor) -> DenseForms:
-        """Propagated backward through a linear layer (without its bias)."""
+        """Propagate the forms backward through a linear layer (without its bias)."""
         product: Tensor = _Product.apply(self.coefficients.flatten(0, 1), weight)
         return DenseForms(product.unflatten(0, self.coefficients.shape[:2]))
 
@@ -172,7 +172,7 @@ def transposed_conv(images: Tensor, kernel: Kernel, padding: Pair, size: tuple[i
         columns = kernel.weight.flatten(1).T @ images.flatten(2)
         return F.fold(columns, size, window, kernel.dilation, padding, kernel.stride)
     inputs = F.conv_transpose2d(images, kernel.weight, None, kernel.stride, 0, 0, kernel.groups, kernel.dilation)
-    # crop to `size`, or fill with zeros the pixels that the convolution does not read
+    # crop to `size`, or set the pixels that the convolution does not read to zero
     (top, left), (high, wide) = padding, inputs.shape[2:]
     return F.pad(inputs, (-left, size[1] + left - wide, -top, size[0] + top - high))
 

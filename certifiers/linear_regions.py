@@ -1,6 +1,6 @@
-"""The linear region of a ReLU network around an image: distances to the planes that bound it, and to the decision's.
+"""The linear region of a ReLU network around an image: distances to its borders and to the decision boundaries.
 
-Where no activation changes its piece, a network is linear. Its gradient there is that of backward propagation through
+A network is linear where no activation changes its piece. Its gradient there follows from backward propagation through
 the active pieces, for the inputs of all activations at once.
 """
 

@@ -27,12 +27,12 @@ ROUNDING = 1 + 1e-9  # far above the error of singular values in float64
 class Lipschitz(NetworkCertifier):
     """A global Lipschitz constant as a product of spectral norms (Szegedy et al., 2014; Tsuzuku et al., 2018), L2.
 
-    z_y - z_j changes by at most L_yj per unit of L2 distance, so the label does not change within the least
-    (z_y - z_j) / L_yj of an image. L_yj = ||W_y - W_j|| L, with the last layer W and the constant L of the layers below
-    it (sqrt(2) times that of the whole network if it does not end in a linear layer). Constants multiply from layer to
-    layer and add up if a sum joins two paths. That of a linear layer is its largest singular value, that of a
-    convolution the largest of the same convolution on a torus, never below its own, that of an activation its largest
-    slope.
+    z_y - z_j changes by at most L_yj per unit of L2 distance, so the label does not change within the least (z_y - z_j)
+    / L_yj of an image. L_yj = ||W_y - W_j|| L, with the last layer W and the constant L of the layers below it (sqrt(2)
+    times that of the whole network if it does not end in a linear layer). Constants multiply from layer to layer and
+    add up where a sum joins two paths. The constant of a linear layer is its largest singular value. That of a
+    convolution is the largest singular value of the same convolution on a torus, which is an upper bound. That of an
+    activation is its largest slope.
 
     radius: the certified distance, at most eps; the rounding error is subtracted from each margin z_y - z_j. The ball
     is not clamped to the range of pixels.
@@ -87,7 +87,7 @@ def operator_norm(layer: Layer, shape: tuple[int, ...], name: str) -> Tensor | f
             return torch.linalg.matrix_norm(layer.weight.double(), ord=2) * ROUNDING
         case Conv():
             return conv_norm(layer.kernel, (shape[1], shape[2]))
-        case TransposedConv():  # its norm is that of the convolution that it transposes
+        case TransposedConv():  # it has the norm of the convolution that it transposes
             kernel, extra = layer.kernel, layer.output_padding
             height, width = (
                 (shape[1 + k] - 1) * kernel.stride[k] - 2 * kernel.padding[k]
@@ -107,10 +107,10 @@ def operator_norm(layer: Layer, shape: tuple[int, ...], name: str) -> Tensor | f
 def conv_norm(kernel: Kernel, size: tuple[int, int]) -> Tensor:
     """An upper bound of a convolution's spectral norm on images of `size`, close to it; a scalar in float64.
 
-    The zero-padded image is put on a torus, in which no window that is read crosses the seam: the convolution is then a
-    restriction of the torus's, whose norm is exact by the Fourier transform (Sedghi, Gupta and Long, 2019): the largest
-    singular value of the (O, C) matrices, one per frequency. A stride keeps every s-th output, so that the s
-    frequencies that coincide there are columns of one matrix, divided by sqrt(s).
+    The zero-padded image is put on a torus, in which no window that is read crosses the seam. The convolution is then a
+    restriction of the one on the torus, whose norm the Fourier transform gives exactly (Sedghi, Gupta and Long, 2019):
+    the largest singular value of the (O, C) matrices, one per frequency. A stride keeps every s-th output, so that the
+    s frequencies that coincide there are columns of one matrix, divided by sqrt(s).
     """
     weight, groups = kernel.weight.double(), kernel.groups
     (down, across), stride = kernel.dilation, kernel.stride

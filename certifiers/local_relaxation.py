@@ -22,15 +22,15 @@ from certifiers.rounding import DEVIATIONS
 
 DECAY = 0.98  # of the learning rate, per step
 MOMENTS = (0.9, 0.999)  # of Adam
-LEVELS = 15  # slopes are multiples of 1/15, which keeps proofs small and costs next to nothing
+LEVELS = 15  # slopes are multiples of 1/15, which keeps proofs small and hardly loosens the bounds
 
 
 @dataclass(frozen=True)
 class Solution:
     """The best lower bounds (n,) of n problems and the parameters (n,U) that give them.
 
-    Of the problems that were optimised to the end: the coefficients of the unstable units' outputs and their inputs at
-    the solution of the relaxed problem, (n,U) each, and its image (n,C,H,W).
+    For the problems that were optimised to the end: the coefficients of the unstable units' outputs and the units'
+    inputs at the solution of the relaxed problem, (n,U) each, and the image of that solution (n,C,H,W).
     """
 
     value: Tensor
@@ -46,7 +46,7 @@ class Solution:
 class LocalRelaxation:
     """The relaxation over one region (a single row) with pre-activation bounds (1,*shape).
 
-    It has one parameter for each unstable unit of a rectifier, in the order of the activations: U in all. If the unit
+    It has one parameter for each unstable unit of a rectifier, U in total, in the order of the activations. If the unit
     is not split, the parameter is the slope of the line through the origin. If it is split, both lines are exact, and
     the parameter is the multiplier beta >= 0 of the split's constraint. Signs (n,U) say which units are split: 1 to
     inputs >= 0, -1 to inputs <= 0, 0 not at all.
@@ -88,7 +88,7 @@ class LocalRelaxation:
         raise IndexError(parameter)
 
     def slopes(self, parameters: Tensor, signs: Tensor) -> dict[int, Tensor]:
-        """The slopes of the lower lines (n,*shape) of each rectifier; of units that are split, those of crown."""
+        """The slopes of the lower lines (n,*shape) of each rectifier; for split units, those of crown."""
         unsplit = torch.lerp(parameters, self.start(len(parameters)), signs.abs())
         relaxations = self.relaxations(unsplit)
         return {k: relaxations[k].lower_slope for k in self.units}
@@ -96,7 +96,8 @@ class LocalRelaxation:
     def transferred(self, parameters: Tensor, signs: Tensor, other: LocalRelaxation) -> tuple[Tensor, Tensor]:
         """The parameters and signs (n,U) of problems for another relaxation of the same network.
 
-        What only one of the two has as an unstable unit is left out, or gets the slope of crown.
+        Units that are unstable in this relaxation only are left out; those that are unstable in the other one only get
+        the slope of crown.
         """
         all_parameters, all_signs = [], []
         for k, unit in other.units.items():
@@ -199,7 +200,7 @@ class LocalRelaxation:
             second.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
             scale = DECAY**step * (1 - MOMENTS[1] ** (step + 1)) ** 0.5 / (1 - MOMENTS[0] ** (step + 1))
             parameters = self._projected(parameters + scale * rate * first / (second.sqrt() + 1e-12), signs)
-            if len(still) < 0.8 * len(active):  # the others need no more work
+            if len(still) < 0.8 * len(active):  # the others are finished
                 active, parameters, first, second, rate = (
                     each[still] for each in (active, parameters, first, second, rate)
                 )
@@ -229,7 +230,7 @@ class LocalRelaxation:
         return slopes if signs is None else torch.lerp(slopes, parameters.clamp(min=0), signs.abs())
 
     def _rounded(self, parameters: Tensor, signs: Tensor | None) -> Tensor:
-        """The nearest slopes and multipliers that a proof holds."""
+        """The nearest slopes and multipliers that a proof can store."""
         span = (1 - self.leak).clamp(min=torch.finfo(parameters.dtype).tiny)
         slopes = self.leak + span * (((parameters - self.leak) / span) * LEVELS).round() / LEVELS
         return slopes if signs is None else torch.lerp(slopes, parameters.half().to(parameters.dtype), signs.abs())

@@ -21,8 +21,8 @@ from certifiers.rounding import margin_tolerance
 class MarginCertifier(NetworkCertifier):
     """Certifies eps if the lower bounds of all margins are positive.
 
-    Positive means larger than the rounding error. Margins that float32 leaves in doubt are computed again in float64.
-    The certificate holds for the network as a function of real numbers: the rounding error of the network's own float32
+    Positive means larger than the rounding error. Margins that float32 cannot decide are computed again in float64. The
+    certificate holds for the network as a function of real numbers: the rounding error of the network's own float32
     forward pass, some 1e-6 of the largest logit, is not included.
     """
 
@@ -36,7 +36,7 @@ class MarginCertifier(NetworkCertifier):
         return margins, torch.zeros_like(margins[:, 0])
 
     def proof(self, network: Network, label: int) -> bytes | None:
-        """A proof of this label for every example whose margins are certified; None if there is no such."""
+        """A proof of this label that is valid for every example whose margins are certified; None if there is none."""
         return None
 
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
@@ -66,7 +66,7 @@ class MarginCertifier(NetworkCertifier):
         if len(doubtful) and x.dtype != torch.float64:
             try:
                 twin = float64_twin(model, x)
-            except UserError:  # a model that converts its input, for example: float32 has to do
+            except UserError:  # for example a model that converts its input: only float32 is possible
                 return margins, radius, error
             refined = self.bounds_with_error(twin, x[doubtful].double(), y[doubtful], threat.of(doubtful))
             for single, double in zip((margins, radius, error), refined, strict=True):

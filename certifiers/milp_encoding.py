@@ -7,8 +7,9 @@ margin, and from above if a larger r could:
     r >= a, r >= 0                          (convex: no integer is needed)
     r <= a - low (1 - z), r <= high z       (z is 0 or 1; Tjeng, Xiao and Tedrake, 2019, Eq. 3)
 
-If all paths from r to the margin have the same sign, one of the two suffices: a solution that violates the other has a
-margin no lower than the network's own at the same pixels. So half of the last hidden layer needs no integers.
+If all paths from r to the margin have the same sign, one of the two lines suffices: a solution that violates the other
+one has a margin no lower than the network's own margin at the same pixels. So half of the last hidden layer needs no
+integers.
 """
 
 from __future__ import annotations
@@ -120,7 +121,8 @@ class Encoding:
                 units, (least, most) = unstable[k], intervals[k]
                 end = start + len(units)
                 self.neurons.append(UnstableNeurons(slice(start, end), before[units], least[units], most[units]))
-                # slope a + (1 - slope) max(a, 0): the maximum is a if a >= 0 for sure, 0 if a <= 0, else a variable
+                # slope a + (1 - slope) max(a, 0): the maximum is a if a >= 0 always, 0 if a <= 0 always, else a
+                # variable
                 slope = leaks(network, k)
                 entries = (1 - slope[units], (units, np.arange(start, end)))
                 maximum = Map(sp.csr_matrix(entries, shape=before.coefficients.shape), np.zeros(len(least)))
@@ -129,12 +131,12 @@ class Encoding:
         self.logits = outputs[-1]
 
     def program(self, label: int, other: int) -> Program:
-        """Whether z_label - z_other can be at most the slack."""
+        """The program that asks whether z_label - z_other can be at most the slack."""
         cost = (self.logits.coefficients[label] - self.logits.coefficients[other]).toarray()[0]
         smaller, larger = self._directions(cost)
         blocks, limit = [], []
         binaries = sum(int(larger[neurons.variables].sum()) for neurons in self.neurons)
-        before = 0  # binaries of the activations so far
+        before = 0  # number of binary variables of the previous activations
         for neurons in self.neurons:
             variables, low, high = neurons.variables, neurons.low, neurons.high
             at_least, at_most = np.flatnonzero(smaller[variables]), np.flatnonzero(larger[variables])
@@ -163,7 +165,7 @@ class Encoding:
         )
 
     def _directions(self, cost: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """The variables of which a smaller value could lower the margin, and those of which a larger one could."""
+        """Masks of the variables whose decrease could lower the margin, and of those whose increase could."""
         smaller, larger = cost > 0, cost < 0
         for neurons in reversed(self.neurons):
             a = neurons.inputs.coefficients
@@ -174,7 +176,7 @@ class Encoding:
 
 
 def stacked(maps: Sequence[Map]) -> Map:
-    """Several maps, one after the other."""
+    """Concatenate several maps."""
     coefficients = sp.vstack([each.coefficients for each in maps], format="csr")
     return Map(coefficients, np.concatenate([each.constants for each in maps]))
 

@@ -16,8 +16,8 @@ Solver = Callable[[Program, float, int], tuple[Answer, int]]
 
 
 def find_solver(name: Literal["auto", "scip", "highs"]) -> Solver:
-    """The function solve(program, slack, nodes): the answer, and how many of at most `nodes` nodes it took (one at
-    least). auto: SCIP if it is installed, else HiGHS.
+    """The function solve(program, slack, nodes): returns the answer and the number of nodes used, from 1 to `nodes`.
+    auto: SCIP if it is installed, else HiGHS.
     """
     installed = importlib.util.find_spec("pyscipopt") is not None
     if name == "scip" and not installed:
@@ -61,7 +61,7 @@ def scip(program: Program, slack: float, nodes: int) -> tuple[Answer, int]:
 
 
 def highs(program: Program, slack: float, nodes: int) -> tuple[Answer, int]:
-    """The margin is the objective, to guide the search, but the first solution is accepted: any gap is allowed.
+    """Solve with the margin as the objective, to guide the search; the first solution is accepted (any gap is allowed).
 
     scipy does not say how many nodes a program without a solution took; it counts as one node.
     """

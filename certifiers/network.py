@@ -1,4 +1,4 @@
-"""A model as a graph of the layers through which bounds can be propagated."""
+"""A model as a graph of layers that support bound propagation."""
 
 import copy
 from typing import Any
@@ -18,7 +18,7 @@ from certifiers.recording import Call, Recording, record
 def in_float64(model: nn.Module) -> nn.Module:
     """A copy in float64, in which parametrized weights (masked ones, for example) are plain parameters.
 
-    A parametrized copy would get the weights of the original from torch's cache if that is on (mode_of).
+    A parametrized copy would read the weights of the original from torch's cache while it is enabled (mode_of).
     """
     twin = copy.deepcopy(model).double()
     for module in [module for module in twin.modules() if parametrize.is_parametrized(module)]:
@@ -32,7 +32,7 @@ def in_float64(model: nn.Module) -> nn.Module:
 
 
 class Network:
-    """The layers of a model, each after its inputs; the output of the last node is the logits.
+    """The layers of a model in topological order; the output of the last node is the logits.
 
     The model is run in eval mode on some images, and every operation on image-dependent tensors becomes a
     layer (certifiers/recording.py, certifiers/operations.py). `check_computes` (certifiers/faithfulness.py) compares
@@ -58,7 +58,7 @@ class Network:
         self._linear: list[bool] = []
         for node in self.nodes:
             if isinstance(node.layer, Affine):
-                _ = node.layer.absolute  # now, so that the order in which gradients are summed is always the same
+                _ = node.layer.absolute  # computed here, so that gradients are always summed in the same order
             linear = not isinstance(node.layer, Activation) and all(self._linear[each] for each in node.inputs)
             self._linear.append(linear)
 

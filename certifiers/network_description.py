@@ -1,4 +1,4 @@
-"""Describing a network for the checker of proofs (bench/core/network_format.py)."""
+"""Describes a network for the proof checker (bench/core/network_format.py)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Arrays:
         ]
 
     def find(self, value: Tensor) -> Array:
-        """UserError if they are too many to be written out, and are neither stored nor follow from what is stored."""
+        """UserError if the numbers are neither stored nor derivable from stored ones, and are too many to write out."""
         value = value.detach()
         for name, tensor in self.state.items():
             if tensor.dtype == value.dtype and tensor.shape == value.shape and torch.equal(tensor, value):

@@ -19,7 +19,7 @@ from certifiers.network_certifier import NetworkCertifier
 from certifiers.rounding import rounding_error
 
 LARGEST = 1.0  # eps of a uniform box at which the search begins
-SMALLEST = 1e-3  # of its initial eps: a box that has shrunk to this is discarded
+SMALLEST = 1e-3  # of its initial eps: a box that shrinks to this size is discarded
 AT_ONCE = 64  # examples
 HALVINGS = 20  # of the interval of multiples of a direction
 
@@ -30,13 +30,13 @@ class NonUniform(NetworkCertifier):
     """The certified box around an image that has the largest volume: one eps per pixel.
 
     Liu, Tomioka, Cevher, "On Certifying Non-uniform Bounds against Adversarial Attacks" (2019); thesis, Algorithm 3.3,
-    with the bounds of Algorithm 3.1. The radius is the largest that is certified for all pixels alike. As in the paper
-    the range of pixels is ignored: beyond it a pixel's eps would grow without limit.
+    with the bounds of Algorithm 3.1. The radius is the largest eps that is certified uniformly for all pixels. As in
+    the paper, the range of pixels is ignored: beyond it a pixel's eps would grow without limit.
 
-    steps: of the outer loop, each with `inner` steps of Adam (learning rate `lr`, the gradient's norm at most `clip`)
-    and one of the multipliers; rho grows by `growth` from each to the next. margin: delta, a lower limit of every
-    margin. shrink: eta, by which the eps are shrunk at the end until the margins reach delta. Deviation: the mean of
-    log eps instead of the sum, which only changes the unit of the multipliers.
+    steps: outer steps, each with `inner` Adam steps (learning rate `lr`, gradient norm at most `clip`) and one update
+    of the multipliers; rho is multiplied by `growth` after each. margin: delta, a lower limit of every margin. shrink:
+    eta, the factor by which the eps are shrunk at the end until the margins reach delta. Deviation: the mean of log eps
+    instead of the sum, which only changes the unit of the multipliers.
     """
 
     norms = ("Linf",)
@@ -66,11 +66,11 @@ class NonUniform(NetworkCertifier):
         return Certificate(radius, radius >= eps.flatten())
 
     def boxes(self, model: nn.Module, x: Tensor, y: Tensor, direction: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The eps of each pixel (B,C,H,W), and the one eps that the same bounds certify for all pixels (B,).
+        """The eps of each pixel (B,C,H,W), and the largest uniform eps that the same bounds certify (B,).
 
         Both are 0 for an image that is misclassified or cannot be certified at all. direction (C,H,W): positive; the
         search starts at its largest certified multiple instead of at the uniform box. Boxes of one model are nearly
-        collinear, so the mean of the directions of some of them is a good one (thesis, section 3.2.2).
+        collinear, so the mean direction of some of them is a good choice (thesis, section 3.2.2).
         """
         threat = ThreatModel("Linf", LARGEST, box=None)
         uniform = EpsSearch(method="bisection", high=LARGEST).search(model, x, y, threat).low.to(x.dtype)
@@ -87,7 +87,7 @@ class NonUniform(NetworkCertifier):
     def multiple(self, margins: BoxMargins, direction: Tensor, uniform: Tensor) -> Tensor:
         """The largest multiple of `direction` with certified margins, by bisection: (B,C,H,W).
 
-        uniform (B,): an eps that is certified for all pixels alike, so that the smallest multiple is certified too.
+        uniform (B,): a certified uniform eps, so that the smallest multiple is certified too.
         """
         low = (uniform / direction.amax()).reshape(-1, 1, 1, 1)
         high = low + LARGEST / direction.amin()

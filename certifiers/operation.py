@@ -1,4 +1,4 @@
-"""What the operations share: their arguments, as nodes of the graph and as constants."""
+"""Helpers of the operations: their arguments, as nodes of the graph and as constants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from certifiers.layers import Scale
 from certifiers.linear_forms import Pair
 from certifiers.recording import Call, Value
 
-Operation = Callable[[Graph, Call], int]  # checks the arguments of a call, and adds its layers: the node of its result
+Operation = Callable[[Graph, Call], int]  # checks a call's arguments, adds its layers, returns the node of its result
 
 
 def image_argument(graph: Graph, call: Call, name: str) -> int:
@@ -26,7 +26,7 @@ def image_argument(graph: Graph, call: Call, name: str) -> int:
 
 
 def constant_for(graph: Graph, value: Any, node: int) -> Tensor:
-    """A number or a constant that broadcasts against the node's output, without the axis of the examples."""
+    """`value` as a tensor that broadcasts against the node's output, without the batch axis."""
     if isinstance(value, Value):
         raise UserError("its second argument depends on the image")
     constant = value if isinstance(value, Tensor) else graph.image.new_tensor(value)

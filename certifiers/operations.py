@@ -85,7 +85,7 @@ def multiply(graph: Graph, call: Call) -> int:
 
 
 def reshape(graph: Graph, call: Call) -> int:
-    """The same values in the same order, if there are as many of them."""
+    """A new shape for the same values in the same order; their number must be equal."""
     name, value = call.operation, call.arguments["self"]
     assert isinstance(value, Value)
     if math.prod(call.shape) != math.prod(value.shape):

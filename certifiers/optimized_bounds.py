@@ -24,7 +24,7 @@ ROWS = 128  # problems at a time
 class OptimizedUnits:
     """The units (m,) of an activation with optimised bounds, and the slopes that give them.
 
-    lower and upper (m,*shape): by activation before it, the slopes of its lower lines for either bound.
+    lower and upper: for each earlier activation, the slopes (m,*shape) of its lower lines for that bound.
     """
 
     units: Tensor
@@ -37,8 +37,8 @@ def optimized_preactivation_bounds(
 ) -> tuple[PreActivationBounds, dict[int, OptimizedUnits]]:
     """Pre-activation bounds of one region (a single row), and which units' slopes were optimised.
 
-    Layer by layer: the tighter of the bounds of fast-lin and crown, given the optimised bounds of earlier layers. Then
-    the slopes are optimised for the lower and for the upper bound of each unit that is still unstable, one by one.
+    Each layer first gets the tighter of the bounds of fast-lin and crown, given the optimised bounds of earlier layers.
+    Then the slopes are optimised for the lower and for the upper bound of each unit that is still unstable, separately.
     """
     optimized: dict[int, OptimizedUnits] = {}
 
@@ -65,7 +65,7 @@ def optimized_preactivation_bounds(
 
 
 def bounds_of_slopes(network: Network, region: Region, optimized: Mapping[int, OptimizedUnits]) -> PreActivationBounds:
-    """The bounds that slopes of `optimized_preactivation_bounds` give, in the dtype of this network and region."""
+    """Recompute the bounds from slopes of `optimized_preactivation_bounds`, in the dtype of this network and region."""
 
     def tighten(k: int, bounds: PreActivationBounds, low: Tensor, high: Tensor) -> None:
         if k not in optimized:
@@ -87,7 +87,8 @@ def _layer_by_layer(
 ) -> PreActivationBounds:
     """The tighter of the bounds of fast-lin and crown, layer by layer.
 
-    tighten(k, bounds, low, high) improves those of activation k, flat tensors, in place; bounds: of earlier ones.
+    tighten(k, bounds, low, high) improves low and high (flat, of activation k) in place; bounds: of earlier
+    activations.
     """
     bounds: PreActivationBounds = {}
     bounded = [BoundedNetwork(network, "parallel"), BoundedNetwork(network, "adaptive")]

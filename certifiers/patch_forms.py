@@ -16,9 +16,9 @@ class PatchForms(LinearForms):
     """The units of a convolution's output (O,*grid), each with coefficients for its receptive field in the layer only.
 
     coefficients (B|1,P|1,O,C,kh,kw), P = number of positions of the grid. T = O x P, in the order of the flattened
-    output. outside: coefficients beyond the image's border may differ from zero; they must be ignored.
-    positions (B,T) int64, if the forms are T units selected for each example: the position of each in the flattened
-    grid. The coefficients are then (B,T,1,C,kh,kw).
+    output. outside: True if coefficients beyond the image's border may be nonzero; they must be ignored. positions
+    (B,T) int64, if the forms are T units selected for each example: the position of each in the flattened grid. The
+    coefficients are then (B,T,1,C,kh,kw).
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class PatchForms(LinearForms):
         return self._windows_of(torch.ones((1, *self.shape), dtype=like.dtype, device=like.device))
 
     def masked(self) -> PatchForms:
-        """With zeros beyond the border."""
+        """The same forms with zeros beyond the border."""
         if not self.outside or self.padding == (0, 0):
             return self
         return self.with_coefficients(self.coefficients * self.inside.unsqueeze(2), outside=False)
 
     def dot(self, values: Tensor) -> Tensor:
-        windows = self._windows_of(values).flatten(2)  # zero beyond the border: those coefficients do not count
+        windows = self._windows_of(values).flatten(2)  # zero beyond the border, so those coefficients have no effect
         flat = self.coefficients.flatten(3)
         if self.positions is not None:
             return (flat.squeeze(2) * windows).sum(dim=2)
@@ -90,7 +90,7 @@ class PatchForms(LinearForms):
         padded_height, padded_width = height + 2 * top, width + 2 * left
         canvas = forms.new_zeros(*forms.shape[:2], channels * padded_height * padded_width)
         arange = partial(torch.arange, device=forms.device)
-        # in the padded image, flattened: a window's first entry, and the others relative to it
+        # indices in the flattened padded image: a window's first entry, and the others relative to it
         position = arange(self.grid[0] * self.grid[1])[None] if self.positions is None else self.positions
         row, column = position // self.grid[1], position % self.grid[1]
         corner = row * self.stride[0] * padded_width + column * self.stride[1]
@@ -106,8 +106,8 @@ class PatchForms(LinearForms):
         (high, down, top), (wide, across, left) = windows
         if high * wide >= shape[1] * shape[2]:
             return self.dense().conv_backward(kernel, shape)
-        # on one window the transposed convolution is a small matrix, through which all windows go at once: ten times
-        # faster than as thousands of images of a few pixels
+        # on one window the transposed convolution is a small matrix, which is applied to all windows at once: ten times
+        # faster than a convolution of thousands of images of a few pixels
         patches = self.masked().coefficients
         identity = torch.eye(math.prod(patches.shape[3:]), dtype=patches.dtype, device=patches.device)
         matrix = transposed_conv(identity.view(-1, *patches.shape[3:]), kernel, (0, 0), (high, wide))
@@ -127,7 +127,7 @@ class PatchForms(LinearForms):
         )
 
     def _padded(self, top: int, left: int, low: int, right: int) -> Tensor:
-        """The coefficients in a window that extends by so much around each position's origin."""
+        """The coefficients in a window that extends around each position's origin by the given amounts."""
         return F.pad(self.coefficients, (
             left - self.padding[1], right + self.padding[1] - self.size[1],
             top - self.padding[0], low + self.padding[0] - self.size[0],

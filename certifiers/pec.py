@@ -35,7 +35,7 @@ class PEC(MarginCertifier):
     relaxation: Literal["eq35", "tight"] = "eq35"
 
     def proof(self, network: Network, label: int) -> bytes:
-        """Of an example whose margins are positive over all of the region; the envelope has no proof."""
+        """The proof for an example whose margins are positive over the whole region; the envelope has no proof."""
         return rule_proof(network, label, "adaptive" if self.relaxation == "tight" else "parallel")
 
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
@@ -63,8 +63,8 @@ def envelope(bounds: LinearBounds, x: Tensor, threat: ThreatModel, error: Tensor
     """The certified radius min(eps, d_y) of the images x (B,C,H,W), (B,); 0 if every margin is positive over eps.
 
     error (B,K-1): the rounding error of the bounds, which is subtracted from them. Without a box the distance has a
-    closed form (Lemma 3.1), and the box only increases it. So the hyperplane that is nearest without a box comes first,
-    and of the others only those that might be nearer.
+    closed form (Lemma 3.1), and the box only increases it. So the distance is computed first for the hyperplane that is
+    nearest without a box, and then only for those that might be nearer.
     """
     short = bounds.margin <= error
     value = bounds.at(x) - error

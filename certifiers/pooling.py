@@ -1,4 +1,4 @@
-"""Max pooling as maxima of two, and these as ReLUs: max(a, b) = b + relu(a - b)."""
+"""Max pooling as pairwise maxima, which become ReLUs: max(a, b) = b + relu(a - b)."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from certifiers.linear_forms import Pair
 
 
 def maximum(graph: Graph, a: int, b: int, valid: Tensor | None = None) -> int:
-    """The node max(a, b); where `valid` is False, b."""
+    """Add the node max(a, b), which is b where `valid` is False."""
     like = graph.image
     difference = graph.add(Add(), [a, graph.add(Scale(like.new_tensor(-1.0), like.new_tensor(0.0)), [b])])
     if valid is not None:
@@ -24,7 +24,7 @@ def maximum(graph: Graph, a: int, b: int, valid: Tensor | None = None) -> int:
 
 
 def max_pool(graph: Graph, node: int, size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> int:
-    """First over the rows of each window, then over its columns."""
+    """Max pooling, first over the rows of each window, then over its columns."""
     for axis in (0, 1):
         node = _along(graph, node, axis, size[axis], stride[axis], padding[axis], dilation[axis])
     return node
@@ -47,7 +47,7 @@ def _along(graph: Graph, node: int, axis: int, size: int, stride: int, padding: 
             halves = zip(entries[::2], entries[1::2], strict=False)
             entries = [maximum(graph, a, b) for a, b in halves] + entries[len(entries) // 2 * 2 :]
         return entries[0]
-    # entries beyond the border do not count, so that the first one must be inside the image in every window
+    # entries beyond the border are ignored, so the first entry of every window must be inside the image
     valid = _inside(graph.shape(entries[0])[1 + axis], shape[1 + axis], size, stride, padding, dilation)
     always = [k for k in range(size) if all(valid[k])]
     if not always:

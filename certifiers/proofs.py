@@ -1,7 +1,7 @@
 """Writing proofs (bench/core/proof_format.py): from slopes, splits and multipliers in tensors to bytes.
 
-A producer rounds its slopes and multipliers with `round_slopes` and `round_multipliers` before it computes the bound
-that it relies on, because these are what the checker computes with.
+A certifier rounds its slopes and multipliers with `round_slopes` and `round_multipliers` before it computes a bound,
+because the checker computes with the rounded values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def can_prove(network: Network) -> bool:
 def codes_of(activation: Rectifier, slopes: Tensor) -> Tensor:
     """Slopes (...,*shape) of lines through the origin as the format's numbers q, uint8."""
     leak = torch.as_tensor(activation.leak, dtype=torch.float64, device=slopes.device)
-    span = torch.where(leak == 1, 1.0, 1 - leak)  # with a leak of 1 there is but one slope
+    span = torch.where(leak == 1, 1.0, 1 - leak)  # with a leak of 1 there is only one slope
     return ((slopes.double() - leak) / span * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -119,7 +119,7 @@ class ProofBuilder:
         return ALONE, codes.flatten().cpu().numpy().tobytes()
 
     def bounds(self, k: int, lower: int, upper: int, *, intersect: bool = False) -> None:
-        """Bound the input of activation node k with these slopes; called again, the tightest bounds count.
+        """Bound the input of activation node k with these slopes; repeated calls keep the tightest bounds.
 
         intersect: they are intersected with intervals.
         """
@@ -131,7 +131,7 @@ class ProofBuilder:
     def bounds_of_units(self, k: int, units: Tensor, lower: Mapping[int, Tensor], upper: Mapping[int, Tensor]) -> None:
         """Bound some units (m,) of the input of activation node k with slopes of their own, (m,*shape) by activation.
 
-        They are bounded by `bounds` too, and the tightest of all these bounds count.
+        `bounds` bounds them too; the tightest of all these bounds is kept.
         """
         position = self.network.activations.index(k)
         entries = []

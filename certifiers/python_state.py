@@ -1,4 +1,4 @@
-"""What a model keeps in Python: values that its forward can read and change."""
+"""The Python state of a model: values that its forward can read and change."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 DEPTH = 8
 LARGEST = 1000  # items of a container that are looked at
-# what the hooks of this project count does not change what a model computes
+# the counters of this project's hooks do not change what a model computes
 LIBRARIES = {"bench", "torch", "numpy", *sys.stdlib_module_names} - {"__main__"}
 INTERNAL = set(vars(nn.Module())) - {"training"}
 
 
 @dataclass(frozen=True)
 class PythonState:
-    """`values`: equal for two states if no plain value has changed. tensors: all that are kept, by their id."""
+    """`values`: equal for two states if no plain value has changed. tensors: all tensors of the state, by id."""
 
     values: list[Any]
     tensors: dict[int, Tensor]
@@ -34,7 +34,7 @@ class PythonState:
 
 
 def python_state(model: nn.Module) -> PythonState:
-    """What is in the modules' attributes and classes, and in the variables around their functions and hooks."""
+    """Collect the modules' attributes and classes, and the variables that their functions and hooks refer to."""
     look = _Look()
     values: list[Any] = []
     for module in model.modules():
@@ -51,7 +51,7 @@ def python_state(model: nn.Module) -> PythonState:
 
 
 class _Look:
-    """Copies plain values out of containers, objects and functions, each of these once."""
+    """Copies plain values out of containers, objects and functions, visiting each of these once."""
 
     def __init__(self) -> None:
         self.tensors: dict[int, Tensor] = {}
@@ -85,7 +85,7 @@ class _Look:
             return repr(value)[:LARGEST]
 
     def _around(self, function: FunctionType, depth: int) -> list[Any]:
-        """What is in the closure and the defaults of a function, and in the global variables that it names."""
+        """The closure and the defaults of a function, and the global variables that it names."""
         cells = []
         for cell in function.__closure__ or ():
             try:
@@ -113,6 +113,6 @@ def _names(code: CodeType) -> set[str]:
 
 
 def random_state() -> tuple[Any, ...]:
-    """Of the generators that all Python code shares."""
+    """The state of Python's shared random number generators."""
     kind, keys, *rest = np.random.get_state()
     return random.getstate(), kind, np.asarray(keys).tobytes(), *rest

@@ -1,7 +1,7 @@
-"""A forward pass, recorded operation by operation: what a model computes, however it is written.
+"""Records a forward pass operation by operation, so that it does not matter how the model is written.
 
 The operations are those of torch's dispatcher, below modules, functions, methods, hooks, parametrizations and
-overridden Python code. All of these are therefore recorded as what they do.
+overridden Python code. All of these are therefore recorded by their effect.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Value:
 class Call:
     """One operation on image-dependent tensors.
 
-    operation: its name without overload; an in-place operation has the name of the one that returns a new tensor.
-    arguments: by the names of its schema; image-dependent tensors are `Value`, others are constants. where: the
-    layer in which it was called, for messages. problem: why its result is not known, or None.
+    operation: its name without overload; an in-place operation has the name of its out-of-place version. arguments: by
+    the names of its schema; image-dependent tensors are `Value`, others are constants. where: the layer that called it,
+    for messages. problem: why its result is unknown, or None.
     """
 
     operation: str
@@ -61,11 +61,11 @@ class Recording:
     calls: list[Call]
     output: int
     logits: Tensor
-    transposed: dict[int, Tensor]  # by id of a constant that is the transpose of another tensor: that tensor
+    transposed: dict[int, Tensor]  # id of a constant that is a transpose -> the tensor that was transposed
 
 
 def record(model: nn.Module, x: Tensor) -> Recording:
-    """Run a model in eval mode on images x (B,C,H,W). UserError if its answer depends on more than these images."""
+    """Run a model in eval mode on images x (B,C,H,W). UserError if its output depends on more than these images."""
     recorder, name = Recorder(model, x), type(model).__name__
     rng, state = random_state(), python_state(model)
     try:
@@ -105,7 +105,7 @@ class Recorder(TorchDispatchMode):
     """Records every operation on image-dependent tensors.
 
     A tensor's memory may be shared with others: views, and results of in-place operations. After an in-place operation
-    only its own result is known; the other tensors of that memory must not be used.
+    only its own result is known; the other tensors in that memory must not be used.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -145,7 +145,7 @@ class Recorder(TorchDispatchMode):
             yield
 
     def value(self, tensor: Tensor) -> Value | str | None:
-        """What a tensor is: image-dependent, with a problem if it is not known any more; None for a constant."""
+        """The value of an image-dependent tensor, or the problem if it is no longer known; None for a constant."""
         if id(tensor) in self._values:
             return self._values[id(tensor)]
         if _memory(tensor) in self._image_dependent:
@@ -157,7 +157,7 @@ class Recorder(TorchDispatchMode):
         return [id(each) for each in self._kept]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.busy = True  # what the recorder itself reads is no read of the model
+        self.busy = True  # reads by the recorder itself do not count as reads by the model
         try:
             return self._call(func, args, kwargs or {})
         finally:
@@ -212,7 +212,7 @@ class Recorder(TorchDispatchMode):
             self.calls.append(Call(name, arguments, tuple(each.shape), where, problem))
 
     def _forget(self, written: Tensor) -> None:
-        """The memory of a tensor was written: no tensor of it is known any more."""
+        """The memory of a tensor was written: mark all tensors in it as unknown."""
         memory = _memory(written)
         self._image_dependent.add(memory)
         for each in self._kept:
@@ -254,7 +254,7 @@ class Recorder(TorchDispatchMode):
 
 
 class _Reads(TorchFunctionMode):
-    """Notices when values of an image-dependent tensor are read, also if the model catches every exception."""
+    """Detects reads of an image-dependent tensor's values, even if the model catches every exception."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()

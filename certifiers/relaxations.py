@@ -17,9 +17,9 @@ class LinearRelaxation:
     """lower_slope x + lower_bias <= phi(x) <= upper_slope x + upper_bias for x in [low, high].
 
     Tensors in the shape of the interval, differentiable in its ends. Parallel lines share one slope tensor. lower_bias
-    None: the lower line passes through (0, 0). multiplier: a number for each unit, for lower bounds where the sign of
-    its input is known: -beta if x >= 0 and beta if x <= 0, for any beta >= 0 (beta-CROWN). A lower bound may add
-    multiplier x, which is not positive.
+    None: the lower line passes through (0, 0). multiplier: one number per unit, for lower bounds where the sign of the
+    unit's input is known: -beta if x >= 0 and beta if x <= 0, for any beta >= 0 (beta-CROWN). A lower bound may add the
+    term `multiplier * x`, which is <= 0.
     """
 
     lower_slope: Tensor
@@ -41,7 +41,7 @@ class LinearRelaxation:
         return LinearRelaxation(lower_slope, lower_bias, upper_slope, self.upper_bias[rows], multiplier)
 
     def enclosure(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The least value of the lower line and the greatest of the upper line over [low, high]."""
+        """The minimum of the lower line and the maximum of the upper line over [low, high]."""
         least = torch.minimum(self.lower_slope * low, self.lower_slope * high)
         most = torch.maximum(self.upper_slope * low, self.upper_slope * high) + self.upper_bias
         return least if self.lower_bias is None else least + self.lower_bias, most

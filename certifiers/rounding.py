@@ -18,7 +18,8 @@ DEVIATIONS = 8.0  # stated standard deviations, far above any error seen (tests/
 def margin_tolerance(network: Network, x: Tensor, threat: ThreatModel, margin: Tensor) -> Tensor:
     """How much rounding may have changed the least margin (B,) of each image x (B,C,H,W), (B,).
 
-    The error over all images of the box serves for most. It is computed per example only if the margin is within it.
+    The error over all images of the box suffices for most examples. Only if the margin is within it, the error is
+    computed per example.
     """
     error = torch.full_like(margin, torch.inf)
     if threat.box is not None:
@@ -32,8 +33,8 @@ def margin_tolerance(network: Network, x: Tensor, threat: ThreatModel, margin: T
 def rounding_error(network: Network, region: Region) -> Tensor:
     """How much rounding may change a margin over the region, (B,).
 
-    The sum of the error accumulated from layer to layer and of that in a product of all weights: DEVIATIONS units in
-    the last place of the sum of all products through the whole network.
+    The sum of two errors: the one accumulated from layer to layer, and the one in a product of all weights, which is
+    DEVIATIONS units in the last place of the sum of all products through the whole network.
     """
     center, radius = region.interval()
     magnitude = [center.abs() + radius]
@@ -51,9 +52,9 @@ def rounding_error(network: Network, region: Region) -> Tensor:
 def accumulated_rounding_error(network: Network, region: Region, bounds: PreActivationBounds | None = None) -> Tensor:
     """How much rounding in one layer after another may change a margin, (B,): DEVIATIONS standard deviations.
 
-    Each of the n additions of a sum has an independent error of at most one unit of the partial sum. The squares of the
-    partial sums are taken to be, on average, at most the sum of the squares of all n products. Each layer propagates
-    the errors of those before. bounds: pre-activation bounds, if they are known already.
+    The model assumes that each of the n additions of a sum has an independent error of at most one unit of the partial
+    sum, and that the squared partial sums are on average at most the sum of the squares of all n products. Each layer
+    propagates the errors of earlier layers. bounds: pre-activation bounds, if they are already known.
     """
     unit = torch.finfo(network.image.dtype).eps / 2
     bounds = interval_preactivation_bounds(network, region) if bounds is None else bounds

@@ -22,7 +22,7 @@ class Smoothing(Certifier):
     Cohen, Rosenfeld and Kolter (2019), "Certified Adversarial Robustness via Randomized Smoothing", Algorithm 2
     (CERTIFY). It certifies the smoothed classifier g(x) = argmax_c P(model(x + sigma N(0, I)) = c), not the model:
     `prediction` is g's answer, -1 if it abstains. radius = sigma Phi^-1(p_A) with the Clopper-Pearson lower bound p_A,
-    independent of eps; 0 if g errs or abstains. Each example's certificate is wrong with a probability of at most
+    independent of eps; 0 if g is wrong or abstains. Each example's certificate is wrong with a probability of at most
     alpha, over the generator's draws.
 
     sigma: the noise's standard deviation, in the scale of pixels. n0: samples to guess the class; n: samples to bound
@@ -59,7 +59,7 @@ class Smoothing(Certifier):
         return Certificate(radius, radius >= threat.eps_like(radius), prediction=prediction)
 
     def sample_under_noise(self, model: nn.Module, x: Tensor, n: int, classes: int, generator: Generator) -> Tensor:
-        """How often each class is predicted for images x (B,C,H,W) under n draws of noise each: (B,K) int64."""
+        """Count how often each class is predicted for images x (B,C,H,W) under n draws of noise each: (B,K) int64."""
         counts = torch.zeros((len(x), classes), dtype=torch.int64, device=x.device)
         for start in range(0, len(x) * n, self.batch):
             rows = torch.arange(start, min(start + self.batch, len(x) * n), device=x.device) // n

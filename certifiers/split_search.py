@@ -25,8 +25,8 @@ RULES: tuple[Rule, ...] = ("parallel", "adaptive")
 class SubProblems:
     """n sub-problems.
 
-    target: the wrong class, as a row of the margins. node: of this class's tree. unit: to split next. target, node,
-    value and unit (n,); parameters and signs (n,U) as in LocalRelaxation.
+    target: the wrong class, as a row of the margins. node: its index in this class's tree. unit: the unit to split
+    next. target, node, value and unit (n,); parameters and signs (n,U) as in LocalRelaxation.
     """
 
     target: Tensor
@@ -48,8 +48,8 @@ class SplitSearch:
     """Proves that all margins of one image's label are positive over its region (a single row).
 
     confirmed_by: the same network and region in float64, for `confirm`. enough: a sub-problem is closed if its bound is
-    above this number, which is the typical rounding error if bounds are confirmed, and else the greatest. nodes: how
-    many sub-problems were bounded. open: those that have to be split.
+    above this number, which is the typical rounding error if bounds are confirmed, and else the largest one. nodes: how
+    many sub-problems were bounded. open: the sub-problems to split.
     """
 
     open: SubProblems
@@ -123,7 +123,7 @@ class SplitSearch:
         return self._bound(below.joined(above), steps=steps, lr=lr, candidates=candidates)
 
     def _split(self, target: int, node: int, unit: int) -> tuple[int, int]:
-        """Split a node of a tree: the two new nodes."""
+        """Split a node of a tree and return the two new nodes."""
         activation, place = self.local.locate(unit)
         children = self.trees[target].split(node, self.network.activations.index(activation), place)
         for child in children:
@@ -131,7 +131,7 @@ class SplitSearch:
         return children
 
     def _bound(self, problems: SubProblems, *, steps: int, lr: float, candidates: int) -> Tensor:
-        """Bound sub-problems, and add them to the closed or the open ones: the images of those that are open."""
+        """Bound sub-problems, and add them to the closed or the open ones. Returns the images of the open ones."""
         forms = DenseForms(self.forms.coefficients[problems.target])
         solution = self.local.maximize(
             self.network.output, forms, problems.parameters, problems.signs, steps=steps, lr=lr, enough=self.enough
@@ -152,7 +152,7 @@ class SplitSearch:
         return solution.image[rows]
 
     def _bound_without_splits(self, problems: SubProblems, lr: float) -> None:
-        """Bound sub-problems in which every unit is split, with so many steps that this decides nearly all of them."""
+        """Bound sub-problems in which every unit is split, with enough steps to decide nearly all of them."""
         forms = DenseForms(self.forms.coefficients[problems.target])
         solution = self.local.maximize(
             self.network.output, forms, problems.parameters, problems.signs, steps=LAST_STEPS, lr=lr, enough=self.enough
@@ -162,7 +162,7 @@ class SplitSearch:
         self.stuck |= len(proven) < len(problems.target)
 
     def confirm(self) -> None:
-        """Bound what is closed again in float64; what this does not prove is open again."""
+        """Bound the closed sub-problems again in float64, and reopen those that this does not prove."""
         if self.confirmed_by is None:
             return
         network, region = self.confirmed_by
@@ -181,7 +181,7 @@ class SplitSearch:
         self.confirmed = len(self.closed)
 
     def _reopen(self, local: LocalRelaxation, problems: SubProblems) -> None:
-        """Put sub-problems back to those that have to be split."""
+        """Move sub-problems back to the open ones."""
         if len(problems.target) == 0:
             return
         parameters, signs = local.transferred(problems.parameters, problems.signs, self.local)

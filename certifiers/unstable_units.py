@@ -3,8 +3,8 @@
 Where an interval proves that a ReLU is linear (a stable unit), its relaxation is exact and does not depend on the ends
 of the interval, so linear bounds of its input are not needed. The intervals are those of the relaxations: the output of
 an activation ranges between its two lines. Under Linf such an interval is never tighter than the linear bounds that the
-same relaxations give. So a unit that it proves to be stable is stable by its linear bounds too, and bounding only the
-others changes no margin (but by rounding).
+same relaxations give. So a unit that it proves stable is also stable by its linear bounds, and bounding only the others
+changes no margin (except by rounding).
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from certifiers.layers import Interval
 from certifiers.network import Network
 from certifiers.relaxations import LinearRelaxation
 
-MANY = 0.6  # share of a layer's units from which bounding all of them, with shared coefficients, is faster
-SIMILAR = 0.5  # the least count of a group as a share of its greatest
+MANY = 0.6  # above this share of a layer's units, bounding all of them with shared coefficients is faster
+SIMILAR = 0.5  # the smallest count of a group as a share of its largest
 
 
 class ForwardIntervals:
@@ -45,7 +45,7 @@ class ForwardIntervals:
 
     @torch.no_grad()
     def of_input(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the input of activation k: the least, the greatest, and which units are unstable, (B,*shape) each."""
+        """The lower and upper bound of activation k's input, and which units are unstable, (B,*shape) each."""
         center, radius = self.of(self.network.nodes[k].inputs[0])
         low, high = center - radius, center + radius
         return low, high, self.network.activation(k).unstable(low, high)
@@ -60,10 +60,10 @@ def unit_lists(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def groups(counts: Tensor, units: int, capacity: int) -> Iterator[tuple[Tensor, int]]:
-    """Rows (b,) of examples with similar `counts` (B,) of unstable units, and the greatest of these counts.
+    """Rows (b,) of examples with similar `counts` (B,) of unstable units, and the largest of these counts.
 
-    b times that is at most `capacity`, unless b is 1. A count of more than MANY of all `units` is raised to all of
-    them. The last group are the examples whose count is 0.
+    b times that count is at most `capacity`, unless b is 1. A count above the share MANY of all `units` is raised to
+    `units`. The last group contains the examples whose count is 0.
     """
     counts = torch.where(counts > MANY * units, units, counts)
     order = counts.argsort(descending=True)

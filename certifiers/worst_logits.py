@@ -1,4 +1,4 @@
-"""Upper bounds of the logits relative to the label's, whose loss bounds that of every point of the threat model."""
+"""Upper bounds of the logits relative to the label's logit: their loss bounds the loss at every point of the ball."""
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def linear_worst_logits(
 ) -> Tensor:
     """`interval_worst_logits` by linear bounds (see certifiers/linear_bounds.py for the options).
 
-    interval_share: the bounds are this share of those by intervals plus the rest of those by linear bounds.
+    interval_share: weight of the interval bounds; the linear bounds have the rest of the weight.
     """
 
     def bounded(x: Tensor, y: Tensor) -> Tensor:
@@ -59,5 +59,5 @@ def linear_worst_logits(
 
 
 def of_margins(margins: Tensor, y: Tensor) -> Tensor:
-    """Lower bounds of z_y - z_j (B,K), whatever they are at the label, as upper bounds of z_j - z_y."""
+    """Convert lower bounds of z_y - z_j (B,K), with any value at the label, to upper bounds of z_j - z_y."""
     return (-margins).scatter(1, y[:, None], torch.zeros_like(margins[:, :1]))
