@@ -59,7 +59,7 @@ class DenseState(ApgdState):
 
 
 def checkpoints(steps: int) -> dict[int, int]:
-    """The steps after which the step size may change, each with the number of steps since the one before."""
+    """The steps after which the step size may change, each with the number of steps since the previous one."""
     interval, step, intervals = max(int(0.22 * steps), 1), 0, dict[int, int]()
     while (step := step + interval) <= steps:
         intervals[step] = interval
@@ -80,8 +80,8 @@ def auto_pgd(
     """Auto-PGD for images x (B,C,H,W) with labels y (B,): the point of the highest loss met, and that loss (B,).
 
     An example stops at its first misclassified point and costs no more passes; its loss is infinite. Under L1 there are
-    three runs, in balls of 3, 2 and 1 eps, each from the best point of the one before, and only the last one stops at
-    misclassified points.
+    three runs, in balls of 3, 2 and 1 eps. Each starts from the best point of the previous run, and only the last run
+    stops at misclassified points.
     """
     if threat.norm != "L1":
         return run_apgd(model, DenseState(x=x, y=y, threat=threat, steps=steps, point=start), loss)
@@ -95,7 +95,7 @@ def auto_pgd(
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(SequentialAttack):
-    """What the attacks by Auto-PGD share: random starts."""
+    """Base class of the Auto-PGD attacks, with random starts."""
 
     norms = ("Linf", "L2", "L1")
     min_classes: ClassVar[int] = 2  # for which the loss is defined

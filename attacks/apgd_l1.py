@@ -18,7 +18,7 @@ SPARSITY_DECREASE = 0.95  # the step size shrinks if the sparsity decreases by l
 class SparseState(ApgdState):
     """Algorithm 1 of Croce and Hein (2021)."""
 
-    changed_pixels: Tensor = field(init=False)  # how many pixels a step changes
+    changed_pixels: Tensor = field(init=False)  # the number of pixels that a step changes
     sparsity: Tensor = field(init=False)  # the number of changed pixels of the best point, at the last checkpoint
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The loop of Auto-PGD (Croce and Hein, 2020) and its state, common to the dense and the sparse (L1) form."""
+"""The loop of Auto-PGD (Croce and Hein, 2020) and its state, shared by the dense and the sparse (L1) form."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from bench.core.threat import ThreatModel
 class ApgdState(ABC):
     """The state of Auto-PGD for the examples that are not yet broken, one row each.
 
-    A subclass defines the step and when the step size changes.
+    A subclass defines the step and the rule that changes the step size.
     """
 
     x: Tensor
@@ -46,7 +46,7 @@ class ApgdState(ABC):
 
     @abstractmethod
     def adapt(self, step: int, losses: Tensor) -> None:
-        """Change the step size if it is due after step number `step`, given the losses (b,) at the points."""
+        """Change the step size if step number `step` is a checkpoint, given the losses (b,) at the points."""
 
     def of(self, rows: Tensor) -> Self:
         """The state of some of the examples."""
@@ -58,7 +58,7 @@ class ApgdState(ABC):
         return part
 
     def update_best(self, losses: Tensor) -> None:
-        """Compare the points, with their losses (b,), with the best ones."""
+        """Update the best points with the current points and their losses (b,)."""
         higher = losses > self.best_loss
         self.best_loss = torch.where(higher, losses, self.best_loss)
         self.best_point = torch.where(per_example(higher, self.x), self.point, self.best_point)
@@ -73,7 +73,7 @@ class ApgdState(ABC):
 def run_apgd(
     model: nn.Module, state: ApgdState, loss: Loss, *, stop_when_misclassified: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """All steps from the state's points: the point of the highest loss met (B,C,H,W), and that loss (B,).
+    """Run all steps from the state's points. Returns the point of the highest loss met (B,C,H,W), and that loss (B,).
 
     An example stops at its first misclassified point and costs no more passes; its loss is infinite.
     """

@@ -20,7 +20,7 @@ from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
 
 MAX_TARGETS = 9
-TILES = 5  # per side of the image, with which Square starts under L2 and L1
+TILES = 5  # tiles per side of the image, with which Square starts under L2 and L1
 PROGRESS = logging.getLogger("bench.progress")
 
 
@@ -31,8 +31,9 @@ class AutoAttack(Attack):
 
     Croce and Hein (2020), through their package pyautoattack. Each batch is one call, seeded by the generator, so its
     result depends only on the run's seed and the batch. With fewer than ten classes all incorrect classes are targets;
-    below four the targeted loss is undefined. Warnings of the package become Python warnings. Under L2 and L1 the
-    package's Square fails on images of some sizes (12x12); there `square` of this project replaces it, with a warning.
+    with fewer than four the targeted loss is undefined. Warnings of the package become Python warnings. Under L2 and L1
+    the package's Square fails on images of some sizes (12x12); there `square` of this project replaces it, with a
+    warning.
     """
 
     norms = ("Linf", "L2", "L1")
@@ -92,7 +93,7 @@ def can_tile(threat: ThreatModel, size: tuple[int, ...]) -> bool:
 
 
 def _passes(attack: Any, stage: str) -> int:
-    """About how many forward passes a stage of the package makes with a batch."""
+    """The approximate number of forward passes that a stage of the package makes per batch."""
     targets = attack.fab.n_target_classes if stage == "fab-t" else attack.apgd_targeted.n_target_classes
     passes = {
         "apgd-t": attack.apgd_targeted.n_iter * attack.apgd_targeted.n_restarts * targets,
@@ -106,8 +107,8 @@ def _passes(attack: Any, stage: str) -> int:
 class _Handler(logging.Handler):
     """Turns the package's warnings into Python warnings, and its progress messages into ours.
 
-    While a stage runs, `ahead` says how much of the batch's `examples` counts as done: the finished stages, and the
-    share of this one by its forward passes. passes: the expected number by stage.
+    While a stage runs, `ahead` is the share of the batch's `examples` that counts as done: the finished stages, plus a
+    share of the current stage according to its forward passes. passes: the expected number by stage.
     """
 
     def __init__(self, examples: int) -> None:

@@ -29,7 +29,7 @@ class BIM(Attack):
         check_decay(self.decay, self.decay_every)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """What the steps maximize."""
+        """The loss that the steps maximize."""
         return cross_entropy(logits, y)
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:

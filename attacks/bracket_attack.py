@@ -24,17 +24,17 @@ from bench.core.threat import ThreatModel
 class BracketAttack(StagedAttack):
     """An ensemble as strong as AutoAttack's standard version, at a tenth of its passes.
 
-    Short Auto-PGD runs on all examples, then restarts on those of smallest margin, then a short Square attack. The long
-    Square attack runs only if the short one breaks examples, which shows that gradients are uninformative. Measured on
-    the models of this project: 20 steps break what 100 break, one run towards the nearest linearised class (malt)
-    breaks what nine runs towards all classes break, and what is left needs another start or another loss. AutoAttack
-    spends its other passes on robust examples.
+    The stages are short Auto-PGD runs on all examples, restarts on those of smallest margin, and a short Square attack.
+    The long Square attack runs only if the short one breaks examples, which shows that gradients are uninformative.
+    Measured on the models of this project: 20 steps break the same examples as 100 steps, one run towards the nearest
+    linearised class (malt) breaks the same as nine runs towards all classes, and the remaining examples need another
+    start or another loss. AutoAttack spends its additional passes on robust examples.
     """
 
     norms = ("Linf", "L2", "L1")
 
     def stages(self, threat: ThreatModel, classes: int) -> Sequence[Stage[Attack]]:
-        steps = 20 if threat.norm != "L1" else 60  # under L1 three balls share them
+        steps = 20 if threat.norm != "L1" else 60  # under L1 the three balls share the steps
         malt = partial(MALT, steps=steps)
         malt_dlr = partial(malt, loss="dlr") if classes >= 4 else malt
         return [

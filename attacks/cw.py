@@ -14,7 +14,7 @@ from bench.core.errors import UserError
 from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
 
-STAGES, MIN_GAIN, MAX_FAILURES = 20, 0.01, 3  # of a run: the stages, the gain that each needs, how many may miss it
+STAGES, MIN_GAIN, MAX_FAILURES = 20, 0.01, 3  # stages of a run, the gain that each needs, and how many may miss it
 LARGEST_SHRINK = 0.995  # the Linf search ends when tau shrinks by less than this factor
 INSIDE = 0.999999  # keeps the ends of the box finite in tanh space, as in the authors' code
 
@@ -24,14 +24,15 @@ INSIDE = 0.999999  # keeps the ends of the box finite in tanh space, as in the a
 class CW(Attack):
     """Adam in tanh space on the size of the perturbation plus c times the logit gap; c is searched for each example.
 
-    Carlini and Wagner (2017), sections V and VI, untargeted, confidence 0 (more would not give the nearest point).
-    L2: a binary search for c, in `search_steps` runs of at most `steps`. Linf: pixels are penalised for what exceeds
-    tau; tau shrinks to `shrink` times the distance reached, and c doubles if a run fails. Deviations:
+    Carlini and Wagner (2017), sections V and VI, untargeted, confidence 0 (more would not give the nearest point). L2:
+    a binary search for c, in `search_steps` runs of at most `steps`. Linf: the loss penalises the part of each pixel's
+    perturbation that exceeds tau; tau shrinks to `shrink` times the distance reached, and c doubles if a run fails.
+    Deviations:
     - The authors' code takes up to 10,000 steps a run, and starts from c = 0.001 (L2) or 1e-5 (Linf, with lr 0.005).
     - The gap is to the class, of `targets` ones, whose linearised boundary is nearest and, once an adversarial point is
       known, to the best incorrect class. The latter alone leads to the most likely class even if it is farther away.
-    - Every run starts from the nearest adversarial point so far (the authors' only under Linf). c is therefore large
-      enough if the end of the run meets adversarial points (the authors': if any step does).
+    - Every run starts from the nearest adversarial point so far (the authors' only under Linf). c therefore counts as
+      large enough if the end of the run meets adversarial points (in the authors' code: if any step does).
     - The authors' run ends if a tenth of its steps gains less than 0.01 %. Here the step size is divided by ten if a
       twentieth of the steps gains less than 1 %; the third time ends the run.
     - The authors' Linf attack ends at the first tau that no c reaches, with an error of up to 10 %. Here a failed run
@@ -100,8 +101,8 @@ class CW(Attack):
     ) -> Tensor:
         """One run for `rows` (b,); target, c and (under Linf) tau are (B,).
 
-        (B,) bool: which examples met an adversarial point in their last stage. Under Linf it has to be within tau, and
-        ends the run of its example.
+        Returns a mask (B,) of the examples that met an adversarial point in their last stage. Under Linf this point
+        must be within tau, and ends the run of its example.
         """
         lr = torch.full_like(c, self.lr) if tau is None else (tau / 5).clamp(max=self.lr)
         lowest_loss, previous_loss = torch.full_like(c, torch.inf), torch.full_like(c, torch.inf)
@@ -146,7 +147,7 @@ class Adam:
         self.mean, self.square, self.steps = torch.zeros_like(like), torch.zeros_like(like), 0
 
     def step(self, gradient: Tensor, lr: Tensor) -> Tensor:
-        """What to subtract from the variables (b,...), given their gradient and the learning rates (b,)."""
+        """The update to subtract from the variables (b,...), given their gradient and the learning rates (b,)."""
         self.steps += 1
         self.mean.lerp_(gradient, 0.1)
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
@@ -165,7 +166,7 @@ def _box(threat: ThreatModel) -> tuple[float, float]:
 
 
 def _size(delta: Tensor, tau: Tensor | None, rows: Tensor) -> Tensor:
-    """The squared L2 norm; with tau (B,) the sum over the pixels of what exceeds it: (b,)."""
+    """The squared L2 norm (b,); with tau (B,), the sum over the pixels of the excess over tau."""
     if tau is None:
         return delta.square().flatten(1).sum(dim=1)
     return (delta.abs() - per_example(tau[rows], delta)).clamp(min=0).flatten(1).sum(dim=1)

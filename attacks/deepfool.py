@@ -23,7 +23,7 @@ class DeepFool(Attack):
 
     Moosavi-Dezfooli et al. (2016), Algorithm 2, and its Linf form (section 3.3). targets: the number of classes
     considered, those with the highest logits at the clean image. Deviations:
-    - The class to leave is the label, not the prediction.
+    - The attack leaves the class of the label, not of the prediction.
     - Every iterate is clamped to the box.
     - `halvings` bisections on the segment to the clean image undo the overshoot, which makes even a linear model's
       perturbation too large by the factor 1 + overshoot. halvings=0 is the published attack.

@@ -15,8 +15,8 @@ from bench.core.passes import on_rows
 from bench.core.threat import ORDER, Norm, ThreatModel
 
 SEARCH_STEPS = 3  # of the final search, as published
-AIM = 3 * ROUNDING  # of the largest logit: how far beyond a boundary a step aims, to end on a misclassified point
-L1_COORDINATES = 64  # how many coordinates the L1 projection sorts at first; it seldom needs more
+AIM = 3 * ROUNDING  # of the largest logit: a step aims this far beyond a boundary, to end on a misclassified point
+L1_COORDINATES = 64  # number of coordinates that the L1 projection sorts at first; it seldom needs more
 NO_BOX = (-1e30, 1e30)  # finite, to avoid 0 * inf
 TINY = 1e-12
 
@@ -30,7 +30,7 @@ class FAB(Attack):
     backward pass per incorrect class. Targeted (as in AutoAttack), `targets` classes are attacked one after another, by
     decreasing logit at the clean image, with one backward pass a step. until_eps: an example stops at its first point
     within eps; otherwise the search for the nearest point continues, and eps only matters to restarts. Deviation: a
-    point that is misclassified by no more than rounding does not count.
+    point that is misclassified by a margin within rounding error does not count.
     """
 
     norms = ("Linf", "L2", "L1")
@@ -131,14 +131,14 @@ def onto_plane(x: Tensor, w: Tensor, value: Tensor, norm: Norm, box: tuple[float
     room = ((high - low) / 2 - w.sign() * (flat - (high + low) / 2)).clamp(min=0)
     if norm == "L1":
         return _largest_first(w, room, increase).view_as(x)
-    # All coordinates move at once, at the speed of w (L2) or all at the same speed (Linf), until their room is used up.
+    # All coordinates move at once, at the speed of w (L2) or at the same speed (Linf), until their room is used up.
     speed = w if norm == "L2" else w.sign()
     until = room / speed.abs().clamp(min=TINY)
     return (speed * torch.minimum(until, _time(w * speed, until, increase))).view_as(x)
 
 
 def _time(gain: Tensor, until: Tensor, increase: Tensor) -> Tensor:
-    """The t (B,1) for which sum_i gain_i min(t, until_i) equals `increase` (B,1); beyond all `until` if there is none.
+    """The t (B,1) that solves sum_i gain_i min(t, until_i) = `increase` (B,1); beyond all `until` if there is none.
 
     The sum is concave and piecewise linear in t. Newton's method from t = 0 therefore never overshoots, and ends on the
     exact t once a step passes no more kinks. That takes a few steps; sorting the kinks would cost much more.
@@ -169,6 +169,6 @@ def _largest_first(w: Tensor, room: Tensor, increase: Tensor) -> Tensor:
 
 
 def norm_of(delta: Tensor, norm: Norm) -> Tensor:
-    """The norm of each delta (B,...), (B,), in its own precision."""
+    """The norm (B,) of each delta (B,...), in delta's precision."""
     flat = delta.flatten(1)
     return flat.abs().sum(dim=1) if norm == "L1" else torch.linalg.vector_norm(flat, ord=ORDER[norm], dim=1)

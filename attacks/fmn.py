@@ -26,11 +26,11 @@ class FMN(Attack):
 
     Pintor et al. (2021), Algorithm 1. alpha: the L2 length of the first step, times ten under Linf and times five under
     L1. gamma: the relative change of the radius in the first step. Both decrease along a cosine. Deviations:
-    - Two descents share the steps: one on the published loss, the margin, and one on the gap to a single class, that of
-      `targets` classes whose linearised boundary is nearest. The first approaches the most likely incorrect class even
-      if another one is nearer. With targets=1, or a model of two classes, the first takes all steps.
+    - Two descents share the steps: one on the published loss, the margin, and one on the gap to a single class, the one
+      among `targets` classes whose linearised boundary is nearest. The first approaches the most likely incorrect class
+      even if another one is nearer. With targets=1, or a model of two classes, the first takes all steps.
     - Until an adversarial point is found, the radius is the published estimate times 1 + gamma, as the estimate itself
-      ends on the boundary of a linear model. Pixels that the box blocks do not count in it.
+      ends on the boundary of a linear model. The estimate ignores pixels that the box blocks.
     - Under L1 the projection is the exact one onto ball and box.
     - `halvings` bisections on the segment to the clean image follow.
     """

@@ -11,7 +11,7 @@ def fosc(x_adv: Tensor, x: Tensor, gradient: Tensor, threat: ThreatModel) -> Ten
 
     Zero at a point of the ball from which no direction into the ball increases the loss to first order, positive
     elsewhere. In closed form: eps |g|_dual - <x_adv - x, g>; under Linf each coordinate goes to an end of its interval,
-    so the box is taken into account. Under L2 and L1 the box is not, and the value is an upper bound.
+    so the box is taken into account. Under L2 and L1 the box is ignored, and the value is an upper bound.
 
     x_adv, x, gradient (B, ...); x_adv inside the threat model. Wang et al. (2019), "On the Convergence and Robustness
     of Adversarial Training", Eq. 4.

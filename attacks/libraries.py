@@ -1,6 +1,6 @@
 """Attacks of other libraries, by their own names: torchattacks.PGD, foolbox.LinfPGD, adv_lib.fmn.
 
-The options are the library's parameters, with the library's defaults, which need not suit the threat model. The budget,
+The options are the library's parameters with the library's defaults, which may not suit the threat model. The budget,
 the norm and the seed come from the benchmark.
 """
 
@@ -45,7 +45,7 @@ ADV_LIB_BUDGET = {"apgd": "eps", "apgd_targeted": "eps", "pgd_linf": "epsilon", 
 
 
 def eps_in_unit_box(threat: ThreatModel, name: str) -> float:
-    """eps, for the attack `name` that supports only one eps for all examples and the box [0, 1]; else UserError."""
+    """eps for the attack `name`, which supports only one eps for all examples and the box [0, 1]; else UserError."""
     if isinstance(threat.eps, Tensor) or threat.box != (0.0, 1.0):
         raise UserError(f"{name} supports only one eps for all examples and the box [0, 1]")
     return threat.eps
@@ -53,10 +53,10 @@ def eps_in_unit_box(threat: ThreatModel, name: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryAttack(ForeignAttack):
-    """What the attacks of the libraries share. A subclass for each is created from its name."""
+    """Base class of the libraries' attacks. A subclass for each attack is created from its name."""
 
     implementation: ClassVar[Any]  # the library's class or function
-    parameters: ClassVar[Mapping[str, str]]  # option: the library's parameter
+    parameters: ClassVar[Mapping[str, str]]  # option -> the library's parameter
     hidden: ClassVar[Collection[str]]  # parameters that are not options, by their ASCII names
 
     def check_fits(self, threat: ThreatModel, shape: tuple[int, ...], classes: int) -> None:
@@ -64,7 +64,7 @@ class LibraryAttack(ForeignAttack):
         eps_in_unit_box(threat, self.name)
 
     def arguments(self, threat: ThreatModel, from_us: Mapping[str, Any]) -> dict[str, Any]:
-        """The options by the library's names, and those of our values that the implementation has parameters for."""
+        """The options by the library's names, and those of `from_us` for which the implementation has parameters."""
         eps = eps_in_unit_box(threat, self.name)
         options = {theirs: in_units(getattr(self, ours), eps) for ours, theirs in self.parameters.items()}
         accepted = inspect.signature(self.implementation).parameters
@@ -138,7 +138,7 @@ def _foolbox_norms(implementation: Any) -> tuple[str, ...]:
     """The norm that a foolbox attack minimizes or bounds, which only an instance knows."""
     try:
         order = implementation().distance.p
-    except Exception as error:  # it needs more than a spec can give, or a package that is not installed
+    except Exception as error:  # it needs arguments that a spec cannot express, or a package that is not installed
         raise UserError(f"foolbox.{implementation.__name__} cannot be run from a spec ({one_line(error)})") from error
     norms = tuple(norm for norm in NORMS if ORDER[norm] == order)
     if not norms:
@@ -157,7 +157,7 @@ def from_adv_lib(name: str) -> type[LibraryAttack]:
 def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
-    except Exception as error:  # an import of other code may raise anything
+    except Exception as error:  # importing foreign code may raise anything
         extra = module.partition(".")[0].replace("_", "-")
         raise UserError(
             f"{module} cannot be imported ({one_line(error)}); pip install 'robust-bracket[{extra}]'"

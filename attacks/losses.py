@@ -1,4 +1,4 @@
-"""Losses that attacks maximize: (logits (B,K), labels (B,)) -> (B,), the larger the worse for the model."""
+"""Losses that attacks maximize: (logits (B,K), labels (B,)) -> (B,); larger is worse for the model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -25,7 +25,7 @@ class MALT(APGD):
     """Auto-PGD towards the classes with the nearest boundaries of the model linearised at the image.
 
     Melamed, Yehudai and Shamir (2024, arXiv 2407.02240) order the targets by (z_t - z_y) divided by the norm of its
-    gradient, at one backward pass per class. Deviations:
+    gradient, which takes one backward pass per class. Deviations:
     - The norm is the dual of the threat's, which makes the quotient the distance to the linearised boundary.
     - The default loss is z_t - z_y (gap), for any number of classes. The targeted ratio of APGD-T (dlr) needs four.
     - The defaults are 20 steps and three targets, which find nearly all that 100 steps and nine targets find.

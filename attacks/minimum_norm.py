@@ -11,7 +11,7 @@ from bench.core.contracts import Batch
 from bench.core.passes import on_rows
 from bench.core.threat import TINY, ThreatModel
 
-CHECKS = 5  # how often all points are checked together in one batch at the end
+CHECKS = 5  # number of checks of all points together in one batch at the end
 FARTHER = 1.001  # the factor by which the perturbation of a point that fails this check is scaled
 FIRST_DOUBLINGS = -20  # the first step that leaves a tie is 2 to this power
 ROUNDING = 2e-6  # of the largest logit: float32 logits were seen to change by up to 7e-7 with the size of the batch
@@ -24,8 +24,8 @@ class NearestAdversarial:
     image is misclassified, infinite if no adversarial point was found. logits (B,K): of the clean images.
     rows (b,): the examples to attack, which are the correctly classified ones.
 
-    An image whose label ties with another class counts as correct if it has the lower index (argmax). A margin of zero
-    tells the attacks no step size, so the first adversarial point of such images is searched here.
+    An image whose label ties with another class counts as correct if the label has the lower index (argmax). A margin
+    of zero gives the attacks no step size, so this class searches the first adversarial point of such images.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, threat: ThreatModel) -> None:
@@ -42,7 +42,7 @@ class NearestAdversarial:
             self._leave_tie(tied)
 
     def _leave_tie(self, rows: Tensor) -> None:
-        """Steps of doubled length from the images of `rows` (b,), towards the tied class of the largest gradient."""
+        """Take doubling steps from the images of `rows` (b,), towards the tied class of the largest gradient."""
         x, y, logits = self.x[rows], self.y[rows], self.logits[rows]
         steepest, norm = torch.zeros_like(x), torch.zeros_like(rows, dtype=x.dtype)
         with on_rows(rows):
@@ -57,7 +57,7 @@ class NearestAdversarial:
                 self.update(x_adv, adversarial, rows)
 
     def update(self, x_adv: Tensor, adversarial: Tensor, rows: Tensor) -> None:
-        """Take points x_adv (b,C,H,W) of `rows` (b,) into account, of which those in `adversarial` (b,) bool are so."""
+        """Update with points x_adv (b,C,H,W) of `rows` (b,); `adversarial` (b,) bool marks the adversarial ones."""
         x_adv, rows = x_adv.detach()[adversarial], rows[adversarial]
         distance = self.threat.distance(x_adv, self.x[rows])
         nearer = distance < self.distance[rows]
@@ -95,13 +95,13 @@ class NearestAdversarial:
 
 
 def clearly_misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """Where an incorrect class leads by more than rounding may take back: (B,) bool."""
+    """Where an incorrect class leads by more than the rounding error: (B,) bool."""
     logits = logits.detach().float()
     return margin(logits, y) < -rounding(logits)
 
 
 def rounding(logits: Tensor) -> Tensor:
-    """By how much rounding may change the margin: (B,)."""
+    """The largest change of the margin by rounding: (B,)."""
     return ROUNDING * logits.abs().amax(dim=1)
 
 
@@ -125,7 +125,7 @@ def nearest_boundary(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The nearest boundary of label y in the linearisation of the model at x (b,C,H,W), among `classes` (b,T).
 
-    z_y - z_l (b,) for the class l behind it, its gradient (b,C,H,W), and that class (b,).
+    Returns z_y - z_l (b,) for the class l behind it, its gradient (b,C,H,W), and that class (b,).
     """
     boundaries = linearised(model, x, y, classes, aim)
     value, gradient = next(boundaries)
@@ -141,5 +141,5 @@ def nearest_boundary(
 
 
 def signed_distance(value: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
-    """The distance (B,), in the threat's norm, to the zeros of a linear function with this value and gradient."""
+    """The distance (B,), in the threat's norm, to the zero set of a linear function with this value and gradient."""
     return value / threat.dual_norm(gradient).clamp(min=TINY)

@@ -37,10 +37,10 @@ def ascend(
     """`steps` projected gradient steps on the loss from `start`: (x_adv (B,C,H,W), last_gradient (B,C,H,W)).
 
     alpha: the step size, a number or (B,), or a function that computes it from the gradient.
-    loss: of each example; only its gradient with respect to the input is computed.
+    loss: per example; only its gradient with respect to the input is computed.
     mode: of the model during the attack, restored afterwards.
     step: "sign" (default under Linf), "l2" (the gradient divided by its norm; default otherwise) or "raw".
-    visit(x_adv, logits): called with each point at which a gradient is taken, so not with the returned one.
+    visit(x_adv, logits): called with each point at which a gradient is taken, so not with the returned point.
     leave: an example stops at its first misclassified point, or when its iterates start to cycle, and costs no more
     passes. The gradient returned is then that of the examples that reached the last step.
     """
@@ -63,7 +63,7 @@ def ascend(
             following = project(x_adv + length * direction(gradient, step))
             if leave:
                 finished = is_misclassified(logits.detach(), y)
-                if previous is not None:  # a step back to the previous point: the iterates repeat from here on
+                if previous is not None:  # after a step back to the previous point, the iterates repeat
                     finished |= (following == previous).flatten(1).all(dim=1)
                 if finished.any():
                     final[rows[finished]] = x_adv[finished]
@@ -82,7 +82,7 @@ def ascend(
 
 
 def is_misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """Which examples are misclassified, (B,) bool; those with a logit that is not finite count."""
+    """Which examples are misclassified, (B,) bool; examples with a non-finite logit count as misclassified."""
     return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)
 
 
@@ -109,7 +109,7 @@ def direction(gradient: Tensor, step: Step) -> Tensor:
 
 
 def without_blocked_pixels(step: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """A step from x (B,...), set to zero at the pixels that are at an end of the box and would leave it."""
+    """A step from x (B,...), set to zero at pixels on the border of the box that would leave it."""
     if threat.box is None:
         return step
     low, high = threat.box
@@ -133,7 +133,7 @@ class WorstPoint:
         self.highest_loss = torch.full((len(y),), float("-inf"), device=x.device)
 
     def update(self, x_adv: Tensor, logits: Tensor) -> None:
-        """Take points x_adv (B,C,H,W) and their logits (B,K) into account."""
+        """Update with points x_adv (B,C,H,W) and their logits (B,K)."""
         losses = self.loss(logits.float(), self.y)
         # a point with a logit that is not finite is kept, so that the evaluator finds it
         losses = torch.where(logits.isfinite().all(dim=1), losses, torch.inf)
@@ -153,7 +153,7 @@ class SequentialAttack(Attack):
     def run(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, loss: Loss, generator: torch.Generator
     ) -> Tensor:
-        """One run: x_adv (B,C,H,W)."""
+        """Run the attack once and return x_adv (B,C,H,W)."""
 
     def losses(self, model: nn.Module, batch: Batch) -> Sequence[Loss]:
         """The losses to maximize, one after another."""
@@ -184,8 +184,8 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
 class PGD(SequentialAttack):
     """Projected gradient descent from random starts. Returns the first misclassified point, else the last one.
 
-    Madry et al. (2018). A restart attacks only the examples that no earlier one has broken. Not for L1, where steepest
-    steps need the care that `apgd-ce` takes.
+    Madry et al. (2018). A restart attacks only the examples that no earlier one has broken. L1 is not supported,
+    because steepest steps need the special treatment of `apgd-ce` there.
     """
 
     alpha: Length = OfEps(0.25)  # step size

@@ -46,12 +46,12 @@ class RBIM(BIM):
 class RPGD(Attack):
     """R-PGD: projected steps along the reflected loss's raw gradient, from the image, with a decaying step size.
 
-    Algorithm 1 with the step sizes of section 4.2: 10, times 0.2 every 10 steps. The number of steps is not in the
-    paper; 40 are as many as these sizes are worth (the fourth ten have size 0.08). `step=sign` and `step=l2` use only
-    the gradient's direction; `auto` is the first under Linf and the second under L2. The paper does not keep the points
-    in [0, 1]: `bench study reflected-attacks` compares attacks with this box and without it. Deviation: an example
-    stops at its first misclassified point. Algorithm 1 goes on and returns the point of highest loss (also
-    misclassified, with two classes).
+    Algorithm 1 with the step sizes of section 4.2: 10, times 0.2 every 10 steps. The paper does not give the number of
+    steps; more than 40 have no use with these sizes (steps 31 to 40 have size 0.08). `step=sign` and `step=l2` use only
+    the gradient's direction; `auto` means `sign` under Linf and `l2` under L2. The paper does not clamp the points to
+    [0, 1]; `bench study reflected-attacks` compares attacks with and without this box. Deviation: an example stops at
+    its first misclassified point. Algorithm 1 goes on and returns the point of highest loss (also misclassified, with
+    two classes).
     """
 
     steps: int = 40  # gradient steps

@@ -13,7 +13,7 @@ from bench.core.contracts import Attack, Batch
 from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
 
-FIRST, GROWTH = 0.1, 1.1  # the first step size, relative to that which a linear model needs; the ratio of the next ones
+FIRST, GROWTH = 0.1, 1.1  # first step size, relative to the one that a linear model needs; ratio of successive sizes
 
 
 @registry.attack("single-step")

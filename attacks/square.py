@@ -58,7 +58,7 @@ class Square(Attack):
                 points = search.start() if query == 1 else search.change(self._share(query))
                 with on_rows(rows):
                     margins = margin(model(points.view(-1, *batch.x.shape[1:])), y)
-                improved = (~(margins >= lowest)).nonzero().squeeze(1)  # also if NaN, for the evaluator to find
+                improved = (~(margins >= lowest)).nonzero().squeeze(1)  # also if NaN, so that the evaluator finds it
                 search.point[improved] = points[improved]
                 lowest = torch.minimum(lowest, margins)
                 broken = ~(lowest >= 0)
@@ -75,7 +75,7 @@ class Square(Attack):
 
 
 class SquareSearch(ABC):
-    """The best point so far of each image x (b,C,H,W), and its random changes. All points are (b, C*H*W)."""
+    """The best point so far of each image x (b,C,H,W), and random changes of it. All points are (b, C*H*W)."""
 
     def __init__(self, threat: ThreatModel, x: Tensor, generator: torch.Generator) -> None:
         self.threat, self.shape, self.generator = threat, tuple(x.shape[1:]), generator
@@ -148,8 +148,8 @@ class LinfSearch(SquareSearch):
 class L2Search(SquareSearch):
     """Algorithm 3: a window takes over the perturbation of another one, and a share of the unused budget.
 
-    Perturbations are measured by the p-th power of their Lp norm, which adds up over the pixels. The box leaves some of
-    the budget unused.
+    Perturbations are measured by the p-th power of their Lp norm, which adds up over the pixels. The box can leave some
+    of the budget unused.
     """
 
     order, bump_power, gain = 2, 2, 1  # p; the exponent of a bump's terms; a scale for the changed window
@@ -190,7 +190,7 @@ class L2Search(SquareSearch):
         return _bumps(h, w, self.bump_power, self.x.device)
 
     def budget(self) -> Tensor:
-        """eps to the power of p, (b, 1), reduced by what rounding may add to a perturbation."""
+        """eps to the power of p, (b, 1), reduced by the rounding error of a perturbation."""
         rounding = ROUNDING * self.x.shape[1] ** (1 / self.order)
         eps = self.threat.eps_like(self.x) * (1 - TOLERANCE) - rounding
         return eps.clamp(min=0).pow(self.order).to(self.x.dtype)
@@ -252,7 +252,7 @@ def _bumps(h: int, w: int, power: int, device: torch.device) -> Tensor:
 
 
 def _bump(h: int, w: int, power: int) -> Tensor:
-    """A sum of centred rectangles (h,w), the smaller the higher."""
+    """A sum of centred rectangles (h,w); smaller rectangles are higher."""
     n = max(h, w) // 2
     distance = torch.maximum((torch.arange(h) - h // 2).abs()[:, None], (torch.arange(w) - w // 2).abs())
     return (1 / (n + 1 - torch.arange(n + 1)) ** power).cumsum(dim=0)[n - distance]

@@ -7,7 +7,7 @@ from bench.core.errors import UserError
 
 
 def parts(steps: int, alpha: Any, decay: float, decay_every: int) -> Iterator[tuple[int, Any]]:
-    """(number of steps, step size) of each stretch of one step size; alpha is a number or a tensor (B,)."""
+    """Yield (number of steps, step size) for each run of equal step sizes; alpha is a number or a tensor (B,)."""
     if decay == 1:
         yield steps, alpha
         return

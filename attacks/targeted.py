@@ -28,8 +28,8 @@ class TargetedCrossEntropy(TargetedLoss):
 class Targeted(PGD):
     """PGD that minimises the cross entropy of one class other than the label.
 
-    Kurakin et al. (2017); thesis, section 2.1. As with every attack here, any misclassified point counts and ends the
-    search, whatever its class is. `multi-targeted` tries one class after another.
+    Kurakin et al. (2017); thesis, section 2.1. As in every attack here, a misclassified point of any class counts and
+    ends the search. `multi-targeted` tries one class after another.
     """
 
     target: int | Literal["likely", "least-likely"] = "least-likely"  # class, or the wrong class of an extreme logit

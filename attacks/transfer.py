@@ -23,8 +23,9 @@ from bench.core.threat import ThreatModel
 class Transfer(Attack):
     """The adversarial examples of another run on the same images: `transfer:from=RUN`, a finished run's folder.
 
-    An image without one stays as it is. Of several, found under different threat models, the nearest is taken. The
-    points are projected into the threat model. UserError if the folder is not a finished run on the same images.
+    An image without one stays unchanged. If an image has several, from different threat models, the nearest one is
+    used. The points are projected into the threat model. UserError if the folder is not a finished run on the same
+    images.
     """
 
     norms = ("Linf", "L2", "L1")

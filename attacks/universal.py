@@ -20,7 +20,8 @@ class Universal(Attack):
 
     Projected steps (the gradient's sign under Linf, the normalised gradient under L2) on one delta, which is added to
     each image and clamped to the box. Returns the delta that breaks the most images. Deviation: delta is fitted to the
-    images it is evaluated on, batch by batch. It says nothing about unseen images, and is weaker for larger batches.
+    images on which it is evaluated, batch by batch. So it does not measure transfer to unseen images, and is weaker for
+    larger batches.
     """
 
     steps: int = 100  # gradient steps

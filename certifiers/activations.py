@@ -30,7 +30,7 @@ class Activation(ABC):
         return max(map(abs, self.slope))
 
     def image(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the greatest value over [low, high]: at the ends, if the function does not decrease."""
+        """The minimum and the maximum over [low, high]; by default the values at its ends (function not decreasing)."""
         return self.function(low), self.function(high)
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:

@@ -55,11 +55,12 @@ class Crown(LinearCertifier):
     """Linear bounds in which a ReLU's lower line adapts to the interval.
 
     Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions" (2018).
-    relaxation: of sigmoid and tanh, `eq35` two parallel tangents with the slope of the chord (thesis, Eq. 3.5), `tight`
-    with the chord itself wherever it is a bound, `crown` the paper's lines: one slope for each, and tangents that are
-    searched for.
-    GELU, SiLU, ELU and softplus get, for each line, the best of the slopes of the chord and of the curve at both ends
-    and the middle.
+    relaxation: lines of sigmoid and tanh. `eq35` takes two parallel tangents with the slope of the chord (thesis, Eq.
+    3.5), `tight` replaces one of them by the chord wherever it is a bound, and `crown` takes the paper's lines, each
+    with its own slope, whose tangent points are found by a search.
+
+    For GELU, SiLU, ELU and softplus, each line has the best slope among those of the chord and of the curve at both
+    ends and in the middle.
     """
 
     relaxation: Literal["eq35", "tight", "crown"] = "eq35"

@@ -63,7 +63,7 @@ def _extremes(
 
 
 def _where_slope_is(derivative: Function, left: Tensor, right: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Points on both sides of where a derivative that is monotonic in [left, right] has each of the slopes."""
+    """Points on both sides of where a derivative that is monotonic in [left, right] equals each of the slopes."""
     rising = derivative(right) >= derivative(left)
     left, right = left.expand_as(slopes), right.expand_as(slopes)
     for _ in range(STEPS):

@@ -38,13 +38,13 @@ class Exact(NetworkCertifier):
     """Mixed-integer programs decide each example: certified, broken with a witness, or open after `nodes` nodes.
 
     Tjeng, Xiao and Tedrake, "Evaluating Robustness of Neural Networks with Mixed Integer Programming" (2019), for
-    networks of ReLU and its kin (max pooling, clamps, PReLU) with at most some hundreds of unstable neurons, under
-    Linf. An example that
-    alpha-crown does not certify is attacked, with a few gradient steps towards each class that is not excluded, from
-    the image and from `batch.worst_points`. Then each of these classes gets a program, the least margin first, until
-    one has a solution or none has. nodes: of branch and bound, the most for all programs of one example; each program
-    takes one at least, and one with more than 10 integers for each of the nodes is not begun. solver: `auto` is SCIP if
-    pyscipopt is installed, else HiGHS, which takes many times as long. No clock decides when a solver ends.
+    networks of ReLU and its variants (max pooling, clamps, PReLU) with at most some hundreds of unstable neurons, under
+    Linf. An example that alpha-crown does not certify is attacked first, with a few gradient steps towards each class
+    that is not excluded, from the image and from `batch.worst_points`. Then a program is solved for each of these
+    classes, in the order of increasing margins, until one has a solution or all are excluded. Solvers have no time
+    limit. nodes: nodes of branch and bound, at most, for all programs of one example; each program takes at least one,
+    and a program with more than 10 integers per node is skipped. solver: `auto` is SCIP if pyscipopt is installed, else
+    HiGHS, which takes many times as long.
 
     A solution is a witness if the model's own forward pass confirms it, at that point or after a few gradient steps;
     else the example stays open. Rounding: a class is excluded if no point has a margin below a positive slack, which

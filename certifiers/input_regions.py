@@ -73,7 +73,7 @@ class Box(Region):
 
 @dataclass(frozen=True)
 class Ball(Region):
-    """The L2 or L1 ball around x. If pixels have a range, a bound is the better of the ball's and the whole range's."""
+    """The L2 or L1 ball around x. With a pixel range, a bound is the better of those for the ball and the range."""
 
     x: Tensor
     threat: ThreatModel

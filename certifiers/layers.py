@@ -30,7 +30,7 @@ class Affine(ABC):
 
     @abstractmethod
     def backward(self, forms: LinearForms, shape: tuple[int, ...]) -> tuple[LinearForms, Tensor | float]:
-        """Forms of the output as forms of the input, which has `shape`, and the constants (B|1,T) that b adds."""
+        """Convert forms of the output to forms of the input, with `shape`, and the constants (B|1,T) that b adds."""
 
     @cached_property
     @torch.enable_grad()

@@ -29,7 +29,7 @@ def find_solver(name: Literal["auto", "scip", "highs"]) -> Solver:
 
 
 def scip(program: Program, slack: float, nodes: int) -> tuple[Answer, int]:
-    """Without an objective: any solution is accepted, and a branch is pruned if its linear program is infeasible."""
+    """Solve without an objective: any solution is accepted; a branch is pruned if its linear program is infeasible."""
     from pyscipopt import Model, quicksum
 
     model = Model()

@@ -40,7 +40,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
-        """images (N,C,H,W): their dtype and device are those of the bounds; a single one is recorded twice.
+        """images (N,C,H,W): bounds have their dtype and device; a single image is recorded twice.
 
         UserError names what cannot be bounded.
         """
@@ -97,7 +97,7 @@ class Network:
 
 
 def layers_of(recording: Recording, image: Tensor) -> list[Node]:
-    """The nodes of a recording's logits, the last one being these. UserError names what cannot be bounded."""
+    """The nodes of a recording up to its logits, which are the last one. UserError names what cannot be bounded."""
     needed, pending = set[int](), [recording.output]
     while pending:
         call = pending.pop()

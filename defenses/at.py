@@ -22,9 +22,9 @@ class AT(Defense[Config]):
     """Adversarial training against any registered attack: `at:attack=mi-fgsm`, or `--set attack=pgd:steps=40`.
 
     Madry et al. (2018), with the attack as the inner maximization: each step minimises the cross entropy at the points
-    that the attack returns for the batch. It sees the model as an evaluation does, in eval mode. Points of a
-    minimum-norm attack are projected onto the threat model. A method of its own name (pgd-at, fgsm-rs) is faster,
-    because an evaluation's attack checks its result.
+    that the attack returns for the batch. The attack runs on the model in eval mode, as in an evaluation. Points of a
+    minimum-norm attack are projected onto the threat model. Methods with their own name (pgd-at, fgsm-rs) are faster,
+    because this attack checks its result as in an evaluation.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 98.4 +- 0.3, certified
     0.0 +- 0.0, attacked 63.4 +- 0.8.
@@ -48,7 +48,7 @@ class AT(Defense[Config]):
         trainer.update(loss)
 
     def planned(self, trainer: Trainer) -> PlannedAttack:
-        """The attack, with the threat model of the moment or the eps of its spec."""
+        """The attack, with the trainer's current threat model or the eps of its spec."""
         planned = list(make_attacks([self.config.attack], trainer.threat).values())
         if planned[0].threat.norm != trainer.threat.norm:
             raise UserError(f"attack '{self.config.attack}' has another norm than the training; leave out its norm")

@@ -15,7 +15,7 @@ from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.perturbation_bank import carried_start, carry, start_bank
 
-PAPER_EPS, PAPER_BATCH = 8 / 255, 128  # at which the published c was set
+PAPER_EPS, PAPER_BATCH = 8 / 255, 128  # for which the published c was chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +51,15 @@ class ATAS(Defense[Config]):
     Thesis, Algorithm 5.3. Perturbations are kept from epoch to epoch, in float16, and follow the crop and flip of
     their image.
 
-    `resets` are fractions of the training, rounded to the end of an epoch; one that would discard perturbations before
-    their second epoch is left out, with a warning. The published mnist results, of 2 epochs, are older: perturbations
-    were drawn again after the first epoch, and there was no warm-up.
+    `resets` are fractions of the training, rounded to the end of an epoch; a reset that would discard perturbations
+    before their second epoch is skipped, with a warning. The published mnist results, of 2 epochs, come from an older
+    version: perturbations were drawn again after the first epoch, and there was no warm-up.
 
     Deviations: the step size is that of the released code, a_i = 2 eps / (1 + sqrt(v_i) / c) clamped to
-    [eps/2, 1.75 eps], after a warm-up with a_i = eps that does not update v. `atas-text` is the algorithm as the text
-    has it. The published c is for eps 8/255 and gradients of a batch mean. Here it is scaled with eps, and gradients of
+    [eps/2, 1.75 eps], after a warm-up with a_i = eps that does not update v. `atas-text` is the algorithm of the
+    text. The published c is for eps 8/255 and gradients of a batch mean. Here it is scaled with eps, and gradients of
     the example's own loss are divided by 128, so that the batch size does not matter. For ImageNet (eps 2/255) the text
-    has a C of .1 and steps of 16/255 at v = 0, which are c=0.4 and longest=16/255 here; the clamp then decides most.
+    has C = .1 and steps of 16/255 at v = 0: here c=0.4 and longest=16/255; the clamp then determines most steps.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 98.3 +- 0.2, certified
     0.0 +- 0.0, attacked 64.4 +- 1.1.
@@ -106,7 +106,7 @@ class ATAS(Defense[Config]):
             start_bank(trainer, size=self.config.store_size)
 
     def reset_epochs(self, epochs: int) -> list[int]:
-        """After which epochs, counted from 1, the perturbations are drawn again in a training of `epochs` epochs."""
+        """The epochs, counted from 1, after which a training of `epochs` epochs draws the perturbations again."""
         kept = [0]
         for epoch in sorted({round(fraction * epochs) for fraction in self.config.resets}):
             if kept[-1] + 2 <= epoch < epochs:
@@ -124,7 +124,7 @@ class ATAS(Defense[Config]):
 class TextConfig(TrainingConfig):
     gamma: Length = 0.01 * 16 / 255  # numerator of the step size (alpha in Eq. 5.16); 0.02eps is the same at eps 8/255
     c: float = 0.01  # C of the denominator; 0.1, with gamma=1.6/255, for ImageNet
-    root: Literal["sum", "v"] = "sum"  # of what the root is taken: sqrt(v + C), as Eq. 5.16; or sqrt(v) + C
+    root: Literal["sum", "v"] = "sum"  # argument of the root: sqrt(v + C), as in Eq. 5.16; or sqrt(v) + C
     beta: float = 0.5  # momentum of the moving average v of squared gradient norms
     monotone: bool = False  # the largest v so far is used, as in Eq. 5.23
     store_size: int = 0  # side of a stored perturbation, as 32 for ImageNet; 0 for that of the padded image
@@ -145,9 +145,9 @@ class ATASText(Defense[TextConfig]):
 
     Thesis, Algorithm 5.3 and Eq. 5.15, 5.16; `monotone` is Eq. 5.23. Nothing is scaled with eps or the batch size. The
     equation and the text disagree: section 5.2.4 says that the step of an example without gradient is gamma / C =
-    16/255, which is true of `root=v`, gamma / (sqrt(v) + C). That of `root=sum` is gamma / sqrt(C) = 1.6/255. In both,
-    the steps of an example whose gradient's norm is about 1 are less than 0.2/255, so the training is nearly one on
-    uniform noise. `atas` has the step size that gave the published figures.
+    16/255, which holds for `root=v`, gamma / (sqrt(v) + C). With `root=sum` it is gamma / sqrt(C) = 1.6/255. In both
+    cases, an example with a gradient norm of about 1 has steps below 0.2/255, so the training is nearly one on uniform
+    noise. `atas` has the step size that gave the published figures.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 97.4 +- 0.2, certified
     0.0 +- 0.0, attacked 2.1 +- 0.9.

@@ -50,12 +50,12 @@ class Config(PruningConfig):
 class ATMC(Defense[Config]):
     """ATMC: after a dense training, each step keeps the largest weights only, and draws them to quantised ones.
 
-    Gui et al. (2019), "Model Compression with Adversarial Robustness: A Unified Optimization Framework", its
-    pruning and quantisation. The loss is half the cross entropy of clean images and half that of attacked ones, plus
-    rho / 2 |w - z + u|^2. After each step w is projected onto the allowed number of weights that are not 0; every
-    `interval` steps z becomes w + u with the weights of each layer at the centres of 2^bits clusters, and u becomes
-    u + w - z, where w is not 0. The last w is quantised too. rho, the interval and the projections are the released
-    code's; the attack is the thesis' (10 steps). The learning rate is a choice of ours: one cosine over both phases.
+    Gui et al. (2019), "Model Compression with Adversarial Robustness: A Unified Optimization Framework", its pruning
+    and quantisation. The loss is half the cross entropy of clean images and half that of attacked ones, plus rho / 2 |w
+    - z + u|^2. After each step w is projected onto the allowed number of weights that are not 0; every `interval` steps
+    z becomes w + u with the weights of each layer at the centres of 2^bits clusters, and u becomes u + w - z, where w
+    is not 0. The last w is quantised too. rho, the interval and the projections are the released code's; the attack is
+    the thesis' (10 steps). The learning rate is our choice: one cosine over both phases.
 
     Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 5 seeds, 360 test images):
     clean 99.2 +- 0.2, certified 0.0 +- 0.0, attacked 66.8 +- 1.2.
@@ -68,7 +68,7 @@ class ATMC(Defense[Config]):
         return model
 
     def budget(self, model: nn.Module) -> int | list[int]:
-        """How many weights are kept: of each layer, or in all."""
+        """The number of weights that are kept, per layer or in total."""
         layers = adaptive_budgets(weight_counts(model), 1 - self.config.r, self.config.gamma)
         return layers if self.config.allocation == "layer" else sum(layers)
 

@@ -25,7 +25,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class Carried(Defense[ConfigT]):
-    """The attack and the bank that the three methods share."""
+    """Base class of the three methods, with their attack and bank."""
 
     def prepare(self, trainer: Trainer) -> None:
         start_bank(trainer, self.config.start_std, self.config.store_size)
@@ -65,7 +65,7 @@ class ATTA(Carried[Config]):
 class AdaptiveConfig(Config):
     epochs: int = 38
     milestones: tuple[float, ...] = (30 / 38, 36 / 38)
-    warm_up: float = 5 / 38  # fraction of the training in which it is that of ATTA
+    warm_up: float = 5 / 38  # fraction of the training that is plain ATTA
 
     def __post_init__(self) -> None:
         super().__post_init__()

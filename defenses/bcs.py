@@ -31,7 +31,7 @@ class Config(PruningConfig):
     epochs: int = 200
     milestones: tuple[float, ...] = (0.5, 0.75)
     weight_decay: float = 1e-3
-    noise: float = 1e-6  # standard deviation of what is added to each strength after a step, times the learning rate
+    noise: float = 1e-6  # of each strength after a step: standard deviation of the noise, times the learning rate
     steps: int = 10  # of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
 
@@ -48,8 +48,8 @@ class BCS(Defense[Config]):
     Sampling": a weight is a fixed sign times a strength theta. After each step, noise is added to the strengths,
     connections with theta <= 0 are removed, and as many others, drawn from the whole network, begin at theta = 1e-12.
     The noise, the weight decay and the learning rate are the released code's. Deviations: a new connection is drawn
-    uniformly from all that are not there (the code draws its layer first, in proportion to the layer's size); layers
-    start with ideal gas quotas, which give small layers large shares, as the code's numbers for each architecture do.
+    uniformly from all missing connections (the code first draws its layer, in proportion to the layer's size); layers
+    start with ideal gas quotas, which give small layers large shares, like the code's numbers for each architecture.
 
     Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean
     98.9, certified 0.0, attacked 72.2.
@@ -94,6 +94,6 @@ class BCS(Defense[Config]):
             latent(layer).add_(new, alpha=START)
 
     def drawn(self, mask: Tensor, trainer: Trainer) -> Tensor:
-        """Uniform in [0, 1) where there is no connection, -1 where there is one."""
+        """Random priorities: uniform in [0, 1) where there is no connection, -1 where there is one."""
         draw = torch.rand(mask.shape, generator=trainer.generator, device=mask.device)
         return draw.masked_fill(mask > 0, -1.0)

@@ -77,7 +77,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 @torch.no_grad()
 def fix_weights(model: nn.Module, init: Literal["binary", "kaiming"], r: float) -> None:
-    """Constant weights with the signs of the architecture's own, no biases, and batch norms without affine parameters.
+    """Set constant weights with the signs of the initial ones; remove biases and the affine parameters of batch norms.
 
     Their absolute value is 1, or, by the signed Kaiming constant, sqrt(2 / (l (1 - r))) in a layer of l inputs.
     """
@@ -90,7 +90,7 @@ def fix_weights(model: nn.Module, init: Literal["binary", "kaiming"], r: float) 
 
 
 class Subnet(Defense[ConfigT]):
-    """Algorithm 5.1, which the two methods share. Comments count the lines of its box."""
+    """Base class of the two methods: Algorithm 5.1. Comments give the line numbers of the pseudo-code."""
 
     def build(self, model: nn.Module) -> nn.Module:
         config, layers = self.config, linear_layers(model)
@@ -121,7 +121,7 @@ class Subnet(Defense[ConfigT]):
         return trainer.threat.random_start(batch.x, trainer.generator)
 
     def store(self, batch: Batch, trainer: Trainer, x_adv: Tensor) -> None:
-        """Called after the attack, with its result."""
+        """Hook that is called with the result of the attack."""
 
 
 @registry.defense("binary-subnet")
@@ -133,9 +133,9 @@ class BinarySubnet(Subnet[Config]):
     initialisation. Biases, which are zero in the text, are removed. Weights are ranked by their score, as in the text;
     the released code ranks by its absolute value (`rank=magnitude`), and attacks with batch norm in train mode
     (`attack_mode=train`). The attack steps along the gradient's sign (Linf) or the normalised gradient (L2), as PGD
-    does; the box of the algorithm steps along the gradient itself (`step=raw`). The thesis' ablations: `init=kaiming`
-    with `score_start=fan-in` (Table 5.4), `last_norm=false` (Table 5.3), `adversary=none` (Table 5.5). In the signed
-    Kaiming constant, r is that of the whole network, as printed, also where layers keep other shares.
+    does; the pseudo-code steps along the gradient itself (`step=raw`). The thesis' ablations: `init=kaiming` with
+    `score_start=fan-in` (Table 5.4), `last_norm=false` (Table 5.3), `adversary=none` (Table 5.5). In the signed Kaiming
+    constant, r is the pruning rate of the whole network, as printed, even where layers keep other shares.
 
     Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 5 seeds, 360 test images):
     clean 98.1 +- 0.6, certified 0.0 +- 0.0, attacked 44.5 +- 0.7.
@@ -175,8 +175,8 @@ class RobustScratchTicket(Subnet[TicketConfig]):
 
     Fu et al. (2021), "Drawing Robust Scratch Tickets". Here it is Algorithm 5.1 of the thesis with the settings of edge
     pop-up: the signed Kaiming constant, scores from U[-sqrt(1/l), sqrt(1/l)] that are ranked by their absolute value,
-    gamma 1, no last batch norm (the thesis adds one in Tables 5.7 to 5.10: `last_norm=true`). The learning rate's
-    schedule is not known here; it is the cosine of binary-subnet.
+    gamma 1, no last batch norm (the thesis adds one in Tables 5.7 to 5.10: `last_norm=true`). The paper's learning rate
+    schedule is not known here; this uses the cosine of binary-subnet.
 
     Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean
     97.8, certified 0.0, attacked 42.8.

@@ -26,13 +26,13 @@ class Config(IntervalConfig):
 
 
 class Expressive(IntervalMethod[Config]):
-    """A step on a mixture of two losses at the same images, with weights that `share` sets."""
+    """Base class: a step on a mixture of two losses at the same images, weighted by `share`."""
 
     config_class = Config
 
     @abstractmethod
     def mixture(self, attacked: Tensor, worst: Tensor, y: Tensor) -> Tensor:
-        """The loss, from the logits of attacked images relative to the label's and from their upper bounds, (B,K)."""
+        """The loss, given logits of attacked images relative to the label's, and their upper bounds, (B,K) each."""
 
     def loss(self, x: Tensor, y: Tensor, threat: ThreatModel, trainer: Trainer) -> Tensor:
         config, model = self.config, trainer.model
@@ -49,8 +49,8 @@ class CCIBP(Expressive):
     """CC-IBP: cross entropy of a convex combination of attacked logits and worst logits under interval bounds.
 
     De Palma, Bunel, Dvijotham, Kumar, Stanforth and Lomuscio (2024), Eq. 6. The attack is PGD from a uniform start. eps
-    rises linearly; the initial weights are those of Shi et al. (2021), whose regularisers of the warm-up are not here.
-    alpha is tuned for each data set and eps in the paper. Batch norm is in eval mode in the bounds and in the attack.
+    rises linearly; the initial weights are those of Shi et al. (2021), without their regularisers of the warm-up. The
+    paper tunes alpha for each data set and eps. Batch norm is in eval mode in the bounds and in the attack.
 
     Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 1 seed, 360 test images): clean 96.4, certified 67.2, attacked
     67.2.
@@ -90,4 +90,4 @@ class ExpIBP(Expressive):
         return ((1 - self.config.share) * low + self.config.share * high).exp().mean()
 
 
-SMALLEST = 1e-12  # of a loss, whose logarithm would not be finite where it is 0
+SMALLEST = 1e-12  # lower limit of a loss, because the logarithm of 0 is not finite

@@ -39,12 +39,12 @@ class FGSMPGI(Defense[Config]):
     """FGSM-PGI: one step of eps from a start that earlier epochs left, with outputs held near those at the start.
 
     Jia et al. (2022), "Prior-Guided Adversarial Initialization for Fast Adversarial Training". `prior=ep` starts at the
-    perturbation of the last epoch; `mep` (their best) at a point that moves by alpha along the sign of the momentum
-    m <- mu m + gradient / (its mean absolute value). The loss is CE(f(x'), y) + penalty * the mean of (f(x') -
-    f(start))^2 over examples and classes. Starts are uniform in the first epoch, and follow crop and flip. Batch norm
-    is in train mode in both passes, and the authors' label smoothing is left to `label_smoothing`. Linf only. Chosen
-    here, because the sources at hand do not say it: the scale of the gradient in m (its sign would leave m without
-    effect for mu below 1/2).
+    perturbation of the last epoch; `mep` (the authors' best) starts at a point that moves by alpha along the sign of
+    the momentum m <- mu m + gradient / (its mean absolute value). The loss is CE(f(x'), y) + penalty * the mean of
+    (f(x') - f(start))^2 over examples and classes. Starts are uniform in the first epoch, and follow crop and flip.
+    Batch norm is in train mode in both passes, and the authors' label smoothing is the setting `label_smoothing`. Linf
+    only. Our choice, because the available sources do not specify it: the scale of the gradient in m (with its sign
+    instead, m would have no effect for mu below 1/2).
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 97.2 +- 0.6, certified
     1.2 +- 0.6, attacked 67.3 +- 1.5.
@@ -64,7 +64,7 @@ class FGSMPGI(Defense[Config]):
         start = carried_start(trainer, batch).requires_grad_()
         logits_start = model(start)
         loss = cross_entropy(logits_start, batch.y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, start, retain_graph=True)  # the pass is used again in the update
+        (gradient,) = torch.autograd.grad(loss, start, retain_graph=True)  # the update reuses this forward pass
         direction, start = gradient.sign(), start.detach()
         x_adv = threat.project(start + alpha * direction, batch.x)
         if config.prior == "ep":

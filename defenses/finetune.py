@@ -37,7 +37,7 @@ class FineTune(Defense[Config]):
     Thesis, section 4.3.5, L_FT: sum of w_i (CE(f(x_i'), y_i) + lambda KL(p_i || p_i')), with w_i proportional to
     p_y(x_i') without a gradient (RW) or uniform. The additional data are the setting `extra`; the thesis takes half of
     each batch from them. An epoch uses each training example once; the thesis counts epochs of the additional data. The
-    cost of the first training is not counted here.
+    cost of the first training is not counted.
 
     Evidence: not yet reproduced.
     """

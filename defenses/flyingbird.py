@@ -49,7 +49,7 @@ class Config(PruningConfig):
 class AdaptiveConfig(Config):
     validation: float = 0.02
     adapts: float = 0.5  # fraction of the training after which the density changes
-    window: int = 4  # epochs over whose changes it is decided
+    window: int = 4  # number of epochs whose changes decide
     threshold: float = 0.5  # share of the changes that must point in one direction
     removed: float = 0.4  # of the replaced connections: as many more are pruned while the robust gap widens
     added: float = 0.05  # of the replaced connections: as many more grow while validation gets worse
@@ -69,7 +69,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class Bird(Defense[ConfigT]):
-    """What the two methods share. Per-training state: `mask_updates`, the number of updates that are done."""
+    """Base class of the two methods. Per-training state: `mask_updates`, the number of finished updates."""
 
     divisible = False  # gradients of masked weights are taken inside a pass
 
@@ -91,7 +91,7 @@ class Bird(Defense[ConfigT]):
         )  # fmt: skip
         layers, due = linear_layers(trainer.model), int(trainer.progress * self.config.updates)
         updates = due > int(trainer.bank["mask_updates"])
-        with parametrize.cached():  # so that the layers' weights are those of the pass, masked ones included
+        with parametrize.cached():  # so that the layers' weights (including masked ones) are those of the pass
             logits = trainer.model(x_adv)
             loss = cross_entropy(logits, batch.y)
             weights = [layer.weight for layer in layers]
@@ -134,7 +134,7 @@ class Bird(Defense[ConfigT]):
         return torch.rand(like.shape, generator=trainer.generator, device=like.device)
 
     def density_changes(self, trainer: Trainer) -> tuple[float, float]:
-        """As shares of the replaced connections: how many more are pruned, and how many more grow."""
+        """The additional pruned and the additional grown connections, as shares of the replaced ones."""
         return 0.0, 0.0
 
     def seen(self, logits: Tensor, batch: Batch, trainer: Trainer) -> None:
@@ -162,9 +162,10 @@ class FlyingBirdPlus(Bird[AdaptiveConfig]):
     """FlyingBird+: FlyingBird that prunes more while the robust gap widens, and grows more while validation gets worse.
 
     Chen et al. (2022). The gap is robust accuracy on the training batches minus that on the validation split. The
-    released code grows on the validation loss; here it is the robust accuracy that falls, because it is what the
-    training's log has. Deviation: the network never has more weights than r leaves, so that it keeps the budget; the
-    authors let it grow. Without a validation split and a probe after each epoch, the density does not change.
+    released code grows when the validation loss rises; here it grows when the robust accuracy falls, because the
+    training's log has only that. Deviation: the network never has more weights than r allows, so that it keeps the
+    budget; the authors let it grow. Without a validation split and a probe after each epoch, the density does not
+    change.
 
     Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean
     98.9, certified 0.0, attacked 73.1.

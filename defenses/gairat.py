@@ -20,7 +20,7 @@ class Config(TrainingConfig):
     milestones: tuple[float, ...] = (0.6, 0.9)
     steps: int = 10  # K: of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
-    shift: float = -1.0  # lambda: the smaller, the less the examples count that the attack breaks late
+    shift: float = -1.0  # lambda: smaller values give less weight to examples that the attack breaks late
     burn_in: float = 0.6  # fraction of the training without weights
 
     def __post_init__(self) -> None:
@@ -33,8 +33,9 @@ class GAIRAT(Defense[Config]):
     """GAIRAT: PGD adversarial training in which examples that PGD breaks in fewer steps have larger weights.
 
     Zhang et al. (2021), Algorithms 1 and 2: w_i = (1 + tanh(lambda + 5 (1 - 2 kappa_i / K))) / 2, normalised over the
-    batch, where kappa_i counts the points before each step that are classified correctly. Such networks hide their
-    gradients: PGD on the cross entropy overestimates them (Hitaj et al., 2021), so attack them with `autoattack`.
+    batch, where kappa_i counts the points before each step that are classified correctly. Such networks mask their
+    gradients: PGD on the cross entropy overestimates their robustness (Hitaj et al., 2021), so attack them with
+    `autoattack`.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 98.1 +- 0.4, certified
     0.0 +- 0.0, attacked 55.8 +- 1.2.

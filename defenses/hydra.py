@@ -1,4 +1,4 @@
-"""HYDRA (Sehwag et al., 2020): adversarial training chooses the weights that a trained network keeps."""
+"""HYDRA (Sehwag et al., 2020): adversarial training selects which weights of a trained network are kept."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +77,7 @@ class HYDRA(Defense[Config]):
         return model
 
     def budget(self, model: nn.Module) -> int | list[int]:
-        """How many weights are kept: of each layer, or in all."""
+        """The number of weights that are kept, per layer or in total."""
         layers = adaptive_budgets(weight_counts(model), 1 - self.config.r, self.config.gamma)
         return layers if self.config.allocation == "layer" else sum(layers)
 
@@ -117,7 +117,7 @@ class HYDRA(Defense[Config]):
         return self.config.periods[0] <= trainer.progress < self.config.periods[1]
 
     def start_pruning(self, model: nn.Module) -> None:
-        """Scores in proportion to the weights, and their mask, unless there is a mask already."""
+        """Set scores proportional to the weights, and their mask, unless there is already a mask."""
         layers = linear_layers(model)
         if not all(bool(kept_of(layer).mask.all()) for layer in layers):
             return
@@ -127,7 +127,7 @@ class HYDRA(Defense[Config]):
         self.choose(model)
 
     def choose(self, model: nn.Module) -> None:
-        """Keep the weights of the largest absolute scores."""
+        """Keep the weights with the largest absolute scores."""
         layers = linear_layers(model)
         set_masks(layers, highest([scores_of(layer).detach().abs() for layer in layers], self.budget(model)))
 

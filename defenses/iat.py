@@ -38,9 +38,9 @@ class IAT(Defense[Config]):
     """IAT: PGD adversarial training with an eps for each example, larger if the model resists it, smaller if not.
 
     Balaji et al. (2019), Algorithms 1 and 2. The model is attacked at eps_i + gamma and at eps_i; the new eps_i is the
-    larger of the two that it resists, or eps_i - gamma if it resists neither (so an attack at eps_i - gamma decides
-    nothing and is left out), averaged with the old one. Then it is trained at an attack with eps_i. An eps is never
-    negative.
+    larger of the two that it resists, or eps_i - gamma if it resists neither, averaged with the old one. An attack at
+    eps_i - gamma would not change this and is left out. Then the model is trained on an attack with eps_i. An eps is
+    never negative.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 97.7 +- 0.4, certified
     0.0 +- 0.0, attacked 58.8 +- 2.8.

@@ -27,12 +27,12 @@ class IBP(Ramped[Config]):
     """IBP: cross entropy of the worst logits under interval bounds, mixed with the cross entropy of the clean images.
 
     Gowal et al. (2018): kappa l(z) + (1 - kappa) l(z_worst), with the last layer merged into the worst logits. The
-    defaults are the paper's for MNIST (60,000 steps). Zhang et al. (2020) have warm_up=0.01, ramp=0.6, growth=smooth
-    and learning rates that fall by half at 0.7, 0.8 and 0.9, as in the suites of the thesis' Table 3.5; there the CNN
-    bounds subsample=20 images of a batch (10 on CIFAR-10). Batch norm is in eval mode in the bounds.
+    defaults are the paper's for MNIST (60,000 steps). Zhang et al. (2020) use warm_up=0.01, ramp=0.6, growth=smooth and
+    learning rates that halve at 0.7, 0.8 and 0.9, as do the suites of the thesis' Table 3.5; there the CNN bounds
+    subsample=20 images of a batch (10 on CIFAR-10). Batch norm is in eval mode in the bounds.
 
-    Deviation: training has the eps of the run, while the paper trains with a larger eps than it tests. In the published
-    results eps and kappa changed once an epoch, now they change with each step.
+    Deviation: training uses the eps of the run, while the paper trains with a larger eps than it tests with. In the
+    published results eps and kappa changed once per epoch; now they change with each step.
 
     Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 3 seeds, 360 test images): clean 88.0 +- 1.5, certified
     51.4 +- 3.8, attacked 51.6 +- 4.1.

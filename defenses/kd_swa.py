@@ -44,8 +44,8 @@ class KDSWA(Defense[Config]):
 
     Chen et al. (2021), "Robust Overfitting may be mitigated by properly learned smoothening": the loss is
     (1 - a - b) CE(f(x'), y) + a KD(f(x'), robust(x')) + b KD(f(x'), standard(x')), KD = T^2 KL(teacher / T || f / T).
-    The teachers are finished trainings of the same architecture, and their cost is not counted here. Chosen here,
-    because the sources at hand do not say it: the shares, and that both teachers see the attacked images.
+    The teachers are finished trainings of the same architecture, and their cost is not counted. Our choices, because
+    the available sources do not specify them: the shares, and that both teachers see the attacked images.
 
     Evidence: not yet reproduced.
     """

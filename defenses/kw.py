@@ -19,7 +19,7 @@ class Config(RampConfig):
     schedule: Schedule = "constant"
     eps_start: Length = OfEps(0.5)  # eps at the start of the ramp
     loss: Literal["cross-entropy", "hinge"] = "cross-entropy"  # of the worst logits
-    attacked: float = 0.0  # weight of the cross entropy under PGD that is added; 0 for no attack
+    attacked: float = 0.0  # weight of the added cross entropy under PGD; 0 for no attack
     steps: int = 10  # of the attack
     step_size: Length = OfEps(0.25)  # of the attack
 
@@ -38,10 +38,10 @@ class KW(Ramped[Config]):
 
     Wong and Kolter (2018), Eq. 14, with the schedule of their code: eps rises linearly from half to all of it in the
     first half of the training. Batch, learning rate and epochs are the thesis' (100, 1e-3, 100). Its section 3.3.4 also
-    has loss=hinge, max(0, 1 - the least margin), and attacked=1, the sum of the losses of KW and of adversarial
+    uses loss=hinge, max(0, 1 - the smallest margin), and attacked=1, the sum of the losses of KW and of adversarial
     training. subsample: only these images of a batch are bounded. Batch norm is in eval mode in the bounds.
 
-    Deviation: the bounds are inside the box [0, 1] under Linf; the code has the ball only.
+    Deviation: under Linf the bounds hold inside the box [0, 1]; the code uses the ball only.
 
     Evidence: digits (small-cnn, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean 84.7, certified 31.9, attacked
     31.9.

@@ -60,13 +60,13 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class MaximumMargin(Defense[ConfigT]):
-    """The loss that both methods share."""
+    """Base class of both methods, with their loss."""
 
     def times(self) -> Mapping[str, Sequence[float]]:
         return {"ramp": (self.config.ramp,)}
 
     def images(self, batch: Batch, trainer: Trainer) -> Tensor:
-        """Those of the loss and of the regulariser."""
+        """The images for the loss and the regulariser."""
         return batch.x
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
@@ -93,12 +93,12 @@ class MMR(MaximumMargin[Config]):
 
     Croce, Andriushchenko and Hein (2019), Eq. 6 and Section 4: the mean of max(0, 1 - d / gamma) over the nearest
     planes on which a ReLU switches, plus the same over the planes of decisions, both from the function that is linear
-    around the image, without the box of pixels. The share of planes falls linearly from 20 to 5 % (in the authors'
-    code from 10 to 2 %), lambda rises over the first tenth. Only for networks of ReLUs. lambda and the gammas are those
-    of an example of the authors for fc1 on Fashion-MNIST under Linf 0.1; those of the thesis' tables are not printed.
+    around the image, without the box of pixels. The share of planes falls linearly from 20 to 5 % (in the authors' code
+    from 10 to 2 %), lambda rises over the first tenth. Only for networks of ReLUs. lambda and the gammas come from an
+    example of the authors for fc1 on Fashion-MNIST under Linf 0.1; the thesis does not print the values of its tables.
     Under L2 their code has lr=1e-4 on MNIST. Batch norm is in eval mode in the regulariser.
 
-    Deviation: the paper's code counts the label itself as one more decision, whose hinge is 0, in the mean.
+    Deviation: in the mean, the paper's code counts the label itself as one more decision, whose hinge is 0.
 
     Evidence: digits (small-cnn, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean 95.6, certified 14.4, attacked
     14.4.

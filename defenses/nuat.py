@@ -33,9 +33,9 @@ class NuAT(Defense[Config]):
     """NuAT: one-step training with the nuclear norm of the batch's change of logits in the attack and in the loss.
 
     Sriramanan et al. (2021), Algorithm 1: from noise of +-eps/2, one step of eps up the loss CE(x, y) + penalty *
-    ||f(x') - f(x)||_* / B, whose first term does not depend on x'; the same loss trains the network. Linf only. Chosen
-    here, because the sources at hand do not say it: the nuclear norm is divided by the batch size B, and `growth`, by
-    which the authors raise the penalty when the learning rate drops, is 1.
+    ||f(x') - f(x)||_* / B, whose first term does not depend on x'; the same loss trains the network. Linf only. Our
+    choices, because the available sources do not specify them: the nuclear norm is divided by the batch size B, and
+    `growth`, the factor by which the authors raise the penalty when the learning rate drops, is 1.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 95.1 +- 0.8, certified
     0.7 +- 0.6, attacked 56.7 +- 3.2.
@@ -68,5 +68,5 @@ class NuAT(Defense[Config]):
 
 def nuclear_norm(matrix: Tensor) -> Tensor:
     """The sum of the singular values of (B,K)."""
-    precise = matrix.to(torch.promote_types(matrix.dtype, torch.float32))  # there is none in half precision
+    precise = matrix.to(torch.promote_types(matrix.dtype, torch.float32))  # half precision is not supported
     return torch.linalg.matrix_norm(precise, ord="nuc")

@@ -21,9 +21,9 @@ class Config(TrainingConfig):
     periods: tuple[float, ...] = (0.5, 0.75)  # 0:100:150:200 epochs
     eps_growth: Literal["none", "linear", "cosine"] = "cosine"  # in each period
     eps_max: Length = OfEps(2.0)  # 16/255 for CIFAR-10 at eps 8/255; 1.5eps (cosine) and 2eps (linear) for MNIST
-    ensemble: bool = True  # of the networks at the ends of the periods; else the last one
+    ensemble: bool = True  # use the networks at the ends of the periods; false: only the last one
     steps: int = 10  # of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack, in units of the eps of the moment
+    alpha: Length = OfEps(0.25)  # step size of the attack, in units of the current eps
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,8 +37,8 @@ class PAS(Defense[Config]):
     """PAS: PGD training in periods, in which eps grows and the learning rate falls anew; their ends are an ensemble.
 
     Thesis, section 4.2.4 and Eq. 4.29. The ensemble is the mean of the softmax outputs of the networks at the ends of
-    the periods, as one network: attacks maximise -log of the mean probability. Softmax has no bounds here, so only
-    `smoothing` certifies it. Deviation: eps follows the progress step by step, not epoch by epoch.
+    the periods, as one network: attacks maximise -log of the mean probability. Bounds do not support softmax, so only
+    `smoothing` can certify it. Deviation: eps changes with each step, not with each epoch.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 1 seed, 360 test images): clean 98.3, certified 0.0, attacked
     63.6.

@@ -52,14 +52,14 @@ class Config(BoundsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AttackedConfig(Config):
-    reading: Literal["released", "paper"] = "released"  # what the released code does, or what the paper says
+    reading: Literal["released", "paper"] = "released"  # follow the released code, or the paper
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class PER(Defense[ConfigT]):
-    """Algorithm 3.6, which the four methods share. Comments give its lines."""
+    """Base class of the four methods: Algorithm 3.6. Comments give its line numbers."""
 
     intermediate: ClassVar[Intermediate]
 
@@ -125,12 +125,13 @@ def regulariser(
     The hyperplanes are those of the envelopes of the images `centers` (B,C,H,W) with labels y (B,) over the threat
     model. Distances are signed, from x (B,C,H,W), inside the box. If the whole box is on the wrong side of a
     hyperplane, this distance is not defined, and the distance without the box is used, so that there is a gradient.
-    Batch norm is in eval mode. Bounds without a gradient come first: only the examples with a hyperplane nearer than
-    alpha, and their unstable units, need one. (Where no unit is bounded backward, one pass is cheaper.)
+    Batch norm is in eval mode. Bounds are first computed without a gradient, because only the examples with a
+    hyperplane nearer than alpha, and their unstable units, need one. (Where no unit is bounded backward, one pass is
+    cheaper.)
     """
 
     def near(bounds: LinearBounds, x: Tensor) -> Tensor:
-        """Which hyperplanes may be nearer than alpha: the box only increases distances."""
+        """Which hyperplanes may be nearer than alpha, without the box, which only increases distances."""
         return distance_without_box(bounds.A, bounds.at(x), threat) < alpha
 
     penalties, rows, known = torch.zeros_like(x[:, 0, 0, 0]), torch.arange(len(x), device=x.device), None
@@ -167,11 +168,12 @@ class LPER(PER[Config]):
     """L-PER: cross entropy, plus a penalty on decision hyperplanes of fast-lin's bounds that are too close to an image.
 
     Liu, Salzmann and Suesstrunk (2021); thesis, Eq. 3.20. The defaults are those of table 3.5 for MNIST, FC1, Linf. The
-    suites mnist-fc1, mnist-fc1-l2, mnist-cnn-l2, cifar10-cnn and cifar10-cnn-l2 have its rows, mnist that of MNIST,
-    CNN, Linf with fewer epochs. The published mnist results of the four methods have older settings (those of FC1 with
-    beta=1, and subsample=4 for L-PER), and their eps ended at 0.256 eps, because it changed by whole epochs. The
-    schedule of eps in the text ends at 1.024 eps, that of the released code at twice this (`eps_schedule=released`);
-    the text's fits the penalties of the published model better. The attack always has the whole eps.
+    suites mnist-fc1, mnist-fc1-l2, mnist-cnn-l2, cifar10-cnn and cifar10-cnn-l2 have the table's other rows; mnist has
+    the row MNIST, CNN, Linf with fewer epochs. The published mnist results of the four methods use older settings
+    (those of FC1 with beta=1, and subsample=4 for L-PER), and their eps ended at 0.256 eps, because it changed by whole
+    epochs. The schedule of eps in the text ends at 1.024 eps, that of the released code at twice this
+    (`eps_schedule=released`); the former fits the penalties of the published model better. The attack always uses the
+    whole eps.
 
     Evidence: digits (small-cnn, Linf 0.2, 60 epochs, 3 seeds, 360 test images): clean 88.5 +- 4.3, certified
     20.2 +- 0.8, attacked 20.7 +- 1.5.

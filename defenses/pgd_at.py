@@ -58,7 +58,7 @@ class PGDAT(Defense[Config]):
 
 @dataclass(frozen=True, kw_only=True)
 class AveragedConfig(Config):
-    ema: float = 0.9995  # at CIFAR-10's 12,000 steps; a short training needs a smaller one
+    ema: float = 0.9995  # for CIFAR-10's 12,000 steps; a short training needs a smaller value
 
 
 @registry.defense("pgd-at-wa")

@@ -23,8 +23,8 @@ from certifiers.worst_logits import of_margins
 @dataclass(frozen=True, kw_only=True)
 class Config(IntervalConfig):
     classifier: int = 1  # activations after the box, the last ones of the network; the attack is before the first
-    connector: float = 0.5  # c: share of the box's width within which an attacked point moves with a side of it
-    weight: float = 5.0  # of the gradient of the attacked loss, in units of that of the loss of intervals
+    connector: float = 0.5  # c: share of the box's width within which an attacked point gets the gradient of a side
+    weight: float = 5.0  # weight of the gradient of the attacked loss, relative to that of the interval loss
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,9 +43,9 @@ class TAPS(IntervalMethod[Config]):
     box searches the point with the worst margin, from a uniform start. Gradients reach the sides of the box through the
     paper's rectified linear connector. The loss of an example is the product of this loss and that of intervals over
     the whole network; their gradients have the weights 2 alpha and 2 - 2 alpha, alpha / (1 - alpha) = `weight`. eps
-    rises linearly; the initial weights are those of Shi et al. (2021), whose regularisers of the warm-up are not here.
-    Steps do not shrink, and batch norm is in eval mode in the bounds. Passes of the attack are not counted, because
-    they do not begin at the image.
+    rises linearly; the initial weights are those of Shi et al. (2021), without their regularisers of the warm-up. The
+    step size does not shrink, and batch norm is in eval mode in the bounds. Passes of the attack are not counted,
+    because they do not start at the image.
 
     Evidence: digits (small-cnn, Linf 0.2, 200 epochs, 1 seed, 360 test images): clean 86.9, certified 60.3, attacked
     60.6.
@@ -70,7 +70,7 @@ class TAPS(IntervalMethod[Config]):
         return (2 * alpha * low * high.detach() + (2 - 2 * alpha) * high * low.detach()).mean()
 
     def cut(self, network: Network) -> int:
-        """The node whose output has the box: the input of the classifier's first activation."""
+        """The node whose output the box encloses: the input of the classifier's first activation."""
         count, most = self.config.classifier, len(network.activations)
         self.config.check(classifier=(count <= most, f"at most {most}, as many activations as the network has"))
         node = network.nodes[network.activations[-count]].inputs[0]
@@ -80,9 +80,10 @@ class TAPS(IntervalMethod[Config]):
         return node
 
     def worst_logits(self, network: Network, region: Region, places: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """z_j - z_y of the attacked points, and upper bounds of it by intervals: (B,K) each, 0 at the label.
+        """z_j - z_y of the attacked points, and its upper bounds by intervals: (B,K) each, 0 at the label.
 
-        places (B,K-1,*shape): where in the box the attack on each wrong class starts, in [0, 1].
+        places (B,K-1,*shape): relative positions in the box, in [0, 1], at which the attacks on the wrong classes
+        start.
         """
         node = self.cut(network)
         others, _ = margin_specification(y, network.classes, network.image)
@@ -109,10 +110,10 @@ class TAPS(IntervalMethod[Config]):
 def connected(points: Tensor, low: Tensor, high: Tensor, width: float) -> Tensor:
     """Points of the box [low, high], with gradients with respect to its sides: the rectified linear connector.
 
-    The derivative with respect to a side is 1 at this side, falls linearly, and is 0 from a share `width` of the box's
-    width on.
+    The derivative with respect to a side is 1 at this side, falls linearly, and is 0 beyond a share `width` of the
+    box's width.
     """
     with torch.no_grad():
-        share = ((points - low) / (high - low)).nan_to_num(0.5)  # a box without width has no nearer side
+        share = ((points - low) / (high - low)).nan_to_num(0.5)  # a box of zero width has no nearer side
         of_low, of_high = (1 - share / width).clamp(min=0), (1 - (1 - share) / width).clamp(min=0)
     return points.detach() + of_low * (low - low.detach()) + of_high * (high - high.detach())

@@ -34,10 +34,10 @@ class YOPO(Defense[Config]):
     """YOPO-5-3: the attack's steps go through the first layer only, with the gradient of its output held fixed.
 
     Zhang et al. (2019), Algorithm 1. Each of the `outer` passes gives the gradient p of the loss with respect to the
-    first layer's output f_0, and adds to the weights' gradient; then the image makes `inner` steps up the slope of
+    first layer's output f_0, and adds to the weights' gradient; then the image takes `inner` gradient ascent steps on
     <p, f_0(x)>. One update of the weights follows. Deviations: the weights' gradient is the mean over the outer passes,
-    so that the learning rate has its usual meaning; the steps after the last pass, which nothing uses, are left out.
-    UserError if the image does not go straight to the first layer with weights.
+    so that the learning rate has its usual meaning; the steps after the last pass, which have no effect, are left out.
+    UserError if the image is not the direct input of the first layer with weights.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 98.8 +- 0.2, certified
     0.0 +- 0.0, attacked 64.2 +- 1.3.
@@ -99,7 +99,7 @@ class FirstLayer:
             handle.remove()
 
     def check(self, x: Tensor, output: Tensor) -> None:
-        """UserError if the model computes this output of images x in another way."""
+        """UserError if the model does not compute this output of images x through this part alone."""
         with torch.no_grad():
             if not torch.allclose(self(x), output, rtol=1e-3, atol=1e-5):
                 raise UserError("yopo needs a model whose modules before its first layer of weights follow each other")

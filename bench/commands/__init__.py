@@ -1,1 +1,1 @@
-"""The commands of `bench`, by subject. A module's `add` hands them to the parser; heavy imports are inside acts."""
+"""The commands of `bench`, by subject. A module's `add` registers them; heavy imports are inside functions."""

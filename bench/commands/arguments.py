@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message}; see `{self.prog} --help`")
 
     def _of_unknown_option(self) -> str | None:
-        """The message for the first word that looks like an option of this command and is none; None without one."""
+        """The message for the first word that looks like an option but is not one of this command; None without one."""
         options = self._option_string_actions
         for word in self._words[: self._words.index("--") if "--" in self._words else None]:
             name = word.partition("=")[0]
@@ -65,7 +65,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
-# Types of options, for argparse. UserError is not an error that argparse handles: it reaches bench.cli.main.
+# Types of options, for argparse. argparse does not handle UserError, so it reaches bench.cli.main.
 
 
 def eps_list(text: str) -> tuple[float, ...]:
@@ -126,4 +126,4 @@ def duration(text: str) -> float:
     seconds = 0.0 if match is None else float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
     if not 0.001 <= seconds < 1e9:
         raise UserError(f"--time-limit takes a duration such as 90s, 10m or 2h, not '{text}'")
-    return round(seconds, 3)  # as the seconds of a record, which are compared with it
+    return round(seconds, 3)  # rounded like the seconds of a record, which are compared with it

@@ -160,7 +160,7 @@ def act_leaderboard(args: argparse.Namespace) -> None:
 
 
 def _detail(ranked: RankedBoard, args: argparse.Namespace) -> Detail:
-    """What the page compares of a board's entries, with the images of those whose adversarial examples are found."""
+    """The data for the page's comparisons, with images of the entries whose adversarial examples are found."""
     from leaderboard.board_comparisons import comparisons
     from leaderboard.page import Detail
     from leaderboard.witness_images import Published, draw_images
@@ -182,7 +182,7 @@ def _detail(ranked: RankedBoard, args: argparse.Namespace) -> Detail:
 
 
 def _evaluated_images(record: Record, data_dir: Path | None) -> Any:
-    """The test images (N,H,W,C) of a record; UserError if they are not there, or not those that it was evaluated on."""
+    """The test images (N,H,W,C) of a record; UserError if they are missing, or differ from those of the evaluation."""
     from bench.datasets.load import load_arrays
 
     arrays = load_arrays(record.dataset, data_dir)
@@ -192,7 +192,7 @@ def _evaluated_images(record: Record, data_dir: Path | None) -> Any:
 
 
 def _add_folder(folder: Path, results: Path) -> None:
-    """Each file to its suite; CheckError, after a line for each, if some were refused."""
+    """Add each file to its suite; print a line for each refused file, and then raise CheckError."""
     from leaderboard.reported_folder import import_folder
 
     done = import_folder(folder, results)

@@ -16,7 +16,7 @@ from bench.core.registry import did_you_mean
 from bench.core.spec_text import split_options
 from bench.core.specs import options_of, parse_value, show_value
 
-# options of studies that can be given without --set
+# options of studies that need no --set
 STUDY_OPTIONS = (
     "table", "checkpoints", "runs", "checkpoint", "model", "dataset", "data_dir", "n_examples", "figure", "seed",
     "size",
@@ -39,7 +39,7 @@ HOW_TO_SET = {
     "defenses": "bench run --defense {name} --set KEY=VALUE (a suite may set others: `bench list suites NAME`)",
     "studies": "bench study {name} --set KEY=VALUE",
     "engines": "bench sweep --engine {name}:OPTION=VALUE",
-}  # of all other kinds: in the spec
+}  # for all other kinds: in the spec
 
 
 def add(commands: Any) -> None:
@@ -113,7 +113,7 @@ def show_entry(kind: str, name: str, *, as_json: bool = False) -> None:
 
 
 def _short(default: str) -> str:
-    """A default with at most six digits a number."""
+    """A default with at most six digits per number."""
     return re.sub(r"\d+\.\d{7,}", lambda number: f"{float(number[0]):.6g}", default)
 
 

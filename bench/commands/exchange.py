@@ -1,4 +1,4 @@
-"""`bench export` and `bench import-verdicts`: a run's examples for other verifiers, and their answers."""
+"""`bench export` and `bench import-verdicts`: export a run's examples to other verifiers, and import their verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every `--help` has: a description and an example. And the completion script of a shell."""
+"""Descriptions and examples for every `--help`, and the shell completion script."""
 
 from __future__ import annotations
 

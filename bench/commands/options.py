@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add_machine(sub: argparse.ArgumentParser) -> None:
 
 
 def add_setting(sub: argparse.ArgumentParser) -> None:
-    """The data set, the threat model and the seeds of a run."""
+    """Add options for the data set, the threat model and the seeds of a run."""
     option = sub.add_argument
     option("--suite", metavar="NAME", help="use the rules of this leaderboard, or of FILE.toml (default: digits)")
     option("--seeds", type=seed_list("--seeds"), default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
@@ -92,7 +92,7 @@ def add_evaluation(sub: argparse.ArgumentParser) -> None:
 
 
 def add_verification(sub: argparse.ArgumentParser, min_sample: int, seed: str = "random") -> None:
-    """How `bench verify` and `bench submit` attack claimed-robust examples again."""
+    """Add options for the attack with which `bench verify` and `bench submit` check claimed-robust examples."""
     option = sub.add_argument
     help_text = "claimed-robust examples to attack again (default: all; a large sample of more than 2000)"
     option("--sample", type=integer("--sample", min_sample), metavar="N", help=help_text)

@@ -1,4 +1,4 @@
-"""`bench ranks TABLE...`: earned ranks for the scores of any board. Imports no torch."""
+"""`bench ranks TABLE...`: tested ranks for the scores of any board. Imports no torch."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def act_show(args: argparse.Namespace) -> None:
 
 
 def _suite_of(record: Record) -> Suite | None:
-    """The suite of the run, or that of its data set if it names none; None for one that is not known here."""
+    """The suite of the run, or of its data set if it names none; None if the suite is unknown."""
     return suites().get(record.suite or record.dataset)
 
 
@@ -70,10 +70,10 @@ def _all_settings(record: Record) -> list[Setting]:
 
 
 def _differences(record: Record, suite: Suite) -> list[Setting]:
-    """The settings of a run that differ from the suite's rules, and from the defense's defaults where it has none.
+    """The settings of a run that differ from the suite's rules, or from the defense's defaults if it has no rule.
 
-    Settings that the run's version did not have are left out, and those of a defense that is not registered here (give
-    its --plugin) are all listed.
+    Settings that the run's version did not have are left out. All settings of a defense that is not registered are
+    listed (pass its --plugin).
     """
     from leaderboard.record_report import Setting
 

@@ -98,7 +98,7 @@ def act_submit(args: argparse.Namespace) -> None:
 
 
 def _about(args: argparse.Namespace) -> About | None:
-    """The entry's description from the options; None if none of them is given."""
+    """The entry's description from the options; None if no such option is given."""
     missing = [option for option in ("title", "paper", "licence") if getattr(args, option) is None]
     if len(missing) == 3:
         return None

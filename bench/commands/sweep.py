@@ -58,7 +58,7 @@ def act_sweep(args: argparse.Namespace) -> None:
 
 
 def _print_plan(request: Request, names: list[str] | None, seeds: list[int], how: Options) -> None:
-    """The cells, what is left of each, its work, and the script for a scheduler."""
+    """Print the cells, the remaining tasks and work of each, and the script for a scheduler."""
     from bench.runs.estimate import Work, estimate, finished_records
     from bench.runs.store import Store
     from bench.runs.sweep import is_finished, make_engine, plan_cells, resources_of

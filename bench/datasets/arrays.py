@@ -1,4 +1,4 @@
-"""A data set as arrays in memory, and reading it from an .npz whose contents are all checked."""
+"""A data set as arrays in memory, and reading it from an .npz, with checks of all contents."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 class Arrays:
     """Images uint8 (N,H,W,C) and labels int64 (N,) from 0 to classes - 1, in the original order.
 
-    ImageFiles may stand for the images.
+    The images may also be ImageFiles.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Arrays:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the shapes and bytes of all four arrays; of ImageFiles, the names and lengths of the files."""
+        """SHA-256 of the shapes and bytes of all four arrays; for ImageFiles, of the names and lengths of the files."""
         digest = hashlib.sha256()
         for key in KEYS:
             array = getattr(self, key)
@@ -52,7 +52,7 @@ class Arrays:
 
 
 def check_arrays(name: str, arrays: dict[str, Any]) -> Arrays:
-    """The data set called `name` in a dict with KEYS; UserError if anything about it is wrong."""
+    """Check the arrays of the data set `name` (a dict with KEYS); UserError if they are invalid."""
     if missing := [key for key in KEYS if key not in arrays]:
         raise UserError(f"{name}: {', '.join(missing)} missing; it must hold {', '.join(KEYS)}")
     x_train, x_test = (check_images(f"{name}: {key}", arrays[key]) for key in ("x_train", "x_test"))

@@ -1,4 +1,4 @@
-"""Random crop, flip, cutout and CutMix of a batch, on the device, which can be inverted pixel by pixel."""
+"""Random crop, flip, cutout and CutMix of a batch, on the device, invertible pixel by pixel."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class Cutout:
-    """A square of each image that is set to 0 (DeVries and Taylor, 2017), after the crop and flip of `view`.
+    """Sets a square of each image to 0 (DeVries and Taylor, 2017), after the crop and flip of `view`.
 
-    kept (B,1,H,W) bool: the pixels outside of the square. A canvas that holds perturbations keeps its values at the
-    places of the others, because an attack there has not seen the image; they are read as 0.
+    kept (B,1,H,W) bool: the pixels outside of the square. A canvas of perturbations keeps its values inside the square,
+    because an attack has not seen the image there; they are read as 0.
     """
 
     kept: Tensor
@@ -64,7 +64,7 @@ class Cutout:
 
     @classmethod
     def draw(cls, n: int, size: tuple[int, int], side: int, view: View | None, generator: torch.Generator) -> Cutout:
-        """n squares of `side` pixels with a uniform centre; what lies outside of the image is cut off."""
+        """n squares of `side` pixels with a uniform centre, cropped to the image."""
         device = generator.device
         inside = []
         for length in size:
@@ -91,11 +91,11 @@ class Cutout:
 
 @dataclass(frozen=True)
 class CutMix:
-    """One rectangle in which each image of a batch shows another one (Yun et al., 2019), after the `view` of both.
+    """One rectangle in which each image of a batch shows another image (Yun et al., 2019), after the `view` of both.
 
-    inside (H,W) bool: the pixels of the rectangle. order (B,): the image that each one shows there, a permutation. So
-    each pixel of each image is in the batch once, and a canvas that holds perturbations is read and written exactly,
-    each pixel for the example that it is of.
+    inside (H,W) bool: the pixels of the rectangle. order (B,): a permutation, the image that each one shows there. So
+    each pixel of each image is in the batch once, and a canvas of perturbations is read and written exactly, each pixel
+    for the example that it belongs to.
     """
 
     inside: Tensor
@@ -104,7 +104,7 @@ class CutMix:
 
     @classmethod
     def draw(cls, n: int, size: tuple[int, int], view: View | None, generator: torch.Generator) -> CutMix:
-        """A uniform share of the area and a uniform centre; what lies outside of the image is cut off."""
+        """A uniform share of the area and a uniform centre; the rectangle is cropped to the image."""
         device = generator.device
         side = torch.rand((), generator=generator, device=device).sqrt()
         rows_and_columns = []
@@ -116,7 +116,7 @@ class CutMix:
         return cls(inside, torch.randperm(n, generator=generator, device=device), view)
 
     def mix(self, values: Tensor) -> Tensor:
-        """Images (B,C,H,W) with the rectangles of others."""
+        """Mix images (B,C,H,W): each gets the rectangle of another one."""
         return torch.where(self.inside, values[self.order], values)
 
     def labels(self, y: Tensor, classes: int) -> Tensor:

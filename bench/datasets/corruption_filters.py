@@ -1,4 +1,4 @@
-"""What the corruptions are made of (corruptions.py): kernels, warps and edges, without OpenCV or ImageMagick.
+"""Building blocks of the corruptions (corruptions.py): kernels, warps and edges, without OpenCV or ImageMagick.
 
 Images are float64 (H,W,C) in [0, 1], layers (H,W). Borders are as in the public recipe: repeated for Gaussian and
 motion blur, mirrored for disks and warps.
@@ -21,7 +21,7 @@ def grey(image: Image) -> Image:
 
 
 def in_colours_of(image: Image, rgb: tuple[int, int, int]) -> npt.NDArray[np.float64]:
-    """A colour of 0 to 255, in [0, 1]: three numbers, or its brightness for a grey image."""
+    """A colour of 0 to 255, scaled to [0, 1]: three numbers, or its brightness for a grey image."""
     colour = np.array(rgb) / 255
     return colour if image.shape[2] == 3 else np.array([colour @ LUMA])
 
@@ -69,7 +69,7 @@ def zoomed(image: Image, factor: float) -> Image:
 
 
 def plasma(side: int, decay: float, random: np.random.Generator) -> Image:
-    """Clouds (S,S) in [0, 1] by the diamond-square algorithm on a torus, S the next power of two from `side`."""
+    """Clouds (S,S) in [0, 1] by the diamond-square algorithm on a torus; S is the next power of two from `side`."""
     size = 1 << (side - 1).bit_length()
     clouds, step, wobble = np.zeros((size, size)), size, 100.0
 
@@ -94,9 +94,9 @@ def plasma(side: int, decay: float, random: np.random.Generator) -> Image:
 
 
 def warped(image: Image, move: npt.NDArray[np.float64]) -> Image:
-    """An image under the affine map that moves three points, the corners of a square of a third, by `move` (3,2).
+    """An image under the affine map that moves three points by `move` (3,2).
 
-    Points and moves are (column, row).
+    The points are corners of a square around the middle, of two thirds of the shorter side. Moves are (column, row).
     """
     middle, third = np.array(image.shape[1::-1]) // 2, min(image.shape[:2]) // 3
     before = middle + third * np.array([[1, 1], [1, -1], [-1, -1]])
@@ -117,12 +117,12 @@ def sampled(image: Image, rows: Image, columns: Image, border: str) -> Image:
 
 
 def as_bytes(image: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Values in [0, 1] as 0 to 255, rounded down as in the public recipe; what lies outside is clipped."""
+    """Values in [0, 1] as 0 to 255, clipped, and rounded down as in the public recipe."""
     return np.asarray(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 def edges(layer: npt.NDArray[np.uint8], low: float, high: float) -> npt.NDArray[np.bool_]:
-    """Canny's edges (H,W) of a layer of 0 to 255: maxima of the gradient above `high`, and above `low` beside one."""
+    """Canny's edges (H,W) of a layer of 0 to 255: maxima of the gradient above `high`, or above `low` next to one."""
     grown = np.pad(layer.astype(np.float64), 1, mode="edge")
     dy, dx = (ndimage.sobel(grown, axis=axis)[1:-1, 1:-1] for axis in (0, 1))
     size = np.abs(dx) + np.abs(dy)
@@ -151,7 +151,7 @@ def from_pillow(image: Pillow.Image) -> Image:
 
 
 def to_pillow(image: Image) -> Pillow.Image:
-    """8 bits a channel; images of [0, 1] that were 0 to 255 come back exactly."""
+    """Convert to 8 bits per channel; images that were converted from 0 to 255 are restored exactly."""
     return Pillow.fromarray(np.round(image * 255).astype(np.uint8).squeeze())
 
 

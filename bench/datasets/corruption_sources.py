@@ -1,4 +1,4 @@
-"""Where corrupted test images come from: the files of CIFAR-10-C and CIFAR-100-C if they are there, else our own."""
+"""Where corrupted test images come from: the files of CIFAR-10-C and CIFAR-100-C if they exist, else our own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ NEEDS_COLOUR = ("saturate",)
 class CorruptionSource:
     """One corruption of a test set.
 
-    file: NAME.npy uint8 (5 N,H,W,C), the N test images once for each severity; None: the images are made here.
-    hash: SHA-256 of the file.
+    file: NAME.npy uint8 (5 N,H,W,C), the N test images once for each severity; None: the images are generated. hash:
+    SHA-256 of the file.
     """
 
     name: str
@@ -37,7 +37,7 @@ class CorruptionSource:
 
     @property
     def text(self) -> str:
-        """As a config has it."""
+        """The source as a config stores it."""
         return f"{self.name}:file={self.hash[:12]}" if self.file else self.name
 
     def images(self, batch: Batch, severity: int, n_test: int) -> Tensor:
@@ -52,9 +52,9 @@ class CorruptionSource:
 
 
 def corruption_sources(names: Sequence[str], arrays: Arrays, data_dir: Path | None) -> list[CorruptionSource]:
-    """The sources of corruptions by name; `benchmark` are the 15 of the paper, `all` those and all others.
+    """The sources of corruptions by name; `benchmark` means the 15 of the paper, `all` means every corruption.
 
-    These two leave out what the images cannot have: `frost` without its file, and `saturate` of grey images.
+    These two omit corruptions that the images do not support: `frost` without its file, and `saturate` of grey images.
     UserError if a name is unknown, a file does not fit the test images, or the data set streams its images.
     """
     if not names:
@@ -76,7 +76,7 @@ def is_published(sources: Sequence[CorruptionSource]) -> bool:
 
 
 def describe(names: Sequence[str], sources: Sequence[CorruptionSource]) -> str:
-    """One line for the user: what is read, what is made, and what is missing of the 15, if all of them were wanted."""
+    """One line for the user: which corruptions are read, generated, and (if all 15 were requested) missing."""
     read, made = ([s.name for s in sources if (s.file is not None) == of_file] for of_file in (True, False))
     wanted = BENCHMARK if {"all", "benchmark"} & set(names) else ()
     missing = [name for name in wanted if name not in (*read, *made)]
@@ -87,7 +87,7 @@ def describe(names: Sequence[str], sources: Sequence[CorruptionSource]) -> str:
 
 
 def _folder(arrays: Arrays, data_dir: Path | None) -> Path | None:
-    """The folder of the authors' files of a data set; None if it has none here."""
+    """The folder of the authors' files of a data set, or None."""
     if arrays.name not in FOLDERS:
         return None
     folder = data_folder(data_dir) / FOLDERS[arrays.name]

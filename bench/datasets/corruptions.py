@@ -1,13 +1,13 @@
-"""The common corruptions of CIFAR-10-C, made here: all but `frost`, which needs pictures of frost.
+"""The common corruptions of CIFAR-10-C, generated here, except `frost`, which needs pictures of frost.
 
 Hendrycks and Dietterich, 2019, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations; the
-parameters are those of the authors' public recipe for CIFAR-10-C (ImageNet-C/create_c/make_cifar_c.py of the
-repository hendrycks/robustness), in pixels of 32 x 32 images. On other sizes they are the same pixels, but for
+parameters are those of the authors' public recipe for CIFAR-10-C (ImageNet-C/create_c/make_cifar_c.py of the repository
+hendrycks/robustness), in pixels of 32 x 32 images. Other sizes use the same numbers of pixels, except in
 `elastic_transform`, whose lengths are shares of a side.
 
 A corruption is a function (image, severity, random) -> image under `@registry.corruption(NAME)`: image float64 (H,W,C)
-in [0, 1] with one or three channels; severity 1 to 5; random a generator. What leaves [0, 1] is clipped, and values are
-rounded down to 8 bits, as in the recipe.
+in [0, 1] with one or three channels; severity 1 to 5; random a generator. Values are clipped to [0, 1] and rounded down
+to 8 bits, as in the recipe.
 
 The recipe draws from NumPy's global generator without a seed, so its files are other draws of the same corruptions. It
 uses OpenCV, ImageMagick and scikit-image; here the same operations are computed with SciPy and Pillow, and distances
@@ -55,7 +55,7 @@ Corruption = Callable[[Image, int, np.random.Generator], Image]
 def corrupted(
     images: npt.NDArray[np.uint8], index: npt.NDArray[np.int64], name: str, severity: int, *, seed: int = 0
 ) -> npt.NDArray[np.uint8]:
-    """Images uint8 (N,H,W,C) under a registered corruption; each depends on `seed` and its own `index` (N,) only."""
+    """Images uint8 (N,H,W,C) under a registered corruption; each depends only on `seed` and its own `index` (N,)."""
     corruption: Corruption = registry.corruption.get(name)
     result = np.empty_like(images)
     for row, (image, number) in enumerate(zip(images, index.tolist(), strict=True)):
@@ -104,8 +104,8 @@ def gaussian_blur(image: Image, severity: int, random: np.random.Generator) -> I
 def glass_blur(image: Image, severity: int, random: np.random.Generator) -> Image:
     """Blur, pixels replaced by near ones, blur.
 
-    The recipe means to swap pixels; as it runs, a pixel becomes a copy of one that is up to one row above or one column
-    to the left, and so it is here. It leaves out the first two rows and columns.
+    The recipe intends to swap pixels, but in effect a pixel becomes a copy of one up to one row above or one column to
+    the left; this function does the same. It leaves out the first two rows and columns.
     """
     sigma, rounds = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))[severity - 1]
     image = as_bytes(gaussian(image, sigma)) / 255

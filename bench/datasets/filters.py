@@ -1,4 +1,4 @@
-"""Options that every data set has: some of its classes, its first examples, images of another size."""
+"""Options of every data set: a choice of classes, the first examples, images of another size."""
 
 from dataclasses import dataclass
 from typing import Any, get_type_hints
@@ -17,7 +17,7 @@ class Filters:
     """`mnist:classes=0+1:size=14:train=1000:test=500`. A data set's own option of one of these names takes precedence.
 
     classes: those to keep; the first becomes class 0. size: side of the square images (bilinear, antialiased). train,
-    test: the first so many examples of a split, after the choice of classes.
+    test: number of examples of a split that are kept, the first ones after the choice of classes.
     """
 
     classes: tuple[int, ...] = ()
@@ -26,7 +26,7 @@ class Filters:
     test: int | None = None
 
     def __call__(self, arrays: Arrays, name: str) -> Arrays:
-        """The data set under a new name; UserError if it has no such class or no such number of examples."""
+        """The filtered data set under a new name; UserError if it lacks a class or has too few examples."""
         parts: dict[str, np.ndarray] = {}
         for split in ("train", "test"):
             x, y = getattr(arrays, f"x_{split}"), getattr(arrays, f"y_{split}")
@@ -62,9 +62,9 @@ class Filters:
 
 
 def parse_filtered(text: str, registry: Registry) -> tuple[Spec, Filters | None]:
-    """The spec of a data set, in which its filters keep their place in the text, and the filters; None if it has none.
+    """The spec of a data set (its text keeps the filters in their place), and the filters, or None.
 
-    A file's function (FILE.py:FUNCTION) has its own options only.
+    A file's function (FILE.py:FUNCTION) has only its own options.
     """
     name = split_spec(text).name
     own = options_of(registry.get(name)) if name in registry else None

@@ -1,4 +1,4 @@
-"""Images in files, which are read and decoded when they are needed, for data that do not fit into memory."""
+"""Images in files that are read and decoded on demand, for data that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bench.core.errors import UserError
 from bench.core.registry import one_line
 
 ENDINGS = (".jpg", ".jpeg", ".png")
-WIDER = 256 / 224  # the shorter side of a resized image, in units of the side that is cut out
+WIDER = 256 / 224  # the shorter side of a resized image, in units of the cropped side
 THREADS = 8  # that decode
 
 
 class ImageFiles:
-    """What stands for an array of images uint8 (N,S,S,3): the paths of N files, and the side S.
+    """A lazy array of images uint8 (N,S,S,3): the paths of N files, and the side S.
 
-    Each image is resized so that its shorter side is 256/224 S (bilinear), and its centre is cut out. A slice, rows or
-    a mask as an index give other ImageFiles; `read` gives pixels, and numpy.asarray the pixels of all of them.
+    Each image is resized so that its shorter side is 256/224 S (bilinear), and cropped to its centre. Indexing by a
+    slice, rows or a mask returns other ImageFiles; `read` returns pixels, and numpy.asarray the pixels of all images.
     """
 
     dtype, ndim = np.dtype(np.uint8), 4
@@ -51,7 +51,7 @@ class ImageFiles:
         return np.stack(images) if images else np.empty((0, *self.shape[1:]), np.uint8)
 
     def fingerprint(self) -> bytes:
-        """The names and lengths of the files, which stand for their contents in the hash of a data set."""
+        """The names and lengths of the files, which represent their contents in the hash of a data set."""
         lines = (f"{path} {(self.root / path).stat().st_size}\n" for path in self.paths)
         return f"{self.size}\n{''.join(lines)}".encode()
 
@@ -72,7 +72,7 @@ class ImageFiles:
 
 
 def find_image_files(folder: Path, size: int) -> tuple[ImageFiles, npt.NDArray[np.int64]]:
-    """The images of a folder of one folder for each class, and their labels, by the order of the folders' names."""
+    """The images of a folder with one subfolder per class, and their labels, in the order of the subfolders' names."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; it must have a folder of images for each class")
     paths: list[str] = []

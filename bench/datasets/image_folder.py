@@ -13,9 +13,9 @@ from bench.datasets.image_files import find_image_files
 def image_folder(data_dir: Path | None = None, *, folder: str = "images", size: int = 224) -> Arrays:
     """Images in DATA_DIR/FOLDER/train/CLASS/ and DATA_DIR/FOLDER/val/CLASS/, decoded when they are needed.
 
-    Training reads a batch ahead. Test images are kept in memory, so take some of them (`:test=5000`). In the hash of
-    the data, names and lengths of the files stand for their contents. Images are resized and cut out as for the
-    evaluation on ImageNet; random crops of a padded image and flips are the augmentation, as for other data sets,
+    Training reads one batch ahead. Test images are kept in memory, so select a part of them (`:test=5000`). The hash of
+    the data covers the names and lengths of the files, not their contents. Images are resized and centre-cropped as in
+    evaluations on ImageNet. The augmentation is random crops of the padded image and flips, as for other data sets,
     because stored perturbations follow these.
 
     folder: name of the folder. size: side of the images.

@@ -26,7 +26,7 @@ class Split:
         self, x: np.ndarray, y: np.ndarray, device: torch.device, *, crop: int = 0, flip: bool = False, cutout: int = 0,
         cutmix: float = 0.0, classes: int | None = None,
     ) -> None:  # fmt: skip
-        """x: ImageFiles are streamed. classes: of the labels that CutMix makes; None: as many as `y` has."""
+        """x: ImageFiles are streamed. classes: number of classes of CutMix's labels; None: as in `y`."""
         labels = torch.from_numpy(np.ascontiguousarray(y)).to(device)
         if isinstance(x, ImageFiles):
             self._hold(StreamedCanvas(x, crop, device), labels, x.shape[1:3], crop, flip)
@@ -42,7 +42,7 @@ class Split:
 
     @classmethod
     def of_tensors(cls, x: Tensor, y: Tensor) -> Split:
-        """Images that are float32 (N,C,H,W) in [0, 1] already, and labels (N,) int64."""
+        """A split of images that are already float32 (N,C,H,W) in [0, 1], and labels (N,) int64."""
         split = cls.__new__(cls)
         split._hold(x.detach().contiguous(), y, (x.shape[2], x.shape[3]), crop=0, flip=False)
         return split

@@ -1,4 +1,4 @@
-"""Images of files on the device, batch by batch."""
+"""Loads images from files to the device, batch by batch."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,7 +11,7 @@ from bench.datasets.image_files import ImageFiles
 
 
 class StreamedCanvas:
-    """ImageFiles as a tensor uint8 (N,3,H+2p,W+2p) of images padded by p zeros, of which only single rows are read."""
+    """ImageFiles as a tensor uint8 (N,3,H+2p,W+2p) of images padded by p zeros, which reads only the rows asked for."""
 
     def __init__(self, files: ImageFiles, pad: int, device: torch.device) -> None:
         self.files, self.pad, self.device = files, pad, device
@@ -24,7 +24,7 @@ class StreamedCanvas:
         return (len(self.files), 3, side, side)
 
     def rows(self, index: Tensor) -> Tensor:
-        """The images (B,3,H+2p,W+2p) of the rows `index`. Processes that train together read their shares of them."""
+        """The images (B,3,H+2p,W+2p) of the rows `index`. Each process of a joint training reads its share of them."""
         rows, ahead = rows_to_read(index).tolist(), self._ahead
         images = ahead[1].result() if ahead is not None and ahead[0] == rows else self._read(rows)
         return zero_pad(all_rows_read(images.to(self.device), index), [self.pad] * 4)

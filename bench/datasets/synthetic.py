@@ -1,4 +1,4 @@
-"""Data of the theory of adversarial training: separable with a margin, and points of the unit sphere."""
+"""Data sets for the theory of adversarial training: separable with a margin, and points of the unit sphere."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from bench.datasets.arrays import Arrays, check_arrays
 
 Points = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
-TRIES = 1000  # draws of one point of the sphere, at most
+TRIES = 1000  # largest number of draws of one point of the sphere
 
 
 def separable_points(
@@ -20,8 +20,8 @@ def separable_points(
 ) -> tuple[Points, Labels, Points]:
     """x (n, dim) with |x| <= radius, y (n,) of 0 and 1, and the unit vector v with (2y - 1) v^T x >= gamma.
 
-    Assumption 3.3 of reflected-loss.txt. |v^T x| is uniform in [gamma, farthest]; the rest of x is uniform in the ball
-    that is left. farthest: none for the radius; gamma puts all points at the margin, where they are hardest.
+    Assumption 3.3 of reflected-loss.txt. |v^T x| is uniform in [gamma, farthest]; the rest of x is uniform in the
+    remaining ball. farthest: none means the radius; gamma puts all points at the margin, where they are hardest.
     """
     farthest = radius if farthest is None else farthest
     if not (0 < gamma <= farthest <= radius and n >= 1 and dim >= 2):
@@ -38,7 +38,7 @@ def separable_points(
 def sphere_points(rng: np.random.Generator, n: int, *, dim: int, distance: float) -> Points:
     """Points (n, dim) of the unit sphere, any two of which are more than `distance` apart.
 
-    With distance = 2 delta, balls of radius delta around them do not meet: any labels are compatible with the
+    With distance = 2 delta, the balls of radius delta around them are disjoint, so any labels are compatible with the
     perturbations (convergence-overparametrized.txt, definition 3.1 and section 6).
     """
     points = np.empty((0, dim))

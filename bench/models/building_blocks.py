@@ -1,4 +1,4 @@
-"""What several architectures share: activations, residual stages, a sequence of named layers after a normalisation."""
+"""Building blocks of several architectures: activations, residual stages, named layers after a normalisation."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ from bench.core.layers import Residual
 from bench.models.building_blocks import PerChannel, Shape, assemble, classifier, conv1x1, conv3x3, residual_stages
 from bench.models.resnet import basic_block, doubling
 
-EXPANSION = 4  # of the bottleneck: its output has so many times the channels of its 3x3 convolution
+EXPANSION = 4  # channels of a bottleneck's output, in units of those of its 3x3 convolution
 
 
 def bottleneck(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:

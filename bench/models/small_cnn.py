@@ -19,7 +19,7 @@ def small_cnn(
     """conv 16 3x3, conv 32 3x3/2, fc 128, fc classes: the digits suite's network.
 
     width: channels of the first convolution. hidden: units of the linear layer. activation: after each hidden layer.
-    batchnorm: after each hidden layer too.
+    batchnorm: whether batch norm follows each hidden layer.
     """
     channels, height, size = shape
     features = 2 * width * ((height + 1) // 2) * ((size + 1) // 2)

@@ -21,7 +21,7 @@ def from_timm(name: str) -> Callable[[Shape, int], nn.Module]:
 
     def build(shape: Shape, classes: int) -> nn.Module:
         channels, *size = shape
-        # transformers are built for one size of images; other networks do not take it
+        # transformers are built for one image size; other networks do not accept this argument
         fixed = {"img_size": tuple(size)} if timm.get_pretrained_cfg(name).fixed_input_size else {}
         model: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=classes, **fixed)
         return model
@@ -32,6 +32,6 @@ def from_timm(name: str) -> Callable[[Shape, int], nn.Module]:
 def _import_timm() -> Any:
     try:
         import timm
-    except Exception as error:  # an import of other code may raise anything
+    except Exception as error:  # importing foreign code may raise anything
         raise UserError(f"timm cannot be imported ({one_line(error)}); pip install 'robust-bracket[timm]'") from error
     return timm

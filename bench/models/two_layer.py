@@ -1,4 +1,4 @@
-"""Networks of the theory of adversarial training, of which only some layers are trained."""
+"""Networks of the theory of adversarial training; only some of their layers are trained."""
 
 import math
 from typing import Literal
@@ -13,7 +13,7 @@ from bench.models.building_blocks import NamedLayers, Shape, assemble
 
 
 def as_logits(top: Tensor) -> Tensor:
-    """Rows (2, m) whose logits have the difference f = a^T h, for a top layer a (1, m); other tops unchanged.
+    """Convert a top layer a (1, m) to rows (2, m) whose logits differ by f = a^T h; other top layers stay unchanged.
 
     So the cross entropy of class 1 is log(1 + e^-f), that of class 0 log(1 + e^f), and the predicted class is f's sign.
     """
@@ -37,7 +37,7 @@ def two_layer(
 
     reflected-loss.txt, section 2 (`leaky-relu`); lazy-training.txt, definition 2.1 (the defaults);
     first-order-adversaries.txt, section 2 (`softplus`, std = 1/sqrt(d)); convergence-overparametrized.txt, Eq. 4
-    (`softplus`, `mirrored`). Two classes have the logits -f/2 and f/2; more have a top layer of their own each.
+    (`softplus`, `mirrored`). Two classes have the logits -f/2 and f/2; with more classes, each has its own top layer.
 
     width: hidden units. activation: of the hidden units. slope: of leaky-relu below zero. std: of the first layer's
     weights. top: absolute value of each top weight; none: 1/sqrt(width). mirrored: the second half of the units starts

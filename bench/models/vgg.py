@@ -21,8 +21,8 @@ def vgg(
 ) -> nn.Sequential:
     """VGG(w), thesis table 4.1: 13 convolutions 3x3 in five stages that end with 2x2 max pooling, and a linear layer.
 
-    width: w, the width factor; the thesis has 8, of which the original VGG-16 would be 16. batchnorm: after each
-    convolution; the table does not say whether there is any. mean, std: of each channel, for the normalisation; empty
+    width: w, the width factor; the thesis uses 8, and the original VGG-16 corresponds to 16. batchnorm: after each
+    convolution; the table does not say whether there is one. mean, std: of each channel, for the normalisation; empty
     for none.
     """
     channels, height, size = shape
