@@ -42,7 +42,7 @@ class Exact(NetworkCertifier):
     Linf. An example that alpha-crown does not certify is attacked first, with a few gradient steps towards each class
     that is not excluded, from the image and from `batch.worst_points`. Then a program is solved for each of these
     classes, in the order of increasing margins, until one has a solution or all are excluded. Solvers have no time
-    limit. nodes: nodes of branch and bound, at most, for all programs of one example; each program takes at least one,
+    limit. nodes: nodes of branch and bound, the most for all programs of one example; each program takes at least one,
     and a program with more than 10 integers per node is skipped. solver: `auto` is SCIP if pyscipopt is installed, else
     HiGHS, which takes many times as long.
 

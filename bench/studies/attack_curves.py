@@ -25,7 +25,7 @@ Points = npt.NDArray[np.float64]
 
 
 class Setting(NamedTuple):
-    """What a run measured, in words: data set, model, threat model, defense, seed, number of examples."""
+    """The setting of a run in words: data set, model, threat model, defense, seed, number of examples."""
 
     dataset: str
     model: str
@@ -102,9 +102,9 @@ class AttackCurvesStudy(Study):
 
 
 def name_runs(settings: Mapping[str, Setting]) -> tuple[str, dict[str, str]]:
-    """What all runs have in common, for a title, and how each differs from the others, for a legend.
+    """The settings that all runs share, for a title, and those in which each run differs, for a legend.
 
-    settings: by run. Runs of equal settings are numbered.
+    settings: by run. Runs with equal settings are numbered.
     """
     common = [values[0] if len(set(values)) == 1 else None for values in zip(*settings.values(), strict=True)]
     names = {

@@ -26,7 +26,7 @@ PANELS = ("clean_error", "robust_error", "clean_loss", "robust_loss")
 
 
 class Curves(NamedTuple):
-    """Of one run: the epochs (E,), counted from 1, and the values (E,) of those of KEYS that its log has."""
+    """The epochs (E,) of one run, counted from 1, and the values (E,) of the KEYS that its log contains."""
 
     setting: Setting
     epochs: Floats
@@ -44,7 +44,7 @@ class CurvesStudy(TheoryStudy):
 
     Thesis, Figures 4.1, 4.24, 4.25 and 5.6. A run has curves if it was trained with `--set keep_curves=N`: each line of
     its log.jsonl then holds the loss and the error on the first N training and test examples, clean and under PGD-10.
-    `seed` and `size` change nothing here.
+    `seed` and `size` have no effect.
     """
 
     runs: tuple[str, ...] = ("runs",)  # run folders, or folders of them
@@ -72,7 +72,7 @@ class CurvesStudy(TheoryStudy):
 
 
 def curves_of(folder: Path) -> Curves | None:
-    """The curves of a run; None if its log has none, or it has no log. UserError if the log is not one of ours."""
+    """The curves of a run; None if its log has none, or it has no log. UserError if the log is not valid."""
     path = folder / LOG
     if not path.is_file():
         return None
@@ -94,9 +94,9 @@ def curves_of(folder: Path) -> Curves | None:
 
 
 def overfitting(curves: Sequence[Curves]) -> list[Claim]:
-    """Section 4.1, for each defense: the robust test error rises from its least to the last epoch; the gap grows.
+    """Section 4.1, for each defense: the robust test error rises from its minimum to the last epoch; the gap grows.
 
-    The least value of a noisy curve is too low, so the first claim compares thirds: the last with the middle one.
+    The minimum of a noisy curve is biased downwards, so the first claim compares the last third with the middle third.
     """
     claims = []
     for defense in dict.fromkeys(each.defense for each in curves):

@@ -1,4 +1,4 @@
-"""The one style of the studies' figures: colours that colour-blind readers can tell apart, and line styles besides."""
+"""The style of all studies' figures: line styles, and colours that colour-blind readers can tell apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench study overhead`: the time of an epoch of a defense against a bare loop with the same passes."""
+"""`bench study overhead`: the time of an epoch of a defense, compared with a bare loop with the same passes."""
 
 import statistics
 import time

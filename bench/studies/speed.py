@@ -1,4 +1,4 @@
-"""`bench study speed`: what a step of each defense costs, and what it is spent on."""
+"""`bench study speed`: the cost of a training step of each defense, by its parts."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -33,22 +33,23 @@ BASE = "standard"
 class SpeedStudy(ModelStudy):
     """Milliseconds of a training step of each defense, beside its passes, and how they divide.
 
-    A pass is a forward or a backward pass of one example. work: a forward pass is one unit, a backward pass to the
-    images one, and one to the weights of an update two, as many as the multiply-adds of each. The ratios are those of
-    one example in one step to `standard`, so a defense whose time is that of its work has twice the same number.
+    A pass is a forward or a backward pass of one example. work: a forward pass counts one unit, a backward pass to the
+    images one, and the backward pass of an update two, in proportion to their multiply-adds. The ratios compare one
+    example in one step with `standard`, so a defense whose time is proportional to its work has twice the same number.
     update: the loss, its gradient and the optimizer; data: making the batches; attack: the rest of a step. A defense
     that computes its loss before `trainer.update` has the forward pass of the update under attack. Defenses that cannot
-    be trained without further settings are listed below. On a CPU, times are those of this process on the processor, so
-    that other programs hardly change them.
+    be trained without further settings are listed below. On a CPU, times are CPU times of this process, so that other
+    programs hardly change them.
 
-    images/s: training images a second, each with all its passes. utilisation: the floating-point operations of the
-    work, 2 for a multiply-add of a convolution or linear layer, a second, of those of a large matrix product in the
-    precision of the training, which is timed here (model FLOP utilisation; bounds and all else count as time only).
+    images/s: training images per second, each with all its passes. utilisation: the floating-point operations of the
+    work per second (2 for each multiply-add of a convolution or linear layer), as a share of the rate of a large matrix
+    product in the precision of the training, which is timed here (model FLOP utilisation; bounds and everything else
+    count only as time).
     """
 
     suite: str = "digits"  # its data, model and settings
     defenses: tuple[str, ...] = ()  # names, separated by commas; none: all
-    epochs: int = 2  # that are timed, after one that is not
+    epochs: int = 2  # timed epochs, after one that is not timed
     settings: tuple[str, ...] = ()  # KEY=VALUE of all trainings, separated by commas, as compiled=true
 
     def run(self) -> str:
@@ -90,7 +91,7 @@ class SpeedStudy(ModelStudy):
 
 @dataclass(frozen=True)
 class Cost:
-    """Of some epochs. passes, work: per example and step; parts: seconds of attack, update, data."""
+    """The cost of some epochs. passes, work: per example and step; parts: seconds of attack, update, data."""
 
     seconds: float
     steps: int
@@ -112,7 +113,7 @@ class Cost:
 
 
 def cost_of(plan: Plan, epochs: int) -> Cost:
-    """Train for one epoch and then for `epochs` more, and the cost of these."""
+    """Train for one epoch and then for `epochs` more, and return the cost of the latter."""
     assert plan.defense is not None
     config = plan.defense.config
     split = Split(
@@ -138,7 +139,7 @@ def cost_of(plan: Plan, epochs: int) -> Cost:
 
 @cache
 def product_rate(device: str, precision: str, threads: int) -> float:
-    """Floating-point operations a second of products of large matrices, the fastest of some."""
+    """Floating-point operations per second of products of large matrices, the fastest of several."""
     side = 8192 if device == "cuda" else 1024
     matrix = torch.ones(side, side, device=device, dtype=getattr(torch, precision))
     seconds = []
@@ -150,7 +151,7 @@ def product_rate(device: str, precision: str, threads: int) -> float:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, after everything that was started on the device; of this process alone on a CPU."""
+    """The time in seconds, after the device has finished all work; on a CPU, the CPU time of this process."""
     if device.type != "cuda":
         return time.process_time()
     torch.cuda.synchronize()
@@ -165,14 +166,14 @@ class TimedLoop(Loop):
     _depth = 0  # of nested calls that are timed as update
 
     def clear(self) -> None:
-        """Forget the times so far."""
+        """Reset the times."""
         self.update_seconds = self.data_seconds = self.whole = 0.0
         self.examples_seen, self.passes_before = 0, self.passes.forwards + self.passes.backwards
         self.backwards_of_updates = 0
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """The block is part of an update."""
+        """Count the time of the block as part of an update."""
         start, backwards, self._depth = now(self.device), self.passes.backwards, self._depth + 1
         try:
             yield

@@ -1,4 +1,4 @@
-"""The contract of a study, and what several studies share: models to load or train."""
+"""The base class of studies, and of studies that load or train models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Study(ABC):
 
     @abstractmethod
     def run(self) -> str:
-        """Do the experiment; the report to print. UserError if an option is invalid, before any long computation."""
+        """Run the experiment and return the report. UserError for an invalid option, before any long computation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the studies of claims of papers share: tables, claims with verdicts, and intervals over seeds."""
+"""Shared code of the studies that test claims of papers: tables, claims with verdicts, and intervals over seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Size = Literal["small", "paper"]
 Verdict = Literal["holds", "does not hold", "not tested at this size"]
 Floats = npt.NDArray[np.float64]
 LEVEL = 0.95  # of all intervals
-WIDEST = 0.5  # half-width of the interval of an exponent that says something
+WIDEST = 0.5  # largest half-width of an informative interval of an exponent
 
 
 class Claim(NamedTuple):
@@ -53,7 +53,7 @@ class Table(NamedTuple):
 
 @dataclass
 class Findings:
-    """The result of a study. draw: fills a figure of `inches` (width, height). notes: what the reader must know."""
+    """The result of a study. draw: fills a figure of `inches` (width, height). notes: remarks for the reader."""
 
     tables: list[Table] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class TheoryStudy(Study):
-    """A study of the claims of a paper: one section of its findings after another, then each claim with its verdict."""
+    """A study of the claims of a paper. It prints its findings section by section, then each claim with its verdict."""
 
     seed: int = 0  # of all random numbers
     size: Size = "small"  # small: at most two minutes on one core; paper: the paper's settings
@@ -73,7 +73,7 @@ class TheoryStudy(Study):
 
     @abstractmethod
     def findings(self) -> Findings:
-        """Do the experiments."""
+        """Run the experiments."""
 
     def run(self) -> str:
         if self.seed < 0:
@@ -125,7 +125,7 @@ def as_text(study: TheoryStudy, found: Findings) -> str:
 
 
 def show(value: Any) -> str:
-    """A cell: floats with three digits."""
+    """The text of a cell; floats have three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -140,7 +140,7 @@ class Interval(NamedTuple):
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     def times(self, factor: float) -> Interval:
-        """Of the same quantity in another unit, or with the other sign."""
+        """The interval in another unit, or with the opposite sign."""
         low, high = sorted((factor * self.low, factor * self.high))
         return Interval(factor * self.mean, low, high)
 
@@ -164,7 +164,7 @@ def exponent(x: Sequence[float] | Floats, y: Floats) -> Interval:
 
 
 def follows(claim: str, text: str, power: Interval, theory: float, near: float) -> Claim:
-    """Whether an exponent is the theory's: within `near` of it, or its interval contains it and is narrow enough."""
+    """Whether an exponent agrees with the theory: within `near` or its interval; not tested if the interval is wide."""
     half = power.high - power.mean
     if half > WIDEST:
         return Claim(claim, text, "not tested at this size")
@@ -189,13 +189,13 @@ def rank_correlation(x: Floats, y: Floats) -> Interval:
 def falls(values: Floats) -> tuple[Interval, float]:
     """Whether the columns of values (seeds, k) fall: (mean Spearman correlation with the column, one-sided p).
 
-    The interval is that over seeds, and the p-value that of a t test of the correlation being below zero. Constant
-    rows have correlation 0.
+    The interval is over seeds, and the p-value is that of a t test that the correlation is below zero. Constant rows
+    have correlation 0.
     """
     columns = np.arange(values.shape[1])
     correlations = np.array([stats.spearmanr(columns, row).statistic if np.ptp(row) else 0.0 for row in values])
     mean = mean_interval(correlations)
-    if np.ptp(correlations) == 0:  # equal in all seeds: a sign test
+    if np.ptp(correlations) == 0:  # equal in all seeds: use a sign test
         return mean, 0.5 ** len(correlations) if correlations[0] < 0 else 1.0
     return mean, float(stats.ttest_1samp(correlations, 0, alternative="less").pvalue)
 
@@ -203,13 +203,13 @@ def falls(values: Floats) -> tuple[Interval, float]:
 def smaller(a: Floats, b: Floats) -> tuple[Interval, float]:
     """Paired over seeds: the mean of a - b with its interval, and the one-sided p-value (Wilcoxon) of a < b."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of ties; its p-value is then a normal approximation
+        warnings.simplefilter("ignore")  # scipy warns about ties, for which its p-value is a normal approximation
         p = float(stats.wilcoxon(a, b, alternative="less").pvalue) if (a != b).any() else 1.0
     return mean_interval(a - b), p
 
 
 def network(spec: str, dim: int, seed: int, *names: str | int) -> nn.Sequential:
-    """A two-class network on vectors (B, dim) in float64, drawn by a seed for one purpose."""
+    """A two-class network on vectors (B, dim) in float64; `seed` and `names` determine its weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, *names))
         model = build_model(spec, (1, 1, dim), 2)

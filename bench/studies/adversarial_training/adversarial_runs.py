@@ -1,4 +1,4 @@
-"""What the studies of adversarial training share: data, networks, trainings at several eps and on subsets, errors."""
+"""Shared code of the adversarial training studies: data, networks, trainings at several eps and on subsets, errors."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from bench.training.rebuild import new_model
 CPU = torch.device("cpu")
 DataName = Literal["digits", "mnist"]
 DIGITS: DataName = "digits"
-ATTACK_STEPS = 10  # of the PGD that measures
+ATTACK_STEPS = 10  # of the PGD attack that measures the error
 FITTED = 0.1  # share of the training examples that a fitted network may get wrong
-CHUNK = 1000  # images that are attacked together
+CHUNK = 1000  # images attacked at a time
 MODELS: dict[DataName, str] = {"digits": "small-cnn:width=8:hidden=64", "mnist": "lenet:width=2"}
 # On CPUs, passes of a LeNet with few channels take a third of the time in this layout; those of the small CNN do not.
 LAYOUT: dict[DataName, dict[str, Any]] = {"digits": {}, "mnist": {"layout": "channels_last"}}
@@ -42,7 +42,7 @@ SETTINGS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Task:
-    """Data and network. settings: of every training, over a defense's defaults."""
+    """Data and network. settings: override the defense's defaults in every training."""
 
     arrays: Arrays
     model: str
@@ -53,7 +53,7 @@ class Task:
         return ThreatModel(self.norm, eps)
 
     def first(self, train: int, test: int) -> Task:
-        """The first examples only."""
+        """The task with the first examples only."""
         a = self.arrays
         few = Arrays(a.name, a.x_train[:train], a.y_train[:train], a.x_test[:test], a.y_test[:test])
         return Task(few, self.model, self.norm, self.settings)
@@ -74,9 +74,9 @@ class Task:
         kind: type[Loop] = Loop,
         **settings: Any,
     ) -> Loop:
-        """A training of a `kind` that has not begun, on `rows` of the training examples; at eps 0 it is `standard`.
+        """A training loop (a `kind`) before its start, on `rows` of the training examples; at eps 0 it is `standard`.
 
-        Its weights and random numbers depend on the seed only. settings: over those of the task.
+        Its weights and random numbers depend only on the seed. settings: override those of the task.
         """
         name = defense if eps > 0 else "standard"
         target = registry.defense.get(name)
@@ -107,7 +107,7 @@ class TrainingStudy(TheoryStudy):
 
 
 def trained(loop: Loop) -> nn.Module:
-    """The network after the rest of its training, in eval mode."""
+    """Finish the training and return the network in eval mode."""
     model, _ = loop.run()
     return model
 
@@ -115,7 +115,7 @@ def trained(loop: Loop) -> nn.Module:
 def attacked(
     model: nn.Module, batch: Batch, threat: ThreatModel | None, seed: int, steps: int = ATTACK_STEPS
 ) -> Tensor:
-    """PGD from a uniform start with steps of 2.5 eps / steps; the images themselves without a threat model."""
+    """PGD from a uniform start with steps of 2.5 eps / steps; without a threat model, the clean images."""
     if threat is None:
         return batch.x
     assert isinstance(threat.eps, float)
@@ -126,7 +126,7 @@ def attacked(
 
 @dataclass(frozen=True)
 class Measured:
-    """Of each example of a split: the loss (N,) and whether it is misclassified (N,), both under attack."""
+    """The loss (N,) and whether it is misclassified (N,) for each example of a split, both under attack."""
 
     loss: Tensor
     wrong: Tensor
@@ -137,7 +137,7 @@ class Measured:
 
 
 def measure(model: nn.Module, split: Split, threat: ThreatModel | None, seed: int = 0) -> Measured:
-    """Loss and error of each example under PGD, or without a threat model at the images."""
+    """Loss and error of each example under PGD; without a threat model, at the clean images."""
     losses, wrong = [], []
     with mode_of(model, training=False):
         for batch in split.in_order(CHUNK):
@@ -150,10 +150,10 @@ def measure(model: nn.Module, split: Split, threat: ThreatModel | None, seed: in
 
 
 def if_fitted(claim: str, measured: str, effect: Interval, errors: Floats) -> Claim:
-    """The verdict of an effect of fitting hard examples, which networks that do not fit them cannot test.
+    """The verdict on an effect of fitting hard examples; it is not tested if the networks do not fit them.
 
-    errors: shares of the training examples that the networks get wrong under attack at the end, of any shape; the
-    largest mean over their last axis, the seeds, decides.
+    errors: final training error rates under attack, of any shape whose last axis is the seeds; the largest mean over
+    the seeds decides.
     """
     if (worst := float(errors.mean(axis=-1).max())) > FITTED:
         text = f"{measured}; the training examples are not fitted, with a robust error of up to {100 * worst:.3g} %"
@@ -162,7 +162,7 @@ def if_fitted(claim: str, measured: str, effect: Interval, errors: Floats) -> Cl
 
 
 def class_balanced(order: np.ndarray, y: np.ndarray, count: int) -> np.ndarray:
-    """The first rows of `order` of each class, `count` in all or as near below as classes of one size allow."""
+    """The first rows of `order` of each class: `count` in total, rounded down so that classes have equal size."""
     classes = int(y.max()) + 1
     parts = [order[y[order] == k][: count // classes] for k in range(classes)]
     return np.sort(np.concatenate(parts))

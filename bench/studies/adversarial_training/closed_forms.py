@@ -1,4 +1,4 @@
-"""`bench study closed-forms`: the statements on adversarial training that have a formula, against simulations."""
+"""`bench study closed-forms`: closed-form statements about adversarial training, compared with simulations."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Plan:
     """The sizes of the experiments."""
 
     settings: int = 200  # random data sets of each statement
-    points: int = 4000  # of a simulated test error
+    points: int = 4000  # sample size of a simulated test error
     descent: tuple[int, ...] = (10, 100, 1000, 5000)  # steps of theorem 4.4
     nets: int = 10  # of theorem 4.3
     steps: int = 4000  # T of theorem 4.3, which is about long trainings
-    epochs: int = 6  # of the training whose gradient norms Eq. 5.27 takes
+    epochs: int = 6  # of the training whose gradient norms enter Eq. 5.27
 
 
 SMALL = Plan()
@@ -52,7 +52,7 @@ PAPER = Plan(points=40_000, descent=(10, 100, 1000, 10_000, 100_000), nets=50, s
 
 
 class Angles(NamedTuple):
-    """Degrees from the max-margin direction, (steps, settings), at eps and without perturbations."""
+    """Angles to the max-margin direction in degrees, (steps, settings), at eps and without perturbations."""
 
     adversarial: Floats
     clean: Floats
@@ -66,7 +66,8 @@ class ClosedFormsStudy(TheoryStudy):
     Thesis, sections 4.2.1, 4.2.2, 4.3.3 and 5.2.3: Theorems 4.1 to 4.5, Lemmas 4.2 to 4.5, Corollary 4.2, Figure 4.2,
     Eq. 5.27. Each statement is tested on random data sets. Theorem 4.2 prints an eps-bar that depends on the weights W
     and grows without bound as W shrinks if there are more than two classes; the loss is convex, so the exact eps from
-    which the constant classifier is optimal has a closed form, which is what is tested (logistic_forms.collapse_eps).
+    which the constant classifier is optimal has a closed form, and the study tests that one
+    (logistic_forms.collapse_eps).
     """
 
     def findings(self) -> Findings:
@@ -247,7 +248,7 @@ class ClosedFormsStudy(TheoryStudy):
 
 
 def kinks(found: Findings) -> None:
-    """Figure 4.2: the jump of the derivative at 0, and where the least loss is."""
+    """Figure 4.2: the jump of the derivative at 0, and the position of the minimal loss."""
     theta = np.linspace(-2, 2, 4001)
     step, jumps, least = 1e-6, [], []
     for eps in (0.6, 1.2):

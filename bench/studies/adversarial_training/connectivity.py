@@ -49,14 +49,14 @@ PLANS = {
 
 @dataclass
 class Along:
-    """Of each pair at one eps, along the curve: robust training loss and robust test error, (pairs, points)."""
+    """Robust training loss and robust test error along the curve of each pair at one eps, (pairs, points)."""
 
     loss: Floats
     error: Floats
 
     @property
     def barrier(self) -> Floats:
-        """The largest loss on the way above that of the worse end, (pairs,)."""
+        """The largest loss on the curve minus that of the worse end, (pairs,)."""
         return self.loss.max(axis=1) - np.maximum(self.loss[:, 0], self.loss[:, -1])
 
 
@@ -66,8 +66,8 @@ class ConnectivityStudy(TrainingStudy):
     """Whether a flat curve of weights joins two minima of adversarial training, over eps.
 
     Thesis, section 4.2.3, Eq. 4.28 and Figure 4.8: curves of order 2 between networks of two seeds (4 on CIFAR-10),
-    trained on the robust loss at a random point of the curve. Batch norm is estimated again at each measured point. The
-    networks of digits and MNIST here have none.
+    trained on the robust loss at a random point of the curve. Batch norm statistics are estimated again at each
+    measured point. The networks for digits and MNIST have no batch norm.
     """
 
     def findings(self) -> Findings:

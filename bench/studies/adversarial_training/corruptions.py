@@ -1,4 +1,4 @@
-"""`bench study corruptions`: which test images are hard under common corruptions, and who is right under them."""
+"""`bench study corruptions`: which test images are hard under common corruptions, and which trainings are accurate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEST = 1000  # test images, at most
-OWN = "own images"  # the test images as the training saw its own: clean, under FGSM, under PGD
+OWN = "own images"  # the test images treated like the training images: clean, under FGSM, under PGD
 
 PLANS = {
     ("digits", True): Plan(720, 3, 12, 0.2, {"steps": 3, "alpha": "0.5eps"}, ""),
@@ -48,12 +48,12 @@ PRINTED = {
 
 
 class Trained(NamedTuple):
-    """One training: the history of the test images by corruption, and of its OWN. Accuracies are 1 - wrong."""
+    """One training: the history of the test images by corruption, and for OWN. Accuracies are 1 - wrong."""
 
     histories: dict[str, History]
 
     def accuracy(self, name: str) -> float:
-        """After the last epoch, on a corruption of all severities or on OWN."""
+        """Accuracy after the last epoch, on a corruption (all severities) or on OWN."""
         return float(1 - self.histories[name].wrong[:, -1].mean())
 
 
@@ -62,11 +62,12 @@ class Trained(NamedTuple):
 class CorruptionsStudy(TrainingStudy):
     """Difficulty of test images under 18 common corruptions, and accuracy under them after adversarial training.
 
-    Thesis, section 4.3.1, Table 4.4: D-distances between the difficulty (Eq. 4.30) of images under a corruption, in a
-    clean training, and of clean images and images under FGSM and PGD, in such trainings. The difficulty is the rank of
-    the mean loss over the epochs, here also over the five severities, of which the thesis does not say which it used.
-    The thesis has ResNet18 on CIFAR-10-C; here small networks on digits or MNIST, whose grey images have no `saturate`.
-    The last table is about section 6.2: whether adversarial training helps against common corruptions.
+    Thesis, section 4.3.1, Table 4.4: D-distances between two difficulties (Eq. 4.30): that of images under a
+    corruption, in a clean training, and that of clean images or images under FGSM or PGD, in a training of the same
+    kind. The difficulty is the rank of the mean loss over the epochs, and here also over the five severities, because
+    the thesis does not say which one it used. The thesis has ResNet18 on CIFAR-10-C; this study uses small networks on
+    digits or MNIST, whose grey images have no `saturate`. The last table is about section 6.2: whether adversarial
+    training helps against common corruptions.
     """
 
     def findings(self) -> Findings:
@@ -85,7 +86,7 @@ class CorruptionsStudy(TrainingStudy):
         return found
 
     def trained(self, plan: Plan, task: Task, splits: Mapping[str, Split], kind: str, seed: int) -> Trained:
-        """One training, and after each epoch the losses of the test images under each corruption and its attack."""
+        """Train, and record after each epoch the losses of the test images under each corruption and the attack."""
         loop = task.loop(
             KINDS[kind], eps=plan.eps, seed=seeds.derive(self.seed, "corruptions", seed), epochs=plan.epochs,
             **(plan.attack if kind == "PGD" else {}),

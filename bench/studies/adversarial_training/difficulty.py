@@ -1,4 +1,4 @@
-"""`bench study difficulty`: which training examples are hard, in which trainings, and when they are fitted."""
+"""`bench study difficulty`: which training examples are hard in which trainings, and when they are fitted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PRINTED = 0.375  # the D-distance of random difficulties in the thesis; it is 1/3
 LARGEST = 1 / 6  # a D-distance well below that of random difficulties
 PERMUTATIONS = 200
-CORRELATED = 0.8  # bar of difficulty by loss against difficulty by error
+CORRELATED = 0.8  # lowest correlation of the difficulties by loss and by error that counts as agreement
 KINDS = {"clean": "standard", "FGSM": "fgsm-at", "PGD": "pgd-at"}
 OTHERS = {"other network": "a network of another kind", "half as long": "half as many epochs"}
 PAIRS = tuple(itertools.combinations_with_replacement(KINDS, 2))
@@ -64,9 +64,9 @@ class DifficultyStudy(TrainingStudy):
     """Which training examples are hard: difficulty, D-distances between trainings, groups of examples over epochs.
 
     Thesis, section 4.3.1 and Figure 4.21: Eq. 4.30 to 4.32, Table 4.3, Figures 4.15 and 4.16. The difficulty of an
-    example is the rank of its mean loss over the epochs, at the images of each update. The thesis trains ResNet18 and
-    WideResNet34 on CIFAR-10 for 100 and 200 epochs. On digits, FGSM trainings rank the examples as PGD trainings do,
-    unlike in Table 4.3, and the feature norms of easy and hard examples hardly differ.
+    example is the rank of its mean loss over the epochs, at the images of the updates. The thesis trains ResNet18 and
+    WideResNet34 on CIFAR-10 for 100 and 200 epochs. On digits, unlike in Table 4.3, FGSM trainings rank the examples
+    like PGD trainings, and the feature norms of easy and hard examples hardly differ.
     """
 
     def findings(self) -> Findings:
@@ -90,7 +90,7 @@ class DifficultyStudy(TrainingStudy):
         return found
 
     def trained(self, plan: Plan, task: Task, kind: str, seed: int) -> tuple[History, Floats]:
-        """One training's history, and the feature norms (N, epochs) of the first PGD training."""
+        """The history of one training, and the feature norms (N, epochs) of the first PGD training."""
         network = plan.other if kind == "other network" else task.model
         epochs = plan.epochs // 2 if kind == "half as long" else plan.epochs
         loop = Task(task.arrays, network, task.norm, task.settings).loop(
@@ -152,7 +152,7 @@ def by_error(plan: Plan, runs: Sequence[History], found: Findings) -> None:
 
 
 def over_epochs(runs: Sequence[History], found: Findings) -> None:
-    """Figure 4.21, left: by how much the loss of the easiest and of the hardest group falls, early and late."""
+    """Figure 4.21, left: the decrease of the loss of the easiest and of the hardest group, early and late."""
     curves = [means_of_groups(each.loss, each.difficulty) for each in runs]
     third = curves[0].shape[1] // 3
     for when, first, last, sign in (("first", 0, third, 1), ("last", 2 * third, -1, -1)):

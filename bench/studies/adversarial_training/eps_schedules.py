@@ -37,7 +37,7 @@ FIXED = {
     "optimizer": "adam", "schedule": "constant", "weight_decay": "0", "crop": "0", "flip": "false", "probe_every": "0",
     "layout": "channels_last",  # on CPUs, passes of a LeNet of width 2 take a third of the time
 }  # fmt: skip
-UNTRAINED = 0.8  # an error of a network that does no better than chance, or nearly so
+UNTRAINED = 0.8  # an error of about chance level or above
 Errors = dict[str, dict[float, list[float]]]  # schedule -> learning rate or width -> the error of each seed
 
 
@@ -47,11 +47,11 @@ class EpsSchedulesStudy(ModelStudy):
     """PGD error of MNIST LeNets that are trained with a constant, a cosine or a linear eps, at eps 0.4.
 
     Thesis, section 4.2.4 (Eq. 4.29), Adam at a constant learning rate. 4.9: learning rates at width 16. 4.10: the same
-    with a learning rate that rises at first and a constant eps, beside the cosine eps; the lengths of the warm-up are
-    chosen here. 4.14: widths at the learning rate 1e-4. The figures have no numbers in the text. It trains for 100
+    with a constant eps and a warm-up of the learning rate, compared with the cosine eps; the lengths of the warm-up are
+    our choice. 4.14: widths at the learning rate 1e-4. The figures have no numbers in the text. It trains for 100
     epochs, with 50 steps of 0.01 (`epochs=100`, `train=60000`, `steps=50`, `alpha=0.025eps`, `n_examples=10000`); the
-    defaults are smaller. The step size follows eps as it grows. The weight decay is 0, because the text gives that of
-    CIFAR-10 only. Differences are tested as `bench compare` does, over seeds (t test).
+    defaults are smaller. The step size follows eps as it grows. The weight decay is 0, because the text gives only that
+    of CIFAR-10. Differences are tested as `bench compare` does, over seeds (t test).
     """
 
     of: Literal["4.9", "4.10", "4.14"] = "4.14"  # the figure
@@ -110,7 +110,7 @@ class EpsSchedulesStudy(ModelStudy):
 
 
 def pgd_error(plan: Plan, seed: int, spec: str) -> float:
-    """Train once, and the share of test images that are misclassified or broken by an attack."""
+    """Train once, and return the share of test images that are misclassified or broken by an attack."""
     assert plan.defense is not None
     train = Split(plan.arrays.x_train, plan.arrays.y_train, plan.device)
     model, _ = Loop(plan.new_model(seed), plan.defense, train, plan.threat, seed=seed).run()
@@ -136,7 +136,7 @@ def spread(errors: Sequence[float]) -> str:
 
 
 def compared(errors: Errors, abscissa: str, grain: float) -> list[str]:
-    """Each schedule against constant eps, and the settings that do not train."""
+    """Compare each schedule with a constant eps, and list the settings that do not train."""
     lines = []
     for name, by_value in errors.items():
         for value, found in by_value.items():

@@ -47,17 +47,17 @@ PLANS = {
 
 @dataclass
 class Path:
-    """Of one training, at each update: |gradient|, robust error of the batch, distance from the start; and its end."""
+    """|gradient|, robust error of the batch and distance from the start at each update of one training; and its end."""
 
     gradient: list[float] = field(default_factory=list)
     error: list[float] = field(default_factory=list)
     distance: list[float] = field(default_factory=list)
-    dead: float = 0.0  # the largest share of the dead units of a layer
+    dead: float = 0.0  # the largest share of dead units in a layer
     one_class: float = 0.0  # the share of the class that is predicted most often
 
 
 class WatchedLoop(Loop):
-    """A training loop that notes the path of the weights."""
+    """A training loop that records the path of the weights."""
 
     path: Path
     start: torch.Tensor
@@ -79,7 +79,7 @@ class GradientsStudy(TrainingStudy):
     """Adversarial training over eps: it leaves its start more slowly, and its gradients do not vanish at the end.
 
     Thesis, section 4.2.3, Figures 4.3 and 4.4 (LeNet on MNIST with Adam; 500 updates), and the constant classifiers and
-    dead units that it observes at large eps. The robust error is that of the batch at the update.
+    dead units that it observes at large eps. The robust error is measured on the batch of the update.
     """
 
     def findings(self) -> Findings:
@@ -97,7 +97,7 @@ class GradientsStudy(TrainingStudy):
 
 
 def follow(plan: Plan, task: Task, eps: float, seed: int) -> Path:
-    """One training, and the units of the trained network on its training images."""
+    """Train once, and evaluate the units of the trained network on its training images."""
     loop = task.loop(
         "pgd-at", eps=eps, seed=seed, epochs=plan.epochs, keep_losses=True, **(plan.attack if eps else {}),
         kind=WatchedLoop,

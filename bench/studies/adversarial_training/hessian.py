@@ -33,7 +33,7 @@ from bench.studies.theory import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RANDOM_NETS = 5  # whose mean loss normalizes the eigenvalues
+RANDOM_NETS = 5  # number of random networks, whose mean loss normalizes the eigenvalues
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class HessianStudy(TrainingStudy):
     """Minima of adversarial training over eps: Hessian eigenvalues, the loss around them, change of perturbations.
 
     Thesis, section 4.2.3, Figures 4.5 to 4.7. The eigenvalues are those of the loss at fixed PGD perturbations, raw and
-    divided by the mean robust loss of random networks. The thesis has LeNet of width 16 on MNIST and ResNet18 on
-    CIFAR-10; here LeNet has width 2, and digits a small CNN. A training at a large eps may end in a constant
-    classifier, whose loss is flat, so the claims leave those out and the table counts them.
+    divided by the mean robust loss of random networks. The thesis uses LeNet of width 16 on MNIST and ResNet18 on
+    CIFAR-10; this study uses LeNet of width 2 on MNIST and a small CNN on digits. A training at a large eps may end in
+    a constant classifier, whose loss is flat, so the claims leave those out and the table counts them.
     """
 
     def findings(self) -> Findings:

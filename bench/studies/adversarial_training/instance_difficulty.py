@@ -1,4 +1,4 @@
-"""The difficulty of training examples and what is computed from it (thesis, section 4.3.1)."""
+"""The difficulty of training examples and quantities derived from it (thesis, section 4.3.1)."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ SHOWN = (0, 3, 6, 9)  # groups of Figure 4.21, the hardest first
 
 
 class History(NamedTuple):
-    """Of each training example in each epoch: the loss and whether it was misclassified, (N, epochs)."""
+    """The loss and whether it was misclassified, for each training example in each epoch, (N, epochs)."""
 
     loss: Floats
     wrong: Floats
 
     @property
     def difficulty(self) -> Floats:
-        """By the mean loss over the epochs."""
+        """Difficulty by the mean loss over the epochs."""
         return difficulty(self.loss.mean(axis=1))
 
     @property
     def difficulty_by_error(self) -> Floats:
-        """By the share of epochs in which an example was misclassified."""
+        """Difficulty by the share of epochs in which an example was misclassified."""
         return difficulty(self.wrong.mean(axis=1))
 
 
@@ -46,7 +46,7 @@ def history_of(loop: Loop) -> History:
 
 
 def difficulty(loss: Floats) -> Floats:
-    """Eq. 4.30 for mean losses (N,): the share of examples with a larger loss, equal ones counted by half.
+    """Eq. 4.30 for mean losses (N,): the share of examples with a larger loss; ties count one half.
 
     It is near 0 for the hardest example and near 1 for the easiest.
     """
@@ -70,7 +70,7 @@ def means_of_groups(values: Floats, difficulties: Floats) -> Floats:
 
 
 def feature_norms(model: nn.Module, split: Split, threat: ThreatModel, seed: int) -> Floats:
-    """The L2 norm (N,) of what enters the last linear layer, at images under PGD."""
+    """The L2 norm (N,) of the input of the last linear layer, at images under PGD."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     norms: list[Tensor] = []
     with mode_of(model, training=False):

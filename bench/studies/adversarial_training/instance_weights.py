@@ -65,9 +65,10 @@ def target_weight(loop: Loop, weights: Floats) -> Floats:
 
 
 class Method(NamedTuple):
-    """What a defense assigns to an example (N,), and the figure and the correlation of the thesis.
+    """The values (N,) that a defense assigns to examples, and the figure and the correlation of the thesis.
 
-    of: from a finished training and the mean of exp(-loss) over its epochs, the weight of Algorithm 4.1.
+    of: computes the values from a finished training and the mean of exp(-loss) over its epochs (the weight of Algorithm
+    4.1).
     """
 
     defense: str
@@ -94,7 +95,7 @@ class InstanceWeightsStudy(TrainingStudy):
     Thesis, section 4.3.5, Figures 4.23, 4.26 and 4.27: methods against adversarial overfitting assign less to hard
     examples. The difficulty is that of a PGD training with another seed. The weight of ATTA-RW is the probability of
     the label at the attacked image, averaged over the epochs; eps, weights and targets of the others are those at the
-    end. The thesis' correlations are of CIFAR-10 and, it seems, Pearson's; these are rank correlations.
+    end. The thesis' correlations are for CIFAR-10 and apparently Pearson's; these are rank correlations.
     """
 
     def findings(self) -> Findings:
@@ -118,7 +119,7 @@ class InstanceWeightsStudy(TrainingStudy):
 
 
 def finished(plan: Plan, task: Task, defense: str, seed: int, settings: Mapping[str, Any]) -> Loop:
-    """A training to its end."""
+    """A finished training."""
     own = dict(settings)
     if not defense.startswith("atta"):
         own |= {"steps": plan.steps, "alpha": f"{1.5 / plan.steps:g}eps"}

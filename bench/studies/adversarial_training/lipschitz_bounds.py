@@ -50,7 +50,7 @@ class LipschitzStudy(TrainingStudy):
     Thesis, section 4.3.4, Table 4.5 and Figure 4.22, the trend of Theorem 4.6. AutoLip is an upper bound of the L2
     constant, SeqLip (Virmaux and Scaman, 2018) an estimate of a smaller one. The perturbations are Linf, as in the left
     half of the table. The theorem is about networks that fit their training examples, so its claims are tested only
-    where the robust training error is small. On digits, the constant does not grow with eps as in the table.
+    where the robust training error is small. On digits, unlike in the table, the constant does not grow with eps.
     """
 
     def findings(self) -> Findings:

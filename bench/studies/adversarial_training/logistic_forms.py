@@ -17,7 +17,7 @@ from scipy.special import expit, logsumexp, softmax
 from bench.studies.theory import Floats
 
 Labels = npt.NDArray[np.int64]
-IMPROVES = 1e-9  # nats below log K that count as a loss below that of the constant classifier
+IMPROVES = 1e-9  # a loss this many nats below log K counts as better than the constant classifier
 
 
 class Separable(NamedTuple):
@@ -63,8 +63,8 @@ def collapse_eps(x: Floats, y: Labels, classes: int) -> float:
 
     The loss is convex, so 0 is a minimum if no directional derivative there is negative. In the direction of weights
     whose rows are u_k below their mean, it is sum_k pi_k (eps |u_k|_1 - u_k.mu_k), with the shares pi_k and the means
-    mu_k of the classes. Its least value is 0 from eps = max over pixels d and classes k, l of
-    |pi_k mu_kd - pi_l mu_ld| / (pi_k + pi_l): for classes of one size, half the largest distance of their means.
+    mu_k of the classes. Its minimum is 0 if eps is at least the maximum over pixels d and classes k, l of
+    |pi_k mu_kd - pi_l mu_ld| / (pi_k + pi_l); for classes of equal size, half the largest distance of their means.
     """
     shares = np.array([(y == k).mean() for k in range(classes)])
     means = np.stack([x[y == k].mean(axis=0) for k in range(classes)])
@@ -77,12 +77,12 @@ def collapse_eps(x: Floats, y: Labels, classes: int) -> float:
 
 
 def collapse_eps_l2(x: Floats, y: Labels) -> float:
-    """The same under L2 for two classes: |mean of (2 y - 1) x|."""
+    """`collapse_eps` under L2 for two classes: |mean of (2 y - 1) x|."""
     return float(np.linalg.norm(((2 * y - 1)[:, None] * x).mean(axis=0)))
 
 
 def least_loss(x: Floats, y: Labels, classes: int, eps: float, rng: np.random.Generator) -> tuple[float, Floats]:
-    """The least adversarial loss (Linf) of a linear classifier without bias, and its weights (K, M).
+    """The minimal adversarial loss (Linf) of a linear classifier without bias, and its weights (K, M).
 
     The worst perturbation of a linear classifier is a corner of the cube, so this is a smooth problem with one bound
     s_i >= loss for each point and corner. The solver starts at small random weights.
@@ -116,7 +116,7 @@ def least_loss(x: Floats, y: Labels, classes: int, eps: float, rng: np.random.Ge
 
 
 def least_loss_l2(x: Floats, y: Labels, eps: float, rng: np.random.Generator) -> tuple[float, Floats]:
-    """The same under L2 for two classes, whose loss is log(1 + exp(-m + eps |w|)); the weights are (2, M).
+    """`least_loss` under L2 for two classes, whose loss is log(1 + exp(-m + eps |w|)); the weights are (2, M).
 
     The length |w| is a variable of its own, with the bound s^2 >= |w|^2, so that the problem is smooth.
     """
@@ -142,7 +142,7 @@ def least_loss_l2(x: Floats, y: Labels, eps: float, rng: np.random.Generator) ->
             ).x[:-1]
         )  # fmt: skip
 
-    # the solver may end in 0, where the bound has no gradient, so short steps along the mean count too
+    # the solver may end in 0, where the bound has no gradient, so short steps along the mean are tried too
     short: list[Floats] = [length * signed.mean(axis=0) for length in (1e-3, 1e-2)]
     candidates = [search(0.1 * rng.normal(size=(x.shape[1],))), search(short[1]), *short]
     losses = [loss(np.append(w, np.linalg.norm(w))) for w in candidates]
@@ -151,7 +151,7 @@ def least_loss_l2(x: Floats, y: Labels, eps: float, rng: np.random.Generator) ->
 
 
 def collapses(loss: float, classes: int) -> bool:
-    """Whether no weights were found that are better than the constant classifier, whose loss is log K."""
+    """Whether the loss is no better than that of the constant classifier, log K."""
     return loss > math.log(classes) - IMPROVES
 
 
@@ -175,7 +175,7 @@ def max_margin(x: Floats) -> Floats:
 def adversarial_max_margin(x: Floats, eps: float) -> Floats:
     """The w of least norm with w.x_i - eps |w| >= 1 (Eq. 4.35), by a general solver; eps below the margin of x."""
     start = max_margin(x)
-    start = start / (1 - eps * np.linalg.norm(start)) * 1.5  # inside, and not the solution
+    start = start / (1 - eps * np.linalg.norm(start)) * 1.5  # a feasible point that is not the solution
     start = start + 0.01 * np.linalg.norm(start) * np.resize([1.0, -1.0], len(start)) / math.sqrt(len(start))
     return np.asarray(
         minimize(

@@ -34,12 +34,12 @@ class LossSurfaceStudy(ModelStudy):
     """The mean loss at x + eps (a FGSM + b random sign), a and b from 0 to 1, over test images that are correct.
 
     Thesis, figure 5.5: after catastrophic overfitting the loss is high in the middle of the ball and low at its end in
-    the FGSM direction. `bulge` is the share of the images whose loss is higher somewhere on the way to the FGSM point
-    than at it, by more than a tenth; it is near 0 for a network that was trained well. Points are kept in [0, 1].
+    the FGSM direction. `bulge` is the share of the images whose loss somewhere on the path to the FGSM point exceeds
+    that at the FGSM point by more than a tenth; it is near 0 for a well-trained network. Points are kept in [0, 1].
     """
 
     checkpoints: tuple[str, ...] = ()  # files of weights, joined by '+'; each is a row and a panel
-    suite: str | None = None  # of the data, model and threat model; none: that of the data set
+    suite: str | None = None  # suite with the data, model and threat model; none: the suite of the data set
     dataset: str | None = None  # name of the data set, if there is no suite
     model: str | None = None  # spec of the model, for weights that do not say it
     norm: str = "Linf"  # of the threat model, if there is no suite
@@ -107,7 +107,7 @@ def loss_surface(
 
 
 def bulges(path: Tensor) -> float:
-    """The share of images whose loss (points, N) on the way is higher than at its end, by more than a tenth."""
+    """The share of images whose loss (points, N) on the path exceeds that at its end by more than a tenth."""
     return float((path[:-1].amax(dim=0) > 1.1 * path[-1]).double().mean())
 
 

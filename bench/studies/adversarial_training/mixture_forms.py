@@ -11,7 +11,7 @@ from scipy.stats import norm
 from bench.studies.adversarial_training.logistic_forms import max_margin
 from bench.studies.theory import Floats
 
-AT_A_TIME = 2000  # points of a simulation that are in memory together
+AT_A_TIME = 2000  # simulated points in memory at a time
 
 
 class Mixture(NamedTuple):
@@ -44,9 +44,9 @@ def interpolation(x: Floats, y: Floats) -> Floats:
 
 
 def alignment(mixture: Mixture, r: float) -> float:
-    """g(r_l) of Eq. 4.50, the cosine between eta and the interpolation of component l's points, by s, t and v.
+    """g(r_l) of Eq. 4.50, the cosine between eta and the interpolation of component l's points, from s, t and v.
 
-    As printed, g is the positive root of Eq. 4.49, so it is the cosine only where that is positive.
+    As printed, g is the positive root of Eq. 4.49, so it is the cosine only if the cosine is positive.
     """
     u, q, eta, y = mixture.q @ mixture.q.T, mixture.q, mixture.eta, mixture.y
     d = q @ eta

@@ -1,7 +1,7 @@
 """SGD on the adversarial loss of a smooth one-dimensional network, and its gradients (thesis, Theorem 4.3).
 
-The network is f(x) = sum_j a_j tanh(w_j x + b_j) on a number x, the loss log(1 + exp(-y f)). Perturbations are found on
-a grid of the interval, so the adversarial loss and its gradient are those of the grid, exactly.
+The network is f(x) = sum_j a_j tanh(w_j x + b_j) of a scalar x, and the loss is log(1 + exp(-y f)). Perturbations are
+searched on a grid of the interval, so the adversarial loss and its gradient are exact for the grid.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ EVERY = 50  # steps between two measurements of L_theta,x
 
 @dataclass(frozen=True)
 class Descent:
-    """Of networks trained at one eps: |gradient of L_eps| at each step (nets, T), and L_theta,x on the way (nets,).
+    """For networks trained at one eps: |gradient of L_eps| at each step (nets, T), and L_theta,x on the path (nets,).
 
-    L_theta,x is the largest slope of a gradient between neighbours of the grid, at every 50th step. It is below the
-    Lipschitz constant of the theorem, which makes its inequality harder to fulfil.
+    L_theta,x is the largest slope of a gradient between neighbouring grid points, measured at every 50th step. It is
+    below the Lipschitz constant of the theorem, which makes the theorem's inequality harder to satisfy.
     """
 
     eps: float
@@ -71,9 +71,9 @@ def gradients(theta: Floats, hidden: Floats, x: Floats, margins: Floats, y: Floa
 def change_over_bound(rng: np.random.Generator) -> tuple[float, float]:
     """Proposition 4.2 on random logistic regressions: |change of the gradient of L_eps| over its bound (Eq. 4.11).
 
-    Two numbers: with the term 2 eps L_theta,x and without it. Under L2 the worst perturbation is exact, and on the
-    images |x'| <= X and weights |theta| <= T the constants are X^2 / 4 and 1 + T X / 4. The second weights are near the
-    negative first ones, short, so that the perturbations change most and the weights least.
+    Returns two numbers: with the term 2 eps L_theta,x and without it. Under L2 the worst perturbation is exact, and on
+    the images |x'| <= X and weights |theta| <= T the constants are X^2 / 4 and 1 + T X / 4. The second weights are near
+    the negative first ones, short, so that the perturbations change most and the weights least.
     """
     n, dim, eps = int(rng.integers(1, 20)), int(rng.integers(2, 10)), float(rng.uniform(0.05, 1))
     x, y = rng.normal(size=(n, dim)), rng.choice([-1.0, 1.0], size=n)
@@ -98,5 +98,5 @@ def printed_bound(gamma: float) -> float:
 
 
 def derived_bound(gamma: float) -> float:
-    """What E[h] <= 0 and Eq. 4.24 give: -2 (1 - P) + (gamma^2 / 2 - 2 gamma) P < 0, so P < 4 / (gamma - 2)^2."""
+    """The bound from E[h] <= 0 and Eq. 4.24: -2 (1 - P) + (gamma^2 / 2 - 2 gamma) P < 0, so P < 4 / (gamma - 2)^2."""
     return min(1.0, 4 / (gamma - 2) ** 2) if gamma > 2 else 1.0

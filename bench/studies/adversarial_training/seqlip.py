@@ -1,6 +1,6 @@
-"""Estimates of a network's L2 Lipschitz constant: AutoLip, a bound, and SeqLip, which sees how layers fit together.
+"""Estimates of a network's L2 Lipschitz constant: AutoLip, a bound, and SeqLip, which combines neighbouring layers.
 
-Virmaux and Scaman (2018), which the thesis takes for Table 4.5. AutoLip is the product of the layers' constants
+Virmaux and Scaman (2018), used in Table 4.5 of the thesis. AutoLip is the product of the layers' constants
 (certifiers/lipschitz.py). SeqLip cuts each inner linear map between two ReLUs in two halves by its singular values and
 replaces ||W_2|| ||W_1|| by the largest norm of W_2 D W_1 over the 0-1 diagonal matrices D of a ReLU. That maximum is
 found by ascent from several starts, so SeqLip is an estimate from below of a bound, and certifies nothing.
@@ -35,9 +35,9 @@ class Constants(NamedTuple):
 
 
 def constants(model: nn.Module, image: Tensor, *, starts: int = 5, seed: int = 0) -> Constants:
-    """Of an nn.Sequential of linear layers, ReLUs and max pooling without overlap, for images like `image` (1,C,H,W).
+    """For an nn.Sequential of linear layers, ReLUs and max pooling without overlap, and images like `image` (1,C,H,W).
 
-    UserError for any other model, and for AutoLip what certifiers/lipschitz.py refuses.
+    UserError for any other model, and for models that certifiers/lipschitz.py refuses (AutoLip).
     """
     with mode_of(model, training=False), torch.no_grad():
         autolip = float(layer_constants(Network(model, image))[-1])
@@ -51,7 +51,8 @@ def constants(model: nn.Module, image: Tensor, *, starts: int = 5, seed: int = 0
 def linear_runs(model: nn.Module, image: Tensor) -> list[list[Tensor]]:
     """The Jacobians (out, in) of the maps between ReLUs, float64, in runs that pooling separates.
 
-    Pooling without overlap has the constant 1, but its maximum is not a ReLU, so the norms of its sides multiply.
+    Pooling without overlap has the constant 1, but a maximum is not a ReLU, so the norms before and after it are
+    multiplied.
     """
     model, runs = copy.deepcopy(model).double().eval(), list[list[Tensor]]([[]])
     part: list[nn.Module] = []
@@ -117,7 +118,7 @@ def sequence_norm(matrices: Sequence[Tensor], starts: int, generator: torch.Gene
 
 
 def largest_masked_norm(left: Tensor, right: Tensor, starts: int, generator: torch.Generator) -> float:
-    """The largest ||left D right|| over 0-1 diagonal matrices D that ascent finds, from `starts` random ones and I.
+    """The largest ||left D right|| over 0-1 diagonal matrices D found by ascent from `starts` random ones and from I.
 
     For fixed singular vectors u, v the best D keeps the units k with (u^T left)_k (right v)_k > 0; then u and v are
     those of the new matrix. The norm never falls.

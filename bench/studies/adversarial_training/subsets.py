@@ -58,7 +58,7 @@ PLANS = {
 
 
 class Setting(NamedTuple):
-    """What a subset is trained with; eps 0 is vanilla training."""
+    """The training of a subset; eps 0 is vanilla training."""
 
     defense: Literal["standard", "fgsm-at", "pgd-at"]
     norm: Literal["Linf", "L2"]
@@ -79,12 +79,12 @@ class Errors:
 
     @property
     def rise(self) -> Floats:
-        """The test error at the end minus that in the middle of the training, (seeds,)."""
+        """The final test error minus that in the middle of the training, (seeds,)."""
         return self.test[:, -1] - self.test[:, self.test.shape[1] // 2]
 
     @property
     def least(self) -> Floats:
-        """The least test error of all measurements, (seeds,)."""
+        """The smallest test error of all measurements, (seeds,)."""
         return self.test.min(axis=1)
 
     @property
@@ -104,10 +104,10 @@ class SubsetsStudy(TrainingStudy):
     """Adversarial overfitting by the difficulty of the training examples: the easiest, a random and the hardest third.
 
     Thesis, section 4.3.2, Figures 4.17 to 4.20: PGD, FGSM and vanilla training on class-balanced subsets, over eps and
-    norms, and PGD training on more and more examples, the easiest first. The difficulty is that of a PGD training at
-    the same eps (a vanilla one at eps 0), on all examples, with another seed. The thesis has 10,000 of CIFAR-10's
-    50,000 images and ResNet18, and selects the models of Figure 4.20 on a validation set; here the least test error
-    counts. A network that does not fit the hardest examples cannot overfit to them: then nothing is tested.
+    norms, and PGD training on growing sets of examples, the easiest first. The difficulty is that of a PGD training at
+    the same eps (a vanilla one at eps 0), on all examples, with another seed. The thesis uses 10,000 of CIFAR-10's
+    50,000 images and ResNet18, and selects the models of Figure 4.20 on a validation set; this study takes the smallest
+    test error. A network that does not fit the hardest examples cannot overfit to them; in this case nothing is tested.
     """
 
     def findings(self) -> Findings:
@@ -146,7 +146,7 @@ class SubsetsStudy(TrainingStudy):
         return found
 
     def errors(self, plan: Plan, task: Task, setting: Setting, rows: Sequence[Rows]) -> Errors:
-        """The errors of a training for each seed, on its rows."""
+        """Train on the rows of each seed, and return the errors."""
         runs = [self.errors_of_one(plan, task, setting, own, seed) for seed, own in enumerate(rows)]
         test, train = (np.array(part) for part in zip(*runs, strict=True))
         return Errors(test, train)
@@ -172,7 +172,7 @@ class SubsetsStudy(TrainingStudy):
 def ranked(
     task: Task, defense: str, eps: float, seed: int, epochs: int, settings: Mapping[str, Any]
 ) -> dict[str, Rows]:
-    """For each subset all rows in the order in which it takes them, by the difficulty in a training of the defense."""
+    """The order in which each subset takes the rows, by the difficulty in a training of the defense."""
     at = seeds.derive(seed, "ranking")
     loop = task.loop(defense, eps=eps, seed=at, epochs=epochs, keep_losses=True, **settings)
     for _ in range(epochs):
@@ -183,7 +183,7 @@ def ranked(
 
 
 def first_of(order: Rows, task: Task, share: float) -> Rows:
-    """The first rows of an order, a share of each class."""
+    """The first rows of an order: the same share of each class."""
     y = task.arrays.y_train
     return class_balanced(order, y, round(share * len(y)))
 

@@ -24,12 +24,12 @@ class TrainingSchedulesStudy(Study):
 
     Thesis, section 4.2.4: figure 4.12 has the learning rates without and with periods, figure 4.13 the cosine and the
     linear eps of Eq. 4.29. The defaults are those of CIFAR-10; MNIST's are
-    `pas:periods=:epochs=100:schedule=constant:optimizer=adam:lr=1e-4:eps_max=1.5eps` and `--set eps=0.4`. How the
-    learning rate falls within a period is not printed; it is that of the defense here.
+    `pas:periods=:epochs=100:schedule=constant:optimizer=adam:lr=1e-4:eps_max=1.5eps` and `--set eps=0.4`. The thesis
+    does not print how the learning rate falls within a period; this study uses the defense's schedule.
     """
 
     defenses: tuple[str, ...] = PAS  # the trainings, as specs of defenses
-    suite: str | None = None  # whose settings the trainings have; none: the defenses' own
+    suite: str | None = None  # suite with the settings of the trainings; none: the defenses' own
     eps: float = 8 / 255  # of the threat model, if there is no suite
     rows: int = 8  # of the table: epochs at equal distances
     figure: str | None = None  # file of the figure; none: no figure

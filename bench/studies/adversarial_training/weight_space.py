@@ -1,6 +1,6 @@
 """The adversarial loss as a function of all weights: Hessian eigenvalues, steps along directions, Bezier curves.
 
-The Hessian is that at fixed perturbations, which is what the maximum's gradient has where it is smooth (Danskin).
+The Hessian is taken at fixed perturbations, consistent with the gradient of the maximum where it is smooth (Danskin).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Spectrum(NamedTuple):
 
 
 def hessian_product(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[Floats], Floats]:
-    """v (P,) -> H v, with the Hessian of the mean cross entropy at x, y by all weights; in float64."""
+    """v (P,) -> H v, where H is the Hessian of the mean cross entropy at x, y in all weights; in float64."""
     model = copy.deepcopy(model).double().eval()
     parameters = list(model.parameters())
     loss = cross_entropy(model(x.double()), y)
@@ -93,7 +93,7 @@ def landscape(
 def perturbation_cosine(
     model: nn.Module, batch: Batch, threat: ThreatModel, direction: Tensor, length: float, runs: int
 ) -> float:
-    """Figure 4.7: the mean cosine of the perturbations at theta + a v and theta - a v, over runs with other starts.
+    """Figure 4.7: the mean cosine of the perturbations at theta + a v and theta - a v, over runs with different starts.
 
     Both perturbations of a run start at the same random point.
     """
@@ -106,7 +106,7 @@ def perturbation_cosine(
 
 
 class Curve:
-    """Eq. 4.28: a Bezier curve between the weights of two models, with middle points that are trained."""
+    """Eq. 4.28: a Bezier curve between the weights of two models, with trained control points."""
 
     def __init__(self, start: nn.Module, end: nn.Module, order: int) -> None:
         self.model = copy.deepcopy(start)
@@ -135,7 +135,7 @@ class Curve:
         lr: float,
         seed: int,
     ) -> None:
-        """Adam on the robust loss at a random t of each batch; `batches` gives those of an epoch."""
+        """Minimise the robust loss by Adam, at a random t for each batch; `batches` yields the batches of an epoch."""
         optimizer = torch.optim.Adam([self.middle], lr=lr)
         rng = np.random.default_rng(seeds.derive(seed, "bezier"))
         names = [name for name, _ in self.model.named_parameters()]
@@ -157,7 +157,7 @@ class Curve:
                     break
 
     def at(self, t: float, images: Tensor) -> nn.Module:
-        """The model at t, in eval mode, its batch norm estimated again on images (N,C,H,W)."""
+        """The model at t, in eval mode, with batch norm statistics estimated on images (N,C,H,W)."""
         with torch.no_grad():
             model = with_weights(self.model, self.point(t))
         estimate_batch_norm(model, images)

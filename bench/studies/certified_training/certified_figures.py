@@ -37,9 +37,10 @@ GRID = 256  # points of each axis on which figure 3.3 shows the classes
 class CertifiedFiguresStudy(ModelStudy):
     """Figures 3.1 and 3.2 (lines around an activation), 3.3 (boxes of points in the plane), 3.8 (weights of networks).
 
-    relaxations: the lines of an activation over an interval on each side of zero and around it, and their distance.
-    boxes: a network with two hidden layers of 10 ReLUs is trained on `nearest-seed`; its certified uniform and
-    non-uniform boxes around 20 points. weights: the distribution of the entries of all weight tensors of some files.
+    relaxations: the lines of an activation over an interval left of zero, around zero and right of zero, and their
+    distance. boxes: a network with two hidden layers of 10 ReLUs is trained on `nearest-seed`; its certified uniform
+    and non-uniform boxes around 20 points. weights: the distribution of the entries of all weight tensors of some
+    files.
     """
 
     of: Literal["relaxations", "boxes", "weights"] = "relaxations"  # figures 3.1 and 3.2, 3.3, or 3.8
@@ -116,7 +117,7 @@ class CertifiedFiguresStudy(ModelStudy):
 
 
 def entries(file: Path) -> Tensor:
-    """The entries of all tensors of a file of weights that have more than one axis."""
+    """The entries of all tensors with more than one axis in a file of weights."""
     state = read_state(file)
     return torch.cat([weight.float().flatten() for weight in state.values() if weight.dim() > 1])
 

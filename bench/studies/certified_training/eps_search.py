@@ -49,7 +49,7 @@ class LargestEps:
 
     @property
     def mean_bounds(self) -> float:
-        """Over the correctly classified examples, as in the thesis; NaN if there are none."""
+        """The mean over the correctly classified examples, as in the thesis; NaN if there are none."""
         correct = self.bounds > 0
         return float(self.bounds[correct].mean()) if correct.any() else float("nan")
 
@@ -137,7 +137,7 @@ class EpsSearchStudy(ModelStudy):
 
 
 def loaded_model(plan: Plan) -> nn.Module:
-    """The model of --checkpoint, or, without one, trained here; on the device of the plan."""
+    """The model of --checkpoint, or else a model trained here; on the device of the plan."""
     if plan.loaded is not None:
         return plan.loaded.to(plan.device).eval()
     assert plan.defense is not None

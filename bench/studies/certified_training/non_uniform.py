@@ -68,8 +68,8 @@ class NonUniformStudy(ModelStudy):
 
     The networks have three hidden layers of `hidden` units. They are trained here (`standard` and `pgd-at`, eps 0.05)
     in run folders below `out`, and read from there the next time. eps are printed in the thesis' unit, for images in
-    [-1, 1]: twice ours. The figure shows the eps of all pixels of one image (figure 3.4), and the eps of an image of
-    class 1 and one of class 7 as maps (figure 3.5).
+    [-1, 1], which is twice ours. The figure shows the eps of all pixels of one image (figure 3.4), and the eps of an
+    image of class 1 and one of class 7 as maps (figure 3.5).
     """
 
     dataset: str = "mnist"  # name of the data set, or an .npz file
@@ -90,7 +90,7 @@ class NonUniformStudy(ModelStudy):
             raise UserError(f"pilot is {self.pilot}; it must be at least 0, and less than n_examples")
         check_figure(self.figure)
         model = f"mlp:hidden={self.hidden},{self.hidden},{self.hidden}"
-        plans = {  # both before the first training, so that a mistake ends the study at once
+        plans = {  # both are planned before the first training, so that a mistake ends the study at once
             kind: self.plan(
                 defense=defense, dataset=self.dataset, model=model, norm="Linf", eps=(EPS,),
                 overrides={"epochs": str(self.epochs)}, out=Path(self.out),
@@ -135,7 +135,8 @@ def measure_boxes(plan: Plan, seed: int, n: int, pilot: int, kind: str) -> Boxes
 def boxes_around(model: nn.Module, test: Split, pilot: int, title: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The images of a split that have a certified box, their labels, and the eps of their boxes and uniform boxes.
 
-    pilot: the first of them start from the uniform box, and the others from the mean of the directions of theirs.
+    pilot: the number of images that start from the uniform box; the others start from the mean direction of their
+    boxes.
     """
     rows = torch.arange(len(test), device=test.y.device)
     parts, direction = [], None
@@ -155,7 +156,8 @@ def boxes_around(model: nn.Module, test: Split, pilot: int, title: str) -> tuple
 def draw(canvas: Figure, boxes_by_kind: Mapping[str, Boxes]) -> None:
     """Figure 3.4: the sorted eps of one image's pixels. Figure 3.5: an image of each class of PAIR, and its maps.
 
-    Each of boxes_by_kind has a box. Without one of a class of PAIR, the image is the first that has a box.
+    Each model of boxes_by_kind has at least one box. If no image of a class of PAIR has a box, the first image with a
+    box is drawn.
     """
     pairs = [image_and_maps(boxes_by_kind, label) for label in PAIR]
     rows = [panels for panels in pairs if panels] or [image_and_maps(boxes_by_kind, None)]
@@ -205,7 +207,7 @@ def _rows(kind: str, boxes: Boxes, paper: Row | None) -> list[list[str]]:
 
 
 def _cell(value: float, digits: int, sign: str) -> str:
-    """A dash for what no image, or no pair of images, defines."""
+    """A formatted number; a dash if no image (or pair of images) defines it."""
     return "-" if math.isnan(value) else f"{value:{sign}.{digits}f}"
 
 

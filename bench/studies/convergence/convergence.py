@@ -1,4 +1,4 @@
-"""`bench study convergence`: adversarial training near the start finds a small surrogate loss, if it is wide enough."""
+"""`bench study convergence`: adversarial training of wide networks near their start reaches a small surrogate loss."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROUNDING = 1e-6
-HARM = 0.01  # nats: a projection that costs less than this does not hurt
+HARM = 0.01  # nats: a projection that costs less than this counts as harmless
 STEP = {
     "two-layer": 16.0,
     "deep": 1.0,
@@ -52,7 +52,7 @@ STEP = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of the experiments; the paper has none."""
+    """The sizes of the experiments; the paper has no experiments."""
 
     n: int = 20  # points
     dim: int = 10
@@ -86,9 +86,9 @@ class ConvergenceStudy(TheoryStudy):
     "Convergence of Adversarial Training in Overparametrized Neural Networks" (Gao et al., 2019): Theorems 4.1, 5.1, 5.2
     and 6.1, Definition 5.1. Points of the unit sphere have random labels, and perturbations stay on the sphere within
     L2 0.2; the loss is log(1 + e^-yf). `deep` is Eq. 1 (ReLU, frozen ends), `two-layer` Eq. 4 (softplus, mirrored
-    start). L_* is bracketed: a strong attack from below, linear bounds over the whole L2 ball from above. The paper has
-    no experiment and its widths (R^9 H^16 / eps^7) are out of reach, so only trends can be shown. The
-    six seeds of `small` are too few to show that of Theorem 6.1.
+    start). L_* is bracketed by a strong attack from below and linear bounds over the whole L2 ball from above. The
+    paper has no experiment and its widths (R^9 H^16 / eps^7) are out of reach, so only trends can be shown. The six
+    seeds of `small` are too few to show the trend of Theorem 6.1.
     """
 
     def findings(self) -> Findings:
@@ -202,7 +202,7 @@ class ConvergenceStudy(TheoryStudy):
         return error
 
     def interpolation(self, plan: Plan, found: Findings) -> Floats:
-        """The least width that interpolates: (seeds, 2), plainly and robustly; infinite if none does."""
+        """The smallest width that interpolates, plainly and robustly: (seeds, 2); infinite if none does."""
         fewest = np.full((plan.interpolation_seeds, 2), np.inf)
         with Progress("convergence: interpolation", fewest.size, "fit") as progress:
             for row, robust in np.ndindex(*fewest.shape):
@@ -217,7 +217,7 @@ class ConvergenceStudy(TheoryStudy):
             f"Least width of a two-layer ReLU network that fits {plan.interpolated} points, {plan.interpolation} steps"
         )
         found.tables.append(Table(title, ("seed", "plainly", "robustly"), rows))
-        largest = 2.0 * plan.fewest[-1]  # in place of an infinite width: it is at least this
+        largest = 2.0 * plan.fewest[-1]  # replaces an infinite width, of which this is a lower bound
         log = np.log2(np.minimum(fewest, largest))
         difference, p = smaller(log[:, 0], log[:, 1])
         claim = "Theorem 6.1 (the trend): robust interpolation needs more units than plain interpolation"

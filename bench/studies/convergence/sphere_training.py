@@ -26,7 +26,7 @@ class SphereCap(ThreatModel):
     """The points of the unit sphere within eps of x (B, d), |x| = 1, in L2: the perturbation set of section 3.3."""
 
     def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """The nearest point of the cap: normalised, then turned towards x until it is within eps."""
+        """Project onto the cap: normalise, then rotate towards x until the point is within eps."""
         least = (1 - self.eps_like(x).to(x.dtype) ** 2 / 2).clamp(min=-1)  # cosine of the largest angle
 
         def project(x_adv: Tensor) -> Tensor:
@@ -53,14 +53,14 @@ class Data:
 
 
 def sphere_data(n: int, dim: int, delta: float, seed: int) -> Data:
-    """n points of which no two caps meet, with random labels, half of each."""
+    """n points with disjoint caps and random labels, half of each class."""
     rng = np.random.default_rng(seeds.derive(seed, "convergence", "data", n, dim))
     x = torch.from_numpy(sphere_points(rng, n, dim=dim, distance=2 * delta))
     return Data(x, torch.from_numpy(rng.permutation(np.arange(n) % 2)), SphereCap("L2", delta, None))
 
 
 def attacked(model: nn.Module, data: Data, *, steps: int, restarts: int = 0, seed: int = 0) -> Tensor:
-    """The attack A: PGD in the caps with steps 2.5 delta / steps, from x and random points; the worst end of each."""
+    """The attack A: PGD in the caps with steps 2.5 delta / steps, from x and random points; the worst final points."""
     project, generator = data.cap.projector(data.x), seeds.generator(CPU, seed, "convergence", "attack")
     assert isinstance(data.cap.eps, float)
     best, highest = data.x, torch.full((len(data.y),), -torch.inf, dtype=data.x.dtype)
@@ -125,7 +125,7 @@ def robust_loss(model: nn.Module, data: Data, seed: int) -> tuple[float, float]:
 
 
 def robust_error(model: nn.Module, data: Data, seed: int, *, clean: bool = False) -> float:
-    """The share of points that the strong attack breaks, or that are misclassified themselves."""
+    """The share of points that are misclassified or that the strong attack breaks."""
     x = data.x if clean else attacked(model, data, steps=20, restarts=2, seed=seed)
     with torch.no_grad():
         return float((margin(model(x), data.y) <= 0).double().mean())

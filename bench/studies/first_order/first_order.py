@@ -38,7 +38,8 @@ class FirstOrderStudy(TheoryStudy):
 
     "Towards Understanding the Dynamics of the First-Order Adversaries" (Deng et al., 2020): figures 1 to 3, Theorems
     3.1 and 5.1, Corollary 3.1, Lemmas 4.4 and 4.5. The networks are those of section 2 (softplus, Xavier's scales); the
-    loss is (y - f)^2 or the cross entropy. The paper minimizes -L: its local minima are local maxima of the loss here.
+    loss is (y - f)^2 or the cross entropy. The paper minimizes -L, so its local minima are local maxima of the loss
+    here.
     """
 
     data_dir: str | None = None  # folder with mnist.npz; none: BENCH_DATA, else a download

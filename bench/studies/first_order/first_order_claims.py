@@ -1,4 +1,4 @@
-"""The theorems and the figures on images of first-order-adversaries.txt, each measured and judged."""
+"""The theorems and the figures on images of first-order-adversaries.txt, each measured and given a verdict."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Paths = dict[tuple[float, float], Floats]  # by (scale or epochs, ratio): progre
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of the experiments. The paper's are in a supplement that we do not have, except scales and ratios."""
+    """The sizes of the experiments. Except scales and ratios, the paper's are in a supplement that we do not have."""
 
     networks: int = 5
     width: int = 128
@@ -57,7 +57,7 @@ PAPER = Plan(
 def trajectories(plan: Plan, seed: int, nets: Sequence[Landscape], loss: LossName, found: Findings) -> None:
     """Theorem 3.1, Lemma 4.5 and Corollary 3.1: steps until near an optimum, by step size; then shrinking steps."""
     needed, ends, bad = np.empty((len(nets), len(plan.etas))), list[Tensor](), 0
-    open_ = np.empty_like(needed)  # how far from stationary the ends are: 0 to 2
+    open_ = np.empty_like(needed)  # distance of the final points from stationarity: 0 to 2
     with Progress(f"first-order: {loss}", needed.size, "network") as progress:
         for k, column in np.ndindex(*needed.shape):
             space, eta = nets[k], plan.etas[column] * EPS**2

@@ -14,18 +14,19 @@ from bench.studies.first_order.first_order_landscape import Landscape
 from bench.studies.theory import Floats
 
 CPU = torch.device("cpu")
-AWAY = 0.01  # of eps: how far from the local minimum an escape starts
-GAIN = 0.9  # of the way from the local minimum to the local maximum: escaped
-LONGEST, AT_A_TIME = 20_000, 100  # steps of a trajectory, at most, and between two looks at it
+AWAY = 0.01  # of eps: distance from the local minimum at which an escape starts
+GAIN = 0.9  # share of the way from the local minimum to the local maximum that counts as escaped
+LONGEST, AT_A_TIME = 20_000, 100  # largest number of steps of a trajectory, and steps between two checks
 ON_SPHERE = 1 - 1e-6  # of eps
 NEAR = 0.9  # cosine between gradient and normal near an optimum (phi in Lemma 4.4)
-FLOOR = 1e-18  # of eps^2: squared distances below it are rounding
+FLOOR = 1e-18  # of eps^2: smaller squared distances are rounding error
 
 
 def escape(space: Landscape, generator: torch.Generator, eta: float) -> tuple[Tensor, float]:
     """PGD with raw steps eta from near a local minimum of the loss: (points (k, d), steps until escaped).
 
-    The local minimum is where descent from a random point ends. Infinite steps if LONGEST are not enough.
+    The local minimum is the end of a descent from a random point. The number of steps is infinite if it exceeds
+    LONGEST.
     """
     lowest = space.optima(space.starts(1, generator), sign=-1)
     start = space.threat.project(lowest + AWAY * space.starts(1, generator), torch.zeros_like(lowest))
@@ -46,9 +47,9 @@ def escape(space: Landscape, generator: torch.Generator, eta: float) -> tuple[Te
 def steps_until_near(space: Landscape, delta: Tensor, eta: float) -> tuple[float, int, Tensor]:
     """PGD with raw steps eta from perturbations (N, d): (mean number of steps, trajectories that went wrong, ends).
 
-    Steps until a point on the sphere with |Gamma| <= sqrt(eta) at which the gradient points outwards; infinite if
-    LONGEST are not enough. Wrong: it entered the points with |Gamma| <= sqrt(eta) and the gradient inwards (the set
-    Delta^- of Lemma 4.5).
+    Counts the steps until a point on the sphere with |Gamma| <= sqrt(eta) at which the gradient points outwards;
+    infinite if they exceed LONGEST. A trajectory goes wrong if it enters the set Delta^- of Lemma 4.5, the points with
+    |Gamma| <= sqrt(eta) at which the gradient points inwards.
     """
     first, wrong = torch.full((len(delta),), torch.inf), torch.zeros(len(delta), dtype=torch.bool)
     for done in range(0, LONGEST, AT_A_TIME):
@@ -69,7 +70,8 @@ def steps_until_near(space: Landscape, delta: Tensor, eta: float) -> tuple[float
 def shrinking_rate(space: Landscape, delta: Tensor, eta: float, steps: int) -> float:
     """The exponent of z + s in the squared distance D_s to the optimum, for PGD from near it (1, d) (Corollary 3.1).
 
-    The step sizes are 2 / (beta (s + z)), where beta is the least curvature at the optimum and z makes the first eta.
+    The step sizes are 2 / (beta (s + z)), where beta is the smallest curvature at the optimum, and z is chosen so that
+    the first step size is eta.
     """
     optimum = space.optima(delta)
     beta = float(torch.linalg.eigvalsh(space.curvature(optimum)[0]).abs().min())
@@ -86,7 +88,7 @@ def shrinking_rate(space: Landscape, delta: Tensor, eta: float, steps: int) -> f
 
 
 class Signs(NamedTuple):
-    """Xi near optima: at how many of the points it is not definite, and the largest |Gamma| at an optimum."""
+    """Xi near optima: the number of points at which it is not definite, and the largest |Gamma| at an optimum."""
 
     wrong: int
     points: int

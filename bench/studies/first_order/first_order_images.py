@@ -17,8 +17,8 @@ from bench.datasets.load import load_arrays
 from bench.models.build import build_model
 
 CPU = torch.device("cpu")
-HALVINGS, EACH = 6, 10  # of the step size where an optimum is searched, and steps of each size
-AWAY = 0.01  # of eps: how far from the local minimum a trajectory starts
+HALVINGS, EACH = 6, 10  # halvings of the step size in the search of an optimum, and steps of each size
+AWAY = 0.01  # of eps: distance from the local minimum at which a trajectory starts
 RATIO, BATCH, LR, STEPS = 0.1, 50, 0.1, 5  # of adversarial training (ours): eps / mean |x|, batch, SGD, steps of PGD
 
 
@@ -50,7 +50,7 @@ def radius(x: Tensor, ratio: float) -> ThreatModel:
 def escapes(
     model: nn.Module, images: Images, scale: float, ratio: float, *, eta: float, steps: int, seed: int
 ) -> Tensor:
-    """How far PGD with raw steps eta has come from near a local minimum of each image's loss: (steps + 1, N).
+    """The progress of PGD with raw steps eta from near a local minimum of each image's loss: (steps + 1, N).
 
     0 is the loss at the local minimum, which descent from the image finds; 1 is the loss at the local maximum that
     ascent with normalised steps finds from the same start.

@@ -22,7 +22,7 @@ class Landscape:
     """L(delta) = loss(y, f(x + delta)) on the L2 ball of radius eps around x (1, d).
 
     label: 0 or 1, for y = -1 or 1. The attack maximizes L. (The paper minimizes -L, so its local minima are the local
-    maxima here, and the other way.)
+    maxima here, and vice versa.)
     """
 
     model: nn.Module
@@ -40,7 +40,7 @@ class Landscape:
         return ThreatModel("L2", self.eps, None)
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The loss of logits (B,2) as `ascend` takes it: (B,)."""
+        """The loss (B,) of logits (B,2), in the form that `ascend` needs."""
         if self.loss == "quadratic":
             return (2.0 * y - 1 - (logits[:, 1] - logits[:, 0])) ** 2
         return cross_entropy(logits, y, reduction="none")
@@ -69,7 +69,7 @@ class Landscape:
     def follow(
         self, delta: Tensor, *, eta: float, steps: int, sign: float = 1.0, step: Literal["raw", "l2"] = "raw"
     ) -> list[Tensor]:
-        """The perturbations (N, d) at each of `steps` + 1 points of PGD; sign -1 descends."""
+        """The perturbations (N, d) at the `steps` + 1 points of PGD; sign -1 descends."""
         x = self.x.expand(len(delta), -1)
         points, labels = list[Tensor](), self.labels(len(delta))
         last, _ = ascend(
@@ -79,7 +79,7 @@ class Landscape:
         return [*points, (last - x).detach()]
 
     def optima(self, delta: Tensor, *, sign: float = 1.0, rounds: int = 10, steps: int = 20) -> Tensor:
-        """Where PGD with normalised, ever shorter steps ends from perturbations (N, d): local optima of sign * L."""
+        """Local optima of sign * L: the ends of PGD with normalised, shrinking steps from perturbations (N, d)."""
         for number in range(rounds):
             delta = self.follow(delta, eta=self.eps * 0.3 * 0.5**number, steps=steps, sign=sign, step="l2")[-1]
         return delta

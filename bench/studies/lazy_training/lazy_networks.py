@@ -23,7 +23,7 @@ from bench.training.weight_balls import farthest_neuron, project_neurons
 CPU = torch.device("cpu")
 LR, BATCH = 0.1, 16  # of SGD: the paper's learning rate, our batch size
 LR_AT, BATCH_AT = 1.0, 64  # of adversarial training (ours)
-UNBOUNDED = ThreatModel("L2", 1.0, None)  # for the single step, which has no budget
+UNBOUNDED = ThreatModel("L2", 1.0, None)  # for the single step, which has no eps
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def zeros_and_ones(data_dir: str | None, side: int, *, normalised: bool) -> tupl
 
 
 class Lazy:
-    """A two-layer ReLU network, the weights at which it started, and how far a neuron has moved."""
+    """A two-layer ReLU network, its initial weights, and the distance that a neuron has moved."""
 
     def __init__(self, dim: int, width: int, seed: int, *, bias: bool) -> None:
         spec = f"two-layer:width={width}" + ":bias=true" * bias
@@ -94,7 +94,7 @@ def batches(points: Points, size: int, epochs: int, generator: torch.Generator) 
 
 
 def train_lazily(net: Lazy, points: Points, *, c0: float, epochs: int, seed: int) -> bool:
-    """SGD until a neuron would leave its ball of radius c0 / sqrt(m) (section 5.1); whether that stopped it."""
+    """SGD until a neuron would leave its ball of radius c0 / sqrt(m) (section 5.1); returns whether this ended it."""
     for batch in batches(points, BATCH, epochs, seeds.generator(CPU, seed, "lazy-regime", "sgd")):
         before = [parameter.detach().clone() for parameter in net.stem.parameters()]
         net.step(batch.x, batch.y, LR)
@@ -110,7 +110,7 @@ def train_lazily(net: Lazy, points: Points, *, c0: float, epochs: int, seed: int
 class Steps:
     """The smallest single gradient step that flips the prediction, for each point (N,).
 
-    eta: the step size, infinite if none flips it. gradient: |grad f|. size: of the perturbation, over |x|.
+    eta: the step size, infinite if none flips it. gradient: |grad f|. size: norm of the perturbation divided by |x|.
     """
 
     eta: Tensor
@@ -124,7 +124,7 @@ def flipping_steps(net: Lazy, points: Points) -> Steps:
     f = output(net.model, x)
     (gradient,) = torch.autograd.grad(f.sum(), x)
     batch = Batch(points.x, (f > 0).long().detach(), torch.arange(len(points.y)))
-    generator = seeds.generator(CPU, 0, "lazy-regime", "single-step")  # which the attack does not use
+    generator = seeds.generator(CPU, 0, "lazy-regime", "single-step")  # the attack does not use it
     x_adv = SingleStep().perturb(net.model, batch, UNBOUNDED, generator=generator)
     with torch.no_grad():
         flipped = is_misclassified(net.model(x_adv), batch.y)
@@ -160,7 +160,7 @@ def robust_accuracy(net: Lazy, points: Points, delta: float, steps: int) -> floa
 def can_change_sign(start: Tensor, x: Tensor, radius: float) -> Tensor:
     """How many neurons with |w_s - w_s0| <= radius can have another sign at x (N,d) than at the start: (N,).
 
-    Those with |w_s0^T x| <= radius |x| (lemma 4.3 and B.4).
+    These are the neurons with |w_s0^T x| <= radius |x| (lemma 4.3 and B.4).
     """
     return ((x @ start.T).abs() <= radius * x.norm(dim=1, keepdim=True)).sum(dim=1)
 
@@ -168,6 +168,7 @@ def can_change_sign(start: Tensor, x: Tensor, radius: float) -> Tensor:
 def sign_change_bound(width: int, c0: float, failure: float) -> float:
     """Lemma B.4 with its constants, for one x and w_s0 from N(0, I): exceeded with probability at most `failure`.
 
-    The expected number is m P(|N(0,1)| <= c0 / sqrt(m)) <= c0 sqrt(2 m / pi); Hoeffding's inequality adds the rest.
+    The expected number is m P(|N(0,1)| <= c0 / sqrt(m)) <= c0 sqrt(2 m / pi); Hoeffding's inequality gives the
+    remaining term.
     """
     return c0 * math.sqrt(2 * width / math.pi) + math.sqrt(width * math.log(1 / failure) / 2)

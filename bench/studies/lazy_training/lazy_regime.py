@@ -36,7 +36,7 @@ from bench.studies.lazy_training.lazy_results import (
 )
 from bench.studies.theory import Claim, Findings, Floats, Table, TheoryStudy, exponent, follows, judged, smaller
 
-NEAR = 0.15  # how far an exponent may be from the theory's, if its interval is narrower
+NEAR = 0.15  # tolerance of an exponent around the theory's, if its interval is narrower
 FAILURE = 0.01  # probability in lemma 4.3
 
 
@@ -48,8 +48,8 @@ class LazyRegimeStudy(TheoryStudy):
     "Adversarial Robustness is at Odds with Lazy Training" (Wang et al., 2022). Two-layer ReLU networks with a fixed top
     layer are trained on MNIST's 0 and 1, downsampled to d pixels: by SGD until a neuron would leave its ball of radius
     C0/sqrt(m), or by PGD adversarial training with projections onto these balls. Figures 2 and 3 have raw inputs and a
-    bias, figures 5 and 6 and the adversarial training |x| = 1 and none. The numbers of the paper's settings are lost in
-    our copy of its text (widths, C0, V, seeds, the learning rate of adversarial training); those here are ours.
+    bias; figures 5 and 6 and the adversarial training have |x| = 1 and no bias. Our copy of the paper lacks the numbers
+    of its settings (widths, C0, V, seeds, the learning rate of adversarial training), so these are our choices.
     """
 
     data_dir: str | None = None  # folder with mnist.npz; none: BENCH_DATA, else a download
@@ -135,7 +135,7 @@ def report_exponents(plan: Plan, curves: dict[Variant, Curve], found: Findings) 
 
 
 def tested(claim: str, measured: str, effect: float, p: float) -> Claim:
-    """`holds` if significant; with fewer than five seeds no Wilcoxon test can be, and nothing is said."""
+    """`holds` if significant; with fewer than five seeds no Wilcoxon test can be, so there is no verdict."""
     if effect > 0 and p > 0.05:
         return Claim(claim, measured, "not tested at this size")
     return judged(claim, measured, effect > 0)
@@ -165,7 +165,7 @@ def report_single_step(plan: Plan, curves: dict[Variant, Curve], found: Findings
 
 
 def report_sign_changes(plan: Plan, test: Points, found: Findings) -> None:
-    """Lemma 4.3: how many neurons can change their sign within the balls, against the bound with its constants."""
+    """Lemma 4.3: the number of neurons that can change their sign within the balls, against the explicit bound."""
     c0, widths, rows, counts = plan.main[1], [250, 1000, 4000, 16000], list[tuple[float, ...]](), list[Floats]()
     for width in widths:
         per_seed = []

@@ -34,7 +34,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of an experiment. The paper's numbers of widths, C0, epochs and seeds are lost in our copy's text."""
+    """The sizes of an experiment. Our copy of the paper lacks the numbers of widths, C0, epochs and seeds."""
 
     sides: tuple[int, ...] = (5, 10, 20)
     widths: tuple[int, ...] = (300, 1000)
@@ -65,7 +65,7 @@ class Plan:
 
 @dataclass
 class Curve:
-    """What the networks of a variant gave. mean: by quantity, (seeds, dims), over the test points.
+    """The results of a variant's networks. mean: by quantity, (seeds, dims), over the test points.
 
     error: on the test points, (seeds, dims). points: by quantity, of each test point, (seeds, dims, points).
     """

@@ -24,7 +24,7 @@ class ReflectedAttacksStudy(ModelStudy):
     """Accuracy under attacks on the cross entropy and on the reflected loss: points in [0, 1], and in the whole ball.
 
     reflected-loss.txt (section 4.2, table 1) compares such attacks and does not keep their points in [0, 1].
-    A point outside of [0, 1] is no image, so the second column is no robust accuracy, and no record has it.
+    A point outside of [0, 1] is not an image, so the second column is not a robust accuracy, and no record has it.
     """
 
     checkpoint: str | None = None  # file of weights, as of `bench eval`; it must be given

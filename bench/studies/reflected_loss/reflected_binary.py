@@ -43,9 +43,9 @@ class ReflectedBinaryStudy(ModelStudy):
 
     Section 4.2: one hidden layer of 100 ReLUs with one output, 20 epochs, batches of 64, learning rate 1 times 0.2
     every 5 epochs; PGD with raw gradients of each example's loss, of step 10 times 0.2 every 10 steps, from the image.
-    The number of steps is not in the paper; 40 are as many as these sizes are worth. Points are not kept in [0, 1], so
-    the figures are errors in a ball that holds more than images, and no record has them. An attack here counts as
-    successful at any of its points, not only at the last one.
+    The paper does not give the number of steps; more than 40 have no use with these sizes. Points are not clamped to
+    [0, 1], so the figures are errors in a ball that contains more than images, and no record has them. An attack here
+    counts as successful at any of its points, not only at the last one.
     """
 
     seeds: int = PAPER_SEEDS  # runs of each training
@@ -79,14 +79,14 @@ class ReflectedBinaryStudy(ModelStudy):
         return text if self.form != "markdown" else "\n\n".join([text, *self._shorter(), order_of(paper, figures)])
 
     def _shorter(self) -> list[str]:
-        """What was run with less than in the paper."""
+        """The settings that are smaller than in the paper."""
         less = {"seeds": (self.seeds, PAPER_SEEDS), "epochs": (self.epochs, PAPER_EPOCHS)}
         parts = [f"{ours} {name} instead of {theirs}" for name, (ours, theirs) in less.items() if ours < theirs]
         return [f"run with less than in the paper: {', '.join(parts)}"] if parts else []
 
 
 def errors_of(plan: Plan, seed: int, row: str) -> dict[str, float]:
-    """Train once, and the error in percent under each attack, by the paper's column."""
+    """Train once, and return the error in percent under each attack, by the paper's column."""
     assert plan.defense is not None
     train = Split(plan.arrays.x_train, plan.arrays.y_train, plan.device)
     loop = Loop(plan.new_model(seed), plan.defense, train, replace(plan.threat, box=None), seed=seed)

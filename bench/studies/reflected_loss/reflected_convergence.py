@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 MARGIN, RADIUS, UNITS, DIM = 0.3, 1.0, 20, 20  # gamma and R of the data, width and dimension of the trained networks
 LARGEST, TESTS = 3000, 300  # iterations of a training, at most; points on which its error is measured
-AT_A_TIME, STILL = 10, 1e-9  # steps of the attack between two looks at whether its points still move
+AT_A_TIME, STILL = 10, 1e-9  # steps of the attack between two checks that its points still move
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Setting:
 
     @property
     def top(self) -> float:
-        """kappa sqrt(m): 1, or what Corollary 3.6 asks for."""
+        """kappa sqrt(m): 1, or the value of Corollary 3.6."""
         return 1.0 if self.beta is None else self.beta / (2 * self.nu * (1 - self.alpha))
 
     def bound(self, omega: float) -> float:
@@ -63,7 +63,7 @@ class Setting:
 
 @dataclass
 class Training:
-    """What one setting gave. hits (seeds,): the first iteration with an error of at most 2 eps on the test points."""
+    """Results of one setting. hits (seeds,): the first iteration with an error of at most 2 eps on the test points."""
 
     setting: Setting
     hits: Floats
@@ -86,7 +86,7 @@ def train(setting: Setting, n_seeds: int, seed: int, omega: float) -> Training:
     eta = torch.full((n_seeds,), 1 / (setting.top * (RADIUS + setting.nu)) ** 2, dtype=torch.float64)
     first, growth, hits, expected = nets.norm**2, -math.inf, np.full(n_seeds, np.inf), math.inf
     for t in range(1, LARGEST + 1):
-        if t % max(1, t // 20) == 0:  # every step at first, then twenty times while the steps double
+        if t % max(1, t // 20) == 0:  # every step at first, then twenty times per doubling of the steps
             errors = robust_error(nets, x[:, LARGEST:], y[:, LARGEST:], setting)
             hits[(errors <= 2 * setting.eps) & np.isinf(hits)] = t
             expected = min(expected, t if errors.mean() <= 2 * setting.eps else math.inf)
@@ -99,7 +99,7 @@ def train(setting: Setting, n_seeds: int, seed: int, omega: float) -> Training:
 
 
 def attack(nets: Networks, x: Tensor, y: Tensor, setting: Setting) -> Tensor:
-    """Algorithm 1 with the largest step size and at least the iterations that Theorem 3.4 asks for."""
+    """Algorithm 1 with the largest step size and at least the number of iterations that Theorem 3.4 requires."""
     eta = 1 / (setting.top * nets.norm) ** 2
     left = math.ceil(float((8 * setting.nu**2 / (eta * setting.eps)).max()))
     lowest, points, at = torch.full_like(eta, torch.inf), x.clone(), x
@@ -115,7 +115,7 @@ def attack(nets: Networks, x: Tensor, y: Tensor, setting: Setting) -> Tensor:
         at, _ = ascend(
             nets, x, y, threat=threat, steps=steps, alpha=eta, start=at, loss=reflected, step="raw", visit=visit
         )
-        if (at - before).abs().max() < STILL:  # all further iterates are the same points
+        if (at - before).abs().max() < STILL:  # all further iterates would be the same points
             break
     return points
 

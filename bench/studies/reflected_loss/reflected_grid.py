@@ -22,7 +22,7 @@ TOP = (10, 100, 1000)
 def losses(logits: Tensor) -> dict[str, Tensor]:
     """The losses (N,) of logits (3,N); row 0 is the true class.
 
-    The same as in attacks/losses.py and section 2, but computed class by class, which is ten times as fast here.
+    The same losses as in attacks/losses.py and section 2, but computed class by class, which is ten times as fast here.
     """
     ahead = logits[1:] - logits[0]
     best = ahead.max(dim=0).values
@@ -54,11 +54,11 @@ class ReflectedGridStudy(Study):
     """How many of the k perturbations of the highest loss flip the label: cross entropy and the reflected loss.
 
     reflected-loss.txt, section 4.1 and figure 2: f(x) = x in three dimensions, x = (3, 2, 1) of class 1, perturbations
-    in (-0.51, 0.51)^3 of length at most 0.7078, on a grid of `size`^3 points, here the centres of `size` cells a side.
-    The paper does not say what the reflected loss of three classes is, so three readings are compared: `margin`,
+    in (-0.51, 0.51)^3 of length at most 0.7078, on a grid of `size`^3 points, here the centres of `size` cells per
+    side. The paper does not say what the reflected loss of three classes is, so three readings are compared: `margin`,
     l_-(z) = -l(-z) of section 2 at the margin to the best other class; `greedy`, the log-likelihood of that class
-    (section 4.3); `logits`, minus the cross entropy of -f(x). The paper draws its counts and does not print them.
-    The grid is searched plane by plane, so the memory is that of one plane.
+    (section 4.3); `logits`, minus the cross entropy of -f(x). The paper plots its counts and does not print them. The
+    grid is searched plane by plane, so only one plane is in memory.
 
     At size 800, 148 of 488 million points flip the label. Among the k = 10, 100, 1000 highest losses by `margin`, 10,
     100 and 148 do, and none by the other three losses: only `margin` agrees with the paper's claim.

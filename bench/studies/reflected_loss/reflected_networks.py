@@ -19,7 +19,7 @@ from bench.studies.theory import Floats
 CPU = torch.device("cpu")
 ITERATIONS = tuple(2**k for k in range(11))  # of the attack in Theorem 3.2
 ROUNDING = 1e-9  # of the inequalities, in float64
-STRONG = 200  # steps of the attack that stands for the best one where there is no closed form
+STRONG = 200  # steps of the attack that replaces the optimal one where there is no closed form
 
 
 class Networks(nn.Module):
@@ -62,8 +62,9 @@ class Instances:
 def random_instances(n: int, seed: int) -> Instances:
     """n instances with y f(x) > 0 in which a beta-effective attack exists, beta = 2 nu (1 - alpha) (definition 3.1).
 
-    The units are noisy copies of one direction, and x is near the decision boundary: for independent units and points
-    hardly any attack is effective. nu |W|_F is 0.5 to 20, so that the losses are saturated or not.
+    The units are noisy copies of one direction, and x is near the decision boundary, because hardly any attack is
+    effective for independent units and points. nu |W|_F is 0.5 to 20, so that both saturated and unsaturated losses
+    occur.
     """
     generator, found = seeds.generator(CPU, seed, "reflected-convergence", "instances"), list[Instances]()
     rand = partial(torch.rand, generator=generator, dtype=torch.float64)
@@ -115,7 +116,7 @@ def lowest_margins(each: Instances, alpha: Tensor, steps: int) -> Tensor:
 
 
 def slack(each: Instances, *, factor: float = 1.0, sign: float = 1.0, normalised: bool = False) -> Floats:
-    """The right-hand side of Theorem 3.2 minus the left-hand side, (len(ITERATIONS), N): not negative if it holds.
+    """The right-hand side of Theorem 3.2 minus the left-hand side, (len(ITERATIONS), N): nonnegative if it holds.
 
     -l'(y f(delta_*)) <= -2 l'(y f(delta_atk)) + 4 nu^2 / (eta T), in the weights W of the proof, where delta_atk is the
     best of the iterates 1 .. T. factor: of the largest step size allowed, 1 / |W|_F^2. sign: -1 descends instead.
@@ -137,8 +138,8 @@ def slack(each: Instances, *, factor: float = 1.0, sign: float = 1.0, normalised
 def norm_growth(n: int, seed: int, *, steps: int = 50, factor: float = 1.0) -> Tensor:
     """The largest |W_(t+1)|^2 - |W_1|^2 - 3 eta t over t <= steps, (n,): not positive if Eq. 6 holds.
 
-    n trainings with kappa sqrt(m) = 1 and R + nu = 1, on random points of the ball, since Eq. 6 holds for any attack.
-    factor: of the largest step size allowed, 1.
+    Runs n trainings with kappa sqrt(m) = 1 and R + nu = 1 on random points of the ball, since Eq. 6 holds for any
+    attack. factor: of the largest step size allowed, 1.
     """
     generator = seeds.generator(CPU, seed, "reflected-convergence", "growth")
     randn = partial(torch.randn, generator=generator, dtype=torch.float64)

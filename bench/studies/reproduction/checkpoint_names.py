@@ -1,4 +1,4 @@
-"""What a published checkpoint contains, read from the words in its file name."""
+"""Identifies a published checkpoint from the words in its file name."""
 
 import re
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class CheckpointKey:
 
 
 def checkpoint_key(path: Path) -> CheckpointKey | None:
-    """The key of a checkpoint, from the words in its name and its folders' names; None if they are not enough.
+    """The key of a checkpoint, from the words in its name and its folders' names; None if they do not suffice.
 
     Words are separated by _ and -: a data set (mnist, cifar), a model (fc1, cnn), an activation (sigmoid or sigd, tanh;
     default ReLU), a norm (l1 and linf mean Linf; l2). The remaining words of the file's own name are the training

@@ -14,9 +14,9 @@ HEADERS = ["model", "row", "figure", "by", "ours", "paper", "difference", "verdi
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of ours, and the paper's cell to compare it with; None if the paper does not report it.
+    """A measured number, and the paper's cell to compare it with; None if the paper does not report it.
 
-    run: what trained the weights here; None for the paper's own weights, or where all of a table are trained here.
+    run: the run that trained the weights; None for the paper's own weights, or if all rows of a table are trained here.
     """
 
     block: Block
@@ -32,8 +32,8 @@ class Figure:
 class Comparison:
     """All figures of one table. missing: (block, row) without weights.
 
-    complete: measured on all test examples; if not, no verdict is given. Figures of a run have none either, because its
-    weights are not the paper's.
+    complete: measured on all test examples; otherwise no verdict is given. Figures of a run have no verdict either,
+    because its weights are not the paper's.
     """
 
     table: PaperTable
@@ -51,7 +51,7 @@ class Comparison:
         return render(list(rows[0]) if rows else [], [list(row.values()) for row in rows], "csv")
 
     def _markdown(self) -> str:
-        notes: dict[str, int] = {}  # their numbers
+        notes: dict[str, int] = {}  # the number of each note
         some_run = any(figure.run for figure in self.figures)
         rows = [
             [*self._cells(figure, notes), *([figure.run or "checkpoint"] if some_run else [])]

@@ -66,7 +66,7 @@ class Cell(msgspec.Struct, frozen=True):
         return next((note.certifier for note in self.notes if note.certifier), None)
 
     def verdict(self, ours: float) -> str:
-        """`equal` if ours is as printed, else the kind of the note that explains the difference, else `DIFFERS`."""
+        """`equal` if ours matches the print, else the kind of the note that explains the difference, else `DIFFERS`."""
         if self._within(ours, self.printed):
             return "equal"
         # a leak affects our number too, and we measure with the note's certifier: neither explains a difference

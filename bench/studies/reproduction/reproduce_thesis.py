@@ -47,15 +47,16 @@ Key = tuple[str, str]  # a kind of figure and the certifier: ("CRE", "fast-lin")
 class ReproduceStudy(ModelStudy):
     """Tables 3.6 to 3.9 of the thesis on its checkpoints: our numbers, those of the paper, and why they differ.
 
-    Rows without weights are listed. File names are read as checkpoint_names.py says. With --runs, the
-    runs of a folder with a row's data, model, norm, eps and defense (the suites mnist-fc1, mnist, ... have these) are
-    measured too. The report names their epochs and gives no verdict on them.
+    Rows without weights are listed. checkpoint_names.py describes how file names are read. With --runs, the runs of a
+    folder with a row's data, model, norm, eps and defense (the suites mnist-fc1, mnist, ... have these) are measured
+    too. The report gives their epochs, but no verdict on them.
     `reflected-1` is `bench study reflected-binary`, which trains; 4.2, 4.6, 4.7, 5.11 and reflected-2 read your runs.
-    Those of reflected-2 are attacked by `pgd:steps=50:restarts=10:eps=8/255`, whatever the eps of the training is.
+    Those of reflected-2 are attacked by `pgd:steps=50:restarts=10:eps=8/255`, regardless of the training's eps.
 
     CTE, PGD and CRE are errors in percent: clean; under PGD (20 steps of eps / 10, started from Gaussian noise scaled
     by the step, last iterate); and the share that is not certified. ACB is eps times the certified share, ACB PEC the
-    mean radius. Under L2 the column CRE Lin is PEC's share; the extra row by fast-lin is that of the linear bounds.
+    mean radius. Under L2 the column CRE Lin is PEC's share; the extra row for fast-lin is the share of the linear
+    bounds.
     """
 
     table: str = "3.6"  # 3.6 (ReLU, Linf), 3.7 (ReLU, L2), 3.8 (sigmoid, tanh), 3.9 (largest eps), or another one
@@ -71,7 +72,7 @@ class ReproduceStudy(ModelStudy):
     seed: int = 0  # of PGD
 
     def run(self) -> str:
-        if self.table == "reflected-1":  # trained here
+        if self.table == "reflected-1":  # this table is trained here
             return ReflectedBinaryStudy(
                 data_dir=self.data_dir, device=self.device, threads=self.threads, n_examples=self.n_examples,
                 form=self.form,

@@ -42,10 +42,10 @@ ATTACKS = {
 
 
 def compare_runs(table: str, paper: PaperTable, runs: Path, form: Form) -> str:
-    """The paper's figures beside the means over the seeds of the runs at or below a folder.
+    """Compare the paper's figures with the means over the seeds of the runs at or below a folder.
 
-    Runs of another architecture than the paper's, on fewer test examples or with fewer epochs count too. The report
-    says so, and has no verdicts then.
+    Runs with another architecture than the paper's, on fewer test examples or with fewer epochs are included. In this
+    case the report says so and has no verdicts.
     """
     records = [read_record(folder) for folder in find_records([runs])]
     figures: list[Figure] = []
@@ -64,13 +64,13 @@ def compare_runs(table: str, paper: PaperTable, runs: Path, form: Form) -> str:
 
 
 def _has_model(record: Record, block: Block) -> bool:
-    """Whether the run's model is the block's, whatever other options (a normalization) it has."""
+    """Whether the run's model is the block's, ignoring other options (such as a normalization)."""
     ours, theirs = split_spec(record.model), split_spec(block.model)
     return ours.name == theirs.name and theirs.options.items() <= ours.options.items()
 
 
 def _runs_of(paper: PaperTable, block: Block, row: str, records: Sequence[Record]) -> Iterator[list[Record]]:
-    """The runs of a row, in groups that differ in the seed only. A run with another block's model is that block's."""
+    """The runs of a row, in groups that differ only in the seed, without runs that have another block's model."""
     defense, settings = DEFENSES[row]
     others = [other for other in paper.blocks if other is not block and other.dataset == block.dataset]
     groups: dict[str, list[Record]] = {}
@@ -104,7 +104,7 @@ def _figures(table: str, paper: PaperTable, block: Block, row: str, group: list[
 
 
 def _reflected_attack(record: Record) -> Iterator[AttackResult]:
-    """The attack of reflected-loss.txt's table 2: PGD with 50 steps and 10 restarts at 8/255, whatever was trained."""
+    """The attack of reflected-loss.txt's table 2: PGD with 50 steps and 10 restarts at 8/255, for every training."""
     for spec, result in record.attacks.items():
         options = split_spec(spec).options
         steps = options.get("steps", split_steps(split_spec(spec).name)[1])
@@ -114,7 +114,7 @@ def _reflected_attack(record: Record) -> Iterator[AttackResult]:
 
 
 def _less(table: str, block: Block, row: str, record: Record) -> Iterator[str]:
-    """What of a run is not as in the paper."""
+    """The respects in which a run is smaller or different from the paper."""
     here = f"{block.title}: {row}"
     if not _has_model(record, block):
         yield f"{here} is a {record.model} here"
@@ -128,7 +128,7 @@ def _less(table: str, block: Block, row: str, record: Record) -> Iterator[str]:
 
 
 def _epochs(table: str, block: Block, row: str) -> int | None:
-    """Of the paper's training; None if it does not say."""
+    """The epochs of the paper's training; None if it does not say."""
     match table:
         case "4.2":
             return 100 if block.dataset == "mnist" else 200

@@ -1,4 +1,4 @@
-"""Weights of one's own runs for the rows of the thesis' tables 3.6 to 3.9, beside its published checkpoints."""
+"""Weights of your own runs for the rows of the thesis' tables 3.6 to 3.9, in addition to its published checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class RowWeights:
-    """A file of weights for a row. run: what trained it here, for the report; None for a published checkpoint."""
+    """A file of weights for a row. run: the run that trained it, for the report; None for a published checkpoint."""
 
     file: Path
     title: str

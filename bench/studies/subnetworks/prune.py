@@ -28,12 +28,12 @@ from leaderboard.statistics import seeds_difference
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MIN_SEEDS = 2  # of a test
+MIN_SEEDS = 2  # needed for a test
 
 
 @dataclass
 class Cell:
-    """One cell: the thesis' figure in percent, ours as fractions, one for each seed, and what the networks keep."""
+    """One cell: the thesis' figure in percent, ours as fractions (one per seed), and the weights that are kept."""
 
     row: str
     column: str
@@ -50,9 +50,9 @@ class Cell:
 class PruneStudy(ModelStudy):
     """Tables 5.2 to 5.5, 5.7 and 5.8 of the thesis and Figure 5.1, on a small network, beside the thesis' figures.
 
-    Each cell is trained as the table says, with the defense's settings for everything else except the epochs, and
-    measured by PGD; the thesis has RN34 on CIFAR-10 under AutoAttack, so only the order can be compared. For Table 5.2
-    the smallest and the largest gamma are compared at each r by the test of `bench compare` over the seeds.
+    Each cell is trained as in the table, with the defense's settings for everything else except the epochs, and
+    evaluated under PGD; the thesis uses RN34 on CIFAR-10 under AutoAttack, so only the order can be compared. For Table
+    5.2 the smallest and the largest gamma are compared at each r by the test of `bench compare` over the seeds.
     """
 
     table: Literal["5.2", "5.3", "5.4", "5.5", "5.7", "5.8"] = "5.2"  # of the thesis
@@ -64,7 +64,7 @@ class PruneStudy(ModelStudy):
     rows: tuple[str, ...] = ()  # names of rows or their parts between commas, joined by '+'; none: all
     columns: tuple[str, ...] = ()  # names of columns, joined by '+'; none: all
     fast: bool = False  # train with one step of 1.25 eps (FGSM-RS) instead of the defense's attack
-    attack: str = "pgd-20"  # that measures the robust accuracy
+    attack: str = "pgd-20"  # attack that measures the robust accuracy
     n_examples: int | None = None  # the first N test examples; none: all
     figure: str | None = None  # file of the learning curves (Figure 5.1), .svg, .pdf or .png; none: no figure
     json: bool = False  # print JSON instead of a table
@@ -93,7 +93,7 @@ class PruneStudy(ModelStudy):
         return self.report(cells, f"{paper.title}: {paper.source}", n)
 
     def planned(self, block: Block, columns: tuple[str, ...]) -> Iterator[tuple[Cell, Plan]]:
-        """The cells that are asked for, each with its plan; all are checked before the first training."""
+        """The requested cells, each with its plan; all are checked before the first training."""
         for row, column, printed in cells_of(block, columns):
             wanted = all(not parts or any(part in (name, *name.split(", ")) for part in parts)
                          for parts, name in ((self.rows, row), (self.columns, column)))  # fmt: skip
@@ -110,7 +110,7 @@ class PruneStudy(ModelStudy):
             yield Cell(row, column, printed), plan
 
     def train(self, cell: Cell, plan: Plan, seed: int) -> None:
-        """Train one network of a cell, and add what it measures."""
+        """Train one network of a cell, and add its measurements."""
         assert plan.defense is not None
         config, arrays = plan.defense.config, plan.arrays
         train = Split(arrays.x_train, arrays.y_train, plan.device, crop=config.crop, flip=config.flip)
@@ -156,7 +156,7 @@ class PruneStudy(ModelStudy):
 
 
 def compared(cells: list[Cell], columns: list[str], rows: list[str], n: int) -> Iterator[str]:
-    """The first row against the last at each pruning rate, over the seeds."""
+    """Compare the first row with the last at each pruning rate, over the seeds."""
     by = {(cell.row, cell.column): cell for cell in cells}
     for column in columns:
         first, last = by.get((rows[0], column)), by.get((rows[-1], column))

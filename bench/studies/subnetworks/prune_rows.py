@@ -24,7 +24,7 @@ class Training(NamedTuple):
 
 
 def training_of(table: str, row: str, column: str, r: float) -> Training | None:
-    """The training of a cell; None if there is none here (another network). r: where the cell does not name one."""
+    """The training of a cell; None if it is not available (another network). r: used if the cell does not name one."""
     subnet = {"r": str(r), "gamma": "0.1"}
     match table:
         case "5.2":
@@ -62,6 +62,6 @@ def compared_method(row: str, binary: bool, r: float) -> Training | None:
 
 
 def cells_of(block: Block, columns: tuple[str, ...]) -> list[tuple[str, str, float]]:
-    """(row, column, printed) of each figure of a block; cells that the thesis leaves empty are not there."""
+    """(row, column, printed) of each figure of a block, without the cells that the thesis leaves empty."""
     named = {row: dict(zip(columns, values, strict=True)) for row, values in block.rows.items()}
     return [(row, name, v) for row, figures in named.items() for name, v in figures.items() if not math.isnan(v)]

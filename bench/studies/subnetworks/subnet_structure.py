@@ -1,4 +1,4 @@
-"""`bench study subnet-structure`: which channels of a pruned network are empty, against masks at random."""
+"""`bench study subnet-structure`: which channels of a pruned network are empty, compared with random masks."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class SubnetStructureStudy(ModelStudy):
     """Figures 5.2 to 5.4 of the thesis for any pruned network: retained weights by channel, and empty channels.
 
     For each layer: its empty input and output channels, and those of a random mask that keeps as many weights. For each
-    two layers that follow each other: outputs without weights of the first, inputs without weights of the second, those
-    that are both, and the probability of as many by chance. The figure is about the two layers with the most weights.
-    The network without the channels that have no effect is timed against the network as it is.
+    pair of consecutive layers: the empty outputs of the first, the empty inputs of the second, those that are both, and
+    the probability of at least as many by chance. The figure is about the two layers with the most weights. The network
+    without its ineffective channels is timed against the unchanged network.
     """
 
     checkpoint: str | None = None  # weights of a run, or a .packed file; it must be given
@@ -122,7 +122,7 @@ def layer_row(layer: Layer, draw: np.random.Generator) -> list[str]:
 
 
 def pair_row(pair: Pair) -> list[str]:
-    """Empty outputs and inputs, how many are both, and what independent ones would share (hypergeometric)."""
+    """Empty outputs and inputs, how many are both, the overlap expected by chance, and its p-value (hypergeometric)."""
     no_output, no_input = (~written_channels(pair)).cpu(), (~read_channels(pair)).cpu()
     n, a, b, both = len(no_output), int(no_output.sum()), int(no_input.sum()), int((no_output & no_input).sum())
     p = float(stats.hypergeom.sf(both - 1, n, a, b))
