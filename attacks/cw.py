@@ -42,7 +42,7 @@ class CW(Attack):
 
     minimum_norm = True
 
-    steps: int = 1000  # of Adam, at most, for each c
+    steps: int = 1000  # largest number of Adam steps for each c
     search_steps: int = 9  # values of c
     initial_c: float = 0.01  # first value of c
     largest_c: float = 20.0  # largest value of c under Linf

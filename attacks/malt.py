@@ -31,7 +31,7 @@ class MALT(APGD):
     - The defaults are 20 steps and three targets, which find nearly all that 100 steps and nine targets find.
     """
 
-    steps: int = 20  # of Auto-PGD towards each target
+    steps: int = 20  # steps of Auto-PGD towards each target
     targets: int = 3  # target classes, those of the nearest boundaries
     loss: Literal["gap", "dlr"] = "gap"  # gap of logits, or difference-of-logits ratio
 

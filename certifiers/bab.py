@@ -41,9 +41,9 @@ class BranchAndBound(NetworkCertifier):
 
     nodes: int = 1000  # sub-problems of an example, at most
     batch: int = 64  # sub-problems at a time
-    steps: int = 10  # of Adam for the slopes and multipliers of a sub-problem
+    steps: int = 10  # Adam steps for the slopes and multipliers of a sub-problem
     lr: float = 0.2  # learning rate of Adam
-    intermediate_steps: int = 10  # of Adam for the slopes of each pre-activation bound
+    intermediate_steps: int = 10  # Adam steps for the slopes of each pre-activation bound
     candidates: int = 3  # units of each score that branching tries
 
     def check_network(self, network: Network) -> None:

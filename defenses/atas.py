@@ -21,11 +21,11 @@ PAPER_EPS, PAPER_BATCH = 8 / 255, 128  # for which the published c was chosen
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     beta: float = 0.5  # momentum of the moving average v of squared gradient norms
-    c: float = 0.01  # at eps 8/255, for gradients of the mean over a batch of 128
+    c: float = 0.01  # value at eps 8/255, for gradients of the mean over a batch of 128
     longest: Length = OfEps(2.0)  # the step size where there was no gradient, before the clamp
     smallest: float = 0.5  # step sizes are clamped to [smallest, largest], in units of eps
     largest: float = 1.75  # see smallest
-    step_size: Literal["released"] = "released"  # of the authors' code; the text's Eq. 5.16 is atas-text
+    step_size: Literal["released"] = "released"  # rule of the authors' code; the text's Eq. 5.16 is atas-text
     warm_up: float = 5 / 30  # fraction of the training with the constant step size eps
     resets: tuple[float, ...] = (10 / 30, 20 / 30)  # fractions after which perturbations are drawn again
     store_size: int = 0  # side of a stored perturbation, as 32 for ImageNet; 0 for that of the padded image

@@ -25,12 +25,12 @@ class Config(PruningConfig):
     epochs: int = 200
     schedule: Schedule = "cosine"
     dense: float = 0.5  # fraction of the training in which the network is dense, as the authors' pre-training
-    gamma: float = 1.0  # of allocation=layer: 1 keeps the same share of each layer, 0 the same number
+    gamma: float = 1.0  # for allocation=layer: 1 keeps the same share of each layer, 0 the same number
     allocation: Allocation = "global"  # global: the largest weights of all layers together
-    bits: int = FULL  # of a weight: 1 for two values in each layer, 32 for no quantisation
+    bits: int = FULL  # bits of a weight: 1 for two values in each layer, 32 for no quantisation
     rho: float = 0.1  # weight of the distance to the quantised weights
     interval: int = 5  # steps between two updates of the quantised weights
-    steps: int = 10  # of the attack
+    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:

@@ -17,8 +17,8 @@ from bench.training.perturbation_bank import BankConfig, carried_start, carry, r
 
 @dataclass(frozen=True, kw_only=True)
 class Config(BankConfig):
-    steps: int = 1  # of the attack
-    alpha: Length = OfEps(0.5)  # 4/255 at eps 8/255
+    steps: int = 1  # steps of the attack
+    alpha: Length = OfEps(0.5)  # step size of the attack: 4/255 at eps 8/255
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -31,8 +31,8 @@ class Config(PruningConfig):
     epochs: int = 200
     milestones: tuple[float, ...] = (0.5, 0.75)
     weight_decay: float = 1e-3
-    noise: float = 1e-6  # of each strength after a step: standard deviation of the noise, times the learning rate
-    steps: int = 10  # of the attack
+    noise: float = 1e-6  # standard deviation of the strengths' noise after a step, times the learning rate
+    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ class Config(TrainingConfig):
     gamma: float = 0.1  # 1: each layer keeps the same share of its weights, 0: the same number
     score_range: float = 0.01  # scores start as U[-a, a]
     rank: Literal["score", "magnitude"] = "score"  # magnitude: the released code's order
-    steps: int = 10  # of the attack
+    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
     attack_mode: Literal["eval", "train"] = "eval"  # train: the released code's batch norm during the attack
     last_norm: bool = True  # a batch norm over the logits (LBN), as the last layer of the model

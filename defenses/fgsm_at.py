@@ -18,7 +18,7 @@ class Config(TrainingConfig):
     lr: float = 0.2
     schedule: Schedule = "triangular"
     alpha: Length = OfEps(1.0)  # step size of the attack
-    attack_mode: Literal["eval", "train"] = "train"  # of batch norm during the attack
+    attack_mode: Literal["eval", "train"] = "train"  # mode of batch norm during the attack
 
 
 @registry.defense("fgsm-at")

@@ -22,7 +22,7 @@ class Config(TrainingConfig):
     checkpoint: str = ""  # file of weights of this architecture, from which the training starts
     reweight: bool = True  # RW: examples are weighted by the probability of their label
     beta: float = 6.0  # KL: lambda, the weight of the divergence of attacked from clean outputs; 0 for none
-    steps: int = 10  # of the attack
+    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:

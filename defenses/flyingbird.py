@@ -34,10 +34,10 @@ LEAST = 0.005  # share of the connections that the last updates replace
 class Config(PruningConfig):
     epochs: int = 200
     milestones: tuple[float, ...] = (0.5, 0.75)
-    updates: int = 76  # of the connections, evenly spread over the training
+    updates: int = 76  # number of updates of the connections, evenly spread over the training
     replaced: float = 0.5  # share of each layer's connections that the first update replaces; it falls as a cosine
     growth: Literal["gradient", "random"] = "gradient"  # random: the default of the released code
-    steps: int = 10  # of the attack
+    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:
@@ -49,10 +49,10 @@ class Config(PruningConfig):
 class AdaptiveConfig(Config):
     validation: float = 0.02
     adapts: float = 0.5  # fraction of the training after which the density changes
-    window: int = 4  # number of epochs whose changes decide
+    window: int = 4  # number of past epochs whose changes are counted
     threshold: float = 0.5  # share of the changes that must point in one direction
-    removed: float = 0.4  # of the replaced connections: as many more are pruned while the robust gap widens
-    added: float = 0.05  # of the replaced connections: as many more grow while validation gets worse
+    removed: float = 0.4  # additional pruned connections while the robust gap widens, as a share of the replaced ones
+    added: float = 0.05  # additional grown connections while validation gets worse, as a share of the replaced ones
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from bench.core.specs import Length, OfEps, in_units
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
-    epochs: int = 10  # of 8 replays each: 80 passes over the data
+    epochs: int = 10  # epochs of 8 replays each: 80 passes over the data
     replays: int = 8  # steps on each batch, with one pass each
     alpha: Length = OfEps(1.0)  # step size of the attack
 

@@ -18,7 +18,7 @@ from bench.core.specs import Length, OfEps, in_units
 class Config(TrainingConfig):
     epochs: int = 100
     milestones: tuple[float, ...] = (0.6, 0.9)
-    steps: int = 10  # K: of the attack
+    steps: int = 10  # K: steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
     shift: float = -1.0  # lambda: smaller values give less weight to examples that the attack breaks late
     burn_in: float = 0.6  # fraction of the training without weights

@@ -36,13 +36,13 @@ class Config(PruningConfig):
     epochs: int = 220
     schedule: Schedule = "cosine"
     periods: tuple[float, ...] = (100 / 220, 120 / 220)  # where pre-training ends, and where pruning ends
-    gamma: float = 1.0  # of allocation=layer: 1 keeps the same share of each layer, 0 the same number
+    gamma: float = 1.0  # for allocation=layer: 1 keeps the same share of each layer, 0 the same number
     allocation: Allocation = "layer"  # global: the highest scores of all layers together
     objective: Literal["trades", "pgd"] = "trades"  # pgd: cross entropy at the points of PGD
-    beta: float = 6.0  # of trades: weight of the KL divergence
-    steps: int = 10  # of the attack
+    beta: float = 6.0  # for objective=trades: weight of the KL divergence
+    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
-    start_std: float = 0.001  # of trades: standard deviation of the noise from which the attack starts
+    start_std: float = 0.001  # for objective=trades: standard deviation of the noise from which the attack starts
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,8 +25,8 @@ class Config(TrainingConfig):
     standard_teacher: str = ""  # file of weights of this architecture, trained by standard
     robust_share: float = 0.25  # weight of the distillation from the robust teacher
     standard_share: float = 0.25  # weight of the distillation from the standard teacher; the labels have the rest
-    temperature: float = 2.0  # of the distillation
-    steps: int = 10  # of the attack
+    temperature: float = 2.0  # temperature of the distillation
+    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:

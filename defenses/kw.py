@@ -18,10 +18,10 @@ from certifiers.worst_logits import linear_worst_logits
 class Config(RampConfig):
     schedule: Schedule = "constant"
     eps_start: Length = OfEps(0.5)  # eps at the start of the ramp
-    loss: Literal["cross-entropy", "hinge"] = "cross-entropy"  # of the worst logits
+    loss: Literal["cross-entropy", "hinge"] = "cross-entropy"  # loss of the worst logits
     attacked: float = 0.0  # weight of the added cross entropy under PGD; 0 for no attack
-    steps: int = 10  # of the attack
-    step_size: Length = OfEps(0.25)  # of the attack
+    steps: int = 10  # steps of the attack
+    step_size: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ from bench.core.specs import Length, OfEps, in_units
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     beta: float = 5.0  # weight of the KL divergence
-    steps: int = 10  # of the attack
+    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
     start_std: float = 0.001  # standard deviation of the noise from which the attack starts
 

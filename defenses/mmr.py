@@ -23,9 +23,9 @@ class Config(BoundsConfig):
     weight: float = 1.0  # lambda, the final weight of the regulariser
     ramp: float = 0.1  # fraction of the training in which this weight rises from 0
     gamma_region: Length = OfEps(1.5)  # planes of switching ReLUs at this distance or further are not penalised
-    gamma_decision: Length = OfEps(1.5)  # and planes of decisions
-    share_start: float = 0.2  # of the units: how many nearest planes are penalised at the start
-    share_end: float = 0.05  # and at the end
+    gamma_decision: Length = OfEps(1.5)  # the same for planes of decisions
+    share_start: float = 0.2  # nearest planes that are penalised at the start, as a share of the units
+    share_end: float = 0.05  # the same at the end
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,10 +43,10 @@ class Config(BoundsConfig):
 class AttackedConfig(Config):
     weight: float = 0.5  # lambda, the final weight of the regulariser
     gamma_region: Length = OfEps(2.0)  # planes of switching ReLUs at this distance or further are not penalised
-    gamma_decision: Length = OfEps(2.0)  # and planes of decisions
+    gamma_decision: Length = OfEps(2.0)  # the same for planes of decisions
     attacked: float = 0.5  # share of a batch that is replaced by adversarial examples
-    steps: int = 40  # of the attack; the authors use 7 on CIFAR-10
-    step_size: Length = OfEps(0.1)  # of the attack
+    steps: int = 40  # steps of the attack; the authors use 7 on CIFAR-10
+    step_size: Length = OfEps(0.1)  # step size of the attack
 
     def __post_init__(self) -> None:
         super().__post_init__()

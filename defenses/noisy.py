@@ -46,8 +46,8 @@ class Gaussian(Defense[Config]):
 @dataclass(frozen=True, kw_only=True)
 class AttackedConfig(Config):
     samples: int = 2  # m, the draws of noise for each image
-    steps: int = 10  # of the attack
-    step_size: Length = OfEps(0.2)  # of the attack: 2 eps / steps
+    steps: int = 10  # steps of the attack
+    step_size: Length = OfEps(0.2)  # step size of the attack: 2 eps / steps
     ramp: float = 0.1  # fraction of the training in which eps rises from 0
 
     def __post_init__(self) -> None:

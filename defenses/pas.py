@@ -19,10 +19,10 @@ class Config(TrainingConfig):
     epochs: int = 200
     weight_decay: float = 1e-3
     periods: tuple[float, ...] = (0.5, 0.75)  # 0:100:150:200 epochs
-    eps_growth: Literal["none", "linear", "cosine"] = "cosine"  # in each period
+    eps_growth: Literal["none", "linear", "cosine"] = "cosine"  # growth of eps in each period
     eps_max: Length = OfEps(2.0)  # 16/255 for CIFAR-10 at eps 8/255; 1.5eps (cosine) and 2eps (linear) for MNIST
-    ensemble: bool = True  # use the networks at the ends of the periods; false: only the last one
-    steps: int = 10  # of the attack
+    ensemble: bool = True  # average the outputs of the networks at the ends of the periods; false: only the last one
+    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack, in units of the current eps
 
     def __post_init__(self) -> None:

@@ -33,8 +33,8 @@ class Config(BoundsConfig):
     eps_schedule: Literal["paper", "released", "constant"] = "paper"  # growth of eps: the paper's, the code's, none
     eps_start: Length = OfEps(0.064)  # eps at the start of its schedule
     warm_up: float = 0.0  # fraction of the training that is adversarial training only
-    steps: int = 10  # of the attack
-    step_size: Length = OfEps(0.2)  # of the attack
+    steps: int = 10  # steps of the attack
+    step_size: Length = OfEps(0.2)  # step size of the attack
     clip_value: float = 0.5  # largest entry of the weights' gradient
 
     def __post_init__(self) -> None:

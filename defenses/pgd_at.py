@@ -15,11 +15,11 @@ from bench.core.specs import Length, OfEps, in_units
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
-    steps: int = 10  # of the attack
-    alpha: Length = OfEps(0.25)  # 2/255 at eps 8/255
-    attack_mode: Literal["eval", "train"] = "eval"  # of batch norm during the attack
+    steps: int = 10  # steps of the attack
+    alpha: Length = OfEps(0.25)  # step size of the attack: 2/255 at eps 8/255
+    attack_mode: Literal["eval", "train"] = "eval"  # mode of batch norm during the attack
     step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
-    random_start: bool = True  # of the attack: start at a uniform point of the ball, not at the image
+    random_start: bool = True  # start the attack at a uniform point of the ball, not at the image
     alpha_decay: float = 1.0  # factor of the step size
     alpha_decay_every: int = 10  # steps of the attack between two decays
     newer: ClassVar[tuple[str, ...]] = ("step", "random_start", "alpha_decay", "alpha_decay_every")
@@ -58,7 +58,7 @@ class PGDAT(Defense[Config]):
 
 @dataclass(frozen=True, kw_only=True)
 class AveragedConfig(Config):
-    ema: float = 0.9995  # for CIFAR-10's 12,000 steps; a short training needs a smaller value
+    ema: float = 0.9995  # decay of the average, for CIFAR-10's 12,000 steps; a short training needs a smaller value
 
 
 @registry.defense("pgd-at-wa")

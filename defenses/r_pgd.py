@@ -21,9 +21,9 @@ class Config(TrainingConfig):
     lr: float = 0.2
     schedule: Schedule = "triangular"
     steps: int = 16  # the smallest of the paper's 2, 4, 16 and 32 that reaches its best result
-    alpha: Length = OfEps(1 / 8)  # 1/255 at eps 8/255
+    alpha: Length = OfEps(1 / 8)  # step size of the attack: 1/255 at eps 8/255
     step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
-    random_start: bool = False  # of the attack: start at a uniform point of the ball
+    random_start: bool = False  # start the attack at a uniform point of the ball
     alpha_decay: float = 1.0  # factor of the step size
     alpha_decay_every: int = 10  # steps of the attack between two decays
     newer: ClassVar[tuple[str, ...]] = ("alpha_decay", "alpha_decay_every")

@@ -20,9 +20,9 @@ class Config(TrainingConfig):
     epochs: int = 100
     milestones: tuple[float, ...] = (0.75, 0.9)
     beta: float = 6.0  # weight of the KL divergence
-    momentum_of_targets: float = 0.9  # of the moving average of predictions
+    momentum_of_targets: float = 0.9  # momentum of the moving average of predictions
     start: float = 0.7  # fraction of the training after which the targets move: 90 of 200 epochs in the thesis
-    steps: int = 10  # of the attack
+    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
     start_std: float = 0.001  # standard deviation of the noise from which the attack starts
 

@@ -20,7 +20,7 @@ class Config(TrainingConfig):
     milestones: tuple[float, ...] = (74 / 76,)  # the authors count from 1 and decay from epoch 75 on
     weight_decay: float = 2e-4
     beta: float = 6.0  # weight of the KL divergence
-    steps: int = 10  # of the attack
+    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.007 / 0.031)  # step size of the attack
     start_std: float = 0.001  # standard deviation of the noise from which the attack starts
 

@@ -22,7 +22,7 @@ class Config(TrainingConfig):
     batch_size: int = 256
     outer: int = 5  # m: passes through the whole network
     inner: int = 3  # n: steps of the image for each of them, through the first layer only
-    alpha: Length = OfEps(0.25)  # 2/255 at eps 8/255
+    alpha: Length = OfEps(0.25)  # step size of the attack: 2/255 at eps 8/255
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,7 +33,7 @@ class OverheadStudy(ModelStudy):
     dataset: str = "fake:train=256"  # name of the data set, or an .npz file
     batch_size: int = 128  # examples of a batch
     pairs: int = 5  # how often both are timed
-    eps: float = 8 / 255  # of the Linf threat model
+    eps: float = 8 / 255  # eps of the Linf threat model
     crop: int = 4  # pixels of padding for random crops; 0: neither crops nor flips
 
     def run(self) -> str:

@@ -66,7 +66,7 @@ class Findings:
 class TheoryStudy(Study):
     """A study of the claims of a paper. It prints its findings section by section, then each claim with its verdict."""
 
-    seed: int = 0  # of all random numbers
+    seed: int = 0  # seed of all random numbers
     size: Size = "small"  # small: at most two minutes on one core; paper: the paper's settings
     figure: str | None = None  # file of the figure, .svg, .pdf or .png; none: no figure
     json: bool = False  # print JSON instead of tables

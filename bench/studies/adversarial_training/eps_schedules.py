@@ -55,12 +55,12 @@ class EpsSchedulesStudy(ModelStudy):
     """
 
     of: Literal["4.9", "4.10", "4.14"] = "4.14"  # the figure
-    values: tuple[float, ...] = ()  # of 4.9 and 4.10: learning rates; of 4.14: widths. none: those named in the study
+    values: tuple[float, ...] = ()  # learning rates (4.9, 4.10) or widths (4.14); none: those named in the study
     seeds: int = 5  # trainings of each setting
-    epochs: int = 20  # of each training
+    epochs: int = 20  # epochs of each training
     train: int = 10_000  # the first so many training images
     n_examples: int = 1000  # the first so many test images
-    steps: int = 20  # of the attacks, in training and after it
+    steps: int = 20  # steps of the attacks, in training and after it
     alpha: str = "0.1eps"  # step size of the attacks
     data: str = "mnist"  # the data set
     figure: str | None = None  # file of the figure; none: no figure

@@ -42,12 +42,12 @@ class LossSurfaceStudy(ModelStudy):
     suite: str | None = None  # suite with the data, model and threat model; none: the suite of the data set
     dataset: str | None = None  # name of the data set, if there is no suite
     model: str | None = None  # spec of the model, for weights that do not say it
-    norm: str = "Linf"  # of the threat model, if there is no suite
-    eps: float | None = None  # of the threat model, if there is no suite
+    norm: str = "Linf"  # norm of the threat model, if there is no suite
+    eps: float | None = None  # eps of the threat model, if there is no suite
     n_examples: int = 100  # the first so many test images
-    points: int = 11  # of the grid along each side
+    points: int = 11  # points of the grid along each side
     figure: str | None = None  # file of the figure; none: no figure
-    seed: int = 0  # of the random directions
+    seed: int = 0  # seed of the random directions
 
     def run(self) -> str:
         if not self.checkpoints:

@@ -30,8 +30,8 @@ class TrainingSchedulesStudy(Study):
 
     defenses: tuple[str, ...] = PAS  # the trainings, as specs of defenses
     suite: str | None = None  # suite with the settings of the trainings; none: the defenses' own
-    eps: float = 8 / 255  # of the threat model, if there is no suite
-    rows: int = 8  # of the table: epochs at equal distances
+    eps: float = 8 / 255  # eps of the threat model, if there is no suite
+    rows: int = 8  # rows of the table: epochs at equal distances
     figure: str | None = None  # file of the figure; none: no figure
 
     def run(self) -> str:

@@ -44,11 +44,11 @@ class CertifiedFiguresStudy(ModelStudy):
     """
 
     of: Literal["relaxations", "boxes", "weights"] = "relaxations"  # figures 3.1 and 3.2, 3.3, or 3.8
-    activation: Literal["relu", "sigmoid", "tanh"] = "relu"  # of relaxations
+    activation: Literal["relu", "sigmoid", "tanh"] = "relu"  # activation for `of=relaxations`
     relaxation: RelaxationKind = "parallel"  # of relaxations: parallel is fast-lin's; see certifiers/activations.py
     checkpoints: tuple[str, ...] = ()  # NAME=FILE for each network of weights
-    dataset: str = "nearest-seed"  # of boxes; images of 1x2 pixels
-    epochs: int = 10  # of the training of boxes
+    dataset: str = "nearest-seed"  # data set for `of=boxes`; images of 1x2 pixels
+    epochs: int = 10  # epochs of training for `of=boxes`
     figure: str = "certified-figures.png"  # file of the figure
 
     def run(self) -> str:

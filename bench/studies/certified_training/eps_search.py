@@ -83,10 +83,10 @@ class EpsSearchStudy(ModelStudy):
     checkpoint: str | None = None  # file of weights, as of `bench eval`
     model: str | None = None  # spec of the model
     dataset: str | None = None  # name of the data set, or an .npz file
-    norm: Literal["Linf", "L2"] | None = None  # of the threat model; none: the suite's
-    eps: float | None = None  # of the threat model; none: the suite's
+    norm: Literal["Linf", "L2"] | None = None  # norm of the threat model; none: the suite's
+    eps: float | None = None  # eps of the threat model; none: the suite's
     high: Length = OfEps(4)  # all searches start from the interval [0, high]
-    precision: float = 1e-4  # and end when the interval is no longer than this
+    precision: float = 1e-4  # length of the interval at which the searches end
     n_examples: int | None = None  # the first N test examples; none: all
     image: int = 0  # number of the image of the first panel
     figure: str | None = "eps-search.png"  # file of the figure; none: no figure

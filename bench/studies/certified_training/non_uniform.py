@@ -74,10 +74,10 @@ class NonUniformStudy(ModelStudy):
 
     dataset: str = "mnist"  # name of the data set, or an .npz file
     hidden: int = 100  # units of each hidden layer
-    epochs: int = 20  # of both trainings
+    epochs: int = 20  # epochs of both trainings
     n_examples: int = 50  # boxes of the first N test images
     pilot: int = 0  # the first of these images give the mean direction from which the others start; 0: the uniform box
-    seed: int = 0  # of both trainings
+    seed: int = 0  # seed of both trainings
     out: str = "runs"  # folder of the trained networks
     figure: str = "non-uniform.png"  # file of the figure
 

@@ -30,11 +30,11 @@ class ReflectedAttacksStudy(ModelStudy):
     checkpoint: str | None = None  # file of weights, as of `bench eval`; it must be given
     model: str | None = None  # spec of the model
     dataset: str | None = None  # name of the data set, or an .npz file
-    norm: str | None = None  # of the threat model; none: the suite's
-    eps: float | None = None  # of the threat model; none: the suite's
+    norm: str | None = None  # norm of the threat model; none: the suite's
+    eps: float | None = None  # eps of the threat model; none: the suite's
     n_examples: int | None = None  # the first N test examples; none: all
     attacks: tuple[str, ...] = ATTACKS  # specs, separated by commas
-    seed: int = 0  # of the attacks
+    seed: int = 0  # seed of the attacks
 
     def run(self) -> str:
         if self.checkpoint is None:

@@ -49,10 +49,10 @@ class ReflectedBinaryStudy(ModelStudy):
     """
 
     seeds: int = PAPER_SEEDS  # runs of each training
-    epochs: int = PAPER_EPOCHS  # of each training
+    epochs: int = PAPER_EPOCHS  # epochs of each training
     n_examples: int | None = None  # the first N test examples; none: all
     rows: tuple[str, ...] = tuple(TRAININGS)  # the trainings, joined by '+'
-    form: Form = "markdown"  # of the report
+    form: Form = "markdown"  # format of the report
 
     def run(self) -> str:
         if self.seeds < 1 or self.epochs < 1:

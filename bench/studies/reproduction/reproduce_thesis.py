@@ -68,8 +68,8 @@ class ReproduceStudy(ModelStudy):
     exact: bool = False  # compute CRE MIP too
     nodes: int = 5000  # the most nodes of `exact` for one example
     figure: str | None = None  # file for figure 3.9, of table 3.9 only
-    form: Form = "markdown"  # of the report
-    seed: int = 0  # of PGD
+    form: Form = "markdown"  # format of the report
+    seed: int = 0  # seed of PGD
 
     def run(self) -> str:
         if self.table == "reflected-1":  # this table is trained here

@@ -55,10 +55,10 @@ class PruneStudy(ModelStudy):
     5.2 the smallest and the largest gamma are compared at each r by the test of `bench compare` over the seeds.
     """
 
-    table: Literal["5.2", "5.3", "5.4", "5.5", "5.7", "5.8"] = "5.2"  # of the thesis
+    table: Literal["5.2", "5.3", "5.4", "5.5", "5.7", "5.8"] = "5.2"  # table of the thesis
     dataset: str = "digits"  # name of the data set, or an .npz file
     model: str = "small-cnn:width=16:hidden=128:batchnorm=true"  # spec of the model
-    epochs: int = 30  # of each training
+    epochs: int = 30  # epochs of each training
     seeds: int = 2  # trainings of each cell
     r: float = 0.99  # pruning rate of the tables that have one
     rows: tuple[str, ...] = ()  # names of rows or their parts between commas, joined by '+'; none: all

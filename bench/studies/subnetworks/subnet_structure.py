@@ -42,7 +42,7 @@ class SubnetStructureStudy(ModelStudy):
 
     checkpoint: str | None = None  # weights of a run, or a .packed file; it must be given
     dataset: str | None = None  # name of the data set of the run; none: the default suite's
-    seed: int = 0  # of the random masks
+    seed: int = 0  # seed of the random masks
     batch: int = 128  # images of a timed batch
     repeats: int = 5  # timed batches of each network
     figure: str | None = None  # file of the figure, .svg, .pdf or .png; none: no figure
