@@ -36,7 +36,7 @@ class DenseState(ApgdState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.step_size, self.checkpoints = 2 * self.eps, checkpoints(self.steps)
-        self.loss, self.previous_point = -self.best_loss, self.point  # infinite: the start is no increase
+        self.loss, self.previous_point = -self.best_loss, self.point  # infinite: the start is not an increase
         self.increases, self.checkpoint_loss = torch.zeros_like(self.best_loss), self.best_loss
         self.halved = torch.ones_like(self.best_loss, dtype=torch.bool)
 

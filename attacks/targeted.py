@@ -32,7 +32,7 @@ class Targeted(PGD):
     ends the search. `multi-targeted` tries one class after another.
     """
 
-    target: int | Literal["likely", "least-likely"] = "least-likely"  # class, or the wrong class of an extreme logit
+    target: int | Literal["likely", "least-likely"] = "least-likely"  # a class, or the wrong class of extreme logit
 
     def check_fits(self, threat: ThreatModel, shape: tuple[int, ...], classes: int) -> None:
         super().check_fits(threat, shape, classes)

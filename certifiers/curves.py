@@ -52,7 +52,7 @@ def enclosing_lines(
 def _extremes(
     curve: Function, derivative: Function, breaks: Sequence[float], low: Tensor, high: Tensor, slopes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The least and greatest value of f(x) - s x over [low, high] for each s of `slopes` (S,*shape)."""
+    """The minimum and maximum of f(x) - s x over [low, high] for each s of `slopes` (S,*shape)."""
     points = [low.expand_as(slopes), high.expand_as(slopes)]
     ends = [low.detach(), *(low.detach().clamp(min=each).minimum(high.detach()) for each in breaks), high.detach()]
     with torch.no_grad():

@@ -26,7 +26,7 @@ HALVING = 3  # Newton's method halves the interval at every third bound, so that
 
 @dataclass(frozen=True)
 class SearchInterval:
-    """The final interval of each search, (B,) each: certified at `low`, not at `high`, after so many `bounds`."""
+    """The final interval of each search, (B,): certified at `low`, not at `high`. bounds: number of bounds computed."""
 
     low: Tensor
     high: Tensor

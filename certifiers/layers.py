@@ -18,7 +18,7 @@ Interval = tuple[Tensor, Tensor]  # centre and radius, (B|1,*shape) each: all va
 
 
 class Affine(ABC):
-    """A layer W z + b of one input. terms: how many products are summed for one output."""
+    """A layer W z + b of one input. terms: number of products that are summed for one output."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias

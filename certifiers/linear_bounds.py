@@ -77,7 +77,7 @@ class BoundedNetwork:
 
     Pre-activation bounds are computed first, layer by layer. Then each activation is replaced by its linear relaxation,
     and the margins z_y - z_j are propagated backward to the image. Units that intervals prove to be stable keep their
-    intervals (certifiers/unstable_units.py). budget: how many coefficients to hold at once.
+    intervals (certifiers/unstable_units.py). budget: largest number of coefficients held at once.
     """
 
     def __init__(

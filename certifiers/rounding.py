@@ -16,7 +16,7 @@ DEVIATIONS = 8.0  # stated standard deviations, far above any error seen (tests/
 
 
 def margin_tolerance(network: Network, x: Tensor, threat: ThreatModel, margin: Tensor) -> Tensor:
-    """How much rounding may have changed the least margin (B,) of each image x (B,C,H,W), (B,).
+    """Bound the effect of rounding on the smallest margin (B,) of each image x (B,C,H,W), (B,).
 
     The error over all images of the box suffices for most examples. Only if the margin is within it, the error is
     computed per example.

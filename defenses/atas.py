@@ -48,7 +48,7 @@ class Config(TrainingConfig):
 class ATAS(Defense[Config]):
     """ATAS: one-step adversarial training with a smaller step for examples whose past gradients were large.
 
-    Thesis, Algorithm 5.3. Perturbations are kept from epoch to epoch, in float16, and follow the crop and flip of
+    Thesis, Algorithm 5.3. Perturbations are stored from epoch to epoch, in float16, and follow the crop and flip of
     their image.
 
     `resets` are fractions of the training, rounded to the end of an epoch; a reset that would discard perturbations

@@ -46,10 +46,11 @@ class BCS(Defense[Config]):
 
     Oezdenizci and Legenstein (2021), "Training Adversarially Robust Sparse Networks via Bayesian Connectivity
     Sampling": a weight is a fixed sign times a strength theta. After each step, noise is added to the strengths,
-    connections with theta <= 0 are removed, and as many others, drawn from the whole network, begin at theta = 1e-12.
-    The noise, the weight decay and the learning rate are the released code's. Deviations: a new connection is drawn
-    uniformly from all missing connections (the code first draws its layer, in proportion to the layer's size); layers
-    start with ideal gas quotas, which give small layers large shares, like the code's numbers for each architecture.
+    connections with theta <= 0 are removed, and the same number of new ones, drawn from the whole network, start at
+    theta = 1e-12. The noise, the weight decay and the learning rate are the released code's. Deviations: a new
+    connection is drawn uniformly from all missing connections (the code first draws its layer, in proportion to the
+    layer's size); layers start with ideal gas quotas, which give small layers large shares, like the code's numbers for
+    each architecture.
 
     Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean
     98.9, certified 0.0, attacked 72.2.

@@ -33,7 +33,7 @@ class GAIRAT(Defense[Config]):
     """GAIRAT: PGD adversarial training in which examples that PGD breaks in fewer steps have larger weights.
 
     Zhang et al. (2021), Algorithms 1 and 2: w_i = (1 + tanh(lambda + 5 (1 - 2 kappa_i / K))) / 2, normalised over the
-    batch, where kappa_i counts the points before each step that are classified correctly. Such networks mask their
+    batch, where kappa_i is the number of steps that start from a correctly classified point. Such networks mask their
     gradients: PGD on the cross entropy overestimates their robustness (Hitaj et al., 2021), so attack them with
     `autoattack`.
 

@@ -58,8 +58,8 @@ class EpsSchedulesStudy(ModelStudy):
     values: tuple[float, ...] = ()  # learning rates (4.9, 4.10) or widths (4.14); none: those named in the study
     seeds: int = 5  # trainings of each setting
     epochs: int = 20  # epochs of each training
-    train: int = 10_000  # the first so many training images
-    n_examples: int = 1000  # the first so many test images
+    train: int = 10_000  # number of training images, the first ones
+    n_examples: int = 1000  # number of test images, the first ones
     steps: int = 20  # steps of the attacks, in training and after it
     alpha: str = "0.1eps"  # step size of the attacks
     data: str = "mnist"  # the data set

@@ -44,7 +44,7 @@ class LossSurfaceStudy(ModelStudy):
     model: str | None = None  # spec of the model, for weights that do not say it
     norm: str = "Linf"  # norm of the threat model, if there is no suite
     eps: float | None = None  # eps of the threat model, if there is no suite
-    n_examples: int = 100  # the first so many test images
+    n_examples: int = 100  # number of test images, the first ones
     points: int = 11  # points of the grid along each side
     figure: str | None = None  # file of the figure; none: no figure
     seed: int = 0  # seed of the random directions

@@ -3,7 +3,7 @@
 Virmaux and Scaman (2018), used in Table 4.5 of the thesis. AutoLip is the product of the layers' constants
 (certifiers/lipschitz.py). SeqLip cuts each inner linear map between two ReLUs in two halves by its singular values and
 replaces ||W_2|| ||W_1|| by the largest norm of W_2 D W_1 over the 0-1 diagonal matrices D of a ReLU. That maximum is
-found by ascent from several starts, so SeqLip is an estimate from below of a bound, and certifies nothing.
+found by ascent from several starts, so SeqLip estimates a bound from below, and is not a certificate.
 """
 
 from __future__ import annotations

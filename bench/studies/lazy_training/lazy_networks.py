@@ -144,7 +144,7 @@ def pgd(net: Lazy, points: Points, delta: float, steps: int) -> Tensor:
 def train_adversarially(
     net: Lazy, points: Points, *, delta: float, radius: float, epochs: int, steps: int, seed: int
 ) -> None:
-    """Algorithm 1 of appendix A: PGD, a step, and each neuron back into its ball. Deviation: a fixed number of epochs.
+    """Algorithm 1 of appendix A: PGD, a step, and a projection of each neuron. Deviation: a fixed number of epochs.
 
     The paper stops when the robust training accuracy no longer increases.
     """

@@ -16,7 +16,8 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     kind: `misprint`; `unsound` (claims more than is proven); `leaked` (trained on test labels); `checkpoint` (the
     published weights are not those of the table); `reading` (the column measures something else than its name says);
-    `open` (not reproduced, for an unknown reason). right: the correct value, by row. certifier: what the authors used.
+    `open` (not reproduced, for an unknown reason). right: the correct value, by row. certifier: the one that the
+    authors used.
     """
 
     kind: Kind

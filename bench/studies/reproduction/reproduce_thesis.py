@@ -167,7 +167,8 @@ def measure(
 ) -> dict[Key, float]:  # fmt: skip
     """Errors in percent and mean radii in the scale of eps, over all examples of a split.
 
-    pec and exact skip the examples that fast-lin certified (pec uses its bounds); exact skips those that PGD broke too.
+    pec and exact skip the examples that fast-lin certified (pec uses its bounds); exact also skips those that PGD
+    broke.
     """
     assert isinstance(threat.eps, float)
     clean, pgd = (torch.zeros_like(test.y, dtype=torch.bool) for _ in range(2))

@@ -34,10 +34,10 @@ SIMULATIONS = 500  # of a random mask, as in the thesis
 class SubnetStructureStudy(ModelStudy):
     """Figures 5.2 to 5.4 of the thesis for any pruned network: retained weights by channel, and empty channels.
 
-    For each layer: its empty input and output channels, and those of a random mask that keeps as many weights. For each
-    pair of consecutive layers: the empty outputs of the first, the empty inputs of the second, those that are both, and
-    the probability of at least as many by chance. The figure is about the two layers with the most weights. The network
-    without its ineffective channels is timed against the unchanged network.
+    For each layer: its empty input and output channels, and those of a random mask that keeps the same number of
+    weights. For each pair of consecutive layers: the empty outputs of the first, the empty inputs of the second, those
+    that are both, and the probability of at least as many by chance. The figure is about the two layers with the most
+    weights. The network without its ineffective channels is timed against the unchanged network.
     """
 
     checkpoint: str | None = None  # weights of a run, or a .packed file; it must be given
