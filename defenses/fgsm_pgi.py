@@ -36,7 +36,7 @@ class Config(TrainingConfig):
 
 @registry.defense("fgsm-pgi")
 class FGSMPGI(Defense[Config]):
-    """FGSM-PGI: one step of eps from a start that earlier epochs left, with outputs held near those at the start.
+    """FGSM-PGI: one step from a start that earlier epochs found, with a penalty on the change of outputs from it.
 
     Jia et al. (2022), "Prior-Guided Adversarial Initialization for Fast Adversarial Training". `prior=ep` starts at the
     perturbation of the last epoch; `mep` (the authors' best) starts at a point that moves by alpha along the sign of

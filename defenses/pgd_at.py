@@ -63,7 +63,7 @@ class AveragedConfig(Config):
 
 @registry.defense("pgd-at-wa")
 class PGDATWA(PGDAT):
-    """PGD-AT-WA: PGD adversarial training, of which the exponential average of the weights is evaluated.
+    """PGD-AT-WA: PGD adversarial training, evaluated with an exponential moving average of the weights.
 
     Izmailov et al. (2018) for the average; Rebuffi et al. (2021) for its gain in robustness.
 

@@ -22,10 +22,10 @@ def add(commands: Any) -> None:
     option("--entry", metavar="NAME", help="name of the entry, a folder of its suite")
     option("--title", metavar="TEXT", help="title on the page")
     option("--paper", metavar="TEXT", help="reference, for example 'Madry et al. (2018)'")
-    option("--licence", metavar="TEXT", help="of weights and code, for example MIT")
+    option("--licence", metavar="TEXT", help="licence of weights and code, for example MIT")
     option("--authors", metavar="TEXT", default="", help="authors of the method")
-    option("--url", metavar="URL", help="of the paper")
-    option("--code", metavar="URL", help="of the code")
+    option("--url", metavar="URL", help="address of the paper")
+    option("--code", metavar="URL", help="address of the code")
     option("--extra-data", action="store_true", help="the training used more than the suite's training set")
     option("--note", metavar="TEXT", help="a remark on the page")
     help_text = "a GitHub account that may add seeds to the entry; repeatable"
