@@ -22,9 +22,9 @@ class PlannedAttack:
 
 
 def make_attacks(specs: str | Sequence[str], threat: ThreatModel) -> dict[str, PlannedAttack]:
-    """Attacks by canonical spec, from specs or from one text with commas between them.
+    """Build attacks from specs, or from one comma-separated text; the keys are canonical specs.
 
-    Each also has the options `norm` and `eps`, with `threat` as their default.
+    Each spec also takes the options `norm` and `eps`, whose defaults are those of `threat`.
     """
     planned: dict[str, PlannedAttack] = {}
     for text in list_of_specs(specs):

@@ -22,7 +22,7 @@ class Batch:
     y: Tensor
     index: Tensor
     view: View | None = None  # the crop and flip that made x; None if there was none
-    mixed: Tensor | None = None  # (B,K): the labels of images that are mixtures (CutMix), as shares of the classes
+    mixed: Tensor | None = None  # (B,K): soft labels of mixed images (CutMix)
     worst_points: Tensor | None = None  # like x: the points of lowest margin that earlier attacks found, for certifiers
 
     def __len__(self) -> int:
@@ -30,7 +30,7 @@ class Batch:
 
     @property
     def target(self) -> Tensor:
-        """What a cross entropy takes: the labels (B,), or the shares of the classes (B,K) if images are mixtures."""
+        """The target of the cross entropy: labels (B,), or soft labels (B,K) if images are mixed."""
         return self.y if self.mixed is None else self.mixed
 
     def read(self, bank: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Batch:
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def write(self, bank: Tensor, value: Tensor) -> None:
-        """Write `value` to the places that `read` reads; the rest, which was cropped away, keeps its values."""
+        """Write `value` to the entries that `read` reads; entries that were cropped away keep their values."""
         value = value.detach().to(bank.dtype)
         if bank.dim() < 4 or self.view is None:
             bank[self.index] = value

@@ -1,6 +1,6 @@
-"""Limits of the nesting and the number of parts of JSON and TOML, checked before they are parsed. Imports no torch.
+"""Limits the nesting depth and the number of parts of JSON and TOML before they are parsed. Imports no torch.
 
-Parsers take time and memory that grow faster than a hostile file: a TOML key of 30,000 parts takes gigabytes. Strings
+The time and memory of a parser grow faster than a hostile file: a TOML key of 30,000 parts takes gigabytes. Strings
 and comments are skipped, and brackets and dots are counted in what is left, in one pass.
 """
 

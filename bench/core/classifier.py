@@ -1,4 +1,4 @@
-"""A user's model as attacks and measurements see it: float32 images in, float32 logits out, gradients finite."""
+"""Wraps a user's model for attacks and measurements: float32 images in, float32 logits out, finite gradients."""
 
 import inspect
 import warnings
@@ -16,14 +16,14 @@ NOT_FINITE = (
 
 
 class Classifier(nn.Module):
-    """Wraps a model whose logits (B,K), K at least 2, are computed from images (B,C,H,W) in [0,1].
+    """Wraps a model that maps images (B,C,H,W) in [0,1] to logits (B,K), K >= 2.
 
     - The model gets a contiguous copy of the images, in the precision of its weights if it does not accept float32, and
       under the default dtype that was set when it was wrapped. It may write into the copy.
     - The logits are float32. They are differentiable: if they do not depend on the images, the gradient is zero.
     - Entries of the input gradient that are not finite are replaced, with a warning (see NOT_FINITE).
-    - Eval mode does not reach the modules in `random_modules`: those in train mode inside of a module in eval mode,
-      as in Monte Carlo dropout. A model in train mode is put into eval mode as a whole.
+    - Modules in train mode inside a module in eval mode, as in Monte Carlo dropout, stay in train mode
+      (`random_modules`). A model that is in train mode itself is put into eval mode as a whole.
 
     UserError if the model fails, or returns something else.
     """
@@ -84,7 +84,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def _accepted_dtype(self, x: Tensor) -> torch.dtype:
-        """The first dtype, of float32 and those of the weights, with which the model works."""
+        """Return the first dtype that the model accepts: float32, then those of its weights."""
         for dtype in self._dtypes:
             try:
                 self._call(x.to(dtype, copy=True))
@@ -108,7 +108,7 @@ class _Connected(torch.autograd.Function):
 
 
 def _finite(gradient: Tensor | None) -> Tensor | None:
-    """The gradient (B,...) with NaN as 0 and infinity as the example's largest finite entry (1 if that is zero)."""
+    """Replace NaN by 0, and infinity by the example's largest finite entry (1 if that is zero), in (B,...)."""
     if gradient is None or (finite := gradient.isfinite()).all():  # None: operations without a derivative
         return None
     warnings.warn(NOT_FINITE, stacklevel=2)
@@ -123,9 +123,9 @@ def is_training(module: nn.Module) -> bool:
 
 
 def _left_in_train_mode(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules in train mode, by name, inside of a module in eval mode, if their mode makes a difference.
+    """Find modules, by name, that are in train mode inside a module in eval mode and behave differently there.
 
-    A layer that replaced another one after `model.eval()` is in train mode too.
+    A layer that was replaced after `model.eval()` is in train mode too.
     """
     left: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
@@ -143,10 +143,10 @@ def _depends_on_mode(module: nn.Module) -> bool:
 
 
 def as_classifier(model: nn.Module) -> Classifier:
-    """The model as a Classifier, which it may be already."""
+    """Wrap the model in a Classifier, unless it is one."""
     return model if isinstance(model, Classifier) else Classifier(model)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own model."""
+    """Return the user's model, without the Classifier around it."""
     return model.model if isinstance(model, Classifier) else model

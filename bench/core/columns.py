@@ -1,4 +1,4 @@
-"""Text in aligned columns whose last one is wrapped at words, so that lines fit the terminal."""
+"""Formats text in aligned columns. The last column is wrapped at words, so that lines fit the terminal."""
 
 import shutil
 import sys
@@ -10,7 +10,7 @@ NARROWEST = 20  # characters of the last column; on a narrower terminal lines ar
 
 
 def columns(rows: Sequence[Sequence[str]], *, indent: str = "") -> str:
-    """One row of text below the other. On a terminal the last column is wrapped; elsewhere a row is one line."""
+    """Format rows as aligned columns. On a terminal the last column is wrapped; elsewhere a row is one line."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     space = max(output_width() - len(indent) - sum(width + len(GAP) for width in widths), NARROWEST)
     lines = []

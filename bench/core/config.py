@@ -17,7 +17,7 @@ from bench.core.specs import Length, OfEps, check_counts_and_lengths, in_units, 
 SUITES = Path(__file__).parents[1] / "suites"
 CORRUPTIONS = "corruptions"  # in place of a norm
 Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
-# settings of TrainingConfig that are newer than published records: a config leaves them out where they are off
+# settings of TrainingConfig that are newer than published records; configs omit them where they are off
 MODIFIERS = (
     "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
     "cutmix", "extra", "extra_share", "last_norm", "binary", "keep_losses", "keep_curves", "layout", "compiled",
@@ -122,7 +122,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundsConfig(TrainingConfig):
-    """The defaults of training with bounds on the network's output: those of the papers for MNIST."""
+    """Defaults for training with bounds on the network's output: the papers' settings for MNIST."""
 
     epochs: int = 100
     batch_size: int = 100
@@ -136,7 +136,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
 def make_config(config_class: type[ConfigT], name: str, *layers: Mapping[str, Any]) -> ConfigT:
-    """A config from layers of key -> value, of which later ones take precedence; UserError if one is not valid."""
+    """Build a config from layers of key -> value. Later layers take precedence; UserError if one is not valid."""
     hints = get_type_hints(config_class)
     hints = {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
     values = {}
@@ -174,7 +174,7 @@ class Suite:
 
 @cache
 def suites() -> dict[str, Suite]:
-    """All suites by name, with those of add_suite; UserError, with the name of the suite, if one is malformed."""
+    """Return all suites by name, including those of add_suite. UserError, naming the suite, if one is malformed."""
     return {
         path.stem: _read_suite(path.stem, path.read_text(encoding="utf-8")) for path in sorted(SUITES.glob("*.toml"))
     }
@@ -198,7 +198,7 @@ def _read_suite(name: str, text: str) -> Suite:
 
 
 def add_suite(path: Path) -> Suite:
-    """The suite of a file FILE.toml, which is found by its name from now on; UserError if another one has that name."""
+    """Load a suite from FILE.toml and register it by its name; UserError if another suite has that name."""
     try:
         suite = _read_suite(path.stem, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -209,7 +209,7 @@ def add_suite(path: Path) -> Suite:
 
 
 def add_suites(folder: Path) -> None:
-    """add_suite for each TOML file of a folder; UserError if it has none."""
+    """Call add_suite for each TOML file of a folder; UserError if it has none."""
     found = sorted(folder.glob("*.toml"))
     if not found:
         raise UserError(f"{folder} holds no suites; a suite is a file NAME.toml, as those of bench/suites")
@@ -231,7 +231,7 @@ OPTIONAL = ("state_dict", "certifiers", "corruptions", "budget", "time_limit", "
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything except the seed that determines the result of a run. Its hash names the run folder.
+    """All settings except the seed that determine the result of a run. Their hash names the run folder.
 
     Exactly one of `defense` (trained here) and `checkpoint` (the SHA-256 of weights trained elsewhere) is set.
     """
@@ -250,16 +250,16 @@ class RunConfig:
     training: Mapping[str, Any] = field(default_factory=dict)  # the defense's whole config, defaults included
     code: tuple[str, ...] = ()  # SHA-256 of each plugin and of the user's model file
     certifiers: tuple[str, ...] = ()
-    corruptions: tuple[str, ...] = ()  # made by their NAME, or NAME:file=HASH read from a file of this SHA-256
+    corruptions: tuple[str, ...] = ()  # NAME if made here, or NAME:file=HASH if read from a file with this SHA-256
     budget: int | None = None  # of the bracket: sub-problems for each example; None for no bracket
     time_limit: float | None = None  # of the bracket, in seconds; None for none
-    bracket: float | None = None  # the budget in seconds of configs from before budgets were work
+    bracket: float | None = None  # the budget in seconds, in configs from before budgets were sub-problems
     box: bool = True  # whether points are kept in [0, 1]
-    state_dict: str | None = None  # its key in a checkpoint that holds several; None for the only one
+    state_dict: str | None = None  # key of the state dict in a checkpoint that holds several; None if it holds one
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values, without those of OPTIONAL that are empty and without a box of [0, 1], which keeps
-        published hashes."""
+        """Return the fields as JSON values. Published hashes stay valid, because empty fields of OPTIONAL and a box of
+        [0, 1] are left out."""
         fields = {key: value for key, value in as_json(self).items() if value or key not in OPTIONAL}
         return {key: value for key, value in fields.items() if key != "box" or not value}
 
@@ -275,10 +275,10 @@ def content_hash(config: Mapping[str, Any]) -> str:
 
 
 def as_json(config: TrainingConfig | RunConfig) -> dict[str, Any]:
-    """A config as JSON values, from which make_config makes an equal config of a defense.
+    """Return a config as JSON values, from which make_config rebuilds the config of a defense.
 
-    MODIFIERS that have their default are left out, which keeps published hashes; a defense that changes the default of
-    one of them is newer, and its configs hold it. `newer` names such settings of a defense's own config.
+    MODIFIERS at their default are left out, so that published hashes stay valid, unless the defense changes the
+    default. `newer` lists the settings of a defense's own config that are left out in the same way.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     off = {field.name: field.default for field in dataclasses.fields(TrainingConfig) if field.name in MODIFIERS}

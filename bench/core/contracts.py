@@ -42,7 +42,7 @@ class Attack(ABC):
         """x_adv (B,C,H,W) for batch.x. The model is in eval mode and its weights require no gradient."""
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Tensor:
-        """perturb, then restore the model, and project, check and detach the result.
+        """Call `perturb`, restore the model, then project, check and detach the result.
 
         The attack sees the model as a Classifier (bench/core/classifier.py), which keeps its gradients finite.
         """
@@ -71,7 +71,7 @@ class Certificate:
     nodes (B,) int64: the sub-problems that were searched for each example; None if the certifier does not search.
     broken (B,) bool: `witness` (B,C,H,W) is a counterexample; None if the certifier does not search for any.
     prediction (B,): of the certified classifier, if it is not the model itself (smoothing).
-    proof: of each example, a proof for the whole threat model (bench/core/proof_format.py), b"" where there is none.
+    proof: for each example, a proof for the whole threat model (bench/core/proof_format.py), or b"" if there is none.
     """
 
     radius: Tensor
@@ -96,13 +96,13 @@ class Certifier(ABC):
     """Proves that no point of the threat model changes the prediction. Its fields are its options.
 
     A subclass implements `certify`; calling the certifier also checks the claims that are cheap to check. A certifier
-    that searches has an option `nodes`, the most sub-problems for one example: what it decides follows from that and
-    never from the time. It stops earlier only if the user has set a limit of time (bench/core/time_limit.py).
+    that searches has an option `nodes`, the maximum number of sub-problems per example. Its decisions depend on this
+    number and never on time, unless the user has set a time limit (bench/core/time_limit.py).
     """
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     kind: ClassVar[Literal["deterministic", "probabilistic"]] = "deterministic"
-    node_cost: ClassVar[int] = 1  # of a search: a node counts as this many sub-problems of a bracket's budget
+    node_cost: ClassVar[int] = 1  # of a search: sub-problems of a bracket's budget that one node costs
 
     def __post_init__(self) -> None:
         check_counts_and_lengths(self)
@@ -112,11 +112,11 @@ class Certifier(ABC):
         check_norm(self, threat)
 
     def seen(self, model: nn.Module) -> nn.Module:
-        """The model as `certify` gets it: the user's own, or as attacks see it if it is only queried (smoothing)."""
+        """Return the model that `certify` gets: the user's own, or a Classifier if it is only queried (smoothing)."""
         return as_classifier(model) if self.kind == "probabilistic" else unwrapped(model)
 
     def describe(self, model: nn.Module, image: Tensor) -> Description | None:
-        """The layers that its proofs are about, for images like `image` (1,C,H,W); None if it gives no proofs.
+        """Describe the layers that its proofs refer to, for images like `image` (1,C,H,W); None if it gives no proofs.
 
         UserError if a layer cannot be described, or has weights that are not in the model's state dict.
         """
@@ -127,7 +127,7 @@ class Certifier(ABC):
         """The model is in eval mode and its weights require no gradient."""
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
-        """certify; CheckError if a radius is not a finite number >= 0 or a counterexample is not valid.
+        """Call `certify`; CheckError if a radius is not a finite number >= 0 or a counterexample is not valid.
 
         The evaluator checks that certified examples are classified correctly.
         """
@@ -154,9 +154,9 @@ def check_norm(method: Attack | Certifier, threat: ThreatModel) -> None:
 
 
 class Trainer(Protocol):
-    """What a defense may use of the training loop (bench/training/loop.py).
+    """The part of the training loop that a defense may use (bench/training/loop.py).
 
-    A step is one batch of `Defense.batches`, and an epoch is one run through them.
+    A step is one batch of `Defense.batches`, and an epoch is one pass through them.
     """
 
     model: nn.Module
@@ -179,7 +179,7 @@ class Trainer(Protocol):
 
     @property
     def progress(self) -> float:
-        """The share of the steps that is done: 0 in the first step, below 1 in the last one."""
+        """The fraction of the steps that are done: 0 in the first step, below 1 in the last one."""
 
     @property
     def averaged(self) -> nn.Module | None:
@@ -215,12 +215,12 @@ class Trainer(Protocol):
         """Update the weights with the gradients so far, then set these to zero."""
 
     def update(self, loss: Tensor | Callable[[], Tensor]) -> None:
-        """backward, then step. If it is a function, the loop computes the loss at perturbed weights (awp)."""
+        """Call backward, then step. If `loss` is a function, the loop computes it at perturbed weights (awp)."""
 
     def starts(self, *fractions: float) -> bool:
-        """In `end_epoch`: whether the next epoch is the first one after one of these fractions of the training.
+        """Whether the next epoch is the first one after one of these fractions of the training (in `end_epoch`).
 
-        Fractions are rounded to whole epochs; a fraction that is rounded to nothing is a warning of the record.
+        Fractions are rounded to whole epochs; a fraction that is rounded to zero epochs adds a warning to the record.
         """
 
     def warn(self, message: str) -> None:
@@ -260,14 +260,14 @@ class Defense(ABC, Generic[ConfigT]):
     def times(self) -> Mapping[str, Sequence[float]]:
         """Points in time at which `train_step` changes, as fractions of the training (`trainer.progress`), by setting.
 
-        The loop warns of those that a short training does not have.
+        The loop warns about those that a short training does not reach.
         """
         return {}
 
     def batches(self, trainer: Trainer) -> Iterator[Batch]:
-        """The batches of one epoch; as many in each epoch.
+        """Yield the batches of one epoch; every epoch has the same number of them.
 
-        The loop goes through them once before the training, to count the steps, and undoes what this changes.
+        The loop iterates over them once before the training to count the steps, and then restores the state.
         """
         yield from trainer.shuffled()
 
@@ -284,8 +284,8 @@ class Defense(ABC, Generic[ConfigT]):
     def predictor(self, trainer: Trainer) -> nn.Module:
         """The model to evaluate: the weight average if there is one, else the model.
 
-        It is saved as its weights and rebuilt by `build`, so it must be the network that `build` makes, with other
-        weights. The loop refuses any other before the training. An ensemble of snapshots, for example, is made in
-        `build`: it computes the mean in eval mode and is one network in train mode.
+        Only its weights are saved, and `build` rebuilds it. So it must be the network that `build` returns, with other
+        weights; otherwise the loop raises an error before the training. An ensemble of snapshots, for example, is made
+        in `build`: it computes the mean in eval mode and is one network in train mode.
         """
         return trainer.averaged if trainer.averaged is not None else trainer.model

@@ -53,7 +53,7 @@ def call_with_hooks(
 
 
 def choose_threads(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """One thread for a small model, all of this process's cores for a large one, divided among those of torchrun."""
+    """One thread for a small model, all of this process's cores for a large one, divided among torchrun's processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return cores if multiply_adds(model, shape) >= WORTH_A_THREAD else 1

@@ -48,7 +48,7 @@ class Robustness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Threat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """box: whether points are kept in [0, 1], as those of every board are."""
+    """box: whether points are kept in [0, 1], as on every leaderboard."""
 
     norm: str
     eps: float
@@ -96,7 +96,8 @@ def worst_case(table: Table, specs: Sequence[str] | None = None) -> Flags:
 def broken_by(table: Table) -> dict[str, Flags]:
     """Which correct examples each attack, each certifier that finds counterexamples, and the bracket broke.
 
-    The keys are the sources that witnesses name. All but some attacks are under the record's own threat model.
+    The keys are the sources that witnesses name. All are under the record's own threat model, except attacks with
+    another norm or eps.
     """
     broken = {spec: table["clean"] & ~table[f"robust/{spec}"] for spec in attack_specs(table)}
     broken |= {spec: table[f"broken/{spec}"] for spec in certifier_specs(table) if f"broken/{spec}" in table}
@@ -125,9 +126,9 @@ def worst(table: Table) -> Robustness | None:
 
 
 def worst_by(table: Table) -> list[str]:
-    """The sources of broken_by that set the worst accuracy: the strongest, and those that break what it leaves.
+    """The sources of broken_by that determine the worst accuracy: the strongest, and those that break further examples.
 
-    A bracket counts with the examples that it broke itself, so it is named only if the attacks left some of them.
+    A bracket counts only with the examples that no other source broke.
     """
     broken, other_threats = broken_by(table), set(attack_specs(table)) - set(own_specs(table))
     own = {source: column for source, column in broken.items() if source not in other_threats}
@@ -150,7 +151,7 @@ def union(table: Table) -> Robustness | None:
 
 
 def certificates(table: Table) -> dict[str, Flags]:
-    """Which examples each certifier of the model itself certified, and the bracket."""
+    """The examples that each certifier of the model itself, and the bracket, certified."""
     specs = [spec for spec in certifier_specs(table) if f"prediction/{spec}" not in table]
     columns: dict[str, Flags] = {spec: table[f"certified/{spec}"] for spec in specs}
     if "status" in table:
@@ -165,7 +166,7 @@ def certified(table: Table) -> Flags:
 
 
 def corrupted(table: Table) -> dict[str, Flags]:
-    """Corruption -> which examples are correct under it (5,N), a row a severity. UserError if a severity is missing."""
+    """Corruption -> the examples (5,N) that are correct, one row per severity. UserError if a severity is missing."""
     names = dict.fromkeys(key.removeprefix(CORRUPTED).partition(":")[0] for key in table if key.startswith(CORRUPTED))
     columns = {name: [f"{CORRUPTED}{name}:severity={severity}" for severity in SEVERITIES] for name in names}
     _check_present(table, [key for keys in columns.values() for key in keys])
@@ -175,7 +176,8 @@ def corrupted(table: Table) -> dict[str, Flags]:
 def mean_accuracy(flags: Flags) -> Accuracy:
     """The mean of flags (...,N) over everything, and an interval over the N examples.
 
-    The interval is Clopper-Pearson's for as many examples: the variance of an example's mean is at most that of a flag.
+    It is the Clopper-Pearson interval of N flags: the mean over an example's flags has at most the variance of one
+    flag.
     """
     mean, n = float(flags.mean()), flags.shape[-1]
     low, high = clopper_pearson.interval(mean * n, n)

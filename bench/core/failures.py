@@ -1,4 +1,4 @@
-"""Exceptions of other people's code (a model, an attack, a library) as one line that names what failed and where."""
+"""Turns exceptions of external code (a model, an attack, a library) into one line that says what failed and where."""
 
 import errno
 import re
@@ -18,7 +18,7 @@ OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of this machine (Python or torch) or of the GPU. torch raises a RuntimeError for both."""
+    """Whether this machine (Python or torch) or the GPU is out of memory. torch raises a RuntimeError for both."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and bool(re.search("out of memory|can't allocate memory", str(error)))
     )
@@ -28,7 +28,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def failures_of(what: str) -> Iterator[None]:
     """Turn any exception inside the block into a UserError: `what` failed, at which line, and why.
 
-    A disk or a memory that is full is no failure of other people's code, and stays what it is.
+    A full disk or memory is not a failure of external code; its exception is passed on unchanged.
     """
     try:
         yield

@@ -40,7 +40,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _array(data: bytes) -> npt.NDArray[Any]:
-    """The array of a .npy file. As numpy reads it, but headers, many of which are the same, are parsed once."""
+    """Read the array of a .npy file as numpy does, but parse a header that occurs many times only once."""
     if data[:8] != NPY_1_0:
         return np.asarray(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))
     start = 10 + int.from_bytes(data[8:10], "little")
@@ -57,7 +57,7 @@ def _header(text: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write another file, then rename it: nobody sees a part of it, and a crash leaves the old file or the new one.
+    """Write a temporary file, then rename it: no reader sees a part, and a crash leaves the old file or the new one.
 
     OSError, with the name of `path`, if it cannot be written, as on a full disk.
     """
@@ -78,7 +78,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk, where the system can."""
+    """Flush the entries of a folder to the disk, where the system supports it."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""Folders that change in one step, whenever the process is killed. Imports no torch.
+"""Changes folders atomically, even if the process is killed. Imports no torch.
 
-A change is prepared in the hidden folder PART, which the next call deletes if it is still there. One rename makes it
-the folder CHANGE: from then on it counts, and who reads or changes the folder next first carries it out.
+A change is prepared in the hidden folder PART; the next call deletes a leftover PART. Renaming PART to CHANGE commits
+the change. If the process is killed after that, the next reader or writer of the folder applies the change first.
 """
 
 import os
@@ -19,7 +19,7 @@ PATIENCE = 10.0  # seconds for a change by another process, which takes millisec
 
 @contextmanager
 def changed_in_one_step(home: Path) -> Iterator[Path]:
-    """A folder for what is to be in `home`. At the end of the block its files and folders replace those of their names.
+    """Yield a folder for new content of `home`. At the end of the block its entries replace those of the same names.
 
     Either all of them are in `home` afterwards, or none. Only one process changes a folder at a time.
     """
@@ -40,7 +40,7 @@ def changed_in_one_step(home: Path) -> Iterator[Path]:
 
 
 def settled(home: Path) -> Path:
-    """`home`, without what a killed process has left behind; a change that counts is carried out."""
+    """Remove leftovers of a killed process from `home`, apply a committed change, and return `home`."""
     left = [name for name in (PART, CHANGE, LOCK) if (home / name).exists()]
     if CHANGE in left or (left and os.access(home, os.W_OK)):
         with locked(home / LOCK, f"{home} is being changed by another process; try again", PATIENCE):
@@ -49,7 +49,7 @@ def settled(home: Path) -> Path:
 
 
 def _settle(home: Path) -> None:
-    """Carry out a change that counts, and delete what does not count. The lock is held."""
+    """Apply a committed change, and delete an uncommitted one. The caller holds the lock."""
     part, ready = home / PART, home / CHANGE
     shutil.rmtree(part, ignore_errors=True)
     if not ready.exists():
@@ -74,13 +74,13 @@ def _sync(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the unfinished files of a process that was killed; only for who holds the lock of the folder."""
+    """Delete the unfinished files of a killed process. The caller must hold the lock of the folder."""
     for part in folder.glob(".*.part"):
         part.unlink()
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """The folders in `folder`, in order; not hidden ones, which hold what is not finished."""
+    """The folders in `folder`, in order, without hidden ones, which hold unfinished work."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -88,7 +88,7 @@ def visible_folders(folder: Path) -> list[Path]:
 
 @contextmanager
 def locked(path: Path, problem: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path` inside the block; UserError(problem) if another process holds it after `patience` s.
+    """Hold the lock file `path` inside the block; UserError(problem) if another process has it for `patience` s.
 
     A process that is killed leaves the file, but not the lock.
     """

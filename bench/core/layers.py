@@ -43,7 +43,7 @@ class TwoLogits(nn.Module):
 
 
 class FixedLinear(nn.Module):
-    """x W^T with a weight (out, in) that no training changes: it is a buffer, so it is saved and not a parameter."""
+    """Computes x W^T with a fixed weight (out, in). The weight is a buffer: it is saved, but not trained."""
 
     weight: Tensor
 

@@ -10,9 +10,9 @@ NORMALISATION: dict[str, tuple[Any, Any]] = {"mean": (Channels, ()), "std": (Cha
 
 
 def parse_model(text: str) -> tuple[Spec, Channels, Channels]:
-    """`cnn:mean=0.1307:std=0.3081`: the spec, and mean and std of each channel; empty for none.
+    """Parse `cnn:mean=0.1307:std=0.3081` into the spec, and mean and std of each channel (empty if not given).
 
-    An architecture with options of these names gets them itself, and both are empty.
+    If the architecture itself has options of these names, it gets them, and both are empty.
     """
     spec = parse_spec(text, registry.model, NORMALISATION)
     own = options_of(spec.target)

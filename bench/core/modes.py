@@ -1,4 +1,4 @@
-"""The mode of a model and the gradients of its weights, changed for a while."""
+"""Context managers that change a model's mode and whether its weights require gradients."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

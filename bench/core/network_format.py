@@ -1,7 +1,7 @@
 """network.json: the layers of a run's network, and which tensors of its weights file they use. Imports no torch.
 
-It is written by the evaluation (certifiers/network_description.py) and read by the checker of proofs, which computes
-with nothing else: layers are functions of real numbers, each listed after its inputs. Layer 0 is the image.
+The evaluation writes it (certifiers/network_description.py). The proof checker computes with it and the weights file
+alone. Layers are functions of real numbers, and each is listed after its inputs. Layer 0 is the image.
 """
 
 from pathlib import Path
@@ -60,7 +60,7 @@ Array = Stored | Numbers | Masked | NormScale | NormShift
 
 
 class _Layer(_Tagged, frozen=True):
-    """inputs: the layers that it is applied to. shape: of its output for one image, (F,) or (C,H,W)."""
+    """inputs: the indices of its input layers. shape: of its output for one image, (F,) or (C,H,W)."""
 
     inputs: list[int]
     shape: list[int]
@@ -136,7 +136,7 @@ def write_description(path: Path, description: Description) -> None:
 
 
 def read_description(path: Path) -> Description:
-    """UserError if the file is none."""
+    """Read a description; UserError if the file is not one."""
     try:
         description = msgspec.json.decode(path.read_bytes(), type=Description)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

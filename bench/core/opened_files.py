@@ -1,4 +1,4 @@
-"""Which data files a block of code opens, such as weights beside a model file. Imports no torch."""
+"""Records the data files that a block of code opens, such as weights beside a model file. Imports no torch."""
 
 import os
 import sys
@@ -18,8 +18,8 @@ _recordings: list[set[Path]] = []
 def record_opened_files(opened: set[Path]) -> Iterator[None]:
     """Add to `opened` the files that Python code opens for reading inside the block.
 
-    Left out are source code, hidden files, and those of the system, the Python installation and this project. Files
-    that compiled code opens by itself, as safetensors does, are not seen.
+    Source code, hidden files, and files of the system, the Python installation and this project are left out. Files
+    that compiled code opens directly, as safetensors does, are not seen.
     """
     _install_hook()
     recording: set[Path] = set()

@@ -18,7 +18,7 @@ from bench.core.specs import options_of, show_value, type_name
 
 
 class OptionDoc(NamedTuple):
-    """One option. default: as it is written in a spec. meaning: empty if its author has not documented it."""
+    """One option. default: as written in a spec. meaning: empty if the option is not documented."""
 
     name: str
     type: str
@@ -36,7 +36,7 @@ def document_options(target: Callable[..., Any]) -> list[OptionDoc]:
 
 
 def option_meanings(target: Callable[..., Any]) -> dict[str, str]:
-    """The meaning of each documented option; that of a subclass counts before those of its bases."""
+    """Return the meaning of each documented option; a subclass takes precedence over its bases."""
     classes = target.__mro__ if inspect.isclass(target) else (target,)
     meanings: dict[str, str] = {}
     for part in reversed(classes):
@@ -47,7 +47,7 @@ def option_meanings(target: Callable[..., Any]) -> dict[str, str]:
 
 
 def _of_docstring(doc: str | None) -> dict[str, str]:
-    """`name: meaning` sentences. A meaning ends at the next of them, or at the end of its paragraph."""
+    """Parse `name: meaning` sentences. A meaning ends at the next such sentence, or at the end of its paragraph."""
     meanings: dict[str, str] = {}
     for paragraph in re.split(r"\n\s*\n", doc or ""):
         text = " ".join(paragraph.split())
@@ -60,7 +60,7 @@ def _of_docstring(doc: str | None) -> dict[str, str]:
 
 
 def _of_comments(part: Any) -> dict[str, str]:
-    """The comments at the ends of the lines of fields, or of parameters that have a line of their own."""
+    """Read the end-of-line comments of fields, or of parameters that have a line of their own."""
     try:
         path = Path(inspect.getfile(part))
         tree, comments = _parse(path)

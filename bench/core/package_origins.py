@@ -1,4 +1,4 @@
-"""Where packages lie: ours, which have common names (`attacks`, `defenses`), and installed ones."""
+"""Locates our packages, which have common names (`attacks`, `defenses`), and installed ones."""
 
 import importlib.util
 import sys
@@ -13,9 +13,9 @@ PACKAGES = ("bench", "attacks", "certifiers", "defenses", "leaderboard")
 
 
 def installed_folders(search_path: Iterable[str]) -> tuple[Path, ...]:
-    """The folders of installed packages and of the standard library, those inside others first.
+    """The folders of installed packages and of the standard library, nested folders first.
 
-    Besides the interpreter's own these are the user's, the system's that an environment sees, and those in PYTHONPATH.
+    They include the interpreter's own, the user's, the system's if an environment sees them, and those in PYTHONPATH.
     """
     own = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")]
     others = [path for path in search_path if Path(path).name in ("site-packages", "dist-packages")]

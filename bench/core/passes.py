@@ -21,7 +21,7 @@ _ROWS: ContextVar[Tensor | None] = ContextVar("rows", default=None)
 
 @contextmanager
 def on_rows(rows: Tensor) -> Iterator[None]:
-    """Inside the block the model is called on some rows of the batch: `rows` (b,) int64, one per input of a call.
+    """Declare that calls inside the block are on some rows of the batch: `rows` (b,) int64, one per input of a call.
 
     An attack that leaves out examples or repeats them must declare it, so that its passes are counted per example.
     In nested blocks the inner rows index the outer ones.

@@ -14,11 +14,11 @@ BAR_PAUSE, LINE_PAUSE = 0.5, 15.0  # seconds between two updates of a bar, and b
 
 
 class Progress(logging.Handler):
-    """How much of a piece of work is done, out of `total`, with a note and the training loss behind it.
+    """Shows how much of `total` is done, followed by a note and the training loss.
 
-    While it is open, a message to the logger `bench.progress` is its note. If the message has an attribute `ahead`
-    (`extra={"ahead": n}`), so many of the next examples count as done until the next call of `advance`. Inside another
-    one, it alone gets the messages. part: it is a part of what another one shows, which ends without a line or bar.
+    While it is open, a message to the logger `bench.progress` becomes its note. If the message has an attribute `ahead`
+    (`extra={"ahead": n}`), n more examples count as done until the next call of `advance`. If several are open, the
+    innermost gets the messages. part: it shows a part of another one's work, and leaves no line or bar at its end.
     """
 
     def __init__(self, what: str, total: int, unit: str, *, show: bool = True, part: bool = False) -> None:
@@ -48,7 +48,7 @@ class Progress(logging.Handler):
         self.bar.close()
 
     def advance(self, n: float, note: str = "", *, loss: SupportsFloat | None = None) -> None:
-        """n more are done. loss: a number, or a tensor on any device: it is read only when it is shown."""
+        """Add n to the work done. loss: a number, or a tensor on any device, which is read only when it is shown."""
         self.done += n
         self.ahead = 0.0
         self.note = note or self.note

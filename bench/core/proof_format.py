@@ -1,12 +1,13 @@
-"""The format of proofs: what a checker needs to derive again that an example is certified. Imports no torch.
+"""The format of proofs, from which a checker re-derives that an example is certified. Imports no torch.
 
-A proof holds no bound. It says which slopes to use where, which ReLUs to split, and the multipliers of the splits. The
-checker derives every bound from that, and any value in the format's range gives a sound one: slopes are between those
-of an activation's two pieces, and multipliers are not negative. So a proof may fail, but it cannot prove what is false.
+A proof holds no bounds. It holds the slopes of the linear relaxations, the ReLUs to split, and the multipliers of the
+splits. The checker derives every bound from them. All values in the format's range give sound bounds: slopes lie
+between those of an activation's two pieces, and multipliers are not negative. So a proof may fail, but it cannot prove
+a false claim.
 
 Activations are counted from 0 in the order of the network's layers; a unit is an index of the flattened layer.
 
-Encoded, a proof is msgpack; the first byte says whether LZMA follows or not (short proofs do not profit).
+A proof is encoded as msgpack. The first byte says whether it is compressed with LZMA (short proofs may not be).
 """
 
 import lzma
@@ -40,10 +41,10 @@ ALONE, else q minus that of line `base`, an earlier one, modulo 256.
 class Bounds(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """How the pre-activation bounds of one activation are derived.
 
-    First come intervals, from the bounds of earlier activations. Units that these prove stable keep them, and so do all
-    units if `linear` is empty. The others get the tightest of several linear bounds: for each entry, the lower bound
-    with the slopes of its first index and the upper bound with those of its second. `intersect`: and of the interval.
-    units: units with slopes of their own, for one more linear bound: the unit, and the two indices of slopes.
+    The checker first computes intervals from the bounds of earlier activations. Units that are stable by these keep
+    them, and so do all units if `linear` is empty. The others get the tightest of several linear bounds: each entry of
+    `linear` is the index of the slopes for a lower bound, and that for an upper bound. intersect: whether the interval
+    is included. units: (unit, two indices of slopes) for units that have one more linear bound.
     """
 
     linear: list[tuple[int, int]] = []
@@ -54,9 +55,9 @@ class Bounds(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 class Tree(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A proof that the margins z_label - z_j are positive, for each j of `classes` on its own.
 
-    splits: the nodes, each before its children, z <= 0 before z >= 0: `activation, unit` for a split on the sign of the
-    unit's input z, LEAF for a leaf. slopes: of each leaf, an index of Proof.slopes, or INTERVALS. multipliers: float16,
-    of each leaf one for each split on its path, from the root.
+    splits: the nodes in pre-order, the branch z <= 0 before z >= 0: `activation, unit` for a split on the sign of the
+    unit's input z, LEAF for a leaf. slopes: for each leaf, an index of Proof.slopes, or INTERVALS. multipliers:
+    float16, for each leaf one per split on its path, from the root.
 
     A leaf proves that the margin minus the sum of multiplier * z (of splits z >= 0) plus that of multiplier * z (of
     splits z <= 0) is positive, with the activations of the split units replaced by the piece on their side of zero.
@@ -69,7 +70,7 @@ class Tree(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """That every image of the region has the class `label`.
+    """A proof that every image of the region has the class `label`.
 
     lines: the lines of single activations. slopes: the lines of all activations, as indices of `lines`, in order; if
     they are for bounds of activation k only, those of the first k. bounds: of every activation, in order. trees: every
@@ -100,7 +101,7 @@ def encode(proof: Proof) -> bytes:
 
 
 def decode(data: bytes) -> Proof:
-    """UserError if these are not the bytes of a proof."""
+    """Decode a proof; UserError if these are not the bytes of one."""
     try:
         text = _unpacked(data)
         proof = msgspec.msgpack.decode(text, type=Proof)
@@ -124,7 +125,7 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def lines_of(proof: Proof) -> list[str | npt.NDArray[np.uint8]]:
-    """Each of the proof's lines: a rule, or the numbers q of the units. UserError if one is not valid."""
+    """Decode the proof's lines: each is a rule, or the numbers q of the units. UserError if one is not valid."""
     lines: list[str | npt.NDArray[np.uint8]] = []
     for number, value in enumerate(proof.lines):
         if isinstance(value, str):
@@ -185,9 +186,9 @@ def at(values: Sequence[Any], index: int, what: str) -> Any:
 
 
 def proof_arrays(proofs: Mapping[int, bytes]) -> dict[str, npt.NDArray[Any]]:
-    """The proofs of a run, by index of the example, as arrays of a file.
+    """Convert the proofs of a run, by index of the example, to the arrays of a file.
 
-    index (M,) int64; end (M,) int64, where the proof of each ends in `data`, all proofs one after the other, uint8.
+    index (M,) int64; end (M,) int64: where the proof of each ends in `data`; data, uint8: all proofs concatenated.
     """
     data = np.frombuffer(b"".join(proofs.values()), dtype=np.uint8)
     ends = np.cumsum([len(proof) for proof in proofs.values()], dtype=np.int64)

@@ -15,7 +15,7 @@ from bench.core.registry import one_line
 
 RECORD, TABLE, WITNESSES, CONFIG = "record.json", "examples.npz", "witnesses.npz", "config.json"
 PROOFS, NETWORK = "proofs.npz", "network.json"  # of runs with proofs
-REPLACED = "replaced"  # the folder of runs that were made again; below OUT
+REPLACED = "replaced"  # the folder below OUT that keeps runs that were repeated
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -23,7 +23,7 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def read_record(folder: Path) -> Record:
-    """The record in `folder`, with a verdict that has heard its results; UserError if it is no record."""
+    """Read the record in `folder`, and update its verdict by its results; UserError if it is not a record."""
     path = folder / RECORD
     try:
         values = sealed_json.values_of(path.read_bytes(), required=False)
@@ -37,10 +37,10 @@ def read_record(folder: Path) -> Record:
 
 
 def read_run(folder: Path) -> Record:
-    """The record of a finished run.
+    """Read the record of a finished run.
 
-    CheckError unless it is of the run that the folder is named after, it follows from its table, and its files have its
-    hashes.
+    CheckError unless the folder is named after this run, the record follows from its table, and the files have the
+    hashes in the record.
     """
     record = read_record(folder)
     try:
@@ -75,7 +75,7 @@ def _check_config(path: Path, record: Record) -> None:
 def find_records(paths: list[Path]) -> list[Path]:
     """The folders at or below `paths` that hold a record, in order; UserError if a path has none.
 
-    Runs that were replaced, or lie in a hidden folder, count only if a path leads into their folder.
+    Replaced runs, and runs in a hidden folder, are included only if a path leads into their folder.
     """
     folders: list[Path] = []
     for path in paths:
@@ -86,7 +86,7 @@ def find_records(paths: list[Path]) -> list[Path]:
 
 
 def records_below(path: Path) -> list[Path]:
-    """As find_records, of one path; empty if it has none."""
+    """Like find_records for one path, but empty if it has no record."""
     found = sorted(p.parent for p in path.rglob(RECORD)) if path.is_dir() else []
     return [
         folder

@@ -1,6 +1,6 @@
-"""What the results of an evaluation and its verification say against it, for the verdict. Imports no torch.
+"""Updates a verdict by the results of an evaluation and the findings of its verification. Imports no torch.
 
-The checks here need no model, so they also judge records from before there was such a check.
+These checks need no model, so they also apply to records that are older than the checks.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from bench.core.example_table import BRACKET
 from bench.core.records import VERDICTS, AttackResult, Bracket, CertifierResult, Record, Sanity, SanityCheck
 from bench.core.spec_text import split_spec, split_steps
 
-SIGNIFICANCE = 1e-3  # of each check: with a dozen of them, about one sound record in a hundred at the tolerated share
+SIGNIFICANCE = 1e-3  # per check: a dozen checks flag about one sound record in a hundred at the tolerated share
 TOLERATED = 0.05  # share of examples that may show a sign; 50 sound models: 0.03, and 0.09 for queries-better
 NEGLIGIBLE = 0.01  # share of examples by which a weaker attack may win; random starts gave 0.015 of 200 examples
 ONE_STEP = ("fgsm", "r-fgsm", "single-step")
@@ -35,7 +35,7 @@ class Finding(Protocol):
 
 
 def by_chance(n: int, rate: float = TOLERATED) -> int:
-    """The largest number of n examples that show a sign of this rate, except with probability SIGNIFICANCE."""
+    """Bound on how many of n examples show a sign of this rate, exceeded with probability at most SIGNIFICANCE."""
     from scipy.special import betainc  # here, because the import takes a tenth of a second
 
     more = np.arange(1, n + 1)
@@ -43,12 +43,12 @@ def by_chance(n: int, rate: float = TOLERATED) -> int:
 
 
 def result_checks(results: Results) -> list[SanityCheck]:
-    """The checks of results: warnings of attacks, and a bracket that broke what the attacks had left."""
+    """Check the results for warnings of attacks, and for a bracket that broke what the attacks had left."""
     return [_attack_warnings(results), _bracket_better(results)]
 
 
 def heard(sanity: Sanity, results: Results) -> Sanity:
-    """The verdict with the alarms of result_checks, if it has not heard them; `not-attacked` if nothing attacked."""
+    """Add the alarms of result_checks that the verdict does not have yet; `not-attacked` if nothing attacked."""
     if sanity.verdict == "no-warnings" and not _was_attacked(results):
         sanity = msgspec.structs.replace(sanity, verdict="not-attacked")
     known = {check.name for check in sanity.checks}
@@ -61,12 +61,12 @@ def results_of(record: Record) -> Results:
 
 
 def heard_record(record: Record) -> Record:
-    """The record with the verdict that has heard all of its results."""
+    """Return the record with its verdict updated by all of its results."""
     return msgspec.structs.replace(record, sanity=heard(record.sanity, results_of(record)))
 
 
 def with_findings(record: Record, findings: Iterable[Finding]) -> Record:
-    """The record with the verdict that has heard the findings of a verification."""
+    """Return the record with its verdict updated by the findings of a verification."""
     checks = (
         SanityCheck(f"verify {f.name}", ALARMS.get(f.outcome, "passed"), None, None, f.evidence) for f in findings
     )
@@ -74,9 +74,9 @@ def with_findings(record: Record, findings: Iterable[Finding]) -> Record:
 
 
 def with_code(record: Record) -> Record:
-    """A published record with the verdict that has heard whether files of its submitter's code take part.
+    """Return a published record whose verdict says whether it depends on code files of its submitter.
 
-    Such code can tell attacks from test images, or hand out other gradients, and no check of an evaluation excludes it.
+    Such code can tell attacks from test images, or return wrong gradients, and no check of an evaluation excludes it.
     """
     sanity, order = record.sanity, list(VERDICTS)
     files = record.config.get("code")
@@ -105,7 +105,7 @@ def _own_attacks(results: Results) -> list[str]:
 
 
 def _was_attacked(results: Results) -> bool:
-    """Did anything that can break an example run under the record's own threat model, on any example?"""
+    """Whether anything that can break an example ran under the record's own threat model, on any example."""
     searched = any(isinstance(result, CertifierResult) and result.broken is not None for result in results.values())
     bracket = results.get(BRACKET)
     tried = isinstance(bracket, Bracket) and any(
@@ -128,7 +128,7 @@ def _attack_warnings(results: Results) -> SanityCheck:
 
 
 def _bracket_better(results: Results) -> SanityCheck:
-    """The stages of the bracket break more of what the attacks left than random starts explain."""
+    """Check whether the bracket breaks more of what the attacks left than random starts explain."""
     name, attacks, bracket = "bracket-better", _own_attacks(results), results.get(BRACKET)
     strong = [spec for spec in attacks if split_steps(split_spec(spec).name)[0] not in ONE_STEP]
     if not isinstance(bracket, Bracket) or not strong:

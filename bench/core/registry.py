@@ -1,4 +1,4 @@
-"""Names of defenses, attacks, certifiers, data sets, corruptions, models, studies and engines, and what is behind them.
+"""Registries of defenses, attacks, certifiers, data sets, corruptions, models, studies and engines by name.
 
 An entry is a class or a function decorated by `@registry.KIND("name")`; the first line of its docstring is its summary.
 Built-ins are found by parsing the files of their package, without importing them: `bench list` never loads torch.

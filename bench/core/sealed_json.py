@@ -1,4 +1,4 @@
-"""JSON files that hold a digest of themselves, so that a damaged one is not believed. Imports no torch.
+"""JSON files that hold a digest of themselves, so that damage is detected. Imports no torch.
 
 The digest is the SHA-256 of the other values in canonical form. It protects against damage, not against forgery.
 """
@@ -22,7 +22,7 @@ def encode(value: msgspec.Struct) -> bytes:
 
 
 def decode(text: bytes, kind: type[T], *, required: bool = True) -> T:
-    """The struct. UserError if its digest is wrong, or required and missing; msgspec's errors if it is no such struct.
+    """Decode a struct. UserError if its digest is wrong, or required and missing; msgspec's errors if it does not fit.
 
     required: False for files that earlier versions wrote without one.
     """

@@ -67,8 +67,8 @@ def _git(*words: str) -> str | None:
 def cpu_name() -> str:
     """The processor, such as `AMD EPYC family 25 model 17 (2 cores, AVX512)`.
 
-    Family and model tell apart processors of the same name, and the last word is the instruction set that torch uses:
-    with another one, the same training gives other weights.
+    Family and model distinguish processors of the same name. The last word is the instruction set that torch uses; with
+    another one, the same training gives other weights.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,13 +1,13 @@
-"""One batch on several processes: each computes the network on its share of the examples, and the rest on all of them.
+"""Data parallelism within one batch: each process runs the network on its share of the examples.
 
-Images, noise, losses, banks and updates are those of the whole batch in every process, from the same random numbers.
-Only calls by `in_shares` differ: a process computes some rows, and then gets those of the others. Tensors are therefore
-*whole*, the same in every process, or a *share*. The functions below lead from one to the other, and the derivative of
-each is another one of them, so gradients of any order are those of one process, up to the rounding of sums: those of
-images, those of weights, and those of losses that look at the whole batch.
+Every process computes images, noise, losses, banks and updates for the whole batch, from the same random numbers. Only
+calls by `in_shares` differ: a process computes some rows, and then gets those of the others. A tensor is therefore
+*whole*, the same in every process, or a *share*. The functions below convert one to the other, and the derivative of
+each is another one of them. So gradients of any order equal those of one process, up to the rounding of sums: those of
+images, of weights, and of losses over the whole batch.
 
-torch's DistributedDataParallel averages the gradients of losses of shares instead. It would need noise, sub-samples,
-batch statistics of losses and passes for images' gradients to be told about shares, in every defense.
+torch's DistributedDataParallel averages the gradients of losses of shares instead. With it, every defense would have to
+handle shares in its noise, sub-samples, batch statistics of losses, and passes for images' gradients.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _AT: ContextVar[Literal["whole", "divided", "share"]] = ContextVar("at", default
 
 @contextmanager
 def joined(backend: str, **place: Any) -> Iterator[None]:
-    """Inside the block, this process is one of several: those of torchrun, or init_method, rank and world_size."""
+    """Join a group of processes inside the block: torchrun's, or that of init_method, rank and world_size."""
     global _joined
     distributed.init_process_group(backend, timeout=PATIENCE, **place)
     _joined = True
@@ -106,10 +106,10 @@ def in_a_share() -> bool:
 
 
 def in_shares(model: nn.Module, function: Callable[..., Outputs], *tensors: Tensor) -> Outputs:
-    """function(*tensors), whose rows are examples that do not depend on one another but for batch norm.
+    """Compute function(*tensors), whose rows are examples that are independent of each other except in batch norm.
 
-    The function uses the weights of the model, and returns one tensor (B,...) or two. Without `divided`, and inside of
-    a function that is called here, it is only called. It may draw no random numbers.
+    The function uses the weights of the model, draws no random numbers, and returns one tensor (B,...) or two. Outside
+    of `divided`, and in nested calls, it is simply called.
     """
     if _AT.get() != "divided":
         return function(*tensors)
@@ -136,7 +136,7 @@ def in_shares(model: nn.Module, function: Callable[..., Outputs], *tensors: Tens
 
 
 class _Using(nn.Module):
-    """A function that uses the weights of a model, as a module: so functional_call can replace them for a call."""
+    """Wraps a function that uses a model's weights as a module, so that functional_call can replace the weights."""
 
     def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def own_rows(whole: Tensor) -> Tensor:
 
 
 def all_rows(share: Tensor, rows: int) -> Tensor:
-    """The whole tensor of so many rows, from everybody's share."""
+    """Gather the whole tensor of `rows` rows from the shares of all processes."""
     sizes = [len(part) for part in torch.empty(rows, 0).tensor_split(count())]
     padded = share.new_zeros((max(sizes), *share.shape[1:]))
     padded[: len(share)] = share
@@ -162,12 +162,12 @@ def all_rows(share: Tensor, rows: int) -> Tensor:
 
 
 def rows_to_read(index: Tensor) -> Tensor:
-    """Those of the rows `index` that this process reads: its share where calls are divided, else all."""
+    """The part of the rows `index` that this process reads: its share inside `divided`, else all."""
     return own_rows(index) if _AT.get() == "divided" else index
 
 
 def all_rows_read(read: Tensor, index: Tensor) -> Tensor:
-    """What all processes have read of the rows `index`, given what this one has."""
+    """Gather the rows `index` that all processes have read; `read` is this process's part."""
     return all_rows(read, len(index)) if _AT.get() == "divided" else read
 
 
@@ -221,7 +221,7 @@ class Summed(torch.autograd.Function):
 
 
 class Joined(torch.autograd.Function):
-    """The first `number` tensors, whose gradients belong to a graph that contains all the others too."""
+    """Returns the first `number` tensors, and makes all the others part of their autograd graph."""
 
     @staticmethod
     def forward(ctx: Any, number: int, *tensors: Tensor) -> Any:
@@ -234,13 +234,13 @@ class Joined(torch.autograd.Function):
 
 
 def sum_of_shares(term: Tensor) -> Tensor:
-    """Inside of a share: the sum of everybody's terms, differentiable."""
+    """Inside a share: the differentiable sum of the terms of all processes."""
     copies: tuple[Tensor] = Copied.apply(*Summed.apply(term))
     return copies[0]
 
 
 def _sums(terms: Sequence[Tensor]) -> list[Tensor]:
-    """By one message for each type of numbers."""
+    """Sum each term over all processes, with one message per dtype."""
     sums = list(terms)
     for dtype in {term.dtype for term in terms}:
         places = [place for place, term in enumerate(terms) if term.dtype == dtype]

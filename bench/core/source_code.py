@@ -1,4 +1,4 @@
-"""The source files that decide a result: what the given files import, with a hash of each. Imports no torch.
+"""Finds the source files that determine a result: what the given files import, with a hash of each. Imports no torch.
 
 A hash covers the syntax tree without docstrings and comments, so that editing prose changes nothing. Imports are
 followed into our own packages and the user's files, and so are names of attacks and certifiers in our modules that look
@@ -76,7 +76,7 @@ _our_source = cache(Source)  # our files do not change within a process, and nei
 
 
 def _write_tokens(node: ast.AST, tokens: list[str]) -> None:
-    """Append the syntax tree as text. Without empty fields, versions of Python that have more of them agree."""
+    """Append the syntax tree as text. Empty fields are left out, because newer versions of Python have more of them."""
     tokens.append(f"({type(node).__name__}")
     for name, value in ast.iter_fields(node):
         if value is None or value == [] or name in ("type_comment", "kind"):
@@ -212,7 +212,7 @@ def _is_registry(node: ast.expr) -> bool:
 
 
 def _registered(nodes: list[ast.AST]) -> Iterator[Path]:
-    """The files of the attacks and certifiers that string constants of the module name."""
+    """The files of the attacks and certifiers that the module names in string constants."""
     for text in {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}:
         yield from files_of_spec(text, registry.attack, registry.certifier)
 

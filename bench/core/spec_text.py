@@ -29,7 +29,7 @@ def split_spec(text: str) -> SpecText:
 
 
 def files_of_code(specs: Iterable[str]) -> list[Path]:
-    """The files of those specs that are FILE.py:FUNCTION."""
+    """The files of the specs of the form FILE.py:FUNCTION."""
     parts = [split_spec(text).name.rpartition(".py:") for text in specs]
     return [Path(f"{path}.py") for path, colon, _ in parts if colon]
 

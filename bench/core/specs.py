@@ -58,7 +58,7 @@ def check_counts_and_lengths(options: Any) -> None:
 
 
 def in_units(length: Length, eps: Any) -> Any:
-    """A Length as a number, or as a tensor if eps is one."""
+    """Convert a Length to a number, or to a tensor if eps is one."""
     return length.factor * eps if isinstance(length, OfEps) else length
 
 
@@ -76,7 +76,7 @@ class Spec:
     kind: str = "entry"
 
     def build(self, *args: Any) -> Any:
-        """make, with any exception as a UserError: it comes from a user's code, or from options that do not work."""
+        """Call make, and turn any exception into a UserError: it comes from a user's code, or from invalid options."""
         try:
             inspect.signature(self.target).bind(*args, **self.arguments)
         except TypeError as error:

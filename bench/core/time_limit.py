@@ -1,4 +1,4 @@
-"""A limit of wall time that a user has set. Without one, no clock decides anything."""
+"""A wall time limit that the user has set. Without one, no result depends on the clock."""
 
 import math
 import time
@@ -20,6 +20,6 @@ def time_limit(end: float | None) -> Iterator[None]:
 
 
 def seconds_left() -> float:
-    """The seconds until the limit, not below 0; infinite without one. What a long search asks from time to time."""
+    """The seconds until the limit, not below 0; infinite without one. Long searches check it."""
     end = _END.get()
     return math.inf if end is None else max(0.0, end - time.perf_counter())

@@ -1,6 +1,6 @@
-"""verdicts/TOOL.json: what another verifier says of the examples of a run, beside its record. Imports no torch.
+"""verdicts/TOOL.json: another verifier's answers for the examples of a run, beside its record. Imports no torch.
 
-A tool's `holds` is its claim. A counterexample that it found counts as broken only if a forward pass confirmed it.
+`holds` is the tool's claim. Its counterexample counts as broken only if a forward pass confirmed it.
 """
 
 from collections import Counter
@@ -19,9 +19,9 @@ Said = Literal["holds", "broken", "broken, not confirmed", "unknown"]
 
 
 class ToolVerdicts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """said: by test example. contradicted: examples of which the tool says something that is wrong, and the evidence.
+    """said: the answer for each test example. contradicted: examples with a wrong answer, and the evidence against it.
 
-    refuted: examples that the run certified, and the tool broke by a counterexample that a forward pass confirmed.
+    refuted: examples that the run certified, but the tool broke by a counterexample that a forward pass confirmed.
     """
 
     by: str
@@ -52,7 +52,7 @@ def write_verdicts(folder: Path, verdicts: ToolVerdicts) -> Path:
 
 
 def read_verdicts(folder: Path) -> list[ToolVerdicts]:
-    """The verdicts of all tools on the run in `folder`; those on another record are left out."""
+    """Read the verdicts of all tools on the run in `folder`; verdicts on another record are left out."""
     found = []
     for path in sorted((folder / VERDICTS).glob("*.json")):
         try:

@@ -1,4 +1,4 @@
-"""verification.json: what the last `bench verify` of a run found, beside its record. Imports no torch."""
+"""verification.json: the findings of the last `bench verify` of a run, beside its record. Imports no torch."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,9 +25,9 @@ class StoredFinding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The findings on the record with this hash, and how the examples were attacked again."""
 
-    record: str  # SHA-256 of record.json; of another record the findings say nothing
+    record: str  # SHA-256 of record.json; the findings apply to no other record
     attack: str
-    sample: int | None  # None: all, or a large sample of very many
+    sample: int | None  # None: all, or a large sample if there are very many
     seed: int
     findings: list[StoredFinding]
 
@@ -42,7 +42,7 @@ def write_verification(
 
 
 def verified(record: Record, folder: Path) -> Record:
-    """The record with a verdict that has heard its verification, if the folder holds one of this record."""
+    """Return the record with its verdict updated by its verification, if the folder holds one of this record."""
     path = folder / VERIFICATION
     try:
         found = sealed_json.decode(path.read_bytes(), Verification, required=False)
