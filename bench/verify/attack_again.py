@@ -1,4 +1,4 @@
-"""Attack the examples of a finished evaluation that are claimed to be robust again: by one attack, and by its own."""
+"""Repeats attacks on examples that a finished run claims to be robust: a given attack, and the run's own attacks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,10 +21,10 @@ from bench.evaluate.context import EvalContext
 from bench.verify.report import Finding, Outcome
 
 TOLERATED = 0.05  # share of the examples claimed robust that a stronger attack may break
-WHOLE = 2000  # claimed examples, up to which all of them are attacked
-SAMPLE = 1000  # of more of them: a sample misses 100 false ones of 10,000 with a probability of 2e-5
-DRAWS = 2  # how often the attack runs, each time on what is left; a draw may miss an example that is hard to break
-SLOW, SLOW_SAMPLE = ("autoattack",), 64  # attacks of which a column is repeated on a sample only
+WHOLE = 2000  # up to this number of claimed examples, all of them are attacked
+SAMPLE = 1000  # sample size above WHOLE; it misses 100 false claims of 10,000 with a probability of 2e-5
+DRAWS = 2  # runs of the attack, each on what is left, because one run may miss an example that is hard to break
+SLOW, SLOW_SAMPLE = ("autoattack",), 64  # attacks that are repeated on a sample only
 
 Rows = npt.NDArray[np.int64]
 
@@ -47,7 +47,7 @@ class Fallen:
 
 @dataclass(frozen=True)
 class ColumnCheck:
-    """A column `robust/SPEC` whose attack ran again: on how many of its robust examples, and which of them it broke."""
+    """The repeated attack of a column `robust/SPEC`: the number of robust examples attacked, and those it broke."""
 
     attacked: int
     fell: list[int]
@@ -60,15 +60,16 @@ def attack_again(
     own: Mapping[str, Attack],
     sample: int | None = None,
 ) -> tuple[Finding, Fallen]:
-    """Attack the examples that are claimed robust, under the record's threat model; what falls lowers its accuracy.
+    """Attack the examples that are claimed robust, under the record's threat model; broken ones lower its accuracy.
 
-    attacks: one attack, by its spec. own: the attacks of the run itself that can be repeated, by spec. sample: at most
-    so many examples, drawn by the seed; None attacks all, or SAMPLE of more than WHOLE, and all of these too if one of
-    the sample falls. The attack runs DRAWS times, with other random numbers, on the examples that are left. Some broken
-    examples are a warning, because another attack, or another seed, finds others. If the 95 % Clopper-Pearson interval
-    of their share lies above TOLERATED, the run's own attacks are repeated on them: the claim is false (a failure) if
-    one of these breaks such a share too, and else the run's attacks are weaker. A broken certified example is a
-    failure.
+    attacks: one attack, by its spec. own: the run's own attacks that can be repeated, by spec. sample: the maximum
+    number of examples, drawn by the seed; None attacks all of up to WHOLE examples, else SAMPLE of them, and then all
+    if one of the sample breaks. The attack runs DRAWS times, with other random numbers, on the examples that are left.
+
+    A few broken examples are a warning, because another attack or seed finds others. If the 95 % Clopper-Pearson
+    interval of their share lies above TOLERATED, the run's own attacks are repeated on them. If one of these breaks
+    such a share too, the claim is false (a failure); otherwise the run's attacks are weaker. A broken certified example
+    is a failure.
     """
     ((spec, attack),) = attacks.items()
     name = "attacked again"
@@ -104,7 +105,7 @@ def attack_again(
 
 
 def _coverage(n: int, claimed: int, broken: int) -> str:
-    """What the attacked examples say of all that are claimed robust."""
+    """Describe what the attacked examples imply for all examples that are claimed robust."""
     if n == claimed:
         return "all that are claimed robust"
     share = f"at most {float(upper_bound(broken, n, 0.05)):.1%} (95 %) of all {claimed} claimed robust"
@@ -112,7 +113,7 @@ def _coverage(n: int, claimed: int, broken: int) -> str:
 
 
 def misses(n: int, claimed: int) -> str:
-    """The probability that a sample of n holds none of the false claims, if they are 1 % of `claimed`."""
+    """Describe how likely a sample of n contains no false claim, if 1 % of `claimed` are false."""
     from scipy.stats import hypergeom
 
     false = max(1, round(0.01 * claimed))
@@ -123,11 +124,11 @@ def misses(n: int, claimed: int) -> str:
 def column_again(
     context: EvalContext, table: Table, spec: str, planned: PlannedAttack, seed: int
 ) -> tuple[Finding, Fallen, ColumnCheck]:
-    """Run an attack of the record again with the record's seed, on all examples, or on a sample of its robust ones.
+    """Repeat an attack of the record with the record's seed, on all examples or on a sample of its robust ones.
 
-    The sample is for attacks that are SLOW, or of other libraries. The examples that fall are no longer counted as
-    robust to it. It is a failure if they are more than TOLERATED, by the 95 % Clopper-Pearson interval. context: its
-    seed draws the sample.
+    Attacks that are SLOW, or of other libraries, use a sample, drawn by the seed of `context`. Broken examples no
+    longer count as robust to this attack. The check fails if the 95 % Clopper-Pearson interval of their share lies
+    above TOLERATED.
     """
     name, robust = f"{spec} again", table[f"robust/{spec}"]
     slow = split_spec(spec).name in SLOW or "." in split_spec(spec).name
@@ -147,7 +148,7 @@ def column_again(
 
 
 def _broken_by(context: EvalContext, attack: Attack, chosen: Rows, draws: int = DRAWS) -> Fallen:
-    """Which of the chosen examples the attack breaks, by a fresh forward pass."""
+    """Return the chosen examples that the attack breaks, confirmed by a fresh forward pass."""
     points: dict[int, npt.NDArray[np.float32]] = {}
     for draw in range(draws):
         left = chosen[~np.isin(chosen, list(points))]
@@ -185,6 +186,6 @@ def _first(hits: int, n: int) -> Flags:
 
 
 def sample_of(claimed: Rows, size: int | None, seed: int) -> Rows:
-    """At most `size` of the examples, drawn by the seed, in order; None: all, or SAMPLE of more than WHOLE."""
+    """Draw at most `size` of the examples by the seed, in order. None: all, or SAMPLE if there are more than WHOLE."""
     size = (len(claimed) if len(claimed) <= WHOLE else SAMPLE) if size is None else size
     return np.sort(np.random.default_rng(seed).choice(claimed, min(size, len(claimed)), replace=False))

@@ -1,4 +1,4 @@
-"""Certify the examples of a finished evaluation again that are claimed to be certified without a proof."""
+"""Repeats the certification of examples that a finished run claims to be certified without a proof."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -18,14 +18,14 @@ from bench.evaluate.context import EvalContext
 from bench.verify.attack_again import Rows
 from bench.verify.report import Finding
 
-RADIUS_ROUNDING = 1e-3  # share of a radius: on another machine, rounding may shorten it
-WORK = 1000  # sub-problems for each example, of the checker: what a search leaves open is not certified
-SAMPLE = 459  # of more claims: none of 1 % false ones is in it with a probability of 1 %
+RADIUS_ROUNDING = 1e-3  # relative; rounding on another machine may make a radius this much smaller
+WORK = 1000  # sub-problems per example in this check; examples that a search leaves open are not certified
+SAMPLE = 459  # sample size for more claims; it misses all false ones with a probability of 1 % if 1 % are false
 
 
 @dataclass(frozen=True)
 class Again:
-    """The examples of one certifier: those certified again (or, of a sample, all that it stands for), and the rest."""
+    """The examples of one certifier: those certified again (or represented by a sample that was), and the rest."""
 
     confirmed: list[int] = field(default_factory=list)
     unconfirmed: list[int] = field(default_factory=list)
@@ -43,7 +43,7 @@ def certified_by(table: Table, eps: float) -> dict[str, tuple[Flags, npt.NDArray
 
 
 def within_work(certifier: Certifier) -> Certifier:
-    """The certifier with at most WORK sub-problems for each example, if it searches: the checker picks the limit."""
+    """Limit the certifier to WORK sub-problems per example, if it searches: the checker chooses the limit."""
     *_, most = in_rounds(certifier, WORK)
     fewer = min(getattr(certifier, "nodes", 0), getattr(most, "nodes", 0))
     return replace(certifier, nodes=fewer) if fewer else certifier  # type: ignore[call-arg]
@@ -58,13 +58,13 @@ def certify_again(
     sample: int = SAMPLE,
     proven: frozenset[int] = frozenset(),
 ) -> tuple[Finding, Again]:
-    """Certify again what this certifier certified, by the record, and of which there is no proof.
+    """Repeat the certification of the examples that this certifier certified without a proof, by the record.
 
-    proven: the examples with a proof, which is for eps and says nothing of larger radii. Of more than `sample` others,
-    a sample is drawn by the seed; if one of it is not certified again, all are. It is a failure if one has no positive
-    margin, or a smaller radius. It is a warning if its margin is positive but within the rounding error that a
-    certificate must exceed, or if the certifier searches and leaves it open within WORK: it then does not count as
-    certified.
+    proven: the examples with a proof; a proof covers eps, but no larger radius. If there are more than `sample` others,
+    a sample is drawn by the seed; if one of the sample is not certified again, all are tried. The check fails if an
+    example has no positive margin, or a smaller radius. It warns if the margin is positive but within the rounding
+    error that a certificate must exceed, or if the certifier searches and leaves the example open within WORK: the
+    example then does not count as certified.
     """
     name = f"certified again by {spec}"
     column, radius = certified_by(table, float(context.threat.eps))[spec]
@@ -106,7 +106,7 @@ def _not_given_again(
     column: Flags,
     radius: npt.NDArray[np.float32],
 ) -> tuple[list[int], list[int]]:
-    """The chosen examples that are not certified again, or with a smaller radius; and those that may be."""
+    """Return the chosen examples that are not certified again or get a smaller radius: failures, and tolerated ones."""
     failed: list[int] = []
     uncertain: list[int] = []
     searches = hasattr(certifier, "nodes")

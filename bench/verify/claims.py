@@ -1,6 +1,6 @@
-"""What a record says of itself, derived again from its config, its table and its artifacts, and compared.
+"""Compares a record's claims with values derived from its config, its table and its artifacts.
 
-The accuracies are compared in bench/core/record_checks.py; here is everything else that can be derived.
+bench/core/record_checks.py compares the accuracies; this module compares everything else that can be derived.
 """
 
 import math
@@ -23,9 +23,9 @@ from bench.training.checkpoints import BuildSpec
 from bench.verify.report import Finding
 
 CLAIMS = "claims"
-PASSES_OF_AN_EPOCH = 0.9  # forward passes for each training image: at least, because last batches of one are dropped
-FLOPS, LONGEST = 1e16, 1e8  # operations a second that no machine of a training reaches; seconds of three years
-CALL = 5e-6  # seconds that a pass of one batch takes at least, however small the network
+PASSES_OF_AN_EPOCH = 0.9  # least forward passes per training image and epoch: last batches of one are dropped
+FLOPS, LONGEST = 1e16, 1e8  # operations per second that no training machine reaches; three years in seconds
+CALL = 5e-6  # least seconds for a pass of one batch, however small the network
 PRECISIONS, TF32, PROCESSES = ("float32", "bfloat16"), {"convolutions", "products"}, 4096
 WARNING = r"[ -~]{1,500}"
 HASH, DATE = r"[0-9a-f]{64}", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
@@ -47,9 +47,10 @@ PROVENANCE: Mapping[str, Callable[[Any], bool]] = {
 def check_claims(
     record: Record, table: Table, *, n_train: int, proofs: Table | None = None, spec: BuildSpec | None = None
 ) -> Finding:
-    """Compare a record with all that can be derived of it.
+    """Compare a record with all values that can be derived.
 
-    n_train: the training images of its data set. proofs: the arrays of its proofs. spec: the header of its weights.
+    n_train: the number of training images of its data set. proofs: the arrays of its proofs. spec: the header of its
+    weights.
     """
     found = [*_differences(derived(record, table, proofs)), *_implausible(record, table, n_train, spec)]
     if found:
@@ -135,7 +136,7 @@ def _implausible(record: Record, table: Table, n_train: int, spec: BuildSpec | N
 
 
 def _of_training(record: Record, n_train: int, spec: BuildSpec | None) -> Iterator[str]:
-    """The settings are those of the defense, of the weights' header and of the cost."""
+    """Check the training settings against the defense, the weights' header and the training's cost."""
     settings, training = record.config.get("training") or {}, record.training
     if spec is not None and training is not None and spec.training != settings:
         yield "the header of the weights has other training settings than its config"
@@ -167,14 +168,14 @@ def _of_training(record: Record, n_train: int, spec: BuildSpec | None) -> Iterat
 
 
 def _cost(training: Training, images: float, parameters: int | None) -> Iterator[str]:
-    """images: how many an epoch passes through the network at least."""
+    """Check the cost of a training. images: the least number that an epoch passes through the network."""
     if training.forwards < PASSES_OF_AN_EPOCH * training.epochs * images:
         yield f"{training.forwards} forward passes are too few for {training.epochs} epochs of {images:.0f} images"
     yield from _too_fast("the training", training.forwards + training.backwards, training.seconds, parameters)
 
 
 def _too_fast(what: str, passes: int, seconds: float, parameters: int | None) -> Iterator[str]:
-    """No pass costs less than two operations for each parameter of a linear layer; other layers cost more."""
+    """A pass costs at least two operations per parameter of a linear layer, and more in other layers."""
     if not (math.isfinite(seconds) and seconds <= LONGEST) or 2 * passes * (parameters or 0) > FLOPS * (seconds + 1e-3):
         yield f"{what} took {seconds} s for {passes} passes, which no machine does"
 

@@ -1,4 +1,4 @@
-"""The corruptions of a run, measured again from the same images."""
+"""Repeats the measurement of a run's corruptions on the same images."""
 
 import numpy as np
 
@@ -14,13 +14,13 @@ from bench.verify.report import Finding, finding_of
 from bench.verify.table_checks import Predictor
 
 CORRUPTED_AGAIN = "corruptions again"
-TOLERATED = 1e-3  # of all predictions: near ties that another machine rounds differently
+TOLERATED = 1e-3  # share of all predictions; near ties may be rounded differently on another machine
 
 
 def check_corruptions(
     predictor: Predictor, table: Table, data: Arrays, *, record: Record, settings: Settings
 ) -> Finding:
-    """Every corrupted image is classified as the table says. `not checkable` if the files of images are others."""
+    """Check that corrupted images are classified as the table says; `not checkable` if the image files differ."""
     sources = corruption_sources(list(record.corruptions), data, settings.data_dir)
     others = [source.name for source in sources if (source.hash or None) != record.corruptions[source.name].file]
     if others:

@@ -1,4 +1,4 @@
-"""Whether network.json describes the model that a run's weights belong to."""
+"""Checks that network.json describes the model of a run's weights."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,7 +19,7 @@ DESCRIPTION = "description of the network"
 def check_description(
     folder: Path, record: Record, certifiers: Callable[[], Iterable[Certifier]], context: EvalContext, table: Table
 ) -> Finding:
-    """The first certifier that describes the model does so as the run did: its proofs are about this network."""
+    """Check that network.json is what the first certifier that can describe the model returns for it."""
     claimed = read_description(folder / NETWORK)
     image = next(context.test.in_order(1)).x
     for certifier in certifiers():

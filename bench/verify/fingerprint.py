@@ -1,7 +1,7 @@
-"""What a network computes, in a few numbers, so that copies of it are found whatever its weights look like.
+"""Fingerprints of networks: a few numbers computed from the outputs, which identify copies with disguised weights.
 
-Permuted or rescaled units, a moved bias and low-order noise change the weights and hardly change the outputs. Two
-trainings of one recipe agree on most test images, but not on noise, and never to some digits.
+Permuted or rescaled units, a moved bias and low-order noise change the weights, but hardly change the outputs. Two
+trainings of one recipe agree on most test images, but not on noise, and never to several digits.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ DIGITS = 4  # decimals of each number
 
 @torch.no_grad()
 def fingerprint(model: nn.Module, test: Split) -> list[float]:
-    """The logits of test images and of noise, each centred, and both sets scaled to a root mean square of 1."""
+    """Return the logits of test images and of noise, each centred, with both sets scaled to a root mean square of 1."""
     batch = next(test.in_order(IMAGES))
     noise = torch.from_numpy(np.random.default_rng(0).random((NOISE, *test.image_shape), dtype=np.float32))
     with frozen(model):

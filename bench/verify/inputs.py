@@ -1,4 +1,4 @@
-"""What a verification reads: its settings, and the table, the data set and the model of a run."""
+"""Reads the inputs of a verification: its settings, and the table, the data set and the model of a run."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -28,15 +28,15 @@ from bench.verify.trusted_code import check_trusted
 
 ATTACK = "bracket-attack"  # the default of --attack
 
-load_once = lru_cache(maxsize=1)(load_arrays)  # the runs of a folder mostly share a data set
+load_once = lru_cache(maxsize=1)(load_arrays)  # most runs of a folder share a data set
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The device, the data folder, the trusted code, and how to attack again.
 
-    sample: at most so many of the examples that are claimed robust; 0 repeats neither attacks nor certifiers; None
-    attacks all of them, or a large sample of very many (bench/verify/attack_again.py).
+    sample: the maximum number of claimed robust examples to attack; 0 repeats neither attacks nor certifiers; None
+    attacks all of them, or a large sample if there are very many (bench/verify/attack_again.py).
     """
 
     attack: str  # canonical spec
@@ -52,9 +52,9 @@ def settings(
     *, attack: str | None = None, sample: int | None = None, seed: int | None = None, device: str = "auto",
     threads: int | None = None, data_dir: Path | None = None, plugins: Sequence[Path] = (),
 ) -> Settings:  # fmt: skip
-    """Settings from the options of the command, with the plugins imported; UserError if one is invalid.
+    """Build the settings from the command's options, and import the plugins; UserError if an option is invalid.
 
-    The default seed is random, so that a run cannot be prepared for it.
+    The default seed is random, so that nobody can prepare a run for it.
     """
     if data_dir is not None:
         data_folder(data_dir)  # UserError if it does not exist
@@ -72,7 +72,7 @@ def settings(
 
 
 def read_table(folder: Path) -> Table:
-    """The table, with valid columns; CheckError if its rows are not the first examples of the test order."""
+    """Read the table and check its columns; CheckError if its rows are not the first examples of the test order."""
     table = files.read_arrays(folder / record_files.TABLE)
     check_columns(table)
     if not np.array_equal(table["index"], np.arange(len(table["index"]))):

@@ -1,4 +1,4 @@
-"""Signs that a model was trained on its test set: error rates by position in the test batch and in the test order.
+"""Detects training on the test set, from error rates by position in the test batch and in the test order.
 
 A training loop that lets the test set influence the weights between two epochs sees the same positions of each test
 batch every time, and the model has a lower error rate at these positions. This is how the PER+at checkpoints of a
@@ -20,7 +20,7 @@ from bench.verify.report import Finding, Outcome
 Counts = npt.NDArray[np.float64]
 SIZES = (*(2**k for k in range(1, 11)), 50, 100, 200, 250, 500, 1000)  # common batch sizes
 BLOCKS = 64  # of the test order
-BATCHES = 8  # at least, so that a slow trend along the test order cancels within a position
+BATCHES = 8  # minimum number of batches, so that a slow trend along the test order averages out at each position
 SUSPICIOUS, STRONG = 0.01, 1e-4  # p-values
 LEAK_CHECKS = ("error by position in the batch", "error by position in the test order")
 
@@ -42,7 +42,7 @@ def check_leakage(table: Table, batch_size: int) -> list[Finding]:
 
 
 def _finding(name: str, scan: Scan | None, place: str, levels: Mapping[Outcome, float], note: str = "") -> Finding:
-    """levels: the outcome for a p-value below each level, the worst first."""
+    """Turn a scan into a finding. levels: the outcome for a p-value below each level, the worst first."""
     if scan is None:
         return Finding(name, "not checkable", "too few examples")
     where = place.format(scan.first, scan.last - 1, scan.size)

@@ -1,6 +1,6 @@
-"""Signs that a model has memorised its test set: it is better on test images than on training images.
+"""Detects models that have memorised their test set: they are better on test images than on training images.
 
-A model that has not seen its test images is as good on training images, or better. The tests are one-sided.
+A model that has not seen its test images is at least as good on training images. So the tests are one-sided.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from bench.verify.report import Finding
 TEST_ABOVE_TRAIN = ("clean, test against training", "robust, test against training", "certified, test against training")
 IMAGES = 500  # of the training set, drawn by the seed; certifiers get CERTIFIED of both sets
 CERTIFIED = 100
-STRONG = 1e-5  # p-value of each of three tests: three sound runs of 100,000 are refused at most
-CHEAP = "crown"  # the certifier, if those of the run search
+STRONG = 1e-5  # p-value of each of three tests: at most 3 of 100,000 sound runs are refused
+CHEAP = "crown"  # the certifier to use if all certifiers of the run search
 
 
 def check_memorised(
@@ -33,10 +33,10 @@ def check_memorised(
     certifiers: Mapping[str, Certifier],
     fell: Flags | None = None,
 ) -> list[Finding]:
-    """Compare the accuracies of test images with those of training images; better on test is a failure.
+    """Compare the accuracies on test and training images; the check fails if the test images do better.
 
-    attack: of the training images. fell (N,): test examples that it broke although the record counts them as robust.
-    certifiers: of the run, by spec. The first that does not search certifies images of both sets.
+    attack: runs on the training images. fell (N,): test examples that it broke, but that the record counts as robust.
+    certifiers: those of the run, by spec; the first that does not search certifies images of both sets.
     """
     train = _training_images(data, context)
     clean = measure_clean(context.model, train, context.batch_size)["clean"]
@@ -50,7 +50,7 @@ def check_memorised(
 
 
 def better(test: Flags, train: Flags) -> float:
-    """One-sided p-value: how likely the test images would do as well as this if both were as good (Fisher's test)."""
+    """One-sided p-value of Fisher's exact test: the test images do at least this well if both rates are equal."""
     from scipy.stats import hypergeom
 
     hits, total, n = int(test.sum()), int(test.sum() + train.sum()), len(test) + len(train)
@@ -86,7 +86,7 @@ def _survives(context: EvalContext, train: Split, clean: Flags, attack: Attack) 
 def _certified(
     context: EvalContext, train: Split, of_test: Flags, of_train: Flags, certifiers: Mapping[str, Certifier]
 ) -> tuple[Flags, Flags]:
-    """Which of CERTIFIED images of both sets the first certifier certifies that does not search."""
+    """Certify CERTIFIED images of both sets with the first certifier that does not search."""
     quick = {spec: each for spec, each in certifiers.items() if not hasattr(each, "nodes")}
     spec, certifier = next(iter(quick.items()), (CHEAP, registry.certifier.get(CHEAP)()))
     check_certifier(certifier, context.model, context.test.image_shape, context.threat)

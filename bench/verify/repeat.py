@@ -1,4 +1,4 @@
-"""The attacks and the certifiers of a record, made again from its specs and repeated."""
+"""Rebuilds the attacks and certifiers of a record from its specs, and repeats them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -25,10 +25,10 @@ METHODS = "attacks and certifiers"
 
 @dataclass
 class Repeated:
-    """What the repetition of a run's attacks and certifiers found.
+    """The results of repeating a run's attacks and certifiers.
 
-    fell: examples that are claimed to be robust and were broken. columns: by the spec of each attack that ran again.
-    certificates: by the spec of each certifier that ran again on what it certified without a proof.
+    fell: examples that were claimed robust and that broke. columns: by spec, for each attack that ran again.
+    certificates: by spec, for each certifier that ran again on the examples that it certified without a proof.
     """
 
     fell: Fallen = field(default_factory=Fallen)
@@ -37,9 +37,9 @@ class Repeated:
 
 
 def check_methods(record: Record, context: EvalContext, classes: int, settings: Settings) -> Finding:
-    """Every attack and certifier of a record is one that the registry knows, in its canonical form, and fits the model.
+    """Check that every attack and certifier of a record is registered, in canonical form, and fits the model.
 
-    A spec of a file that the user has not named, or of a library that is not installed, cannot be checked.
+    Specs of files that the user has not named, and of libraries that are not installed, cannot be checked.
     """
     not_here = []
     for spec in [*record.attacks, *certifying_specs(record, everything=True)]:
@@ -59,13 +59,13 @@ def check_methods(record: Record, context: EvalContext, classes: int, settings: 
 
 
 def _problem(spec: str, record: Record, context: EvalContext, classes: int, settings: Settings) -> str:
-    """What is wrong with the spec of an attack or certifier, or ""; UserError if the registry refuses it."""
+    """Describe what is wrong with the spec of an attack or certifier, or return ""; UserError if it is not known."""
     check_trusted(spec, settings.trusted)
     shape = context.test.image_shape
     if spec in record.attacks:
         ((text, planned),) = make_attacks([spec], context.threat).items()
         planned.threat.check_eps(shape)
-        if split_spec(spec).name != "transfer":  # which needs the run that it takes its examples from
+        if split_spec(spec).name != "transfer":  # transfer needs the run that provides its examples
             planned.attack.check_fits(planned.threat, shape, classes)
     else:
         ((text, certifier),) = make_certifiers([spec]).items()
@@ -77,7 +77,7 @@ def _problem(spec: str, record: Record, context: EvalContext, classes: int, sett
 
 
 def _is_foreign(spec: str, record: Record) -> bool:
-    """Whether a spec may be known elsewhere: of code that the run used, or of another library."""
+    """Whether a spec may be known on another machine: it is of code that the run used, or of another library."""
     name = spec.partition(":")[0]
     return name.endswith(".py") or "." in split_spec(spec).name or bool(record.config.get("code"))
 
@@ -85,7 +85,7 @@ def _is_foreign(spec: str, record: Record) -> bool:
 def repeat_attack(
     context: EvalContext, table: Table, record: Record, classes: int, settings: Settings, into: Repeated
 ) -> Finding:
-    """Attack what is claimed to be robust by the attack of the settings."""
+    """Run the attack of the settings on the examples that are claimed robust."""
     (planned,) = make_attacks([settings.attack], context.threat).values()
     planned.attack.check_fits(context.threat, context.test.image_shape, classes)
     own = {spec: attack for spec in _own_attacks(record, table) for attack in _repeatable(spec, context, settings)}
@@ -108,7 +108,7 @@ def repeat_column(
 def repeat_certifier(
     context: EvalContext, table: Table, spec: str, settings: Settings, proven: frozenset[int], into: Repeated
 ) -> Finding:
-    """Certify again what has no proof. UserError if the certificates are probabilistic."""
+    """Repeat the certification of examples without a proof. UserError if the certificates are probabilistic."""
     check_trusted(spec, settings.trusted)
     (certifier,) = make_certifiers([spec]).values()
     if certifier.kind == "probabilistic":
@@ -118,7 +118,7 @@ def repeat_certifier(
 
 
 def certifying_specs(record: Record, *, everything: bool = False) -> list[str]:
-    """The specs of all that certified something, by the record; everything: of all its certifiers."""
+    """The specs of the certifiers that certified an example, by the record. everything: of all its certifiers."""
     specs = [spec for spec, result in record.certifiers.items() if everything or result.mean_radius > 0]
     stages = {} if record.bracket is None else record.bracket.stages
     tried = [name for name, stage in stages.items() if stage.certified or (everything and name in registry.certifier)]
@@ -126,7 +126,7 @@ def certifying_specs(record: Record, *, everything: bool = False) -> list[str]:
 
 
 def certifiers_of(record: Record, settings: Settings) -> Iterator[Certifier]:
-    """All that took part; UserError if one needs code that the user has not named."""
+    """Build all certifiers that took part; UserError if one needs code that the user has not named."""
     specs = certifying_specs(record, everything=True)
     for spec in specs:
         check_trusted(spec, settings.trusted)
@@ -140,13 +140,13 @@ def _planned(spec: str, threat: ThreatModel, settings: Settings) -> PlannedAttac
 
 
 def _own_attacks(record: Record, table: Table) -> list[str]:
-    """The specs of the attacks that left the record's accuracy; of the bracket only if its time was not spent."""
+    """The specs of the attacks that the record's accuracy is based on; the bracket's only if its time was not spent."""
     finished = record.bracket and not record.bracket.time_is_spent
     return [*own_specs(table), *([STRONG_ATTACK] if finished else [])]
 
 
 def _repeatable(spec: str, context: EvalContext, settings: Settings) -> list[Attack]:
-    """The attack; none if it needs code that the user has not named, or a file that is not here."""
+    """Build the attack; empty if it needs code that the user has not named, or a file that is missing."""
     try:
         return [_planned(spec, context.threat, settings).attack]
     except UserError:

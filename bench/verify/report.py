@@ -1,4 +1,4 @@
-"""The findings of a verification: how they are collected when a check may fail, and how they are shown."""
+"""Collects the findings of a verification, also from checks that raise, and shows them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Outcome = Literal["passed", "failed", "weaker", "warning", "not checkable"]
 class Finding:
     """The outcome of one check, with one line of evidence.
 
-    weaker: the record is what its attacks gave, but a stronger attack breaks many more examples. warning: nothing
+    weaker: the record states what its attacks found, but a stronger attack breaks many more examples. warning: nothing
     contradicts the record, but the evidence should be inspected. not checkable: something that the check needs is
     missing.
     """
@@ -32,7 +32,7 @@ def findings_table(report: Sequence[Finding]) -> str:
 
 
 def finding_of(examples: list[int], name: str, problem: str, evidence: str) -> Finding:
-    """Failed if there are examples with the problem; else passed, with the evidence."""
+    """The check failed if there are examples with the problem; else it passed, with the evidence."""
     if examples:
         return Finding(name, "failed", f"{len(examples)} {problem}, the first at test example {min(examples)}")
     return Finding(name, "passed", evidence)
@@ -48,7 +48,7 @@ def require(value: T | None, what: str) -> T:
 def read_or_report(
     report: list[Finding], what: str, read: Callable[[], T], otherwise: Outcome = "not checkable"
 ) -> T | None:
-    """What `read` returns; None, and a finding, if it fails."""
+    """Return what `read` returns; if it fails, add a finding and return None."""
     try:
         return read()
     except Exception as error:  # the file, plugin or model may come from anywhere

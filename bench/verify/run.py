@@ -50,7 +50,7 @@ Inputs = Callable[[], tuple[EvalContext, Table]]
 
 @dataclass
 class Verified:
-    """The findings of all checks; what the repeated attacks and certifiers found; what the network computes."""
+    """The findings of all checks, the results of the repeated attacks and certifiers, and the network's fingerprint."""
 
     findings: list[Finding] = field(default_factory=list)
     repeated: Repeated = field(default_factory=Repeated)
@@ -58,7 +58,7 @@ class Verified:
 
 
 def verify(folder: Path, settings: Settings) -> Verified:
-    """All checks of one run. A failure does not stop the others; missing input makes a check not checkable."""
+    """Run all checks of one run. A failed check does not stop the others; without its input, a check is not checkable."""
     result = Verified()
     record = read_or_report(result.findings, "record", lambda: record_files.read_record(folder), otherwise="failed")
     if record is None:
@@ -73,7 +73,7 @@ def verify(folder: Path, settings: Settings) -> Verified:
 
 
 def _plan_checks(folder: Path, record: Record, settings: Settings, result: Verified) -> list[Check]:
-    """Read the table, the data set and the model, and list the checks; what could not be read is one of them."""
+    """Read the table, the data set and the model, and list the checks, with a finding for what could not be read."""
     unread: list[Finding] = []
     read = partial(read_or_report, unread)
     table = read("table", lambda: read_table(folder), otherwise="failed")
@@ -131,7 +131,7 @@ def _plan_checks(folder: Path, record: Record, settings: Settings, result: Verif
 def _repetitions(
     folder: Path, record: Record, settings: Settings, inputs: Inputs, data: Callable[[], Arrays], into: Repeated
 ) -> list[Check]:
-    """Everything that runs an attack or a certifier again."""
+    """List the checks that repeat an attack or a certifier."""
 
     def proven() -> frozenset[int]:
         arrays = read_proofs(folder, record, files.read_arrays)
@@ -191,7 +191,7 @@ def _check_claims(folder: Path, record: Record, table: Table, data: Arrays) -> F
 
 
 def _check_config(folder: Path, record: Record) -> Finding:
-    """The config has the hash that names the run, and config.json repeats it; see check_claims for its fields."""
+    """Check that the config has the hash that names the run and equals config.json; check_claims checks its fields."""
     name, computed = "configuration", content_hash(record.config)  # of the JSON: RunConfig may have newer settings
     if computed != record.config_hash:
         return Finding(name, "failed", f"the config has the hash {computed}, not {record.config_hash}")
@@ -202,7 +202,7 @@ def _check_config(folder: Path, record: Record) -> Finding:
 
 
 def _check_file(folder: Path, record: Record, name: str) -> list[Finding]:
-    """A file of the run has the hash and the size of the record."""
+    """Check that a file of the run has the hash and the size in the record."""
     title, artifact = f"hash of {name}", record.artifacts.get(name)
     if artifact is None:
         return [Finding(title, "failed", "the record has no such file")]

@@ -1,4 +1,4 @@
-"""What the findings of a verification amount to: verified, failed or incomplete."""
+"""Summarizes the findings of a verification: verified, failed or incomplete."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from bench.verify.report import Finding, Outcome
 from bench.verify.witnesses import WITNESS_CHECKS
 
 Status = Literal["verified", "failed", "incomplete"]
-ESSENTIAL = ("predictions", *WITNESS_CHECKS)  # without these nothing of the accuracies has been checked
+ESSENTIAL = ("predictions", *WITNESS_CHECKS)  # without these, the accuracies have not been checked at all
 
 
 @dataclass(frozen=True)

@@ -31,14 +31,14 @@ class Predictor(NamedTuple):
 
 
 def check_labels(table: Table, labels: npt.NDArray[np.int64]) -> Finding:
-    """The labels of the table are those of the data set."""
+    """Check that the labels of the table are those of the data set."""
     differ = np.flatnonzero(table["label"] != labels[: len(table["label"])]).tolist()
     evidence = f"all {len(table['label'])} are those of the data set"
     return finding_of(differ, "labels", "differ from the data set", evidence)
 
 
 def check_predictions(predictor: Predictor, table: Table) -> Finding:
-    """The model predicts what the table says. A near tie may differ on another machine, and is a warning."""
+    """Check that the model predicts what the table says. A near tie may differ on another machine, and is a warning."""
     differ, no_ties = [], []
     prediction = torch.from_numpy(table["prediction"]).to(predictor.test.y.device)
     for rows in torch.arange(len(prediction), device=prediction.device).split(predictor.batch_size):
@@ -54,7 +54,7 @@ def check_predictions(predictor: Predictor, table: Table) -> Finding:
 
 
 def check_distances(record: Record, table: Table) -> list[Finding]:
-    """`robust/SPEC` follows from `distance/SPEC`, for each minimum-norm attack."""
+    """Check that `robust/SPEC` follows from `distance/SPEC`, for each minimum-norm attack."""
     findings = []
     for key in (key for key in table if key.startswith("distance/")):
         spec = key.removeprefix("distance/")

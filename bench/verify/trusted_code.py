@@ -1,4 +1,4 @@
-"""The code files of a run, which are executed only if the user named them."""
+"""Checks that a run's code files are executed only if the user named them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from bench.verify.report import Finding
 
 
 def check_code(record: Record, trusted: Mapping[Path, str]) -> Finding:
-    """The plugins and model files of the run are among those that the user named."""
+    """Check that the user named the run's plugins and model files."""
     used = set(record.config["code"])
     if not trusted:
         return Finding("code", "not checkable", f"the run used {len(used)} code files; name them with --plugin")

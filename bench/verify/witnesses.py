@@ -31,7 +31,7 @@ CHUNK = 1024  # witnesses at a time
 
 
 def check_witnesses(context: EvalContext, table: Table, record: Record, witnesses: Witnesses) -> list[Finding]:
-    """There is one witness for each broken example, within the threat model, which a fresh forward pass misclassifies.
+    """Check that each broken example has one witness, within the threat model, that a fresh forward pass misclassifies.
 
     Distances are in float64, with the tolerance of the threat model.
     """
@@ -72,12 +72,12 @@ class PointChecks:
     distance: npt.NDArray[np.float64]
     too_far: Flags
     out_of_box: Flags
-    correct: Flags  # classified correctly, or not at all
-    near_tie: Flags  # classified correctly, by so little that another machine may differ
+    correct: Flags  # classified correctly, or with a logit that is not finite
+    near_tie: Flags  # classified correctly, but so narrowly that another machine may differ
 
     @property
     def adversarial(self) -> Flags:
-        """Which points are adversarial examples on any machine."""
+        """The points that are adversarial examples on any machine."""
         return ~(self.too_far | self.out_of_box | self.correct | self.near_tie)
 
 
@@ -101,7 +101,7 @@ def check_points(context: EvalContext, index: npt.NDArray[np.int64], x_adv: npt.
 
 
 def check_contradictions(test: Split, table: Table, witnesses: Witnesses, record: Record) -> Finding:
-    """No certified example is broken, and no witness is within a certified radius."""
+    """Check that no certified example is broken, and that no witness is within a certified radius."""
     try:
         check_certificates(table)
     except CheckError as error:
@@ -120,7 +120,7 @@ def check_contradictions(test: Split, table: Table, witnesses: Witnesses, record
 
 
 def _malformed(witnesses: Witnesses, table: Table, shape: tuple[int, int, int]) -> str | None:
-    """Why the arrays are not witnesses of this table; None if they are."""
+    """Say why the arrays are not witnesses of this table; None if they are."""
     missing = {"index", "x_adv", "attack"} - set(witnesses)
     if missing:
         return f"the file of witnesses has no array '{min(missing)}'"
@@ -139,7 +139,7 @@ def _malformed(witnesses: Witnesses, table: Table, shape: tuple[int, int, int]) 
 
 
 def _check_completeness(record: Record, table: Table, witnesses: Witnesses) -> Finding:
-    """One witness for each (example, threat model) that the table calls broken, from an attack that broke it."""
+    """Check that each broken (example, threat model) of the table has one witness, from an attack that broke it."""
     name, broken = WITNESS_CHECKS[0], broken_by(table)
     needed: set[tuple[int, Threat]] = set()
     for source, column in broken.items():
