@@ -1,1 +1,1 @@
-"""Submissions and contests. The only package that reads untrusted files."""
+"""Submissions and contests. This is the only package that reads untrusted files."""

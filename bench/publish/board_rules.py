@@ -1,4 +1,4 @@
-"""What a board asks of a run: its suite's rules, an attack that is strong enough, and a good enough verdict."""
+"""Checks the requirements of a board: its suite's rules, a strong enough attack, and a good enough verdict."""
 
 from bench.core.config import CORRUPTIONS, Suite
 from bench.core.errors import UserError
@@ -8,7 +8,7 @@ LAST_STAGE = "square"  # the last attack of a bracket that all undecided example
 
 
 def check_board(record: Record, suite: Suite) -> None:
-    """A run of the suite, under an attack that the board accepts, with a good enough verdict."""
+    """Check that a run follows the suite, has an attack that the board accepts, and has a good enough verdict."""
     if suite.norm == CORRUPTIONS:
         raise UserError(f"the board of {suite.name} takes reported accuracies only: bench leaderboard --add-reported")
     for what, value, wanted in (

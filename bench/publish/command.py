@@ -1,7 +1,7 @@
-"""Whether the command in a record is the one that its config gives.
+"""Checks that the command in a record produces its config.
 
-Not trusted: the command. It is read and planned, never run by a shell, and it imports no file that the user has not
-named.
+The command is untrusted. It is parsed and planned, but never run by a shell, and it imports only files that the user
+has named.
 """
 
 import shlex
@@ -20,12 +20,12 @@ from bench.verify.inputs import Settings
 from bench.verify.report import Finding
 
 NAME = "command"
-OF_FILES = ("checkpoint", "state_dict", "code")  # what depends on files that the run folder does not hold
+OF_FILES = ("checkpoint", "state_dict", "code")  # settings that depend on files outside the run folder
 TEXTS = ("defense", "checkpoint", "suite", "dataset", "model", "norm", "eps", "attacks", "certifiers")
 
 
 def check_command(record: Record, folder: Path, settings: Settings) -> Finding:
-    """The command, planned anew with the data and the weights of the run, gives the config of the record."""
+    """Plan the command again with the run's data and weights, and check that it gives the config of the record."""
     text = record.provenance.get("command")
     if not isinstance(text, str):
         return Finding(NAME, "failed", "the record does not say by which command it was made")
@@ -44,7 +44,7 @@ def check_command(record: Record, folder: Path, settings: Settings) -> Finding:
 
 
 def read_command(text: str) -> Request:
-    """The inverse of Request.command_line, except for the seed; UserError for anything else."""
+    """Parse a command: the inverse of Request.command_line, except for the seed. UserError for anything else."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -88,7 +88,7 @@ def read_command(text: str) -> Request:
 
 
 def _options(words: list[str]) -> Iterator[tuple[str, str]]:
-    """The options without their dashes, each with its value; "" for --bracket."""
+    """Yield the options without their dashes, each with its value; "" for --bracket."""
     rest = iter(words)
     for word in rest:
         if not word.startswith("--"):
@@ -97,7 +97,7 @@ def _options(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _on_the_run(request: Request, record: Record, folder: Path, settings: Settings) -> Request:
-    """The request for the data and the weights of the run; UserError if it names a file that the record does not."""
+    """Point the request to the run's data and weights; UserError if it names a file that the record does not."""
     specs = (request.dataset, request.model, *(request.attacks or ()), *request.certifiers)
     known = {record.dataset, record.model, *record.attacks, *record.certifiers}
     for spec in specs:
@@ -114,7 +114,7 @@ def _on_the_run(request: Request, record: Record, folder: Path, settings: Settin
         plugins=plugins,
         trusted=list(settings.trusted),
         checkpoint=checkpoint,
-        state_dict=None,  # the weights of the run are the ones that it chose
+        state_dict=None,  # the run's weights are already those of this key
         model=model,
         data_dir=settings.data_dir,
         device="cpu",

@@ -1,8 +1,8 @@
 """`bench submit --contest`: adversarial examples lower a published accuracy if they pass every check.
 
-Not trusted: the witnesses, the weights, and the file of a contest that somebody else wrote. They are checked as in
-bench/publish/submit.py; the weights must have the hash of the published record. Trusted: the published record and its
-table, this package and its data sets.
+The witnesses, the weights, and a contest file by somebody else are untrusted. They are checked as in
+bench/publish/submit.py, and the weights must have the hash of the published record. The published record and its table,
+this package and its data sets are trusted.
 """
 
 import time
@@ -39,13 +39,13 @@ from leaderboard.published_results import (
 )
 from leaderboard.render import render
 
-MOST_TRIES = 10  # witnesses of a contest for each example
+MOST_TRIES = 10  # maximum number of witnesses of a contest per example
 BROKEN = "robust in the record, now broken"
 
 
 @dataclass(frozen=True)
 class ContestResult:
-    """The test examples of a contest's witnesses by outcome, and those newly broken that the record certified."""
+    """The test examples of a contest's witnesses by outcome, and the newly broken ones that the record certified."""
 
     outcomes: dict[str, list[int]]
     refuted: list[int]
@@ -78,7 +78,7 @@ def contest_run(
     if url is not None:
         check_url(url)
     with TemporaryDirectory(prefix="bench-contest-") as name:
-        copy = Path(name) / witnesses.name  # so that what is hashed is what was checked
+        copy = Path(name) / witnesses.name  # so that the checked file is the hashed one
         with errors_as_one_line(witnesses.name):
             copy_file(witnesses, copy, MAX_BYTES[WITNESSES])
         file = Artifact(sha256=files.sha256(copy), bytes=copy.stat().st_size, url=url)
@@ -101,7 +101,7 @@ def contest_run(
 
 
 def recheck_contest(results: Path, run: str, file: Path, *, settings: Settings, open_url: OpenUrl = open_https) -> None:
-    """Check a contest that somebody else wrote, from the addresses of its witnesses and of the run's weights.
+    """Check somebody else's contest; download its witnesses and the run's weights from their addresses.
 
     CheckError if its witnesses do not break exactly the examples that it lists.
     """

@@ -1,6 +1,6 @@
-"""Copies: seeds that are one training, and entries that are another entry's network under a new name.
+"""Detects copies: seeds that share one training, and entries that rename another entry's network.
 
-Networks are compared by what they compute on test images and on noise (bench/verify/fingerprint.py).
+Networks are compared by their outputs on test images and on noise (bench/verify/fingerprint.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ SAME_SEED = 0.03
 
 
 def copies_among(prints: Mapping[str, Sequence[float]]) -> list[str]:
-    """One line for each pair that is the same network. prints: the fingerprint of each run, by its name ENTRY/SEED."""
+    """Return one line for each pair of the same network. prints: the fingerprint of each run, by its name ENTRY/SEED."""
     names = sorted(name for name, values in prints.items() if values)
     return [
         f"{one} and {other} are the same network (their outputs differ by {distance(prints[one], prints[other]):.1e})"

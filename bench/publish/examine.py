@@ -1,7 +1,7 @@
-"""What a submitted run is worth: verified with model and data set, and what a board may count of it.
+"""Verifies a submitted run with its model and data set, and derives what the leaderboard may publish.
 
-Not trusted: the run's files and all that its record claims; they have passed the static checks. Trusted: this package,
-its data sets, and code that the user names. Everything that is published of a run is derived here, once.
+The run's files and the claims of its record are untrusted, although they have passed the static checks. This package,
+its data sets, and code that the user names are trusted. Everything that is published about a run is derived here.
 """
 
 import time
@@ -48,7 +48,7 @@ SAME_PRINT = COPY / 10  # distance of two fingerprints of one network on two mac
 
 @dataclass(frozen=True)
 class Examined:
-    """A run's findings, the objections to its publication, and what of it is derived again."""
+    """A run's findings, the objections to its publication, and the derived results."""
 
     findings: list[Finding]
     objections: list[str]
@@ -56,15 +56,15 @@ class Examined:
 
 
 def seed_of(record: Record) -> int:
-    """The seed with which a submission is verified if the user gives none: of its weights.
+    """The default seed for verifying a submission, a function of its weights.
 
-    So a maintainer repeats what the submitter has seen, and another try with the same weights has the same outcome.
+    So a maintainer repeats what the submitter saw, and another attempt with the same weights has the same outcome.
     """
     return int(record.artifacts["weights"].sha256[:8], 16) >> 1
 
 
 def examine(folder: Path, record: Record, data: Arrays, settings: Settings) -> Examined:
-    """Verify a complete run folder, and derive what may be published of it."""
+    """Verify a complete run folder, and derive what may be published."""
     verified = verify(folder, settings)
     findings = list(verified.findings)
     needed = get_suite(record.suite or "").board_examples or len(data.y_test)
@@ -100,7 +100,7 @@ def examine(folder: Path, record: Record, data: Arrays, settings: Settings) -> E
 
 
 def _check_size(record: Record, found: Size | None) -> Finding:
-    """The size of the network. The bytes of its description may differ between versions."""
+    """Check the size of the network. The bytes of its description may differ between versions."""
     if record.size is None:
         return Finding("size", "passed", "the record gives none")
     same = found is not None and record.size == msgspec.structs.replace(found, bytes=record.size.bytes)
@@ -113,7 +113,7 @@ def _weaker(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _check_proofs(folder: Path, data: Arrays) -> tuple[Finding, list[int]]:
-    """All proofs, by the checker that shares no code with the certifiers; and the examples whose proofs hold."""
+    """Check all proofs with the checker that shares no code with the certifiers; also return the proven examples."""
     report = recheck(folder, data.x_test, data.y_test, data.hash)
     proven = [example.index for example in report.examples if example.proof == "proven"]
     if report.failures:
@@ -137,7 +137,7 @@ def _checked(record: Record, verified: Verified, proven: Sequence[int], settings
 
 
 def _contest(folder: Path, fell: Fallen) -> tuple[Contest, bytes] | None:
-    """A contest with the examples that fell and that the record counts as robust; None if there are none."""
+    """Make a contest of the broken examples that the record counts as robust; None if there are none."""
     table = files.read_arrays(folder / ARTIFACTS["examples"])
     robust = survivors(table)
     points = {i: point for i, point in fell.points.items() if robust[i]}
@@ -155,10 +155,10 @@ def _contest(folder: Path, fell: Fallen) -> tuple[Contest, bytes] | None:
 def _repeat_verdict(
     folder: Path, record: Record, model: nn.Module, data: Arrays, settings: Settings
 ) -> tuple[Finding, Sanity]:
-    """The sanity verdict, formed again; and the worse of it and the record's, which is published.
+    """Form the sanity verdict again, and return the worse of it and the record's, which is published.
 
-    If they are equal, the fresh one is published: its evidence was measured here.
-    A worse verdict is confirmed by a second draw, because a sound model may show a sign by chance.
+    If they are equal, the new one is published, because its evidence was measured here. A worse verdict is confirmed by
+    a second draw, because a sound model may show a sign by chance.
     """
     test = Split.test(data, settings.device, record.n_examples)
     table = files.read_arrays(folder / ARTIFACTS["examples"])
@@ -181,10 +181,11 @@ def _repeat_verdict(
 
 
 def _objections(report: Sequence[Finding], record: Record) -> list[str]:
-    """Findings that refuse a submission: failed checks, and required checks that could not be made.
+    """Return the findings that block a submission: failed checks, and required checks that could not be made.
 
-    Not required: the leakage checks, which need many examples; repeating a probabilistic certificate, or an attack of
-    code or a library that is not here (its column is not shown). What is weaker than the second attack is lowered.
+    The leakage checks are not required, because they need many examples. Neither is repeating a probabilistic
+    certificate, or an attack whose code or library is missing (its column is not shown). A run whose attacks are weaker
+    than the second attack is not blocked; its accuracy is lowered.
     """
     optional = {*LEAK_CHECKS, METHODS, *(f"{spec} again" for spec in record.attacks), TEST_ABOVE_TRAIN[2]}
     probabilistic = [spec for spec, each in record.certifiers.items() if each.kind != "deterministic"]
@@ -197,9 +198,9 @@ def _objections(report: Sequence[Finding], record: Record) -> list[str]:
 
 
 def compare_published(examined: Examined, published: Checked, contested: Sequence[int], record: Record) -> list[str]:
-    """Objections to what a pull request says that its verification derived: the check derives it once more.
+    """Return objections to a pull request's checked.json, which this check derives once more.
 
-    contested: the examples that its contests take out.
+    contested: the examples that its contests list as broken.
     """
     ours, objections = examined.derived.checked, []
     contest = examined.derived.contest

@@ -1,8 +1,8 @@
-"""Downloads of the files that a record names by an https address.
+"""Downloads the files that a record refers to by an https address.
 
-Not trusted: the address, the server and the content. Only https to public addresses is opened, redirects included; a
+The address, the server and the content are untrusted. Only https to public addresses is opened, redirects included. A
 download stops after the number of bytes in the record, or when it takes too long, and its hash must be the record's.
-The file is written, never executed.
+The file is written, but never executed.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from bench.core.records import Artifact
 from bench.publish.untrusted_files import check_url, printable
 
 PAUSE = 60.0  # seconds without a byte
-PATIENCE, SLOWEST = 120.0, 2.0**17  # a download may take so many seconds, and one more for so many bytes
+PATIENCE, SLOWEST = 120.0, 2.0**17  # a download may take PATIENCE seconds, plus one per SLOWEST bytes
 CHUNK = 2**20
-EMBEDDING = ipaddress.IPv6Network("64:ff9b::/96")  # public addresses that may stand for a private one
-OpenUrl = Callable[[str, float], IO[bytes]]  # the address, and the seconds that all of it may take
+EMBEDDING = ipaddress.IPv6Network("64:ff9b::/96")  # public addresses that may embed a private one
+OpenUrl = Callable[[str, float], IO[bytes]]  # the address, and the time limit in seconds for all of it
 
 
 class _Limited(socket.socket):
@@ -43,9 +43,9 @@ class _Limited(socket.socket):
 
 
 def open_https(url: str, seconds: float) -> IO[bytes]:
-    """Open a public https address, which then sends for `seconds` at most.
+    """Open a public https address, which may then send for at most `seconds`.
 
-    Redirects may only lead to others; file:, http: and all other schemes are refused.
+    Redirects may only lead to other public https addresses; file:, http: and all other schemes are refused.
     """
 
     class LimitedTls(_Limited, ssl.SSLSocket):
@@ -84,9 +84,9 @@ def open_https(url: str, seconds: float) -> IO[bytes]:
 
 
 def connect_publicly(host: str, port: int) -> socket.socket:
-    """A connection to a host none of whose addresses is private. OSError if there is none.
+    """Connect to a host that has no private address. OSError if this fails.
 
-    The addresses that were checked are those that are connected to: a name server cannot give others in between.
+    The connection uses the addresses that were checked, so a name server cannot substitute others in between.
     """
     addresses = [found[4] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for address in addresses:

@@ -1,6 +1,6 @@
-"""Names and titles of entries that could be mistaken for others: refused, with the entry that they resemble.
+"""Refuses names and titles of entries that could be mistaken for those of another entry.
 
-Not trusted: the key and the description of a new entry. Trusted: those that are published.
+The key and the description of a new entry are untrusted. Published ones are trusted.
 """
 
 import re
@@ -12,7 +12,7 @@ from bench.core.errors import UserError
 from leaderboard.published_results import ABOUT, About, read_about
 from leaderboard.texts import check_line
 
-DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")  # names that Windows keeps for itself
+DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")  # names that Windows reserves
 # words and numbers that make another's name look like its next version, or its correction
 VERSION = re.compile(
     r"[\s_.:()\[\]-]*(v?\d+|corrected|correct|fixed|official|original|real|true|new|final|best|verified|updated?"
@@ -24,8 +24,8 @@ VERIFIER = "bench submit"  # the author of contests of the verification itself
 def check_names(results: Path, suite: str, entry: str, about: About | None, author: str | None = None) -> None:
     """UserError if the key or the title of an entry imitates that of another one of its suite.
 
-    A name that is another's name and a version (`trades-2`, `TRADES, corrected`) belongs to the same maintainers.
-    author: of a pull request, who alone counts as a maintainer: anybody can write another's name into a description.
+    Only the same maintainers may use an existing name with a version (`trades-2`, `TRADES, corrected`). author: the
+    author of a pull request, who alone counts as a maintainer, because a description may claim anybody's name.
     """
     if DEVICES.fullmatch(entry) or entry.endswith("."):
         raise UserError(f"entry '{entry}' cannot be a folder on every system; choose another name")
@@ -57,7 +57,7 @@ def check_contest_author(name: str) -> None:
 
 
 def skeleton(name: str) -> str:
-    """A name with what looks alike made equal: case, accents, marks between letters, 0 and o, 1 and l, rn and m."""
+    """Make look-alike names equal: ignores case, accents and marks between letters; 0 is o, 1 is l, rn is m."""
     letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().casefold()
     letters = re.sub(r"[^a-z0-9]", "", letters)
     return letters.replace("rn", "m").replace("vv", "w").translate(str.maketrans("01", "ol"))

@@ -1,4 +1,4 @@
-"""A described network (bench/core/network_format.py) as ONNX, in float32."""
+"""Converts a network description (bench/core/network_format.py) to ONNX, in float32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.core.errors import UserError
 from bench.core.network_format import Array, Description, Layer
 from leaderboard.recheck.layers import Reader
 
-OPSET, IR_VERSION = 17, 8  # which verifiers read
+OPSET, IR_VERSION = 17, 8  # versions that verifiers can read
 INPUT, OUTPUT = "X", "Y"
 EXTRA = "pip install 'robust-bracket[onnx]'"
 
@@ -30,7 +30,7 @@ def onnx_module() -> Any:
 def onnx_bytes(description: Description, tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """The ONNX model of images X (1,C,H,W) to logits Y (1,K). tensors: of the weights file, by name.
 
-    What follows from stored numbers (batch norm) is computed in float64 and rounded once.
+    Derived constants (batch norm) are computed in float64 and rounded once.
     """
     onnx = onnx_module()
     nodes = _Nodes(Reader(tensors))
@@ -54,7 +54,7 @@ def onnx_bytes(description: Description, tensors: Mapping[str, npt.NDArray[Any]]
 
 
 def onnx_logits(model: bytes, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """What onnx's own evaluator computes for images (N,C,H,W), one after the other: (N,K)."""
+    """Compute logits (N,K) for images (N,C,H,W) with onnx's reference evaluator, one image at a time."""
     from onnx.reference import ReferenceEvaluator
 
     evaluator: Any = ReferenceEvaluator(model)
@@ -62,7 +62,7 @@ def onnx_logits(model: bytes, images: npt.NDArray[np.float32]) -> npt.NDArray[np
 
 
 class _Nodes:
-    """The operators and constants of the layers that were added. names: of the output of each layer."""
+    """Collects the operators and constants of added layers. names: the name of the output of each layer."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader

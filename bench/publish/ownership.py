@@ -1,7 +1,7 @@
-"""Who may add seeds to an entry, which seeds need a reason, and who has trained a recipe again.
+"""Checks who may add seeds to an entry, and which seeds need a reason.
 
-Not trusted: the author of a pull request, as far as the workflow does not pass it; descriptions and reasons. Trusted:
-what is published.
+Descriptions and reasons are untrusted, and so is the author of a pull request unless the workflow passes it. What is
+published is trusted.
 """
 
 import re
@@ -16,11 +16,11 @@ from leaderboard.statistics import prediction
 
 ACCOUNT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})")  # of GitHub
 LEVEL = 0.99  # of the prediction interval in which a new seed lies, unless it has a reason
-FEWEST = 3  # other seeds, for such an interval
+FEWEST = 3  # number of other seeds that such an interval needs
 
 
 def check_maintainers(home: Path, about: About | None, author: str | None) -> None:
-    """UserError if a maintainer is no account; CheckError if the author of a pull request is not one of them.
+    """UserError if a maintainer is not an account name; CheckError if the author of a pull request is not one of them.
 
     home: the entry's folder. about: the description of a new entry. author: None for a submission that is not a pull
     request.
@@ -38,10 +38,10 @@ def check_maintainers(home: Path, about: About | None, author: str | None) -> No
 def check_seeds_alike(
     new: Mapping[int, tuple[float, float]], published: Sequence[EvaluatedRun], n: int, reason: str | None
 ) -> None:
-    """CheckError if a new seed is far from the other seeds of its entry and nobody says why.
+    """CheckError if a new seed is far from the other seeds of its entry and no reason is given.
 
-    new: by seed, its clean accuracy and that under attack, on n examples. A seed is compared with the published ones,
-    or with the other new ones if it is published with its entry: it must lie in their prediction interval.
+    new: seed -> (clean accuracy, accuracy under attack), on n examples. A seed is compared with the published ones, or
+    with the other new ones if it is published with its entry: it must lie in their prediction interval.
     """
     known = {run.record.seed: (float(run.clean.mean()), float(run.robust.mean())) for run in published}
     for seed, accuracies in new.items():

@@ -1,6 +1,6 @@
-"""A private copy of a submission, so that what was verified is what is published.
+"""Copies a submission to a private folder, so that exactly the verified files are published.
 
-Not trusted: the submitted files, which somebody may change, or replace by links or devices, at any time.
+The submitted files are untrusted: somebody may change them, or replace them by links or devices, at any time.
 """
 
 import os
@@ -17,7 +17,7 @@ from bench.publish.untrusted_files import errors_as_one_line, printable
 
 @contextmanager
 def private_copies(folders: Sequence[Path]) -> Iterator[list[Path]]:
-    """Copies of run folders, which are deleted after the block. Errors inside the block name the originals."""
+    """Yield copies of run folders, and delete them after the block. Errors inside the block name the originals."""
     with ExitStack() as stack:
         temporary = stack.enter_context(TemporaryDirectory(prefix="bench-submit-"))
         originals: dict[Path, Path] = {}
@@ -43,7 +43,7 @@ def _copy_run(folder: Path, copy: Path) -> None:
 
 
 def copy_file(path: Path, copy: Path, max_bytes: int) -> None:
-    """Read a file once; UserError if it is no regular file, or has more than `max_bytes`."""
+    """Copy a file in one read; UserError if it is not a regular file, or has more than `max_bytes`."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags), "rb") as source, copy.open("wb") as target:
         if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):

@@ -1,6 +1,6 @@
-"""The files that `bench submit` adds to a run, as a pull request brings them: checked.json, contests.
+"""Reads the files that `bench submit` adds to a run, from a pull request: checked.json, contests.
 
-Not trusted: all of them. They are read like the rest of a submission and derived once more (examine.py).
+All of them are untrusted. They are read like the rest of a submission and derived once more (examine.py).
 """
 
 import re
@@ -18,7 +18,7 @@ CONTEST = re.compile(r"[0-9a-f]{12}\.(json|npz)")
 
 
 def read_published_seed(folder: Path) -> tuple[Checked, list[Contest]]:
-    """What was derived of a seed, and the contests that came with it; UserError if they are malformed."""
+    """Read checked.json of a seed and the contests that come with it; UserError if they are malformed."""
     with errors_as_one_line(CHECKED):
         if not (folder / CHECKED).exists():
             raise UserError(f"{folder} has no {CHECKED}; publish the run with `bench submit`, which writes it")
@@ -31,7 +31,7 @@ def read_published_seed(folder: Path) -> tuple[Checked, list[Contest]]:
 
 
 def published_files(folder: Path) -> dict[str, int]:
-    """The files of PUBLISHED in the folder of a seed, all regular and small enough: name -> its largest size."""
+    """Check that the files of PUBLISHED in a seed's folder are regular and small enough; name -> its largest size."""
     home = folder / CONTESTS
     if home.is_symlink() or (home.exists() and not home.is_dir()):
         raise UserError(f"{home.name} is not a folder")

@@ -1,6 +1,6 @@
-"""`bench submit --reproduces`: a maintainer of a board has trained an entry's recipe again, with seeds of their own.
+"""`bench submit --reproduces`: a maintainer of a board has trained an entry's recipe again with new seeds.
 
-Trusted: the runs, which the maintainer has made. Not trusted: the published entry.
+The runs are trusted, because the maintainer has made them. The published entry is untrusted.
 """
 
 import time
@@ -20,8 +20,8 @@ from leaderboard.checked_claims import Reproduction, write_reproduction
 from leaderboard.published_results import check_name, read_entry
 from leaderboard.statistics import prediction
 
-PASSES = 0.05  # share of the entry's training passes, by which those of the new seeds may differ
-LEVEL = 0.99  # of the prediction interval of the entry's seeds, in which the mean of the new ones lies
+PASSES = 0.05  # relative difference allowed between the training passes of the new seeds and of the entry
+LEVEL = 0.99  # level of the entry's prediction interval, which must contain the mean of the new seeds
 
 
 def reproduce(results: Path, place: str, runs: Path, by: str) -> Path:

@@ -1,8 +1,8 @@
 """Checks of a submission that need neither its model nor its data set: files, names, hashes, the record's numbers.
 
-Not trusted: all files of a run, its record, and the description of an entry or a contest. Nothing is imported,
-executed or written. Every failure is a UserError of one line. What remains to be checked with model and data set,
-`bench verify` checks afterwards (bench/publish/submit.py).
+All files of a run, its record, and the description of an entry or a contest are untrusted. Nothing is imported,
+executed or written. Every failure is a UserError of one line. The checks that need the model and the data set follow in
+`bench verify` (bench/publish/submit.py).
 """
 
 import math
@@ -64,7 +64,7 @@ ANY_NUMBERS = ("config", "provenance", "sanity")  # parts of a record that may h
 
 
 def check_submission(folder: Path, results: Path, entry: str) -> Record:
-    """The record of a run that may become a seed of results/SUITE/ENTRY, after all static checks."""
+    """Run all static checks, and return the record of a run that may become a seed of results/SUITE/ENTRY."""
     with errors_as_one_line(f"submission {folder}"):
         _check_files(folder)
         record = read_record(folder)
@@ -78,7 +78,7 @@ def check_submission(folder: Path, results: Path, entry: str) -> Record:
 
 
 def check_about(about: About) -> None:
-    """The texts of an entry are present, short, and in Latin letters."""
+    """Check that the texts of an entry are present, short, and in Latin letters."""
     with errors_as_one_line(ABOUT):
         for key, max_length in MAX_LENGTHS.items():
             check_text(getattr(about, key) or "", key, max_length, "ASCII and Latin letters")
@@ -91,7 +91,7 @@ def check_about(about: About) -> None:
 
 
 def read_submitted_about(path: Path) -> About:
-    """The about.toml of a submitted entry."""
+    """Read and check the about.toml of a submitted entry."""
     with errors_as_one_line(str(path)):
         check_file(path, MAX_ABOUT)
         about = read_about(path)
@@ -100,7 +100,7 @@ def read_submitted_about(path: Path) -> About:
 
 
 def read_submitted_contest(path: Path) -> Contest:
-    """The file of a contest, whose witnesses can be downloaded and checked again."""
+    """Read a contest file, and check that its witnesses can be downloaded and checked again."""
     with errors_as_one_line(str(path)):
         read_json(path, MAX_CONTEST)
         contest = read_contest(path)
@@ -114,13 +114,13 @@ def read_submitted_contest(path: Path) -> Contest:
 
 
 def check_author(name: str) -> None:
-    """The author of a contest."""
+    """Check the name of the author of a contest."""
     if not check_text(name, "the author's name", 100).strip():
         raise UserError("a contest names its author; give --by NAME")
 
 
 def check_artifact(name: str, file: Artifact) -> None:
-    """A valid hash and size, and a location in the run folder or at an https address."""
+    """Check that a file has a valid hash and size, and lies in the run folder or at an https address."""
     if not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
         raise UserError(f"the hash of the {name} is not a SHA-256; it must have 64 hexadecimal digits")
     max_bytes = MAX_BYTES[ARTIFACTS[name]]
@@ -145,7 +145,7 @@ def check_witness_number(path: Path, image: tuple[int, ...], most: int) -> None:
 
 
 def check_weights_file(path: Path) -> None:
-    """A .safetensors file; the library checks that its header is valid and that its tensors fill the file."""
+    """Check a .safetensors file; the library checks that its header is valid and that its tensors fill the file."""
     check_file(path, MAX_BYTES[WEIGHTS])
     with errors_as_one_line(path.name):
         check_safetensors_header(path)
@@ -154,7 +154,7 @@ def check_weights_file(path: Path) -> None:
 
 
 def check_file_names(folder: Path) -> dict[str, int]:
-    """The names of the files of a run, all regular and small enough, and the largest size of each; none is opened."""
+    """Check that a run's files are regular and small enough, without opening them; return name -> largest size."""
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder of a finished run")
     names = sorted(path.name for path in folder.iterdir())
@@ -171,7 +171,7 @@ def check_file_names(folder: Path) -> dict[str, int]:
 
 
 def check_whole(folders: Sequence[Path]) -> None:
-    """Beside these runs there is no seed without a record, such as the lone table of a run that was not finished."""
+    """Check that no seed beside these runs lacks a record, such as the lone table of an unfinished run."""
     for home in dict.fromkeys(folder.parent for folder in folders):
         for seed in visible_folders(home):
             if seed.name.isdecimal() and not (seed / RECORD).exists():
@@ -179,12 +179,12 @@ def check_whole(folders: Sequence[Path]) -> None:
 
 
 def is_published_form(folder: Path, record: Record) -> bool:
-    """Whether it is a run as `bench submit` has published it, which a pull request adds, and not a run folder."""
+    """Whether the folder is a run that `bench submit` has published, as in a pull request, and not a run folder."""
     return record.artifacts["weights"].path is None or not (folder / CONFIG).exists()
 
 
 def _check_files(folder: Path) -> None:
-    """Only the files of a run. Sizes are checked before any is opened."""
+    """Check that there are only the files of a run. Sizes are checked before any file is opened."""
     names = check_file_names(folder)
     for name in {RECORD, CONFIG, VERIFICATION}.intersection(names):
         read_json(folder / name, MAX_BYTES[name])
@@ -199,7 +199,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _check_signs(record: Record) -> None:
-    """No number is negative. That fractions are at most 1 follows from the table."""
+    """Check that no number is negative. The table implies that fractions are at most 1."""
     for place, value in walk_json(msgspec.to_builtins(record)):
         name = place.strip("/").replace("/", ".")
         if isinstance(value, int | float) and value < 0 and name.partition(".")[0] not in ANY_NUMBERS:
@@ -207,7 +207,7 @@ def _check_signs(record: Record) -> None:
 
 
 def _check_names(record: Record) -> None:
-    """All names that are shown on the page or looked up in a registry have a valid form."""
+    """Check the form of all names that are shown on the page or looked up in a registry."""
     if record.seed >= 2**31:
         raise UserError(f"the seed is {record.seed}; it must be 0 to {2**31 - 1}")
     if record.suite is None:
@@ -223,7 +223,7 @@ def _check_names(record: Record) -> None:
 
 
 def _check_artifacts(folder: Path, record: Record) -> None:
-    """Each file is in the folder or published elsewhere. `bench verify` checks the hashes."""
+    """Check that each file is in the folder or published elsewhere. `bench verify` checks the hashes."""
     if set(ARTIFACTS) - set(record.artifacts) not in (set(), OPTIONAL) or not record.artifacts.keys() <= set(ARTIFACTS):
         required = ", ".join(name for name in ARTIFACTS if name not in OPTIONAL)
         both = " and ".join(sorted(OPTIONAL))
@@ -237,7 +237,7 @@ def _check_artifacts(folder: Path, record: Record) -> None:
 
 
 def _check_claims(folder: Path, record: Record) -> None:
-    """The record's numbers follow from its table, and the table has only valid columns."""
+    """Check that the record's numbers follow from its table, and that the table has only valid columns."""
     table: Table = read_arrays(folder / TABLE)
     specs = {*record.attacks, *record.certifiers}
     for key, column in table.items():
@@ -251,9 +251,9 @@ def _check_claims(folder: Path, record: Record) -> None:
 
 
 def _check_entry(folder: Path, results: Path, record: Record, entry: str) -> None:
-    """The seed is not published otherwise.
+    """Check that the seed is not already published with other content.
 
-    What a pull request adds must be in the folder SUITE/ENTRY/SEED.
+    Files that a pull request adds must be in the folder SUITE/ENTRY/SEED.
     """
     home = suite_folder(results, str(record.suite)) / check_name(entry, "entry")
     place = (home / str(record.seed)).parts[-3:]

@@ -1,8 +1,8 @@
 """`bench submit`: a finished run becomes a published entry if it passes every check.
 
-Not trusted: the run's files and all that its record claims. They are checked statically first, then verified with
-model and data set; all that is published is derived again (examine.py). Trusted: this package, its data sets, and code
-that the user names with --trust-code after reading it. No other code of a submission is imported.
+The run's files and the claims of its record are untrusted. They are checked statically first, then verified with model
+and data set; all published values are derived again (examine.py). This package, its data sets, and code that the user
+names with --trust-code after reading it are trusted. No other code of a submission is imported.
 """
 
 import shlex
@@ -42,7 +42,7 @@ class Submission:
 
     about: None reads the about.toml beside the run. artifacts_url: an https folder that will serve the files of seed S
     under S/; None if they will not be public. with_files: the seeds whose weights, witnesses and proofs are copied into
-    the entry. seed: of the verification; None takes one from the weights of each run.
+    the entry. seed: of the verification; None derives it from the weights of each run.
     author: who opened the pull request; None if there is none. reason: why a seed is far from the others of its entry.
     contests: a folder to which a check writes the contests that a pull request lacks.
     """
@@ -65,8 +65,8 @@ def submit_runs(
 ) -> None:  # fmt: skip
     """Verify the runs of a submission and publish all of them, or none.
 
-    fetch: download the files that a record names by an address. UserError if it is not a valid submission, before any
-    model is built; CheckError, with the findings against it, if it is refused.
+    fetch: download the files that a record refers to by an address. UserError if it is not a valid submission, before
+    any model is built; CheckError, with the findings against it, if it is refused.
     """
     folders = find_records([submission.run])
     if submission.artifacts_url is not None:
@@ -108,7 +108,7 @@ def _verify(
     submission: Submission, about: About | None, runs: Mapping[Path, Path], settings: Settings, fetch: bool,
     open_url: OpenUrl,
 ) -> tuple[list[Record], list[Examined]]:  # fmt: skip
-    """The records of the runs (copy -> original), examined as one submission; downloads go into the copies."""
+    """Examine the runs (copy -> original) as one submission; downloads go into the copies."""
     entry, results = submission.entry, submission.results
     records = [static_checks.check_submission(copy, results, entry) for copy in runs]
     suite = str(records[0].suite)
@@ -152,7 +152,7 @@ def _print_report(folder: Path, report: Sequence[Finding]) -> None:
 
 
 def _accuracies(record: Record, examined: Examined) -> tuple[float, float]:
-    """Clean, and under attack with what fell in the verification."""
+    """Return the clean accuracy, and that under attack, lowered by the examples that broke in the verification."""
     attacked = record.attacked
     fell = 0 if examined.derived.contest is None else len(examined.derived.contest[0].broken)
     robust = record.clean.acc if attacked is None else attacked.robust_acc
@@ -160,7 +160,7 @@ def _accuracies(record: Record, examined: Examined) -> tuple[float, float]:
 
 
 def _of_pull_request(submission: Submission, folder: Path, record: Record, examined: Examined) -> list[str]:
-    """Objections to what a pull request says that was derived of a seed."""
+    """Return objections to the checked.json of a seed in a pull request."""
     published, contests = read_published_seed(folder)
     contested = [example for contest in contests for example in contest.broken]
     found = examined.derived.contest
@@ -175,7 +175,7 @@ def _copies(
     submission: Submission, records: Sequence[Record], examined: Sequence[Examined],
     published: dict[str, tuple[EvaluatedRun, ...]],
 ) -> list[str]:  # fmt: skip
-    """Pairs of the same network, of which one is new."""
+    """Return the pairs of the same network in which at least one is new."""
     new = {
         f"{submission.entry}/{record.seed}": each.derived.checked.fingerprint
         for record, each in zip(records, examined, strict=True)
@@ -201,7 +201,7 @@ def _copies(
 
 
 def _about_of(submission: Submission, folder: Path) -> About | None:
-    """The description from the options, else from the about.toml beside the run, if there is one."""
+    """Return the description from the options, else from the about.toml beside the run, if there is one."""
     if submission.about is not None:
         static_checks.check_about(submission.about)
         return submission.about

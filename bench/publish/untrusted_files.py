@@ -1,8 +1,8 @@
 """Checks of files from untrusted submissions, before any of them is read into memory.
 
-Not trusted: every byte of a submission, names and sizes included. Sizes are limited before a file is opened, JSON is
-limited in depth and length, and .npz files may hold only plain arrays. Nothing is executed, and no pickle is read.
-Trusted: the standard library's JSON and zip modules.
+Every byte of a submission is untrusted, names and sizes included. Sizes are limited before a file is opened, JSON is
+limited in depth and length, and .npz files may hold only plain arrays. Nothing is executed, and no pickle is read. The
+standard library's JSON and zip modules are trusted.
 
 Every check raises UserError, in one line, if the file fails it.
 """
@@ -53,7 +53,7 @@ def printable(text: str) -> str:
 
 
 def check_file(path: Path, max_bytes: int) -> None:
-    """A regular file, not a link or a device, of at most `max_bytes`."""
+    """Check that a file is regular, not a link or a device, and has at most `max_bytes`."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path.name} is not a regular file; links, folders and devices are not allowed")
@@ -62,7 +62,7 @@ def check_file(path: Path, max_bytes: int) -> None:
 
 
 def read_json(path: Path, max_bytes: int, max_text: int = MAX_TEXT) -> Any:
-    """JSON without duplicate keys; depth, strings and numbers are limited, and text is printable ASCII.
+    """Read JSON without duplicate keys; depth, strings and numbers are limited, and text is printable ASCII.
 
     max_text: characters of a string.
     """
@@ -104,7 +104,7 @@ def walk_json(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_text(text: str, what: str, max_length: int, alphabet: str = "printable ASCII") -> str:
-    """The text. Other alphabets are refused because their letters could imitate Latin ones."""
+    """Check and return the text. Other alphabets are refused because their letters could imitate Latin ones."""
     if len(text) > max_length:
         raise UserError(f"{what} has {len(text)} characters; at most {max_length} are allowed")
     if other := re.search(f"[^{ALPHABETS[alphabet]}]", text):
@@ -113,7 +113,7 @@ def check_text(text: str, what: str, max_length: int, alphabet: str = "printable
 
 
 def check_url(url: str) -> str:
-    """A public address: https, the name of a host, no password."""
+    """Check that an address is public: https, a host name, no password."""
     try:
         parts = urlsplit(check_text(url, "a url", 1000))
         fine = parts.scheme == "https" and HOST.fullmatch(parts.hostname or "") and parts.port != 0
@@ -125,10 +125,10 @@ def check_url(url: str) -> str:
 
 
 def check_npz(path: Path, max_bytes: int) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the arrays of an .npz file, from its directory and their headers only.
+    """Return the names and shapes of the arrays of an .npz file, reading only its directory and their headers.
 
-    The arrays hold booleans, numbers or strings, never objects. Unpacked, they have the size in their headers, and are
-    at most `max_bytes` together.
+    The arrays must hold booleans, numbers or strings, never objects. Unpacked, they must have the size in their
+    headers, and at most `max_bytes` together.
     """
     check_file(path, max_bytes)
     with errors_as_one_line(path.name), path.open("rb") as file:
@@ -138,7 +138,7 @@ def check_npz(path: Path, max_bytes: int) -> dict[str, tuple[int, ...]]:
 
 
 def _check_directory(file: BinaryIO, path: Path) -> None:
-    """The directory of the zip file is small: zipfile reads all of it."""
+    """Check that the directory of the zip file is small, because zipfile reads all of it."""
     start = max(path.stat().st_size - 42, 0)
     file.seek(start)
     end = file.read(42)

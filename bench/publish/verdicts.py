@@ -1,7 +1,7 @@
 """`bench import-verdicts RUN results.csv --by TOOL`: the answers of another verifier to a run's exported instances.
 
-Nothing of them is trusted: a counterexample counts if a forward pass confirms it, `holds` is shown as the tool's claim,
-and a claim that a witness of the run contradicts is named.
+The answers are untrusted. A counterexample counts only if a forward pass confirms it, `holds` is shown as the tool's
+claim, and claims that a witness of the run contradicts are reported.
 """
 
 import csv
@@ -33,7 +33,7 @@ ANSWERS: dict[str, Said] = {
 }  # fmt: skip
 SUFFIXES = re.compile(r"\.(vnnlib|gz|csv|txt|counterexample)$")
 VALUE = re.compile(r"\(\s*X(?:_(\d+)|\s*\[([\d,\s]+)\])\s+([-+.\deE]+)\s*\)")
-LARGEST = 50_000_000  # bytes of a file of a tool
+LARGEST = 50_000_000  # maximum bytes of a tool's file
 Points = dict[int, npt.NDArray[np.float32]]
 
 
@@ -42,9 +42,10 @@ def import_verdicts(
 ) -> ToolVerdicts:
     """Check and store the answers of a tool.
 
-    results: a CSV in which a cell of each row names an exported property and another one is the answer (as VNN-COMP's
-    results.csv: sat, unsat, unknown, timeout, ...). counterexamples: a folder with a file for each one, which has the
-    property's name in its own. UserError for rows that name no property of this run, or two answers to one.
+    results: a CSV in which each row has a cell with an exported property's name and a cell with the answer, like
+    VNN-COMP's results.csv (sat, unsat, unknown, timeout, ...). counterexamples: a folder with one file per
+    counterexample, whose name contains the property's name. UserError for rows that name no property of this run, or
+    two answers to one.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,60}", by):
         raise UserError(f"--by '{printable(by)}' is not a name; use letters, digits, `.`, `_`, `+` and `-`")
@@ -107,7 +108,7 @@ def read_counterexamples(folder: Path, instances: Mapping[str, int], shape: Sequ
 
 
 def _counterexample(path: Path, shape: Sequence[int]) -> npt.NDArray[np.float32]:
-    """The values of X: `(X_17 0.5)` as in VNN-LIB 1, or `(X[0, 0, 3, 4] 0.5)` as in VNN-LIB 2."""
+    """Read the values of X: `(X_17 0.5)` as in VNN-LIB 1, or `(X[0, 0, 3, 4] 0.5)` as in VNN-LIB 2."""
     image = np.full(int(np.prod(shape)), np.nan)
     for flat, place, value in VALUE.findall(_text(path)):
         try:
@@ -130,7 +131,7 @@ def _adversarial(context: EvalContext, points: Points) -> set[int]:
 
 
 def _contradicted(said: Mapping[int, Said], folder: Path, context: EvalContext) -> dict[int, str]:
-    """The claims `holds` of examples that a witness of the run breaks, checked again by a forward pass."""
+    """Return `holds` claims that a witness of the run refutes, checked again by a forward pass."""
     witnesses = read_arrays(folder / WITNESSES)
     given = zip(witnesses["index"].tolist(), witnesses["x_adv"], witnesses["attack"].tolist(), strict=True)
     ours = {i: (point, attack) for i, point, attack in given if said.get(i) == "holds"}

@@ -29,7 +29,7 @@ from certifiers.network_description import described_network
 from leaderboard.render import threat_name
 
 NETWORK, INSTANCES = "network.onnx", "instances.csv"
-# Examples whose logits are compared; the largest difference, in units of the largest logit >= 1: that of float32 is
+# Examples whose logits are compared; the largest difference, in units of the largest logit >= 1. A float32 logit is
 # rounded by 6e-8 of itself, so that with logits of 5,900, which certified training makes, torch's own differ by .001
 # between a batch and a single image.
 COMPARED, TOLERANCE = 2, 1e-5
@@ -76,12 +76,12 @@ def export_vnnlib(folder: Path, target: Path, timeout: int, settings: Settings, 
 
 
 def instance_name(record: Record, example: int) -> str:
-    """The name of an example's property, which says of which run it is."""
+    """The name of an example's property, which identifies the run."""
     return f"{record.config_hash}-{record.seed}-example-{example}"
 
 
 def examples_by_instance(record: Record, table: Table) -> dict[str, int]:
-    """Instance name -> test example, of all examples of a run."""
+    """Instance name -> test example, for all examples of a run."""
     return {instance_name(record, example): example for example in table["index"].tolist()}
 
 

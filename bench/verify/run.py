@@ -58,7 +58,7 @@ class Verified:
 
 
 def verify(folder: Path, settings: Settings) -> Verified:
-    """Run all checks of one run. A failed check does not stop the others; without its input, a check is not checkable."""
+    """Run all checks of one run. A failed check does not stop the others; missing input makes one not checkable."""
     result = Verified()
     record = read_or_report(result.findings, "record", lambda: record_files.read_record(folder), otherwise="failed")
     if record is None:
