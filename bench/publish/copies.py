@@ -16,7 +16,7 @@ SAME_SEED = 0.03
 
 
 def copies_among(prints: Mapping[str, Sequence[float]]) -> list[str]:
-    """Return one line for each pair of the same network. prints: the fingerprint of each run, by its name ENTRY/SEED."""
+    """Return a line for each pair of the same network. prints: the fingerprint of each run, by its name ENTRY/SEED."""
     names = sorted(name for name, values in prints.items() if values)
     return [
         f"{one} and {other} are the same network (their outputs differ by {distance(prints[one], prints[other]):.1e})"
