@@ -1,1 +1,1 @@
-"""Measuring a model, example by example."""
+"""Measures a model, example by example."""

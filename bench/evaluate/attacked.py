@@ -1,4 +1,4 @@
-"""One attack on one model: which examples stay robust, with what evidence, at what cost."""
+"""Runs one attack on one model: the robust examples, the witnesses and the cost."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The result of one attack or certifier on one batch, stored in a file until the run is finished."""
+"""Results of one attack or certifier on one batch, stored in a file until the run is finished."""
 
 import hashlib
 import math
@@ -29,9 +29,9 @@ FOR_PROGRAMMERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning,
 
 @dataclass(frozen=True, kw_only=True)
 class BatchResult:
-    """Which examples of a batch were decided, with what evidence and at what cost.
+    """The decided examples of a batch, with their witnesses and the cost.
 
-    index (B,): rows of the split. broken (B,): a counterexample exists; witnesses (broken examples,C,H,W) are these.
+    index (B,): rows of the split. broken (B,): whether a counterexample was found; witnesses: these, (broken,C,H,W).
     """
 
     index: npt.NDArray[np.int64]
@@ -45,7 +45,7 @@ class BatchResult:
 
     @property
     def searched(self) -> int | None:
-        """The sub-problems of a search, of all examples; None if there was none."""
+        """The number of sub-problems searched, over all examples; None if nothing was searched."""
         return None
 
 
@@ -88,7 +88,7 @@ class CertifierBatch(BatchResult):
 def run_attack(
     context: EvalContext, attack: Attack, batch: Batch, generator: torch.Generator, *, store_points: bool
 ) -> AttackBatch:
-    """One attack on one batch. A fresh forward pass decides which examples are broken."""
+    """Run one attack on one batch. A fresh forward pass decides which examples are broken."""
     start = time.perf_counter()
     model, threat = context.model, context.threat
     with (
@@ -124,7 +124,7 @@ def run_attack(
 def run_certifier(
     context: EvalContext, certifier: Certifier, batch: Batch, generator: torch.Generator, *, seconds: float = math.inf
 ) -> BatchResult:
-    """One certifier on one batch. seconds: the limit of time that the user has set, if it is finite."""
+    """Run one certifier on one batch. seconds: the time limit that the user has set; inf for none."""
     start = time.perf_counter()
     model = certifier.seen(context.model)
     with (
@@ -198,7 +198,7 @@ def write_result(context: EvalContext, key: str, result: BatchResult) -> None:
 
 
 def read_result(context: EvalContext, key: str, batch: Batch, method: Attack | Certifier) -> BatchResult | None:
-    """The stored result of a batch; None if there is none, or none that fits this evaluation."""
+    """Read the stored result of a batch; None if there is none, or it belongs to another evaluation."""
     folder = context.partial_results
     if folder is None or not _path(folder, key).exists():
         return None

@@ -1,7 +1,7 @@
-"""The bracket [certified, attacked]: attacks and certifiers in turn, the cheapest first, on the examples left open.
+"""The bracket [certified, attacked]: runs attacks and certifiers, the cheapest first, on the examples left open.
 
-The budget is an amount of work for each example: the most sub-problems of each certifier that searches. So what is
-decided does not depend on the machine's load, and a certifier decides an example whatever the other ones are.
+The budget is the maximum number of sub-problems per example, for each certifier that searches. So the results do not
+depend on the machine's load, and the result of a certifier for one example does not depend on the other examples.
 """
 
 import math
@@ -28,15 +28,15 @@ from bench.evaluate.context import EvalContext
 from bench.evaluate.witnesses import Measurement
 
 ORDER = ("fgsm", "ibp", "fast-lin", "crown", STRONG_ATTACK, "bab", "alpha-crown", "exact")
-FIRST_ROUND, GROWTH = 10, 10  # nodes for each example: easy examples need not wait for hard ones
+FIRST_ROUND, GROWTH = 10, 10  # nodes per example in the rounds, so that easy examples do not wait for hard ones
 
 
 @dataclass(frozen=True)
 class BracketPlan:
     """The stages of a bracket, and the skipped ones with the reason.
 
-    budget: the most sub-problems of each certifier that searches, for one example. time_limit: in seconds; None for no
-    limit.
+    budget: the maximum number of sub-problems per example, for each certifier that searches. time_limit: in seconds;
+    None for no limit.
     """
 
     stages: Sequence[Stage[Attack | Certifier]]
@@ -55,10 +55,10 @@ def plan_bracket(
     time_limit: float | None = None,
     known: Sequence[PlannedAttack | Certifier] = (),
 ) -> BracketPlan:
-    """The stages of a bracket for this model, on images of `shape` (C,H,W).
+    """Plan the stages of a bracket for this model, on images of `shape` (C,H,W).
 
-    known: what the run measures anyway, which is not planned again. UserError if no certifier supports the model, or
-    for another budget or time limit than a BracketPlan has.
+    known: attacks and certifiers that the run measures anyway, so they are not planned again. UserError if no certifier
+    supports the model, or if the budget or the time limit is not valid.
     """
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise UserError(
@@ -95,9 +95,9 @@ def plan_bracket(
 
 
 def in_rounds(certifier: Certifier, budget: int) -> list[Certifier]:
-    """The certifier with growing limits up to `budget`, if it searches (has an option `nodes`); else as it is.
+    """Return the certifier with growing limits up to `budget`, if it searches (has an option `nodes`); else unchanged.
 
-    The limits before the last one are the same for every budget, and so is what they decide.
+    The limits before the last one are the same for every budget, and so are their results.
     """
     if not hasattr(certifier, "nodes"):
         return [certifier]
@@ -107,7 +107,7 @@ def in_rounds(certifier: Certifier, budget: int) -> list[Certifier]:
 
 
 def _covers(own: Certifier, planned: Certifier) -> bool:
-    """Whether a certifier does what another one does, with as many nodes or more."""
+    """Whether `own` is the planned certifier with at least as many nodes."""
     nodes, least = getattr(own, "nodes", 0), getattr(planned, "nodes", 0)
     if type(own) is type(planned) and nodes > least:
         planned = replace(planned, nodes=nodes)  # type: ignore[call-arg]
@@ -117,7 +117,7 @@ def _covers(own: Certifier, planned: Certifier) -> bool:
 def measure_bracket(
     context: EvalContext, plan: BracketPlan, table: Table, report: Report | None = None
 ) -> Measurement[Bracket]:
-    """Run the stages on the examples that the clean images and the columns of the table do not decide.
+    """Run the stages on the examples that neither the clean predictions nor the columns of the table decide.
 
     The columns are `status` and `decided_by`. The time limit counts the seconds of stored partial results too.
     report(examples, stage) is called with the number of decided examples.
@@ -165,10 +165,10 @@ class Decisions:
         self.status: npt.NDArray[np.str_] = np.full(n, "open", dtype="U9")
         self.decided_by = [""] * n
         self.stages: dict[str, BracketStage] = {}
-        self._tried: dict[str, Flags] = {}  # by stage: an example that comes in several rounds is tried once
+        self._tried: dict[str, Flags] = {}  # by stage; an example counts once, even if several rounds try it
 
     def decide(self, stage: str, broken: Flags, certified: Flags, result: BatchResult | None = None) -> None:
-        """Enter what a stage decided of all examples, or of those of a batch, with its cost; earlier decisions stay."""
+        """Add the decisions of a stage, for all examples or those of a batch, and its cost; earlier decisions stay."""
         index = np.arange(len(self.status)) if result is None else result.index
         is_open = self.status[index] == "open"
         broken, certified = broken & is_open, certified & ~broken & is_open

@@ -20,7 +20,7 @@ from bench.datasets.split import Split
 from bench.evaluate.batch_results import AttackBatch, BatchResult, read_result, run_attack, run_certifier, write_result
 from bench.evaluate.context import EvalContext, OthersAreMissing
 
-# called after each batch with the examples that it counts as, and the name of its stage; all together are `examples`
+# called after each batch with its share of the progress and the name of its stage; the shares sum to `examples`
 Report = Callable[[float, str], None]
 
 
@@ -39,8 +39,8 @@ def run_cascade(
     Each stage packs its examples into new batches, in test order, so that the device stays full. The randomness of a
     batch depends only on the seed, the name, the stage and the number of the batch. time_limit: no batch starts once
     the batches before it have taken this many seconds. worst_points: whether certifiers get the points of lowest margin
-    that the attacks before them found, as `batch.worst_points`. OthersAreMissing at the end of a stage of which the
-    context's share computes only some batches, if the others are not stored.
+    that the attacks before them found, as `batch.worst_points`. Raises OthersAreMissing at the end of a stage if the
+    context's share computes only some of its batches, and the others are not stored.
     """
     remaining = OpenExamples.of(context.test, examples, store_points=worst_points)
     effective: dict[str, bool] = {}
@@ -76,7 +76,7 @@ def run_cascade(
 
 
 def _ignore(examples: float, stage: str) -> None:
-    """The report of a cascade that nobody watches."""
+    """A report that does nothing."""
 
 
 def _run_batch(
@@ -106,7 +106,7 @@ def _run_batch(
 
 
 def _describe(stage: Stage[Attack | Certifier], name: str) -> str:
-    """What an error message calls a stage of the attack, certifier or bracket `name`."""
+    """Name a stage of the attack, certifier or bracket `name` for error messages."""
     if not stage.name:
         return f"attack {name}" if isinstance(stage.method, Attack) else name
     return f"stage {stage.name} of {name}"
@@ -114,10 +114,10 @@ def _describe(stage: Stage[Attack | Certifier], name: str) -> str:
 
 @dataclass
 class OpenExamples:
-    """The examples that no earlier stage has decided, and what is known of each.
+    """The examples that no earlier stage has decided, and what is known about each.
 
-    index (n,) in the split; margin (n,): the lowest so far; points (n,C,H,W): where that was, or None; broken and
-    certified (n,): what the current stage has decided.
+    index (n,) in the split; margin (n,): the lowest so far; points (n,C,H,W): the points of lowest margin, or None;
+    broken and certified (n,): the decisions of the current stage.
     """
 
     index: Tensor

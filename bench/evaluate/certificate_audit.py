@@ -1,4 +1,4 @@
-"""An attack on a few of the certified examples."""
+"""Attacks a few of the certified examples."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ SHARE = 0.02
 
 
 def sample_size(certified_examples: int) -> int:
-    """How many certified examples are attacked: SHARE of them and at least one."""
+    """The number of certified examples to attack: SHARE of them, and at least one."""
     return max(1, round(SHARE * certified_examples)) if certified_examples else 0
 
 

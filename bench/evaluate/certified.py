@@ -1,4 +1,4 @@
-"""One certifier on one model: which examples are certified, with what radius, at what cost."""
+"""Runs one certifier on one model: the certified examples, their radii and the cost."""
 
 import inspect
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ BATCHES = {"alpha-crown": 32, "bab": 1, "exact": 1}
 
 
 def make_certifiers(names: str | Sequence[str]) -> dict[str, Certifier]:
-    """Certifiers by canonical spec, each at most once, from specs or from one text with commas between them.
+    """Build certifiers from specs, or from one comma-separated text; the keys are canonical specs, each at most once.
 
     All of them certify the record's threat model.
     """

@@ -31,7 +31,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def measure_clean(model: nn.Module, test: Split, batch_size: int) -> Table:
-    """The table's first columns: index, label, prediction, clean."""
+    """Return the table's first columns: index, label, prediction, clean."""
     with frozen(model):
         predictions = torch.cat([predict(model, batch.x) for batch in test.in_order(batch_size)])
     index, label, prediction = np.arange(len(test), dtype=np.int64), test.y.cpu().numpy(), predictions.cpu().numpy()

@@ -1,4 +1,4 @@
-"""What the measurements of one evaluation have in common."""
+"""The context that all measurements of one evaluation share."""
 
 import zlib
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from bench.datasets.split import Split
 
 @dataclass(frozen=True)
 class Share:
-    """The batches that one of several processes computes of an evaluation: every `of`-th of each stage.
+    """The batches of an evaluation that one of several processes computes: every `of`-th batch of each stage.
 
-    number: 0 to of - 1. The first batch of a stage goes to another process for another stage, so that an evaluation of
-    many stages with one batch each is divided too.
+    number: 0 to of - 1. Different stages assign their first batch to different processes, so that an evaluation of many
+    stages with one batch each is divided too.
     """
 
     number: int
@@ -32,12 +32,12 @@ class OthersAreMissing(Exception):  # noqa: N818 (a state of the work, not an er
 
 @dataclass(frozen=True, kw_only=True)
 class EvalContext:
-    """The model, the test split, the threat model of the record, and how they are measured.
+    """The model, the test split, the threat model of the record, and the settings of the measurements.
 
-    model: becomes a Classifier, if it is none (bench/core/classifier.py).
+    model: wrapped in a Classifier, unless it is one (bench/core/classifier.py).
     batch_size: examples in a batch. It decides which examples share a batch and, with `seed`, all randomness.
     partial_results: a folder where finished batches are stored and read by a later call; None stores nothing.
-    identity: of the evaluation, stored with them; those of another one are not used.
+    identity: identifies the evaluation and is stored with the batches; batches of another evaluation are not used.
     share: compute only these batches, and read the others from partial_results; None for all.
     """
 

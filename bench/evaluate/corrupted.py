@@ -1,4 +1,4 @@
-"""Accuracy under common corruptions: fixed changes of the test images, which no adversary chooses."""
+"""Accuracy under common corruptions: fixed changes of the test images that no adversary chooses."""
 
 import hashlib
 import time
@@ -56,9 +56,9 @@ def measure_corruptions(
     finished: FinishedCorruptions | None = None,
     show: bool = False,
 ) -> tuple[Table, dict[str, CorruptionResult]]:
-    """The columns `corrupted/NAME:severity=S` of each source, and its result.
+    """Measure the columns `corrupted/NAME:severity=S` of each source, and its result.
 
-    n_test: the images of the whole test set, of which `test` has the first.
+    n_test: the number of images of the whole test set; `test` has the first of them.
     """
     table: Table = {}
     results: dict[str, CorruptionResult] = {}

@@ -35,11 +35,9 @@ Method = PlannedAttack | Certifier | BracketPlan
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """The per-example table and all results; audited: how many certified examples were attacked.
+    """The per-example table and all results; printed as a short summary.
 
-    proofs: None without a certifier.
-
-    Printed, it is a short summary.
+    audited: how many certified examples were attacked. proofs: None without a certifier.
     """
 
     table: Table
@@ -117,10 +115,10 @@ def evaluate_share(
     certifiers: Mapping[str, Certifier],
     bracket: BracketPlan | None = None,
 ) -> bool:
-    """Store the batches of the context's share as far as those of other shares allow; whether nothing was missing.
+    """Store the batches of the context's share, as far as other shares' results are there; whether nothing was missing.
 
-    A stage needs the results of the stages before it. So shares work in rounds, each of which finishes at least one
-    stage of every attack, until none has anything left to do; then evaluate_split only reads what they have stored.
+    A stage needs the results of the stages before it. So shares work in rounds until none has anything left to do, and
+    each round finishes at least one stage of every attack. Then evaluate_split only reads the stored results.
     """
     _check_modes(context, certifies=bool(certifiers) or bracket is not None)
     table = measure_clean(context.model, context.test, context.batch_size)
@@ -158,7 +156,7 @@ def _check_modes(context: EvalContext, *, certifies: bool) -> None:
 
 
 def _measure(context: EvalContext, source: str, method: Method, table: Table) -> Measurement[Result]:
-    """What an attack, a certifier or the bracket finds, given the columns of those before it."""
+    """Measure an attack, a certifier or the bracket, given the columns of those before it."""
     total, what = int(table["clean"].sum()), source
     if isinstance(method, PlannedAttack):
         what = f"attack {source}"
@@ -175,7 +173,7 @@ def _measure(context: EvalContext, source: str, method: Method, table: Table) ->
 
 
 def evaluate_clean(model: nn.Module, test: Split, *, seed: int, batch_size: int) -> Evaluation:
-    """Clean accuracy alone, and a verdict from the checks of the model that attack nothing."""
+    """Measure clean accuracy only, with a verdict from the checks that need no attack."""
     table = measure_clean(as_classifier(model), test, batch_size)
     sanity = form_verdict(model, test, None, table, seed=seed, batch_size=batch_size, results={})
     return Evaluation(table, {}, collect_witnesses({}), sanity)

@@ -1,4 +1,4 @@
-"""What `bench.api.evaluate` is given, checked, and the state of torch in which it works."""
+"""Checks the arguments of `bench.api.evaluate`, and sets torch's state for it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from bench.core.threat import ThreatModel
 
 
 def checked_model(model: nn.Module) -> Classifier:
-    """The model as a Classifier; a copy of it if it was made in inference mode. UserError if it is no nn.Module."""
+    """Wrap the model in a Classifier; a copy if it was made in inference mode. UserError if it is no nn.Module."""
     if not isinstance(model, nn.Module):
         name = type(model).__name__
         raise UserError(f"evaluate takes a torch.nn.Module, not {name}; call a function in the forward of a module")
@@ -29,9 +29,9 @@ def checked_model(model: nn.Module) -> Classifier:
 
 @contextmanager
 def evaluation_state(classifier: Classifier) -> Iterator[None]:
-    """Gradients, no inference mode, and float32 as default dtype inside the block; all is restored afterwards.
+    """Enable gradients, leave inference mode and use float32 as default dtype inside the block; restore all afterwards.
 
-    So are the model's buffers, because batch norm that was left in train mode changes them.
+    The model's buffers are restored too, because batch norm that was left in train mode changes them.
     """
     dtype = torch.get_default_dtype()
     with torch.inference_mode(False), torch.enable_grad():
@@ -50,9 +50,9 @@ def evaluation_state(classifier: Classifier) -> Iterator[None]:
 def checked_images(
     classifier: Classifier, x: Tensor, y: Tensor, threat: ThreatModel, batch_size: int
 ) -> tuple[Tensor, Tensor, ThreatModel, int]:
-    """The images (N,C,H,W) as float32, their labels (N,), the threat model with eps as a float, the number of classes.
+    """Check the arguments: images (N,C,H,W) as float32, labels (N,), threat model with a float eps, number of classes.
 
-    UserError if they do not fit.
+    UserError if they do not fit together.
     """
     if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or x.numel() == 0:
         raise UserError("evaluate takes images as a tensor (N,C,H,W) of floating point, N at least 1")

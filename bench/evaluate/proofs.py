@@ -16,7 +16,7 @@ from bench.evaluate.witnesses import Measurement, Result
 
 @dataclass(frozen=True)
 class Proofs:
-    """of_example: by index, in order. network: the layers that they are about. missing: why there is none, or ""."""
+    """of_example: by index, in order. network: the layers that they refer to. missing: why there is none, or ""."""
 
     of_example: Mapping[int, bytes]
     network: Description | None
@@ -30,10 +30,10 @@ class Proofs:
 def collect_proofs(
     context: EvalContext, table: Table, measurements: Mapping[str, Measurement[Result]], methods: Iterable[object]
 ) -> Proofs | None:
-    """The shortest proof of each certified example, of equally short ones the first; None without a certifier.
+    """Keep the shortest proof of each certified example, the first if several are as short; None without a certifier.
 
-    methods: all that took part. The first certifier that describes the network does so, because witnesses can be
-    checked with it too.
+    methods: all that took part. The first certifier that can describe the network does so, even if there are no proofs,
+    because witnesses can be checked with the description too.
     """
     certifiers = [method for method in methods if isinstance(method, Certifier)]
     if not certifiers:

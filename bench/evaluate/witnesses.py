@@ -1,4 +1,4 @@
-"""What an attack, a certifier or the bracket measured on a split, and the witnesses of all broken examples."""
+"""Measurements of attacks, certifiers and the bracket on a split, and the witnesses of all broken examples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Measurement(Generic[ResultT_co]):
     """The result of one attack, certifier or bracket on a test split.
 
     columns: of the per-example table. broken (M,): indices of the examples that it broke under `threat`;
-    witnesses (M,C,H,W): the adversarial example of each. result: what the record says of it. proofs: of certified
+    witnesses (M,C,H,W): the adversarial example of each. result: its entry in the record. proofs: of certified
     examples, by index.
     """
 
@@ -33,7 +33,7 @@ class Measurement(Generic[ResultT_co]):
 
 
 def collect_witnesses(measurements: Mapping[str, Measurement[Result]]) -> dict[str, npt.NDArray[Any]]:
-    """One adversarial example for each broken example and threat model, from the first measurement that has one.
+    """Collect one adversarial example per broken example and threat model, from the first measurement that has one.
 
     index (M,), x_adv (M,C,H,W) float32, attack (M,) its source (a spec, or "bracket"); sorted by index.
     """

@@ -20,7 +20,7 @@ from bench.training.checkpoints import BuildSpec
 
 
 def check_checkpoint(spec: BuildSpec, request: Request, arrays: Arrays) -> None:
-    """Our own checkpoint is for images and classes of the data set, and for the model of --model."""
+    """Check that our own checkpoint fits the data set's images and classes, and the model of --model."""
     checkpoint, model = request.checkpoint, request.model
     if request.state_dict is not None:
         raise UserError(f"checkpoint {checkpoint} is one state dict; leave out --state-dict {request.state_dict}")
@@ -34,14 +34,14 @@ def check_checkpoint(spec: BuildSpec, request: Request, arrays: Arrays) -> None:
 
 
 def check_distinct_names(attacks: Mapping[str, PlannedAttack], certifiers: Mapping[str, Certifier]) -> None:
-    """No name is used twice, so the source of each witness is clear."""
+    """Check that no name is used twice, so that the source of each witness is clear."""
     taken = (set(attacks) & set(certifiers)) | ({BRACKET} & {*attacks, *certifiers})
     if taken:
         raise UserError(f"'{min(taken)}' names two things of one run; register one under another name")
 
 
 def check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -> None:
-    """The defense can be trained on this data against this threat model."""
+    """Check that the defense can be trained on this data against this threat model."""
     config: TrainingConfig = defense.config
     if threat.norm not in defense.norms:
         raise UserError(f"{type(defense).__name__} supports {', '.join(defense.norms)}, not {threat.norm}")
@@ -59,7 +59,7 @@ def check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -
 
 
 def check_model(model: nn.Module, arrays: Arrays, text: str) -> None:
-    """The model accepts the data set's images and returns logits of its classes."""
+    """Check that the model accepts the data set's images and returns logits of its classes."""
     try:
         with frozen(model), torch.no_grad():
             logits = model(torch.zeros(2, *arrays.shape))
@@ -74,7 +74,7 @@ def check_model(model: nn.Module, arrays: Arrays, text: str) -> None:
 
 
 def check_rebuilt(model: nn.Module, other: nn.Module, arrays: Arrays, text: str) -> None:
-    """The weights are all of the model: `other`, built with another seed, has its logits once it has its weights."""
+    """Check that the weights determine the model: with them, `other`, built with another seed, has the same logits."""
     images = torch.rand(2, *arrays.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits, again = model.eval()(images), model(images)

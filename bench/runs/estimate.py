@@ -1,4 +1,4 @@
-"""The work of a run before it is done, in passes of one example through the model: `bench sweep --dry-run`."""
+"""Estimates the work of a run, in passes of one example through the model: `bench sweep --dry-run`."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,12 +15,12 @@ from bench.datasets.split import Split, hold_out
 from bench.runs.plan import Plan
 from bench.training.loop import Loop
 
-EXAMPLES = 16  # on which a step of a training is measured
+EXAMPLES = 16  # number of examples for measuring a training step
 
 
 @dataclass(frozen=True)
 class Work:
-    """Passes of the training and of the evaluation. unknown: parts of the evaluation that are in neither.
+    """Passes of the training and of the evaluation. unknown: parts of the evaluation that are not included.
 
     Certifiers are not counted: bounds use the weights without a pass.
     """
@@ -31,10 +31,10 @@ class Work:
 
 
 def estimate(plan: Plan, records: Sequence[Record]) -> Work:
-    """Training: a step in the middle of it is made on a few examples. Evaluation: as in finished runs (`records`).
+    """Measure a training step in the middle, on a few examples, and take the evaluation from finished runs (`records`).
 
-    The passes of an attack depend on how soon it breaks an example: they are the mean over the runs of the same suite
-    and defense, else of the same defense, else of all with this attack.
+    The passes of an attack depend on how soon it breaks an example. They are the mean over the runs of the same suite
+    and defense, else of the same defense, else of all runs with this attack.
     """
     parts: dict[str, float | None] = {spec: _mean(_attacks(records, spec), plan) for spec in plan.attacks}
     if plan.bracket is not None:
@@ -48,7 +48,7 @@ def estimate(plan: Plan, records: Sequence[Record]) -> Work:
 
 
 def training_passes(plan: Plan) -> float:
-    """Passes of the training of a plan; 0 for weights that exist, nan if the defense cannot make a step this small."""
+    """The training passes of a plan; 0 for existing weights, nan if the defense cannot make a step this small."""
     if plan.defense is None or plan.loaded is not None:
         return 0.0
     config = plan.defense.config

@@ -84,8 +84,8 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
 
 
 def evaluate_part(plan: Plan, seed: int, folder: Path, model: nn.Module, share: Share) -> bool:
-    """Store partial results of a share of the evaluation, as `evaluate_share` does: whether nothing was missing."""
-    if plan.ball is None:  # nothing but clean images and corruptions, which are not divided
+    """Store partial results of a share of the evaluation, like `evaluate_share`; returns whether nothing was missing."""
+    if plan.ball is None:  # only clean images and corruptions, which are not divided
         return True
     context = _context(plan, seed, _parts(plan, folder), model, share)
     return evaluate_share(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)

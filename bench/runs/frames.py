@@ -24,12 +24,12 @@ LOG = "log.jsonl"
 
 
 def load_runs(path: str | Path = "runs", rows: Rows = "evaluations") -> DataFrame:
-    """All runs at or below a folder, as a pandas.DataFrame whose first columns name the run.
+    """Load all runs at or below a folder into a pandas.DataFrame whose first columns name the run.
 
-    rows: `evaluations`: one row a run, with its accuracies (fractions; `robust/SPEC` of an attack, `certified/SPEC` of
-    a certifier, `attacked` and `certified` of all), costs and verdict. `examples`: one row an example, with the columns
-    of examples.npz (bench/core/example_table.py), and `verdict/TOOL` for imported verdicts. `epochs`: one row an epoch
-    of the training's log. UserError if there is no run, or without pandas.
+    rows: `evaluations`: one row per run, with its accuracies (fractions; `robust/SPEC` of an attack, `certified/SPEC`
+    of a certifier, `attacked` and `certified` of all), costs and verdict. `examples`: one row per example, with the
+    columns of examples.npz (bench/core/example_table.py), and `verdict/TOOL` for imported verdicts. `epochs`: one row
+    per epoch of the training's log. UserError if there is no run, or without pandas.
     """
     pandas = _pandas()
     readers: dict[str, Callable[[Path, Record], list[dict[str, Any]]]] = {
@@ -45,7 +45,7 @@ def load_runs(path: str | Path = "runs", rows: Rows = "evaluations") -> DataFram
 
 
 def leaderboard(results: str | Path | None = None, suite: str | None = None) -> DataFrame:
-    """The boards of published results as a pandas.DataFrame: one row an entry, with the columns of the board's CSV.
+    """Load the published boards into a pandas.DataFrame: one row per entry, with the columns of the board's CSV.
 
     results: a folder SUITE/ENTRY/SEED; None for that of the package. suite: one of its suites; None for all.
     """

@@ -12,7 +12,7 @@ PREFIX = "hf:"
 FORM = "hf:ORG/NAME, hf:ORG/NAME/FILE or hf:ORG/NAME/FILE@REVISION"
 ADDRESS = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@(.+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-USUAL = ("model.safetensors", "pytorch_model.bin")  # the first that a repository has is its weights
+USUAL = ("model.safetensors", "pytorch_model.bin")  # the weights are the first of these that a repository has
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -27,14 +27,14 @@ class HubFile:
 
     @property
     def address(self) -> str:
-        """Names this version of the file for ever."""
+        """The permanent address of this version of the file."""
         return f"{PREFIX}{self.repository}/{self.file}@{self.commit}"
 
 
 def fetch(address: str) -> HubFile:
     """Download a file, or find it in the cache; UserError if there is none, or without a connection.
 
-    A branch or a tag is resolved to its commit each time, so that a file that has changed is not taken for the old one.
+    A branch or a tag is resolved to its commit each time, so that a changed file is not confused with the old one.
     A full commit with a file needs no connection if the file is in the cache.
     """
     match = ADDRESS.fullmatch(address)
@@ -50,7 +50,7 @@ def fetch(address: str) -> HubFile:
         path = Path(hub.hf_hub_download(repository, file, revision=revision))
     except UserError:
         raise
-    except Exception as error:  # of the hub's own classes, and those of its HTTP library
+    except Exception as error:  # the hub's own exceptions, and those of its HTTP library
         reason = one_line(error)
         raise UserError(
             f"checkpoint '{address}' cannot be fetched ({reason}); check its name and the connection. In the cache, a "

@@ -1,7 +1,7 @@
 """`--log tensorboard` and `--log wandb`: the figures of each epoch and of the record, for a dashboard.
 
-A logger gets what log.jsonl and record.json hold anyway, and changes no number. A package that is missing is an error
-before the training; a logger that fails later is a warning, and the run goes on without it.
+A logger gets the content of log.jsonl and record.json, and changes no number. A missing package is an error before the
+training. A logger that fails later causes a warning, and the run continues without it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RunLogger:
 
     @contextmanager
     def _or_off(self) -> Iterator[None]:
-        """Whatever the block raises is a warning, and nothing is sent from then on."""
+        """Turn any exception of the block into a warning, and send nothing from then on."""
         try:
             yield
         except Exception as error:  # a full disk, a lost network, or anything else of another package
@@ -90,7 +90,7 @@ def make_logger(name: str, out: Path, run: str, seed: int, config: Mapping[str, 
 
 
 class TensorBoard:
-    """Event files; those of an earlier, interrupted process are replaced by what is sent now."""
+    """Writes event files, and replaces those of an earlier, interrupted process."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter

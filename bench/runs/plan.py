@@ -1,4 +1,4 @@
-"""A request with every name, default and override resolved and checked, before anything is computed or written."""
+"""Resolves and checks every name, default and override of a request, before anything is computed or written."""
 
 import copy
 import re
@@ -112,7 +112,7 @@ class Plan:
 def make_plan(request: Request) -> Plan:
     """Resolve names, defaults and overrides; UserError if one of them is invalid or they do not fit together.
 
-    A checkpoint may name code files, as those of its model; only files that the request names too are imported.
+    A checkpoint may name code files, such as its model's; they are imported only if the request names them too.
     """
     if request.checkpoint is None:
         return _make_plan(request)
@@ -168,7 +168,7 @@ def _make_plan(request: Request) -> Plan:
 
 
 def _with_model(plan: Plan, saved_spec: BuildSpec | None, read_by_methods: set[Path]) -> Plan:
-    """The plan with what depends on its model: loaded weights, threads, bracket and sources."""
+    """Complete the plan with the parts that depend on its model: loaded weights, threads, bracket and sources."""
     request, shape = plan.request, plan.arrays.shape
     read_by_model: set[Path] = set()
     with record_opened_files(read_by_model):
@@ -200,7 +200,7 @@ def _with_model(plan: Plan, saved_spec: BuildSpec | None, read_by_methods: set[P
 
 
 def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:
-    """The suite of --suite; else that of the data set; else an unnamed one from the other options."""
+    """Return the suite of --suite; else that of the data set; else an unnamed one from the other options."""
     if request.suite is not None:
         suite = get_suite(request.suite)
         if not request.box:
@@ -228,7 +228,7 @@ def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:
 
 
 def _check_corruptions(request: Request, suite: Suite) -> None:
-    """A suite of corruptions evaluates weights, and attacks nothing."""
+    """Check that a suite of corruptions only evaluates weights, without attacks."""
     if not (suite.corruptions if request.corruptions is None else request.corruptions):
         raise UserError(
             f"suite '{suite.name}' measures nothing but corruptions, and none is given; if it has none of its own, it "

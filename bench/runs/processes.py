@@ -1,4 +1,4 @@
-"""`bench run` on several processes, which torchrun starts: they train together, and the first one does all else."""
+"""`bench run` on several processes started by torchrun: they train together, and the first does everything else."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from bench.core.devices import choose_device
 
 @contextmanager
 def of_torchrun(device: str) -> Iterator[None]:
-    """Inside the block, the processes of torchrun work together; nothing without torchrun. device: of `--device`."""
+    """Join the processes of torchrun inside the block; does nothing without torchrun. device: of `--device`."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         yield
         return
@@ -25,10 +25,10 @@ def of_torchrun(device: str) -> Iterator[None]:
 
 
 def announce(seed: int | None) -> None:
-    """Tell the other processes that this one, the first, now trains with a seed; None: nothing is left to do."""
+    """Tell the other processes that this first one now trains with a seed; None: nothing is left to do."""
     shares.from_first(lambda: seed)
 
 
 def announced() -> int | None:
-    """What the first process announces next."""
+    """Wait for the next announcement of the first process."""
     return shares.from_first(lambda: None)

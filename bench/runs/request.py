@@ -1,4 +1,4 @@
-"""What the user asked for, and the command that asks for it again."""
+"""The options that the user gave, and the command that reproduces them."""
 
 import shlex
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A run: train or load, evaluate, write the record. An interrupted run continues from its folders."""
+"""Runs: train or load, evaluate, write the record. An interrupted run continues from its folders."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from bench.training.histories import LOSSES
 from bench.training.rebuild import load_weights
 from leaderboard.run_tables import accuracies
 
-NAMED = 3  # files that a message names
+NAMED = 3  # maximum number of files that a message lists
 
 
 class SeedResult(NamedTuple):
@@ -38,10 +38,10 @@ class SeedResult(NamedTuple):
 
 
 def run_seed(plan: Plan, seed: int) -> SeedResult:
-    """The record of one seed of a plan: computed, or read if the run is already finished.
+    """Return the record of one seed of a plan: computed, or read if the run is already finished.
 
-    A finished run that was made by other source is made again, and kept in OUT/replaced; with `reuse`, it is the
-    answer, and says so. With `force`, the training and the evaluation are made again anyway.
+    A finished run of other source code is repeated, and the old one is kept in OUT/replaced; with `reuse`, the old one
+    is returned with a note. With `force`, the training and the evaluation are always repeated.
     """
     folder = plan.folder(seed)
     if (result := finished_result(plan, seed)) is not None:
@@ -60,7 +60,7 @@ def run_seed(plan: Plan, seed: int) -> SeedResult:
 
 
 def begin_seed(plan: Plan, seed: int) -> None:
-    """All of `run_seed` before the evaluation: afterwards the weights are in the folder of the run."""
+    """Do the part of `run_seed` before the evaluation: afterwards the weights are in the folder of the run."""
     folder = plan.folder(seed)
     with _locked(folder, plan):
         if finished_result(plan, seed) is None:
@@ -70,8 +70,8 @@ def begin_seed(plan: Plan, seed: int) -> None:
 def evaluate_part_of_seed(plan: Plan, seed: int, share: Share) -> bool:
     """Compute partial results of a run that `begin_seed` has begun, beside other processes with other shares.
 
-    Whether nothing was missing: then `run_seed` has only to read what all of them have stored. If results of other
-    shares were missing, call it again once those have returned too.
+    Returns whether nothing was missing: then `run_seed` only reads the stored results. If results of other shares were
+    missing, call it again once those calls have returned too.
     """
     folder = plan.folder(seed)
     if finished_result(plan, seed) is not None:
@@ -83,7 +83,7 @@ def evaluate_part_of_seed(plan: Plan, seed: int, share: Share) -> bool:
 
 
 def finished_result(plan: Plan, seed: int) -> SeedResult | None:
-    """The finished run that answers the request; None if it is missing, of other source, or to be made again."""
+    """Return the finished run for the request; None if it is missing, of other source code, or to be repeated."""
     folder = plan.folder(seed)
     if plan.request.force or not (folder / record_files.RECORD).exists():
         return None
@@ -101,7 +101,7 @@ def finished_result(plan: Plan, seed: int) -> SeedResult | None:
 
 
 def _changed(plan: Plan, record: Record) -> list[str]:
-    """The names of the source and data files by which a run differs from one of today."""
+    """The names of the source and data files that have changed since the run."""
     read = [] if plan.config.defense is None else changed_files(plan.training_folder(record.seed))
     return plan.sources.changed_since(record) + read
 
@@ -155,14 +155,14 @@ def _logger(plan: Plan, seed: int, folder: Path) -> RunLogger | None:
 
 
 def _settle(plan: Plan) -> None:
-    """Threads and determinism as the plan has them, for this process."""
+    """Set the plan's number of threads and determinism for this process."""
     torch.set_num_threads(plan.threads)
     # not use_deterministic_algorithms: it does the same and imports the compiler, which takes as long as torch itself
     torch.set_deterministic_debug_mode("error" if plan.device.type == "cpu" else "default")
 
 
 def _trained(plan: Plan, seed: int, folder: Path, logger: RunLogger | None) -> tuple[nn.Module, Training]:
-    """The trained model. Its weights and its log are copied to the folder of the run, which is complete by itself."""
+    """Train the model. Copy its weights and its log to the folder of the run, so that this is complete by itself."""
     with _training(plan, seed) as home:
         model, cost = train(plan, seed, home, logger)
         for name in (WEIGHTS, LOG, *([LOSSES] if (home / LOSSES).exists() else [])):
@@ -171,7 +171,7 @@ def _trained(plan: Plan, seed: int, folder: Path, logger: RunLogger | None) -> t
 
 
 def train_seed(plan: Plan, seed: int) -> nn.Module:
-    """The trained model of one seed of a plan, trained now or read from OUT/trainings."""
+    """Return the trained model of one seed of a plan, trained now or read from OUT/trainings."""
     _settle(plan)
     with _training(plan, seed) as home:
         model, _ = train(plan, seed, home)
@@ -179,7 +179,7 @@ def train_seed(plan: Plan, seed: int) -> nn.Module:
 
 
 def help_to_train(plan: Plan) -> None:
-    """What the processes of torchrun other than the first do: take part in its trainings, until all runs are made."""
+    """Take part in the trainings of torchrun's first process, until all runs are done; for the other processes."""
     _settle(plan)
     while (seed := announced()) is not None:
         help_with(plan, seed)
@@ -187,7 +187,7 @@ def help_to_train(plan: Plan) -> None:
 
 @contextmanager
 def _training(plan: Plan, seed: int) -> Iterator[Path]:
-    """The folder of the training, locked and described; empty if the request is to train again."""
+    """Lock the folder of the training and write its config; empty the folder first if the request is to train again."""
     home = plan.training_folder(seed)
     with _locked(home, plan):
         if plan.request.force:
@@ -210,7 +210,7 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def _clean_up(folder: Path) -> None:
-    """Delete what a process has left that was killed just after it had written the record, if no other works there."""
+    """Delete leftovers of a process that was killed just after it wrote the record, if no other process works there."""
     if (folder / PARTS).exists() or _lock_file(folder).exists():
         with suppress(UserError, OSError), _locked(folder):
             _remove_unfinished(folder)

@@ -1,4 +1,4 @@
-"""What decides the weights and the evaluation of a plan besides its config: code, and files that it reads."""
+"""Finds the code and files that determine the weights and the evaluation of a plan, besides its config."""
 
 import hashlib
 import sys
@@ -37,14 +37,14 @@ class Sources:
         return self.training | self.evaluation
 
     def changed_since(self, record: Record) -> list[str]:
-        """The names whose hash is not that of a record; all if the record is from before they were stored."""
+        """The names whose hash differs from the record's; all names if the record is older than such hashes."""
         recorded = record.provenance.get("source_files", {})
         return sorted({name for name, _ in self.all.items() ^ recorded.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingredients:
-    """What a plan has resolved, as far as it leads to code and to files that this code reads."""
+    """The parts of a resolved plan that lead to code, and to files that this code reads."""
 
     spec: BuildSpec
     trains: bool
@@ -95,7 +95,7 @@ def _files_of_type(thing: Any) -> Iterator[Path]:
 
 
 def _plugins_of_training(plugins: Iterable[Path]) -> Iterator[Path]:
-    """The plugins that register more than attacks and certifiers: what they import may take part in a training."""
+    """The plugins that register more than attacks and certifiers; their imports may take part in a training."""
     for path in plugins:
         module = registry.import_file(path, what="plugin").__name__
         kinds = [kind for kind in registry.KINDS if any(entry.source == module for entry in kind.entries().values())]

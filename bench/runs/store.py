@@ -1,8 +1,8 @@
 """Folders of runs in an object store (fsspec: s3, gs, file, memory), for workers that share no file system.
 
-Each file is an object whose name ends in the SHA-256 of its content. So an object is checked when it is read, one that
-is there need not be written again, and workers never overwrite each other. The marker of a finished run or training
-(record.json, training.json) is written after all other files, and read before them.
+Each file is an object whose name ends in the SHA-256 of its content. So an object is checked when it is read, an
+existing object need not be written again, and workers never overwrite each other. The marker of a finished run or
+training (record.json, training.json) is written after all other files, and read before them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MARKERS = (record_files.RECORD, FINISHED)
 ATTEMPTS, PAUSE = 6, 0.1  # of each operation; seconds before the second attempt, twice as long before each further one
-INTERVAL = 30.0  # seconds between two looks for files that are new
+INTERVAL = 30.0  # seconds between two searches for new files
 NAME = re.compile(r"(.+)\.([0-9a-f]{64})")
 
 
@@ -51,14 +51,14 @@ class Store:
         self._known: dict[Path, set[str]] = {}  # objects of a folder that this worker has read or written
 
     def is_finished(self, folder: Path) -> bool:
-        """Whether a marker is there."""
+        """Whether the folder has a marker in the store."""
         return any(self._objects(folder).get(name) for name in MARKERS)
 
     def pull(self, folder: Path) -> None:
-        """Make the files of a folder what they are in the store; others stay. Damaged objects count as missing.
+        """Update the files of a folder from the store; other files stay. Damaged objects count as missing.
 
-        Of a file with several versions the one is taken whose hash the marker names; without a marker any will do,
-        because each is a state from which the work goes on to the same end.
+        If a file has several versions, the one whose hash is in the marker is used. Without a marker, any version is
+        valid, because the work continues from each of them to the same result.
         """
         objects = self._objects(folder)
         known = self._known.setdefault(folder, set())
@@ -168,7 +168,7 @@ class Store:
 def mirrored(store: Store, folders: Sequence[Path]) -> Iterator[None]:
     """Pull the folders, push what is new while the block works in them, and push the rest after it.
 
-    So a worker that is killed loses what it did in the last INTERVAL.
+    So a killed worker loses only the work of the last INTERVAL.
     """
     for folder in folders:
         store.pull(folder)
@@ -188,7 +188,7 @@ def mirrored(store: Store, folders: Sequence[Path]) -> Iterator[None]:
         yield
     except BaseException:
         ended.set()
-        with pushing, suppress(UserError):  # what is finished need not be made again
+        with pushing, suppress(UserError):  # finished work need not be repeated
             for folder in folders:
                 store.push(folder, final=False)
         raise
@@ -199,7 +199,7 @@ def mirrored(store: Store, folders: Sequence[Path]) -> Iterator[None]:
 
 
 def _unmark(folder: Path) -> None:
-    """Before files of a folder change: it is not the finished one any more, even if this process is killed now."""
+    """Remove the markers before a folder changes, so that it counts as unfinished if this process is killed."""
     for name in MARKERS:
         (folder / name).unlink(missing_ok=True)
 

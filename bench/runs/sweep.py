@@ -23,9 +23,9 @@ from bench.runs.run import finished_result
 from bench.runs.store import Store
 from bench.runs.tasks import Outcome, Task
 
-THREADS = 1  # of a task, unless --threads says otherwise: results depend on it, so it is the same for all engines
-PATIENCE = 120.0  # seconds in which a worker whose sweep was killed gives its locks back
-LOSSES = 3  # how often a task is given again after its worker was killed
+THREADS = 1  # threads per task without --threads; results depend on it, so all engines use the same number
+PATIENCE = 120.0  # seconds until a worker whose sweep was killed releases its locks
+LOSSES = 3  # how often a task is submitted again after its worker was killed
 ROUNDS = 1000  # of the shards of one evaluation; far more than there are stages
 
 
@@ -101,7 +101,7 @@ class Cell:
 def plan_cells(
     request: Request, defenses: Sequence[str] | None, seeds: Sequence[int], options: Options
 ) -> tuple[list[Cell], dict[str, str]]:
-    """The cells of a sweep, and the defenses that cannot run on the suite with the reason.
+    """Return the cells of a sweep, and the defenses that cannot run on the suite, each with the reason.
 
     defenses: None for all registered. UserError if a named one cannot run, or its evaluation cannot be divided.
     """
@@ -186,7 +186,7 @@ def is_finished(cell: Cell, store: Store | None) -> bool:
 
 @contextmanager
 def started(engine: Engine, resources: Resources, tasks: int) -> Iterator[int]:
-    """Start the engine, if there are tasks, and stop it in the end; how many tasks it takes at a time."""
+    """Start the engine, if there are tasks, and stop it at the end; yields how many tasks it takes at a time."""
     if not tasks:
         yield 0
         return
@@ -203,7 +203,7 @@ def started(engine: Engine, resources: Resources, tasks: int) -> Iterator[int]:
 
 
 def carry_out(engine: Engine, cells: Sequence[Cell], jobs: int) -> Iterator[Cell]:
-    """Each cell as it ends, with its problem if there was one. At most `jobs` tasks are submitted at a time."""
+    """Yield each cell as it ends, with its problem if there was one. At most `jobs` tasks are submitted at a time."""
     ready = deque((cell, task) for cell in cells for task in cell.first())
     submitted: dict[str, Cell] = {}  # by task
     lost: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The tasks of a sweep: what a worker of any engine does. A task that is done again only does what is missing."""
+"""The tasks of a sweep, which a worker of any engine runs. A repeated task only does what is missing."""
 
 import os
 import traceback
@@ -20,9 +20,9 @@ from bench.runs.store import Store, mirrored
 class Task:
     """A step of one cell (defense and seed) of a sweep.
 
-    step: `run` is all of it, or what is left; `train` is all before the evaluation; `shard` computes the batches of
-    `share`. home: the folder in which relative paths are meant. store: the URL that holds the runs; None for a file
-    system that all workers share.
+    step: `run` does all of it, or what is left; `train` does all before the evaluation; `shard` computes the batches of
+    `share`. home: the folder that relative paths refer to. store: the URL that holds the runs; None for a file system
+    that all workers share.
     """
 
     request: Request
@@ -56,7 +56,7 @@ LOST = Outcome(lost=True)
 
 
 def run_task(task: Task) -> Outcome:
-    """Do a task, with its output in a log file. Whatever it raises is the outcome's problem."""
+    """Run a task, with its output in a log file. Any exception becomes the outcome's `problem`."""
     task.home.mkdir(parents=True, exist_ok=True)
     os.chdir(task.home)
     task.log.parent.mkdir(parents=True, exist_ok=True)

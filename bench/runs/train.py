@@ -1,4 +1,4 @@
-"""The training of a run, in a folder of its own: OUT/trainings/LABEL-HASH/SEED. All evaluations share it."""
+"""Trains the model of a run in its own folder, OUT/trainings/LABEL-HASH/SEED, which all evaluations share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FINISHED = "training.json"
 
 
 class FinishedTraining(msgspec.Struct, frozen=True):
-    """training.json: the cost of a finished training, the hash of its weights, and those of the files that it read."""
+    """training.json: the cost of a finished training, and the hashes of its weights and of the files that it read."""
 
     identity: str  # see identity_of
     weights: str  # SHA-256
@@ -48,7 +48,7 @@ class FinishedTraining(msgspec.Struct, frozen=True):
 
 
 def identity_of(plan: Plan, seed: int) -> str:
-    """What decides the weights, as a hash, and the seed. A checkpoint or a finished training of another is not used."""
+    """Identify a training by a hash of all that determines the weights, and the seed; others are not used."""
     return f"{content_hash(plan.training_identity)}/{seed}"
 
 
@@ -57,7 +57,7 @@ def train(plan: Plan, seed: int, folder: Path, logger: RunLogger | None = None) 
     model = plan.new_model(seed)
     cost = finished_training(folder, identity_of(plan, seed))
     if cost is not None:
-        (folder / CHECKPOINT).unlink(missing_ok=True)  # if the process was killed just before it did so
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # a killed process may have left it
         load_weights(model, folder / WEIGHTS)
         print(f"train {plan.name}: was finished already, in {folder}", file=sys.stderr)
         if logger is not None:
@@ -128,7 +128,7 @@ def finished_training(folder: Path, identity: str) -> Training | None:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """The names of the files that a finished training read and that are not what they were."""
+    """The names of the files that a finished training read and that have changed since."""
     finished = _read(folder)
     hashes = {} if finished is None else finished.read
     paths = [Path(path) for path in hashes]

@@ -79,7 +79,7 @@ margin_gradient = gradient_of(lambda logits, y: -margin(logits, y))
 
 
 def rescaled(factor: float) -> Gradient:
-    """The gradient of the cross entropy of `factor` times the logits: for saturated logits, which have none."""
+    """The gradient of the cross entropy of `factor` times the logits, for saturated logits whose gradient vanishes."""
     return gradient_of(lambda logits, y: functional.cross_entropy(factor * logits, y, reduction="none"))
 
 

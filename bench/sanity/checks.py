@@ -27,7 +27,7 @@ from bench.sanity.model_under_test import (
     ModelUnderTest,
 )
 
-BATCH_NOISE = 1e-2  # of the logits' spread; float32 gives 2e-5, TF32's rounding 4e-4, batch statistics 0.1 and more
+BATCH_NOISE = 1e-2  # of the logits' spread: float32 gives 2e-5, TF32's rounding 4e-4, batch statistics at least 0.1
 SUM_NOISE = 1e-3  # of a sum of probabilities
 SLACK = 0.1  # of the clean margin, by which one step may beat many because of rounding in the cross entropy
 ALONE = 8  # images that are evaluated alone
@@ -83,7 +83,7 @@ def alarm(tested: ModelUnderTest, value: float, threshold: float, evidence: str,
 
 
 def stochastic(tested: ModelUnderTest) -> CheckResult:
-    """Repeated passes differ. Unreliable, unless the record has an attack that averages gradients."""
+    """Check whether repeated passes differ. Unreliable, unless the record has an attack that averages gradients."""
     n, value = len(tested.first), tested.repeat_difference
     evidence = f"{REPEATS} passes over the same {n} images differ by {value:.1e} of the logits' spread"
     if not tested.stochastic:
@@ -94,7 +94,7 @@ def stochastic(tested: ModelUnderTest) -> CheckResult:
 
 
 def batch_dependent(tested: ModelUnderTest) -> CheckResult:
-    """The logits of an image depend on the other images of its batch, or on its position."""
+    """Check whether the logits of an image depend on the other images of its batch, or on its position."""
     if tested.stochastic:
         return skipped("the model is stochastic, so batches cannot be compared")
     x, half, few = tested.first.x, len(tested.first) // 2, min(ALONE, len(tested.first))
@@ -118,7 +118,7 @@ def batch_dependent(tested: ModelUnderTest) -> CheckResult:
 
 
 def not_logits(tested: ModelUnderTest) -> CheckResult:
-    """The model returns probabilities, or log probabilities without declaring it.
+    """Check whether the model returns probabilities, or log probabilities without declaring it.
 
     The gradient of the cross entropy of probabilities vanishes where the model is confident, which misleads attacks.
     Log probabilities are logits too; a model that returns them on purpose, such as the logarithm of the mean
@@ -141,7 +141,7 @@ def not_logits(tested: ModelUnderTest) -> CheckResult:
 
 
 def one_class(tested: ModelUnderTest) -> CheckResult:
-    """One class is predicted for all examples, although many have another label.
+    """Check whether one class is predicted for all examples, although many have another label.
 
     A model that finds half of the examples of the other classes would miss n of them with probability 2^-n.
     """
@@ -157,14 +157,14 @@ def one_class(tested: ModelUnderTest) -> CheckResult:
 
 
 def zero_gradient(tested: ModelUnderTest) -> CheckResult:
-    """The margin itself has no gradient: a layer that is constant almost everywhere, or detached."""
+    """Check whether the margin itself has no gradient: a layer is constant almost everywhere, or detached."""
     zero = (tested.margin_gradients == 0).all(dim=1)
     result = symptom(tested, zero, tested.n_correct, "the margin has no gradient", SMOOTHED)
     return result._replace(outcome="unreliable") if result.outcome == "suspect" else result
 
 
 def vanishing_gradient(tested: ModelUnderTest) -> CheckResult:
-    """The margin has a gradient, but that of the cross entropy underflows in float32: saturated logits."""
+    """Check whether the cross entropy's gradient underflows in float32 but the margin's does not: saturated logits."""
     nonzero = (tested.margin_gradients != 0).any(dim=1)
     vanished = tested.gradients(cross_entropy_gradient).abs().amax(dim=1) <= TINY
     sign = "the cross entropy's gradient vanishes"
@@ -196,7 +196,7 @@ def huge_eps_survived(tested: ModelUnderTest) -> CheckResult:
 
 
 def queries_better(tested: ModelUnderTest) -> CheckResult:
-    """Attacks that use no gradient break what PGD leaves."""
+    """Check whether attacks that use no gradient break what PGD leaves."""
     survived = tested.correct_after_pgd >= 0.5
     broken, specs = torch.zeros_like(survived), []
     for spec in QUERIES:
@@ -215,7 +215,7 @@ def queries_better(tested: ModelUnderTest) -> CheckResult:
 
 
 def weaker_wins(tested: ModelUnderTest, pairs: Iterable[tuple[AttackColumn, AttackColumn]]) -> CheckResult:
-    """The worst of pairs (weaker, stronger): an exact sign test on the examples that only one of the two breaks."""
+    """Test the worst pair (weaker, stronger): an exact sign test on the examples that only one of the two breaks."""
     results = [skipped("the table has no two such attacks")]
     n = int(tested.table["clean"].sum())
     for weak, strong in pairs:

@@ -1,4 +1,4 @@
-"""What the sanity checks share: a model, a few of its examples, its answers to them, and short attacks on them."""
+"""The model under test: a few examples, the model's outputs for them, and short attacks on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bench.sanity.ascent import (
     smoothed,
 )
 
-EXAMPLES = 64  # enough to distinguish a share of 5 % from one of 20 %, few enough for every record
+EXAMPLES = 64  # enough to distinguish 5 % from 20 %, and few enough to run for every record
 STEPS = 20
 STEP_SIZE = 2.5  # times eps / steps: the rule of thumb of Madry et al. (2018), so that the steps can cross the ball
 REPEATS = 4  # passes over the same images, to detect a stochastic model
@@ -65,7 +65,7 @@ class ModelUnderTest:
     """A model and some of its examples. What several checks need is measured once, at its first use.
 
     test: the split of the table's rows. ball: the record's threat model, with one eps for all examples; None if it has
-    no norm, as that of corruptions.
+    no norm, as for corruptions.
     """
 
     model: nn.Module
@@ -113,7 +113,7 @@ class ModelUnderTest:
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """Freezes the model at each call, because inside one a parametrization draws its random numbers only once."""
+        """Freeze the model in each call, because a parametrization draws its random numbers only once while frozen."""
         with frozen(self.model):
             return torch.cat([self.model(part) for part in x.split(self.batch_size)])
 
@@ -161,7 +161,7 @@ class ModelUnderTest:
         )
 
     def gradients(self, gradient: Gradient) -> Tensor:
-        """At the examples themselves, (n,D)."""
+        """The gradients at the examples themselves, (n,D)."""
         return self._batched(lambda batch: gradient(self.model, batch.x, batch.y)[1].flatten(1))
 
     def attacked(self, attack: Attack, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""The verdict on an evaluation: signs that its attacks were misled although the model is not robust."""
+"""Forms the verdict on an evaluation from signs that its attacks were misled although the model is not robust."""
 
 import msgspec
 import torch
@@ -28,8 +28,8 @@ def form_verdict(
 ) -> Sanity:
     """The verdict on a finished evaluation: the worst outcome of its checks, with the figures of each check.
 
-    test: the split of the table's rows. threat: the record's, with one eps for all examples; None
-    if it has no norm, as that of corruptions, where no check attacks. results: of the attacks
+    test: the split of the table's rows. threat: the record's, with one eps for all examples; None if it has no norm, as
+    for corruptions, where no check attacks. results: of the attacks
     and certifiers by spec, and of the `bracket`; None leaves out the checks that use them (bench.core.record_verdict).
 
     Four checks use the model's answers to the first examples; seven use short attacks on the first examples that the
