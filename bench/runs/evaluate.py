@@ -84,7 +84,7 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
 
 
 def evaluate_part(plan: Plan, seed: int, folder: Path, model: nn.Module, share: Share) -> bool:
-    """Store partial results of a share of the evaluation, like `evaluate_share`; returns whether nothing was missing."""
+    """Store partial results of a share of the evaluation, like `evaluate_share`; whether nothing was missing."""
     if plan.ball is None:  # only clean images and corruptions, which are not divided
         return True
     context = _context(plan, seed, _parts(plan, folder), model, share)

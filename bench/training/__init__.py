@@ -1,1 +1,1 @@
-"""The training loop and what several methods share."""
+"""The training loop, and code that several methods share."""

@@ -1,4 +1,4 @@
-"""Changes of any architecture before its training: a batch norm over the logits, and weights that are used as signs."""
+"""Modifies any architecture before training: a batch norm over the logits, and weights that are used as signs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,15 +19,15 @@ def linear_layers(model: nn.Module) -> list[Layer]:
 
 
 def built(defense: Defense[Any], model: nn.Module, classes: int) -> nn.Module:
-    """The network that the defense trains: the architecture with its config's `binary` and `last_norm`, then `build`.
+    """Build the network that the defense trains: apply the config's `binary` and `last_norm`, then call `build`.
 
-    The settings come first, so that masks of a defense multiply the signs, and its ensembles contain both.
+    The settings are applied first, so that the defense's masks multiply the signs, and its ensembles contain both.
     """
     return defense.build(changed(model, defense.config, classes))
 
 
 def changed(model: nn.Module, config: TrainingConfig, classes: int) -> nn.Module:
-    """The architecture with the settings `binary` and `last_norm`; the model itself without them."""
+    """Apply the settings `binary` and `last_norm` to the architecture; without them, return the model itself."""
     if config.binary:
         for layer in linear_layers(model):
             parametrize.register_parametrization(layer, "weight", Sign())
@@ -49,7 +49,7 @@ class Sign(nn.Module):
 
 
 class StraightThrough(torch.autograd.Function):
-    """A constant, whose gradient is passed on to another tensor of its shape as if it were that tensor."""
+    """Returns a constant, but passes its gradient on to another tensor of the same shape."""
 
     @staticmethod
     def forward(ctx: Any, constant: Tensor, receiver: Tensor) -> Tensor:
@@ -69,12 +69,12 @@ def clip_binary(model: nn.Module) -> None:
 
 
 def parametrizations_of(layer: Layer) -> Sequence[nn.Module]:
-    """What is applied to the layer's trained weight, in order; empty for a plain weight."""
+    """The parametrizations of the layer's trained weight, in order; empty for a plain weight."""
     weights = layer.parametrizations["weight"] if parametrize.is_parametrized(layer, "weight") else ()  # type: ignore[index]
     return tuple(weights)
 
 
 def latent(layer: Layer) -> nn.Parameter:
-    """The weight that is trained, or fixed, before signs and masks are applied to it."""
+    """The trained (or fixed) weight before signs and masks are applied to it."""
     name = "parametrizations.weight.original" if parametrize.is_parametrized(layer, "weight") else "weight"
     return layer.get_parameter(name)

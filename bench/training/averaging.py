@@ -1,4 +1,4 @@
-"""The average of the weights that is evaluated in their place: exponential (ema), or of the ends of epochs (swa)."""
+"""Weight averages that are evaluated instead of the last weights: exponential (ema), or at the ends of epochs (swa)."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench.core.config import TrainingConfig
 
-LARGEST_SHARE = 0.1  # of the first weights in an exponential average that is not warned of
+LARGEST_SHARE = 0.1  # share of the initial weights in an exponential average above which there is a warning
 
 
 class WeightAverage:
@@ -38,7 +38,7 @@ class WeightAverage:
 
 
 def short_averages(config: TrainingConfig, steps: int, epochs: int) -> Iterator[str]:
-    """Warnings of averages for which a training of so many steps and epochs is too short."""
+    """Warn about averages for which a training of this many steps and epochs is too short."""
     share = config.ema ** max(0, steps - 1)
     if config.ema and share > LARGEST_SHARE:
         enough = LARGEST_SHARE ** (1 / steps)

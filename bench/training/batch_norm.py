@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are those of equal shares of a batch, on one process or several."""
+"""Batch norm with statistics per equal share of a batch, on one process or several."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def norms_of(model: nn.Module) -> list[Norm]:
 
 @contextmanager
 def of_shares(model: nn.Module, number: int) -> Iterator[None]:
-    """Inside the block, batch norm in train mode has the statistics of each of `number` shares of the batch.
+    """Inside the block, batch norm in train mode uses the statistics of each of `number` shares of the batch.
 
-    1: those of the whole batch, also where its examples are on several processes (synchronised). Otherwise those of the
-    processes, if there are several (not synchronised), or of as many shares in one process (Hoffer et al., 2017, ghost
-    batch normalization), with the same result. The running statistics take their mean.
+    If `number` is 1, they are those of the whole batch, synchronised if its examples are on several processes.
+    Otherwise each process has its own (not synchronised), or one process uses as many shares (Hoffer et al., 2017,
+    ghost batch normalization), with the same result. The running statistics are updated with the mean over the shares.
     """
 
     def forward(norm: Norm, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def of_shares(model: nn.Module, number: int) -> Iterator[None]:
 
 
 def _over_processes(norm: Norm, x: Tensor) -> Tensor:
-    """The statistics of all examples, of which x is this process's share."""
+    """Normalize with the statistics of all examples; x is this process's share of them."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
     shape = [-1 if axis == 1 else 1 for axis in range(x.dim())]
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -61,7 +61,7 @@ def _over_processes(norm: Norm, x: Tensor) -> Tensor:
 
 
 def _of_each(norm: Norm, x: Tensor, number: int) -> Tensor:
-    """Each of `number` parts of x with its own statistics."""
+    """Normalize each of `number` parts of x with its own statistics."""
     outputs, means, variances = [], [], []
     for part in x.tensor_split(number):
         mean, variance = torch.zeros(2, x.shape[1], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -78,7 +78,7 @@ def _of_each(norm: Norm, x: Tensor, number: int) -> Tensor:
 
 @torch.no_grad()
 def _update(norm: Norm, mean: Tensor, variance: Tensor) -> None:
-    """The running statistics, with the unbiased variance of a batch, as torch has them."""
+    """Update the running statistics with the unbiased variance of a batch, as torch does."""
     if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return
     assert norm.num_batches_tracked is not None

@@ -1,4 +1,4 @@
-"""How many weights a pruning keeps of each layer."""
+"""How many weights pruning keeps in each layer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from bench.core.errors import UserError
 
 
 def adaptive_budgets(sizes: Sequence[int], keep_share: float, gamma: float) -> list[int]:
-    """How many weights to keep of each layer, given the layers' `sizes` (thesis Eq. 5.11, made exact).
+    """The number of weights to keep in each layer, given the layers' `sizes` (thesis Eq. 5.11, made exact).
 
     The budgets add up to round(keep_share * sum(sizes)) and are proportional to size^gamma: gamma = 1 keeps the same
     share of each layer, gamma = 0 the same number. No layer keeps more than it has (its excess goes to the larger
@@ -49,7 +49,7 @@ def _total(sizes: Sequence[int], keep_share: float) -> int:
 
 
 def _rounded(wanted: Mapping[int, float], sizes: Sequence[int], total: int) -> list[int]:
-    """Whole numbers from 1 to a layer's size that add up to `total`, as near to what is wanted as can be."""
+    """Round to integers from 1 to a layer's size that add up to `total`, as close as possible to the wanted budgets."""
     budgets = [max(1, math.floor(wanted[i])) for i in range(len(sizes))]
     # correct the rounding, one weight at a time, in the layer whose budget is furthest off
     while sum(budgets) < total:

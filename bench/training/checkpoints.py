@@ -51,9 +51,9 @@ def save_log(folder: Path, log: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_checkpoint(folder: Path, device: torch.device, keys: set[str], identity: str) -> dict[str, Any] | None:
-    """The last state that was saved; None if there is none, or, with a warning, if its seal is broken.
+    """Read the last saved state; None if there is none, or, with a warning, if its seal is broken.
 
-    UserError if it is of another kind of device or number of processes. The first process reads it for all.
+    UserError if it was saved on another kind of device or number of processes. The first process reads it for all.
     """
     path, state = folder / CHECKPOINT, None
     content = shares.from_first(lambda: path.read_bytes() if path.exists() else None)
@@ -93,13 +93,13 @@ class BuildSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def save_weights(path: Path, model: nn.Module, spec: BuildSpec) -> None:
-    """Write the state dict as safetensors, with `spec` in the file's header. A shared tensor is written once a name."""
+    """Write the state dict as safetensors, with `spec` in the file's header. A shared tensor is written once per name."""
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     write_atomically(path, save(state, metadata={HEADER: msgspec.json.encode(spec, order="deterministic").decode()}))
 
 
 def read_spec(path: Path) -> BuildSpec | None:
-    """How to build the model of our own weights; None for a file of another origin. UserError if it does not exist."""
+    """Read how to build the model of our own weights; None for other files. UserError if the file does not exist."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give a .safetensors, .pt or .ckpt file of weights")
     if path.suffix == packed_format.SUFFIX:
@@ -134,7 +134,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def read_state(path: Path, key: str | None = None) -> State:
-    """The tensors of a .safetensors file or of a plain state dict (.pt, .pth, .ckpt). No code of a pickle is run.
+    """Read the tensors of a .safetensors file or a plain state dict (.pt, .pth, .ckpt). No code of a pickle is run.
 
     key: of the state dict in a file that holds several, such as the weights and their average.
     """
@@ -151,7 +151,7 @@ def read_state(path: Path, key: str | None = None) -> State:
 
 
 def _state_inside(path: Path, loaded: Any, key: str | None) -> State:
-    """The dict of tensors of `key`; or the only one: the whole contents, or the value of a key such as `state_dict`."""
+    """The dict of tensors at `key`; or the only one: the whole content, or the value of a key such as `state_dict`."""
     if _is_state(loaded) and key is None:
         return dict(loaded)
     values = loaded if isinstance(loaded, Mapping) else {}
@@ -161,7 +161,7 @@ def _state_inside(path: Path, loaded: Any, key: str | None) -> State:
         if key not in inner:
             raise UserError(f"checkpoint {path} has no state dict '{key}'; it holds {names or 'none by name'}")
         return dict(inner[key])
-    if len(inner) > 1:  # which of them is meant cannot be guessed
+    if len(inner) > 1:  # the choice is ambiguous
         raise UserError(f"checkpoint {path} holds {len(inner)} state dicts ({names}); choose one with --state-dict KEY")
     if not inner:
         raise UserError(f"checkpoint {path} holds 0 state dicts, not one; save model.state_dict() alone")

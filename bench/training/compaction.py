@@ -12,11 +12,11 @@ from bench.training.architecture import Layer
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 POINTWISE = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Identity)
-POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)  # a constant channel stays so
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)  # they keep a constant channel constant
 
 
 class Pair(NamedTuple):
-    """Two layers that follow each other, with what lies between them, which acts on each channel alone."""
+    """Two consecutive layers, and the modules between them, which act on each channel separately."""
 
     first: Layer
     between: list[nn.Module]
@@ -24,11 +24,11 @@ class Pair(NamedTuple):
 
 
 def compacted(model: nn.Module) -> nn.Module:
-    """A copy in eval mode without masks, and without the channels between two layers that have no effect.
+    """Return a copy in eval mode without masks, and without channels between two layers that have no effect.
 
     A channel is removed if no weight of the second layer reads it, or if it is 0 for every image: the first layer has
-    no weight for it, and what follows maps its bias to 0. So are those that become empty by this. Channels that a sum
-    of a residual network joins are kept. Each layer keeps a channel.
+    no weight for it, and the modules between map its bias to 0. Channels that become empty by this are removed too.
+    Channels that are added in a residual network are kept. Each layer keeps at least one channel.
     """
     model = copy.deepcopy(model).eval()
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]:
@@ -44,7 +44,7 @@ def compacted(model: nn.Module) -> nn.Module:
 
 
 def plain(layer: Layer) -> Layer:
-    """A layer with the weight that this one uses, without parametrizations (whose class a copy would share)."""
+    """Return a layer with this one's effective weight, without parametrizations (whose class a copy would share)."""
     new: Layer
     if isinstance(layer, nn.Conv2d):
         new = nn.Conv2d(
@@ -59,7 +59,7 @@ def plain(layer: Layer) -> Layer:
 
 
 def pairs(model: nn.Module) -> list[Pair]:
-    """The pairs of layers in the model's sequences; only sequences say what follows what."""
+    """The pairs of consecutive layers in the model's nn.Sequential modules; only these define an order."""
     found = []
     for chain in chains(model):
         places = [place for place, module in enumerate(chain) if isinstance(module, nn.Linear | nn.Conv2d)]
@@ -74,7 +74,7 @@ def pairs(model: nn.Module) -> list[Pair]:
 
 
 def chains(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """The modules of each sequence, with sequences inside it spelt out; a module of another kind is one of them."""
+    """Yield the modules of each nn.Sequential, with nested ones flattened; a module of another kind is one element."""
     inside = {child for module in model.modules() if isinstance(module, nn.Sequential) for child in module}
     for module in model.modules():
         if isinstance(module, nn.Sequential) and module not in inside:
@@ -101,7 +101,7 @@ def written_channels(pair: Pair) -> Tensor:
 
 
 def remove_empty(pair: Pair) -> bool:
-    """Remove the channels without effect; whether there were any."""
+    """Remove the channels without effect; returns whether there were any."""
     first, second = pair.first, pair.second
     keep = read_channels(pair) & (written_channels(pair) | (constants(pair) != 0))
     if not keep.any():
@@ -128,7 +128,7 @@ def remove_empty(pair: Pair) -> bool:
 
 
 def constants(pair: Pair) -> Tensor:
-    """The value at which a channel without weights stands before the second layer, (channels,)."""
+    """The constant value of a channel without weights at the input of the second layer, (channels,)."""
     first, channels = pair.first, len(pair.first.weight)
     value = torch.zeros(channels, device=first.weight.device) if first.bias is None else first.bias.detach()
     for module in pair.between:

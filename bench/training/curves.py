@@ -22,8 +22,8 @@ KEYS = tuple("_".join(parts) for parts in itertools.product(SPLITS, POINTS, KIND
 def make_curves(train: Split, test: Split, threat: ThreatModel, n: int) -> Probe | None:
     """A probe with the values of KEYS on the first n examples of both splits; None if n is 0.
 
-    The attack is PGD with all of its steps on every example, always with the same seed. Without PGD for the norm, only
-    clean values are measured.
+    The attack is PGD with all of its steps on every example, always with the same seed. If PGD does not support the
+    norm, only clean values are measured.
     """
     if not n:
         return None
@@ -42,7 +42,7 @@ def make_curves(train: Split, test: Split, threat: ThreatModel, n: int) -> Probe
                     x = batch.x
                     if points == "robust" and attack is not None:
                         generator = seeds.generator(rows.device, 0, "curves")
-                        with warnings.catch_warnings(action="ignore"):  # the evaluation repeats them
+                        with warnings.catch_warnings(action="ignore"):  # the evaluation gives the same warnings
                             x = attack.attack(model, batch, attack.threat, generator=generator)
                     with torch.no_grad():
                         logits = model(x).float()

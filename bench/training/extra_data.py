@@ -1,4 +1,4 @@
-"""Additional training data from an .npz, of which each batch takes a share."""
+"""Additional training data from an .npz, which fills a share of each batch."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -18,7 +18,7 @@ from bench.datasets.split import Split
 class ExtraData:
     """x_extra uint8 (N,H,W,C) and y_extra (N,) of the file `extra`, augmented as the training data.
 
-    UserError if the images or labels are not those of the trainer's model.
+    UserError if the images or labels do not fit the trainer's model.
     """
 
     def __init__(self, config: TrainingConfig, trainer: Trainer) -> None:
@@ -39,10 +39,10 @@ class ExtraData:
             raise UserError(f"{file}: y_extra has the label {int(extra.y.max())}; it must be below {classes}")
 
     def mixed(self, batches: Iterator[Batch], generator: torch.Generator) -> Iterator[Batch]:
-        """The batches of an epoch: each training example once, in batches whose other part comes from the file.
+        """Yield the batches of an epoch: each training example once, in batches filled up with examples of the file.
 
         The batches are as large as without the file, so there are more of them. The file's examples are in random
-        order, and none comes again before all were used. Batches have no view, and the file's examples the index -1.
+        order, and none is repeated before all were used. Batches have no view, and the file's examples the index -1.
         """
         extra, share = self.split, self.config.extra_share
         own = max(1, round(self.config.batch_size * (1 - share)))
@@ -60,7 +60,7 @@ class ExtraData:
 
 @lru_cache(maxsize=1)
 def _read(path: Path, changed: int, device: torch.device, augmentation: tuple[int, bool, int]) -> Split:
-    """changed: the time of the last change, so that a new file is read again."""
+    """changed: the modification time, so that a changed file is read again."""
     arrays = read_arrays(path)
     if missing := [key for key in ("x_extra", "y_extra") if key not in arrays]:
         raise UserError(f"{path}: {', '.join(missing)} missing; additional data are x_extra and y_extra")

@@ -1,4 +1,4 @@
-"""Weights that another project trained: matched by name, or by shape if no name agrees."""
+"""Loads weights that another project trained, matched by name, or by shape if no name agrees."""
 
 import re
 from itertools import pairwise, product
@@ -12,16 +12,16 @@ from bench.training.checkpoints import State, read_state
 Layers = dict[str, dict[str, Tensor]]  # by name, each with its tensors by kind (weight, bias, running_mean ...)
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 GIVE_MODEL = "give the architecture that it was trained with (--model)"
-COMPILED = "_orig_mod."  # what torch.compile puts before a module's names
+COMPILED = "_orig_mod."  # the prefix that torch.compile adds to a module's names
 
 
 def load_foreign(model: nn.Module, path: Path, key: str | None = None) -> dict[str, str]:
-    """Load another project's weights: {our name: the file's name} of each tensor; empty if the names agree.
+    """Load another project's weights; returns {our name: the file's name} of each tensor, empty if the names agree.
 
     key: of the state dict in a file that holds several.
 
-    A prefix that all names of the file, or all of ours, have in common does not count. If the names then agree, they
-    decide. If none does, each layer of the file is matched with ours by the shapes of its tensors; layers of equal
+    Common prefixes of all names, in the file or in ours, are ignored. If the names then agree, tensors are matched by
+    name. If no layer's name agrees, each layer of the file is matched by the shapes of its tensors; layers of equal
     shapes must be numbered, in the file and in the model, in the order in which they are listed. UserError for anything
     else.
     """
@@ -53,7 +53,7 @@ def _without_counters(state: State) -> State:
 
 
 def _by_name(path: Path, ours: State, theirs: State) -> dict[str, str] | None:
-    """{our name: their name} of each tensor if all names agree but for prefixes, None if no layer's name does."""
+    """{our name: their name} of each tensor if all names agree up to prefixes; None if no layer's name does."""
     shared: set[str] = set()
     for our_prefix, their_prefix in product(_common_prefixes(ours), _common_prefixes(theirs)):
         our_names = {key.removeprefix(our_prefix): key for key in ours}

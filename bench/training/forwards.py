@@ -1,6 +1,6 @@
 """How the passes of a training are computed: precision, memory layout, compiled or not, on one process or several.
 
-None of it is part of a method, and with all of it the results are the same up to rounding.
+These settings are not part of a method, and change the results only by rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.training.batch_norm import of_shares
 
 
 class Forwards:
-    """What a config says about passes, on a device."""
+    """The settings of a config for the passes on a device."""
 
     def __init__(self, config: TrainingConfig, model: nn.Module, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -43,7 +43,7 @@ class Forwards:
 
     @property
     def computation(self) -> Computation:
-        """For the record."""
+        """Describe the computation for the record."""
         products = torch.get_float32_matmul_precision() != "highest"
         allowed = {"convolutions": torch.backends.cudnn.allow_tf32, "products": products}
         return Computation(
@@ -53,7 +53,7 @@ class Forwards:
         )  # fmt: skip
 
     def placed(self, model: nn.Module) -> nn.Module:
-        """The model on the device, in the layout."""
+        """Move the model to the device, in the memory layout."""
         model = model.to(self.device)
         return model.to(memory_format=self.layout) if self.layout == torch.channels_last else model
 
@@ -62,7 +62,7 @@ class Forwards:
 
     @contextmanager
     def of(self, *models: nn.Module) -> Iterator[None]:
-        """Inside the block, calls of the models, and of copies that are made of them, are computed so."""
+        """Apply the settings to calls of the models, and of copies made of them, inside the block."""
         several = shares.count() > 1
         with ExitStack() as stack:
             stack.enter_context(shares.divided())
@@ -74,7 +74,7 @@ class Forwards:
             yield
 
     def _forward_of(self, model: nn.Module) -> Callable[[nn.Module, Tensor], Tensor]:
-        """A method of the model's class, so that a copy of the model calls itself."""
+        """Return a method of the model's class, so that a copy of the model calls itself."""
         forward = self._own_forward(type(model))
 
         def divided(self: nn.Module, x: Tensor) -> Tensor:

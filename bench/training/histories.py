@@ -1,4 +1,4 @@
-"""What a training is asked to keep of its examples: the loss of each in each epoch, as the training saw it."""
+"""Keeps the loss of each training example in each epoch, as the training computed it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LOSS, WRONG = "history/loss", "history/wrong"  # banks (N, epochs): loss, NaN be
 
 @contextmanager
 def keeping_losses(trainer: Trainer, batch: Batch, keep_losses: bool) -> Iterator[None]:
-    """Keep the losses of the block, a step on the batch, in the trainer's bank; nothing without `keep_losses`.
+    """Keep the losses of the block, a step on the batch, in the trainer's bank; does nothing without `keep_losses`.
 
-    The loss of an example is the cross entropy of its label in the last pass of the whole batch in train mode, that is
-    at the images by which the weights are updated: attacked ones in adversarial training. A defense whose last pass is
-    of other images than the batch leaves NaN.
+    The loss of an example is the cross entropy of its label in the last pass in train mode, that is on the images that
+    update the weights: adversarial ones in adversarial training. If that pass has another number of images than the
+    batch, the losses stay NaN.
     """
     if not keep_losses:
         yield

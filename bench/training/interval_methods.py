@@ -1,4 +1,4 @@
-"""What trainings that mix attacks with interval bounds share: settings, initial weights and the penalty of weights."""
+"""Shared code of trainings that mix attacks with interval bounds: settings, initial weights and weight penalty."""
 
 import math
 from abc import abstractmethod
@@ -50,7 +50,7 @@ class IntervalMethod(Ramped[IntervalT]):
 
     @abstractmethod
     def loss(self, x: Tensor, y: Tensor, threat: ThreatModel, trainer: Trainer) -> Tensor:
-        """Of images (B,C,H,W) under the threat model of this step, without the penalty of weights."""
+        """The loss of images (B,C,H,W) under the threat model of this step, without the weight penalty."""
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         threat, rows = self.ramped(trainer), slice(self.config.subsample)  # the batch is already shuffled

@@ -30,10 +30,10 @@ Report = Callable[..., None]  # (steps since the last call, a note, loss=the las
 class Loop(TrainingState):
     """Trains one model.
 
-    The checkpoint of the last finished epoch holds the whole state: a run that was killed and is started again gives
-    the same weights, bit for bit. A step is one batch of the defense's `batches`, for the learning rate and for the
-    progress, however often the defense updates the weights in it. UserError if the defense or the model cannot be
-    trained, or if the predictor cannot be rebuilt from its weights; what can be known is checked before the training.
+    The checkpoint of the last finished epoch holds the whole state: a killed run that is started again gives the same
+    weights, bit for bit. For the learning rate and the progress, a step is one batch of the defense's `batches`,
+    however often the defense updates the weights in it. UserError if the defense or the model cannot be trained, or if
+    the predictor cannot be rebuilt from its weights; this is checked before the training where possible.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Loop(TrainingState):
     def run(
         self, folder: Path | None = None, report: Report | None = None, *, identity: str = ""
     ) -> tuple[nn.Module, Training]:
-        """Train to the end, from the checkpoint in `folder` if there is one: the predictor, and the training's cost.
+        """Train from the checkpoint in `folder`, if there is one, to the end; returns the predictor and the cost.
 
         With a folder, each epoch ends with a checkpoint and a line of log.jsonl. identity: of the training, with its
         seed; a checkpoint of another one is not used.
@@ -89,10 +89,10 @@ class Loop(TrainingState):
         return predictor, cost
 
     def run_epoch(self, report: Report | None = None) -> None:
-        """The steps of one epoch, the defense's `end_epoch`, the probe, and an entry of the log.
+        """Run the steps of one epoch, the defense's `end_epoch` and the probe, and add an entry to the log.
 
-        The loss of the log is the mean over the updates of the weights; that of one update is the sum of the losses of
-        its calls of `backward`, whose gradient it follows.
+        The logged loss is the mean over the weight updates; the loss of one update is the sum of the losses of its
+        `backward` calls.
         """
         lr, seconds = self.lr, self.seconds
         with self.computed(), self.counted(self.model):
@@ -123,7 +123,7 @@ class Loop(TrainingState):
             raise UserError(f"{type(self.defense).__name__}.train_step must call trainer.update, or trainer.step")
 
     def train_on(self, batch: Batch) -> None:
-        """One step."""
+        """Do one step."""
         kept = keeping_losses(self, batch, self.config.keep_losses)
         with failures_of(f"{type(self.defense).__name__}.train_step"), self.forwards.autocast(), kept:
             self.defense.train_step(batch, self)
@@ -135,9 +135,9 @@ class Loop(TrainingState):
         return bool(due) or self.epoch + 1 == self.epochs
 
     def _probe(self) -> dict[str, float]:
-        """FGSM and PGD accuracy on a few examples, for the log, the overfitting warning and the selection.
+        """Measure FGSM and PGD accuracy on a few examples, for the log, the overfitting warning and the selection.
 
-        They count as a cost of training only if they select the weights.
+        This counts as a cost of training only if it selects the weights.
         """
         if self.probe is None or not self.is_probed():
             return {}
@@ -158,7 +158,7 @@ class Loop(TrainingState):
         return {key: round(value, 6) for key, value in accuracies.items()}
 
     def _curves(self) -> dict[str, float]:
-        """Losses and errors for the log, which are no cost of the training."""
+        """Measure losses and errors for the log, which do not count as a cost of the training."""
         if self.curves is None:
             return {}
         with mode_of(predictor := self.defense.predictor(self), training=False):

@@ -1,4 +1,4 @@
-"""Positions in a long row as few bits: Rice codes of the gaps between them, near the entropy of a random mask."""
+"""Encodes positions in a long row: Rice codes of the gaps between them, close to the entropy of a random mask."""
 
 import math
 
@@ -11,12 +11,12 @@ LARGEST = 31  # of the parameter of a code
 
 
 def entropy_bits(size: int, kept: int) -> float:
-    """log2 of the number of masks that keep `kept` of `size`: what no code of all of them can beat."""
+    """log2 of the number of masks that keep `kept` of `size`: a lower bound for any code of all of them."""
     return (math.lgamma(size + 1) - math.lgamma(kept + 1) - math.lgamma(size - kept + 1)) / math.log(2)
 
 
 def encode(places: Places) -> tuple[int, bytes]:
-    """The parameter k of the shortest Rice code for increasing places, and the code (Rice and Plaunt, 1971).
+    """Return the parameter k of the shortest Rice code for increasing places, and the code (Rice and Plaunt, 1971).
 
     A gap g is g >> k zeros and a one, then its last k bits; all unary parts come first.
     """
@@ -30,7 +30,7 @@ def encode(places: Places) -> tuple[int, bytes]:
 
 
 def decode(code: bytes, k: int, count: int) -> Places:
-    """The places of `encode`; ValueError if the code does not hold exactly `count` of them."""
+    """Recover the places of `encode`; ValueError if the code does not hold exactly `count` of them."""
     bits = np.unpackbits(np.frombuffer(code, np.uint8))
     ends = np.flatnonzero(bits)[:count]
     start = int(ends[-1]) + 1 if len(ends) else 0

@@ -1,4 +1,4 @@
-"""What a network needs: weights, bits, bytes, and the FLOPs of Table 5.1 of the thesis."""
+"""The size of a network: weights, bits, bytes, and the FLOPs of Table 5.1 of the thesis."""
 
 from typing import Literal, NamedTuple
 
@@ -47,7 +47,7 @@ def work_of(model: nn.Module, shape: tuple[int, ...]) -> list[Work]:
 def flops(work: list[Work], phase: Phase, binary: bool | None = None) -> int:
     """FLOPs of one image by Table 5.1, summed over the layers; binary: count each as if it were, or were not.
 
-    The table is about convolutions with batch norm and ReLU. Linear layers count with the terms of their weights only.
+    The table is for convolutions with batch norm and ReLU. Linear layers count only the terms of their weights.
     """
     total = 0
     for each in work:
@@ -62,7 +62,7 @@ def flops(work: list[Work], phase: Phase, binary: bool | None = None) -> int:
 
 
 def size_of(model: nn.Module, spec: BuildSpec) -> Size | None:
-    """For the record of a run; None for a network without linear layers, or not in float32, which is not packed."""
+    """The size for a run's record; None for networks without linear layers or not in float32, which cannot be packed."""
     tensors = [*model.parameters(), *model.buffers()]
     if not linear_layers(model) or any(t.is_floating_point() and t.dtype != torch.float32 for t in tensors):
         return None

@@ -11,7 +11,7 @@ from bench.training.architecture import clip_binary
 
 
 def make_optimizer(defense: Defense[Any], model: nn.Module) -> torch.optim.Optimizer:
-    """For the parameters that the defense trains; UserError if there are none. Its steps clip weights with `binary`."""
+    """Make the optimizer of the defense's parameters; UserError if there are none. Steps clip weights if `binary`."""
     config = defense.config
     params = list(defense.parameters(model))
     if not params:
@@ -27,7 +27,7 @@ def make_optimizer(defense: Defense[Any], model: nn.Module) -> torch.optim.Optim
 
 
 def step_of(optimizer: torch.optim.Optimizer, *, lr: float, clip_grad: float) -> None:
-    """One step with this learning rate and largest norm of the gradient (0 for none); then the gradients are zero."""
+    """Do one step with this learning rate and maximum gradient norm (0 for none), then zero the gradients."""
     if clip_grad:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(params, clip_grad)

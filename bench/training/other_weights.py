@@ -1,4 +1,4 @@
-"""Weights of another training, from which a training starts or learns."""
+"""Weights of another training that a training starts from or learns from."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from bench.training.checkpoints import read_state
 
 
 def read_weights(file: str, setting: str, model: nn.Module) -> dict[str, Tensor]:
-    """The state of a file, on the device of the model that it must fit; UserError if it does not, or is not named."""
+    """Read a state to the device of the model that it must fit; UserError if it does not fit, or no file is given."""
     if not file:
         raise UserError(f"the training needs weights of this architecture; give --set {setting}=FILE, of `bench run`")
     if not Path(file).is_file():
         raise UserError(f"{setting} {file} does not exist; give the weights.safetensors of a run")
-    with Path(file).open("rb"):  # by Python, so that the record of the training has its hash
+    with Path(file).open("rb"):  # opened by Python, so that the training's record includes its hash
         state, own = read_state(Path(file)), model.state_dict()
     if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in own.items()}:
         raise UserError(f"{setting} {file} holds weights of another architecture than --model, or of another defense's")

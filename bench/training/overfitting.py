@@ -1,4 +1,4 @@
-"""Catastrophic overfitting: a model trained with one-step attacks that suddenly resists no others."""
+"""Catastrophic overfitting: a model trained with one-step attacks suddenly resists only these."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Packed networks: masks as entropy codes, signs as bits, everything else as it is. Loading is exact."""
+"""Packed networks: masks as entropy codes, signs as bits, everything else unchanged. Loading is exact."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from bench.training.subnet import Masked
 
 
 def save_packed(path: Path, model: nn.Module, spec: BuildSpec) -> None:
-    """Write the network that the model computes in eval mode. Scores, and pruned weights themselves, are left out."""
+    """Write the network that the model computes in eval mode. Scores and the values of pruned weights are left out."""
     write_atomically(path, packed_bytes(model, spec))
 
 
@@ -62,7 +62,7 @@ def load_packed(model: nn.Module, path: Path) -> None:
 
 
 def restore(layer: Layer, weight: Tensor) -> None:
-    """Set what the layer is made of, so that it uses this weight; pruned weights get a sign of their own choice."""
+    """Set the layer's parts so that its effective weight is this one; pruned weights get an arbitrary value."""
     parts, chosen = parametrizations_of(layer), weight != 0
     filled = weight if not any(isinstance(part, Sign | Masked) for part in parts) else weight.masked_fill(~chosen, 1.0)
     last = parts[-1] if parts else None
@@ -77,10 +77,10 @@ def restore(layer: Layer, weight: Tensor) -> None:
 
 
 class PackedSize(msgspec.Struct, frozen=True):
-    """What a packed network needs: bytes of the file and of its other tensors, and the entropy of masks and signs.
+    """The size of a packed network: bytes of the file and of its other tensors, and the entropy of masks and signs.
 
-    bound: bits of all masks with as many kept weights in each layer, a bit for each weight of two values and 32 for
-    each of more.
+    bound: log2 of the number of masks with as many kept weights in each layer, plus, per kept weight, one bit in layers
+    with two values and 32 bits in layers with more.
     """
 
     file: int
@@ -89,7 +89,7 @@ class PackedSize(msgspec.Struct, frozen=True):
 
     @property
     def over_bound(self) -> float:
-        """The file without its other tensors, as a multiple of the bound."""
+        """The size of the file without its other tensors, as a multiple of the bound."""
         return 8 * (self.file - self.rest) / self.bound
 
 

@@ -21,9 +21,9 @@ Weights = npt.NDArray[np.float32]
 class PackedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one weight is stored: size, number of kept weights, Rice parameter and bytes of the mask, and its values.
 
-    The mask lists the kept weights, or the others if these are fewer; it is empty if all or none are kept. values: the
-    one or two values that a kept weight can have, with a bit for each weight if they are two; empty if each weight is
-    stored in float32.
+    The mask lists the kept weights, or the pruned ones if these are fewer; it is empty if all or none are kept. values:
+    the one or two values that a kept weight can have, with a bit for each weight if they are two; empty if each weight
+    is stored in float32.
     """
 
     size: int
@@ -52,7 +52,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def layer_bytes(weight: Weights) -> tuple[PackedLayer, bytes]:
-    """One flat weight as its header and its bytes."""
+    """Encode one flat weight as its header and its bytes."""
     chosen = weight != 0
     kept, size = int(chosen.sum()), weight.size
     listed = chosen if 2 * kept <= size else ~chosen
@@ -66,7 +66,7 @@ def layer_bytes(weight: Weights) -> tuple[PackedLayer, bytes]:
 
 
 def layer_weight(layer: PackedLayer, data: bytes) -> Weights:
-    """The flat weight of a layer; ValueError if its bytes do not fit its header."""
+    """Decode the flat weight of a layer; ValueError if its bytes do not fit its header."""
     if not 0 <= layer.kept <= layer.size or len(layer.values) > 2 or len(data) != layer.mask + layer.value_bytes:
         raise ValueError("a layer does not fit its header")
     count = layer.kept if layer.lists_kept else layer.size - layer.kept
@@ -100,7 +100,7 @@ def write(spec: bytes, weights: Sequence[Weights], rest: bytes) -> bytes:
 
 
 def read(path: Path) -> tuple[Header, list[Weights], bytes]:
-    """Header, flat weights and the bytes of the other tensors; UserError if the file is broken or of another kind."""
+    """Read the header, the flat weights and the bytes of the other tensors; UserError if the file is not valid."""
     try:
         data = path.read_bytes()
         body = data[:-CHECKSUM]

@@ -1,6 +1,6 @@
 """Perturbations that are kept from one epoch to the next: one per example, on its padded canvas, in float16.
 
-They may be stored smaller than the images (thesis, Algorithm 5.2, for ImageNet): as means over squares of pixels.
+They may be stored at a lower resolution (thesis, Algorithm 5.2, for ImageNet), as means over squares of pixels.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from bench.core.contracts import Batch, Trainer
 
 @dataclass(frozen=True, kw_only=True)
 class BankConfig(TrainingConfig):
-    """The settings of a defense whose perturbations start as Gaussian noise and are drawn again from time to time."""
+    """The settings of a defense whose perturbations start as Gaussian noise and are drawn again every few epochs."""
 
     start_std: float = 0.001  # standard deviation of the noise from which the attacks start
     reset_every: int = 10  # epochs after which the perturbations are drawn again, at least 2: each is carried over once
@@ -66,11 +66,11 @@ def carry(trainer: Trainer, batch: Batch, x_adv: Tensor) -> None:
 
 
 def enlarged(trainer: Trainer, batch: Batch) -> Tensor:
-    """The batch's stored perturbations on the padded canvas, (B,C,H+2p,W+2p), each value as often as it is a mean."""
+    """The batch's stored perturbations, upsampled (nearest) to the padded canvas, (B,C,H+2p,W+2p)."""
     stored = trainer.bank["delta"][batch.index].float()
     return interpolate(stored, size=trainer.canvas[2:], mode="nearest-exact")
 
 
 def on_its_own(batch: Batch) -> Batch:
-    """The batch as the only examples there are, with the same crop and flip."""
+    """The batch as if it were the whole training set, with the same crop and flip."""
     return replace(batch, index=torch.arange(len(batch), device=batch.index.device))

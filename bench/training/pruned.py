@@ -1,4 +1,4 @@
-"""Pruning of weights that are trained: masks that a defense sets, and the settings of the methods that do so."""
+"""Pruning of trained weights: masks that a defense sets, and the settings of such methods."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Allocation = Literal["layer", "global"]  # a budget for each layer, or one for a
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig(TrainingConfig):
-    """The settings of a training that prunes weights and goes on with those that are left."""
+    """The settings of a training that prunes weights and continues with the remaining ones."""
 
     r: float = 0.99  # share of the weights of linear and convolutional layers that are pruned
 
@@ -55,7 +55,7 @@ class Scored(Kept):
 
 
 class Signed(Kept):
-    """Kept, with a fixed sign of each connection: the trained weight is its strength, and positive."""
+    """Kept, with a fixed sign of each connection: the trained weight is its absolute value, and positive."""
 
     sign: Tensor
 
@@ -85,7 +85,7 @@ def weight_counts(model: nn.Module) -> list[int]:
 
 
 def highest(values: Sequence[Tensor], keep: int | Sequence[int]) -> list[Tensor]:
-    """Masks (float, of the values' shapes) of the highest values: `keep` of all together, or so many of each."""
+    """Masks (float, in the values' shapes) of the highest values: `keep` of all together, or keep[i] of values[i]."""
     if isinstance(keep, int):
         (mask,) = highest([torch.cat([v.flatten() for v in values])], [keep])
         parts = mask.split([v.numel() for v in values])
@@ -105,6 +105,6 @@ def set_masks(layers: Sequence[Layer], masks: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def clear_pruned(layers: Sequence[Layer]) -> None:
-    """Set weights that are pruned to 0, from which they start if they are kept again."""
+    """Set pruned weights to 0; they start from 0 if they are kept again."""
     for layer in layers:
         latent(layer).mul_(kept_of(layer).mask)

@@ -1,4 +1,4 @@
-"""Projections of weights onto few values: the largest of them, and the centres of clusters."""
+"""Projections of weights onto a few values: the centres of clusters."""
 
 from collections.abc import Sequence
 
@@ -29,6 +29,6 @@ def clustered(weight: Tensor, bits: int) -> Tensor:
 
 
 def quantiles(values: Tensor, shares: Sequence[float] | Tensor) -> Tensor:
-    """The values at these shares of their order; torch.quantile refuses large tensors."""
+    """Quantiles of the values at these shares; torch.quantile does not accept large tensors."""
     places = (torch.as_tensor(shares, device=values.device) * (len(values) - 1)).round().long()
     return values.sort().values[places]

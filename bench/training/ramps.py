@@ -1,4 +1,4 @@
-"""Training in which eps rises from zero after a warm-up on clean images: what methods of certified training share."""
+"""Shared code of certified training: eps rises from zero after a warm-up on clean images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class Ramped(Defense[RampT]):
             trainer.warn(f"ramp: it ends after the training, at {last:.0%} of eps; choose a smaller warm_up or ramp")
 
     def position(self, progress: float) -> float:
-        """The share of eps after a share `progress` of the steps: 0 in the warm-up, 1 after the ramp."""
+        """The fraction of eps after a fraction `progress` of the steps: 0 in the warm-up, 1 after the ramp."""
         share = min(1.0, max(0.0, (progress - self.config.warm_up) / self.config.ramp))
         return share if self.config.growth == "linear" else smooth(share)
 
@@ -54,7 +54,7 @@ class Ramped(Defense[RampT]):
 
 
 def smooth(share: float) -> float:
-    """Growth from 0 to 1 whose slope is continuous (Gowal et al., 2018; Zhang et al., 2020, in their code)."""
+    """Growth from 0 to 1 with a continuous slope (Gowal et al., 2018; Zhang et al., 2020, in their code)."""
     factor = 1 / (MIDDLE**POWER + (1 - MIDDLE) * POWER * MIDDLE ** (POWER - 1))
     if share < MIDDLE:
         return factor * share**POWER

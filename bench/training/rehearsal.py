@@ -1,4 +1,4 @@
-"""What is found out before a training: the steps of an epoch, the work of a pass, and whether the end can be saved."""
+"""Checks before a training: counts the steps of an epoch and the work of a pass, and tests if the result can be saved."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -16,13 +16,13 @@ from bench.core.failures import failures_of
 from bench.core.passes import Passes, count_passes
 from bench.datasets.split import Split
 
-MOST = 1000  # batches of a defense for each batch of the training split
-IMAGES = 4  # on which two networks are compared
+MOST = 1000  # maximum number of a defense's batches per batch of the training split
+IMAGES = 4  # number of images on which two networks are compared
 TOLERANCE = 1e-4  # of the largest logit
 
 
 class Loop(Trainer, Protocol):
-    """What is used here of the training loop (bench/training/loop.py)."""
+    """The part of the training loop (bench/training/loop.py) that is used here."""
 
     config: TrainingConfig
     defense: Defense[Any]
@@ -51,7 +51,7 @@ def check_precision(model: nn.Module) -> None:
 
 
 def count_batches(loop: Loop) -> int:
-    """The number of batches in an epoch: those of the split, or of the defense's own `batches`, gone through once."""
+    """Count the batches of an epoch: those of the split, or of the defense's own `batches`, iterated once."""
     defense, batches = loop.defense, loop.split.count_batches(loop.config.batch_size)
     if type(defense).batches is Defense.batches and not loop.config.extra:
         return batches
@@ -64,7 +64,7 @@ def count_batches(loop: Loop) -> int:
 
 
 def batches_of_an_epoch(loop: Loop) -> Iterator[Batch]:
-    """The defense's batches; UserError if they are more or fewer than counted before the training."""
+    """Yield the defense's batches; UserError if they are more or fewer than counted before the training."""
     number = 0
     for number, batch in enumerate(loop.defense.batches(loop), start=1):
         if number > loop.steps_per_epoch:
@@ -89,7 +89,7 @@ def measure_pass(loop: Loop) -> None:
 
 
 def check_shares(loop: Loop) -> None:
-    """UserError if several processes would not train as one does: see Defense.divisible and bench/core/shares.py."""
+    """UserError if several processes would train differently from one: see Defense.divisible and bench/core/shares.py."""
     if shares.count() == 1:
         return
     name, advice = type(loop.defense).__name__, "train in one process, without torchrun"
@@ -110,9 +110,9 @@ def check_shares(loop: Loop) -> None:
 
 
 def check_predictors(loop: Loop) -> None:
-    """UserError if the defense's own `predictor` returns what cannot be rebuilt from its weights.
+    """UserError if the defense's own `predictor` returns a network that cannot be rebuilt from its weights.
 
-    The training is rehearsed for this: one batch in each epoch, which is then undone.
+    This runs one batch of each epoch, and then restores the state.
     """
     defense = loop.defense
     if type(defense).predictor is Defense.predictor:
@@ -141,7 +141,7 @@ def check_predictor(loop: Loop, predictor: nn.Module) -> None:
 
 
 def _difference(loop: Loop, predictor: Any) -> str | None:
-    """How the predictor differs from the model of `build` with its weights; None if it does not."""
+    """Describe how the predictor differs from the model of `build` with its weights; None if it does not."""
     if not isinstance(predictor, nn.Module):
         return f"it is a {type(predictor).__name__}"
     x = _images(loop)

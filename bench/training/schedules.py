@@ -1,4 +1,4 @@
-"""Learning rates and eps as functions of the training's progress, and points in time that a short one does not have."""
+"""Learning rates and eps as functions of the progress, and warnings for trainings that are too short for them."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +8,11 @@ from bench.core.config import TrainingConfig
 from bench.core.specs import in_units
 
 REACHED = 0.99  # of eps, at the last step of a training whose eps grows
-SMALLEST = 1e-6  # of eps: a schedule that begins at 0 begins here, because a threat model has a positive eps
+SMALLEST = 1e-6  # of eps: a schedule from 0 begins here, because the eps of a threat model is positive
 
 
 def in_period(config: TrainingConfig, progress: float) -> float:
-    """The progress within the running one of the config's periods."""
+    """The progress within the current period of the config."""
     ends = [0.0, *config.periods, 1.0]
     start = max(end for end in ends[:-1] if end <= progress)
     return (progress - start) / (ends[ends.index(start) + 1] - start)
@@ -33,7 +33,7 @@ def eps_at(config: TrainingConfig, eps: float, progress: float) -> float:
 
 
 def unreached_eps(config: TrainingConfig, steps: int) -> Iterator[str]:
-    """A warning if eps grows and the last of so many steps has less than eps."""
+    """Warn if eps grows and the last of this many steps does not reach it."""
     share = eps_at(config, 1.0, (steps - 1) / steps)
     if share < REACHED:
         yield f"eps_growth: the last of {steps} steps has {share:.0%} of eps; with eps_max=2eps, it is reached half-way"
@@ -71,7 +71,7 @@ def times_of(config: TrainingConfig) -> dict[str, tuple[float, ...]]:
 
 
 def lost_times(times: Mapping[str, Sequence[float]], steps: int) -> Iterator[str]:
-    """Warnings of points in time, as fractions of a training of so many steps, that have no effect of their own.
+    """Warn about points in time (fractions of the training) that have no effect in a training of this many steps.
 
     A point takes effect at the first step at or after it. It is lost if there is no such step, or if the next point of
     the same setting takes effect at the same step. 0 and 1 stand for never and always.

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class Snapshots(nn.Module):
-    """In train mode the network `live`; in eval mode the logarithm of the mean softmax of the snapshots taken so far.
+    """In train mode, the network `live`; in eval mode, the logarithm of the mean softmax of the snapshots taken so far.
 
-    Its cross entropy is -log of the mean probability. Before the first snapshot `live` takes their place.
+    Its cross entropy is -log of the mean probability. Before the first snapshot, eval mode uses `live`.
     """
 
     taken: Tensor

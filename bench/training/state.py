@@ -1,4 +1,4 @@
-"""The state of a training, and the steps that change it: what a defense sees as its trainer."""
+"""The state of a training, and the steps that change it. A defense sees it as its trainer."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ from bench.training.optimizers import make_optimizer, step_of
 from bench.training.schedules import eps_at, learning_rate
 from bench.training.weight_perturbation import Loss, perturbed_weights
 
-PLAIN_STATE = ("bank", "best", "epoch", "steps_done", "seconds", "log", "warnings")  # saved as they are
+PLAIN_STATE = ("bank", "best", "epoch", "steps_done", "seconds", "log", "warnings")  # saved unchanged
 
 
 class TrainingState:
@@ -103,7 +103,7 @@ class TrainingState:
             yield dataclasses.replace(batch, x=batch.x.contiguous(memory_format=self.forwards.layout))
 
     def computed(self) -> AbstractContextManager[None]:
-        """Inside the block, passes are computed as the config says, by all processes together."""
+        """Inside the block, all processes together compute passes with the settings of the config."""
         average = () if self.average.copy is None else (self.average.copy.module,)
         return self.forwards.of(self.model, *average)
 
@@ -139,7 +139,7 @@ class TrainingState:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Do not keep what the block does to the state of the training, nor its random draws."""
+        """Restore the state of the training, including its random generators, after the block."""
         state, modes = copy.deepcopy(self.state()), [(module, module.training) for module in self.model.modules()]
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             yield

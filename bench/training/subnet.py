@@ -29,7 +29,7 @@ class TopMask(torch.autograd.Function):
 class Masked(nn.Module):
     """A parametrization: a layer's fixed weight times the mask of its scores, or of their absolute values.
 
-    The gradient of a rank by magnitude has the score's sign, as that of |s|: what should be kept moves away from 0.
+    If ranks are magnitudes, the gradient has the score's sign, like that of |s|: weights to keep move away from 0.
     """
 
     def __init__(self, scores: Tensor, keep: int, rank: Rank) -> None:

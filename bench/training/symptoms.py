@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench.training.overfitting import has_collapsed
 
 DEAD, ONE_CLASS = "dead", "one_class"  # keys of a probe beside its accuracies
-MANY_DEAD = 0.9  # share of the dead units of a layer from which there is a warning
+MANY_DEAD = 0.9  # share of dead units in a layer from which there is a warning
 
 
 class Activity:
@@ -58,10 +58,10 @@ def share_of_one_class(predictions: Tensor) -> float:
 
 
 def warnings_of(log: Sequence[Mapping[str, Any]], probed: Mapping[str, float], epoch: int, *, last: bool) -> list[str]:
-    """What the probe of an epoch (counted from 1) says about the training so far; `log` are the earlier epochs.
+    """Return warnings from the probe of an epoch (counted from 1); `log` holds the earlier epochs.
 
-    A probe without the keys DEAD and ONE_CLASS says nothing about units and classes. These are reported of the trained
-    network only: many trainings begin as a constant classifier.
+    Without the keys DEAD and ONE_CLASS in the probe, units and classes are not checked. They are only checked for the
+    trained network, because many trainings begin as a constant classifier.
     """
     found = []
     history = [(line["fgsm"], line["pgd"]) for line in [*log, probed] if "pgd" in line]

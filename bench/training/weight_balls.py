@@ -1,4 +1,4 @@
-"""Balls around the initial weights: projections onto them after each step, and whether the weights have left them."""
+"""Balls around the initial weights: projections onto them after each step, and distances from the initial weights."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from bench.core.threat import TINY
 
 @torch.no_grad()
 def project_layers(weights: Sequence[Tensor], start: Sequence[Tensor], radius: float) -> None:
-    """Move each weight to the nearest with |W - W_0|_F <= radius, in place.
+    """Project each weight onto |W - W_0|_F <= radius, in place.
 
     convergence-overparametrized.txt, Eq. 2 (there radius = R / sqrt(m)): the Euclidean projection onto B(R).
     """
@@ -21,7 +21,7 @@ def project_layers(weights: Sequence[Tensor], start: Sequence[Tensor], radius: f
 
 @torch.no_grad()
 def project_neurons(weight: Tensor, start: Tensor, radius: float) -> None:
-    """Move each row of a weight (m, d) to the nearest with |w_s - w_s0| <= radius, in place.
+    """Project each row of a weight (m, d) onto |w_s - w_s0| <= radius, in place.
 
     lazy-training.txt, appendix A, algorithm 1 (there radius = C0 / sqrt(m)).
     """
