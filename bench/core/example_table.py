@@ -48,7 +48,7 @@ class Robustness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Threat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """box: whether points are kept in [0, 1], as on every leaderboard."""
+    """box: whether points are kept in [0, 1], as those of every board are."""
 
     norm: str
     eps: float

@@ -63,12 +63,12 @@ class CertifierResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BracketStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What one stage of a bracket decided about the open examples, and its cost.
+    """What one stage of a bracket decided of the examples that were open, and its cost.
 
     The stage `clean`, and those that are specs of the run's --attacks or --certifiers, hold what was known before the
-    bracket; their cost is not counted here. tried: the number of examples; in records from before budgets were
-    sub-problems, an example counts once per round. nodes: sub-problems of a search. proofs: how many of the
-    certificates carry a proof that was checked.
+    bracket; their cost is not counted here. tried: the number of examples; in records from before budgets were work,
+    an example counts once for each round. nodes: sub-problems of a search. proofs: how many of the certificates carry
+    a proof that was checked.
     """
 
     tried: int
@@ -89,8 +89,8 @@ class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     truncated: the time limit ended the stages before they had tried the open examples, so another machine may decide
     more or fewer of them. skipped: the stages that are not possible, and why.
 
-    In records from before budgets were sub-problems, the budget is the time limit budget_seconds, and the oldest do not
-    say whether they are truncated.
+    In records from before budgets were work, the budget is the time limit budget_seconds, and the oldest do not say
+    whether they are truncated.
     """
 
     certified_acc: float
@@ -123,7 +123,7 @@ class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Computation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the passes of a training were computed. This changes the numbers by rounding only.
+    """How the passes of a training were computed, which changes its numbers by rounding only.
 
     precision: of products and convolutions; weights are in float32. tf32: which float32 operations were in TF32.
     """
@@ -190,7 +190,7 @@ class ProofSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The size and cost of a network.
+    """What a network needs.
 
     weights: of linear and convolutional layers. kept: those that are not 0. bits: of their values, 1 for each in a
     layer of at most two values and 32 otherwise. bytes: of the packed network (`bench pack`). flops: of the prediction

@@ -93,7 +93,7 @@ class BuildSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def save_weights(path: Path, model: nn.Module, spec: BuildSpec) -> None:
-    """Write the state dict as safetensors, with `spec` in the file's header. A shared tensor is written once per name."""
+    """Write the state dict as safetensors, with `spec` in the header. A shared tensor is written once per name."""
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     write_atomically(path, save(state, metadata={HEADER: msgspec.json.encode(spec, order="deterministic").decode()}))
 

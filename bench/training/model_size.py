@@ -62,7 +62,7 @@ def flops(work: list[Work], phase: Phase, binary: bool | None = None) -> int:
 
 
 def size_of(model: nn.Module, spec: BuildSpec) -> Size | None:
-    """The size for a run's record; None for networks without linear layers or not in float32, which cannot be packed."""
+    """The size for a run's record; None for networks without linear layers or not in float32: they are not packed."""
     tensors = [*model.parameters(), *model.buffers()]
     if not linear_layers(model) or any(t.is_floating_point() and t.dtype != torch.float32 for t in tensors):
         return None

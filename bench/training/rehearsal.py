@@ -1,4 +1,4 @@
-"""Checks before a training: counts the steps of an epoch and the work of a pass, and tests if the result can be saved."""
+"""Checks before a training: the steps of an epoch, the work of a pass, and whether the result can be saved."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -89,7 +89,7 @@ def measure_pass(loop: Loop) -> None:
 
 
 def check_shares(loop: Loop) -> None:
-    """UserError if several processes would train differently from one: see Defense.divisible and bench/core/shares.py."""
+    """UserError if several processes would train differently: see Defense.divisible and bench/core/shares.py."""
     if shares.count() == 1:
         return
     name, advice = type(loop.defense).__name__, "train in one process, without torchrun"
