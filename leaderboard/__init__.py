@@ -1,1 +1,1 @@
-"""Records in; tables out. Never imports torch."""
+"""Turns records into tables. Never imports torch."""

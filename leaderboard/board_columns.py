@@ -1,7 +1,8 @@
-"""What a board shows of the seeds of an entry beside its accuracies: attack columns, certificates, curves.
+"""What a board shows about an entry's seeds besides their accuracies: attack columns, certificates, curves.
 
-An attack column is shown if its attack is one of the suite's own; of a run with a checked.json, only if it ran again,
-and without the examples that it then broke. Certificates count as leaderboard/checked_claims.py says.
+An attack column is shown if its attack is one of the suite's own. For a run with a checked.json, the attack must also
+have run again, and examples that it then broke do not count. leaderboard/checked_claims.py defines which certificates
+count.
 """
 
 import statistics
@@ -20,11 +21,11 @@ from leaderboard.published_results import EvaluatedRun
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
 Results = dict[str, tuple[AttackResult, Flags]] | dict[str, tuple[CertifierResult, Flags]]
 TOLERANCE = 1e-6  # relative: distances are stored as float32
-POINTS = 41  # of a curve that is drawn from distances
+POINTS = 41  # points of a curve that is drawn from distances
 
 
 def attacks_of(run: EvaluatedRun) -> dict[str, tuple[AttackResult, Flags]]:
-    """The attacks of a run that a board shows: the suite's own, and in a checked run only those that ran again."""
+    """The attacks of a run that a board shows: the suite's own; in a checked run, only those that ran again."""
     suite = suites().get(str(run.record.suite))
     own = {*suite.attacks, *suite.board_attacks} if suite else set(run.columns)
     return {
@@ -53,7 +54,7 @@ def certificates_of(runs: Runs) -> Certificates | None:
 
 
 def curves(runs: Runs) -> Iterable[Curve]:
-    """Accuracy against eps: of attacks that ran at several eps, and from the distances of minimum-norm attacks."""
+    """Accuracy against eps, for attacks that ran at several eps, and from the distances of minimum-norm attacks."""
     families: dict[tuple[str, str], dict[float, list[float]]] = {}
     for run in runs:
         for spec, (_, flags) in attacks_of(run).items():
@@ -84,7 +85,7 @@ def _distance_curve(spec: str, threat: Threat, runs: Runs) -> Curve:
 
 
 def passes_curves(runs: Runs) -> Iterable[PassesCurve]:
-    """Accuracy against the passes of each attack that every seed ran; means over the seeds."""
+    """Accuracy against passes, for each attack that every seed ran; means over the seeds."""
     for spec in attacks_of(runs[0]):
         if not all(spec in attacks_of(run) and spec in run.passes for run in runs):
             continue
@@ -95,7 +96,7 @@ def passes_curves(runs: Runs) -> Iterable[PassesCurve]:
 
 
 def _left_after(passes: npt.NDArray[np.int64], run: EvaluatedRun, spec: str) -> npt.NDArray[np.float64]:
-    """The share of the examples that an attack has not broken after so many passes on each."""
+    """The share of the examples that an attack has not broken after each number of passes per example."""
     broken = np.sort(run.passes[spec][run.clean & ~run.columns[spec]])
     left = np.count_nonzero(run.clean) - np.searchsorted(broken, passes, side="right")
     return np.asarray(left / len(run.clean))

@@ -1,4 +1,4 @@
-"""What the page compares of the entries of a board: a test of every pair, and what each seed gets right.
+"""Data for comparing entries on the page: a test of every pair, and the examples that each seed gets right.
 
 The tests are those of `bench compare`. The adjusted p-value and `better` are those of the board's ranks.
 """
@@ -17,25 +17,25 @@ from leaderboard.pairwise_comparison import Difference, Side, compare
 from leaderboard.published_results import Entry, EvaluatedRun
 from leaderboard.ranks import Ranks
 
-DIGITS = 4  # significant ones of the numbers that the page shows
-MOST = 100  # entries, the first of the board: pairs grow with the square, and so would the page
+DIGITS = 4  # significant digits of the numbers that the page shows
+MOST = 100  # the first entries of the board are compared; the size of the page grows quadratically
 
 
 class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one entry: the examples that each seed gets right, as base64 of bits, the first example in the highest bit."""
+    """The examples that each seed of one entry gets right, as base64 of bits, the first example in the highest bit."""
 
     name: str
     seeds: tuple[int, ...]
-    robust: tuple[str, ...]  # of each seed: not broken by anything
+    robust: tuple[str, ...]  # for each seed: not broken by anything
     certified: tuple[str, ...]
 
 
 class Pair(msgspec.Struct, frozen=True, array_like=True):
-    """a less b in one accuracy (clean, robust or certified); as JSON an array, because there are many.
+    """The difference a - b of one accuracy (clean, robust or certified); a JSON array, because there are many.
 
-    a, b: places in `outcomes`; a is above b on the board. low, high, p: of `test`, None if a side of seeds has only
-    one. needed: see pairwise_comparison.Difference. adjusted, better: of the ranks of the board, by the robust
-    accuracy; None if it claims nothing about the pair.
+    a, b: places in `outcomes`; a is above b on the board. low, high, p: of `test`; None if a recipe has only one seed.
+    needed: see pairwise_comparison.Difference. adjusted, better: from the board's ranks by robust accuracy; None if the
+    board claims nothing about the pair.
     """
 
     a: int
@@ -61,7 +61,7 @@ class Untested(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Comparisons(msgspec.Struct, frozen=True, kw_only=True):
-    """labels: of the first n test examples, of which all outcomes are. most: entries that are compared."""
+    """labels: of the first n test examples, which all outcomes refer to. most: the number of entries compared."""
 
     suite: str
     most: int = MOST
@@ -72,7 +72,7 @@ class Comparisons(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def comparisons(suite: str, entries: Sequence[Entry], ranks: Ranks, order: Sequence[int]) -> Comparisons:
-    """Of the first `MOST` entries. order: of the board, as places in `entries`, which are those of `ranks`."""
+    """Compare the first `MOST` entries. order: the board's, as positions in `entries`, which are those of `ranks`."""
     measured = [i for i in order if entries[i].runs][:MOST]
     sides = [_side(entries[i]) for i in measured]
     pairs: list[Pair] = []
@@ -93,7 +93,7 @@ def comparisons(suite: str, entries: Sequence[Entry], ranks: Ranks, order: Seque
 
 
 def _pair(a: int, b: int, found: Difference, ranks: Ranks, places: tuple[int, int]) -> Pair:
-    """places: of a and b in `ranks`."""
+    """Make the pair of a and b. places: their positions in `ranks`."""
     adjusted = ranks.p[places] if found.metric == "robust" else np.nan
     better = int(ranks.better[places]) - int(ranks.better[places[::-1]])
     return Pair(
@@ -103,7 +103,7 @@ def _pair(a: int, b: int, found: Difference, ranks: Ranks, places: tuple[int, in
 
 
 def _side(entry: Entry) -> Side:
-    """The runs of an entry. Several evaluations of fixed weights are one, in which what any of them broke is broken."""
+    """The runs of an entry. Several evaluations of fixed weights form one run: broken by any of them is broken."""
     first, *others = entry.runs
     if entry.recipe or not others:
         return Side(entry.about.title, entry.runs)

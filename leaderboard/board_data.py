@@ -1,4 +1,4 @@
-"""The data of a board: the entries of one suite as every output (page, markdown, CSV, LaTeX, JSON) shows them."""
+"""The data of a board: the entries of one suite, for every output format (page, markdown, CSV, LaTeX, JSON)."""
 
 from typing import Literal
 
@@ -33,9 +33,9 @@ INTERVALS = (
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """An accuracy: the mean over seeds, with a 95 % interval (low, high).
 
-    interval_of: `recipe`: for the expected accuracy over seeds and examples; `weights`: for the accuracy of these
-    weights over examples; None: there is no interval. spread: the standard deviation over seeds, None for one seed.
-    new_seed: the 95 % prediction interval of the accuracy of one new seed on the same examples; None for weights.
+    interval_of: `recipe` for the expected accuracy over seeds and examples; `weights` for the accuracy of these weights
+    over examples; None without an interval. spread: the standard deviation over seeds, None for one seed. new_seed: the
+    95 % prediction interval of the accuracy of one new seed on the same examples; None for weights.
     """
 
     acc: float
@@ -59,9 +59,9 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 class Certificates(msgspec.Struct, frozen=True, kw_only=True):
     """The certificates of a seed by how they were checked, means over the seeds.
 
-    proven: with a proof that was checked; again: without one, and certified again; solver: of a solver that gives no
-    proof; open: not certified again within the work of the checker; unchecked: of entries from before certificates were
-    checked. Only proven and again count as certified, and in these entries unchecked.
+    proven: with a proof that was checked; again: without a proof, but certified again; solver: by a solver that gives
+    no proof; open: not certified again within the checker's work limit; unchecked: in entries from before certificates
+    were checked. Only proven, again and (in such entries) unchecked count as certified.
     """
 
     proven: float
@@ -71,7 +71,7 @@ class Certificates(msgspec.Struct, frozen=True, kw_only=True):
     unchecked: float
 
     def as_text(self) -> str:
-        """`128 proven, 3 again, 2 trusted solver`, without kinds that there are none of."""
+        """`128 proven, 3 again, 2 trusted solver`, without kinds whose number is 0."""
         kinds = [("proven", self.proven), ("certified again", self.again), ("trusted solver", self.solver)]
         kinds += [("open again", self.open), ("not checked", self.unchecked)]
         return ", ".join(f"{count:.4g} {kind}" for kind, count in kinds if count)
@@ -95,7 +95,7 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
-    """Robust accuracy against eps: of one attack at several eps, or from the distances of a minimum-norm attack."""
+    """Robust accuracy against eps, for one attack at several eps, or from the distances of a minimum-norm attack."""
 
     norm: str
     label: str
@@ -104,7 +104,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PassesCurve(msgspec.Struct, frozen=True, kw_only=True):
-    """Accuracy against the work of one attack: what is robust after so many passes on each example, means over seeds.
+    """Accuracy against the passes of one attack per example, means over seeds.
 
     passes: forward and backward passes of an example through the model.
     """
@@ -133,8 +133,8 @@ class Seed(msgspec.Struct, frozen=True, kw_only=True):
     clean: float
     attacked: float | None
     certified: float | None
-    open: int | None = None  # examples that the bracket left undecided; None without a bracket
-    truncated: bool = False  # did a time limit end before all of its stages had tried them?
+    open: int | None = None  # undecided examples of the bracket; None without a bracket
+    truncated: bool = False  # whether a time limit ended before all of its stages had tried them
     weights: str  # SHA-256
     weights_url: str | None
     status: SeedStatus
@@ -158,7 +158,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     data: str | None = None  # of a reported entry: additional data, `none`, `synthetic, 50M` or `real`
     clean: Estimate | None
     attacked: Estimate | None  # accuracy under everything that attacked
-    attacked_by: tuple[str, ...] = ()  # what set it, over all seeds
+    attacked_by: tuple[str, ...] = ()  # the attacks that determined it, over all seeds
     certified: Estimate | None  # by any of the certifiers
     certificates: Certificates | None = None  # how they were checked; None if there are none
     trained: Trained | None = None  # by whom; None for reported entries
@@ -166,10 +166,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     rank_low: int | None  # the best and the worst rank that the tests leave open; None if no rank can be claimed
     rank_high: int | None
     open: float | None = None  # examples that the brackets left undecided, mean over seeds; None without a bracket
-    truncated: bool = False  # did a time limit end before all stages had tried them?
-    budget: int | None = None  # of the brackets: sub-problems for each example; None if it was a time
-    decided: tuple[Decided, ...] = ()  # by the stages of the brackets, in their order
-    position: int | None = None  # of a reported entry among those of the board, by the accuracy; not a rank
+    truncated: bool = False  # whether a time limit ended before all stages had tried them
+    budget: int | None = None  # of the brackets: sub-problems per example; None if it was a time
+    decided: tuple[Decided, ...] = ()  # decisions of the brackets' stages, in their order
+    position: int | None = None  # of a reported entry, its position on the board by accuracy; not a rank
     group: int | None = None  # begins with the first entry that the first of the previous group is better than
     verdict: str  # the worst of its seeds, a key of VERDICTS
     reasons: tuple[str, ...] = ()
@@ -190,7 +190,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 class Board(msgspec.Struct, frozen=True, kw_only=True):
     """The entries of one suite, the most robust first. rule: how ranks are claimed.
 
-    left_out: what is wrong with entries whose files cannot be read.
+    left_out: the problems of entries whose files cannot be read.
     """
 
     suite: str

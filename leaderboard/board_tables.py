@@ -31,7 +31,7 @@ CSV_HEADERS = (
 
 
 def render_boards(boards: Sequence[Board], form: Format, width: int | None = None) -> str:
-    """width: of a terminal, which markdown is to fit; None for markdown as such."""
+    """Render the boards. width: of the terminal that markdown should fit; None for plain markdown."""
     if form == "json":
         return msgspec.json.format(msgspec.json.encode(list(boards)), indent=1).decode()
     if form == "csv":
@@ -42,7 +42,7 @@ def render_boards(boards: Sequence[Board], form: Format, width: int | None = Non
 def rank_text(row: Row) -> str:
     """`3`, `2-5` if the tests leave several ranks open, `(7)` for a position as reported, `-` if no rank is claimed.
 
-    That of fixed weights is no rank of a recipe, and says so: `1 (weights)`.
+    The rank of fixed weights is marked, because it is not the rank of a recipe: `1 (weights)`.
     """
     if row.rank is None:
         return "-" if row.position is None else f"({row.position})"
@@ -51,7 +51,7 @@ def rank_text(row: Row) -> str:
 
 
 def _cells(row: Row, escape: Callable[[str], str] = str) -> list[str]:
-    """The cells of HEADERS. `escape` is applied to the text that an entry brings."""
+    """The cells of HEADERS. `escape` is applied to text from an entry."""
     cost = row.cost
     return [
         rank_text(row), escape(_title(row)), escape(row.architecture),
@@ -95,13 +95,13 @@ def _markdown(board: Board, width: int | None) -> str:
 
 
 def _status_note(board: Board) -> list[str]:
-    """What a status and a position in parentheses mean, if an entry of the board has that."""
+    """Explain statuses and positions in parentheses, if an entry of the board has one."""
     notes = [note for status, note in STATUS_NOTES.items() if any(row.status == status for row in board.rows)]
     return notes + ([REPORTED_POSITION] if any(row.position is not None for row in board.rows) else [])
 
 
 def _latex(board: Board) -> str:
-    """booktabs, with a wider gap before each group of entries that a better entry significantly exceeds."""
+    """Render with booktabs, and a wider gap before each group of entries that a better entry significantly exceeds."""
     lines = render(HEADERS, [_cells(row) for row in board.rows], "latex", ALIGN).splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("\\midrule")) + 1
     group, below, notes = 0, 0, [*board.left_out, INTERVALS, *_status_note(board)]

@@ -32,12 +32,12 @@ from leaderboard.statistics import prediction, recipe_interval
 
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
 TAIL = (1 - 0.95) / 2  # of a 95 % interval
-NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # of a bracket in which it had nothing to try
+NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # for a bracket in which the stage had nothing to try
 
 
 @dataclass(frozen=True)
 class RankedBoard:
-    """A board, the entries that it was built from with their ranks, and its order as places in `entries`."""
+    """A board, the entries and ranks that it was built from, and its order as positions in `entries`."""
 
     board: Board
     entries: Sequence[Entry]
@@ -46,12 +46,12 @@ class RankedBoard:
 
 
 def build_board(results: Path, suite: str) -> Board:
-    """All entries of a suite that can be read, the most robust first."""
+    """Build the board from all readable entries of a suite, the most robust first."""
     return ranked_board(results, suite).board
 
 
 def ranked_board(results: Path, suite: str) -> RankedBoard:
-    """The board of build_board, with what it was built from."""
+    """Like build_board, but also return what the board was built from."""
     entries, problems = read_entries(results, suite)
     while True:
         ranks = rank(entries)
@@ -73,7 +73,7 @@ def ranked_board(results: Path, suite: str) -> RankedBoard:
 
 
 def _rows(entries: Sequence[Entry], ranks: Ranks) -> tuple[dict[int, Row], dict[str, str]]:
-    """The row of each entry by its place, and what is wrong with those that have none."""
+    """The row of each entry by its position, and the problems of entries without a row."""
     rows: dict[int, Row] = {}
     broken: dict[str, str] = {}
     for i, entry in enumerate(entries):
@@ -120,7 +120,7 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
 
 
 def _reported(entry: Entry) -> Row:
-    """What RobustBench lists for a model. There are no examples, so it has no interval and no rank."""
+    """The row of a model that RobustBench lists. There are no examples, so it has no interval and no rank."""
     info, about, suite = entry.reported, entry.about, get_suite(entry.suite)
     assert info is not None
     corrupted = suite.norm == CORRUPTIONS
@@ -157,7 +157,7 @@ def _seed_status(record: Record) -> SeedStatus:
 
 
 def _estimate(shares: Sequence[float], runs: Runs) -> Estimate:
-    """The mean over seeds; runs: of which seeds are trainings of one recipe, or evaluations of fixed weights."""
+    """The mean over seeds. runs: trainings of one recipe, or evaluations of fixed weights."""
     mean, n = statistics.fmean(shares), min(len(run.clean) for run in runs)
     if len(shares) == 1 or runs[0].record.training is None:
         low, high = clopper_pearson.interval(mean * n, n, TAIL)
@@ -172,7 +172,7 @@ def _estimate(shares: Sequence[float], runs: Runs) -> Estimate:
 
 def _trained(entry: Entry) -> Trained:
     if not entry.recipe:
-        return "elsewhere"  # fixed weights: on what, nobody here knows
+        return "elsewhere"  # fixed weights: their training data is unknown
     return "by its authors only" if entry.reproduced is None else "reproduced"
 
 
@@ -212,7 +212,7 @@ def _decided(brackets: Sequence[Bracket]) -> Iterable[Decided]:
 
 
 def _all_certified(records: Sequence[Record]) -> bool:
-    """Was every run certified by something that certifies the model itself?"""
+    """Whether every run was certified by something that certifies the model itself."""
     return all(
         record.bracket is not None or any(each.kind == "deterministic" for each in record.certifiers.values())
         for record in records

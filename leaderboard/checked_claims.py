@@ -1,8 +1,8 @@
-"""checked.json beside a published record: what the verification of a run derived again.
+"""checked.json beside a published record: the results that the verification of a run derived.
 
-`bench submit` writes it, and its `--check` derives it once more and compares. A board counts what is listed here: the
-attack columns that ran again, and the certificates that were checked. Entries from before there was such a file say
-`not checked`.
+`bench submit` writes it, and its `--check` derives it once more and compares. A board counts only what is listed here:
+the attack columns that ran again, and the certificates that were checked. Older entries, from before there was such a
+file, say `not checked`.
 """
 
 from pathlib import Path
@@ -17,19 +17,19 @@ CHECKED, REPRODUCED = "checked.json", "reproduced.json"
 
 
 class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An attack of the record that ran again, on how many of its robust examples; `fell`: those that it broke."""
+    """A repeated attack of the record: the number of its robust examples attacked; `fell`: those that it broke."""
 
     attacked: int
     fell: list[int]
 
 
 class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What was derived again of the record whose table has this hash.
+    """The derived results for the record whose table has this hash.
 
-    attack, seed: how all examples that are claimed robust were attacked again. columns: by spec. proven: certified
-    examples whose proofs hold; again: those without a proof that were certified again, within the work of the checker;
-    solver: certified by a solver that gives no proof. Other certificates do not count. fingerprint: what the network
-    computes (bench/verify/fingerprint.py). reason: why a seed is far from the others of its entry.
+    attack, seed: of the second attack on all examples that are claimed robust. columns: by spec. proven: certified
+    examples whose proofs hold; again: those without a proof that were certified again within the checker's work limit;
+    solver: certified by a solver that gives no proof. Other certificates do not count. fingerprint: of the network's
+    outputs (bench/verify/fingerprint.py). reason: why a seed is far from the others of its entry.
     """
 
     table: str
@@ -46,8 +46,8 @@ class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Reproduction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """reproduced.json of an entry: who trained its recipe again, with which seeds, and when.
 
-    Only maintainers of a board write it. An entry without it carries no rank of a recipe, because nobody but its
-    authors knows what its weights were trained on.
+    Only maintainers of a board write it. An entry without it has no rank as a recipe, because only its authors know
+    what its weights were trained on.
     """
 
     by: str
@@ -56,7 +56,7 @@ class Reproduction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 def read_reproduction(entry: Path) -> Reproduction | None:
-    """The file of a published entry; None if there is none. UserError if it is malformed."""
+    """Read the file of a published entry; None if there is none. UserError if it is malformed."""
     path = entry / REPRODUCED
     try:
         return sealed_json.decode(path.read_bytes(), Reproduction, required=False)
@@ -72,7 +72,7 @@ def write_reproduction(entry: Path, reproduction: Reproduction) -> Path:
 
 
 def read_checked(folder: Path) -> Checked | None:
-    """The file of a published seed; None if there is none. UserError if it is malformed."""
+    """Read the file of a published seed; None if there is none. UserError if it is malformed."""
     path = folder / CHECKED
     try:
         return sealed_json.decode(path.read_bytes(), Checked)

@@ -1,4 +1,4 @@
-"""Evidence lines: what the published results say of each defense, in its docstring and in the README.
+"""Evidence lines: the published results of each defense, in its docstring and in the README.
 
 python -m leaderboard.evidence           # write them
 python -m leaderboard.evidence --check   # exit 1 if one is out of date
@@ -65,7 +65,7 @@ def _sentence(suite: str, records: Sequence[Record]) -> str:
 
 
 def with_evidence(source: str, by_defense: dict[str, dict[str, list[Record]]]) -> str:
-    """A file of defenses in which the `Evidence:` paragraph of each registered class is up to date."""
+    """Update the `Evidence:` paragraph of each registered class in a file of defenses."""
 
     def replace(match: re.Match[str]) -> str:
         text = f"Evidence: {evidence(by_defense.get(match['name'], {}))}".replace(" +- ", "~+-~")  # one word
@@ -76,7 +76,7 @@ def with_evidence(source: str, by_defense: dict[str, dict[str, list[Record]]]) -
 
 
 def with_table(readme: str, by_defense: dict[str, dict[str, list[Record]]]) -> str:
-    """The README with its table of defenses up to date."""
+    """Update the README's table of defenses."""
     start, end = (readme.index(marker) for marker in MARKERS)
     return readme[: start + len(MARKERS[0])] + "\n" + "\n".join(_table(by_defense)) + "\n" + readme[end:]
 

@@ -1,4 +1,4 @@
-"""docs/findings.md: what the published boards say of the claims of papers, written from leaderboard/results.
+"""docs/findings.md: tests claims of papers on the published boards, from leaderboard/results.
 
 python -m leaderboard.findings           # write it
 python -m leaderboard.findings --check   # exit 1 if it is out of date
@@ -34,7 +34,7 @@ freedom of the recipe with fewer seeds); at most 5 % of the verdicts of a table 
 
 @dataclass(frozen=True)
 class Claim:
-    """`better` exceeds `worse` in a metric, by a paper."""
+    """A claim of a paper: `better` exceeds `worse` in a metric."""
 
     better: str
     worse: str
@@ -85,7 +85,7 @@ CLAIMS = (
 
 
 def accuracies(entry: Entry, metric: Metric) -> list[float]:
-    """Of each seed."""
+    """The accuracy of each seed."""
     column = {"clean": "clean", "attacked": "robust", "certified": "certified"}[metric]
     return [share(getattr(run, column)) for run in entry.runs]
 
@@ -97,7 +97,7 @@ def passes(entry: Entry) -> float:
 
 
 def claims_table(entries: Mapping[str, Entry], claims: Sequence[Claim] = CLAIMS) -> str:
-    """The claims of which both recipes have several seeds, each with its difference and its verdict."""
+    """The claims whose recipes both have several seeds, each with its difference and its verdict."""
     tested = [
         claim
         for claim in claims
@@ -125,7 +125,7 @@ def claims_table(entries: Mapping[str, Entry], claims: Sequence[Claim] = CLAIMS)
 
 
 def front_table(entries: Sequence[Entry], ranks: Ranks) -> str:
-    """The recipes that no other one with as few passes exceeds significantly, by passes."""
+    """The recipes that no other recipe with at most as many passes significantly exceeds, sorted by passes."""
     rows = []
     recipes = [i for i, entry in enumerate(entries) if ranks.ranked[i] and entry.recipe]
     for i in sorted(recipes, key=lambda i: passes(entries[i])):
@@ -137,7 +137,7 @@ def front_table(entries: Sequence[Entry], ranks: Ranks) -> str:
 
 
 def bracket_table(entries: Sequence[Entry]) -> str:
-    """Of seed 0 of each entry, the share of examples that are neither certified nor broken, the fewest first."""
+    """The share of examples that are neither certified nor broken, for seed 0 of each entry, the lowest first."""
     rows = []
     for entry in entries:
         run = next((run for run in entry.runs if run.record.seed == 0), None)

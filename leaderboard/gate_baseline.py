@@ -22,11 +22,11 @@ from bench.core.records import Record
 from leaderboard.render import percent, threat_name
 
 CHANGES = "CHANGES.md"
-LEAST = 5  # seeds of a baseline; their standard deviation is the reference
+LEAST = 5  # minimum number of seeds of a baseline; their standard deviation is the reference
 
 
 class Recipe(NamedTuple):
-    """What runs that are compared have in common; their seeds and other settings may differ."""
+    """The settings that compared runs share; their seeds and other settings may differ."""
 
     board: str  # suite, or data set if there is no suite
     defense: str
@@ -60,7 +60,7 @@ class GateRun:
 
     @cached_property
     def accuracies(self) -> dict[str, Flags]:
-        """Accuracies by name, as the examples that count for each."""
+        """Accuracies by name, each as flags of the examples that count."""
         flags: dict[str, Flags] = {"clean": self.table["clean"]}
         flags |= {spec: self.table[f"robust/{spec}"] for spec in attack_specs(self.table)}
         if len(own_specs(self.table)) > 1:
@@ -78,7 +78,7 @@ Groups = dict[Recipe, list[GateRun]]
 def read_runs(paths: Sequence[Path], configs: Sequence[str] = ()) -> Groups:
     """The runs at or below `paths` by recipe, in the order of their seeds. Weights are not needed.
 
-    configs: first digits of config hashes, which choose the runs of a recipe that has runs with several settings.
+    configs: prefixes of config hashes, which select the runs of a recipe that has runs with several settings.
     CheckError if a record does not follow from its table; UserError if there is no record, a seed of a recipe twice, a
     recipe with several settings and none chosen, or a hash that chooses nothing.
     """
@@ -93,7 +93,7 @@ def read_runs(paths: Sequence[Path], configs: Sequence[str] = ()) -> Groups:
 
 
 def read_baseline(baseline: Path) -> Groups:
-    """The runs of a baseline by recipe, after an update that was interrupted. Errors are those of read_runs."""
+    """Finish an interrupted update, and read the runs of a baseline by recipe. Raises the errors of read_runs."""
     return read_runs([settled(baseline)])
 
 
@@ -176,7 +176,7 @@ def _check_update(baseline: Path, old: Groups, new: Mapping[Recipe, Sequence[Gat
 
 
 def _beside(home: Path, runs: Sequence[GateRun]) -> list[Path]:
-    """What a recipe's folder in the baseline holds besides these runs, and those of the runs that lie elsewhere."""
+    """The entries of a recipe's folder in the baseline that are not these runs, and the runs that lie elsewhere."""
     in_home, folders = set(home.iterdir()) if home.is_dir() else set(), {run.folder for run in runs}
     return sorted(in_home ^ folders)
 

@@ -13,7 +13,7 @@ from bench.core.errors import UserError
 
 LARGEST = 64 * 1024  # bytes of a file
 NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,17})?")
-CORRUPTED = ("corruptions_acc", "corruptions_acc_2d", "corruptions_acc_3d")  # the first that is there counts
+CORRUPTED = ("corruptions_acc", "corruptions_acc_2d", "corruptions_acc_3d")  # the first that is present counts
 MEAN_ERRORS = ("corruptions_mce", "corruptions_mce_2d", "corruptions_mce_3d")
 ACCURACIES = ("clean_acc", "reported", "autoattack_acc", "external", *CORRUPTED)
 GENERATED = r"\b(synthetic|generated|DDPM|EDM|diffusion)\b"
@@ -59,7 +59,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def read(cls, path: Path) -> ModelInfo:
-        """UserError if the file is missing or not a model_info."""
+        """Read a model_info; UserError if the file is missing or not valid."""
         try:
             if path.stat().st_size > LARGEST:
                 raise UserError(f"{path} has more than {LARGEST} bytes; a model_info of RobustBench is smaller")
@@ -95,7 +95,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def corrupted(self) -> float | None:
-        """The mean accuracy under common corruptions, of ImageNet those in two dimensions; None if there is none."""
+        """The mean accuracy under common corruptions (for ImageNet, the 2D ones); None if there is none."""
         known = (_fraction(getattr(self, key), key) for key in CORRUPTED)
         return next((acc for acc in known if acc is not None), None)
 
@@ -113,9 +113,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def data(self) -> str:
-        """What it was trained on besides the data set: `none`, `synthetic, 50M` (how much, if stated), or `real`.
+        """The additional training data: `none`, `synthetic, 50M` (with the amount, if stated), or `real`.
 
-        `additional_data` of RobustBench does not count generated images, which only the footnote names.
+        RobustBench's `additional_data` does not include generated images; only the footnote mentions them.
         """
         amount = AMOUNT.search(self.note or "")
         synthetic = f"synthetic, {amount[1]}" if amount else "synthetic" if SYNTHETIC.search(self.note or "") else ""

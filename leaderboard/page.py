@@ -33,7 +33,7 @@ NAME = "robust-bracket"
 
 @dataclass(frozen=True, kw_only=True)
 class Detail:
-    """What the page shows of a suite beside its board. files: the images, by their names relative to the page."""
+    """What the page shows for a suite besides its board. files: the images, by their names relative to the page."""
 
     comparisons: Comparisons
     images: Images | None = None

@@ -14,7 +14,7 @@ from leaderboard.published_results import EvaluatedRun, read_evaluated_run
 from leaderboard.render import percent, render, threat_name, wrapped
 from leaderboard.statistics import examples_needed, mcnemar, paired_difference, seeds_difference, seeds_needed
 
-SHOWN = 20  # examples that are listed
+SHOWN = 20  # maximum number of examples that are listed
 METRICS = ("clean", "robust", "certified")
 
 
@@ -34,7 +34,7 @@ class Side:
 class Difference:
     """A - B of one accuracy on the first n examples, with its 95 % interval and p-value.
 
-    low, high and p are None if a side of seeds has only one.
+    low, high and p are None if a recipe has only one seed.
     only_a, only_b: the test examples that count for one side only; empty if recipes are compared. needed: the number
     of examples, or of seeds of each side, for a power of 80 % at the 5 % level if the observed difference is the true
     one; None if it is 0.
@@ -121,7 +121,7 @@ def _over_seeds(metric: str, a: npt.NDArray[Any], b: npt.NDArray[Any], n: int) -
 def comparison_table(a: Side, b: Side, differences: Sequence[Difference], width: int | None = None) -> str:
     """A line for each accuracy, in percent, and the examples that count for one side only.
 
-    width: of a terminal, which the text is to fit; None for markdown.
+    width: of the terminal that the text should fit; None for markdown.
     """
     recipes = a.recipe or b.recipe
     unit = "seeds a side" if recipes else "examples"
@@ -150,7 +150,7 @@ def comparison_table(a: Side, b: Side, differences: Sequence[Difference], width:
 
 
 def _sizes(a: Side, b: Side) -> list[str]:
-    """That the runs have different numbers of examples, and how many are compared."""
+    """Say so if the runs have different numbers of examples, and how many are compared."""
     sizes = [sorted({len(run.clean) for run in side.runs}) for side in (a, b)]
     each = sorted({*sizes[0], *sizes[1]})
     if len(each) == 1:

@@ -1,6 +1,6 @@
 """Published results: SUITE/ENTRY/about.toml, and a folder for each seed with its record and its per-example table.
 
-A published number is never edited: a run is added once. A contest that lowers its accuracy later is a file beside it.
+A published number is never edited: a run is added once. A contest that lowers its accuracy later is a separate file.
 """
 
 import re
@@ -63,7 +63,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     code: str | None = None  # its address
     extra_data: bool = False  # trained on more than the suite's training set
     note: str | None = None
-    maintainers: tuple[str, ...] = ()  # the accounts that may add seeds; of earlier entries nobody
+    maintainers: tuple[str, ...] = ()  # the accounts that may add seeds; empty in earlier entries
 
 
 class Contest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -86,18 +86,18 @@ class EvaluatedRun:
     certified: Flags
     distances: dict[str, npt.NDArray[np.float32]]  # found by each minimum-norm attack
     contests: tuple[Contest, ...] = ()
-    robust_by: tuple[str, ...] = ()  # the attacks that set `robust`: see worst_by; and contests
+    robust_by: tuple[str, ...] = ()  # the attacks that determine `robust` (see worst_by), and contests
 
-    checked: Checked | None = None  # what its verification derived again; None in earlier entries
-    columns: Mapping[str, Flags] = field(default_factory=dict)  # by attack: robust to it, also when it ran again
+    checked: Checked | None = None  # derived by its verification; None in earlier entries
+    columns: Mapping[str, Flags] = field(default_factory=dict)  # by attack: robust to it, and to its repetition
     certifiers: Mapping[str, Flags] = field(default_factory=dict)  # by certifier of the model: certified, and counted
-    claimed: Flags | None = None  # certified by the record, whether it was checked or not
+    claimed: Flags | None = None  # certified by the record, checked or not
     passes: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # by attack, until the example was broken
     labels: npt.NDArray[np.int64] | None = None
 
     @property
     def attacked(self) -> bool:
-        """Was it attacked under its own threat model, by an attack or a bracket?"""
+        """Whether it was attacked under its own threat model, by an attack or a bracket."""
         return self.record.worst is not None or self.record.bracket is not None
 
 
@@ -114,12 +114,12 @@ class Entry:
 
     @property
     def recipe(self) -> bool:
-        """Was it trained here, so that claims about it are claims about seeds?"""
+        """Whether it was trained here, so that claims about it are claims about seeds."""
         return bool(self.runs) and self.runs[0].record.training is not None
 
     @cached_property
     def measured(self) -> bool:
-        """Was every run attacked under its threat model?"""
+        """Whether every run was attacked under its threat model."""
         return bool(self.runs) and all(run.attacked for run in self.runs)
 
 
@@ -135,12 +135,12 @@ def published_suites(results: Path) -> list[str]:
 
 
 def suite_folder(results: Path, suite: str) -> Path:
-    """The folder of a suite's entries, after a change that was interrupted."""
+    """The folder of a suite's entries; finishes an interrupted change first."""
     return settled(results / check_name(suite, "suite"))
 
 
 def read_entries(results: Path, suite: str) -> tuple[list[Entry], list[str]]:
-    """All entries of a suite in the order of their names, and what is wrong with each that cannot be read."""
+    """Read all entries of a suite in the order of their names; also return the problem of each that cannot be read."""
     entries: list[Entry] = []
     problems: list[str] = []
     for folder in visible_folders(suite_folder(results, suite)):
@@ -152,7 +152,7 @@ def read_entries(results: Path, suite: str) -> tuple[list[Entry], list[str]]:
 
 
 def left_out(name: str, error: Exception) -> str:
-    """What a board says of an entry that it cannot show."""
+    """The message of a board about an entry that it cannot show."""
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return f"entry {name} is left out: {' '.join(reason.split())[:500]}"
 
@@ -172,7 +172,7 @@ def read_entry(folder: Path, suite: str) -> Entry:
 
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
-    """A run without its weights; UserError if its table is not the one that its record names."""
+    """Read a run without its weights; UserError if its table is not the one that its record refers to."""
     record = with_code(verified(read_record(folder), folder))
     record.provenance.pop("source_files", None)  # hundreds of hashes, which no board shows
     examples = record.artifacts.get("examples")
@@ -207,7 +207,7 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
 
 
 def _columns(table: Table, record: Record, checked: Checked | None) -> dict[str, Flags]:
-    """The examples that are robust to each attack; of a checked run, to each that ran again, then too."""
+    """The examples robust to each attack; in a checked run, only attacks that ran again, and robust to both runs."""
     columns: dict[str, Flags] = {}
     for spec in record.attacks:
         if checked is None:
@@ -229,7 +229,7 @@ def read_about(path: Path) -> About:
 
 
 def write_contest(folder: Path, contest: Contest, witnesses: bytes) -> None:
-    """A contest of the verifier itself, whose witnesses lie beside it."""
+    """Write a contest by the verification itself, with its witnesses beside it."""
     (folder / CONTESTS).mkdir(exist_ok=True)
     write_atomically(folder / CONTESTS / str(contest.witnesses.path), witnesses)
     path = folder / CONTESTS / f"{contest.witnesses.sha256[:12]}.json"
@@ -263,5 +263,5 @@ def _read_contests(folder: Path) -> Iterator[Contest]:
 
 
 def read_contest(path: Path) -> Contest:
-    """The contest in a file, with whatever errors its reading has."""
+    """Read the contest in a file; does not convert errors."""
     return sealed_json.decode(path.read_bytes(), Contest, required=False)

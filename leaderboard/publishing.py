@@ -1,4 +1,4 @@
-"""Publishing verified runs as seeds of an entry, with what their verification derived again."""
+"""Publishes verified runs as seeds of an entry, with the results that their verification derived."""
 
 import shutil
 from collections.abc import Collection, Sequence
@@ -17,10 +17,10 @@ from leaderboard.published_results import ABOUT, About, Contest, check_name, rea
 
 @dataclass(frozen=True)
 class Derived:
-    """What the verification of a run adds to its publication.
+    """The results of a run's verification that are published with it.
 
-    sanity: the worse of the record's verdict and the fresh one. contest: the examples that fell, with the bytes of
-    their witnesses; None if none did.
+    sanity: the worse of the record's verdict and the new one. contest: the examples that the verification broke, with
+    the bytes of their witnesses; None if there are none.
     """
 
     checked: Checked
@@ -28,7 +28,7 @@ class Derived:
     contest: tuple[Contest, bytes] | None = None
 
     def because(self, reason: str) -> "Derived":
-        """With the reason why a seed is far from the others of its entry."""
+        """Add the reason why a seed is far from the others of its entry."""
         return Derived(msgspec.structs.replace(self.checked, reason=reason), self.sanity, self.contest)
 
 
@@ -39,9 +39,9 @@ def add_runs(
     """Publish finished and verified runs as seeds of an entry, all or none in one step; returns the entry's folder.
 
     url: the public folder of its weights and witnesses; None if they are not published. with_files: the seeds whose
-    weights, witnesses and proofs are copied into the entry. derived: of the verification of each run. Seeds that are
-    published just so stay as they are. UserError if one is published otherwise, or if the
-    entry has another recipe or another about.toml.
+    weights, witnesses and proofs are copied into the entry. derived: the results of each run's verification. Seeds that
+    are already published identically stay unchanged. UserError if one is published with other content, or if the entry
+    has another recipe or another about.toml.
     """
     records, found = {run: read_record(run) for run in runs}, dict(zip(runs, derived, strict=False))
     suites = {record.suite for record in records.values()}
@@ -75,7 +75,7 @@ def add_runs(
 
 
 def is_published(home: Path, record: Record) -> bool:
-    """Whether the entry in `home` has this very run; UserError if it has another of the seed."""
+    """Whether the entry in `home` has exactly this run; UserError if it has another run of the seed."""
     folder = home / str(record.seed)
     if not folder.exists():
         return False
@@ -87,7 +87,7 @@ def is_published(home: Path, record: Record) -> bool:
 
 
 def check_seeds(records: Sequence[Record], results: Path, entry: str, about: About | None) -> None:
-    """UserError unless the runs, with those of the entry that are published, are different trainings of one recipe.
+    """UserError unless the runs and the entry's published ones are different trainings of one recipe.
 
     about: the new description of the entry, if known; it must equal the published one.
     """

@@ -20,7 +20,7 @@ ALIGN = "rlrrrrrrr"
 
 
 def rank_report(ranked: RankedTable, form: Format | Literal["html"], width: int | None = None) -> str:
-    """width: of a terminal, which markdown is to fit; None for markdown as such."""
+    """Render the ranks. width: of the terminal that markdown should fit; None for plain markdown."""
     if form == "json":
         return msgspec.json.format(msgspec.json.encode(ranked), indent=1).decode()
     if form == "csv":
@@ -38,7 +38,7 @@ def rank_report(ranked: RankedTable, form: Format | Literal["html"], width: int 
 
 
 def _texts(ranked: RankedTable) -> list[str]:
-    """What was found, what a rank is, and what the columns about the next entry mean."""
+    """Explain the result, the ranks, and the columns about the next entry."""
     neighbours, rows = ranked.neighbours, ranked.rows
     apart = sum(neighbour.told_apart for neighbour in neighbours)
     over = "over seeds" if ranked.test == "seeds-t" else "over examples"
@@ -62,7 +62,7 @@ def _header(ranked: RankedTable) -> list[str]:
 
 
 def _fractions(ranked: RankedTable) -> bool:
-    """Are the mean scores fractions, which are shown in percent?"""
+    """Whether the mean scores are fractions, which are shown in percent."""
     return all(0 <= entry.mean <= 1 for entry in ranked.entries)
 
 

@@ -32,10 +32,10 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ranks:
-    """Of N entries: the adjusted p-value of each pair (N,N), NaN without a test; whether i is better than j (N,N).
+    """Ranks of N entries. p (N,N): the adjusted p-value of each pair, NaN without a test.
 
-    ranked (N,): whether claims about the entry can be made; see RULE. counts (N,N): whether the row can lower the rank
-    of the column.
+    better (N,N): whether i is better than j. ranked (N,): whether claims about the entry can be made; see RULE. counts
+    (N,N): whether the row can lower the rank of the column.
     """
 
     p: Matrix
@@ -74,7 +74,7 @@ def rank(entries: Sequence[Entry]) -> Ranks:
 def earned(
     p: Matrix, ahead: Matrix, ranked: npt.NDArray[np.bool_], counts: npt.NDArray[np.bool_] | None = None
 ) -> Ranks:
-    """Ranks from the p-value of each pair (N,N), NaN without a test, and the lead of the row over the column (N,N).
+    """Compute ranks from the p-value of each pair (N,N), NaN without a test, and the row's lead over the column (N,N).
 
     counts: see Ranks; None if every entry counts for every rank.
     """
@@ -87,7 +87,7 @@ def earned(
 
 
 def groups(ranks: Ranks, order: Sequence[int]) -> dict[int, int]:
-    """Entry -> group: a group begins with the first entry that the first one of the group before is better than.
+    """Entry -> group. A group ends before the first entry that its own first entry is significantly better than.
 
     order: the entries, the best first. Entries without a rank are in no group.
     """
@@ -118,7 +118,7 @@ def _examples(entry: Entry) -> int:
 
 
 def _pairs(entries: Sequence[Entry], n: int) -> tuple[Matrix, Matrix]:
-    """The p-value of each pair on the first n examples, and the accuracy of the row less that of the column, (N,N)."""
+    """The p-value of each pair on the first n examples, and the row's accuracy minus the column's, (N,N)."""
     runs = [_robust(entry, n) for entry in entries]
     accuracies = [each.mean(axis=1, dtype=np.float64) for each in runs]
     means = np.array([each.mean() for each in accuracies])

@@ -22,7 +22,7 @@ class Setting:
 def record_report(
     record: Record, folder: Path, settings: Iterable[Setting], suite: str | None, width: int | None = None
 ) -> str:
-    """All that a record holds. settings: those that differ from the suite's; all of them if there is no suite."""
+    """Show all that a record holds. settings: those that differ from the suite's; all of them if there is no suite."""
     parameters = "" if record.parameters is None else f" ({record.parameters:,} parameters)"
     where = f"{record.defense} on {record.dataset}, {record.model}{parameters}, {threat_name(record.threat)}"
     title = f"{where}, seed {record.seed}, {record.n_examples:,} test examples"

@@ -22,13 +22,13 @@ from leaderboard.statistics import holm, mcnemar, prediction, prediction_p
 
 Outcome = Literal["failed", "warning", "ok"]
 ALPHA = 0.01
-LEAST_NEW = 3  # seeds of a recipe that was trained again
+LEAST_NEW = 3  # minimum number of seeds of a recipe that was trained again
 SEPARATE = {"suite", "dataset", "data_hash", "model", "norm", "eps", "attacks", "certifiers"}  # have their own findings
 
 
 @dataclass(frozen=True)
 class GateFinding:
-    """The outcome for one accuracy of a recipe, or for something without a number.
+    """The outcome for one accuracy of a recipe, or for a property without a number.
 
     old, new: means over seeds. spread: standard deviation over the seeds of the baseline. p: corrected for all tests of
     the gate; None without a test.
@@ -60,7 +60,7 @@ def check_against_baseline(
 ) -> GateReport:
     """Compare the runs at or below `runs` with the baseline; alpha is the family-wise error rate.
 
-    configs: config hashes of the new runs, for recipes with several settings. Errors are those of `read_runs`.
+    configs: config hashes of the new runs, for recipes with several settings. Raises the errors of `read_runs`.
     """
     if not 0 < alpha < 1:
         raise UserError(f"--alpha is {alpha:g}; the probability of a false alarm must be in (0, 1), such as 0.01")
@@ -113,7 +113,7 @@ def _same_examples(run: GateRun, other: GateRun) -> bool:
 
 
 def _settings(old: GateRun, new: Sequence[GateRun]) -> Iterator[GateFinding]:
-    """Settings that differ from the baseline. The runs are compared nevertheless."""
+    """Report settings that differ from the baseline. The runs are compared nevertheless."""
     before = dict(_flat(old.record.config))
     for run in new:
         after = dict(_flat(run.record.config))
@@ -133,7 +133,7 @@ def _flat(config: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]
 
 
 def _columns(old: Sequence[GateRun], new: Sequence[GateRun]) -> Iterator[GateFinding]:
-    """Accuracies that a new run lacks, or that only the new runs have."""
+    """Report accuracies that a new run lacks, or that only the new runs have."""
     before, after = (set.intersection(*(set(run.accuracies) for run in runs)) for runs in (old, new))
     for what in sorted(before - after):
         yield GateFinding(what, "failed", "the baseline has it, but a new run does not")
@@ -142,7 +142,7 @@ def _columns(old: Sequence[GateRun], new: Sequence[GateRun]) -> Iterator[GateFin
 
 
 def _lost_certificates(pairs: Sequence[tuple[GateRun, GateRun]]) -> Iterator[GateFinding]:
-    """With the same weights, every certified example must remain certified."""
+    """Check that, with the same weights, every certified example remains certified."""
     for old, new in pairs:
         after = certificates(new.table)
         for spec, before in certificates(old.table).items():
@@ -155,7 +155,7 @@ def _lost_certificates(pairs: Sequence[tuple[GateRun, GateRun]]) -> Iterator[Gat
 
 
 def _verdict(old: Sequence[GateRun], new: Sequence[GateRun], same: bool) -> GateFinding:
-    """Is the worst verdict worse than the baseline's? Seeds differ, so `suspect` fails with the same weights only."""
+    """Check if the worst verdict is worse than the baseline's. Seeds differ, so `suspect` fails only for equal weights."""
     worst = max(new, key=_severity)
     verdict = worst.record.sanity.verdict
     if _severity(worst) <= max(map(_severity, old)):
@@ -171,7 +171,7 @@ def _severity(run: GateRun) -> int:
 
 
 def _same_weights(what: str, pairs: Sequence[tuple[GateRun, GateRun]]) -> Iterator[GateFinding]:
-    """A test for each seed with a changed example; a single finding if no example changed.
+    """Test each seed with a changed example; a single finding if no example changed.
 
     A test without a discordant pair cannot reject, so it may be left out of the correction (Tarone 1990).
     """
@@ -191,7 +191,7 @@ def _same_weights(what: str, pairs: Sequence[tuple[GateRun, GateRun]]) -> Iterat
 
 
 def _trained_again(what: str, old: Sequence[GateRun], new: Sequence[GateRun], alpha: float) -> Iterator[GateFinding]:
-    """Is the mean of the new seeds in the prediction interval of the baseline?"""
+    """Test whether the mean of the new seeds is in the prediction interval of the baseline."""
     if len(old) < LEAST or len(new) < LEAST_NEW:
         need = f"at least {LEAST} seeds of the baseline and {LEAST_NEW} new ones are needed"
         yield GateFinding(what, "failed", f"other weights: {need}; there are {len(old)} and {len(new)}")

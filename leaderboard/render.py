@@ -1,4 +1,4 @@
-"""Tables as text (markdown, plain columns, LaTeX, CSV, JSON), and how they show accuracies, threats and verdicts."""
+"""Renders tables as text (markdown, plain columns, LaTeX, CSV, JSON), and formats accuracies, threats and verdicts."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def render(
 ) -> str:
     """A table as text without a trailing newline.
 
-    width: markdown becomes a table for a terminal of so many columns; None for the width that the cells need.
+    width: the terminal's columns that a markdown table should fit; None for the width that the cells need.
     keys: the number of leading columns that identify a row, for a table that does not fit.
 
     header: empty for none. align: a letter (l, r, c) for each column, as in LaTeX; all left if empty. CSV and JSON (a
@@ -49,12 +49,12 @@ def render(
 
 
 def terminal_width() -> int | None:
-    """The columns of the terminal that standard output is; None if it is a pipe or a file."""
+    """The number of columns if standard output is a terminal; None if it is a pipe or a file."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def wrapped(text: str, width: int | None, indent: str = "  ") -> str:
-    """Each line of a text in lines of at most `width` characters, continued with a further indent; None: as it is."""
+    """Wrap each line of a text at `width` characters, with continuation lines indented; None: unchanged."""
     if width is None:
         return text
     lines = []
@@ -82,7 +82,7 @@ def interval(ci95: tuple[float, float]) -> str:
 
 
 def threat_name(threat: Threat) -> str:
-    """The threat model in the usual notation: `Linf 8/255`, `L2 0.5`; that of corruptions has no eps."""
+    """The threat model in the usual notation: `Linf 8/255`, `L2 0.5`; without eps for corruptions."""
     if threat.norm == CORRUPTIONS:
         return CORRUPTIONS
     levels = threat.eps * 255
@@ -92,5 +92,5 @@ def threat_name(threat: Threat) -> str:
 
 
 def verdict_text(verdict: str) -> str:
-    """`no warning signs` for the key `no-warnings`; an unknown verdict as it is."""
+    """`no warning signs` for the key `no-warnings`; an unknown verdict unchanged."""
     return VERDICTS.get(verdict, verdict)

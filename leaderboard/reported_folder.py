@@ -1,4 +1,4 @@
-"""`bench leaderboard --add-reported FOLDER`: the model_info files of RobustBench's lists, each to its suite."""
+"""`bench leaderboard --add-reported FOLDER`: adds model_info files of RobustBench's lists, each to its suite."""
 
 import re
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Imported:
 def import_folder(folder: Path, results: Path) -> Imported:
     """Add each JSON file below `folder` to the suite of its data set, norm and eps; UserError if there is none.
 
-    The norm is the name of the file's folder (Linf, L2, corruptions), and the entry is called as the file.
+    The norm is the name of the file's folder (Linf, L2, corruptions), and the entry is named after the file.
     """
     paths = sorted(folder.rglob("*.json"))
     if not paths:

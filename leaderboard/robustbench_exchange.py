@@ -83,12 +83,12 @@ def import_model_info(path: Path, results: Path, suite: str, name: str, norm: st
     with changed_in_one_step(home.parent) as part:
         (part / name).mkdir()
         (part / name / ABOUT).write_bytes(msgspec.toml.encode(about))
-        (part / name / REPORTED).write_bytes(path.read_bytes())  # as it is: no field is lost
+        (part / name / REPORTED).write_bytes(path.read_bytes())  # unchanged, so that no field is lost
     return home
 
 
 def same_eps(info: ModelInfo, rules: Suite) -> bool:
-    """Whether a file is for the eps of a suite. Files about corruptions have none, or one that means nothing."""
+    """Whether a file is for the eps of a suite. Files about corruptions have no eps, or a meaningless one."""
     return info.threat_eps is not None and abs(info.threat_eps - rules.eps) <= SAME_EPS * rules.eps
 
 

@@ -10,7 +10,7 @@ BRACKET = ("bracket_certified", "bracket_robust")  # the two ends of a bracket a
 def run_table(record: Record, width: int | None = None) -> str:
     """One run: each accuracy with its 95 % interval and its cost, and the cost of training.
 
-    width: of a terminal, which the table is to fit; None for markdown.
+    width: of the terminal that the table should fit; None for markdown.
     """
     title = f"{record.defense} on {record.dataset}, {record.model}, {threat_name(record.threat)}, seed {record.seed}"
     parts = [wrapped(f"{title}, {record.n_examples} test examples", width), accuracies_table(record, width)]

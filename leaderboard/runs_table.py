@@ -21,7 +21,7 @@ INTERVALS = (
     "[low, high] is a 95 % interval: of weights, for their accuracy over examples (Clopper-Pearson); of a recipe, for "
     "its expected accuracy over seeds and examples. +- is the standard deviation over seeds."
 )
-KEYS = ("defense", "seed", "config")  # identify a line; `config` only where the others do not
+KEYS = ("defense", "seed", "config")  # identify a line; `config` only if the others do not suffice
 SIZE_FIELDS = Size.__struct_fields__
 SIZES = ("kept", "bits", "bytes", "FLOPs")  # of the networks; shown if one of them is compressed
 OPTIONAL = ("config", "settings", "worst", "worst by", "bracket", "open", *SIZES)  # left out if all are empty
@@ -54,7 +54,7 @@ class Line:
 
     @property
     def interval_of(self) -> str:
-        """`recipe`, or `weights`: of one run, or of evaluations of fixed weights."""
+        """`recipe`; or `weights` for one run, or for evaluations of fixed weights."""
         return "recipe" if len(self.records) > 1 and self.first.training is not None else "weights"
 
     @cached_property
@@ -76,7 +76,7 @@ class Line:
 
     @property
     def seconds(self) -> tuple[float, float | None] | None:
-        """Of training: mean and standard deviation; None if a run was not trained."""
+        """Mean and standard deviation of the training time; None if a run was not trained."""
         values = [record.training.seconds for record in self.records if record.training is not None]
         if len(values) < len(self.records):
             return None
@@ -86,7 +86,7 @@ class Line:
 def runs_table(records: Sequence[Record], form: Format, width: int | None = None) -> str:
     """Several runs side by side, and the mean of each recipe with its interval and the spread of its seeds.
 
-    width: of a terminal, which markdown is to fit; None for markdown as such.
+    width: of the terminal that markdown should fit; None for plain markdown.
     """
     lines = []
     for group in by_recipe(records):
@@ -114,7 +114,7 @@ def runs_table(records: Sequence[Record], form: Format, width: int | None = None
 
 
 def by_recipe(records: Sequence[Record]) -> list[list[Record]]:
-    """Runs that differ only in their seed, together."""
+    """Group the runs that differ only in their seed."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record.defense, record.config_hash), []).append(record)
@@ -122,7 +122,7 @@ def by_recipe(records: Sequence[Record]) -> list[list[Record]]:
 
 
 def given_settings(record: Record) -> dict[str, str]:
-    """The settings that the command of a run gave, the epochs left out; the others are the suite's or the defense's."""
+    """The settings in the command of a run, except the epochs; all others are the suite's or the defense's."""
     words = shlex.split(str(record.provenance.get("command", "")))
     given = [value.partition("=") for option, value in pairwise(words) if option == "--set"]
     return {key: value for key, _, value in given if key != "epochs"}

@@ -1,8 +1,8 @@
-"""Reading tables of scores of any board: examples x entries or seeds x entries, as CSV or JSON lines.
+"""Reads score tables of any board: examples x entries or seeds x entries, as CSV or JSON lines.
 
-Three forms are read. Wide: one row an example (or seed), one column an entry, and the first column names the row.
-Long: one row a score, with the columns `entry`, `score` and `example` or `seed` or both. Every Eval Ever: JSON lines
-with `model_id`, `sample_id` and `evaluation.score` (instance_level_eval.schema.json, version 0.2).
+Three forms are supported. Wide: one row per example (or seed), one column per entry, and the first column names the
+row. Long: one row per score, with the columns `entry`, `score` and `example` or `seed` or both. Every Eval Ever: JSON
+lines with `model_id`, `sample_id` and `evaluation.score` (instance_level_eval.schema.json, version 0.2).
 """
 
 import csv
@@ -31,7 +31,7 @@ TRUTH = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
 class ScoreTable:
     """Scores of N entries (N,M) on M examples or over M seeds; NaN where an entry has none.
 
-    n_examples: of each seed's mean score, for rows that are seeds; None if it is not known.
+    n_examples: the number of examples in each seed's mean score, if rows are seeds; None if unknown.
     """
 
     entries: tuple[str, ...]
@@ -50,9 +50,9 @@ class _Cell(NamedTuple):
 
 
 def read_scores(paths: Sequence[Path], rows: Rows | None = None) -> ScoreTable:
-    """All scores of some files as one table. Scores of several seeds and examples become the mean score of each seed.
+    """Read all scores of some files into one table. Scores of several seeds and examples become one mean per seed.
 
-    rows: what the rows of wide tables are; None for what their first column is called (`seed`), else examples.
+    rows: what the rows of wide tables are; None means seeds if their first column is called `seed`, else examples.
     UserError for a file that is not a table, a score that is not a number, or an entry with two scores in one place.
     """
     cells = [cell for path in paths for cell in _read(path, rows)]
@@ -70,7 +70,7 @@ def read_scores(paths: Sequence[Path], rows: Rows | None = None) -> ScoreTable:
 
 
 def _table(places: Sequence[tuple[str, Any, _Cell]], seeds: bool, n_examples: int | None = None) -> ScoreTable:
-    """(entry, row, cell) as a matrix, in the order in which they are first named."""
+    """Arrange (entry, row, cell) as a matrix, in the order of first appearance."""
     entries = {name: i for i, name in enumerate(dict.fromkeys(entry for entry, _, _ in places))}
     columns = {name: i for i, name in enumerate(dict.fromkeys(row for _, row, _ in places))}
     scores = np.full((len(entries), len(columns)), np.nan)
@@ -84,7 +84,7 @@ def _table(places: Sequence[tuple[str, Any, _Cell]], seeds: bool, n_examples: in
 
 
 def _means_of_seeds(cells: Sequence[_Cell]) -> ScoreTable:
-    """The mean of each seed over its examples, which have to be the same for all."""
+    """The mean of each seed over its examples, which must be the same for all."""
     table = _table([(f"{cell.entry}\0{cell.seed}", cell.example, cell) for cell in cells], seeds=True)
     names = [tuple(name.split("\0")) for name in table.entries]
     for (entry, seed), scores in zip(names, table.scores, strict=True):
@@ -99,7 +99,7 @@ def _means_of_seeds(cells: Sequence[_Cell]) -> ScoreTable:
 
 
 def _check_content(cells: Iterable[_Cell]) -> None:
-    """UserError if one name stands for two examples, by the hashes of their content."""
+    """UserError if one name refers to two examples, by the hashes of their content."""
     seen: dict[str | None, _Cell] = {}
     for cell in cells:
         if cell.content is not None and cell.content != seen.setdefault(cell.example, cell).content:
@@ -189,7 +189,7 @@ def _long_cells(at: str, line: Mapping[str, Any]) -> Iterator[_Cell]:
 
 
 def _instance_cells(at: str, line: Mapping[str, Any]) -> Iterator[_Cell]:
-    """One record of Every Eval Ever. Examples of several evaluations are told apart by the evaluation's name."""
+    """Read a record of Every Eval Ever. The evaluation's name distinguishes the examples of several evaluations."""
     evaluation = line.get("evaluation")
     score = evaluation.get("score", evaluation.get("is_correct")) if isinstance(evaluation, dict) else None
     if score is None or "model_id" not in line or "sample_id" not in line:

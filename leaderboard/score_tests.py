@@ -1,4 +1,4 @@
-"""Tests of every pair of entries of a score table, intervals of their means, and the data that a pair would need."""
+"""Tests of every pair of entries of a score table, intervals of their means, and the sample size that a pair needs."""
 
 import math
 
@@ -12,7 +12,7 @@ from leaderboard.score_tables import ScoreTable
 from leaderboard.statistics import examples_needed, mcnemar, recipe_interval, seeds_needed, welch_matrix
 
 POWER = 0.8
-DIGITS = 9  # to which scores are compared with each other: more is rounding
+DIGITS = 9  # digits to which scores are compared; further digits are rounding errors
 TESTS = {
     "mcnemar": "the exact McNemar test on the examples that both have",
     "paired-t": (
@@ -32,7 +32,7 @@ def kind_of_test(table: ScoreTable) -> str:
 
 
 def compare_pairs(table: ScoreTable) -> tuple[Matrix, Matrix]:
-    """Of each pair (N,N): the p-value, and the mean score of the row less that of the column, on the same examples.
+    """Return, for each pair (N,N), the p-value and the mean score of the row minus the column, on the same examples.
 
     NaN without a test: no common examples, or a single seed.
     """
@@ -61,7 +61,7 @@ def _paired(table: ScoreTable) -> tuple[Matrix, Matrix]:
 def difference_of(
     row: npt.NDArray[np.float64], others: npt.NDArray[np.float64]
 ) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-    """Of row (M,) less each of others (K,M): mean, standard deviation, common examples, examples that differ; (K,)."""
+    """Row (M,) minus others (K,M): mean, standard deviation, common examples, examples that differ; (K,) each."""
     difference = np.round(row - others, DIGITS)
     known = np.isfinite(difference)
     common = known.sum(axis=1)
@@ -72,7 +72,7 @@ def difference_of(
 
 
 def _paired_p(mean: Matrix, deviation: Matrix, common: Matrix, differing: Matrix) -> Matrix:
-    """Equal scores have p = 1. Without the lower limit, few examples with the same difference would be certain."""
+    """Equal scores have p = 1. The lower limit keeps a few examples with the same difference from giving p = 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         t = np.where(differing > 0, np.abs(mean) / (deviation / np.sqrt(common)), 0.0)
     p = 2 * special.stdtr(np.maximum(common - 1, 1), -t)
@@ -102,7 +102,7 @@ def grain(table: ScoreTable) -> float:
 def needed(table: ScoreTable, i: int, j: int, alpha: float) -> int | None:
     """The examples, or seeds of each side, for which the test of i and j at level alpha has a power of 80 %.
 
-    The observed differences are taken to be the true ones. None if the means are equal, or a side has a single seed.
+    The observed differences are assumed to be the true ones. None if the means are equal, or a side has a single seed.
     """
     a, b = table.scores[i], table.scores[j]
     if table.rows == "seeds":
@@ -121,8 +121,8 @@ def needed(table: ScoreTable, i: int, j: int, alpha: float) -> int | None:
 def mean_intervals(table: ScoreTable) -> tuple[Matrix, Matrix]:
     """95 % intervals of the mean scores, (N,) and (N,); NaN for a single seed or example.
 
-    Of scores that are 0 or 1: Clopper-Pearson, of other scores: Student's t, both over examples. Of seeds: over seeds,
-    and over examples too if the table holds those.
+    Clopper-Pearson for scores that are 0 or 1, Student's t for others, both over examples. For seeds, the intervals are
+    over seeds, and also over examples if the table has them.
     """
     counts = np.isfinite(table.scores).sum(axis=1)
     means = np.nanmean(table.scores, axis=1)

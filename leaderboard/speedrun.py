@@ -1,9 +1,10 @@
 """`bench leaderboard --speedrun`: the fewest training passes whose robust accuracy is at least a target.
 
 The rules (docs/speedrun.md): at least five seeds whose mean accuracy under attack is above the target by a one-sided
-t-test over the seeds at the level of 1 %; no warning signs in the verdict of any seed; no data but the training set;
-trained again by somebody else, because nothing but a training shows how many passes it takes.
-Contests count: they lower the accuracy, and so may take a record away.
+t-test over the seeds at the level of 1 %; no warning signs in the verdict of any seed; no data besides the training
+set; trained again by somebody else, because only a training shows how many passes it takes.
+
+Contests count: they lower the accuracy, and so may remove a record.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,9 +31,9 @@ RULE = (
 
 
 def p_above(accuracies: Sequence[float], target: float, n: int) -> float:
-    """The p-value of the one-sided t-test of `mean <= target`, of k >= 2 seeds on n examples.
+    """The p-value of the one-sided t-test of `mean <= target`, for k >= 2 seeds on n examples.
 
-    The standard deviation over seeds is taken to be at least 1 / n, as in all tests of leaderboard/statistics.py.
+    The standard deviation over seeds is at least 1 / n, as in all tests of leaderboard/statistics.py.
     """
     values = np.asarray(accuracies, dtype=float)
     spread = max(float(values.std(ddof=1)), 1 / n)
@@ -71,7 +72,7 @@ def _passes(row: Row) -> float:
 
 
 def render_speedrun(boards: Sequence[Board], form: Format, width: int | None = None) -> str:
-    """The places of each suite and target as a table; a target that no entry reaches is a line.
+    """Render a ranking table for each suite and target; a target that no entry reaches is one line.
 
     UserError if none of the suites has targets.
     """

@@ -20,7 +20,7 @@ from bench.core import clopper_pearson
 
 Numbers = npt.NDArray[np.float64]
 Seeds = npt.ArrayLike | float  # the accuracy of each seed, or of a network with fixed weights
-MOST_SEEDS = 10**6  # that seeds_needed returns
+MOST_SEEDS = 10**6  # the largest number that seeds_needed returns
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def prediction_p(baseline: npt.ArrayLike, new: npt.ArrayLike, grain: float) -> N
 def examples_needed(b: int, c: int, n: int, power: float = 0.8, alpha: float = 0.05) -> int | None:
     """The number of paired examples for which McNemar's exact test has the given power.
 
-    The observed b, c of n are taken to be the true rates. None if b == c. Connor (1987), plus
+    The observed b, c of n are assumed to be the true rates. None if b == c. Connor (1987), plus
     2 / |difference| because the exact test has less power than its normal approximation.
     """
     if b == c:
@@ -161,7 +161,7 @@ def examples_needed(b: int, c: int, n: int, power: float = 0.8, alpha: float = 0
 def seeds_needed(a: Seeds, b: Seeds, grain: float, power: float = 0.8, alpha: float = 0.05) -> int | None:
     """The number of seeds of each side for which seeds_difference has the given power (noncentral t distribution).
 
-    The observed means and variances are taken to be the true ones. None if the means are equal, a side has a single
+    The observed means and variances are assumed to be the true ones. None if the means are equal, a side has a single
     seed, or MOST_SEEDS are too few.
     """
     (mean_a, variance_a, count_a), (mean_b, variance_b, count_b) = _summary(a), _summary(b)

@@ -1,4 +1,4 @@
-"""`bench ranks`: the ranks that the scores of any board earn, and how much more data it takes to tell more apart.
+"""`bench ranks`: ranks from the scores of any board, and the sample size needed to distinguish more entries.
 
 The rule is that of our own boards (leaderboard/ranks.py), for scores that need not be 0 or 1.
 """
@@ -18,12 +18,12 @@ from leaderboard.score_tests import compare_pairs, kind_of_test, mean_intervals,
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An entry against the next one of the board.
+    """An entry compared with the next one of the board.
 
     difference: of the mean scores on the examples that both have, positive if the first is better. p: adjusted; None
-    without a test. needed: the examples (or seeds of each side) for which one more claim of this board would be made
-    with a probability of 80 %, if the observed difference is the true one; None if they are told apart already, are
-    equal, or cannot be tested.
+    without a test. needed: the number of examples (or seeds of each side) that gives a power of 80 % for one more claim
+    of this board, if the observed difference is the true one; None if the difference is significant already, is 0, or
+    cannot be tested.
     """
 
     difference: float
@@ -50,7 +50,10 @@ class RankedEntry:
 
 @dataclass(frozen=True)
 class RankedTable:
-    """The entries, the best first. test: a key of score_tests.TESTS. pairs: that were tested; told_apart: of them."""
+    """The entries, the best first.
+
+    test: a key of score_tests.TESTS. pairs: the number tested; told_apart: the number with a significant difference.
+    """
 
     rows: str
     test: str
@@ -64,7 +67,7 @@ class RankedTable:
 
 
 def rank_table(table: ScoreTable, *, lower_is_better: bool = False) -> RankedTable:
-    """Ranks by the mean score. lower_is_better: of scores that are errors or costs."""
+    """Rank entries by their mean score. lower_is_better: for scores that are errors or costs."""
     sign = -1.0 if lower_is_better else 1.0
     counts, means = np.isfinite(table.scores).sum(axis=1), np.nanmean(table.scores, axis=1)
     if len(means) < 2:

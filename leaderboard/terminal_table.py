@@ -1,4 +1,4 @@
-"""Tables that fit a terminal: cells are wrapped between words, and columns that do not fit go into a further part."""
+"""Tables that fit a terminal: cells are wrapped between words, and columns that do not fit go into another part."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,14 +6,14 @@ from itertools import zip_longest
 
 GAP = 2  # spaces between columns
 LONG = 16  # characters: a longer word may be broken after `:`, `,` and `/`
-HARD = 8  # characters: no column is narrower than this because of `width`, however many there are
+HARD = 8  # minimum width of a column in characters, however many columns there are
 PLACE = {"l": str.ljust, "r": str.rjust, "c": str.center}
 
 Grid = Sequence[Sequence[str]]
 
 
 def fitted_table(header: Sequence[str], rows: Grid, align: str, width: int, keys: int) -> str:
-    """A table in which no line has more than `width` characters.
+    """Format a table in which no line has more than `width` characters.
 
     align: a letter (l, r, c) for each column. keys: the number of leading columns that identify a row; they are
     repeated in each part of the table. If the table does not fit, a column with one value is a line above it.
@@ -49,7 +49,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
-    """(what stands before it on the same line, piece)."""
+    """Yield (separator before it on the same line, piece)."""
     for word in re.findall(r"\[[^\]]*\]\S*|\S+", text):
         parts = re.findall(r"[^:,/]*[:,/]*", word) if len(word) > LONG and word[0] != "[" else [word]
         for i, part in enumerate(filter(None, parts)):
@@ -76,7 +76,7 @@ def _parts(least: Sequence[int], width: int, keys: int) -> Iterator[list[int]]:
 
 
 def _widened(least: Sequence[int], natural: Sequence[int], width: int) -> list[int]:
-    """The room that is left goes to the columns that are narrower than their longest cell, in turn."""
+    """Distribute the remaining room, in turn, to columns that are narrower than their longest cell."""
     widths = list(least)
     while _total(widths) < width and any(a < b for a, b in zip(widths, natural, strict=True)):
         for i in range(len(widths)):

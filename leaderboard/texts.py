@@ -1,4 +1,4 @@
-"""Text that others wrote, as a board may show it: which characters it holds, and how markdown and CSV write it."""
+"""Checks and escapes text from others for a board: its characters, and its form in markdown and CSV."""
 
 import re
 
@@ -16,26 +16,26 @@ FORMULA = re.compile(r"(^|[;|,\t\r\n])(\s*['\"]?\s*)(?=[=+\-@])")
 
 
 def check_line(text: str, what: str) -> str:
-    """The text; UserError if it holds control characters or letters that imitate Latin ones."""
+    """Check and return the text; UserError if it holds control characters or letters that imitate Latin ones."""
     if other := re.search(f"[^{LETTERS}]", text):
         raise UserError(f"{what} holds the character U+{ord(other[0]):04X}; only ASCII and Latin letters may be used")
     return text
 
 
 def ascii_quotes(text: str) -> str:
-    """The text with typographic quotes, dashes and the signs of norms in ASCII."""
+    """Replace typographic quotes, dashes and the signs of norms by ASCII."""
     return text.translate(QUOTES)
 
 
 def as_markdown(text: str) -> str:
-    """The text as a cell of markdown: it makes no column, link, address, mention, math, HTML or emphasis.
+    """Escape the text for a markdown cell: it cannot form a column, link, address, mention, math, HTML or emphasis.
 
-    GitHub looks for mentions and addresses after the escapes are resolved, so a character of no width parts them.
+    GitHub looks for mentions and addresses after it resolves escapes, so a zero-width character splits them.
     """
     escaped = re.sub(SPECIAL, r"\\\1", text)
     return JOINED.sub("\\1\u200b.", escaped.replace("@", "@\u200b").replace("://", ":\u200b//"))
 
 
 def no_formula(text: str | None) -> str | None:
-    """Text that no spreadsheet evaluates as a formula, whichever character it takes to part cells."""
+    """Escape text so that no spreadsheet evaluates it as a formula, whichever cell separator it uses."""
     return text and FORMULA.sub(r"\1'\2", text)

@@ -1,8 +1,8 @@
-"""The images of the page: the test examples of a suite, and for each entry the adversarial examples that are published.
+"""The images of the page: the test examples of a suite, and the published adversarial examples of each entry.
 
-A sheet is one PNG with a tile for each example, in rows of `across` tiles. The sheet of the originals has one part, the
-sheet of an entry two below each other: the adversarial examples, and their differences from the originals. A tile is
-black where an entry has no adversarial example.
+A sheet is one PNG with a tile for each example, in rows of `across` tiles. The sheet of the originals has one part. The
+sheet of an entry has two parts, one below the other: the adversarial examples, and their differences from the
+originals. Tiles without an adversarial example are black.
 """
 
 import io
@@ -22,15 +22,16 @@ from bench.core.records import Artifact
 from leaderboard.published_results import CONTESTS, Entry, EvaluatedRun
 
 WITNESSES = "witnesses.npz"
-MOST_VALUES = 2**20  # of the images of a sheet; further examples are not shown
+MOST_VALUES = 2**20  # limit of pixel values per sheet; further examples are not shown
 GREY = 127.5
 Pixels = npt.NDArray[np.uint8]
 
 
 class Witnesses(msgspec.Struct, frozen=True, kw_only=True):
-    """The sheet of an entry. index: the examples that have an adversarial example; source: of each, in `sources`.
+    """The sheet of an entry.
 
-    Of several seeds, the first that was broken is shown.
+    index: the examples that have an adversarial example, from the first seed that has one. source: for each, the
+    position of its source in `sources`.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
     height: int
     across: int
     shown: int
-    scale: str  # of the differences, for people
+    scale: str  # of the differences, as text for readers
     witnesses: tuple[Witnesses, ...]
 
 
@@ -61,7 +62,7 @@ class Published:
 
     @classmethod
     def find(cls, folder: Path | None, entries: Sequence[Entry]) -> "Published":
-        """Only files that a record or a contest of the entries names are kept. folder: searched with those in it."""
+        """Find files beside the records and below `folder`; ignore files that no record or contest refers to."""
         runs = [run for entry in entries for run in entry.runs]
         wanted = {
             file.sha256
@@ -79,14 +80,14 @@ class Published:
 
 
 def _of_contests(run: EvaluatedRun) -> list[Artifact]:
-    """The adversarial examples of contests that are not at an address."""
+    """The adversarial examples of contests that are stored beside the run."""
     return [contest.witnesses for contest in run.contests if contest.witnesses.path is not None]
 
 
 def draw_images(
     suite: str, entries: Sequence[Entry], published: Published, x_test: npt.NDArray[Any]
 ) -> tuple[Images, dict[str, bytes]]:
-    """The sheets of a suite and the PNG files by their names. x_test (N,H,W,C) uint8, 1 or 3 channels."""
+    """Draw the sheets of a suite; return them and the PNG files by name. x_test (N,H,W,C) uint8, 1 or 3 channels."""
     n = max(len(run.clean) for entry in entries for run in entry.runs)
     shown = max(1, min(n, MOST_VALUES // math.prod(x_test.shape[1:])))
     originals = np.asarray(x_test[:shown])
@@ -115,7 +116,7 @@ def draw_images(
 def _first_witnesses(
     entry: Entry, published: Published, shown: int
 ) -> Iterator[tuple[int, tuple[npt.NDArray[np.float32], str]]]:
-    """Example -> its adversarial example (C,H,W) under the threat model of the entry, and who found it."""
+    """Example -> its adversarial example (C,H,W) under the threat model of the entry, and its source."""
     for run in reversed(entry.runs):  # a dict keeps the last one
         for contest in run.contests:
             if (path := published.of(contest.witnesses)) is not None:
@@ -153,7 +154,7 @@ def _levels(values: npt.NDArray[np.float64]) -> Pixels:
 
 
 def _sheet(images: Pixels, across: int) -> Pixels:
-    """Images (N,H,W,C) as one (rows H, across W, C)."""
+    """Arrange images (N,H,W,C) as one image (rows H, across W, C)."""
     n, height, width, channels = images.shape
     rows = math.ceil(n / across)
     full = np.zeros((rows * across, height, width, channels), np.uint8)

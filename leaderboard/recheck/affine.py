@@ -1,7 +1,7 @@
 """Affine functions of a network's variables, composed from its linear layers, with a bound on their rounding error.
 
-A variable is the image, the output of a rectifier or of a maximum. All between them is linear, so that the input z of
-each rectifier is an affine function of the variables before it, z = sum over j of A_j v_j + b.
+A variable is the image, or the output of a rectifier or of a maximum. Everything between them is linear, so the input z
+of each rectifier is an affine function of the earlier variables, z = sum over j of A_j v_j + b.
 
 Error. All numbers are float64 with unit roundoff u = 2^-53, and u_n = n u / (1 - n u) (Higham, Accuracy and Stability
 of Numerical Algorithms, section 3.1) bounds the relative error of n roundings one after the other. An entry of A_j is a
@@ -28,16 +28,16 @@ from bench.core.errors import UserError
 from leaderboard.recheck.layers import FORMULA, Matrix, Vector
 
 UNIT = 2.0**-53
-DENSE = 0.2  # from this share of entries that are not zero on, dense products are faster
+DENSE = 0.2  # share of nonzero entries above which dense products are faster
 MOST_ENTRIES = 3 * 10**8
 MOST_VARIABLES = 1000
 
 
 def relative_error(roundings: int) -> float:
-    """At least 2 u_n: twice what n roundings one after the other can do.
+    """Return at least 2 u_n, twice the relative error of n roundings one after the other.
 
-    The factor 2 covers that the magnitudes, which it is multiplied by, are computed with rounding themselves: sums of
-    numbers that are not negative, whose relative error is far below 1/2.
+    The result is multiplied by magnitudes that are computed with rounding, too. The factor 2 covers this: they are sums
+    of nonnegative numbers, whose relative error is far below 1/2.
     """
     if roundings > 2**40:
         raise UserError("the network is too large for this checker's error bound")
@@ -60,7 +60,7 @@ class Term:
 
     @cached_property
     def forward(self) -> Matrix:
-        """A_j, dense if that is faster; as are all that follow."""
+        """A_j, stored as dense if that is faster, like the matrices below."""
         return _stored(self.matrix)
 
     @cached_property
@@ -96,7 +96,7 @@ class Affine:
         return cls({j: Term(identity, identity)}, np.zeros(units), np.zeros(units))
 
     def after(self, matrix: Matrix, bias: Vector, size: Vector) -> Affine:
-        """matrix @ self + bias: one more sum for each entry, of as many products as a row has entries."""
+        """matrix @ self + bias. Each entry becomes a sum of as many products as a row of `matrix` has entries."""
         absolute = abs(matrix)
         terms = {j: term.after(matrix, absolute) for j, term in self.terms.items()}
         roundings = self.roundings + int(np.diff(matrix.indptr).max(initial=0)) + FORMULA + 2
@@ -110,16 +110,16 @@ class Affine:
         return Affine(terms, self.bias + other.bias, self.size + other.size, roundings)
 
     def placed(self, start: int, units: int) -> Affine:
-        """As rows start, start + 1, ... of `units` rows; zero elsewhere."""
+        """Place these rows at start, start + 1, ... of `units` rows; zero elsewhere."""
         rows = np.arange(start, start + len(self.bias))
         place = sparse.csr_array((np.ones(len(rows)), (rows, rows - start)), shape=(units, len(rows)))
         return self.after(place, np.zeros(units), np.zeros(units))
 
     @cached_property
     def error(self) -> float:
-        """Of products with A_j or its transpose, relative to the magnitude.
+        """The error of products with A_j or its transpose, relative to the magnitude.
 
-        All roundings of A_j, of the sum, and of adding up at most MOST_VARIABLES of such products.
+        It covers all roundings of A_j, of the sum, and of adding up at most MOST_VARIABLES such products.
         """
         longest = max((max(term.matrix.shape) for term in self.terms.values()), default=0)
         return relative_error(self.roundings + longest + MOST_VARIABLES)

@@ -41,7 +41,7 @@ Indices = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Relaxation:
-    """Of one rectifier, for each unit: the bounds of z, the chord's slope and bias; unstable where l < 0 < u."""
+    """The relaxation of a rectifier, per unit: the bounds of z, the chord's slope and bias; unstable where l < 0 < u."""
 
     low: Vector
     high: Vector
@@ -78,7 +78,7 @@ class Relaxation:
 
 @dataclass(frozen=True)
 class Splits:
-    """Of one rectifier, in some columns: unit `units` in column `columns` is on the side `signs`, with a multiplier."""
+    """Splits of one rectifier: in column `columns`, unit `units` is on the side `signs`, with a multiplier."""
 
     units: Indices
     columns: Indices
@@ -122,10 +122,10 @@ def minimum(
     magnitudes: Sequence[Vector],
     splits: Sequence[Splits | None] | None = None,
 ) -> Vector:
-    """A lower bound of each of T forms over the region, (T,). The forms are used up.
+    """Return a lower bound of each of T forms over the region, (T,). This modifies the forms.
 
-    By rectifier: its relaxation, the slopes of the lines through the origin (units, T or 1), and its splits.
-    magnitudes: by variable, from 1 on, a bound of |z|.
+    relaxations, slopes (units, T or 1) of the lines through the origin, splits: one per rectifier. magnitudes: a bound
+    of |z| for each variable from 1 on.
     """
     pending, constant, error = forms.coefficients, forms.constant, forms.error
     for j in range(max(pending, default=0), 0, -1):

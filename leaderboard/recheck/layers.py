@@ -1,7 +1,7 @@
 """The linear layers of a described network as sparse matrices, on flattened values.
 
-The real numbers that a description means are those of the weights file; what a formula makes of them (batch norm) has a
-relative error below FORMULA units in the last place, which the error bounds of affine.py include.
+A description refers to the exact numbers in the weights file. Numbers derived by a formula (batch norm) have a relative
+error below FORMULA units in the last place, which the error bounds of affine.py include.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FORMULA = 8
 
 
 class Reader:
-    """Arrays of a description, from the tensors of the weights file."""
+    """Reads the arrays of a description from the tensors of the weights file."""
 
     def __init__(self, tensors: Tensors) -> None:
         self.tensors = tensors
@@ -40,7 +40,7 @@ class Reader:
         return value
 
     def read(self, array: Array) -> tuple[Vector, Vector]:
-        """The values of an array, and the sum of the absolute values that each was added up from."""
+        """Return the values of an array, and for each the sum of the absolute values of its terms."""
         if isinstance(array, described.NormScale | described.NormShift):
             return self._norm(array)
         if isinstance(array, described.Numbers):
@@ -82,7 +82,7 @@ class Reader:
 
 
 def linear_part(layer: described.Layer, before: list[int], reader: Reader) -> tuple[Matrix, Vector, Vector]:
-    """A linear layer of one input, whose shape is `before`: the matrix, the bias, and the size of the bias."""
+    """Return the matrix, the bias, and the size of the bias of a linear layer with one input of shape `before`."""
     units, size = int(np.prod(layer.shape)), int(np.prod(before))
     zero = np.zeros(units)
     if isinstance(layer, described.Reshape):

@@ -1,4 +1,4 @@
-"""A described network as variables with affine functions between them."""
+"""Converts a network description to variables with affine functions between them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Network:
         self.unused = sorted(floating - self.reader.read_names)  # weights that no layer has
 
     def logits(self, images: Vector) -> Vector:
-        """For images (N,C,H,W): (N,K), without a bound on the rounding error."""
+        """Compute logits (N,K) for images (N,C,H,W), without a bound on the rounding error."""
         values = [images.reshape(len(images), -1).T]
         for variable in self.variables:
             z = variable.z.value(values)

@@ -1,4 +1,4 @@
-"""Checking one proof (bench/core/proof_format.py): whether every margin is positive over the region."""
+"""Checks one proof (bench/core/proof_format.py): every margin must be positive over the region."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from leaderboard.recheck.layers import Vector
 from leaderboard.recheck.network import Maximum, Network, Rectifier
 from leaderboard.recheck.regions import Region
 
-AT_ONCE = 256  # linear functions; their coefficients stay in a CPU's cache
+AT_ONCE = 256  # linear functions bounded at once; their coefficients fit in a CPU's cache
 Indices = npt.NDArray[np.intp]
 
 
@@ -46,7 +46,7 @@ def check_proof(network: Network, data: bytes, x: Vector, label: int, threat: Th
 
 
 class Derivation:
-    """All bounds of one proof: first those of every variable, in order, then those of margins."""
+    """Derives all bounds of one proof: first those of every variable, in order, then those of margins."""
 
     def __init__(self, network: Network, proof: Proof, region: Region) -> None:
         self.network, self.proof, self.region = network, proof, region
@@ -90,7 +90,7 @@ class Derivation:
         return z.magnitude([np.maximum(high, -low) for low, high in zip(self.low, self.high, strict=True)])
 
     def _interval(self, z: Affine, magnitude: Vector) -> tuple[Vector, Vector]:
-        """Bounds of z from those of the variables before it; over the ball, if it is a function of the image only."""
+        """Bound z from the bounds of earlier variables, or over the ball if z is a function of the image only."""
         error = 2 * z.error * magnitude
         if self.region.norm != "Linf" and set(z.terms) == {0}:
             rows = z.terms[0].rows(np.arange(len(z.bias)))
@@ -102,15 +102,15 @@ class Derivation:
         return center - radius, center + radius
 
     def _middle(self, j: int) -> tuple[Vector, Vector]:
-        """The centre of a variable's interval, and how far at most its values are from that."""
+        """The centre of a variable's interval, and the maximum distance of its values from the centre."""
         low, high = self.low[j], self.high[j]
         return (low + high) / 2, (high - low) / 2 + 4 * UNIT * np.maximum(high, -low)
 
     def _tightened(self, rectifier: Rectifier, low: Vector, high: Vector) -> tuple[Vector, Vector]:
-        """The bounds of the proof's linear bounds, for units that intervals leave unstable."""
+        """Tighten the intervals of unstable units by the proof's linear bounds."""
         bounds, z = self.proof.bounds[rectifier.position], rectifier.z
         units = np.flatnonzero((low < 0) & (high > 0))
-        if not bounds.linear or not len(units) or set(z.terms) <= {0}:  # of the image they are what intervals are
+        if not bounds.linear or not len(units) or set(z.terms) <= {0}:  # of the image: equal to the intervals
             return low, high
         low, high = low.copy(), high.copy()
         magnitude = self.magnitudes[-1]
@@ -137,7 +137,7 @@ class Derivation:
     def _tighten_units(
         self, rectifier: Rectifier, entries: Sequence[tuple[int, int, int]], low: Vector, high: Vector
     ) -> None:
-        """Tighten, in place, the bounds of units that have slopes of their own."""
+        """Tighten, in place, the bounds of units that have their own slopes."""
         for start in range(0, len(entries), AT_ONCE):
             part = np.array(entries[start : start + AT_ONCE])
             units = part[:, 0]
@@ -157,14 +157,14 @@ class Derivation:
         self.high.append(np.nextafter(ends[1], np.inf))
 
     def _add_maximum(self, variable: Maximum, low: Vector, high: Vector) -> None:
-        """Between the maxima of the ends of a and b, and the bounds of z."""
+        """Add a maximum; its bounds are those of max(a, b) by intervals, intersected with the bounds of z."""
         a, b = (self._interval(each, self._magnitude(each)) for each in (variable.a, variable.b))
         least, most = (np.where(variable.mask, np.maximum(*ends), ends[1]) for ends in zip(a, b, strict=True))
         self.low.append(np.maximum(low, least))
         self.high.append(np.minimum(high, most))
 
     def _by_intervals(self, forms: Forms, leaves: Sequence[Leaf]) -> Vector:
-        """The least values with each variable anywhere in its interval."""
+        """Minimize the forms with each variable anywhere in its interval."""
         if any(leaf.path for leaf in leaves):
             raise UserError("a leaf below splits has no slopes")
         total, lost = forms.constant, forms.error
@@ -179,7 +179,7 @@ class Derivation:
         return total - lost
 
     def _by_slopes(self, forms: Forms, leaves: Sequence[Leaf]) -> Vector:
-        """The least values with the slopes, splits and multipliers of each leaf."""
+        """Minimize the forms with the slopes, splits and multipliers of each leaf."""
         rectifiers = len(self.network.rectifiers)
         found: list[list[tuple[int, int, int, float]]] = [[] for _ in range(rectifiers)]
         for t, leaf in enumerate(leaves):
@@ -194,7 +194,7 @@ class Derivation:
     def _minimum(
         self, forms: Forms, slopes: Sequence[int], rectifiers: int, splits: Sequence[Splits | None] | None = None
     ) -> Vector:
-        """The least values of forms of the first rectifiers, with an assignment of slopes for each, or one for all."""
+        """Minimize forms of the first `rectifiers`, with an assignment of slopes for each form, or one for all."""
         different, which = np.unique(slopes, return_inverse=True)
         alpha = []
         for k in range(rectifiers):
@@ -203,7 +203,7 @@ class Derivation:
         return minimum(self.network, self.region, forms, self.relaxations, alpha, self.magnitudes, splits)
 
     def _slopes_of(self, index: int, k: int) -> Vector:
-        """The slopes of the lines through the origin of rectifier k, by an assignment."""
+        """The slopes of the lines through the origin of rectifier k in assignment `index`."""
         assignment = at(self.proof.slopes, index, "slopes")
         number = at(assignment, k, f"the line of an activation in slopes {index},")
         if (number, k) not in self._alpha:

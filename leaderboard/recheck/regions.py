@@ -1,4 +1,4 @@
-"""The sets of images over which proofs hold, and the least value of linear functions over them."""
+"""The sets of images over which proofs hold, and the minimum of linear functions over them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.core.example_table import Threat
 from leaderboard.recheck.affine import UNIT, relative_error
 from leaderboard.recheck.layers import Vector
 
-TOLERANCE = 1e-6  # of eps, by which a point may be further away: ThreatModel.contains allows it
+TOLERANCE = 1e-6  # relative excess over eps that ThreatModel.contains allows
 ORDERS = {"L2": 2.0, "L1": 1.0}
 
 
@@ -45,10 +45,10 @@ class Region:
         return np.maximum(self.high, -self.low)
 
     def minimum(self, forms: Vector) -> Vector:
-        """A lower bound of each linear function of the image (n, T): (T,).
+        """Return a lower bound (T,) of each linear function (n, T) of the image.
 
-        Under L2 and L1 the better of that over the ball, by the dual norm, and that over all images in [0, 1]. Error: n
-        roundings of each sum of absolute values, and those of the norm.
+        Under L2 and L1, it is the better of the bound over the ball, by the dual norm, and the bound over all images in
+        [0, 1]. The error covers n roundings of each sum of absolute values, and those of the norm.
         """
         negative = np.minimum(forms, 0)
         error = relative_error(len(forms) + 8)
@@ -61,11 +61,11 @@ class Region:
         return np.maximum(ball, (1 + error) * negative.sum(axis=0)) if self.box else ball
 
     def distance(self, point: Vector) -> float:
-        """Of another image, in the region's norm."""
+        """The distance of another image, in the region's norm."""
         difference = np.abs(point - self.x)
         return float(difference.max() if self.norm == "Linf" else np.linalg.norm(difference, ORDERS[self.norm]))
 
     def contains(self, point: Vector) -> bool:
-        """Whether an adversarial example counts: as ThreatModel.contains, in float64."""
+        """Whether a point is in the region, like ThreatModel.contains, in float64."""
         inside = not self.box or bool(np.all((point >= 0) & (point <= 1)))
         return inside and self.distance(point) <= self.eps * (1 + 4 * UNIT)

@@ -1,4 +1,4 @@
-"""What a check of a run's evidence found, as text."""
+"""Formats the result of checking a run's evidence as text."""
 
 from collections.abc import Iterator
 
@@ -15,11 +15,11 @@ MEANING = {
     "no witness": "broken: NO WITNESS",
     "witness not checkable": "broken: the witness cannot be checked",
 }
-NAMED = 20  # examples that failed
+NAMED = 20  # maximum number of failed examples that are listed
 
 
 def report_text(report: Report, *, every: bool, width: int | None = None) -> str:
-    """A table of outcomes, the examples that failed, and what is shown in total. every: a line for each example."""
+    """Show a table of outcomes, the failed examples and the totals. every: a line for each example."""
     n = len(report.examples)
     counts = {"misclassified without an attack": sum(example.error for example in report.examples)}
     counts |= {MEANING[outcome]: report.count(outcome) for outcome in (*CERTIFIED, *BROKEN)}

@@ -1,7 +1,7 @@
-"""Checking the evidence of a finished run: a proof for each certified example, a witness for each broken one.
+"""Checks the evidence of a finished run: a proof for each certified example, a witness for each broken one.
 
-Proofs and witnesses are about the network that the weights file and network.json define. It must predict what the table
-says. That network.json describes the model as it was built is a check of `bench verify`, which builds it.
+Proofs and witnesses refer to the network that the weights file and network.json define. It must predict what the table
+says. `bench verify`, which builds the model, checks that network.json describes it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from leaderboard.recheck.network import Network
 from leaderboard.recheck.proofs import check_proof
 from leaderboard.recheck.regions import Region
 
-ROUNDING = 1e-5  # of the largest logit: float32 may give another class if two logits are as near as this
+ROUNDING = 1e-5  # of the largest logit: float32 may predict another class if two logits are this close
 SOLVERS = ("exact",)  # certifiers whose certificates are claims of a solver
 AT_ONCE = 500  # images
 CERTIFIED = ("proven", "proof fails", "trusted solver", "no proof")
@@ -42,9 +42,10 @@ BROKEN = ("witness valid", "witness invalid", "no witness", "witness not checkab
 
 
 class Example(msgspec.Struct, frozen=True):
-    """One example. proof: of CERTIFIED, or "" if it is not certified. witness: of BROKEN, or "" if nothing broke it.
+    """The outcome for one example. proof: one of CERTIFIED, or "" if it is not certified.
 
-    reasons: why each of them is not better, or "". error: misclassified without an attack.
+    witness: one of BROKEN, or "" if nothing broke it. reasons: why each outcome is not better, or "". error:
+    misclassified without an attack.
     """
 
     index: int
@@ -60,7 +61,7 @@ class Example(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """proven_acc: certified with a proof that was checked. broken_acc: that a valid witness breaks, or clean errors.
+    """proven_acc: certified with a checked proof. broken_acc: broken by a valid witness, or clean errors.
 
     proof_bytes: of all proofs. missing: why the run has no proofs, or "". unused: tensors of the weights file that the
     description of the network leaves out.
@@ -93,7 +94,7 @@ def recheck(
 ) -> Report:
     """Check a run against the test images (N,H,W,C) and labels (N,) of its data set, whose hash is `data_hash`.
 
-    CheckError if its files, its data or its predictions are not those of its record. advance(n): n more are checked.
+    CheckError if its files, data or predictions are not those of its record. advance(n): n more examples are checked.
     """
     evidence = Evidence(folder, images, labels, data_hash)
     proven, broken = evidence.certificates(advance), evidence.witnesses()
@@ -114,7 +115,7 @@ def recheck(
 
 
 class Evidence:
-    """A run and its data set, read and compared with one another."""
+    """A run and its data set, read and checked for consistency."""
 
     def __init__(
         self, folder: Path, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], data_hash: str
@@ -140,11 +141,11 @@ class Evidence:
                 raise CheckError(f"{self.folder / PROOFS}: {error}") from error
 
     def certificates(self, advance: Callable[[int], None]) -> dict[int, tuple[str, str]]:
-        """By row of the table: the outcome of CERTIFIED, and why, of each certified example."""
+        """Table row -> (outcome, one of CERTIFIED; reason) for each certified example."""
         return {row: self._certificate(row, advance) for row in np.flatnonzero(certified(self.table)).tolist()}
 
     def witnesses(self) -> dict[int, tuple[str, str]]:
-        """By row of the table: the outcome of BROKEN, and why, of each example that something broke."""
+        """Table row -> (outcome, one of BROKEN; reason) for each broken example."""
         threats = self._threats()
         wanted = {
             (int(row), threats[source])
@@ -180,7 +181,7 @@ class Evidence:
         return self.folder / Path(file.path).name
 
     def _network(self) -> tuple[Network | None, str]:
-        """The network that the run describes; otherwise why there is none."""
+        """The network that the run describes; or None, and why there is none."""
         if "network" not in self.record.artifacts:
             known = self.record.proofs
             return None, (known and known.missing) or "the run does not describe its network (runs with certifiers do)"
@@ -227,7 +228,7 @@ class Evidence:
         return {source: threat_of(source, own) if source in attacks else own for source in broken_by(self.table)}
 
     def _problem(self, row: int, point: Vector, threat: Threat, network: Network) -> str:
-        """Why a point is no adversarial example of an image; "" if it is one."""
+        """Say why a point is not an adversarial example of an image; "" if it is one."""
         region = Region.around(self.x[row].ravel(), threat)
         if point.shape != self.x[row].shape or not region.contains(point.ravel()):
             return f"the witness is not within {threat.norm} {threat.eps:g}, or has pixels outside [0, 1]"
