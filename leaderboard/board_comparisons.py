@@ -1,6 +1,6 @@
 """Data for comparing entries on the page: a test of every pair, and the examples that each seed gets right.
 
-The tests are those of `bench compare`. The adjusted p-value and `better` are those of the board's ranks.
+The tests are the same as in `bench compare`. The adjusted p-value and `better` come from the board's ranks.
 """
 
 import base64

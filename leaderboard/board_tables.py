@@ -65,7 +65,7 @@ def _cells(row: Row, escape: Callable[[str], str] = str) -> list[str]:
 
 
 def _title(row: Row) -> str:
-    """The title; of a reported entry also its key, because titles of papers repeat, and its additional data."""
+    """The title; for a reported entry also its additional data, and its key, because titles of papers repeat."""
     title = " ".join(row.title.split())
     if row.kind != "reported":
         return title

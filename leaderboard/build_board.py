@@ -148,7 +148,7 @@ def _status(records: Sequence[Record]) -> Status:
 
 
 def _seed_status(record: Record) -> SeedStatus:
-    """Re-checkable if weights and witnesses lie beside the record or at an address."""
+    """Re-checkable if weights and witnesses are stored beside the record or at an address."""
     files = [record.artifacts[name] for name in ("weights", "witnesses")]
     if all(file.path or file.url for file in files):
         return "re-checkable"

@@ -79,8 +79,8 @@ def read_runs(paths: Sequence[Path], configs: Sequence[str] = ()) -> Groups:
     """The runs at or below `paths` by recipe, in the order of their seeds. Weights are not needed.
 
     configs: prefixes of config hashes, which select the runs of a recipe that has runs with several settings.
-    CheckError if a record does not follow from its table; UserError if there is no record, a seed of a recipe twice, a
-    recipe with several settings and none chosen, or a hash that chooses nothing.
+    CheckError if a record does not follow from its table; UserError if there is no record, if a seed of a recipe occurs
+    twice, if a recipe has several settings and none is selected, or if a hash selects nothing.
     """
     groups: Groups = {}
     for run in map(_read, find_records(list(paths))):

@@ -155,7 +155,7 @@ def _lost_certificates(pairs: Sequence[tuple[GateRun, GateRun]]) -> Iterator[Gat
 
 
 def _verdict(old: Sequence[GateRun], new: Sequence[GateRun], same: bool) -> GateFinding:
-    """Check if the worst verdict is worse than the baseline's. Seeds differ, so `suspect` fails only for equal weights."""
+    """Check if the worst verdict is worse than the baseline's. `suspect` fails only for equal weights: seeds differ."""
     worst = max(new, key=_severity)
     verdict = worst.record.sanity.verdict
     if _severity(worst) <= max(map(_severity, old)):

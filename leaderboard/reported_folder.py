@@ -22,7 +22,7 @@ class Imported:
 
 
 def import_folder(folder: Path, results: Path) -> Imported:
-    """Add each JSON file below `folder` to the suite of its data set, norm and eps; UserError if there is none.
+    """Add each JSON file below `folder` to the suite of its data set, norm and eps; UserError if there is no file.
 
     The norm is the name of the file's folder (Linf, L2, corruptions), and the entry is named after the file.
     """

@@ -88,7 +88,7 @@ def _over_seeds(table: ScoreTable) -> tuple[Matrix, Matrix]:
 
 
 def grain(table: ScoreTable) -> float:
-    """The standard deviation over seeds is taken to be at least this: see leaderboard/statistics.py.
+    """The lower limit of the standard deviation over seeds: see leaderboard/statistics.py.
 
     1/n for means over n examples. If n is not known, the smallest difference between two scores of the table: the means
     over n examples are multiples of 1/n, so it is not smaller than that.

@@ -36,9 +36,9 @@ class SeedsTest:
 def recipe_interval(accuracies: npt.ArrayLike, n: int, level: float = 0.95) -> tuple[Numbers, Numbers]:
     """An interval (low, high) for the expected accuracy of a recipe over its seeds and over examples.
 
-    accuracies: (...,k) of k >= 2 seeds on the same n examples. Two half-widths are combined in quadrature: that of the
-    seeds, t s / sqrt(k), and that of the Clopper-Pearson interval at the mean accuracy. The latter is not divided by
-    sqrt(k): seeds that are tested on the same examples share the sampling error of these examples.
+    accuracies: (...,k) of k >= 2 seeds on the same n examples. Two half-widths are combined in quadrature: t s /
+    sqrt(k) for the seeds, and that of the Clopper-Pearson interval at the mean accuracy. The latter is not divided by
+    sqrt(k), because seeds that are tested on the same examples share the sampling error of these examples.
 
     In simulations (tests/leaderboard/recipe_simulation.py) the coverage is at least 95.4 % if mean + 2 s <= 1. Closer
     to 100 % the seeds' distribution is skewed, and the coverage falls to 81 % (mean 99 %, s = 10 points, 3 seeds).

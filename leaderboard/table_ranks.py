@@ -1,6 +1,6 @@
 """`bench ranks`: ranks from the scores of any board, and the sample size needed to distinguish more entries.
 
-The rule is that of our own boards (leaderboard/ranks.py), for scores that need not be 0 or 1.
+The rule is the same as for our boards (leaderboard/ranks.py), but scores need not be 0 or 1.
 """
 
 import dataclasses

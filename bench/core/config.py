@@ -71,7 +71,7 @@ class TrainingConfig:
     keep_curves: int = 0  # training and test examples whose loss and error are logged after each epoch, 0 for none
     layout: Literal["auto", "contiguous", "channels_last"] = "auto"  # of images and weights in memory; auto: see amp
     compiled: bool = False  # the model's passes by torch.compile
-    norm_shares: int = 1  # batch norm has the statistics of so many equal shares of a batch, one a process if several
+    norm_shares: int = 1  # batch norm statistics per this many equal shares of a batch; one per process if several
     newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:

@@ -183,7 +183,7 @@ class Trainer(Protocol):
 
     @property
     def averaged(self) -> nn.Module | None:
-        """The weight average (ema, swa); None if there is none, or none yet."""
+        """The weight average (ema, swa); None without one, or before the first one of swa."""
 
     @property
     def eps(self) -> float:

@@ -45,9 +45,9 @@ class Passes:
       chunks counts as one batch. `torch.func.functional_call` calls the module with other weights, and counts as well.
     - The gradient of the output of a call is a backward pass, or the same share of one.
 
-    Code that uses the weights without calling a layer (bounds, for example) makes no passes. The work of "the whole
-    model" is that of a call in train mode if there was one, else of a call in eval mode. Shares are summed exactly and
-    rounded at the end of `count_passes`; the rounding error is kept for the next count.
+    Code that uses the weights without calling a layer (bounds, for example) makes no passes. The work of the whole
+    model is measured in a call in train mode if there was one, else in eval mode. Shares are summed exactly and rounded
+    at the end of `count_passes`; the rounding error is kept for the next count.
     """
 
     forwards: int = 0
@@ -161,7 +161,7 @@ def _layers(model: nn.Module) -> list[tuple[nn.Module, WorkOf]]:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """Whether Python does not see the calls of the module's parts. (torch._dynamo is slow to import.)"""
+    """Whether it is compiled or scripted, so calls of its parts are not seen. (Importing torch._dynamo is slow.)"""
     compiled = type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
     return compiled or isinstance(module, torch.jit.ScriptModule)
 

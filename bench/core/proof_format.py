@@ -196,7 +196,7 @@ def proof_arrays(proofs: Mapping[int, bytes]) -> dict[str, npt.NDArray[Any]]:
 
 
 def proofs_from(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[int, bytes]:
-    """The inverse of `proof_arrays`. UserError if these are not such arrays."""
+    """The inverse of `proof_arrays`. UserError if the arrays are not valid."""
     if set(arrays) != {"index", "end", "data"}:
         raise UserError(f"it has the arrays {', '.join(sorted(arrays))}; proofs are in index, end and data")
     index, ends, data = arrays["index"], arrays["end"], arrays["data"]

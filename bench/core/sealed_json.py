@@ -30,7 +30,7 @@ def decode(text: bytes, kind: type[T], *, required: bool = True) -> T:
 
 
 def values_of(text: bytes, *, required: bool = True) -> Any:
-    """The values, without their digest. Errors are those of `decode`."""
+    """Return the values without their digest. Raises the errors of `decode`."""
     values = msgspec.json.decode(text)
     if isinstance(values, dict):
         claimed = values.pop(DIGEST, None)

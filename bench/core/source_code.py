@@ -2,8 +2,8 @@
 
 A hash covers the syntax tree without docstrings and comments, so that editing prose changes nothing. Imports are
 followed into our own packages and the user's files, and so are names of attacks and certifiers in our modules that look
-them up in the registry. Data files that a user's file reads when it is imported count too; of an installed package only
-the version counts.
+them up in the registry. Data files that a user's file reads when it is imported count too; for an installed package,
+only the version counts.
 """
 
 import ast

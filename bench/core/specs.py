@@ -229,7 +229,7 @@ def _from_file(path: Path, function: str, kind: str) -> Callable[..., Any]:
 
 
 def type_name(hint: Any) -> str:
-    """A type as users write values of it: `a whole number`, or the choices."""
+    """Describe a type to users: `a whole number`, or the choices."""
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(map(type_name, get_args(hint)))
     if get_origin(hint) is Literal:
@@ -240,7 +240,7 @@ def type_name(hint: Any) -> str:
 
 
 def show_value(value: Any) -> str:
-    """A value as it is written in a spec; parse_value reads it."""
+    """Format a value as in a spec; the inverse of parse_value."""
     if isinstance(value, tuple):
         return "+".join(map(show_value, value))
     if isinstance(value, float):

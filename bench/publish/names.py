@@ -22,7 +22,7 @@ VERIFIER = "bench submit"  # the author of contests of the verification itself
 
 
 def check_names(results: Path, suite: str, entry: str, about: About | None, author: str | None = None) -> None:
-    """UserError if the key or the title of an entry imitates that of another one of its suite.
+    """UserError if the key or the title of an entry imitates that of another entry of its suite.
 
     Only the same maintainers may use an existing name with a version (`trades-2`, `TRADES, corrected`). author: the
     author of a pull request, who alone counts as a maintainer, because a description may claim anybody's name.
@@ -64,7 +64,7 @@ def skeleton(name: str) -> str:
 
 
 def _is_version(name: str, of: str) -> bool:
-    """Whether a name is another one with words or numbers of VERSION before or after it."""
+    """Whether a name is `of` with words or numbers of VERSION before or after it."""
     name, of = name.casefold(), of.casefold()
     if len(skeleton(of)) < 3 or of not in name:
         return False

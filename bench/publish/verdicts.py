@@ -96,7 +96,7 @@ def read_results(path: Path, instances: Mapping[str, int]) -> dict[int, Said]:
 
 
 def read_counterexamples(folder: Path, instances: Mapping[str, int], shape: Sequence[int]) -> Points:
-    """Test example -> image (C,H,W), of the files in `folder` whose name contains that of a property."""
+    """Test example -> image (C,H,W), from the files in `folder` whose name contains a property's name."""
     found: Points = {}
     names = re.compile("|".join(f"{re.escape(name)}(?!\\d)" for name in instances))
     for path in sorted(folder.iterdir()):

@@ -1,8 +1,8 @@
 """`bench export RUN --vnnlib DIR`: a run's network and examples as instances for other verifiers, as in VNN-COMP.
 
 DIR/network.onnx is the network, DIR/NAME.vnnlib the property of an example in VNN-LIB 2.0, and DIR/instances.csv lists
-network, property and time limit of each. A property holds (`unsat`) if no image within eps has a logit that is at least
-that of the label.
+network, property and time limit of each. A property holds (`unsat`) if no image within eps has another logit that
+reaches the label's.
 """
 
 import re
@@ -88,7 +88,7 @@ def examples_by_instance(record: Record, table: Table) -> dict[str, int]:
 def property_text(image: npt.NDArray[np.float32], label: int, classes: int, threat: Threat) -> str:
     """The VNN-LIB 2.0 query of one image (C,H,W) in [0, 1]: an image within eps whose label is not the largest logit.
 
-    Bounds are those of the ball, and of [0, 1] if the threat model has this box, in float64 and in full.
+    The bounds describe the ball, and [0, 1] if the threat model has this box, in float64 at full precision.
     """
     low, high = image.astype(np.float64) - threat.eps, image.astype(np.float64) + threat.eps
     if threat.box:

@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The defense's name in the record; that of the file or repository if the weights were trained elsewhere."""
+        """The defense's name in the record; the file's or repository's name if the weights were trained elsewhere."""
         if self.spec.defense:
             return self.spec.defense
         if self.request.origin is not None:

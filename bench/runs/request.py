@@ -36,8 +36,8 @@ class Request:
     trusted: Sequence[Path] = ()  # code files that a checkpoint may name
     data_dir: Path | None = None
     out: Path = Path("runs")
-    reuse: bool = False  # a finished run that was made by other source is the answer, and says so
-    force: bool = False  # a finished run is made again
+    reuse: bool = False  # return a finished run of other source code, with a note
+    force: bool = False  # repeat a finished run
     patience: float = 0.0  # seconds to wait for another process that works on the same run or training
     log: LoggerName | None = None  # a dashboard that gets the figures of each epoch
 

@@ -30,7 +30,7 @@ NAMED = 3  # maximum number of files that a message lists
 
 
 class SeedResult(NamedTuple):
-    """One seed of a plan. finished_before: when, and by which source, if it was not computed now; else empty."""
+    """One seed of a plan. finished_before: when, and with which source code, if it was finished earlier; else empty."""
 
     record: Record
     folder: Path

@@ -19,7 +19,7 @@ from bench.core.source_code import closure, files_of_spec, package_version
 from bench.core.staged_attack import Stage
 from bench.training.checkpoints import BuildSpec
 
-# Their imports are not followed: they reach everything, and the plan's own entries are known.
+# Imports of these files are not followed: they reach everything, and the plan's own entries are known.
 GLUE = [ROOT / "bench/runs" / name for name in ("plan.py", "run.py")]
 TRAINING = [ROOT / "bench/runs/train.py"]
 EVALUATION = [ROOT / "bench/runs/evaluate.py"]

@@ -29,7 +29,7 @@ from bench.sanity.model_under_test import (
 
 BATCH_NOISE = 1e-2  # of the logits' spread: float32 gives 2e-5, TF32's rounding 4e-4, batch statistics at least 0.1
 SUM_NOISE = 1e-3  # of a sum of probabilities
-SLACK = 0.1  # of the clean margin, by which one step may beat many because of rounding in the cross entropy
+SLACK = 0.1  # share of the clean margin by which one step may beat many, because of rounding in the cross entropy
 ALONE = 8  # images that are evaluated alone
 QUERIES = ("random-noise", "square:queries=100")  # attacks without gradients that the checks run
 BLACK_BOX = ("random-noise", "square")

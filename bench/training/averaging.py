@@ -11,7 +11,7 @@ LARGEST_SHARE = 0.1  # share of the initial weights in an exponential average ab
 
 
 class WeightAverage:
-    """A copy of the model with averaged weights and buffers; None as `model` while there is none.
+    """A copy of the model with averaged weights and buffers. `model` is None without one, or before the first of swa.
 
     Izmailov et al. (2018) for `swa`. Batch norm's statistics are averaged too, instead of being estimated again.
     """

@@ -87,6 +87,6 @@ def lost_times(times: Mapping[str, Sequence[float]], steps: int) -> Iterator[str
 
 
 def _first_step(fraction: float, steps: int) -> int:
-    """The number of the first step whose progress, step / steps, is at least `fraction`; `steps` if there is none."""
+    """The first step whose progress, step / steps, is at least `fraction`; `steps` if there is none."""
     near = math.floor(fraction * steps)
     return next((step for step in range(max(0, near - 1), steps) if step / steps >= fraction), steps)

@@ -146,7 +146,7 @@ def _of_training(record: Record, n_train: int, spec: BuildSpec | None) -> Iterat
     try:
         config = make_config(registry.defense.get(record.defense).config_class, record.defense, settings)
     except UserError as error:
-        if not record.config.get("code"):  # a plugin that is not here is no contradiction
+        if not record.config.get("code"):  # a missing plugin is not a contradiction
             yield f"its training settings are not valid ({error})"
     again = settings if config is None else as_json(config)
     if changed := [key for key in settings if key in again and again[key] != settings[key]]:

@@ -55,7 +55,7 @@ def _finding(name: str, scan: Scan | None, place: str, levels: Mapping[Outcome, 
 
 @dataclass(frozen=True)
 class Scan:
-    """The run of positions [first, last) out of `size` whose error rate differs most from that of all others.
+    """The run of positions [first, last) out of `size` whose error rate differs most from the others'.
 
     inside, outside: the two rates. p: the p-value of this difference, corrected for the number of runs.
     """
