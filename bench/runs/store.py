@@ -127,7 +127,7 @@ class Store:
         return found
 
     def _read(self, folder: Path, name: str, digest: str) -> bytes | None:
-        """The content of an object; None, with a warning, if it does not match the hash in its name: it is rewritten."""
+        """The content of an object; None, with a warning, if it does not match its name's hash: it is rewritten."""
         key = f"{name}.{digest}"
         try:
             content: bytes = self._attempt(lambda: self._files.cat_file(self._address(folder, key)))

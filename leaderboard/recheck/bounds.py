@@ -41,7 +41,7 @@ Indices = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Relaxation:
-    """The relaxation of a rectifier, per unit: bounds of z, the slope and bias of the chord; unstable where l < 0 < u."""
+    """Relaxation of a rectifier, per unit: bounds of z, the slope and bias of the chord; unstable where l < 0 < u."""
 
     low: Vector
     high: Vector
