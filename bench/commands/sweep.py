@@ -86,8 +86,8 @@ def _print_plan(request: Request, names: list[str] | None, seeds: list[int], how
     rows.append(("sum", _passes(training), _passes(evaluation), ""))
     print(columns(rows))
     print(
-        "\nWork is counted in passes of one example, forward or backward. That of a training is estimated from one of its "
-        "steps, that of attacks from finished and published runs; certifiers are not counted."
+        "\nWork is counted in passes of one example, forward or backward. That of a training is estimated from one "
+        "of its steps, that of attacks from finished and published runs; certifiers are not counted."
     )
     if unknown:
         print(f"Not in the sum, because no finished run has it: {', '.join(sorted(unknown))}.")
