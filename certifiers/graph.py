@@ -65,7 +65,7 @@ class Graph:
         self.nodes[node] = Node(self.where, layer, old.inputs, old.shape)
         return node
 
-    def only_use(self, value: Value) -> bool:
+    def is_only_use(self, value: Value) -> bool:
         """Whether a tensor is an argument of only one call, and its node is the last one."""
         uses = sum(value in values_of(call) for call in self.calls)
         return uses == 1 and self.node(value) == len(self.nodes) - 1

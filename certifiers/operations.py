@@ -78,7 +78,7 @@ def multiply(graph: Graph, call: Call) -> int:
     factor = constant_for(graph, b, node)
     divides = call.operation == "div"
     before = graph.layer(node)
-    if divides and isinstance(before, Scale) and _is_one(before.weight) and graph.only_use(a):
+    if divides and isinstance(before, Scale) and _is_one(before.weight) and graph.is_only_use(a):
         # (x - mean) / std in one step
         return graph.replace(node, Scale(1 / factor, before.bias / factor))
     return scaled(graph, node, 1 / factor if divides else factor, 0.0)

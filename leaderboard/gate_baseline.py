@@ -15,7 +15,7 @@ import numpy as np
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Flags, Table, attack_specs, certifier_specs, own_specs, worst_case
 from bench.core.files import read_arrays, sha256
-from bench.core.folders import changed_in_one_step, settled
+from bench.core.folders import changed_in_one_step, recovered
 from bench.core.record_checks import check_record
 from bench.core.record_files import RECORD, TABLE, find_records, read_record, records_below
 from bench.core.records import Record
@@ -94,7 +94,7 @@ def read_runs(paths: Sequence[Path], configs: Sequence[str] = ()) -> Groups:
 
 def read_baseline(baseline: Path) -> Groups:
     """Finish an interrupted update, and read the runs of a baseline by recipe. Raises the errors of read_runs."""
-    return read_runs([settled(baseline)])
+    return read_runs([recovered(baseline)])
 
 
 def _of_one_config(recipe: Recipe, group: Sequence[GateRun], configs: Sequence[str]) -> list[GateRun]:
@@ -135,7 +135,7 @@ def update_baseline(baseline: Path, runs: Sequence[Path], reason: str, configs: 
     if not reason:
         raise UserError("--update needs a reason, which is stored with the numbers: --update 'PGD starts at random'")
     new = read_runs(runs, configs)
-    old = read_baseline(baseline) if records_below(settled(baseline)) else {}
+    old = read_baseline(baseline) if records_below(recovered(baseline)) else {}
     _check_update(baseline, old, new)
     if all(_same_runs(old.get(recipe, []), group) for recipe, group in new.items()):
         return f"{baseline} has these runs already; nothing was changed"

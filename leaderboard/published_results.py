@@ -32,8 +32,8 @@ from bench.core.folders import (
     LOCK,
     PATIENCE,
     locked,
+    recovered,
     remove_leftovers,
-    settled,
     visible_folders,
 )
 from bench.core.record_files import RECORD, TABLE, read_record
@@ -131,12 +131,12 @@ def check_name(name: str, what: str) -> str:
 
 def published_suites(results: Path) -> list[str]:
     """The suites that have entries."""
-    return [folder.name for folder in visible_folders(results) if visible_folders(settled(folder))]
+    return [folder.name for folder in visible_folders(results) if visible_folders(recovered(folder))]
 
 
 def suite_folder(results: Path, suite: str) -> Path:
     """The folder of a suite's entries; finishes an interrupted change first."""
-    return settled(results / check_name(suite, "suite"))
+    return recovered(results / check_name(suite, "suite"))
 
 
 def read_entries(results: Path, suite: str) -> tuple[list[Entry], list[str]]:

@@ -27,7 +27,7 @@ class Derived:
     sanity: Sanity
     contest: tuple[Contest, bytes] | None = None
 
-    def because(self, reason: str) -> "Derived":
+    def with_reason(self, reason: str) -> "Derived":
         """Add the reason why a seed is far from the others of its entry."""
         return Derived(msgspec.structs.replace(self.checked, reason=reason), self.sanity, self.contest)
 

@@ -68,10 +68,10 @@ def rank(entries: Sequence[Entry]) -> Ranks:
         p_large, ahead_large = _pairs([entries[i] for i in large.tolist()], size)
         p[block], ahead[block] = np.where(here, p_large, p[block]), np.where(here, ahead_large, ahead[block])
     recipe = np.array([entry.recipe for entry in entries], dtype=np.bool_)
-    return earned(p, ahead, ranked, recipe[:, None] | ~recipe[None, :])
+    return ranks_from_p_values(p, ahead, ranked, recipe[:, None] | ~recipe[None, :])
 
 
-def earned(
+def ranks_from_p_values(
     p: Matrix, ahead: Matrix, ranked: npt.NDArray[np.bool_], counts: npt.NDArray[np.bool_] | None = None
 ) -> Ranks:
     """Compute ranks from the p-value of each pair (N,N), NaN without a test, and the row's lead over the column (N,N).

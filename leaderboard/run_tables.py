@@ -95,7 +95,7 @@ def bracket_stages(bracket: Bracket) -> str:
         counts = [(stage.certified, "certified"), (stage.broken, "broken")]
         if any(n for n, _ in counts):
             decided.append(f"{name} {' and '.join(f'{n} {outcome}' for n, outcome in counts if n)}")
-    limit, why = bracket.limit_of_time, ""
+    limit, why = bracket.effective_time_limit, ""
     if bracket.cut_by_time and limit is not None:
         why = f" (cut by the time limit of {limit:g} s: another machine may decide more or fewer)"
     elif bracket.open and bracket.budget is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.core.errors import UserError
-from leaderboard.ranks import ALPHA, earned, groups
+from leaderboard.ranks import ALPHA, groups, ranks_from_p_values
 from leaderboard.score_tables import ScoreTable
 from leaderboard.score_tests import compare_pairs, kind_of_test, mean_intervals, needed
 
@@ -73,7 +73,7 @@ def rank_table(table: ScoreTable, *, lower_is_better: bool = False) -> RankedTab
     if len(means) < 2:
         raise UserError(f"the table has one entry, {table.entries[0]}; give the scores of at least two")
     p, ahead = compare_pairs(table)
-    ranks = earned(p, sign * ahead, counts > 1 if table.rows == "seeds" else counts > 0)
+    ranks = ranks_from_p_values(p, sign * ahead, counts > 1 if table.rows == "seeds" else counts > 0)
     order = sorted(range(len(means)), key=lambda i: (-sign * means[i], table.entries[i]))
     tested = int(np.isfinite(p[np.triu_indices(len(means), k=1)]).sum())
     told_apart = int(ranks.better.sum())

@@ -25,7 +25,7 @@ def changed_in_one_step(home: Path) -> Iterator[Path]:
     """
     home.mkdir(parents=True, exist_ok=True)
     with locked(home / LOCK, f"{home} is being changed by another process; try again", PATIENCE):
-        _settle(home)
+        _recover(home)
         part = home / PART
         part.mkdir()
         try:
@@ -36,19 +36,19 @@ def changed_in_one_step(home: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
             raise
         sync_folder(home)
-        _settle(home)
+        _recover(home)
 
 
-def settled(home: Path) -> Path:
+def recovered(home: Path) -> Path:
     """Remove leftovers of a killed process from `home`, apply a committed change, and return `home`."""
     left = [name for name in (PART, CHANGE, LOCK) if (home / name).exists()]
     if CHANGE in left or (left and os.access(home, os.W_OK)):
         with locked(home / LOCK, f"{home} is being changed by another process; try again", PATIENCE):
-            _settle(home)
+            _recover(home)
     return home
 
 
-def _settle(home: Path) -> None:
+def _recover(home: Path) -> None:
     """Apply a committed change, and delete an uncommitted one. The caller holds the lock."""
     part, ready = home / PART, home / CHANGE
     shutil.rmtree(part, ignore_errors=True)

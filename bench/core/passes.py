@@ -79,7 +79,7 @@ class Passes:
     def backward_part(self, work: int) -> None:
         self.backward_work += work
 
-    def settle(self) -> None:
+    def convert_work(self) -> None:
         """Turn the work in parts of the model into passes, if the work of a pass is known."""
         if work := self.work_of_a_pass:
             forwards, backwards = ((2 * each + work) // (2 * work) for each in (self.forward_work, self.backward_work))
@@ -137,7 +137,7 @@ def count_passes(model: nn.Module, passes: PassesT) -> Iterator[PassesT]:
     finally:
         for handle in handles:
             handle.remove()
-        passes.settle()
+        passes.convert_work()
 
 
 def _layers(model: nn.Module) -> list[tuple[nn.Module, WorkOf]]:

@@ -115,7 +115,7 @@ def _check_bracket(bracket: Bracket, table: Table) -> None:
     """
     if (bracket.budget is None) == (bracket.budget_seconds is None):
         raise UserError("the record's bracket has either a budget or, in earlier records, budget_seconds")
-    if bracket.budget is not None and bracket.truncated != (bracket.open > 0 and bracket.time_is_spent):
+    if bracket.budget is not None and bracket.truncated != (bracket.open > 0 and bracket.out_of_time):
         raise UserError(
             f"the record says that its bracket is {'' if bracket.truncated else 'not '}truncated, with a time limit of "
             f"{bracket.time_limit} s, {bracket.seconds} s spent and {bracket.open} examples open"

@@ -9,7 +9,7 @@ from bench.core import sealed_json
 from bench.core.errors import CheckError, UserError
 from bench.core.files import read_arrays, sha256, write_atomically
 from bench.core.record_checks import check_record
-from bench.core.record_verdict import heard_record
+from bench.core.record_verdict import with_updated_verdict
 from bench.core.records import SCHEMA, Artifact, Record
 from bench.core.registry import one_line
 
@@ -29,7 +29,7 @@ def read_record(folder: Path) -> Record:
         values = sealed_json.values_of(path.read_bytes(), required=False)
         if isinstance(values, dict) and (schema := values.get("schema")) not in (None, SCHEMA):
             raise UserError(f"its schema is {schema!a:.20}, and this version reads schema {SCHEMA} only")
-        return heard_record(msgspec.convert(values, Record))
+        return with_updated_verdict(msgspec.convert(values, Record))
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {RECORD}; a finished run folder has one") from error
     except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -47,7 +47,7 @@ def result_checks(results: Results) -> list[SanityCheck]:
     return [_attack_warnings(results), _bracket_better(results)]
 
 
-def heard(sanity: Sanity, results: Results) -> Sanity:
+def with_result_alarms(sanity: Sanity, results: Results) -> Sanity:
     """Add the alarms of result_checks that the verdict does not have yet; `not-attacked` if nothing attacked."""
     if sanity.verdict == "no-warnings" and not _was_attacked(results):
         sanity = msgspec.structs.replace(sanity, verdict="not-attacked")
@@ -60,9 +60,9 @@ def results_of(record: Record) -> Results:
     return {**record.attacks, **record.certifiers, **bracket}
 
 
-def heard_record(record: Record) -> Record:
+def with_updated_verdict(record: Record) -> Record:
     """Return the record with its verdict updated by all of its results."""
-    return msgspec.structs.replace(record, sanity=heard(record.sanity, results_of(record)))
+    return msgspec.structs.replace(record, sanity=with_result_alarms(record.sanity, results_of(record)))
 
 
 def with_findings(record: Record, findings: Iterable[Finding]) -> Record:

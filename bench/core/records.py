@@ -108,18 +108,18 @@ class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget_seconds: float | None = None
 
     @property
-    def limit_of_time(self) -> float | None:
+    def effective_time_limit(self) -> float | None:
         """The seconds after which no batch started; None if no clock decided anything."""
         return self.time_limit if self.budget_seconds is None else self.budget_seconds
 
     @property
-    def time_is_spent(self) -> bool:
-        return self.limit_of_time is not None and self.seconds >= self.limit_of_time
+    def out_of_time(self) -> bool:
+        return self.effective_time_limit is not None and self.seconds >= self.effective_time_limit
 
     @property
     def cut_by_time(self) -> bool:
         """`truncated`; of the earliest records, whether examples were open when the time was spent."""
-        return self.open > 0 and self.time_is_spent if self.truncated is None else self.truncated
+        return self.open > 0 and self.out_of_time if self.truncated is None else self.truncated
 
 
 class Computation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

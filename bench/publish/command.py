@@ -48,9 +48,9 @@ def read_command(text: str) -> Request:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise UserError(f"it is no command of a shell ({error})") from error
+        raise UserError(f"it is not a valid shell command ({error})") from error
     if words[:2] not in (["bench", "run"], ["bench", "eval"]):
-        raise UserError("it is no `bench run` and no `bench eval`")
+        raise UserError("it is neither `bench run` nor `bench eval`")
     given: dict[str, Any] = {}
     overrides: dict[str, str] = {}
     code: dict[str, list[Path]] = {"plugin": [], "trust-code": []}

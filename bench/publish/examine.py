@@ -28,7 +28,7 @@ from bench.publish.names import VERIFIER
 from bench.publish.static_checks import ARTIFACTS, WEIGHTS
 from bench.sanity.verdict import form_verdict
 from bench.training.model_size import size_of
-from bench.verify.attack_again import Fallen
+from bench.verify.attack_again import BrokenExamples
 from bench.verify.fingerprint import distance
 from bench.verify.inputs import Settings, load_model, spec_of
 from bench.verify.leakage import LEAK_CHECKS
@@ -136,7 +136,7 @@ def _checked(record: Record, verified: Verified, proven: Sequence[int], settings
     )  # fmt: skip
 
 
-def _contest(folder: Path, fell: Fallen) -> tuple[Contest, bytes] | None:
+def _contest(folder: Path, fell: BrokenExamples) -> tuple[Contest, bytes] | None:
     """Make a contest of the broken examples that the record counts as robust; None if there are none."""
     table = files.read_arrays(folder / ARTIFACTS["examples"])
     robust = survivors(table)
@@ -145,7 +145,7 @@ def _contest(folder: Path, fell: Fallen) -> tuple[Contest, bytes] | None:
         return None
     with TemporaryDirectory(prefix="bench-witnesses-") as name:
         path = Path(name) / ARTIFACTS["witnesses"]
-        files.write_arrays(path, Fallen(points).arrays)
+        files.write_arrays(path, BrokenExamples(points).arrays)
         digest, content = files.sha256(path), path.read_bytes()
     witnesses = Artifact(sha256=digest, bytes=len(content), path=f"{digest[:12]}.npz")
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -87,7 +87,7 @@ def submit_runs(
             print(f"{submission.entry}: {seeds} would be accepted")
             return
         reason, derived = submission.reason, [each.derived for each in examined]
-        derived = derived if reason is None else [each.because(reason) for each in derived]
+        derived = derived if reason is None else [each.with_reason(reason) for each in derived]
         home = add_runs(
             submission.results, submission.entry, about, copies, url=submission.artifacts_url,
             with_files=submission.with_files, derived=derived,

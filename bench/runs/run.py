@@ -106,7 +106,7 @@ def _changed(plan: Plan, record: Record) -> list[str]:
     return plan.sources.changed_since(record) + read
 
 
-def _set_aside(plan: Plan, folder: Path) -> None:
+def _move_to_replaced(plan: Plan, folder: Path) -> None:
     """Move a finished run to OUT/replaced, and say why."""
     try:
         record = record_files.read_record(folder)
@@ -137,7 +137,7 @@ def _begin(plan: Plan, seed: int, folder: Path, logger: RunLogger | None) -> tup
     if plan.request.force:
         _remove_unfinished(folder)
     if (folder / record_files.RECORD).exists():
-        _set_aside(plan, folder)
+        _move_to_replaced(plan, folder)
     _settle(plan)
     _describe(folder, plan.config.as_json())
     if plan.loaded is None:

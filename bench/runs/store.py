@@ -174,7 +174,7 @@ def mirrored(store: Store, folders: Sequence[Path]) -> Iterator[None]:
         store.pull(folder)
     ended, pushing = threading.Event(), threading.Lock()
 
-    def push_now_and_then() -> None:
+    def push_periodically() -> None:
         while not ended.wait(INTERVAL):
             with pushing:
                 for folder in folders:
@@ -183,7 +183,7 @@ def mirrored(store: Store, folders: Sequence[Path]) -> Iterator[None]:
                     except (UserError, OSError) as error:  # OSError: files vanish; the push at the end counts
                         print(f"warning: {error}", file=sys.stderr)
 
-    threading.Thread(target=push_now_and_then, daemon=True).start()
+    threading.Thread(target=push_periodically, daemon=True).start()
     try:
         yield
     except BaseException:

@@ -140,7 +140,7 @@ def sweep(
         if missing:
             _tell(f"sweep, {jobs} at a time: {len(cells)} runs, {done} of them finished before")
         start = time.monotonic()
-        for cell in carry_out(engine, missing, jobs):
+        for cell in run_cells(engine, missing, jobs):
             done += 1
             end = cell.problem or f"finished after {time.monotonic() - start:.0f} s"
             _tell(f"{done} of {len(cells)}: {cell}: {end}")
@@ -202,7 +202,7 @@ def started(engine: Engine, resources: Resources, tasks: int) -> Iterator[int]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def carry_out(engine: Engine, cells: Sequence[Cell], jobs: int) -> Iterator[Cell]:
+def run_cells(engine: Engine, cells: Sequence[Cell], jobs: int) -> Iterator[Cell]:
     """Yield each cell as it ends, with its problem if there was one. At most `jobs` tasks are submitted at a time."""
     ready = deque((cell, task) for cell in cells for task in cell.first())
     submitted: dict[str, Cell] = {}  # by task

@@ -214,7 +214,9 @@ def queries_better(tested: ModelUnderTest) -> CheckResult:
     return symptom(tested, broken[survived], tested.n_correct, sign)
 
 
-def weaker_wins(tested: ModelUnderTest, pairs: Iterable[tuple[AttackColumn, AttackColumn]]) -> CheckResult:
+def weaker_attack_breaks_more(
+    tested: ModelUnderTest, pairs: Iterable[tuple[AttackColumn, AttackColumn]]
+) -> CheckResult:
     """Test the worst pair (weaker, stronger): an exact sign test on the examples that only one of the two breaks."""
     results = [skipped("the table has no two such attacks")]
     n = int(tested.table["clean"].sum())
@@ -231,12 +233,14 @@ def weaker_wins(tested: ModelUnderTest, pairs: Iterable[tuple[AttackColumn, Atta
 def fewer_steps_better(tested: ModelUnderTest) -> CheckResult:
     pairs = _pairs(tested.columns, "steps", lambda column: float(column.options.get("steps", "nan")))
     fgsm, pgd = ([c for c in tested.columns if c.own_threat and c.name == name] for name in ("fgsm", "pgd"))
-    return weaker_wins(tested, [*pairs, *product(fgsm, pgd)])
+    return weaker_attack_breaks_more(tested, [*pairs, *product(fgsm, pgd)])
 
 
 def smaller_eps_better(tested: ModelUnderTest) -> CheckResult:
     eps = tested.eps
-    return weaker_wins(tested, _pairs(tested.columns, "eps", lambda column: float(column.options.get("eps", eps))))
+    return weaker_attack_breaks_more(
+        tested, _pairs(tested.columns, "eps", lambda column: float(column.options.get("eps", eps)))
+    )
 
 
 def _pairs(

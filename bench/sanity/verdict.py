@@ -6,7 +6,7 @@ from torch import nn
 
 from bench.core import seeds
 from bench.core.example_table import Table, attacked
-from bench.core.record_verdict import Results, heard, result_checks
+from bench.core.record_verdict import Results, result_checks, with_result_alarms
 from bench.core.records import Sanity, SanityCheck
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
@@ -71,4 +71,4 @@ def form_verdict(
     if results is None:
         return sanity
     quiet_checks = [check for check in result_checks(results) if RANK[check.outcome] < RANK["suspect"]]
-    return heard(msgspec.structs.replace(sanity, checks=[*checks, *quiet_checks]), results)
+    return with_result_alarms(msgspec.structs.replace(sanity, checks=[*checks, *quiet_checks]), results)

@@ -78,13 +78,13 @@ def chains(model: nn.Module) -> Iterator[list[nn.Module]]:
     inside = {child for module in model.modules() if isinstance(module, nn.Sequential) for child in module}
     for module in model.modules():
         if isinstance(module, nn.Sequential) and module not in inside:
-            yield list(spelt_out(module))
+            yield list(flattened_layers(module))
 
 
-def spelt_out(module: nn.Module) -> Iterator[nn.Module]:
+def flattened_layers(module: nn.Module) -> Iterator[nn.Module]:
     if isinstance(module, nn.Sequential):
         for child in module:
-            yield from spelt_out(child)
+            yield from flattened_layers(child)
     else:
         yield module
 

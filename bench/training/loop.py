@@ -20,7 +20,7 @@ from bench.training import checkpoints, rehearsal
 from bench.training.averaging import short_averages
 from bench.training.histories import keeping_losses
 from bench.training.probe import Probe
-from bench.training.schedules import lost_times, times_of, unreached_eps
+from bench.training.schedules import times_of, times_without_effect, unreached_eps
 from bench.training.state import TrainingState
 from bench.training.symptoms import warnings_of
 
@@ -78,7 +78,7 @@ class Loop(TrainingState):
             predictor = self.defense.predictor(self)
             rehearsal.check_predictor(self, predictor)
         predictor.eval()
-        lost = lost_times({**times_of(self.config), **self.defense.times()}, self.steps)
+        lost = times_without_effect({**times_of(self.config), **self.defense.times()}, self.steps)
         short = (*unreached_eps(self.config, self.steps), *short_averages(self.config, self.steps, self.epochs))
         for warning in (*lost, *short):
             self.warn(warning)

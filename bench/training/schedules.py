@@ -70,7 +70,7 @@ def times_of(config: TrainingConfig) -> dict[str, tuple[float, ...]]:
     return times
 
 
-def lost_times(times: Mapping[str, Sequence[float]], steps: int) -> Iterator[str]:
+def times_without_effect(times: Mapping[str, Sequence[float]], steps: int) -> Iterator[str]:
     """Warn about points in time (fractions of the training) that have no effect in a training of this many steps.
 
     A point takes effect at the first step at or after it. It is lost if there is no such step, or if the next point of

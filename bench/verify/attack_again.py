@@ -30,13 +30,13 @@ Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Fallen:
+class BrokenExamples:
     """Examples that were broken: test example -> its adversarial example (C,H,W), under the record's threat model."""
 
     points: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
-    def __or__(self, other: "Fallen") -> "Fallen":
-        return Fallen({**other.points, **self.points})
+    def __or__(self, other: "BrokenExamples") -> "BrokenExamples":
+        return BrokenExamples({**other.points, **self.points})
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -59,7 +59,7 @@ def attack_again(
     attacks: Mapping[str, Attack],
     own: Mapping[str, Attack],
     sample: int | None = None,
-) -> tuple[Finding, Fallen]:
+) -> tuple[Finding, BrokenExamples]:
     """Attack the examples that are claimed robust, under the record's threat model; broken ones lower its accuracy.
 
     attacks: one attack, by its spec. own: the run's own attacks that can be repeated, by spec. sample: the maximum
@@ -77,10 +77,10 @@ def attack_again(
     was_attacked = attacked(table)
     if not was_attacked and not certified_rows.any():
         text = "no attack ran under the record's threat model, so nothing is claimed"
-        return Finding(name, "not checkable", text), Fallen()
+        return Finding(name, "not checkable", text), BrokenExamples()
     claimed = np.flatnonzero(survivors(table) if was_attacked else certified_rows)
     if not len(claimed):
-        return Finding(name, "passed", "no example is claimed robust"), Fallen()
+        return Finding(name, "passed", "no example is claimed robust"), BrokenExamples()
     chosen = sample_of(claimed, sample, context.seed)
     fell = _broken_by(context, attack, chosen)
     if fell.points and sample is None and len(chosen) < len(claimed):
@@ -123,7 +123,7 @@ def misses(n: int, claimed: int) -> str:
 
 def column_again(
     context: EvalContext, table: Table, spec: str, planned: PlannedAttack, seed: int
-) -> tuple[Finding, Fallen, ColumnCheck]:
+) -> tuple[Finding, BrokenExamples, ColumnCheck]:
     """Repeat an attack of the record with the record's seed, on all examples or on a sample of its robust ones.
 
     Attacks that are SLOW, or of other libraries, use a sample, drawn by the seed of `context`. Broken examples no
@@ -143,11 +143,11 @@ def column_again(
     n = len(chosen)
     evidence = f"{len(fell)} of {n} broken, {_coverage(n, len(claimed), len(fell))}" if n else "it left none robust"
     outcome: Outcome = "failed" if n and _exceeds_tolerance(len(fell), n) else "warning" if fell else "passed"
-    own = Fallen(points) if spec in own_specs(table) else Fallen()
+    own = BrokenExamples(points) if spec in own_specs(table) else BrokenExamples()
     return Finding(name, outcome, evidence), own, ColumnCheck(n, fell)
 
 
-def _broken_by(context: EvalContext, attack: Attack, chosen: Rows, draws: int = DRAWS) -> Fallen:
+def _broken_by(context: EvalContext, attack: Attack, chosen: Rows, draws: int = DRAWS) -> BrokenExamples:
     """Return the chosen examples that the attack breaks, confirmed by a fresh forward pass."""
     points: dict[int, npt.NDArray[np.float32]] = {}
     for draw in range(draws):
@@ -155,7 +155,7 @@ def _broken_by(context: EvalContext, attack: Attack, chosen: Rows, draws: int = 
         if not len(left):
             break
         points |= _broken_in_one_draw(context, attack, left, ("verify",) if draw == 0 else ("verify", "draw", draw))
-    return Fallen(points)
+    return BrokenExamples(points)
 
 
 def _broken_in_one_draw(

@@ -24,7 +24,7 @@ SAMPLE = 459  # sample size for more claims; it misses all false ones with a pro
 
 
 @dataclass(frozen=True)
-class Again:
+class Recertified:
     """The examples of one certifier: those certified again (or represented by a sample that was), and the rest."""
 
     confirmed: list[int] = field(default_factory=list)
@@ -57,7 +57,7 @@ def certify_again(
     *,
     sample: int = SAMPLE,
     proven: frozenset[int] = frozenset(),
-) -> tuple[Finding, Again]:
+) -> tuple[Finding, Recertified]:
     """Repeat the certification of the examples that this certifier certified without a proof, by the record.
 
     proven: the examples with a proof; a proof covers eps, but no larger radius. If there are more than `sample` others,
@@ -73,7 +73,8 @@ def certify_again(
         [i for i in np.flatnonzero(column | (radius > 0)).tolist() if not (i in proven and proof_reaches[i])], np.int64
     )
     if not len(claimed):
-        return Finding(name, "passed", "every certificate has a proof" if proven else "it certified nothing"), Again()
+        reason = "every certificate has a proof" if proven else "it certified nothing"
+        return Finding(name, "passed", reason), Recertified()
     certifier = within_work(certifier)
     chosen = np.sort(np.random.default_rng(context.seed).choice(claimed, min(sample, len(claimed)), replace=False))
     failed, uncertain = _not_given_again(context, spec, certifier, chosen, column, radius)
@@ -81,7 +82,7 @@ def certify_again(
         chosen = claimed
         failed, uncertain = _not_given_again(context, spec, certifier, chosen, column, radius)
     lost = sorted({*failed, *uncertain})
-    again = Again([i for i in claimed.tolist() if column[i] and i not in lost], [i for i in lost if column[i]])
+    again = Recertified([i for i in claimed.tolist() if column[i] and i not in lost], [i for i in lost if column[i]])
     seed, n = f"seed {context.seed}", len(chosen)
     if failed:
         return Finding(

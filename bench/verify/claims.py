@@ -102,7 +102,7 @@ def derived(record: Record, table: Table, proofs: Table | None = None) -> dict[s
 def _differences(both: Mapping[str, tuple[object, object]]) -> Iterator[str]:
     for name, (claimed, follows) in both.items():
         if claimed != follows:
-            yield f"the record has {name} {str(claimed)[:80]}, and {str(follows)[:80]} follows"
+            yield f"{name} is {str(claimed)[:80]} in the record and {str(follows)[:80]} by its config and files"
 
 
 def _verdict(sanity: Sanity, was_attacked: bool) -> tuple[str, list[str]]:
@@ -157,7 +157,7 @@ def _of_training(record: Record, n_train: int, spec: BuildSpec | None) -> Iterat
     yield from _cost(training, images, record.parameters)
     calls = (training.forwards + training.backwards) / max(1, int(settings.get("batch_size") or n_train))
     if training.seconds < CALL * calls:
-        yield f"the training took {training.seconds} s for {calls:.0f} passes of a batch, which no machine does"
+        yield f"the training took {training.seconds} s for {calls:.0f} passes of a batch, which is not plausible"
     if (how := training.computation) is not None and not (
         how.device in ("cpu", "cuda")
         and 1 <= how.processes <= PROCESSES
@@ -177,7 +177,7 @@ def _cost(training: Training, images: float, parameters: int | None) -> Iterator
 def _too_fast(what: str, passes: int, seconds: float, parameters: int | None) -> Iterator[str]:
     """A pass costs at least two operations per parameter of a linear layer, and more in other layers."""
     if not (math.isfinite(seconds) and seconds <= LONGEST) or 2 * passes * (parameters or 0) > FLOPS * (seconds + 1e-3):
-        yield f"{what} took {seconds} s for {passes} passes, which no machine does"
+        yield f"{what} took {seconds} s for {passes} passes, which is not plausible"
 
 
 def _of_stages(

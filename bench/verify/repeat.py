@@ -14,8 +14,8 @@ from bench.core.threat import ThreatModel
 from bench.evaluate.certificate_audit import STRONG_ATTACK
 from bench.evaluate.certified import check_certifier, make_certifiers
 from bench.evaluate.context import EvalContext
-from bench.verify.attack_again import ColumnCheck, Fallen, attack_again, column_again
-from bench.verify.certify_again import Again, certify_again
+from bench.verify.attack_again import BrokenExamples, ColumnCheck, attack_again, column_again
+from bench.verify.certify_again import Recertified, certify_again
 from bench.verify.inputs import Settings
 from bench.verify.report import Finding
 from bench.verify.trusted_code import check_trusted
@@ -31,9 +31,9 @@ class Repeated:
     certificates: by spec, for each certifier that ran again on the examples that it certified without a proof.
     """
 
-    fell: Fallen = field(default_factory=Fallen)
+    fell: BrokenExamples = field(default_factory=BrokenExamples)
     columns: dict[str, ColumnCheck] = field(default_factory=dict)
-    certificates: dict[str, Again] = field(default_factory=dict)
+    certificates: dict[str, Recertified] = field(default_factory=dict)
 
 
 def check_methods(record: Record, context: EvalContext, classes: int, settings: Settings) -> Finding:
@@ -141,7 +141,7 @@ def _planned(spec: str, threat: ThreatModel, settings: Settings) -> PlannedAttac
 
 def _own_attacks(record: Record, table: Table) -> list[str]:
     """The specs of the attacks that the record's accuracy is based on; the bracket's only if its time was not spent."""
-    finished = record.bracket and not record.bracket.time_is_spent
+    finished = record.bracket and not record.bracket.out_of_time
     return [*own_specs(table), *([STRONG_ATTACK] if finished else [])]
 
 

@@ -7,7 +7,7 @@ import pytest
 from bench.core import record_files
 from bench.core.errors import UserError
 from bench.core.example_table import Robustness
-from bench.core.record_verdict import by_chance, heard, with_code, with_findings
+from bench.core.record_verdict import by_chance, with_code, with_findings, with_result_alarms
 from bench.core.records import AttackResult, Bracket, BracketStage, Sanity
 from bench.core.verification import VERIFICATION, verified, write_verification
 from tests.core.test_records import make_record
@@ -38,17 +38,17 @@ def bracket(broken, *, known=90, n=360, open_examples=0, backwards=9):
 
 
 def test_the_warning_of_an_attack_is_a_reason():
-    found = heard(QUIET, {"pgd-50": attack(), "autoattack": attack(WARNING)})
+    found = with_result_alarms(QUIET, {"pgd-50": attack(), "autoattack": attack(WARNING)})
     assert found.verdict == "suspect"
     assert found.reasons == [f"attack-warnings: autoattack: {WARNING}"]
-    assert heard(found, {"autoattack": attack(WARNING)}) == found  # once
-    assert heard(QUIET, {"autoattack": attack()}) == QUIET
-    assert heard(Sanity("unreliable", ["x"]), {"autoattack": attack(WARNING)}).verdict == "unreliable"
+    assert with_result_alarms(found, {"autoattack": attack(WARNING)}) == found  # once
+    assert with_result_alarms(QUIET, {"autoattack": attack()}) == QUIET
+    assert with_result_alarms(Sanity("unreliable", ["x"]), {"autoattack": attack(WARNING)}).verdict == "unreliable"
 
 
 @pytest.mark.parametrize(("broken", "verdict"), [(0, "no-warnings"), (3, "no-warnings"), (25, "suspect")])
 def test_a_bracket_that_broke_more_than_the_attacks_is_a_reason(broken, verdict):
-    found = heard(QUIET, {"pgd-50": attack(), "bracket": bracket(broken)})
+    found = with_result_alarms(QUIET, {"pgd-50": attack(), "bracket": bracket(broken)})
     assert found.verdict == verdict
     if verdict == "suspect":
         assert found.reasons == ["bracket-better: the bracket breaks 25 of 350 examples that pgd-50 left"]
@@ -58,7 +58,7 @@ def test_a_bracket_promises_nothing_of_one_step():
     stages = bracket(200).stages
     one_step = {name.replace("pgd-50", "fgsm"): stage for name, stage in stages.items()}
     found = Bracket(0.0, (0.0, 0.1), 0.5, (0.4, 0.6), 0, 1.0, one_step, {}, budget=10)
-    assert heard(QUIET, {"fgsm": attack(), "bracket": found}) == QUIET
+    assert with_result_alarms(QUIET, {"fgsm": attack(), "bracket": found}) == QUIET
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_bracket_promises_nothing_of_one_step():
     ],
 )
 def test_not_attacked_where_nothing_ran(results, verdict):
-    assert heard(QUIET, results).verdict == verdict
+    assert with_result_alarms(QUIET, results).verdict == verdict
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,9 @@ def test_what_a_time_limit_cut_is_known_of_earlier_records_too(open_examples, se
     ends = (0.0, (0.0, 0.1))
     bracket = Bracket(*ends, *ends, open_examples, seconds, {}, {}, truncated=truncated, budget_seconds=10.0)
     assert bracket.cut_by_time == cut
-    assert bracket.limit_of_time == 10.0
+    assert bracket.effective_time_limit == 10.0
     free = Bracket(*ends, *ends, open_examples, seconds, {}, {}, truncated=False, budget=10)
-    assert (free.cut_by_time, free.time_is_spent, free.limit_of_time) == (False, False, None)
+    assert (free.cut_by_time, free.out_of_time, free.effective_time_limit) == (False, False, None)
 
 
 NEARLY = Accuracy(0.75, (accuracy(hits(CLEAN)).ci95[0], 0.99))

@@ -10,7 +10,7 @@ from bench.commands import show
 from bench.core import config
 from bench.core.config import as_json, get_suite, make_config
 from bench.core.package_origins import ROOT
-from bench.core.record_verdict import heard
+from bench.core.record_verdict import with_result_alarms
 from bench.core.records import Artifact, AttackResult, Sanity, SanityCheck, StageResult
 from bench.core.registry import defense
 from leaderboard.record_report import Setting, record_report
@@ -24,7 +24,7 @@ AUTOATTACK = AttackResult(
 CHECK = SanityCheck("stochastic", "passed", 1e-7, 1e-4, "4 passes over the same 64 images differ by 1e-07")
 FULL = make_record(
     attacks={"autoattack": AUTOATTACK}, certifiers={"ibp": IBP}, bracket=NARROWED, worst_by=["autoattack"], audited=3,
-    sanity=heard(Sanity("no-warnings", [], [CHECK]), {"autoattack": AUTOATTACK}),
+    sanity=with_result_alarms(Sanity("no-warnings", [], [CHECK]), {"autoattack": AUTOATTACK}),
     artifacts={"weights": Artifact("0123456789abcdef", 288_296, url="https://example.org/w.safetensors")},
     provenance={"hardware": "a machine", "versions": {"torch": "2.11.0", "foolbox": None}, "source_files": {"a": "b"},
                 "command": "bench run --defense pgd-at --set epochs=2 --seeds 0"},

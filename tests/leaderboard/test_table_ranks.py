@@ -11,7 +11,7 @@ from scipy import stats
 from bench.cli import main
 from bench.core.errors import UserError
 from leaderboard.published_results import read_entries, results_folder
-from leaderboard.ranks import ALPHA, earned, rank
+from leaderboard.ranks import ALPHA, rank, ranks_from_p_values
 from leaderboard.score_tables import ScoreTable, read_scores
 from leaderboard.score_tests import compare_pairs, grain, needed
 from leaderboard.statistics import benjamini_hochberg, mcnemar, seeds_difference
@@ -222,5 +222,5 @@ def test_equal_entries_are_hardly_ever_told_apart(kind):
             "seeds": lambda hard=hard: (rng.uniform(size=(8, 3, 100)) < hard).mean(axis=2),
         }[kind]()
         p, ahead = compare_pairs(table(scores, "seeds" if kind == "seeds" else "examples"))
-        alarms += earned(p, ahead, np.ones(8, dtype=bool)).better.any()
+        alarms += ranks_from_p_values(p, ahead, np.ones(8, dtype=bool)).better.any()
     assert alarms / boards <= ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / boards)

@@ -11,7 +11,7 @@ from bench.core.errors import UserError
 from bench.core.record_files import records_below
 from bench.runs.engines.engine import Engine
 from bench.runs.request import Request
-from bench.runs.sweep import Options, carry_out, plan_cells, sweep
+from bench.runs.sweep import Options, plan_cells, run_cells, sweep
 from bench.runs.tasks import LOST, Outcome
 from tests.runs import in_process_engine  # noqa: F401 (registers the engine)
 from tests.runs.run_contents import contents
@@ -113,7 +113,7 @@ def test_shards_work_in_rounds_until_none_waits(tmp_path):
     engine = Scripted(
         {"standard seed 0, shard 2 of 2": [wait, Outcome()], "standard seed 0, shard 1 of 2": [Outcome()]}
     )
-    (ended,) = carry_out(engine, cells(shards=2), 5)
+    (ended,) = run_cells(engine, cells(shards=2), 5)
     one_round = ["standard seed 0, shard 1 of 2", "standard seed 0, shard 2 of 2"]
     assert engine.submitted == ["standard seed 0, training", *one_round, *one_round, "standard seed 0"]
     assert not ended.problem
@@ -121,13 +121,13 @@ def test_shards_work_in_rounds_until_none_waits(tmp_path):
 
 def test_no_more_tasks_are_submitted_than_the_engine_takes():
     engine = Scripted({})
-    assert len(list(carry_out(engine, cells(shards=3, seeds=range(4)), 2))) == 4
+    assert len(list(run_cells(engine, cells(shards=3, seeds=range(4)), 2))) == 4
     assert engine.most == 2
 
 
 def test_a_task_whose_worker_is_killed_again_and_again_fails_its_cell_only():
     engine = Scripted({"standard seed 0": [LOST] * 9})
-    ended = {str(cell): cell.problem for cell in carry_out(engine, cells(seeds=(0, 1)), 1)}
+    ended = {str(cell): cell.problem for cell in run_cells(engine, cells(seeds=(0, 1)), 1)}
     assert "killed 4 times" in ended["standard seed 0"]
     assert ended["standard seed 1"] == ""
     assert engine.submitted.count("standard seed 0") == 4
@@ -135,7 +135,7 @@ def test_a_task_whose_worker_is_killed_again_and_again_fails_its_cell_only():
 
 def test_a_cell_ends_once_after_a_shard_failed():
     engine = Scripted({"standard seed 0, shard 1 of 3": [Outcome("no luck")]})
-    (ended,) = carry_out(engine, cells(shards=3), 1)
+    (ended,) = run_cells(engine, cells(shards=3), 1)
     assert ended.problem == "no luck"
     assert engine.submitted[-1] == "standard seed 0, shard 3 of 3"
 

@@ -17,7 +17,7 @@ from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.runs.compatibility import check_training
 from bench.testing.contracts import DefenseContract, tiny_batch, tiny_model
-from bench.training.schedules import eps_at, learning_rate, lost_times, times_of, unreached_eps
+from bench.training.schedules import eps_at, learning_rate, times_of, times_without_effect, unreached_eps
 from bench.training.weight_perturbation import perturbed_weights
 from defenses.atas import ATAS
 from defenses.fgsm_pgi import FGSMPGI
@@ -66,8 +66,8 @@ def test_the_learning_rate_rises_in_the_warm_up():
 
 
 def test_periods_that_a_short_training_does_not_have_are_named():
-    assert not list(lost_times(times_of(TrainingConfig(schedule="constant", periods=(0.5, 0.75))), 40))
-    (warning,) = lost_times(times_of(TrainingConfig(schedule="constant", periods=(0.5, 0.6))), 3)
+    assert not list(times_without_effect(times_of(TrainingConfig(schedule="constant", periods=(0.5, 0.75))), 40))
+    (warning,) = times_without_effect(times_of(TrainingConfig(schedule="constant", periods=(0.5, 0.6))), 3)
     assert warning.startswith("periods: what begins after 0.5 ")
 
 

@@ -12,7 +12,7 @@ from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.testing.contracts import Stopped, same, stop_in_second_epoch, tiny_batch, tiny_model, tiny_split
 from bench.training.loop import Loop
-from bench.training.schedules import learning_rate, lost_times
+from bench.training.schedules import learning_rate, times_without_effect
 from defenses.standard import Standard
 from tests.training.own_defenses import (
     STEPS,
@@ -269,7 +269,7 @@ def test_models_in_another_precision_are_refused_before_the_training(dtype):
     ((1 / 3, 2 / 3), 3, None),
 ])  # fmt: skip
 def test_points_in_time_without_a_step_are_warned_of(points, steps, lost):
-    warnings = list(lost_times({"milestones": points}, steps))
+    warnings = list(times_without_effect({"milestones": points}, steps))
     assert len(warnings) == (lost is not None)
     if lost is not None:
         assert warnings[0].startswith(f"milestones: what begins after {lost} of the training has no step")
