@@ -25,8 +25,8 @@ def check_board(record: Record, suite: Suite) -> None:
     if bracket is not None and bracket.cut_by_time:
         raise UserError(
             f"the bracket was cut by its time limit of {bracket.effective_time_limit:g} s with {bracket.open} examples "
-            "open, so its result depends on the machine; run it again without --time-limit, and with a smaller --budget "
-            "if it takes too long"
+            "open, so its result depends on the machine; run it again without --time-limit, and with a smaller "
+            "--budget if it takes too long"
         )
     if bracket is not None and bracket.budget is None:
         raise UserError("the bracket's budget was a limit of time, as in earlier versions; run it again")

@@ -123,13 +123,13 @@ def _implausible(record: Record, table: Table, n_train: int, spec: BuildSpec | N
         if passes is not None and int(passes.sum()) > attack.forwards + attack.backwards:
             yield f"{name} made {attack.forwards + attack.backwards} passes, its table counts {int(passes.sum())}"
         yield from _too_fast(name, attack.forwards + attack.backwards, attack.seconds, record.parameters)
-    for spec, found in record.certifiers.items():
+    for name, found in record.certifiers.items():
         if found.seconds > LONGEST:
-            yield f"{spec} took {found.seconds} s, which is not valid"
+            yield f"{name} took {found.seconds} s, which is not valid"
     results = [*record.attacks.values(), *record.certifiers.values(), record.bracket, record.training]
     for warning in (text for each in results if each is not None for text in each.warnings):
         if not _is_text(warning, WARNING):
-            yield f"it has the warning {warning[:40]!a}, which is no line of at most 500 characters"
+            yield f"it has the warning {warning[:40]!a}, which is not one line of at most 500 characters"
     for key, value in record.provenance.items():
         if key not in PROVENANCE or not PROVENANCE[key](value):
             yield f"its provenance has {key} {str(value)[:40]!a}, which is not valid"

@@ -83,7 +83,7 @@ FORGED = {
     "stages that broke nothing": (
         lambda r: [s.update(broken=0) for s in r["attacks"]["bracket-attack"]["stages"].values()], "other numbers",
     ),
-    "verdict better than its checks": (lambda r: suspect(r, "no-warnings"), "no-warnings in the record and unreliable by"),
+    "verdict better than its checks": (lambda r: suspect(r, "no-warnings"), "no-warnings in the record and unreliable"),
     "reasons left out": (lambda r: suspect(r, "unreliable"), "reasons of the verdict is []"),
     "audited": (lambda r: r.update(audited=1000), "audited is 1000"),
     "proofs that are not there": (lambda r: r["proofs"].update(count=r["proofs"]["count"] + 1), "proofs"),
@@ -100,7 +100,7 @@ FORGED = {
     "setting that is not valid": (lambda r: in_training(r, lr=-1.0), "lr is -1.0"),
     "setting that there is not": (lambda r: in_training(r, trick=1), "no setting 'trick'"),
     "certificates without end": (lambda r: r["certifiers"]["ibp"].update(seconds=1e9), "ibp took 1000000000.0 s"),
-    "a warning that is a page": (lambda r: r["training"].update(warnings=["best\x1b[2J"]), "which is no line"),
+    "a warning that is a page": (lambda r: r["training"].update(warnings=["best\x1b[2J"]), "which is not one line"),
     "threads": (lambda r: r["provenance"].update(threads="many"), "provenance has threads 'many'"),
     "date": (lambda r: r["provenance"].update(finished="yesterday"), "finished 'yesterday'"),
     "commit": (lambda r: r["provenance"].update(git_commit="<b>"), "git_commit '<b>'"),
