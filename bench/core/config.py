@@ -36,9 +36,9 @@ class TrainingConfig:
     batch_size: int = 128  # examples of a batch
     optimizer: Literal["sgd", "adam"] = "sgd"  # SGD with momentum, or Adam
     lr: float = 0.1  # highest learning rate
-    momentum: float = 0.9  # of sgd
+    momentum: float = 0.9  # momentum of SGD
     weight_decay: float = 5e-4  # L2 penalty of the optimizer
-    schedule: Schedule = "piecewise"  # of the learning rate: see milestones and peak
+    schedule: Schedule = "piecewise"  # schedule of the learning rate: see milestones and peak
     milestones: tuple[float, ...] = (24 / 30, 28 / 30)  # piecewise: lr is multiplied by `decay` at each
     decay: float = 0.1  # piecewise: the factor of the learning rate
     peak: float = 0.5  # triangular: lr rises from 0 until here, then falls to 0
@@ -64,12 +64,12 @@ class TrainingConfig:
     cutout: int = 0  # side of the square that is set to 0 in each training image, 0 for none
     cutmix: float = 0.0  # share of the batches whose images get a rectangle of another image: 0.5 for CIFAR-10
     extra: str = ""  # file of additional training data: .npz with x_extra (uint8) and y_extra
-    extra_share: float = 0.5  # of each batch that comes from `extra`
+    extra_share: float = 0.5  # share of each batch that comes from `extra`
     last_norm: bool = False  # a batch norm over the logits (LBN), as the last layer of the model
     binary: bool = False  # BinaryConnect: linear and convolutional layers use the signs of their weights
     keep_losses: bool = False  # keep the loss of each training example in each epoch: losses.npz of the run
     keep_curves: int = 0  # training and test examples whose loss and error are logged after each epoch, 0 for none
-    layout: Literal["auto", "contiguous", "channels_last"] = "auto"  # of images and weights in memory; auto: see amp
+    layout: Literal["auto", "contiguous", "channels_last"] = "auto"  # memory format of images and weights; see amp
     compiled: bool = False  # the model's passes by torch.compile
     norm_shares: int = 1  # batch norm statistics per this many equal shares of a batch; one per process if several
     newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there

@@ -24,7 +24,7 @@ VERDICTS = {
 
 
 class StageResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one stage of a staged attack did: how many examples it attacked, how many it broke, at what cost."""
+    """One stage of a staged attack: how many examples it attacked and broke, and its cost."""
 
     attacked: int
     broken: int
@@ -46,7 +46,7 @@ class AttackResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CertifierResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one certifier proved for all examples, and its wall seconds.
+    """The results of one certifier over all examples, and its wall seconds.
 
     mean_radius: over all examples, 0 for those with nothing proven. tolerance: the largest rounding error that was
     subtracted from a margin. broken: the examples with a counterexample; None if the certifier does not search for any.
@@ -63,10 +63,10 @@ class CertifierResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BracketStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What one stage of a bracket decided of the examples that were open, and its cost.
+    """The examples that one stage of a bracket decided, and the cost of the stage.
 
     The stage `clean`, and those that are specs of the run's --attacks or --certifiers, hold what was known before the
-    bracket; their cost is not counted here. tried: the number of examples; in records from before budgets were work,
+    bracket; their cost is not counted here. tried: the number of examples; in earlier records, whose budget is a time,
     an example counts once for each round. nodes: sub-problems of a search. proofs: how many of the certificates carry
     a proof that was checked.
     """
@@ -82,15 +82,15 @@ class BracketStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
 
 
 class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The true robust accuracy lies in [certified_acc, robust_acc]: what is certified, and what nothing has broken.
+    """The interval [certified_acc, robust_acc], which contains the true robust accuracy.
 
-    open: the number of examples in neither. seconds: of all stages. budget: the most sub-problems of each certifier
-    that searches, for one example. time_limit: the seconds after which no batch started; None if there was no limit.
-    truncated: the time limit ended the stages before they had tried the open examples, so another machine may decide
-    more or fewer of them. skipped: the stages that are not possible, and why.
+    open: the number of examples that are neither certified nor broken. seconds: of all stages. budget: the most sub-
+    problems of each certifier that searches, for one example. time_limit: the seconds after which no batch started;
+    None if there was no limit. truncated: the time limit ended the stages before they had tried the open examples, so
+    another machine may decide more or fewer of them. skipped: the stages that are not possible, and why.
 
-    In records from before budgets were work, the budget is the time limit budget_seconds, and the oldest do not say
-    whether they are truncated.
+    In earlier records the budget is a time limit, budget_seconds, and the earliest do not say whether they are
+    truncated.
     """
 
     certified_acc: float
@@ -118,7 +118,7 @@ class Bracket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def cut_by_time(self) -> bool:
-        """`truncated`; of the earliest records, whether examples were open when the time was spent."""
+        """`truncated`; for the earliest records, whether examples were open when the time limit was reached."""
         return self.open > 0 and self.out_of_time if self.truncated is None else self.truncated
 
 
@@ -190,11 +190,11 @@ class ProofSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a network needs.
+    """The size of a network.
 
-    weights: of linear and convolutional layers. kept: those that are not 0. bits: of their values, 1 for each in a
-    layer of at most two values and 32 otherwise. bytes: of the packed network (`bench pack`). flops: of the prediction
-    for one image, by Table 5.1 of the thesis.
+    weights: the number of weights of linear and convolutional layers. kept: how many are not 0. bits: their size, 1 bit
+    for each weight in a layer of at most two values and 32 otherwise. bytes: the size of the packed network (`bench
+    pack`). flops: the operations of the prediction for one image, by Table 5.1 of the thesis.
     """
 
     weights: int

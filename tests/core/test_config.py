@@ -145,6 +145,7 @@ OTHER = {
     "norm": "L2", "eps": 0.2 + 1e-12, "attacks": ("fgsm", "pgd-10"), "n_examples": 101, "eval_batch": 51,
     "training": {"epochs": 4, "lr": 0.1}, "code": ("ab",), "certifiers": ("ibp",), "budget": 60,
     "time_limit": 60.0, "bracket": 60.0, "box": False, "corruptions": ("fog",),
+    "state_dict": "ema",
 }  # fmt: skip
 
 
