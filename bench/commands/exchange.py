@@ -11,7 +11,7 @@ from bench.commands.arguments import integer
 from bench.core.errors import CheckError
 
 EXPORT = "write a run's network and examples for other verifiers: ONNX, VNN-LIB 2.0, instances.csv"
-IMPORT = "add the answers of another verifier to a run: counterexamples are checked, `holds` is its claim"
+IMPORT = "add the answers of another verifier to a run; counterexamples are checked"
 IMPORT_ROWS = (
     "A row of the results names a property of `bench export` and its answer (sat, unsat, unknown, timeout). Exit code "
     "1: an answer contradicts the run."

@@ -45,7 +45,7 @@ def add_setting(sub: argparse.ArgumentParser) -> None:
     option("--norm", choices=["Linf", "L2", "L1"], help="norm of the threat model (default: the suite's)")
     help_text = "perturbation size, for images in [0, 1]; attacks also run at each further eps"
     option("--eps", type=eps_list, metavar="8/255,...", help=help_text)
-    help_text = "none: points may leave [0, 1], as in some papers; such a run is no board's"
+    help_text = "none: points may leave [0, 1], as in some papers; such a run fits no leaderboard"
     option("--box", choices=["pixels", "none"], default="pixels", help=help_text)
 
 
@@ -54,7 +54,7 @@ def add_training(sub: argparse.ArgumentParser) -> None:
     option("--epochs", type=integer("--epochs", 1), metavar="N", help="training epochs (short for --set epochs=N)")
     help_text = "compile the network's passes (short for --set compiled=true)"
     option("--compile", action="store_true", help=help_text)
-    help_text = "also show each epoch in a dashboard, by an extra of this name; it changes no number"
+    help_text = "also show each epoch in a dashboard (needs the extra of this name); changes no number"
     option("--log", choices=["tensorboard", "wandb"], help=help_text)
     help_text = "a hyper-parameter of the defense; repeatable"
     option("--set", action="append", default=[], metavar="KEY=VALUE", help=help_text)
@@ -83,7 +83,7 @@ def add_evaluation(sub: argparse.ArgumentParser) -> None:
     add_machine(sub)
     option("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of run folders (default: runs)")
     finished = sub.add_mutually_exclusive_group()
-    help_text = "print a finished run even if it was made by other source"
+    help_text = "print a finished run even if other source code made it"
     finished.add_argument("--reuse", action="store_true", help=help_text)
     help_text = "train and evaluate again, even if the run is finished; the old one is kept in DIR/replaced"
     finished.add_argument("--force", action="store_true", help=help_text)

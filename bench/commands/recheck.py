@@ -14,7 +14,7 @@ EXIT_CODES = "Exit code 0: every proof holds and every witness is valid; 1: one 
 
 
 def add(commands: Any) -> None:
-    about = "check proofs of certified examples and witnesses of broken ones, by code of its own without torch"
+    about = "check proofs of certified examples and witnesses of broken ones, with an independent checker"
     sub = commands.add_parser("recheck", help=about, epilog=EXIT_CODES)
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of them")
     help_text = "folder with NAME.npz (default: BENCH_DATA, else a download)"

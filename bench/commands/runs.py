@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     sub = commands.add_parser("eval", help="evaluate existing weights")
     help_text = ".safetensors, a state dict, or hf:ORG/NAME[/FILE][@REVISION] of the Hugging Face hub"
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=help_text)
-    help_text = "which state dict of a checkpoint that holds several, as the weights and their average"
+    help_text = "key of the state dict to evaluate, if the checkpoint contains several, for example ema"
     sub.add_argument("--state-dict", metavar="KEY", help=help_text)
     help_text = "import this file of the checkpoint's code (read it first); repeatable"
     sub.add_argument(
