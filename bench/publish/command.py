@@ -21,7 +21,7 @@ from bench.verify.report import Finding
 
 NAME = "command"
 OF_FILES = ("checkpoint", "state_dict", "code")  # settings that depend on files outside the run folder
-TEXTS = ("defense", "checkpoint", "suite", "dataset", "model", "norm", "eps", "attacks", "certifiers")
+TEXTS = ("defense", "checkpoint", "suite", "dataset", "model", "norm", "eps", "attacks", "certifiers", "corruptions")
 
 
 def check_command(record: Record, folder: Path, settings: Settings) -> Finding:
@@ -75,6 +75,8 @@ def read_command(text: str) -> Request:
         raise UserError(f"it has a number that is none ({error})") from error
     if "attacks" in fields:
         fields["attacks"] = [] if fields["attacks"] == "none" else split_specs(fields["attacks"])
+    if "corruptions" in fields:
+        fields["corruptions"] = [] if fields["corruptions"] == "none" else fields["corruptions"].split(",")
     if "certifiers" in fields:
         fields["certifiers"] = split_specs(fields["certifiers"])
     fields["state_dict"] = given.pop("state-dict", None)

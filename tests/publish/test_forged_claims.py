@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -172,12 +173,21 @@ def test_whether_certificates_are_probabilistic_is_what_the_registry_says(run, c
     assert (found.outcome, found.evidence) == ("failed", "ibp is deterministic, the record says probabilistic")
 
 
-def test_the_command_of_an_evaluation_names_the_state_dict(tmp_path):
-    request = Request(checkpoint=tmp_path / "a.pt", state_dict="ema", suite="digits", model="small-cnn")
-    text = request.command_line(3)
-    assert "--checkpoint a.pt --state-dict ema" in text
-    assert read_command(text).state_dict == "ema"
-    assert read_command(text).command_line(3) == text
+@pytest.mark.parametrize("options", [
+    {"defense": "standard", "suite": "digits", "eps": (0.1, 0.2), "overrides": {"lr": "0.1", "epochs": "3"}},
+    {"defense": "standard", "dataset": "mnist", "norm": "L2", "eps": (1.5,), "box": False, "attacks": []},
+    {"defense": "standard", "attacks": ["pgd-50", "pgd:eps=0.1"], "certifiers": ["ibp", "bab:nodes=10"]},
+    {"defense": "standard", "corruptions": ["fog", "snow"]}, {"defense": "standard", "corruptions": []},
+    {"defense": "standard", "budget": 10, "time_limit": 60.0, "n_examples": 30},
+    {"defense": "mine", "plugins": [Path("mine.py")]},
+    {"checkpoint": Path("a.pt"), "state_dict": "ema", "model": "small-cnn", "trusted": [Path("net.py")]},
+])  # fmt: skip
+def test_a_command_is_read_as_the_request_that_wrote_it(options):
+    text = Request(**options).command_line(3)
+    read = read_command(text)
+    assert read.command_line(3) == text
+    for name, value in options.items():
+        assert getattr(read, name) == value, name
 
 
 def commanded(run, chosen, command):
