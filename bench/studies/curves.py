@@ -14,7 +14,7 @@ import numpy as np
 from bench.core import record_files, registry
 from bench.core.errors import UserError
 from bench.studies.attack_curves import Setting, name_runs
-from bench.studies.theory import Claim, Findings, Floats, Table, TheoryStudy, decided, mean_interval
+from bench.studies.theory import Claim, Findings, Floats, Table, TheoryStudy, effect_claim, mean_interval
 from bench.training.checkpoints import LOG
 from bench.training.curves import KEYS
 
@@ -117,7 +117,7 @@ def overfitting(curves: Sequence[Curves]) -> list[Claim]:
                 claims.append(Claim(statement, text, "not tested at this size"))
             else:
                 effect = mean_interval(values)
-                claims.append(decided(statement, f"{name} {effect.times(100)} %, {len(values)} runs", effect))
+                claims.append(effect_claim(statement, f"{name} {effect.times(100)} %, {len(values)} runs", effect))
     return claims
 
 

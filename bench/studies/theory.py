@@ -41,7 +41,7 @@ class Claim(NamedTuple):
     verdict: Verdict
 
 
-def judged(claim: str, measured: str, holds: bool) -> Claim:
+def holds_if(claim: str, measured: str, holds: bool) -> Claim:
     return Claim(claim, measured, "holds" if holds else "does not hold")
 
 
@@ -163,19 +163,19 @@ def exponent(x: Sequence[float] | Floats, y: Floats) -> Interval:
     return mean_interval(log_y @ centred / (centred @ centred))
 
 
-def follows(claim: str, text: str, power: Interval, theory: float, near: float) -> Claim:
+def exponent_claim(claim: str, text: str, power: Interval, theory: float, near: float) -> Claim:
     """Whether an exponent agrees with the theory: within `near` or its interval; not tested if the interval is wide."""
     half = power.high - power.mean
     if half > WIDEST:
         return Claim(claim, text, "not tested at this size")
-    return judged(claim, text, abs(power.mean - theory) <= max(near, half))
+    return holds_if(claim, text, abs(power.mean - theory) <= max(near, half))
 
 
-def decided(claim: str, measured: str, effect: Interval, above: float = 0.0) -> Claim:
+def effect_claim(claim: str, measured: str, effect: Interval, above: float = 0.0) -> Claim:
     """Whether an effect is larger than `above`; `not tested at this size` if its interval contains that number."""
     if effect.low <= above <= effect.high:
         return Claim(claim, measured, "not tested at this size")
-    return judged(claim, measured, effect.low > above)
+    return holds_if(claim, measured, effect.low > above)
 
 
 def rank_correlation(x: Floats, y: Floats) -> Interval:
@@ -186,7 +186,7 @@ def rank_correlation(x: Floats, y: Floats) -> Interval:
     return Interval(r, math.tanh(at - half), math.tanh(at + half))
 
 
-def falls(values: Floats) -> tuple[Interval, float]:
+def falling_trend(values: Floats) -> tuple[Interval, float]:
     """Whether the columns of values (seeds, k) fall: (mean Spearman correlation with the column, one-sided p).
 
     The interval is over seeds, and the p-value is that of a t test that the correlation is below zero. Constant rows
@@ -200,7 +200,7 @@ def falls(values: Floats) -> tuple[Interval, float]:
     return mean, float(stats.ttest_1samp(correlations, 0, alternative="less").pvalue)
 
 
-def smaller(a: Floats, b: Floats) -> tuple[Interval, float]:
+def paired_less(a: Floats, b: Floats) -> tuple[Interval, float]:
     """Paired over seeds: the mean of a - b with its interval, and the one-sided p-value (Wilcoxon) of a < b."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy warns about ties, for which its p-value is a normal approximation

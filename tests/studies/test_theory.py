@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from bench.cli import main
-from bench.studies.theory import Findings, Table, TheoryStudy, exponent, falls, judged, mean_interval, smaller
+from bench.studies.theory import (
+    Findings,
+    Table,
+    TheoryStudy,
+    exponent,
+    falling_trend,
+    holds_if,
+    mean_interval,
+    paired_less,
+)
 
 
 def test_an_exponent_and_its_interval():
@@ -19,20 +28,20 @@ def test_an_exponent_and_its_interval():
 def test_trends_and_pairs_are_tested_over_seeds():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(10, 4))
-    assert falls(0.1 * noise - np.arange(4))[1] < 0.01
-    assert falls(noise + np.arange(4))[1] > 0.5
-    assert falls(np.ones((3, 4))) == ((0.0, 0.0, 0.0), 1.0)
-    assert falls(np.tile(-np.arange(4.0), (10, 1))) == (pytest.approx((-1, -1, -1)), pytest.approx(0.5**10))
+    assert falling_trend(0.1 * noise - np.arange(4))[1] < 0.01
+    assert falling_trend(noise + np.arange(4))[1] > 0.5
+    assert falling_trend(np.ones((3, 4))) == ((0.0, 0.0, 0.0), 1.0)
+    assert falling_trend(np.tile(-np.arange(4.0), (10, 1))) == (pytest.approx((-1, -1, -1)), pytest.approx(0.5**10))
     assert mean_interval([1.0, 2.0]).times(-2).low == -2 * mean_interval([1.0, 2.0]).high
-    assert smaller(noise[:, 0] - 2, noise[:, 0])[1] == pytest.approx(0.5**10)
-    assert smaller(noise[:, 0], noise[:, 0])[1] == 1.0
+    assert paired_less(noise[:, 0] - 2, noise[:, 0])[1] == pytest.approx(0.5**10)
+    assert paired_less(noise[:, 0], noise[:, 0])[1] == 1.0
 
 
 class Example(TheoryStudy):
     """One table and two claims."""
 
     def findings(self):
-        claims = [judged("one", "1 of 1", holds=True), judged("two", "0 of 1", holds=False)]
+        claims = [holds_if("one", "1 of 1", holds=True), holds_if("two", "0 of 1", holds=False)]
         return Findings([Table("a table", ("x", "y"), [(1, 0.123456)])], claims, ["a note"])
 
 

@@ -19,7 +19,7 @@ from bench.studies.adversarial_training import (
 from bench.studies.adversarial_training.adversarial_runs import class_balanced, measure, task_of
 from bench.studies.adversarial_training.connectivity import Along
 from bench.studies.adversarial_training.instance_difficulty import distance, feature_norms, groups, means_of_groups
-from bench.studies.theory import decided, mean_interval, rank_correlation
+from bench.studies.theory import effect_claim, mean_interval, rank_correlation
 
 
 def test_difficulty_is_the_rank_of_the_loss():
@@ -81,9 +81,9 @@ def test_a_barrier_is_above_the_worse_end():
 
 
 def test_verdicts_follow_intervals():
-    assert decided("a", "", mean_interval([1.0, 1.1, 0.9])).verdict == "holds"
-    assert decided("a", "", mean_interval([-1.0, -1.1, -0.9])).verdict == "does not hold"
-    assert decided("a", "", mean_interval([1.0, -1.0, 0.1])).verdict == "not tested at this size"
+    assert effect_claim("a", "", mean_interval([1.0, 1.1, 0.9])).verdict == "holds"
+    assert effect_claim("a", "", mean_interval([-1.0, -1.1, -0.9])).verdict == "does not hold"
+    assert effect_claim("a", "", mean_interval([1.0, -1.0, 0.1])).verdict == "not tested at this size"
     x = np.arange(20.0)
     rising = rank_correlation(x, x**3)
     assert rising.mean == pytest.approx(1)

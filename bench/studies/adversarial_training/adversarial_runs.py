@@ -20,7 +20,7 @@ from bench.core.threat import Norm, ThreatModel
 from bench.datasets.arrays import Arrays
 from bench.datasets.load import load_arrays
 from bench.datasets.split import Split
-from bench.studies.theory import Claim, Floats, Interval, TheoryStudy, decided
+from bench.studies.theory import Claim, Floats, Interval, TheoryStudy, effect_claim
 from bench.training.checkpoints import BuildSpec
 from bench.training.loop import Loop
 from bench.training.rebuild import new_model
@@ -158,7 +158,7 @@ def if_fitted(claim: str, measured: str, effect: Interval, errors: Floats) -> Cl
     if (worst := float(errors.mean(axis=-1).max())) > FITTED:
         text = f"{measured}; the training examples are not fitted, with a robust error of up to {100 * worst:.3g} %"
         return Claim(claim, text, "not tested at this size")
-    return decided(claim, f"{measured}; robust training error at most {100 * worst:.3g} %", effect)
+    return effect_claim(claim, f"{measured}; robust training error at most {100 * worst:.3g} %", effect)
 
 
 def class_balanced(order: np.ndarray, y: np.ndarray, count: int) -> np.ndarray:

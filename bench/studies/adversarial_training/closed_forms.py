@@ -22,7 +22,7 @@ from bench.studies.adversarial_training.scattered_gradients import (
     descend,
     printed_bound,
 )
-from bench.studies.theory import Findings, Floats, Table, TheoryStudy, judged, mean_interval
+from bench.studies.theory import Findings, Floats, Table, TheoryStudy, holds_if, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,7 +107,7 @@ class ClosedFormsStudy(TheoryStudy):
         text = (
             f"least eigenvalue of the difference of Hessians, over |X|^2: {least.min():.2g}, {plan.settings} settings"
         )
-        found.claims.append(judged(claim, text, bool(least.min() > -ROUNDING)))
+        found.claims.append(holds_if(claim, text, bool(least.min() > -ROUNDING)))
         found.notes.append(
             "Theorem 4.1 counts the dual norm of w as the constant 1. With |w| as a function of w (L2), the largest "
             f"eigenvalue falls from eps = 0 to 0.9 eps-hat in {falls} of {plan.settings} settings."
@@ -137,7 +137,7 @@ class ClosedFormsStudy(TheoryStudy):
         total, below, above = (sum(column) for column in zip(*(row[1:] for row in rows), strict=True))
         claim = f"Theorem 4.2: linear classifiers become constant within {100 * NEAR:g} % of eps-bar"
         text = f"not yet just below it in {below} of {total} settings, and just above it in {above} of {total}"
-        found.claims.append(judged(claim, text, below == above == total))
+        found.claims.append(holds_if(claim, text, below == above == total))
 
     def scattering(self, plan: Plan, found: Findings) -> list[Descent]:
         """Theorem 4.3: the share of long gradients on the path of SGD, against the printed and the derived bound."""
@@ -146,7 +146,7 @@ class ClosedFormsStudy(TheoryStudy):
         claim = "Proposition 4.2: gradients of L_eps change by at most L |theta_1 - theta_2| + 2 eps L_theta,x"
         most, without = ratios.max(axis=0)
         text = f"at most {most:.3g} of it, {len(ratios)} settings; without its second term {without:.3g}"
-        found.claims.append(judged(claim, text, bool(most <= 1)))
+        found.claims.append(holds_if(claim, text, bool(most <= 1)))
         descents = [descend(eps, plan.nets, plan.steps, rng) for eps in EPS]
         shares = np.array([[each.share_above(gamma).max() for gamma in GAMMAS] for each in descents])
         bounds = np.array([[printed_bound(gamma), derived_bound(gamma)] for gamma in GAMMAS])
@@ -157,7 +157,7 @@ class ClosedFormsStudy(TheoryStudy):
         slack = float((shares / bounds[:, 0]).max())
         claim = "Theorem 4.3: P(|gradient| > gamma eps L) < 4 / (gamma^2 - 2 gamma + 4)"
         text = f"at most {slack:.2g} times the bound, {len(EPS) * plan.nets} networks, gamma from {GAMMAS[0]:g}"
-        found.claims.append(judged(claim, text, slack < 1))
+        found.claims.append(holds_if(claim, text, slack < 1))
         found.notes.append(
             "Theorem 4.3: Eq. 4.24 gives 4 / (gamma - 2)^2; the printed bound has 2 gamma in place of 4 gamma, and is "
             "smaller. It says nothing at eps = 0, and L is estimated from below, which makes it harder to fulfil."
@@ -176,7 +176,7 @@ class ClosedFormsStudy(TheoryStudy):
         of_length = np.linalg.norm(robust, axis=1) / (1 + eps * np.linalg.norm(robust, axis=1)) / length - 1
         claim = "Lemma 4.2: the adversarial max-margin vector w' is collinear with w, and w = w' / (1 + eps |w'|)"
         text = f"1 - cosine at most {off:.2g}, lengths within {np.abs(of_length).max():.2g}, {plan.settings} settings"
-        found.claims.append(judged(claim, text, off < 1e-6 and bool(np.abs(of_length).max() < 1e-4)))
+        found.claims.append(holds_if(claim, text, off < 1e-6 and bool(np.abs(of_length).max() < 1e-4)))
         paths = [logistic.directions(x, each, plan.descent) for each in (eps, np.zeros_like(eps))]
         angles = Angles(*(np.stack([degrees(w, best) for w in path]) for path in paths))
         rows = [
@@ -190,7 +190,7 @@ class ClosedFormsStudy(TheoryStudy):
         claim = "Theorem 4.4: adversarial logistic regression turns to the max-margin direction"
         last, count = plan.descent[-1], plan.settings
         text = f"angle after {last:,} steps: {ratio} of that after {plan.descent[0]}, smaller in {nearer} of {count}"
-        found.claims.append(judged(claim, text, ratio.high < 0.5 and nearer == count))
+        found.claims.append(holds_if(claim, text, ratio.high < 0.5 and nearer == count))
         return angles
 
     def mixture(self, plan: Plan, found: Findings) -> None:
@@ -206,19 +206,19 @@ class ClosedFormsStudy(TheoryStudy):
             simulated = mixtures.simulated_error(mixture, w, eps, plan.points, rng)
             z[k] = (simulated - formula) / math.sqrt(formula * (1 - formula) / plan.points)
         claim = "Theorem 4.5: Eq. 4.50 is the cosine between the interpolation and the means"
-        found.claims.append(judged(claim, f"largest error {off:.2g}, {plan.settings} settings", off < 1e-8))
+        found.claims.append(holds_if(claim, f"largest error {off:.2g}, {plan.settings} settings", off < 1e-8))
         inside = int((np.abs(z) <= stats.norm.ppf(0.975)).sum())
         p = stats.binomtest(inside, plan.settings, 0.95).pvalue
         claim = "Theorem 4.5: Eq. 4.38 is the robust error, within the error of a simulation"
         text = (
             f"the formula is in the 95 % interval in {inside} of {plan.settings} settings (binomial test p = {p:.2g})"
         )
-        found.claims.append(judged(claim, text, bool(p > SIGNIFICANT)))
+        found.claims.append(holds_if(claim, text, bool(p > SIGNIFICANT)))
         count = plan.settings // 2
         wide = [mixtures.random_mixture(rng, wide=True) for _ in range(count)]
         equal = sum(mixtures.interpolates(mixture, mixture.r[0]) for mixture in wide)
         claim = "Lemma 4.4: for M > 10 N log N + N the max-margin vector is the interpolation of least norm"
-        found.claims.append(judged(claim, f"in {equal} of {count} settings", equal / count >= 0.95))
+        found.claims.append(holds_if(claim, f"in {equal} of {count} settings", equal / count >= 0.95))
         gaps = np.array([
             [mixtures.robust_error(m, mixtures.alignment(m, m.r[0]), eps)
              - mixtures.robust_error(m, mixtures.alignment(m, m.r[-1]), eps) for eps in GAP_EPS]
@@ -229,7 +229,7 @@ class ClosedFormsStudy(TheoryStudy):
         claim = "Corollary 4.2: the gap between training on hard and on easy components grows with eps"
         text = f"in {int(growth[premise].all(axis=1).sum())} of {int(premise.sum())} settings with r_1 g(r_1) > eps"
         other = f"in {int(growth[~premise].all(axis=1).sum())} of {int((~premise).sum())} others"
-        found.claims.append(judged(claim, f"{text}, {other}", bool(premise.any() and growth[premise].all())))
+        found.claims.append(holds_if(claim, f"{text}, {other}", bool(premise.any() and growth[premise].all())))
 
     def regret(self, plan: Plan, found: Findings) -> Floats:
         """Eq. 5.27 with the gradient norms sqrt(v_i) at the end of a training of ATAS."""
@@ -243,7 +243,7 @@ class ClosedFormsStudy(TheoryStudy):
         text = f"ratio {ratio:.3g} = {(1 - beta) ** 0.25:.3g} (beta {beta:g}) times {skew:.3g} (tail)"
         share = float((norms < norms.mean()).mean())
         setting = f"digits, {plan.epochs} epochs; {100 * share:.0f} % of the norms are below their mean"
-        found.claims.append(judged(claim, f"{text}; {setting}", ratio < 1 and share > 0.5))
+        found.claims.append(holds_if(claim, f"{text}; {setting}", ratio < 1 and share > 0.5))
         return norms
 
 
@@ -258,7 +258,7 @@ def kinks(found: Findings) -> None:
     claim = "Figure 4.2: g_eps has a kink of height eps at 0, and 0 is the optimum for eps > |x| = 1 only"
     text = f"jumps {jumps[0]:.3g} and {jumps[1]:.3g} at eps 0.6 and 1.2; optima in [-2, 2]: {least[0]:g}, {least[1]:g}"
     holds = math.isclose(jumps[0], 0.6, abs_tol=1e-4) and math.isclose(jumps[1], 1.2, abs_tol=1e-4)
-    found.claims.append(judged(claim, text, holds and least[0] == -2 and least[1] == 0))
+    found.claims.append(holds_if(claim, text, holds and least[0] == -2 and least[1] == 0))
 
 
 def degrees(w: Floats, best: Floats) -> Floats:

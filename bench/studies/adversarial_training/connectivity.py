@@ -14,7 +14,7 @@ from bench.core import registry, seeds
 from bench.core.progress import Progress
 from bench.studies.adversarial_training.adversarial_runs import CPU, Task, TrainingStudy, measure, task_of, trained
 from bench.studies.adversarial_training.weight_space import Curve
-from bench.studies.theory import Findings, Floats, Table, decided, mean_interval, rank_correlation
+from bench.studies.theory import Findings, Floats, Table, effect_claim, mean_interval, rank_correlation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,10 +117,10 @@ def report(plan: Plan, curves: Mapping[float, Along], found: Findings) -> None:
     trend = rank_correlation(np.tile(plan.eps, plan.pairs), barriers.ravel())
     claim = "Figure 4.8: the curves between minima are less flat at a larger eps"
     text = f"rank correlation of eps and the barrier {trend}, {barriers.size} curves"
-    found.claims.append(decided(claim, text, trend))
+    found.claims.append(effect_claim(claim, text, trend))
     flat = mean_interval(barriers[:, 0])
     claim = "Figure 4.8: a flat curve joins minima of vanilla training (barrier below 0.1 nats)"
-    found.claims.append(decided(claim, f"barrier {flat}, {plan.pairs} pairs", mean_interval(0.1 - barriers[:, 0])))
+    found.claims.append(effect_claim(claim, f"barrier {flat}, {plan.pairs} pairs", mean_interval(0.1 - barriers[:, 0])))
 
 
 def draw(canvas: Figure, *, plan: Plan, curves: Mapping[float, Along], dataset: str) -> None:

@@ -19,7 +19,7 @@ from bench.datasets.split import Split
 from bench.studies.adversarial_training.adversarial_runs import Task, TrainingStudy, measure, task_of
 from bench.studies.adversarial_training.difficulty import KINDS, Plan, distances_of
 from bench.studies.adversarial_training.instance_difficulty import History
-from bench.studies.theory import Findings, Floats, Table, decided, mean_interval, rank_correlation
+from bench.studies.theory import Findings, Floats, Table, effect_claim, mean_interval, rank_correlation
 from bench.training.loop import Loop
 
 if TYPE_CHECKING:
@@ -132,12 +132,12 @@ def table_4_4(plan: Plan, runs: Mapping[str, list[Trained]], names: list[str], f
     least = min(gaps, key=lambda name: gaps[name].mean)
     claim = "Table 4.4: every corruption is further from clean trainings than clean trainings with other seeds are"
     text = f"{mean_interval(same)} among clean trainings; least gap {gaps[least]}, {least}"
-    found.claims.append(decided(claim, text, min(gaps.values(), key=lambda gap: gap.low)))
+    found.claims.append(effect_claim(claim, text, min(gaps.values(), key=lambda gap: gap.low)))
     ours = np.array([distances["clean", name].mean() for name in names])
     theirs = np.array([PRINTED[name][0] for name in names])
     agreement = rank_correlation(ours, theirs)
     claim = "Table 4.4: the corruptions that are far from clean training on CIFAR-10-C are far from it here too"
-    found.claims.append(decided(claim, f"rank correlation over {len(names)} corruptions {agreement}", agreement))
+    found.claims.append(effect_claim(claim, f"rank correlation over {len(names)} corruptions {agreement}", agreement))
     found.draw = partial(draw, ours=ours, theirs=theirs, names=names)
 
 
@@ -151,7 +151,7 @@ def accuracies(plan: Plan, runs: Mapping[str, list[Trained]], names: list[str], 
     gap = mean_interval(acc["PGD"].mean(axis=1) - acc["clean"].mean(axis=1))
     better = sum(mean_interval(acc["PGD"][:, k] - acc["clean"][:, k]).low > 0 for k in range(len(names)))
     claim = f"Section 6.2: adversarial training (PGD, Linf {plan.eps:g}) is more accurate under corruptions on average"
-    found.claims.append(decided(claim, f"by {gap} points, and under {better} of {len(names)} corruptions", gap))
+    found.claims.append(effect_claim(claim, f"by {gap} points, and under {better} of {len(names)} corruptions", gap))
 
 
 def draw(canvas: Figure, *, ours: Floats, theirs: Floats, names: list[str]) -> None:

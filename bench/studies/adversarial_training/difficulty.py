@@ -23,7 +23,15 @@ from bench.studies.adversarial_training.instance_difficulty import (
     history_of,
     means_of_groups,
 )
-from bench.studies.theory import Findings, Floats, Table, decided, judged, mean_interval, rank_correlation
+from bench.studies.theory import (
+    Findings,
+    Floats,
+    Table,
+    effect_claim,
+    holds_if,
+    mean_interval,
+    rank_correlation,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,7 +120,7 @@ def random_rankings(plan: Plan, seed: int, found: Findings) -> None:
     mean = mean_interval([distance(*pair) for pair in rankings])
     claim = f"Section 4.3.1: two random difficulties have an expected D-distance of {PRINTED}"
     text = f"{mean} over {PERMUTATIONS} pairs; E|U - V| of uniform U and V is 1/3"
-    found.claims.append(judged(claim, text, mean.low <= PRINTED <= mean.high))
+    found.claims.append(holds_if(claim, text, mean.low <= PRINTED <= mean.high))
 
 
 def distances_of(first: Sequence[History], second: Sequence[History]) -> Floats:
@@ -135,11 +143,11 @@ def table_4_3(plan: Plan, runs: Mapping[str, Sequence[History]], found: Findings
     for name, values in same.items():
         claim = f"Table 4.3: PGD trainings with {name} have a D-distance well below 1/3 (below {LARGEST:.2g})"
         mean = mean_interval(values)
-        found.claims.append(decided(claim, f"{mean}, {plan.seeds} seeds", mean_interval(LARGEST - values)))
+        found.claims.append(effect_claim(claim, f"{mean}, {plan.seeds} seeds", mean_interval(LARGEST - values)))
     for near in (("PGD", "PGD"), ("clean", "FGSM"), ("clean", "clean")):
         gap = mean_interval(distances["clean", "PGD"] - distances[near])
         claim = f"Table 4.3: clean and PGD trainings are further apart than {near[0]} and {near[1]} trainings"
-        found.claims.append(decided(claim, f"D-distance larger by {gap}, {plan.seeds} seeds", gap))
+        found.claims.append(effect_claim(claim, f"D-distance larger by {gap}, {plan.seeds} seeds", gap))
 
 
 def by_error(plan: Plan, runs: Sequence[History], found: Findings) -> None:
@@ -148,7 +156,7 @@ def by_error(plan: Plan, runs: Sequence[History], found: Findings) -> None:
     worst = min(values)
     claim = f"Figure 4.15: difficulty by loss and by error agree (correlation of at least {CORRELATED}; thesis .9466)"
     text = f"least of {len(runs)} seeds {worst}, {plan.epochs} epochs, {plan.train} images"
-    found.claims.append(judged(claim, text, worst.mean >= CORRELATED))
+    found.claims.append(holds_if(claim, text, worst.mean >= CORRELATED))
 
 
 def over_epochs(runs: Sequence[History], found: Findings) -> None:
@@ -161,7 +169,7 @@ def over_epochs(runs: Sequence[History], found: Findings) -> None:
         names = ("easiest", "hardest")[::sign]
         claim = f"Figure 4.21: in the {when} third of the training the loss of the {names[0]} group falls most"
         text = f"by {gap} nats more than that of the {names[1]} group, {len(runs)} seeds"
-        found.claims.append(decided(claim, text, gap))
+        found.claims.append(effect_claim(claim, text, gap))
     rows = [(f"G_{g}", *(float(np.mean([c[g, k] for c in curves])) for k in (0, third, 2 * third, -1))) for g in SHOWN]
     header = ("group", "first epoch", "a third", "two thirds", "last epoch")
     found.tables.append(Table("Figure 4.21: mean loss of groups, PGD training, hardest group first", header, rows))
@@ -176,7 +184,9 @@ def growing_features(history: History, norms: Floats, found: Findings) -> None:
     found.tables.append(Table("Figure 4.21: feature norm of groups under PGD, one seed", header, rows))
     early = rank_correlation(norms[:, third], history.difficulty)
     claim = "Figure 4.21: features of easy examples have larger norms"
-    found.claims.append(decided(claim, f"rank correlation with difficulty after a third of the epochs {early}", early))
+    found.claims.append(
+        effect_claim(claim, f"rank correlation with difficulty after a third of the epochs {early}", early)
+    )
 
 
 def draw(canvas: Figure, *, arrays: Arrays, eps: float, history: History, norms: Floats) -> None:

@@ -16,7 +16,7 @@ from bench.core.modes import mode_of
 from bench.core.progress import Progress
 from bench.studies.adversarial_training.adversarial_runs import Task, TrainingStudy, task_of
 from bench.studies.adversarial_training.weight_space import weights_of
-from bench.studies.theory import Findings, Floats, Table, decided, mean_interval, rank_correlation
+from bench.studies.theory import Findings, Floats, Table, effect_claim, mean_interval, rank_correlation
 from bench.training.histories import WRONG
 from bench.training.loop import Loop
 from bench.training.symptoms import Activity, share_of_one_class
@@ -138,12 +138,12 @@ def report(plan: Plan, paths: Mapping[float, list[Path]], found: Findings) -> No
     ):
         trend = rank_correlation(at, measured[name].ravel())
         text = f"rank correlation of eps and {name} {trend}, {len(at)} trainings"
-        found.claims.append(decided(f"Figure {figure}: {claim}", text, trend.times(sign)))
+        found.claims.append(effect_claim(f"Figure {figure}: {claim}", text, trend.times(sign)))
     fitted = np.array([[path.one_class < 1 for path in paths[eps]] for eps in plan.eps]).T.ravel()
     trend = rank_correlation(at[fitted], measured["late gradient"].ravel()[fitted])
     claim = "Figure 4.4: at a larger eps the gradients are larger at the end of the training"
     text = f"rank correlation {trend}, {fitted.sum()} trainings, without {(~fitted).sum()} constant classifiers"
-    found.claims.append(decided(claim, text, trend))
+    found.claims.append(effect_claim(claim, text, trend))
     if not fitted.all():
         found.notes.append(
             f"{int((~fitted).sum())} of {len(at)} trainings ended in a constant classifier (section 4.2.3), of which "

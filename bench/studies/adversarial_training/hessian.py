@@ -25,7 +25,7 @@ from bench.studies.theory import (
     Findings,
     Floats,
     Table,
-    decided,
+    effect_claim,
     mean_interval,
     rank_correlation,
 )
@@ -152,7 +152,7 @@ def report(plan: Plan, minima: Minima, found: Findings) -> None:
         claim = f"Figure 4.5: the {name} of the Hessian grows with eps"
         trend = rank_correlation(at, values[kept])
         text = f"rank correlation {trend}, {kept.sum()} trainings, {int((~kept).sum())} constant classifiers left out"
-        found.claims.append(decided(claim, text, trend))
+        found.claims.append(effect_claim(claim, text, trend))
     usable = kept & ~np.isnan(minima.top[:, :, 0])
     gap = np.array([
         (minima.random[row, usable[row], -1] - minima.top[row, usable[row], -1]).mean()
@@ -168,7 +168,7 @@ def report(plan: Plan, minima: Minima, found: Findings) -> None:
         claim = "Figure 4.7: perturbations change more along the top eigenvector than along random directions"
         mean = mean_interval(gap)
         found.claims.append(
-            decided(claim, f"cosine lower by {mean} at a = {plan.lengths[-1]:g}, {len(gap)} seeds", mean)
+            effect_claim(claim, f"cosine lower by {mean} at a = {plan.lengths[-1]:g}, {len(gap)} seeds", mean)
         )
 
 

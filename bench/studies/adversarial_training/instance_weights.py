@@ -18,7 +18,7 @@ from bench.studies.theory import (
     Floats,
     Interval,
     Table,
-    decided,
+    effect_claim,
     mean_interval,
     rank_correlation,
 )
@@ -142,7 +142,7 @@ def report(plan: Plan, pairs: Mapping[str, list[tuple[Floats, Floats]]], found: 
         claim = f"{method.figure}: {method.defense} gives hard examples a smaller {method.what}{printed}"
         mean = mean_interval([interval.mean for interval in values]).mean
         text = f"rank correlation with difficulty {mean:.3g}, least of {len(values)} seeds {least}, {plan.train} images"
-        found.claims.append(decided(claim, text, least))
+        found.claims.append(effect_claim(claim, text, least))
     header = ("method", "G_0 (hardest)", "G_3", "G_6", "G_9 (easiest)")
     title = f"Means of groups of difficulty, {plan.seeds} seeds, {plan.epochs} epochs, Linf {plan.eps:g}"
     found.tables.append(Table(title, header, rows))

@@ -14,7 +14,7 @@ from bench.core.progress import Progress
 from bench.studies.adversarial_training.adversarial_runs import TrainingStudy, if_fitted, measure, task_of
 from bench.studies.adversarial_training.seqlip import Constants, constants
 from bench.studies.adversarial_training.subsets import SUBSETS, first_of, ranked
-from bench.studies.theory import Findings, Floats, Table, decided, mean_interval
+from bench.studies.theory import Findings, Floats, Table, effect_claim, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +105,7 @@ def report(plan: Plan, values: Floats, errors: Floats, found: Findings) -> None:
     path = np.log10(values[Constants._fields.index("seqlip")])
     rise = mean_interval((path[..., -1] - path[..., 0]).mean(axis=(0, 1)))
     claim = "Figure 4.22: the constant grows during the training"
-    found.claims.append(decided(claim, f"SeqLip 10^({rise}) times from epoch {plan.every} to {plan.epochs}", rise))
+    found.claims.append(effect_claim(claim, f"SeqLip 10^({rise}) times from epoch {plan.every} to {plan.epochs}", rise))
     found.notes.append(
         f"SeqLip is {float((last[1] / last[0]).mean()):.2g} of AutoLip on average; it certifies nothing, because its "
         "maximum over masks is found by ascent."

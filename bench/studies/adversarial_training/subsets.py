@@ -21,7 +21,7 @@ from bench.studies.adversarial_training.adversarial_runs import (
     task_of,
 )
 from bench.studies.adversarial_training.instance_difficulty import history_of
-from bench.studies.theory import Findings, Floats, Interval, Table, decided, mean_interval
+from bench.studies.theory import Findings, Floats, Interval, Table, effect_claim, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -242,7 +242,7 @@ def report_more_data(plan: Plan, main: Setting, more: Mapping[float, Errors], fo
     few, whole = (more[share].least for share in (min(more), max(more)))
     claim = f"Figure 4.20: with selection, training on {max(more):.0%} is better than on the easiest {min(more):.0%}"
     text = percent("least test error lower by", few - whole)
-    found.claims.append(decided(claim, text, mean_interval(few - whole)))
+    found.claims.append(effect_claim(claim, text, mean_interval(few - whole)))
 
 
 def percent(what: str, values: Floats) -> str:

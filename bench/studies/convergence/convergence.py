@@ -31,12 +31,12 @@ from bench.studies.theory import (
     Table,
     TheoryStudy,
     exponent,
-    falls,
-    follows,
-    judged,
+    exponent_claim,
+    falling_trend,
+    holds_if,
     mean_interval,
     network,
-    smaller,
+    paired_less,
 )
 
 if TYPE_CHECKING:
@@ -129,15 +129,17 @@ class ConvergenceStudy(TheoryStudy):
         ]
         title = f"Losses after T = {plan.steps} steps without projection, {kind}, {plan.seeds} seeds, L2 {plan.delta:g}"
         found.tables.append(Table(title, ("m", "min_t L_A", "L_A(W_T)", "L_* at least", "L_* at most"), rows))
-        correlation, p = falls(least)
+        correlation, p = falling_trend(least)
         theorem = "4.1" if kind == "deep" else "5.1"
         claim = f"Theorem {theorem} ({kind}): min_t L_A - L_*(W_*) falls with the width at fixed T"
         drop = mean_interval(least[:, 0] - least[:, -1])
         text = f"min_t L_A, which bounds it, falls by {drop} from m = {plan.widths[0]} to {plan.widths[-1]}"
-        found.claims.append(judged(claim, f"{text}; rank correlation {correlation}, p = {p:.2g}", p < 0.05))
+        found.claims.append(holds_if(claim, f"{text}; rank correlation {correlation}, p = {p:.2g}", p < 0.05))
         sound = bool((np.maximum(last, below) <= above + ROUNDING).all())
         text = f"the bracket is {float((above - below).mean()):.3g} wide on average, in {below.size} networks"
-        found.claims.append(judged(f"Definition 3.4 ({kind}): L_A <= upper bound of L_*, for each attack", text, sound))
+        found.claims.append(
+            holds_if(f"Definition 3.4 ({kind}): L_A <= upper bound of L_*, for each attack", text, sound)
+        )
         return least
 
     def radii(self, plan: Plan, kind: str, found: Findings) -> Floats:
@@ -153,13 +155,13 @@ class ConvergenceStudy(TheoryStudy):
         rows = [(f"{r:g}", float(least[:, j].mean()), float(moved[:, j].max())) for j, r in enumerate(radii)]
         title = f"By R, {kind}, m = {plan.middle}: min_t L_A, and the largest distance of a layer (in units of R)"
         found.tables.append(Table(title, ("R", "min_t L_A", "moved"), rows))
-        correlation, p = falls(least[:, :-1])
+        correlation, p = falling_trend(least[:, :-1])
         claim = f"Theorem 5.2, Corollary 5.1 ({kind}): with a larger R, L_A becomes smaller"
         text = f"from {least[:, 0].mean():.3g} at R = {radii[0]:g} to {least[:, -2].mean():.3g} at R = {radii[-2]:g}"
-        found.claims.append(judged(claim, f"{text}; rank correlation {correlation}, p = {p:.2g}", p < 0.05))
+        found.claims.append(holds_if(claim, f"{text}; rank correlation {correlation}, p = {p:.2g}", p < 0.05))
         cost = mean_interval(least[:, -2] - least[:, -1])
         claim = f"Section 7 ({kind}): the projection does not hurt (within {HARM:g} nats, at R = {radii[-2]:g})"
-        found.claims.append(judged(claim, f"min_t L_A with it minus without it: {cost}", cost.high < HARM))
+        found.claims.append(holds_if(claim, f"min_t L_A with it minus without it: {cost}", cost.high < HARM))
         return least
 
     def depths(self, plan: Plan, found: Findings) -> None:
@@ -184,7 +186,7 @@ class ConvergenceStudy(TheoryStudy):
             error[row, column] = float((estimate - exact).norm() / exact.norm())
         power = exponent(widths, error)
         claim = "Definition 5.1 (ReLU): the kernel of m units tends to the NTK as m^-0.5"
-        found.claims.append(follows(claim, f"exponent {power}", power, -0.5, near=0.05))
+        found.claims.append(exponent_claim(claim, f"exponent {power}", power, -0.5, near=0.05))
         per_point = (0, 4, 16)
         fits = np.array([
             kernel_fit_error(sphere_data(plan.n, plan.dim, plan.delta, self.seed * 1000 + row), per_point, 50, row)
@@ -195,7 +197,7 @@ class ConvergenceStudy(TheoryStudy):
         found.tables.append(Table(title, ("perturbations per point", "mean over seeds", "largest"), rows))
         text = f"it is {fits[:, -1].max():.2g} at most with {per_point[-1]} perturbations of each point in the fit"
         found.claims.append(
-            judged(
+            holds_if(
                 "Assumption 5.2: a function of the space is robust (error below 1)", text, bool(fits[:, -1].max() < 1)
             )
         )
@@ -219,10 +221,10 @@ class ConvergenceStudy(TheoryStudy):
         found.tables.append(Table(title, ("seed", "plainly", "robustly"), rows))
         largest = 2.0 * plan.fewest[-1]  # replaces an infinite width, of which this is a lower bound
         log = np.log2(np.minimum(fewest, largest))
-        difference, p = smaller(log[:, 0], log[:, 1])
+        difference, p = paired_less(log[:, 0], log[:, 1])
         claim = "Theorem 6.1 (the trend): robust interpolation needs more units than plain interpolation"
         text = f"2^({difference.times(-1)}) times as many, one-sided Wilcoxon p = {p:.2g}; widths found by descent"
-        found.claims.append(judged(claim, text, p < 0.05))
+        found.claims.append(holds_if(claim, text, p < 0.05))
         return fewest
 
     def interpolates(self, plan: Plan, data: Data, width: int, row: int, *, robust: bool) -> bool:

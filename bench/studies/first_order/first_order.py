@@ -24,7 +24,7 @@ from bench.studies.first_order.first_order_claims import (
 from bench.studies.first_order.first_order_dynamics import CPU, escape
 from bench.studies.first_order.first_order_figures import Circle, draw
 from bench.studies.first_order.first_order_landscape import LossName, landscape, maxima_on_circle
-from bench.studies.theory import Findings, Table, TheoryStudy, judged, smaller
+from bench.studies.theory import Findings, Table, TheoryStudy, holds_if, paired_less
 
 SCALES, RATIOS = (0.01, 0.1, 1.0), (0.1, 1.0, 10.0)  # of figure 1
 STARTS = 1000  # of PGD, in figure 1
@@ -97,16 +97,16 @@ class FirstOrderStudy(TheoryStudy):
         found.tables.append(Table(title, header, rows))
         smallest = max(float(counts[SCALES[0], r][:, 0].max()) for r in RATIOS)
         claim = "Figure 1: one optimum at the smallest input scale, up to the largest ratio"
-        found.claims.append(judged(claim, f"at most {smallest:.0f} at scale {SCALES[0]:g}", smallest == 1))
+        found.claims.append(holds_if(claim, f"at most {smallest:.0f} at scale {SCALES[0]:g}", smallest == 1))
         few, many = counts[SCALES[-1], RATIOS[0]][:, 0], counts[SCALES[-1], RATIOS[-1]][:, 0]
-        difference, p = smaller(few, many)
+        difference, p = paired_less(few, many)
         claim = "Figure 1: at the largest scale a larger ratio has more optima"
         text = f"{difference.times(-1)} more at ratio {RATIOS[-1]:g} than {RATIOS[0]:g}, Wilcoxon p = {p:.2g}"
-        found.claims.append(judged(claim, text, p < 0.05))
+        found.claims.append(holds_if(claim, text, p < 0.05))
         for low, high in pairwise(SCALES):
             quick, slow = (np.log10(np.mean([steps[s, r] for r in RATIOS], axis=0)) for s in (low, high))
-            difference, p = smaller(quick, slow)
+            difference, p = paired_less(quick, slow)
             claim = f"Figure 1: escapes are faster at scale {low:g} than at {high:g}, over all ratios"
             text = f"10^({difference.times(-1)}) times as many steps at {high:g}, one-sided Wilcoxon p = {p:.2g}"
-            found.claims.append(judged(claim, text, p < 0.05))
+            found.claims.append(holds_if(claim, text, p < 0.05))
         return circles

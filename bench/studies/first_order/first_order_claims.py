@@ -24,7 +24,7 @@ from bench.studies.first_order.first_order_dynamics import (
 )
 from bench.studies.first_order.first_order_images import Images, escapes, mnist, random_cnn, train_adversarially
 from bench.studies.first_order.first_order_landscape import Landscape, LossName, landscape, maxima_on_circle
-from bench.studies.theory import Findings, Floats, Table, exponent, judged, smaller
+from bench.studies.theory import Findings, Floats, Table, exponent, holds_if, paired_less
 
 IMAGE_SCALES = (0.1, 1.0, 10.0)  # of figure 2
 DIM, EPS = 5, 0.05  # of the networks on which the theorems are tested
@@ -81,13 +81,13 @@ def trajectories(plan: Plan, seed: int, nets: Sequence[Landscape], loss: LossNam
     )
     arrived = bool(np.isfinite(needed).all())
     text = f"on the sphere and near an optimum within {LONGEST} steps: {'all' if arrived else 'not all'} trajectories"
-    found.claims.append(judged(f"Theorem 3.1 ({loss}): PGD ends on the sphere near a local optimum", text, arrived))
+    found.claims.append(holds_if(f"Theorem 3.1 ({loss}): PGD ends on the sphere near a local optimum", text, arrived))
     if arrived:
         power = exponent(etas, needed)
         claim = f"Theorem 3.1 ({loss}): in O(eta^-2) steps"
-        found.claims.append(judged(claim, f"exponent {power} of eta", power.low >= -2))
+        found.claims.append(holds_if(claim, f"exponent {power} of eta", power.low >= -2))
     claim = f"Lemma 4.5 ({loss}): no trajectory enters the neighbourhood of the worst points"
-    found.claims.append(judged(claim, f"{bad} of {20 * needed.size} trajectories do", bad == 0))
+    found.claims.append(holds_if(claim, f"{bad} of {20 * needed.size} trajectories do", bad == 0))
     rates = [
         shrinking_rate(space, end[:1], plan.etas[-1] * EPS**2, plan.shrinking)
         for space, end in zip(nets, ends, strict=True)
@@ -95,7 +95,7 @@ def trajectories(plan: Plan, seed: int, nets: Sequence[Landscape], loss: LossNam
     slowest = max(rates)
     text = f"exponent of (z + s): {np.mean(rates):.3g} on average, {slowest:.3g} at worst, {len(rates)} networks"
     claim = f"Corollary 3.1 ({loss}): with eta_s = 2/(beta (s + z)), D_s falls at least as 1/(z + s)"
-    found.claims.append(judged(claim, text, slowest <= -1))
+    found.claims.append(holds_if(claim, text, slowest <= -1))
 
 
 def single_optimum(plan: Plan, seed: int, loss: LossName, found: Findings) -> None:
@@ -117,10 +117,10 @@ def single_optimum(plan: Plan, seed: int, loss: LossName, found: Findings) -> No
     found.tables.append(Table(title, ("eps", "maxima, mean", "most", "least cosine"), rows))
     claim = f"Theorem 5.1 ({loss}): below a threshold of eps there is one optimum on the sphere, above it more"
     text = f"at most {many[:, 0].max():.0f} at eps {radii[0]:g}, {many[:, -1].mean():.2g} on average at {radii[-1]:g}"
-    found.claims.append(judged(claim, text, bool(many[:, 0].max() == 1 < many[:, -1].mean())))
+    found.claims.append(holds_if(claim, text, bool(many[:, 0].max() == 1 < many[:, -1].mean())))
     power = exponent(radii[:2], angle[:, :2])
     claim = f"Section 5.1.1 ({loss}): the least cosine between gradients tends to 1 as eps tends to 0"
-    found.claims.append(judged(claim, f"1 - cosine behaves as eps^p, p = {power}", power.low > 0))
+    found.claims.append(holds_if(claim, f"1 - cosine behaves as eps^p, p = {power}", power.low > 0))
 
 
 def definite_near_optima(nets: Sequence[Landscape], seed: int, loss: LossName, found: Findings) -> None:
@@ -133,7 +133,7 @@ def definite_near_optima(nets: Sequence[Landscape], seed: int, loss: LossName, f
         residual = max(residual, signs.residual)
     claim = f"Lemma 4.4 ({loss}): Xi is definite wherever the cosine between gradient and normal is at least 0.9"
     text = f"{wrong} of {total} points near an optimum, of {len(nets)} networks, have eigenvalues of both signs"
-    found.claims.append(judged(claim, f"{text}; |Gamma| at the optima is at most {residual:.2g}", wrong == 0))
+    found.claims.append(holds_if(claim, f"{text}; |Gamma| at the optima is at most {residual:.2g}", wrong == 0))
 
 
 def figures_2_and_3(plan: Plan, data_dir: str | None, eta: float, seed: int, found: Findings) -> tuple[Paths, Paths]:
@@ -164,18 +164,18 @@ def figures_2_and_3(plan: Plan, data_dir: str | None, eta: float, seed: int, fou
     }
     by_scale = {s: np.mean([early["2"][s, r] for r in plan.ratios], axis=0) for s in IMAGE_SCALES}
     for low, high in pairwise(IMAGE_SCALES):
-        difference, p = smaller(by_scale[high], by_scale[low])
+        difference, p = paired_less(by_scale[high], by_scale[low])
         claim = f"Figure 2: escapes are easier at scale {low:g} than at {high:g}"
         text = f"mean progress larger by {difference.times(-100)} %, Wilcoxon p = {p:.2g}, {len(few.y)} images"
-        found.claims.append(judged(claim, text, p < 0.05))
+        found.claims.append(holds_if(claim, text, p < 0.05))
     hard = early["2"][IMAGE_SCALES[-1], plan.ratios[0]].mean()
     claim = f"Figure 2: at the largest scale escapes are difficult even at ratio {plan.ratios[0]:g}"
-    found.claims.append(judged(claim, f"mean progress {100 * hard:.3g} % over {plan.steps} steps", bool(hard < 0.5)))
+    found.claims.append(holds_if(claim, f"mean progress {100 * hard:.3g} % over {plan.steps} steps", bool(hard < 0.5)))
     before, after = (
         np.mean([early["3"][e, r] for r in plan.ratios], axis=0) for e in (plan.epochs[0], plan.epochs[-1])
     )
-    difference, p = smaller(after, before)
+    difference, p = paired_less(after, before)
     claim = f"Figure 3: escapes are harder after {plan.epochs[-1]} epochs of adversarial training than before"
     text = f"mean progress smaller by {difference.times(-100)} %, Wilcoxon p = {p:.2g}"
-    found.claims.append(judged(claim, text, p < 0.05))
+    found.claims.append(holds_if(claim, text, p < 0.05))
     return initial, trained

@@ -34,7 +34,17 @@ from bench.studies.lazy_training.lazy_results import (
     draw,
     where_it_passes_half,
 )
-from bench.studies.theory import Claim, Findings, Floats, Table, TheoryStudy, exponent, follows, judged, smaller
+from bench.studies.theory import (
+    Claim,
+    Findings,
+    Floats,
+    Table,
+    TheoryStudy,
+    exponent,
+    exponent_claim,
+    holds_if,
+    paired_less,
+)
 
 NEAR = 0.15  # tolerance of an exponent around the theory's, if its interval is narrower
 FAILURE = 0.01  # probability in lemma 4.3
@@ -120,7 +130,7 @@ def report_exponents(plan: Plan, curves: dict[Variant, Curve], found: Findings) 
                 figure = "Figure 2" if variant.inputs == "raw" else "Figure 5"
                 claim = f"{figure}: {name} behaves as d^{THEORY[name]:g} ({variant.name})"
                 found.claims.append(
-                    follows(claim, f"exponent {power} over {plan.seeds} seeds", power, THEORY[name], NEAR)
+                    exponent_claim(claim, f"exponent {power} over {plan.seeds} seeds", power, THEORY[name], NEAR)
                 )
     theory = ("theory (|x| = 1)", *(f"{power:g}" for power in THEORY.values()), "-")
     title = f"Exponents of d in {', '.join(map(str, dims))}, MNIST 0/1, L2, {plan.seeds} seeds"
@@ -128,7 +138,7 @@ def report_exponents(plan: Plan, curves: dict[Variant, Curve], found: Findings) 
     for inputs, figure in (("raw", "Figure 3"), ("normalised", "Figure 6")):
         low, high = (curves[Variant(inputs, plan.main[0], c0)] for c0 in (plan.c0s[0], plan.c0s[-1]))
         for name in THEORY:
-            difference, p = smaller(low.mean[name].mean(axis=1), high.mean[name].mean(axis=1))
+            difference, p = paired_less(low.mean[name].mean(axis=1), high.mean[name].mean(axis=1))
             claim = f"{figure}: {name} increases with C0, from {plan.c0s[0]:g} to {plan.c0s[-1]:g} ({inputs} inputs)"
             text = f"difference over d {difference.times(-1)}"
             found.claims.append(tested(claim, f"{text}, one-sided Wilcoxon p = {p:.2g}", -difference.mean, p))
@@ -138,7 +148,7 @@ def tested(claim: str, measured: str, effect: float, p: float) -> Claim:
     """`holds` if significant; with fewer than five seeds no Wilcoxon test can be, so there is no verdict."""
     if effect > 0 and p > 0.05:
         return Claim(claim, measured, "not tested at this size")
-    return judged(claim, measured, effect > 0)
+    return holds_if(claim, measured, effect > 0)
 
 
 def report_single_step(plan: Plan, curves: dict[Variant, Curve], found: Findings) -> None:
@@ -149,9 +159,9 @@ def report_single_step(plan: Plan, curves: dict[Variant, Curve], found: Findings
     if np.isfinite(quantiles).all():
         power = exponent(plan.dims, quantiles)
         text = f"exponent of d of the 95 % quantile over test points: {power}"
-        found.claims.append(judged(claim, text, power.mean <= -0.5 + max(NEAR, power.high - power.mean)))
+        found.claims.append(holds_if(claim, text, power.mean <= -0.5 + max(NEAR, power.high - power.mean)))
     else:
-        found.claims.append(judged(claim, "no step flips 5 % of the test points of some network", holds=False))
+        found.claims.append(holds_if(claim, "no step flips 5 % of the test points of some network", holds=False))
     scaled = curve.size * np.sqrt(plan.dims)[None, :, None]
     c = float(np.quantile(scaled[:, 0], 0.95, method="higher"))
     shares = (scaled <= c).mean(axis=2)
@@ -161,7 +171,7 @@ def report_single_step(plan: Plan, curves: dict[Variant, Curve], found: Findings
     least = float(shares[:, 1:].mean(axis=0).min())
     text = f"at least {100 * least:.1f} % of the test points at each larger d; c set for 95 % at d = {plan.dims[0]}"
     claim = "Corollary 3.2: the robust error at c/sqrt(d) is bounded from below by a constant (here one half)"
-    found.claims.append(judged(claim, text, least > 0.5))
+    found.claims.append(holds_if(claim, text, least > 0.5))
 
 
 def report_sign_changes(plan: Plan, test: Points, found: Findings) -> None:
@@ -180,11 +190,11 @@ def report_sign_changes(plan: Plan, test: Points, found: Findings) -> None:
     found.tables.append(Table(title, ("m", "mean", "largest", f"bound (prob. {1 - FAILURE:g})", "above it, %"), rows))
     worst = max(row[-1] for row in rows)
     text = f"at most {worst:.2g} % of points and seeds are above it; allowed {100 * FAILURE:g} %"
-    found.claims.append(judged("Lemma 4.3: C0 sqrt(2m/pi) + sqrt(m log(1/gamma)/2)", text, worst <= 100 * FAILURE))
+    found.claims.append(holds_if("Lemma 4.3: C0 sqrt(2m/pi) + sqrt(m log(1/gamma)/2)", text, worst <= 100 * FAILURE))
     power = exponent(widths, np.stack([each.mean(axis=1) for each in counts], axis=1))
     text = f"exponent {power} of m from {widths[0]} to {widths[-1]}"
     claim = "Lemma 4.3: the number grows as sqrt(m)"
-    found.claims.append(follows(claim, text, power, 0.5, near=0.05))
+    found.claims.append(exponent_claim(claim, text, power, 0.5, near=0.05))
 
 
 def report_transitions(left: Grid, right: Grid, found: Findings, setting: str) -> None:
@@ -202,14 +212,14 @@ def report_transitions(left: Grid, right: Grid, found: Findings, setting: str) -
         title = f"Figure 4, {claim.partition(':')[0]}: robust test accuracy (PGD-L2), %, {setting}"
         found.tables.append(Table(title, header, rows))
         text = f"the mean over seeds passes 50 % at {min(at):.2g} to {max(at):.2g} times that"
-        found.claims.append(judged(f"Figure 4, {claim}", text, min(at) >= 0.5 and max(at) <= 2))
+        found.claims.append(holds_if(f"Figure 4, {claim}", text, min(at) >= 0.5 and max(at) <= 2))
     passes = right.passes()
     complete = passes[np.isfinite(passes).all(axis=1)]
     if len(complete) >= 2:
         power = exponent(right.rows, complete / np.sqrt(right.rows))
         text = f"exponent {power} over {len(complete)} seeds, m from {right.rows[0]} to {right.rows[-1]}"
         claim = "Figure 4, right: the transition V behaves as m^-0.5"
-        found.claims.append(follows(claim, text, power, -0.5, NEAR))
+        found.claims.append(exponent_claim(claim, text, power, -0.5, NEAR))
     found.notes.append(
         "Figure 4: the factors depend on C0 (left) and on delta (right), which our copy of the paper does not give."
     )

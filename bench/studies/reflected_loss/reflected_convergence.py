@@ -31,7 +31,7 @@ from bench.studies.reflected_loss.reflected_networks import (
     slack,
     train_step,
 )
-from bench.studies.theory import Findings, Floats, Table, TheoryStudy, exponent, judged
+from bench.studies.theory import Findings, Floats, Table, TheoryStudy, exponent, holds_if
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,7 +159,7 @@ class ReflectedConvergenceStudy(TheoryStudy):
         gaps = self._theorem_3_2(each, found)
         growth = norm_growth(self.instances, self.seed)
         found.claims.append(
-            judged(
+            holds_if(
                 "Eq. 6: |W_(t+1)|^2 <= |W_1|^2 + 3 eta t",
                 f"{int((growth > ROUNDING).sum())} of {self.instances} random trainings of 50 steps break it",
                 bool((growth <= ROUNDING).all()),
@@ -183,7 +183,7 @@ class ReflectedConvergenceStudy(TheoryStudy):
             broken = int((values < -ROUNDING).any(axis=0).sum())
             claim = f"Theorem 3.2 ({name}): -l'(best) <= -2 l'(found) + 4 nu^2 / (eta T)"
             text = f"{broken} of {self.instances} instances break it at some T <= {ITERATIONS[-1]}"
-            found.claims.append(judged(claim, f"{text}; least slack {values.min():.2g}", broken == 0))
+            found.claims.append(holds_if(claim, f"{text}; least slack {values.min():.2g}", broken == 0))
         return gaps
 
     def _trainings(self, found: Findings) -> list[Training]:
@@ -209,14 +209,14 @@ class ReflectedConvergenceStudy(TheoryStudy):
         for name, part in (("Corollary 3.5, linear", linear), ("Corollary 3.6", trainings[len(linear) :])):
             looseness = [t.setting.bound(self.omega) / t.expected for t in part]
             text = f"the bound is {min(looseness):.2g} to {max(looseness):.2g} times the iterations needed"
-            found.claims.append(judged(f"{name}: error 2 eps within the bound", text, min(looseness) >= 1))
+            found.claims.append(holds_if(f"{name}: error 2 eps within the bound", text, min(looseness) >= 1))
         gap = [MARGIN - t.setting.nu for t in linear]
         power = exponent(gap, np.stack([t.hits for t in linear], axis=1))
         claim = "Theorem 3.4: iterations grow at most as (gamma - nu)^-2 (linear case, exact robust error)"
-        found.claims.append(judged(claim, f"exponent {power} over {n_seeds} seeds", power.high >= -2))
+        found.claims.append(holds_if(claim, f"exponent {power} over {n_seeds} seeds", power.high >= -2))
         growth = max(t.growth for t in trainings)
         text = f"largest |W_(t+1)|^2 - |W_1|^2 - 3 eta t: {growth:.3g}"
-        found.claims.append(judged("Eq. 6 along these trainings", text, growth <= ROUNDING))
+        found.claims.append(holds_if("Eq. 6 along these trainings", text, growth <= ROUNDING))
         found.notes.append(
             "Corollary 3.6 asks for T_atk >= 2 (1 - alpha)^2 / (beta^2 |W|^2 eps); Theorem 3.4, from which it follows, "
             "gives 2 beta^2 |W|^2 / ((1 - alpha)^2 eps), which is what is used here."
@@ -228,9 +228,9 @@ class ReflectedConvergenceStudy(TheoryStudy):
         wrong = (z < 0).double()
         below, above = bool((-softplus(z) <= wrong).all()), z[softplus(-z) < wrong]
         claim = "Figure 1: the reflected loss is a lower bound of the 0-1 loss"
-        found.claims.append(judged(claim, "at 16,001 points of [-8, 8]", below))
+        found.claims.append(holds_if(claim, "at 16,001 points of [-8, 8]", below))
         text = f"with the natural logarithm it is below for margins in [{above.min():.3f}, 0)"
-        found.claims.append(judged("Section 2: the cross entropy is an upper bound of it", text, len(above) == 0))
+        found.claims.append(holds_if("Section 2: the cross entropy is an upper bound of it", text, len(above) == 0))
 
 
 def draw(canvas: Figure, *, gaps: Floats, trainings: Sequence[Training], omega: float) -> None:
