@@ -48,7 +48,7 @@ class Config(PruningConfig):
 
 @registry.defense("atmc")
 class ATMC(Defense[Config]):
-    """ATMC: after a dense training, each step keeps the largest weights only, and draws them to quantised ones.
+    """ATMC: after a dense training, each step keeps only the largest weights and pulls them to quantised values.
 
     Gui et al. (2019), "Model Compression with Adversarial Robustness: A Unified Optimization Framework", its pruning
     and quantisation. The loss is half the cross entropy of clean images and half that of attacked ones, plus rho / 2 |w

@@ -42,7 +42,7 @@ class Config(PruningConfig):
 
 @registry.defense("bcs")
 class BCS(Defense[Config]):
-    """BCS: PGD training in which a connection whose strength falls to 0 is removed, and a random one takes its place.
+    """BCS: PGD training that removes connections whose strength falls to 0, and adds random new ones.
 
     Oezdenizci and Legenstein (2021), "Training Adversarially Robust Sparse Networks via Bayesian Connectivity
     Sampling": a weight is a fixed sign times a strength theta. After each step, noise is added to the strengths,

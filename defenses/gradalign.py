@@ -26,7 +26,7 @@ class Config(TrainingConfig):
 
 @registry.defense("gradalign")
 class GradAlign(Defense[Config]):
-    """FGSM-GA: FGSM training plus a penalty on how much the loss's gradient turns within the ball.
+    """FGSM-GA: FGSM training plus a penalty on the angle between input gradients within the ball.
 
     Andriushchenko and Flammarion (2020), Eq. 5: penalty * (1 - the mean cosine between the gradients at the image and
     at a uniform point of the ball). The gradient at the image is held fixed, as in the authors' code. The step starts

@@ -56,7 +56,7 @@ class Config(PruningConfig):
 
 @registry.defense("hydra")
 class HYDRA(Defense[Config]):
-    """HYDRA: pre-training, then scores of the fixed weights choose a mask, then the weights that it keeps are trained.
+    """HYDRA: pre-training, then learned scores of the weights choose a mask, then the kept weights are fine-tuned.
 
     Sehwag et al. (2020), Eq. 3 to 5, in one training: the scores start as w sqrt(6 / l) / max |w| in layers of l
     inputs, and the mask keeps the largest absolute scores. No weight or bias changes while scores are trained; batch

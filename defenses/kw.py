@@ -34,7 +34,7 @@ class Config(RampConfig):
 
 @registry.defense("kw")
 class KW(Ramped[Config]):
-    """KW: cross entropy of the worst logits under the linear bounds of fast-lin, which are Wong and Kolter's.
+    """KW: cross entropy of the worst logits under the linear bounds of Wong and Kolter (fast-lin).
 
     Wong and Kolter (2018), Eq. 14, with the schedule of their code: eps rises linearly from half to all of it in the
     first half of the training. Batch, learning rate and epochs are the thesis' (100, 1e-3, 100). Its section 3.3.4 also

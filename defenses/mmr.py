@@ -89,7 +89,7 @@ def hinge(distances: Tensor, gamma: float, nearest: int) -> Tensor:
 
 @registry.defense("mmr")
 class MMR(MaximumMargin[Config]):
-    """MMR: cross entropy, plus hinges on the distances to the borders of an image's linear region and to the decisions.
+    """MMR: cross entropy plus hinge losses on the distances to the linear region's and the decision boundaries.
 
     Croce, Andriushchenko and Hein (2019), Eq. 6 and Section 4: the mean of max(0, 1 - d / gamma) over the nearest
     planes on which a ReLU switches, plus the same over the planes of decisions, both from the function that is linear
@@ -109,7 +109,7 @@ class MMR(MaximumMargin[Config]):
 
 @registry.defense("mmr-at")
 class MMRAT(MaximumMargin[AttackedConfig]):
-    """MMR+at: MMR on batches of which half is replaced by PGD's adversarial examples.
+    """MMR+at: MMR with PGD adversarial examples in half of each batch.
 
     Croce, Andriushchenko and Hein (2019), Section 5. lambda and the gammas are those of the authors' example for a CNN
     on MNIST under Linf 0.1. Under L2 their code has lr=5e-5 on MNIST. The attack starts from uniform noise.

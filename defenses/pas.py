@@ -34,7 +34,7 @@ class Config(TrainingConfig):
 
 @registry.defense("pas")
 class PAS(Defense[Config]):
-    """PAS: PGD training in periods, in which eps grows and the learning rate falls anew; their ends are an ensemble.
+    """PAS: PGD training in periods of growing eps and falling learning rate; an ensemble of the period ends.
 
     Thesis, section 4.2.4 and Eq. 4.29. The ensemble is the mean of the softmax outputs of the networks at the ends of
     the periods, as one network: attacks maximise -log of the mean probability. Bounds do not support softmax, so only

@@ -38,7 +38,7 @@ class Config(TrainingConfig):
 
 @registry.defense("sat")
 class SAT(Defense[Config]):
-    """SAT: TRADES whose labels move towards the model's predictions on clean images, and weigh the examples.
+    """SAT: TRADES with labels that move towards the model's predictions on clean images, and example weights.
 
     Huang et al. (2020), Algorithm 1: t_i <- momentum t_i + (1 - momentum) p(x_i), with the weight max_j t_ij; for
     adversarial training, this weighted cross entropy replaces the first term of TRADES. Before `start` the training is
