@@ -143,7 +143,7 @@ class Bird(Defense[ConfigT]):
 
 @registry.defense("flyingbird")
 class FlyingBird(Bird[Config]):
-    """FlyingBird: PGD training of a sparse network that drops its smallest weights and regrows those of large gradients.
+    """FlyingBird: PGD training of a sparse network that drops small weights and regrows those of large gradients.
 
     Chen et al. (2022), "Sparsity Winning Twice", with the constants of the released code: layers start with ideal gas
     quotas; an update prunes the smallest weights of each layer and grows as many, among those that were pruned before
