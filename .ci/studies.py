@@ -28,6 +28,7 @@ KNOWN = {  # beginnings of the claims that do not hold at this size; the study a
     "subsets": ("Figure 4.17 (PGD, Linf 0.04): the hardest third generalizes worse",),  # on some processors
     "lipschitz": ("Table 4.5: the constant is larger at eps",),
     "instance-weights": (),
+    "step-flops": ("Table 3.4 (mmr)",),
 }
 NEED_MNIST = ("lazy-regime", "first-order")
 
