@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from bench.core.errors import CheckError
 from bench.studies.first_order import first_order
 from bench.studies.first_order.first_order_claims import Plan
 from bench.studies.first_order.first_order_dynamics import curvature_signs, escape, shrinking_rate, steps_until_near
@@ -135,6 +136,9 @@ def test_images_escape_and_training_changes_the_network():
     before = model[1].weight.detach().clone()
     train_adversarially(model, images, 0.1, epochs=2, seed=0)
     assert not torch.equal(before, model[1].weight)
+    model[1].weight.data.fill_(torch.inf)
+    with pytest.raises(CheckError, match="diverged"):
+        train_adversarially(model, images, 0.1, epochs=1, seed=0)
 
 
 @pytest.mark.slow

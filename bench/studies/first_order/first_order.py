@@ -21,7 +21,7 @@ from bench.studies.first_order.first_order_claims import (
     single_optimum,
     trajectories,
 )
-from bench.studies.first_order.first_order_dynamics import CPU, escape
+from bench.studies.first_order.first_order_dynamics import CPU, LONGEST, escape
 from bench.studies.first_order.first_order_figures import Circle, draw
 from bench.studies.first_order.first_order_landscape import LossName, landscape, maxima_on_circle
 from bench.studies.theory import Findings, Table, TheoryStudy, holds_if, paired_less
@@ -104,9 +104,12 @@ class FirstOrderStudy(TheoryStudy):
         text = f"{difference.times(-1)} more at ratio {RATIOS[-1]:g} than {RATIOS[0]:g}, Wilcoxon p = {p:.2g}"
         found.claims.append(holds_if(claim, text, p < 0.05))
         for low, high in pairwise(SCALES):
-            quick, slow = (np.log10(np.mean([steps[s, r] for r in RATIOS], axis=0)) for s in (low, high))
+            of_scale = ([np.minimum(steps[s, r], LONGEST) for r in RATIOS] for s in (low, high))
+            quick, slow = (np.log10(np.mean(each, axis=0)) for each in of_scale)
             difference, p = paired_less(quick, slow)
             claim = f"Figure 1: escapes are faster at scale {low:g} than at {high:g}, over all ratios"
+            late = int(sum(np.isinf(steps[high, r]).sum() for r in RATIOS))
             text = f"10^({difference.times(-1)}) times as many steps at {high:g}, one-sided Wilcoxon p = {p:.2g}"
+            text += f"; {late} escapes were stopped after {LONGEST:,} steps" if late else ""
             found.claims.append(holds_if(claim, text, p < 0.05))
         return circles

@@ -49,7 +49,7 @@ class Plan:
 
 SMALL = Plan()
 PAPER = Plan(
-    networks=20, width=1000, etas=(0.3, 0.1, 0.03, 0.01), shrinking=3000, images=100,
+    networks=20, width=1000, etas=(0.3, 0.1, 0.03), shrinking=3000, images=100,
     ratios=(0.001, 0.01, 0.1, 1.0, 10.0), steps=500, train=10_000, epochs=(0, 1, 3, 10, 40),
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attacks.losses import cross_entropy
 from attacks.pgd import ascend
 from bench.core import seeds
+from bench.core.errors import CheckError
 from bench.core.threat import ThreatModel
 from bench.datasets.load import load_arrays
 from bench.models.build import build_model
@@ -19,7 +20,7 @@ from bench.models.build import build_model
 CPU = torch.device("cpu")
 HALVINGS, EACH = 6, 10  # halvings of the step size in the search of an optimum, and steps of each size
 AWAY = 0.01  # of eps: distance from the local minimum at which a trajectory starts
-RATIO, BATCH, LR, STEPS = 0.1, 50, 0.1, 5  # of adversarial training (ours): eps / mean |x|, batch, SGD, steps of PGD
+RATIO, BATCH, LR, STEPS = 0.1, 50, 0.02, 5  # of adversarial training (ours): eps / mean |x|, batch, SGD, steps of PGD
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ def train_adversarially(model: nn.Module, images: Images, scale: float, *, epoch
                 model, x[rows], y[rows], threat=threat, steps=STEPS, alpha=threat.eps / 2, start=x[rows], step="l2"
             )
             optimizer.zero_grad()
-            cross_entropy(model(x_adv), y[rows]).mean().backward()
+            loss = cross_entropy(model(x_adv), y[rows]).mean()
+            if not loss.isfinite():
+                raise CheckError(f"the adversarial training of figure 3 diverged: its loss is {loss.item()}")
+            loss.backward()
             optimizer.step()
     model.zero_grad()
