@@ -16,7 +16,7 @@ from safetensors import safe_open
 from bench.core.bounded_text import check_safetensors_header
 from bench.core.config import get_suite
 from bench.core.errors import UserError
-from bench.core.example_table import PREFIXES, TYPES, Table
+from bench.core.example_table import CORRUPTED, PREFIXES, SEVERITIES, TYPES, Table
 from bench.core.files import read_arrays
 from bench.core.folders import visible_folders
 from bench.core.record_checks import check_record
@@ -214,7 +214,8 @@ def _check_names(record: Record) -> None:
         raise UserError("the run does not belong to a suite; run it with a suite's data set, norm and eps")
     check_name(record.suite, "suite")
     stages = {} if record.bracket is None else record.bracket.stages | record.bracket.skipped
-    for spec in (record.defense, record.dataset, record.model, *record.attacks, *record.certifiers, *stages):
+    methods = (*record.attacks, *record.certifiers, *record.corruptions, *stages)
+    for spec in (record.defense, record.dataset, record.model, *methods):
         if not SPEC.fullmatch(spec):
             raise UserError(f"{spec[:100]!a} is not a valid spec; write a name and its options, as name:option=value")
     command = record.provenance.get("command")
@@ -240,11 +241,14 @@ def _check_claims(folder: Path, record: Record) -> None:
     """Check that the record's numbers follow from its table, and that the table has only valid columns."""
     table: Table = read_arrays(folder / TABLE)
     specs = {*record.attacks, *record.certifiers}
+    corrupted = {f"{CORRUPTED}{name}:severity={severity}" for name in record.corruptions for severity in SEVERITIES}
     for key, column in table.items():
         prefix, slash, spec = key.partition("/")
-        known = key in (*TYPES, "status", "decided_by") or (f"{prefix}{slash}" in COLUMNS and spec in specs)
+        known = key in TYPES or key in corrupted or (f"{prefix}{slash}" in COLUMNS and spec in specs)
         if not known:
-            raise UserError(f"column '{key}' of {TABLE} does not belong to an attack or certifier of the record")
+            raise UserError(
+                f"column '{key}' of {TABLE} does not belong to an attack, certifier or corruption of the record"
+            )
         if prefix in ("passes", "distance", "label", "prediction") and bool((column < 0).any()):
             raise UserError(f"column '{key}' of {TABLE} has negative numbers")
     check_record(record, table)
