@@ -516,6 +516,17 @@ def test_the_table_of_a_run_may_have_columns_of_its_corruptions_only(world, othe
     assert "column 'corrupted/contrast:severity=6'" in refused(world, run=run)
 
 
+def test_what_a_run_folder_holds_beside_the_files_of_an_entry_is_not_published(world):
+    (world / "run" / "verdicts").mkdir()
+    for name in ("verdicts/tool.json", "losses.npz"):
+        (world / "run" / name).write_text("not read")
+    attempt(world)
+    home = world / "results/digits/mine/0"
+    assert {"verdicts", "losses.npz"}.isdisjoint(path.name for path in home.iterdir())
+    (home / "losses.npz").write_text("")
+    assert "does not belong to a run" in refused(world, run=home, about=None, check_only=True)
+
+
 def test_an_honest_run_is_published(world, capsys):
     attempt(world, artifacts_url="https://example.org/mine")
     out = capsys.readouterr().out
