@@ -14,6 +14,7 @@ from bench.core.errors import UserError
 from bench.core.records import Record
 from bench.core.spec_text import split_specs
 from bench.publish.static_checks import WEIGHTS
+from bench.runs.hub import PREFIX
 from bench.runs.plan import make_plan
 from bench.runs.request import Request
 from bench.verify.inputs import Settings
@@ -81,7 +82,8 @@ def read_command(text: str) -> Request:
         fields["certifiers"] = split_specs(fields["certifiers"])
     fields["state_dict"] = given.pop("state-dict", None)
     if "checkpoint" in fields:
-        fields["checkpoint"] = Path(fields["checkpoint"])
+        address = str(fields["checkpoint"])
+        fields |= {"checkpoint": Path(address), "origin": address if address.startswith(PREFIX) else None}
     if given.pop("box", "none") != "none":
         raise UserError("--box takes none only")
     if unknown := given.keys() - {"bracket", "seeds"}:

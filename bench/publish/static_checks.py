@@ -16,12 +16,13 @@ from safetensors import safe_open
 from bench.core.bounded_text import check_safetensors_header
 from bench.core.config import get_suite
 from bench.core.errors import UserError
-from bench.core.example_table import PREFIXES, TYPES, Table
+from bench.core.example_table import CORRUPTED, PREFIXES, SEVERITIES, TYPES, Table
 from bench.core.files import read_arrays
 from bench.core.folders import visible_folders
 from bench.core.record_checks import check_record
 from bench.core.record_files import CONFIG, NETWORK, PROOFS, RECORD, TABLE, WITNESSES, read_record
 from bench.core.records import Artifact, Record
+from bench.core.verdict_files import VERDICTS
 from bench.core.verification import VERIFICATION
 from bench.publish.board_rules import check_board
 from bench.publish.published_seed import PUBLISHED, published_files
@@ -35,6 +36,7 @@ from bench.publish.untrusted_files import (
     read_json,
     walk_json,
 )
+from bench.training.histories import LOSSES
 from leaderboard.checked_claims import CHECKED
 from leaderboard.published_results import (
     ABOUT,
@@ -55,6 +57,7 @@ MAX_BYTES = {
     RECORD: MIB, CONFIG: MIB, LOG: 16 * MIB, TABLE: 16 * MIB, WITNESSES: 1024 * MIB,
     WEIGHTS: 4096 * MIB, VERIFICATION: MIB, PROOFS: 1024 * MIB, NETWORK: 64 * MIB,
 }  # fmt: skip
+NOT_PUBLISHED = {LOSSES, VERDICTS}  # what `--set keep_losses=true` and `bench import-verdicts` add to a run folder
 MAX_ABOUT, MAX_CONTEST = 64 * 1024, MIB
 MAX_LENGTHS = {"title": 200, "paper": 500, "licence": 100, "authors": 4000, "url": 1000, "code": 1000, "note": 4000}
 SPEC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=:/-]{0,299}")
@@ -154,12 +157,16 @@ def check_weights_file(path: Path) -> None:
 
 
 def check_file_names(folder: Path) -> dict[str, int]:
-    """Check that a run's files are regular and small enough, without opening them; return name -> largest size."""
+    """Check that a run's files are regular and small enough, without opening them; return name -> largest size.
+
+    The files of a run folder that are not published are left out.
+    """
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder of a finished run")
     names = sorted(path.name for path in folder.iterdir())
     published = published_files(folder) if CHECKED in names else {}  # read_published_seed reads these
-    names = [name for name in names if not published or name not in PUBLISHED]
+    left_out = PUBLISHED if published else NOT_PUBLISHED
+    names = [name for name in names if name not in left_out]
     for name in names:
         if name not in MAX_BYTES:
             raise UserError(f"{name!a} does not belong to a run; a submission holds only {', '.join(MAX_BYTES)}")
@@ -214,7 +221,8 @@ def _check_names(record: Record) -> None:
         raise UserError("the run does not belong to a suite; run it with a suite's data set, norm and eps")
     check_name(record.suite, "suite")
     stages = {} if record.bracket is None else record.bracket.stages | record.bracket.skipped
-    for spec in (record.defense, record.dataset, record.model, *record.attacks, *record.certifiers, *stages):
+    methods = (*record.attacks, *record.certifiers, *record.corruptions, *stages)
+    for spec in (record.defense, record.dataset, record.model, *methods):
         if not SPEC.fullmatch(spec):
             raise UserError(f"{spec[:100]!a} is not a valid spec; write a name and its options, as name:option=value")
     command = record.provenance.get("command")
@@ -240,11 +248,14 @@ def _check_claims(folder: Path, record: Record) -> None:
     """Check that the record's numbers follow from its table, and that the table has only valid columns."""
     table: Table = read_arrays(folder / TABLE)
     specs = {*record.attacks, *record.certifiers}
+    corrupted = {f"{CORRUPTED}{name}:severity={severity}" for name in record.corruptions for severity in SEVERITIES}
     for key, column in table.items():
         prefix, slash, spec = key.partition("/")
-        known = key in (*TYPES, "status", "decided_by") or (f"{prefix}{slash}" in COLUMNS and spec in specs)
+        known = key in TYPES or key in corrupted or (f"{prefix}{slash}" in COLUMNS and spec in specs)
         if not known:
-            raise UserError(f"column '{key}' of {TABLE} does not belong to an attack or certifier of the record")
+            raise UserError(
+                f"column '{key}' of {TABLE} does not belong to an attack, certifier or corruption of the record"
+            )
         if prefix in ("passes", "distance", "label", "prediction") and bool((column < 0).any()):
             raise UserError(f"column '{key}' of {TABLE} has negative numbers")
     check_record(record, table)

@@ -133,10 +133,13 @@ def _adversarial(context: EvalContext, points: Points) -> set[int]:
 def _contradicted(said: Mapping[int, Said], folder: Path, context: EvalContext) -> dict[int, str]:
     """Return `holds` claims that a witness of the run refutes, checked again by a forward pass."""
     witnesses = read_arrays(folder / WITNESSES)
-    given = zip(witnesses["index"].tolist(), witnesses["x_adv"], witnesses["attack"].tolist(), strict=True)
-    ours = {i: (point, attack) for i, point, attack in given if said.get(i) == "holds"}
-    broken = _adversarial(context, {i: point for i, (point, _) in ours.items()})
-    return {i: f"it says that the property holds, and the witness of {ours[i][1]} breaks it" for i in sorted(broken)}
+    index, x_adv, attack = witnesses["index"], witnesses["x_adv"], witnesses["attack"]
+    rows = np.flatnonzero([said.get(i) == "holds" for i in index.tolist()])
+    if not len(rows):
+        return {}
+    breaking = rows[check_points(context, index[rows], x_adv[rows]).adversarial]  # others are of a larger eps
+    first = {int(index[row]): str(attack[row]) for row in breaking[::-1]}
+    return {i: f"it says that the property holds, and the witness of {first[i]} breaks it" for i in sorted(first)}
 
 
 def _stem(cell: str) -> str:

@@ -28,6 +28,7 @@ FLOPS, LONGEST = 1e16, 1e8  # operations per second that no training machine rea
 CALL = 5e-6  # least seconds for a pass of one batch, however small the network
 PRECISIONS, TF32, PROCESSES = ("float32", "bfloat16"), {"convolutions", "products"}, 4096
 WARNING = r"[ -~]{1,500}"
+HUB = r"hf:[\w.-]+/[\w.-]+/[ -?A-~]{1,200}@[0-9a-f]{40}"  # see bench/runs/hub.py
 HASH, DATE = r"[0-9a-f]{64}", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 PROVENANCE: Mapping[str, Callable[[Any], bool]] = {
     "versions": lambda v: isinstance(v, dict) and all(isinstance(x, str | None) for x in v.values()),
@@ -38,6 +39,7 @@ PROVENANCE: Mapping[str, Callable[[Any], bool]] = {
     "threads": lambda v: isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 1024,
     "data_hash": lambda v: _is_text(v, HASH),
     "finished": lambda v: _is_text(v, DATE),
+    "checkpoint": lambda v: _is_text(v, HUB),
     "command": lambda v: _is_text(v, r"bench [ -~]+"),
     "source": lambda v: _is_text(v, r"[0-9a-f]{8,64}"),
     "source_files": lambda v: isinstance(v, dict) and all(_is_text(x, r"[ -~]{0,80}") for x in v.values()),

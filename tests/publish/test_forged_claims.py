@@ -20,6 +20,7 @@ from tests.forged_records import change_record
 from tests.publish.forging import run_of, trained
 
 WEIGHTS = "weights.safetensors"
+HUB = f"hf:org/net/model.safetensors@{'a' * 40}"
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +182,7 @@ def test_whether_certificates_are_probabilistic_is_what_the_registry_says(run, c
     {"defense": "standard", "budget": 10, "time_limit": 60.0, "n_examples": 30},
     {"defense": "mine", "plugins": [Path("mine.py")]},
     {"checkpoint": Path("a.pt"), "state_dict": "ema", "model": "small-cnn", "trusted": [Path("net.py")]},
+    {"checkpoint": Path(HUB), "origin": HUB, "model": "small-cnn"},
 ])  # fmt: skip
 def test_a_command_is_read_as_the_request_that_wrote_it(options):
     text = Request(**options).command_line(3)

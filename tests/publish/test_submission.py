@@ -70,7 +70,7 @@ def other_runs(tmp_path_factory, finished):
     weights = next(finished.glob("*/0")) / "weights.safetensors"
     runs = {}
     for name, words in {
-        "few": ("--attacks", "bracket-attack", "--n-examples", "60"),
+        "few": ("--attacks", "bracket-attack", "--n-examples", "60", "--corruptions", "contrast"),
         "weak": ("--attacks", "pgd-10"),
         "bracket": ("--bracket", "--budget", "100", "--certifiers", "ibp", "--n-examples", "20"),
     }.items():
@@ -506,6 +506,25 @@ def test_an_entry_has_one_recipe_and_each_seed_its_own_weights(world, finished):
 @pytest.mark.parametrize(("name", "reason"), [("few", "the board needs"), ("weak", "none of the attacks of the board")])
 def test_a_run_that_breaks_the_rules_of_the_board_is_refused(name, reason, world, other_runs):
     assert reason in refused(world, run=other_runs[name])
+
+
+@pytest.mark.slow
+def test_the_table_of_a_run_may_have_columns_of_its_corruptions_only(world, other_runs):
+    run = shutil.copytree(other_runs["few"], world / "corrupted")
+    assert set(check_submission(run, world / "results", "mine").corruptions) == {"contrast"}
+    change_arrays(run, "examples", lambda table: table.update({"corrupted/contrast:severity=6": table["clean"]}))
+    assert "column 'corrupted/contrast:severity=6'" in refused(world, run=run)
+
+
+def test_what_a_run_folder_holds_beside_the_files_of_an_entry_is_not_published(world):
+    (world / "run" / "verdicts").mkdir()
+    for name in ("verdicts/tool.json", "losses.npz"):
+        (world / "run" / name).write_text("not read")
+    attempt(world)
+    home = world / "results/digits/mine/0"
+    assert {"verdicts", "losses.npz"}.isdisjoint(path.name for path in home.iterdir())
+    (home / "losses.npz").write_text("")
+    assert "does not belong to a run" in refused(world, run=home, about=None, check_only=True)
 
 
 def test_an_honest_run_is_published(world, capsys):

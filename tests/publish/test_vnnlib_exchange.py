@@ -176,6 +176,20 @@ def test_answers_of_a_tool_are_checked_and_shown(run, tmp_path):
     assert stored["said"][str(safe[1])] == "broken, not confirmed"
 
 
+def test_a_witness_at_a_larger_eps_hides_none_within_eps(run, tmp_path):
+    words = ("--dataset", "digits", "--eps", "0.1,0.2", "--attacks", "pgd-10", "--n-examples", "40", "--quiet")
+    done = bench(tmp_path, "eval", "--checkpoint", str(run / "weights.safetensors"), *words)
+    assert done.returncode == 0, done.stderr
+    both = next(tmp_path.glob("runs/*/0"))
+    table = files.read_arrays(both / "examples.npz")
+    broken = np.flatnonzero(table["clean"] & ~table["robust/pgd-10"]).tolist()
+    assert len(broken) >= 2
+    instances = [instance_name(read_record(both), example) for example in broken]
+    (tmp_path / "r.csv").write_text("".join(f"{name},unsat\n" for name in instances))
+    done = bench(tmp_path, "import-verdicts", str(both), "r.csv", "--by", "tool")
+    assert done.stdout.count("CONTRADICTED") == len(broken)
+
+
 def test_the_instances_of_a_published_network_are_what_torch_computes(tmp_path):
     """onnxruntime's logits of each image, and the box of each property as the standard's package reads it."""
     runtime, vnnlib = pytest.importorskip("onnxruntime"), pytest.importorskip("vnnlib")

@@ -107,6 +107,8 @@ def test_an_evaluation_names_the_commit_and_is_not_taken_for_that_of_another(ser
     assert set(records) == {f"hf:org/net/model.safetensors@{commit}" for commit in (OLD, NEW)}
     hashes = {record.artifacts["weights"].sha256 for record in records.values()}
     assert len(hashes) == len({record.config_hash for record in records.values()}) == 2
+    verified = bench(tmp_path, "verify", "runs", "--sample", "0")
+    assert verified.returncode == 0, verified.stdout
     served.shutdown()
     served.server_close()
     offline = bench(tmp_path, *words)
