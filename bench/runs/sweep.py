@@ -15,6 +15,7 @@ from bench.core.errors import UserError
 from bench.core.progress import LOGGER
 from bench.core.records import Record
 from bench.core.specs import parse_spec
+from bench.core.verification import verified
 from bench.evaluate.context import Share
 from bench.runs.engines.engine import Engine, Resources
 from bench.runs.plan import Plan, make_plan
@@ -152,7 +153,7 @@ def sweep(
         if str(cell) not in result.failed:
             if store is not None and cell in missing:
                 store.pull(folder)
-            result.records.append(record_files.read_run(folder))
+            result.records.append(verified(record_files.read_run(folder), folder))
     return result
 
 
