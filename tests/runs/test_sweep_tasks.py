@@ -94,6 +94,15 @@ def test_a_finished_run_has_the_verdict_of_its_verification(tmp_path):
     assert again.records[0].sanity.verdict == "unreliable"
 
 
+def test_a_defense_may_have_settings_of_its_own():
+    found, _ = plan_cells(REQUEST, ["trades:beta=5", "standard"], [0], Options())
+    assert [cell.plan.name for cell in found] == ["trades", "standard"]
+    assert found[0].plan.defense.config.beta == 5
+    assert "--set beta=5" in found[0].plan.request.command_line(0)
+    with pytest.raises(UserError, match="--defenses has trades twice"):
+        plan_cells(REQUEST, ["trades", "trades:beta=5"], [0], Options())
+
+
 class Scripted(Engine):
     """Tells the outcomes that a test gives by task; each task that is not named is done."""
 
