@@ -19,7 +19,7 @@ from bench.core.contracts import Attack, Batch, Certificate, Certifier, Defense,
 from bench.core.errors import CheckError, UserError
 from bench.core.failures import failures_of
 from bench.core.passes import on_rows
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.specs import Length, OfEps, in_units, show_value
 from bench.core.staged_attack import Stage, StagedAttack
 from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
@@ -84,17 +84,21 @@ def train(
 ) -> nn.Module:
     """Train a defense as `bench run --defense` does, and return the network, which takes images (N,C,H,W) in [0, 1].
 
-    suite, dataset, model, norm, eps, plugins and data_dir are those of the command; settings are its `--set`, as in
-    {"epochs": 5}. The training lies in OUT/trainings: the same call again, or `bench run`, uses it. Progress is shown
-    on standard error. UserError for what the command refuses.
+    defense, suite, dataset, model, norm, eps, plugins and data_dir are those of the command; settings are its `--set`,
+    as in {"epochs": 5, "milestones": (0.5, 0.75)}. The training lies in OUT/trainings: the same call again, or `bench
+    run`, uses it. Progress is shown on standard error. UserError for what the command refuses.
     """
     from bench.runs.plan import make_plan  # here: plugins import this module, and need no plans
-    from bench.runs.request import Request
+    from bench.runs.request import Request, split_defense
     from bench.runs.run import train_seed
 
+    if seed < 0:
+        raise UserError(f"seed takes an integer of at least 0, not {seed}")
+    given = {key: show_value(tuple(v) if isinstance(v, list) else v) for key, v in (settings or {}).items()}
+    name, overrides = split_defense(defense, given)
     request = Request(
-        defense=defense, suite=suite, dataset=dataset, model=model, norm=norm, eps=None if eps is None else [eps],
-        attacks=(), overrides={key: str(value) for key, value in (settings or {}).items()}, device=device,
+        defense=name, suite=suite, dataset=dataset, model=model, norm=norm, eps=None if eps is None else [eps],
+        attacks=(), overrides=overrides, device=device,
         plugins=[Path(path) for path in plugins], data_dir=None if data_dir is None else Path(data_dir), out=Path(out),
     )  # fmt: skip
     return train_seed(make_plan(request), seed).eval()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.core.errors import CheckError, UserError
-from bench.core.example_table import Flags, Table, attack_specs, certifier_specs, own_specs, worst_case
+from bench.core.example_table import Flags, Table, attack_specs, certifier_specs, corrupted, own_specs, worst_case
 from bench.core.files import read_arrays, sha256
 from bench.core.folders import changed_in_one_step, recovered
 from bench.core.record_checks import check_record
@@ -65,10 +65,14 @@ class GateRun:
         flags |= {spec: self.table[f"robust/{spec}"] for spec in attack_specs(self.table)}
         if len(own_specs(self.table)) > 1:
             flags["worst of all attacks"] = worst_case(self.table)
+        if len(specs := attack_specs(self.table)) > len(own_specs(self.table)):
+            flags["union of all threats"] = worst_case(self.table, specs)
         flags |= {f"certified by {spec}": self.table[f"certified/{spec}"] for spec in certifier_specs(self.table)}
         if "status" in self.table:
             flags["bracket, certified"] = self.table["status"] == "certified"
             flags["bracket, attacked"] = self.table["status"] != "broken"
+        for name, severities in corrupted(self.table).items():
+            flags |= {f"{name}, severity {severity}": each for severity, each in enumerate(severities, 1)}
         return flags
 
 

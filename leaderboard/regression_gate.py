@@ -23,7 +23,9 @@ from leaderboard.statistics import holm, mcnemar, prediction, prediction_p
 Outcome = Literal["failed", "warning", "ok"]
 ALPHA = 0.01
 LEAST_NEW = 3  # minimum number of seeds of a recipe that was trained again
-SEPARATE = {"suite", "dataset", "data_hash", "model", "norm", "eps", "attacks", "certifiers"}  # have their own findings
+SEPARATE = {  # have their own findings
+    "suite", "dataset", "data_hash", "model", "norm", "eps", "attacks", "certifiers", "corruptions",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ SIZES = ("kept", "bits", "bytes", "FLOPs")  # of the networks; shown if one of t
 OPTIONAL = ("config", "settings", "worst", "worst by", "bracket", "open", *SIZES)  # left out if all are empty
 LEFT = ("defense", "config", "data", "model", "threat", "settings", "worst by", "interval of", "verdict")
 SETTING = (
-    "defense", "suite", "dataset", "model", "norm", "eps", "config_hash", "epochs", "settings", "seed", "seeds",
+    "defense", "suite", "dataset", "model", "norm", "eps", "box", "config_hash", "epochs", "settings", "seed", "seeds",
     "n_examples", "interval_of",
 )  # fmt: skip
 
@@ -216,7 +216,8 @@ def _numbers(line: Line) -> dict[str, Any]:
     acc = {name: value.acc for name, value in values.items()}
     return {
         "defense": first.defense, "suite": first.suite, "dataset": first.dataset, "model": first.model,
-        "norm": first.threat.norm, "eps": first.threat.eps, "config_hash": first.config_hash,
+        "norm": first.threat.norm, "eps": first.threat.eps, "box": first.threat.box,
+        "config_hash": first.config_hash,
         "epochs": first.training and first.training.epochs, "settings": given_settings(first),
         "seed": first.seed if one else None, "seeds": [record.seed for record in line.records],
         "n_examples": first.n_examples, "size": (size := _largest(line)) and msgspec.to_builtins(size),

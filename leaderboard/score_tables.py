@@ -58,6 +58,8 @@ def read_scores(paths: Sequence[Path], rows: Rows | None = None) -> ScoreTable:
     cells = [cell for path in paths for cell in _read(path, rows)]
     if not cells:
         raise UserError(f"{paths[0]} has no scores; {FORMS}")
+    if odd := next((cell for cell in cells if not cell.entry.strip()), None):
+        raise UserError(f"{odd.at}: the entry of a score has no name; give each entry a name (in a header, its column)")
     _check_content(cells)
     seeds = any(cell.seed is not None for cell in cells)
     if odd := next((cell for cell in cells if (cell.seed is not None) != seeds), None):
@@ -149,18 +151,21 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            at = f"{path}:{number}"
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{at} is not JSON ({error}); {FORMS}") from error
-            if not isinstance(value, dict) or not value:
-                raise UserError(f"{at} is not a JSON object; {FORMS}")
-            yield at, value
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}); {FORMS}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        at = f"{path}:{number}"
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{at} is not JSON ({error}); {FORMS}") from error
+        if not isinstance(value, dict) or not value:
+            raise UserError(f"{at} is not a JSON object; {FORMS}")
+        yield at, value
 
 
 def _wide_cells(path: Path, lines: list[tuple[str, dict[str, Any]]], rows: Rows | None) -> Iterator[_Cell]:

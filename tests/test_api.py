@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from bench.api import ThreatModel, UserError, evaluate
+from bench.api import OfEps, ThreatModel, UserError, evaluate, train
 from tests.linear import exact_margin, interior_batch, linear_model
 
 SHAPE = (1, 5, 5)
@@ -76,3 +76,17 @@ def test_what_cannot_be_certified_is_refused(linear):
     for asked in ({"certifiers": ["ibp"]}, {"bracket": 1}):
         with pytest.raises(UserError, match="Softmax"):
             evaluate(hard, batch.x, batch.y, threat=THREAT, attacks=[], **asked)
+
+
+def test_settings_of_a_training_are_values_or_those_of_a_spec(tmp_path, monkeypatch):
+    plans = []
+    monkeypatch.setattr("bench.runs.run.train_seed", lambda plan, _: plans.append(plan) or nn.Identity())
+    settings = {"epochs": 2, "milestones": (0.5, 0.75), "periods": [0.5], "flip": True, "alpha": OfEps(0.5)}
+    train("pgd-at:steps=4", suite="digits", settings=settings, out=tmp_path)
+    config = plans[0].defense.config
+    assert (config.epochs, config.milestones, config.flip, config.steps) == (2, (0.5, 0.75), True, 4)
+    assert (config.periods, config.alpha) == ((0.5,), OfEps(0.5))
+    with pytest.raises(UserError, match="'steps' is given in 'pgd-at:steps=4' and as a setting"):
+        train("pgd-at:steps=4", settings={"steps": 5}, out=tmp_path)
+    with pytest.raises(UserError, match="seed takes an integer of at least 0, not -1"):
+        train("pgd-at", suite="digits", seed=-1, out=tmp_path)

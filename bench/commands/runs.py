@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.commands import options
 from bench.core import registry
 from bench.core.errors import CheckError, UncheckedError, UserError
-from bench.core.spec_text import split_options, split_spec
+from bench.core.spec_text import split_options
 
 if TYPE_CHECKING:
     from bench.core.records import Record
@@ -101,13 +101,11 @@ def print_records(records: list[Record], as_json: bool) -> None:
 
 def request_of(args: argparse.Namespace) -> Request:
     """The request whose fields have the names of the options. Unknown names fail before torch is loaded."""
+    from bench.runs.request import Request, split_defense
+
     overrides = split_options(args.set, "--set")
-    settings: dict[str, str] = {}
     if "defense" in args:
-        args.defense, settings = split_spec(args.defense)
-    if both := overrides.keys() & settings.keys():
-        raise UserError(f"'{min(both)}' is given in --defense and by --set; keep one")
-    overrides |= settings
+        args.defense, overrides = split_defense(args.defense, overrides)
     for option, key, value in (("--epochs", "epochs", args.epochs), ("--compile", "compiled", args.compile or None)):
         if value is not None:
             if key in overrides:
@@ -118,8 +116,6 @@ def request_of(args: argparse.Namespace) -> Request:
     for option, value in (("--budget", args.budget), ("--time-limit", args.time_limit)):
         if value is not None and not args.bracket:
             raise UserError(f"{option} is for --bracket; give --bracket too")
-    from bench.runs.request import Request
-
     if getattr(args, "log", None) is not None:
         from bench.runs.loggers import check_logger
 

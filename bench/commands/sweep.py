@@ -13,6 +13,7 @@ from bench.commands.runs import print_records, request_of
 from bench.core.columns import columns
 from bench.core.config import get_suite
 from bench.core.errors import CheckError
+from bench.core.spec_text import split_specs
 
 if TYPE_CHECKING:
     from bench.runs.request import Request
@@ -23,7 +24,8 @@ def add(commands: Any) -> None:
     sub = commands.add_parser("sweep", help="run every defense of a suite with several seeds, in parallel")
     option = sub.add_argument
     option("--suite", required=True, metavar="NAME", help="a name from `bench list suites`, or FILE.toml")
-    option("--defenses", metavar="NAME,...", help="default: all that support the suite")
+    help_text = "names, or with settings, as in trades:beta=5 (default: all that support the suite)"
+    option("--defenses", metavar="NAME,...", help=help_text)
     option("--seeds", type=seed_list("--seeds"), default=[0, 1, 2], metavar="0,1,2", help="default: 0,1,2")
     help_text = "where the runs are computed: a name from `bench list engines`, as in slurm:partition=gpu:gpus=1"
     option("--engine", default="local", metavar="SPEC", help=help_text)
@@ -44,7 +46,7 @@ def act_sweep(args: argparse.Namespace) -> None:
     request = request_of(args)
     from bench.runs.sweep import Options, sweep
 
-    names = None if args.defenses is None else list(dict.fromkeys(args.defenses.split(",")))
+    names = None if args.defenses is None else list(dict.fromkeys(split_specs(args.defenses)))
     how = Options(engine=args.engine, jobs=args.jobs, shards=args.shards, store=args.store)
     if args.dry_run:
         _print_plan(request, names, args.seeds, how)

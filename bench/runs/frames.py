@@ -27,9 +27,10 @@ def load_runs(path: str | Path = "runs", rows: Rows = "evaluations") -> DataFram
     """Load all runs at or below a folder into a pandas.DataFrame whose first columns name the run.
 
     rows: `evaluations`: one row per run, with its accuracies (fractions; `robust/SPEC` of an attack, `certified/SPEC`
-    of a certifier, `attacked` and `certified` of all), costs and verdict. `examples`: one row per example, with the
-    columns of examples.npz (bench/core/example_table.py), and `verdict/TOOL` for imported verdicts. `epochs`: one row
-    per epoch of the training's log. UserError if there is no run, or without pandas.
+    of a certifier, `attacked` and `certified` of all, `union` under several threat models), costs and verdict.
+    `examples`: one row per example, with the columns of examples.npz (bench/core/example_table.py), and `verdict/TOOL`
+    for imported verdicts. `epochs`: one row per epoch of the training's log. UserError if there is no run, or without
+    pandas.
     """
     pandas = _pandas()
     readers: dict[str, Callable[[Path, Record], list[dict[str, Any]]]] = {
@@ -75,7 +76,8 @@ def _pandas() -> Any:
 def _key(folder: Path, record: Record) -> dict[str, Any]:
     return {
         "run": str(folder), "suite": record.suite, "dataset": record.dataset, "defense": record.defense,
-        "model": record.model, "norm": record.threat.norm, "eps": record.threat.eps, "seed": record.seed,
+        "model": record.model, "norm": record.threat.norm, "eps": record.threat.eps, "box": record.threat.box,
+        "seed": record.seed,
     }  # fmt: skip
 
 
@@ -83,6 +85,7 @@ def _evaluation(folder: Path, record: Record) -> list[dict[str, Any]]:
     table = read_arrays(folder / TABLE)
     row: dict[str, Any] = {"n_examples": record.n_examples, "clean": record.clean.acc}
     row["attacked"] = None if record.attacked is None else record.attacked.robust_acc
+    row["union"] = record.union and record.union.robust_acc
     row["certified"] = float(certified(table).mean()) if record.certifiers or record.bracket else None
     row |= {f"robust/{spec}": attack.robust_acc for spec, attack in record.attacks.items()}
     row |= {f"certified/{spec}": each.certified_acc for spec, each in record.certifiers.items()}

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.core.spec_text import join_specs
+from bench.core.errors import UserError
+from bench.core.spec_text import join_specs, split_spec
 from bench.runs.loggers import LoggerName
 
 
@@ -69,3 +70,11 @@ class Request:
         words += [word for path in self.plugins for word in ("--plugin", path.name)]
         words += [word for path in self.trusted for word in ("--trust-code", path.name)]
         return shlex.join([*words, "--seeds", str(seed)])
+
+
+def split_defense(text: str, overrides: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """`trades:beta=5` -> the name, and `overrides` with its settings; UserError if a setting is in both."""
+    name, settings = split_spec(text)
+    if both := overrides.keys() & settings.keys():
+        raise UserError(f"'{min(both)}' is given in '{text}' and as a setting (--set) too; keep one")
+    return name, {**overrides, **settings}

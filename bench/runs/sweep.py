@@ -15,10 +15,11 @@ from bench.core.errors import UserError
 from bench.core.progress import LOGGER
 from bench.core.records import Record
 from bench.core.specs import parse_spec
+from bench.core.verification import verified
 from bench.evaluate.context import Share
 from bench.runs.engines.engine import Engine, Resources
 from bench.runs.plan import Plan, make_plan
-from bench.runs.request import Request
+from bench.runs.request import Request, split_defense
 from bench.runs.run import finished_result
 from bench.runs.store import Store
 from bench.runs.tasks import Outcome, Task
@@ -103,7 +104,8 @@ def plan_cells(
 ) -> tuple[list[Cell], dict[str, str]]:
     """Return the cells of a sweep, and the defenses that cannot run on the suite, each with the reason.
 
-    defenses: None for all registered. UserError if a named one cannot run, or its evaluation cannot be divided.
+    defenses: names, or specs with settings (`trades:beta=5`); None for all registered. UserError if a named one cannot
+    run, or its evaluation cannot be divided.
     """
     for path in request.plugins:
         registry.load_plugin(path)
@@ -112,9 +114,12 @@ def plan_cells(
     request = replace(request, threads=request.threads or THREADS, patience=PATIENCE)
     plans: dict[str, Plan] = {}
     refused: dict[str, str] = {}
-    for name in defenses or registry.defense.entries():
+    for spec in defenses or registry.defense.entries():
+        name, overrides = split_defense(spec, request.overrides)
+        if name in plans:
+            raise UserError(f"--defenses has {name} twice; give each setting of a defense to a sweep of its own")
         try:
-            plans[name] = make_plan(replace(request, defense=name))
+            plans[name] = make_plan(replace(request, defense=name, overrides=overrides))
         except UserError as error:
             if defenses is not None:
                 raise
@@ -152,7 +157,7 @@ def sweep(
         if str(cell) not in result.failed:
             if store is not None and cell in missing:
                 store.pull(folder)
-            result.records.append(record_files.read_run(folder))
+            result.records.append(verified(record_files.read_run(folder), folder))
     return result
 
 

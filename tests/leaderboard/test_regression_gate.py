@@ -8,8 +8,8 @@ import pytest
 
 from bench.core import record_files
 from bench.core.errors import CheckError, UserError
-from bench.core.example_table import Threat
-from bench.core.records import Sanity
+from bench.core.example_table import Threat, mean_accuracy
+from bench.core.records import CorruptionResult, Sanity
 from leaderboard.gate_baseline import CHANGES, Recipe, read_runs, update_baseline
 from leaderboard.gate_report import gate_annotations, gate_junit, gate_table
 from leaderboard.regression_gate import GateFinding, GateReport, check_against_baseline, corrected
@@ -120,6 +120,34 @@ def test_a_certificate_that_only_the_bracket_gave_can_be_lost_too(tmp_path):
     narrower = group["bracket, certified, seed 0"]
     assert (narrower.outcome, narrower.old, narrower.new) == ("warning", 100 / N, 99 / N)
     assert group["bracket, attacked"].outcome == "ok"
+
+
+def under_fog(hits):
+    """A table with a corruption, whose severity 5 has this many hits, and what the record says about it."""
+    columns = [flags(N, 240)] * 4 + [flags(N, hits)]
+    table = table_of(flags(N, 240), **{f"corrupted/fog:severity={s}": each for s, each in enumerate(columns, 1)})
+    mean = mean_accuracy(np.stack(columns))
+    result = CorruptionResult(mean.acc, mean.ci95, [float(each.mean()) for each in columns], seconds=1.0)
+    return table, {"corruptions": {"fog": result}, "corrupted": mean}
+
+
+def test_corruptions_are_compared(tmp_path):
+    for name, hits in (("old", 240), ("new", 200)):
+        table, said = under_fog(hits)
+        seeds(tmp_path / name, [table], config={"corruptions": ["fog"]}, **said)
+    report = check_against_baseline(tmp_path / "old", [tmp_path / "new"])
+    assert (outcomes(report)["fog, severity 5, seed 0"], outcomes(report)["fog, severity 4"]) == ("failed", "ok")
+    seeds(tmp_path / "none", [table_of(flags(N, 240))])
+    group = found(check_against_baseline(tmp_path / "old", [tmp_path / "none"]))
+    assert (group["fog, severity 1"].outcome, "settings" in group) == ("failed", False)
+
+
+def test_the_union_of_threat_models_is_compared(tmp_path):
+    for name, first in (("old", 0), ("new", 100)):  # other examples of the same number
+        larger = {"robust/pgd-50:eps=0.3": flags(N, 140, first), "passes/pgd-50:eps=0.3": np.full(N, 9)}
+        seeds(tmp_path / name, [table_of(flags(N, 120), **larger)])
+    report = check_against_baseline(tmp_path / "old", [tmp_path / "new"])
+    assert outcomes(report)["union of all threats, seed 0"] == "failed"
 
 
 # --- other weights

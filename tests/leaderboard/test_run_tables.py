@@ -226,14 +226,23 @@ def test_comparison_in_json_is_fractions():
     first, second = json.loads(runs_table([make_record(seed=2), OTHER], "json"))
     assert first == {
         "defense": "pgd-at", "suite": "digits", "dataset": "digits", "model": "small-cnn", "norm": "Linf", "eps": 0.2,
-        "config_hash": "abc", "epochs": 30, "settings": {}, "seed": 2, "seeds": [2], "n_examples": 360, "size": None,
-        "interval_of": "weights", "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5}, "worst_acc": 0.48, "worst_by": [],
+        "box": True, "config_hash": "abc", "epochs": 30, "settings": {}, "seed": 2, "seeds": [2], "n_examples": 360,
+        "size": None, "interval_of": "weights", "clean_acc": 0.912, "robust_acc": {"pgd-10": 0.5},
+        "worst_acc": 0.48, "worst_by": [],
         "intervals": {"clean": [0.88, 0.94], "pgd-10": [0.45, 0.55], "worst": [0.43, 0.53]},
         "spreads": {"clean": None, "pgd-10": None, "worst": None},
         "union_acc": None, "certified_acc": {}, "bracket": None, "verdict": "no-warnings",
         "corruptions": {}, "corrupted_acc": None, "training_seconds": 61.04,
     }  # fmt: skip
     assert (second["worst_acc"], second["training_seconds"], second["robust_acc"]) == (None, None, {"fgsm": 0.75})
+
+
+def test_every_format_tells_runs_without_a_box():
+    runs = [make_record(), make_record(config_hash="def", threat=Threat("Linf", 0.2, box=False))]
+    assert [row["box"] for row in json.loads(runs_table(runs, "json"))] == [True, False]
+    assert [row["box"] for row in csv.DictReader(io.StringIO(runs_table(runs, "csv")))] == ["True", "False"]
+    for form in ("markdown", "latex"):
+        assert runs_table(runs, form).count("Linf 0.2, no box") == 1
 
 
 def test_comparison_in_latex():

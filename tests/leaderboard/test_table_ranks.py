@@ -78,6 +78,7 @@ def test_seeds_of_examples_become_means(tmp_path):
         ("example,a,b\n1,1,nan\n", "the score of b is 'nan'"),
         ("example,a,b\n1,1\n", "t.csv:2 has 2 cells, the header has 3"),
         ("example,a,a\n1,1,1\n", "two columns are called 'a'"),
+        ("example,a,\n1,1,0\n", "t.csv:2: the entry of a score has no name"),
         ("a,b\n1,0\n1,1\n", "t.csv:3: the first column, 'a', names the row"),
         ("entry,score\na,1\n", "neither an example nor a seed"),
         ("entry,example,score\na,1,1\na,1,0\n", "t.csv:3: a has two scores of '1'"),
@@ -91,6 +92,12 @@ def test_a_malformed_table_is_refused_by_its_line(text, wrong, tmp_path):
         read_scores([written(tmp_path / "t.csv", text)])
     assert wrong in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_lines_of_another_encoding_are_refused(tmp_path):
+    (tmp_path / "t.jsonl").write_bytes('{"example": 1, "a": 1}\n'.encode("utf-16"))
+    with pytest.raises(UserError, match=r"t\.jsonl is not UTF-8 text"):
+        read_scores([tmp_path / "t.jsonl"])
 
 
 def test_one_name_for_two_examples_is_refused(tmp_path):

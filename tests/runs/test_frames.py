@@ -3,9 +3,11 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from bench.core.errors import UserError
+from bench.core.example_table import Threat
 from bench.core.files import sha256
 from bench.core.record_files import read_record
 from bench.core.verdict_files import ToolVerdicts, write_verdicts
@@ -28,6 +30,16 @@ def test_one_row_a_run(runs):
     assert found["attacked"].tolist() == [0.6, 0.4]
     assert found["certified"].tolist() == [0.1, 0.1]
     assert found["training_passes"].tolist() == [7000, 7000]
+
+
+def test_a_run_is_told_by_its_box_and_has_the_union_of_its_threat_models(runs):
+    assert load_runs(runs)["union"].isna().all()
+    larger = {"robust/pgd-50:eps=0.3": flags(50, 10), "passes/pgd-50:eps=0.3": np.full(50, 9)}
+    several = table_of(flags(50, 30), **larger)
+    write_run(runs / "c", several, weights="c", threat=Threat("Linf", 0.2, box=False))
+    found = load_runs(runs)
+    assert found["box"].tolist() == [True, True, False]
+    assert found["union"].tolist()[2] == 0.2
 
 
 def test_one_row_an_example_with_the_verdicts_of_tools(runs):

@@ -9,6 +9,7 @@ import torch
 
 from bench.core.errors import UserError
 from bench.core.record_files import records_below
+from bench.core.verification import StoredFinding, write_verification
 from bench.runs.engines.engine import Engine
 from bench.runs.request import Request
 from bench.runs.sweep import Options, plan_cells, run_cells, sweep
@@ -79,6 +80,27 @@ def test_a_made_again_run_replaces_that_of_the_store(tmp_path):
     assert forced.records[0].provenance["finished"] >= first.records[0].provenance["finished"]
     assert forced.records[0].artifacts == first.records[0].artifacts
     assert len(records_below(tmp_path / "runs")) == 1
+
+
+@pytest.mark.slow
+def test_a_finished_run_has_the_verdict_of_its_verification(tmp_path):
+    failed = StoredFinding("labels", "failed", "two labels differ")
+    with chdir(tmp_path):
+        first = sweep(REQUEST, ["standard"], [0], Options(engine="in-process"))
+        (folder,) = records_below(tmp_path / "runs")
+        write_verification(folder, [failed], attack="pgd-50", sample=None, seed=0)
+        again = sweep(REQUEST, ["standard"], [0], Options(engine="in-process"))
+    assert first.records[0].sanity.verdict != "unreliable"
+    assert again.records[0].sanity.verdict == "unreliable"
+
+
+def test_a_defense_may_have_settings_of_its_own():
+    found, _ = plan_cells(REQUEST, ["trades:beta=5", "standard"], [0], Options())
+    assert [cell.plan.name for cell in found] == ["trades", "standard"]
+    assert found[0].plan.defense.config.beta == 5
+    assert "--set beta=5" in found[0].plan.request.command_line(0)
+    with pytest.raises(UserError, match="--defenses has trades twice"):
+        plan_cells(REQUEST, ["trades", "trades:beta=5"], [0], Options())
 
 
 class Scripted(Engine):
