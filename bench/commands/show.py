@@ -79,11 +79,13 @@ def _differences(record: Record, suite: Suite) -> list[Setting]:
 
     special = dict(suite.defenses.get(record.defense, {}))
     model = special.pop("model", suite.model)
-    rules: dict[str, Any] = {"model": parse_model(model)[0].text, "norm": suite.norm, "eps": suite.eps}
+    rules: dict[str, Any] = {"model": parse_model(model)[0].text, "norm": suite.norm, "eps": suite.eps, "box": True}
     if record.bracket is None:  # with a bracket, the suite's attacks are not run by default
         rules["attacks"] = [parse_spec(spec, registry.attack).text for spec in suite.attacks]
     named = (*rules, "attacks", "certifiers", "budget", "time_limit", "bracket")
-    settings: dict[str, Any] = {key: record.config.get(key) for key in named}
+    settings: dict[str, Any] = {key: record.config.get(key) for key in named} | {"box": record.threat.box}
+    if not suite.corruptions:  # those of a suite have names for several, such as benchmark
+        settings["corruptions"] = record.config.get("corruptions")
     if record.training is not None:
         settings |= record.config.get("training", {})
         if record.defense in registry.defense:

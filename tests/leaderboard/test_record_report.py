@@ -9,6 +9,7 @@ from bench.cli import main
 from bench.commands import show
 from bench.core import config
 from bench.core.config import as_json, get_suite, make_config
+from bench.core.example_table import Threat
 from bench.core.package_origins import ROOT
 from bench.core.record_verdict import with_result_alarms
 from bench.core.records import Artifact, AttackResult, Sanity, SanityCheck, StageResult
@@ -124,3 +125,19 @@ def test_settings_of_a_defense_that_is_not_registered_are_all_listed(tmp_path, c
     text = capsys.readouterr().out
     assert "| beta" in text
     assert "| epochs" in text
+
+
+def test_corruptions_and_points_outside_the_box_differ_from_the_suite(tmp_path, capsys):
+    own = {"suite": None, "model": "small-cnn", "norm": "Linf", "eps": 0.2, "attacks": ["pgd-50"], "training": {}}
+    artifacts = {"weights": Artifact("00", 5, url="https://example.org/w")}
+    found = []
+    for changes in ({}, {"box": False, "corruptions": ["fog"]}):
+        threat = Threat("Linf", 0.2, changes.get("box", True))
+        folder = tmp_path / f"run{len(found)}"
+        write_run(folder, table_of(flags(20, 12)), config=own | changes, threat=threat, artifacts=artifacts)
+        main(["show", str(folder), "--json"])
+        found.append({each["name"]: each["value"] for each in json.loads(capsys.readouterr().out)["settings"]})
+    assert found[0].items() <= found[1].items()
+    assert {name: found[1][name] for name in found[1].keys() - found[0].keys()} == {
+        "box": False, "corruptions": ["fog"],
+    }  # fmt: skip
