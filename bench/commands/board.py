@@ -134,6 +134,11 @@ def act_leaderboard(args: argparse.Namespace) -> None:
         return
     if args.repository is not None and not args.repository.startswith(("https://", "http://")):
         raise UserError(f"--repository '{args.repository}' is not an address; write https://HOST/...")
+    for option, value in (("--witnesses", args.witnesses), ("--repository", args.repository)):
+        if value is not None and args.html is None:
+            raise UserError(f"{option} is for --html; give --html DIR too")
+    if args.speedrun and args.html is not None:
+        raise UserError("--speedrun is a table, and --html writes the page of the boards; give one of them")
     suites = published_suites(results)
     if not suites:
         raise UserError(f"{results} has no entries; add one with `bench submit`, or give another --results")

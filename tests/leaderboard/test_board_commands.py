@@ -81,3 +81,19 @@ def test_a_repository_is_an_address(tmp_path, capsys):
         main(["leaderboard", "--results", str(tmp_path / "results"), "--html", "page", "--repository", "javascript:0"])
     assert exit_.value.code == 2
     assert "write https://HOST/..." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["--witnesses", "runs"], "--witnesses is for --html"),
+        (["--repository", "https://example.org"], "--repository is for --html"),
+        (["--speedrun", "--html", "page"], "--speedrun is a table"),
+    ],
+)
+def test_an_option_without_effect_is_refused(words, wrong, tmp_path, capsys):
+    publish(tmp_path / "results", "mine", [table_of(flags(5, 3))])
+    with pytest.raises(SystemExit) as exit_:
+        main(["leaderboard", "--results", str(tmp_path / "results"), *words])
+    assert exit_.value.code == 2
+    assert wrong in capsys.readouterr().err
