@@ -111,10 +111,16 @@ def _on_the_run(request: Request, record: Record, folder: Path, settings: Settin
     if missing := [path.name for path in (*request.plugins, *request.trusted) if path.name not in trusted]:
         raise UserError(f"it imports {missing[0][:80]}; read it, then name it with --trust-code")
     plugins = [trusted[path.name] for path in request.plugins]
+    suite = request.suite
+    if suite is not None and suite.endswith(".toml"):  # the board has it by its name (--suites); its file is not read
+        suite = Path(suite).stem
+        if suite != record.suite:
+            raise UserError(f"'{suite[:80]}' is not the suite of the record")
     checkpoint = None if request.checkpoint is None else folder / WEIGHTS
     model = request.model if checkpoint is None else None  # the header of the weights names it
     return replace(
         request,
+        suite=suite,
         plugins=plugins,
         trusted=list(settings.trusted),
         checkpoint=checkpoint,

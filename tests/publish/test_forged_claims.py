@@ -220,3 +220,12 @@ def test_the_command_is_the_one_that_the_config_gives(run, chosen):
         assert reason in found.evidence, command
     change_record(run, lambda r: r["provenance"].pop("command"))
     assert check_command(read_record(run), run, chosen).outcome == "failed"
+
+
+def test_the_file_of_a_suite_is_not_read_as_the_board_has_it_by_its_name(run, chosen):
+    text = json.loads((run / "record.json").read_text())["provenance"]["command"]
+    assert "--suite" not in text
+    of_file = text.replace("--defense standard", "--defense standard --suite digits.toml")
+    assert commanded(run, chosen, of_file).outcome == "passed"
+    found = commanded(run, chosen, of_file.replace("digits.toml", "mnist.toml"))
+    assert (found.outcome, "'mnist' is not the suite of the record" in found.evidence) == ("failed", True)
