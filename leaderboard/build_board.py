@@ -93,7 +93,7 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
         return _reported(entry)
     runs, about = entry.runs, entry.about
     records = [run.record for run in runs]
-    first, ranked = records[0], bool(ranks.ranked[i])
+    first, ranked, proven = records[0], bool(ranks.ranked[i]), all(record.certifies_model for record in records)
     brackets = [record.bracket for record in records if record.bracket is not None]
     return Row(
         name=entry.name, title=about.title, kind="recipe" if entry.recipe else "weights", status=_status(records),
@@ -102,7 +102,7 @@ def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
         clean=_estimate([share(run.clean) for run in runs], runs),
         attacked=_estimate([share(run.robust) for run in runs], runs) if entry.measured else None,
         attacked_by=tuple(dict.fromkeys(source for run in runs for source in run.robust_by)),
-        certified=_estimate([share(run.certified) for run in runs], runs) if _all_certified(records) else None,
+        certified=_estimate([share(run.certified) for run in runs], runs) if proven else None,
         certificates=certificates_of(runs), trained=_trained(entry),
         open=statistics.fmean(b.open for b in brackets) if len(brackets) == len(runs) else None,
         truncated=any(bracket.cut_by_time for bracket in brackets),
@@ -209,14 +209,6 @@ def _decided(brackets: Sequence[Bracket]) -> Iterable[Decided]:
             if any(getattr(stage, field) is not None for stage in stages)
         }
         yield Decided(stage=name, **means, **optional)
-
-
-def _all_certified(records: Sequence[Record]) -> bool:
-    """Whether every run was certified by something that certifies the model itself."""
-    return all(
-        record.bracket is not None or any(each.kind == "deterministic" for each in record.certifiers.values())
-        for record in records
-    )
 
 
 def _cost(records: Sequence[Record]) -> Cost:

@@ -89,7 +89,7 @@ def compare(a: Side, b: Side) -> list[Difference]:
 def _has(metric: str, side: Side) -> bool:
     if metric == "robust":
         return all(run.attacked for run in side.runs)
-    return metric == "clean" or all(run.record.certifiers or run.record.bracket is not None for run in side.runs)
+    return metric == "clean" or all(run.record.certifies_model for run in side.runs)
 
 
 def _difference(metric: str, a: Side, b: Side, n: int) -> Difference:

@@ -259,3 +259,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if self.bracket is not None:
             ends.append(Robustness(self.bracket.robust_acc, self.bracket.robust_ci95))
         return min(ends, key=lambda end: end.robust_acc, default=None)
+
+    @property
+    def certifies_model(self) -> bool:
+        """Whether a bracket or a certifier of the model itself ran; smoothing certifies a classifier of its own."""
+        return self.bracket is not None or any(each.kind == "deterministic" for each in self.certifiers.values())

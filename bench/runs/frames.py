@@ -27,10 +27,10 @@ def load_runs(path: str | Path = "runs", rows: Rows = "evaluations") -> DataFram
     """Load all runs at or below a folder into a pandas.DataFrame whose first columns name the run.
 
     rows: `evaluations`: one row per run, with its accuracies (fractions; `robust/SPEC` of an attack, `certified/SPEC`
-    of a certifier, `attacked` and `certified` of all, `union` under several threat models), costs and verdict.
-    `examples`: one row per example, with the columns of examples.npz (bench/core/example_table.py), and `verdict/TOOL`
-    for imported verdicts. `epochs`: one row per epoch of the training's log. UserError if there is no run, or without
-    pandas.
+    of a certifier, `attacked` and (for the model itself) `certified` of all, `union` under several threat models),
+    costs and verdict. `examples`: one row per example, with the columns of examples.npz (bench/core/example_table.py),
+    and `verdict/TOOL` for imported verdicts. `epochs`: one row per epoch of the training's log. UserError if there is
+    no run, or without pandas.
     """
     pandas = _pandas()
     readers: dict[str, Callable[[Path, Record], list[dict[str, Any]]]] = {
@@ -86,7 +86,7 @@ def _evaluation(folder: Path, record: Record) -> list[dict[str, Any]]:
     row: dict[str, Any] = {"n_examples": record.n_examples, "clean": record.clean.acc}
     row["attacked"] = None if record.attacked is None else record.attacked.robust_acc
     row["union"] = record.union and record.union.robust_acc
-    row["certified"] = float(certified(table).mean()) if record.certifiers or record.bracket else None
+    row["certified"] = float(certified(table).mean()) if record.certifies_model else None
     row |= {f"robust/{spec}": attack.robust_acc for spec, attack in record.attacks.items()}
     row |= {f"certified/{spec}": each.certified_acc for spec, each in record.certifiers.items()}
     row |= {f"corrupted/{name}": each.acc for name, each in record.corruptions.items()}

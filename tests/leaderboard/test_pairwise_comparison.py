@@ -8,7 +8,8 @@ import pytest
 
 from bench.cli import main
 from bench.core.errors import UserError
-from bench.core.example_table import Threat
+from bench.core.example_table import Threat, accuracy
+from bench.core.records import CertifierResult
 from leaderboard.pairwise_comparison import compare, comparison_table, read_side
 from leaderboard.statistics import examples_needed, mcnemar, paired_difference, seeds_difference
 from tests.publish.published import flags, table_of, write_run
@@ -28,6 +29,15 @@ def test_two_networks_are_compared_example_by_example(tmp_path):
     assert (robust.low, robust.high) == pytest.approx([float(x) for x in paired_difference(20, 10, 100)[1:]])
     assert robust.needed == examples_needed(20, 10, 100)
     assert (clean.difference, clean.p, clean.needed) == (0.0, 1.0, None)
+
+
+def test_certificates_of_another_classifier_are_not_compared(tmp_path):
+    columns = {"certified/smoothing": flags(100, 70), "prediction/smoothing": np.zeros(100, dtype=np.int64)}
+    table = table_of(flags(100, 60), **columns, **{"radius/smoothing": np.full(100, 0.5, dtype=np.float32)})
+    share = accuracy(columns["certified/smoothing"])
+    smoothed = {"smoothing": CertifierResult(share.acc, share.ci95, 0.5, 1.0, kind="probabilistic")}
+    a, b = (write_run(tmp_path / name, table, weights=name, certifiers=smoothed) for name in "ab")
+    assert [each.metric for each in compare(read_side(a), read_side(b))] == ["clean", "robust"]
 
 
 def test_recipes_are_compared_over_seeds(tmp_path):
