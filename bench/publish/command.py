@@ -113,8 +113,10 @@ def _on_the_run(request: Request, record: Record, folder: Path, settings: Settin
     plugins = [trusted[path.name] for path in request.plugins]
     checkpoint = None if request.checkpoint is None else folder / WEIGHTS
     model = request.model if checkpoint is None else None  # the header of the weights names it
+    suite = None if request.suite is None else request.suite.removesuffix(".toml")  # of --suites, not of a file
     return replace(
         request,
+        suite=suite,
         plugins=plugins,
         trusted=list(settings.trusted),
         checkpoint=checkpoint,
