@@ -52,6 +52,12 @@ def add(commands: Any) -> None:
 
 
 def act_submit(args: argparse.Namespace) -> None:
+    tasks = ("entry", "contest", "reproduces")
+    given = [f"--{name}" for name in tasks if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are different tasks; give one of them")
+    if args.reproduces is not None and args.check:
+        raise UserError("--check is for --entry and --contest; --reproduces writes reproduced.json if the runs agree")
     about = _about(args)
     if args.suites is not None:
         add_suites(args.suites)

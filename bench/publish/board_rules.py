@@ -1,8 +1,11 @@
 """Checks the requirements of a board: its suite's rules, a strong enough attack, and a good enough verdict."""
 
+from collections.abc import Sequence
+
 from bench.core.config import CORRUPTIONS, Suite
 from bench.core.errors import UserError
 from bench.core.records import Record
+from leaderboard.published_results import About
 
 LAST_STAGE = "square"  # the last attack of a bracket that all undecided examples go through
 
@@ -36,3 +39,15 @@ def check_board(record: Record, suite: Suite) -> None:
     if record.sanity.verdict not in ("no-warnings", "suspect"):
         reasons = "; ".join(record.sanity.reasons) or "no reason given"
         raise UserError(f"the sanity verdict is {record.sanity.verdict}, so its accuracy is not a bound: {reasons}")
+
+
+def check_additional_data(records: Sequence[Record], about: About) -> None:
+    """Check that an entry says that its training used additional data, if the settings of the training name a file."""
+    for record in records:
+        training = record.config.get("training")
+        file = training.get("extra") if isinstance(training, dict) else None
+        if file and not about.extra_data:
+            raise UserError(
+                f"seed {record.seed} was trained with additional data, {str(file)[:80]!a}; give --extra-data (in "
+                "about.toml: extra_data = true)"
+            )

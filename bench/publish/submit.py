@@ -19,6 +19,7 @@ from bench.core.records import Record
 from bench.datasets.arrays import Arrays
 from bench.models.build import build_model
 from bench.publish import static_checks
+from bench.publish.board_rules import check_additional_data
 from bench.publish.copies import copies_among
 from bench.publish.examine import Examined, compare_published, examine, settings_for
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
@@ -115,6 +116,8 @@ def _verify(
     home = suite_folder(results, suite) / entry
     check_names(results, suite, entry, about, submission.author)
     check_maintainers(home, about, submission.author)
+    if about is not None:
+        check_additional_data(records, about)
     new = [record for record in records if not is_published(home, record)]
     if new:
         check_seeds(new, results, entry, about)

@@ -139,6 +139,8 @@ WRONG = {
     "study without a name": (("study",), "overhead"),
     "study option misspelt": (("study", "overhead", "--set", "pair=3"), "did you mean 'pairs'?"),
     "study of another's weights": (("study", "reproduce"), "give --checkpoints DIR"),
+    "two tasks of submit": (("submit", "r", "--entry", "a", "--contest", "digits/a/0"), "--entry and --contest"),
+    "check of a reproduction": (("submit", "r", "--reproduces", "digits/a", "--by", "x", "--check"), "--check is for"),
     "verify under another eps": (("verify", "data", "--attack", "pgd:eps=0.3"), "record.json"),
 }  # fmt: skip
 

@@ -527,6 +527,12 @@ def test_what_a_run_folder_holds_beside_the_files_of_an_entry_is_not_published(w
     assert "does not belong to a run" in refused(world, run=home, about=None, check_only=True)
 
 
+def test_an_entry_says_that_its_training_used_additional_data(world):
+    change_record(world / "run", lambda r: r["config"]["training"].update(extra="more.npz"))
+    assert "additional data, 'more.npz'; give --extra-data" in refused(world)
+    assert "--extra-data" not in refused(world, about=msgspec.structs.replace(ABOUT, extra_data=True))
+
+
 def test_an_honest_run_is_published(world, capsys):
     attempt(world, artifacts_url="https://example.org/mine")
     out = capsys.readouterr().out
