@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from bench.core.errors import CheckError
 from bench.studies.first_order import first_order
-from bench.studies.first_order.first_order_claims import Plan
+from bench.studies.first_order.first_order_claims import Plan, defined_mean
 from bench.studies.first_order.first_order_dynamics import curvature_signs, escape, shrinking_rate, steps_until_near
 from bench.studies.first_order.first_order_images import Images, escapes, train_adversarially
 from bench.studies.first_order.first_order_landscape import Landscape, landscape, maxima_on_circle
@@ -139,6 +139,17 @@ def test_images_escape_and_training_changes_the_network():
     model[1].weight.data.fill_(torch.inf)
     with pytest.raises(CheckError, match="diverged"):
         train_adversarially(model, images, 0.1, epochs=1, seed=0)
+
+
+def test_progress_is_undefined_where_the_loss_is_flat_and_left_out_of_means():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
+    with torch.no_grad():
+        model[1].weight.zero_()
+    images = Images(torch.rand(2, 1, 28, 28), torch.tensor([0, 1]))
+    assert escapes(model, images, 0.1, 0.1, eta=0.02, steps=3, seed=0).isnan().all()
+    nan = math.nan
+    assert defined_mean(np.array([[1.0, nan, nan], [3.0, 4.0, nan]])).tolist()[:2] == [2.0, 4.0]
+    assert np.isnan(defined_mean(np.array([[nan], [nan]]))).all()
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def figures_2_and_3(plan: Plan, data_dir: str | None, eta: float, seed: int, fou
         (f"Figure 3: the same during adversarial training, scale {IMAGE_SCALES[0]:g}", "epochs", trained),
     ):
         names = list(dict.fromkeys(name for name, _ in paths))
-        rows = [(name, *(float(100 * paths[name, r][-1].mean()) for r in plan.ratios)) for name in names]
+        rows = [(name, *(float(100 * defined_mean(paths[name, r][-1])) for r in plan.ratios)) for name in names]
         found.tables.append(Table(title, (f"{key} \\ ratio", *(f"{r:g}" for r in plan.ratios)), rows))
     early = {
         name: {key: path.mean(axis=0) for key, path in paths.items()}
@@ -172,10 +172,23 @@ def figures_2_and_3(plan: Plan, data_dir: str | None, eta: float, seed: int, fou
     claim = f"Figure 2: at the largest scale escapes are difficult even at ratio {plan.ratios[0]:g}"
     found.claims.append(holds_if(claim, f"mean progress {100 * hard:.3g} % over {plan.steps} steps", bool(hard < 0.5)))
     before, after = (
-        np.mean([early["3"][e, r] for r in plan.ratios], axis=0) for e in (plan.epochs[0], plan.epochs[-1])
+        defined_mean(np.array([early["3"][e, r] for r in plan.ratios])) for e in (plan.epochs[0], plan.epochs[-1])
     )
-    difference, p = paired_less(after, before)
+    both = np.isfinite(before) & np.isfinite(after)
+    difference, p = paired_less(after[both], before[both])
     claim = f"Figure 3: escapes are harder after {plan.epochs[-1]} epochs of adversarial training than before"
-    text = f"mean progress smaller by {difference.times(-100)} %, Wilcoxon p = {p:.2g}"
+    text = f"mean progress smaller by {difference.times(-100)} %, Wilcoxon p = {p:.2g}, {both.sum()} images"
     found.claims.append(holds_if(claim, text, p < 0.05))
+    if flat := sum(int(np.isnan(path[-1]).sum()) for path in (*initial.values(), *trained.values())):
+        found.notes.append(
+            f"Figures 2 and 3: {flat} trajectories are left out, because the loss of their image is the same at its "
+            "minimum and at its maximum in double precision."
+        )
     return initial, trained
+
+
+def defined_mean(values: Floats) -> Floats:
+    """The mean over the first axis of the values that are not NaN; NaN where there is none."""
+    defined = ~np.isnan(values)
+    total, count = np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0)
+    return np.asarray(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0))

@@ -54,7 +54,7 @@ def escapes(
     """The progress of PGD with raw steps eta from near a local minimum of each image's loss: (steps + 1, N).
 
     0 is the loss at the local minimum, which descent from the image finds; 1 is the loss at the local maximum that
-    ascent with normalised steps finds from the same start.
+    ascent with normalised steps finds from the same start. NaN where the two are equal in double precision.
     """
     x, y = scale * images.x, images.y
     threat = radius(x, ratio)
@@ -77,7 +77,7 @@ def escapes(
     highest = optimum(start, 1)
     with torch.no_grad():
         low, high = (cross_entropy(model(point).double(), y) for point in (lowest, highest))
-    return (torch.stack(losses) - low) / (high - low)
+    return (torch.stack(losses) - low) / torch.where(high > low, high - low, torch.nan)
 
 
 def train_adversarially(model: nn.Module, images: Images, scale: float, *, epochs: int, seed: int) -> None:
