@@ -118,7 +118,6 @@ def _on_the_run(request: Request, record: Record, folder: Path, settings: Settin
             raise UserError(f"'{suite[:80]}' is not the suite of the record")
     checkpoint = None if request.checkpoint is None else folder / WEIGHTS
     model = request.model if checkpoint is None else None  # the header of the weights names it
-    suite = None if request.suite is None else request.suite.removesuffix(".toml")  # of --suites, not of a file
     return replace(
         request,
         suite=suite,

@@ -197,13 +197,6 @@ def commanded(run, chosen, command):
     return check_command(read_record(run), run, chosen)
 
 
-def test_a_suite_file_in_a_command_means_the_known_suite_of_its_name(run, chosen):
-    text = json.loads((run / "record.json").read_text())["provenance"]["command"]
-    with_file = text.replace("--defense standard", "--defense standard --suite digits.toml")
-    assert commanded(run, chosen, with_file).outcome == "passed"
-    assert "'own'" in commanded(run, chosen, with_file.replace("digits.toml", "own.toml")).evidence
-
-
 def test_the_command_is_the_one_that_the_config_gives(run, chosen):
     text = json.loads((run / "record.json").read_text())["provenance"]["command"]
     assert read_command(text).command_line(0) == text
