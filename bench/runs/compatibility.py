@@ -1,6 +1,7 @@
 """Checks that the parts of a request fit together. Each raises UserError if they do not."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +16,11 @@ from bench.core.example_table import BRACKET
 from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import hold_out
-from bench.runs.request import Request
 from bench.training.checkpoints import BuildSpec
 
 
-def check_checkpoint(spec: BuildSpec, request: Request, arrays: Arrays) -> None:
+def check_checkpoint(spec: BuildSpec, checkpoint: Path, model: str | None, arrays: Arrays) -> None:
     """Check that our own checkpoint fits the data set's images and classes, and the model of --model."""
-    checkpoint, model = request.checkpoint, request.model
-    if request.state_dict is not None:
-        raise UserError(f"checkpoint {checkpoint} is one state dict; leave out --state-dict {request.state_dict}")
     if (spec.shape, spec.classes) != (arrays.shape, arrays.classes):
         raise UserError(
             f"checkpoint {checkpoint} is for images {spec.shape} with {spec.classes} classes; {arrays.name} has "

@@ -38,7 +38,7 @@ from bench.runs.compatibility import (
 from bench.runs.hub import repository_name
 from bench.runs.request import Request
 from bench.runs.sources import Ingredients, Sources
-from bench.training.checkpoints import BuildSpec, read_spec
+from bench.training.checkpoints import BuildSpec, check_no_key, read_spec
 from bench.training.foreign_checkpoints import load_foreign
 from bench.training.rebuild import load_weights, make_defense, new_model
 
@@ -127,8 +127,9 @@ def _make_plan(request: Request) -> Plan:
     saved_spec = None if request.checkpoint is None else read_spec(request.checkpoint)
     suite = _suite_of(request, saved_spec)
     arrays = load_arrays(request.dataset or suite.dataset, request.data_dir)
-    if saved_spec is not None:
-        check_checkpoint(saved_spec, request, arrays)
+    if saved_spec is not None and request.checkpoint is not None:
+        check_no_key(request.checkpoint, request.state_dict)
+        check_checkpoint(saved_spec, request.checkpoint, request.model, arrays)
     ball = None if suite.norm == CORRUPTIONS else _threat_of(request, suite, arrays)
     names = suite.corruptions if request.corruptions is None else request.corruptions
     if corruptions := corruption_sources(names, arrays, request.data_dir):

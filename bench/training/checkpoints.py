@@ -141,13 +141,18 @@ def read_state(path: Path, key: str | None = None) -> State:
     with _readable(path):
         if path.suffix == ".safetensors":
             check_safetensors_header(path)
-            if key is not None:
-                raise UserError(f"checkpoint {path} is one state dict; leave out --state-dict {key}")
+            check_no_key(path, key)
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         with warnings.catch_warnings(action="ignore"):  # about unusual pickles, which are read safely or refused
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     return _state_inside(path, loaded, key)
+
+
+def check_no_key(path: Path, key: str | None) -> None:
+    """UserError if a state dict is chosen by its key in a file that holds only one."""
+    if key is not None:
+        raise UserError(f"checkpoint {path} is one state dict; leave out --state-dict {key}")
 
 
 def _state_inside(path: Path, loaded: Any, key: str | None) -> State:
