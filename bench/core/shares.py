@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed.nn  # imported after a group is joined, its default arguments would keep the group alive
 from torch import Tensor, distributed, nn
 
 from bench.core.errors import CheckError
