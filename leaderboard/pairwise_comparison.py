@@ -10,12 +10,20 @@ import numpy.typing as npt
 
 from bench.core.errors import UserError
 from bench.core.record_files import find_records
+from bench.core.records import Record
 from leaderboard.published_results import EvaluatedRun, read_evaluated_run
 from leaderboard.render import percent, render, threat_name, wrapped
-from leaderboard.statistics import examples_needed, mcnemar, paired_difference, seeds_difference, seeds_needed
+from leaderboard.statistics import (
+    examples_needed,
+    mcnemar,
+    paired_difference,
+    paired_means,
+    seeds_difference,
+    seeds_needed,
+)
 
 SHOWN = 20  # maximum number of examples that are listed
-METRICS = ("clean", "robust", "certified")
+METRICS = ("clean", "robust", "certified", "corrupted")
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Difference:
     low, high and p are None if a recipe has only one seed.
     only_a, only_b: the test examples that count for one side only; empty if recipes are compared. needed: the number
     of examples, or of seeds of each side, for a power of 80 % at the 5 % level if the observed difference is the true
-    one; None if it is 0.
+    one; None if it is 0, and for corruptions.
     """
 
     metric: str
@@ -69,7 +77,8 @@ def read_side(path: Path) -> Side:
 def compare(a: Side, b: Side) -> list[Difference]:
     """The difference of each accuracy that both sides have, on the examples that both have.
 
-    UserError if the two sides are not comparable: other data, another threat model, a single seed against a recipe.
+    "corrupted" is the mean accuracy over all corruptions and severities. UserError if the two sides are not comparable:
+    other data, another threat model, other corruptions, a single seed against a recipe.
     """
     record_a, record_b = a.runs[0].record, b.runs[0].record
     if record_a.provenance.get("data_hash") != record_b.provenance.get("data_hash"):
@@ -83,19 +92,32 @@ def compare(a: Side, b: Side) -> list[Difference]:
         single = b if a.recipe else a
         raise UserError(f"{single.name} is a single seed of a recipe; give at least two seeds to compare recipes")
     n = min(len(run.clean) for run in runs)
-    return [_difference(metric, a, b, n) for metric in METRICS if _has(metric, a) and _has(metric, b)]
+    shared = [metric for metric in METRICS if _has(metric, a) and _has(metric, b)]
+    if "corrupted" in shared and len({_corruptions(run.record) for run in runs}) > 1:
+        raise UserError(f"{a.name} and {b.name} have other corruptions; compare runs with the same --corruptions")
+    return [_difference(metric, a, b, n) for metric in shared]
 
 
 def _has(metric: str, side: Side) -> bool:
     if metric == "robust":
         return all(run.attacked for run in side.runs)
+    if metric == "corrupted":
+        return all(run.corrupted is not None for run in side.runs)
     return metric == "clean" or all(run.record.certifies_model for run in side.runs)
+
+
+def _corruptions(record: Record) -> frozenset[tuple[str, str | None]]:
+    return frozenset((name, result.file) for name, result in record.corruptions.items())
 
 
 def _difference(metric: str, a: Side, b: Side, n: int) -> Difference:
     hits_a, hits_b = (np.stack([getattr(run, metric)[:n] for run in side.runs]) for side in (a, b))
     if a.recipe or b.recipe:
         return _over_seeds(metric, hits_a.mean(axis=1), hits_b.mean(axis=1), n)
+    if metric == "corrupted":
+        test = paired_means(hits_a[0], hits_b[0])
+        means = float(hits_a.mean()), float(hits_b.mean())
+        return Difference(metric, n, *means, test.difference, test.low, test.high, test.p, "paired t over examples")
     return _paired(metric, hits_a[0], hits_b[0], n)
 
 

@@ -24,6 +24,7 @@ from bench.core.example_table import (
     certificates,
     certified,
     check_columns,
+    corrupted,
     survivors,
     worst_by,
 )
@@ -94,6 +95,7 @@ class EvaluatedRun:
     claimed: Flags | None = None  # certified by the record, checked or not
     passes: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # by attack, until the example was broken
     labels: npt.NDArray[np.int64] | None = None
+    corrupted: npt.NDArray[np.float64] | None = None  # mean over all corruptions and severities; None without any
 
     @property
     def attacked(self) -> bool:
@@ -203,6 +205,7 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     return EvaluatedRun(
         folder, record, table["clean"], robust, claimed & counted, distances, contests, tuple(robust_by), checked,
         _columns(table, record, checked), by_certifier, claimed, passes, table["label"],
+        np.mean([each.mean(axis=0) for each in corrupted(table).values()], axis=0) if record.corruptions else None,
     )  # fmt: skip
 
 

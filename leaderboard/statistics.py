@@ -24,7 +24,7 @@ MOST_SEEDS = 10**6  # the largest number that seeds_needed returns
 
 
 @dataclass(frozen=True)
-class SeedsTest:
+class MeanDifference:
     """mean(a) - mean(b) with its confidence interval and p-value; None if a side has a single seed."""
 
     difference: float
@@ -74,7 +74,19 @@ def paired_difference(
     return (b - c) / n, ends.min(axis=(0, 1)), ends.max(axis=(0, 1))
 
 
-def seeds_difference(a: Seeds, b: Seeds, grain: float, level: float = 0.95) -> SeedsTest:
+def paired_means(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -> MeanDifference:
+    """The paired t-test of scores (n,) of two networks on the same n examples; for many examples, or normal scores."""
+    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    n, mean = len(differences), float(differences.mean())
+    if n == 1:
+        return MeanDifference(mean)
+    error = float(differences.std(ddof=1)) / math.sqrt(n)
+    margin = error * float(special.stdtrit(n - 1, (1 + level) / 2))
+    p = float(_two_sided(mean / error, n - 1)) if error else float(mean == 0)
+    return MeanDifference(mean, mean - margin, mean + margin, p)
+
+
+def seeds_difference(a: Seeds, b: Seeds, grain: float, level: float = 0.95) -> MeanDifference:
     """Welch's t-test (1947) of two recipes over their seeds; the one-sample t-test if a side is a float.
 
     The degrees of freedom are min(seeds) - 1, which is conservative (Mickey & Brown 1966). Welch's own approximation is
@@ -83,11 +95,11 @@ def seeds_difference(a: Seeds, b: Seeds, grain: float, level: float = 0.95) -> S
     (mean_a, variance_a, count_a), (mean_b, variance_b, count_b) = _summary(a), _summary(b)
     difference = mean_a - mean_b
     if min(count_a, count_b) < 2 or math.isinf(min(count_a, count_b)):
-        return SeedsTest(difference)
+        return MeanDifference(difference)
     error, degrees = _error([variance_a, variance_b], [count_a, count_b], grain)
     margin = float(error * special.stdtrit(degrees, (1 + level) / 2))
     p = float(_two_sided(difference / error, degrees))
-    return SeedsTest(difference, difference - margin, difference + margin, p)
+    return MeanDifference(difference, difference - margin, difference + margin, p)
 
 
 def welch_matrix(

@@ -3,8 +3,10 @@
 import json
 import re
 
+import msgspec
 import numpy as np
 import pytest
+from scipy import stats
 
 from bench.cli import main
 from bench.core.errors import UserError
@@ -12,7 +14,7 @@ from bench.core.example_table import Threat, accuracy
 from bench.core.records import CertifierResult
 from leaderboard.pairwise_comparison import compare, comparison_table, read_side
 from leaderboard.statistics import examples_needed, mcnemar, paired_difference, seeds_difference
-from tests.publish.published import flags, table_of, write_run
+from tests.publish.published import flags, table_of, under_fog, write_run
 
 
 def run(folder, hits, *, n=100, first=0, **changes):
@@ -38,6 +40,28 @@ def test_certificates_of_another_classifier_are_not_compared(tmp_path):
     smoothed = {"smoothing": CertifierResult(share.acc, share.ci95, 0.5, 1.0, kind="probabilistic")}
     a, b = (write_run(tmp_path / name, table, weights=name, certifiers=smoothed) for name in "ab")
     assert [each.metric for each in compare(read_side(a), read_side(b))] == ["clean", "robust"]
+
+
+def under(folder, hits, **changes):
+    table, said = under_fog(flags(100, 60), hits, mild=80)
+    return read_side(write_run(folder, table, weights=str(folder), **said | changes))
+
+
+def test_accuracies_under_corruptions_are_compared(tmp_path):
+    a, b = under(tmp_path / "a", 70), under(tmp_path / "b", 40)
+    corrupted = compare(a, b)[-1]
+    assert (corrupted.metric, corrupted.a, corrupted.b) == ("corrupted", pytest.approx(0.78), pytest.approx(0.72))
+    wanted = stats.ttest_rel(a.runs[0].corrupted, b.runs[0].corrupted)
+    assert corrupted.p == pytest.approx(wanted.pvalue)
+    assert (corrupted.low, corrupted.high) == pytest.approx(tuple(wanted.confidence_interval()))
+    assert compare(a, a)[-1].p == 1
+    from_file = {"fog": msgspec.structs.replace(b.runs[0].record.corruptions["fog"], file="12" * 32)}
+    with pytest.raises(UserError, match="the same --corruptions"):
+        compare(a, under(tmp_path / "c", 40, corruptions=from_file))
+    for seed in (0, 1):
+        under(tmp_path / f"first/{seed}", 70 + seed, seed=seed)
+        under(tmp_path / f"second/{seed}", 40 + seed, seed=seed)
+    assert compare(read_side(tmp_path / "first"), read_side(tmp_path / "second"))[-1].test == "t over seeds"
 
 
 def test_recipes_are_compared_over_seeds(tmp_path):

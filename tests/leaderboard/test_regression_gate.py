@@ -8,15 +8,15 @@ import pytest
 
 from bench.core import record_files
 from bench.core.errors import CheckError, UserError
-from bench.core.example_table import Threat, mean_accuracy
-from bench.core.records import CorruptionResult, Sanity
+from bench.core.example_table import Threat
+from bench.core.records import Sanity
 from leaderboard.gate_baseline import CHANGES, Recipe, read_runs, update_baseline
 from leaderboard.gate_report import gate_annotations, gate_junit, gate_table
 from leaderboard.regression_gate import GateFinding, GateReport, check_against_baseline, corrected
 from leaderboard.render import verdict_text
 from leaderboard.statistics import mcnemar, prediction, prediction_p
 from tests.forged_records import change_record
-from tests.publish.published import bracket_of, flags, table_of, write_run
+from tests.publish.published import bracket_of, flags, table_of, under_fog, write_run
 
 N = 400
 DRAWS = 10_000
@@ -122,19 +122,10 @@ def test_a_certificate_that_only_the_bracket_gave_can_be_lost_too(tmp_path):
     assert group["bracket, attacked"].outcome == "ok"
 
 
-def under_fog(hits):
-    """A table with a corruption, whose severity 5 has this many hits, and what the record says about it."""
-    columns = [flags(N, 240)] * 4 + [flags(N, hits)]
-    table = table_of(flags(N, 240), **{f"corrupted/fog:severity={s}": each for s, each in enumerate(columns, 1)})
-    mean = mean_accuracy(np.stack(columns))
-    result = CorruptionResult(mean.acc, mean.ci95, [float(each.mean()) for each in columns], seconds=1.0)
-    return table, {"corruptions": {"fog": result}, "corrupted": mean}
-
-
 def test_corruptions_are_compared(tmp_path):
     for name, hits in (("old", 240), ("new", 200)):
-        table, said = under_fog(hits)
-        seeds(tmp_path / name, [table], config={"corruptions": ["fog"]}, **said)
+        table, said = under_fog(flags(N, 240), hits, mild=240)
+        seeds(tmp_path / name, [table], **said)
     report = check_against_baseline(tmp_path / "old", [tmp_path / "new"])
     assert (outcomes(report)["fog, severity 5, seed 0"], outcomes(report)["fog, severity 4"]) == ("failed", "ok")
     seeds(tmp_path / "none", [table_of(flags(N, 240))])

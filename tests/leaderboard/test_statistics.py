@@ -11,7 +11,7 @@ import scipy.stats
 
 from bench.core import clopper_pearson
 from leaderboard.statistics import (
-    SeedsTest,
+    MeanDifference,
     benjamini_hochberg,
     examples_needed,
     holm,
@@ -117,10 +117,10 @@ def test_seeds_against_fixed_weights_is_the_test_of_one_sample():
 
 def test_one_seed_claims_nothing():
     some = [0.9, 0.91, 0.92]
-    assert seeds_difference([0.875], [0.75], 0.01) == SeedsTest(0.125, None, None, None)
+    assert seeds_difference([0.875], [0.75], 0.01) == MeanDifference(0.125, None, None, None)
     assert seeds_difference(some, [0.5], 0.01).p is None
     assert seeds_difference([0.5], 0.25, 0.01).p is None
-    assert seeds_difference(0.5, 0.25, 0.01) == SeedsTest(0.25, None, None, None)
+    assert seeds_difference(0.5, 0.25, 0.01) == MeanDifference(0.25, None, None, None)
 
 
 def test_equal_seeds_are_not_certainty():

@@ -3,7 +3,7 @@
 import numpy as np
 
 from bench.core import files, record_checks, record_files
-from bench.core.example_table import Threat, accuracy, mean_radius, robustness
+from bench.core.example_table import Threat, accuracy, mean_accuracy, mean_radius, robustness
 from bench.core.files import sha256
 from bench.core.records import (
     SCHEMA,
@@ -12,6 +12,7 @@ from bench.core.records import (
     Bracket,
     BracketStage,
     CertifierResult,
+    CorruptionResult,
     Record,
     Sanity,
     Training,
@@ -41,6 +42,18 @@ def table_of(robust, *, clean=None, certified=None, **columns):
     if certified is not None:
         table |= {"certified/ibp": certified, "radius/ibp": np.where(certified, 0.2, 0).astype(np.float32)}
     return table | columns
+
+
+def under_fog(robust, hits, *, mild):
+    """A table with a corruption, and what its record says about it.
+
+    hits: how many examples are correct at severity 5. mild: at severities 1 to 4.
+    """
+    columns = [flags(len(robust), mild)] * 4 + [flags(len(robust), hits)]
+    table = table_of(robust, **{f"corrupted/fog:severity={s}": each for s, each in enumerate(columns, 1)})
+    mean = mean_accuracy(np.stack(columns))
+    result = CorruptionResult(mean.acc, mean.ci95, [float(each.mean()) for each in columns], seconds=1.0)
+    return table, {"config": {"corruptions": ["fog"]}, "corruptions": {"fog": result}, "corrupted": mean}
 
 
 def record_of(table, **changes):
