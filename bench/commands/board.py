@@ -224,6 +224,8 @@ def act_check(args: argparse.Namespace) -> None:
 
     runs = args.runs or [Path("runs")]
     if args.update is not None:
+        if args.alpha is not None or args.junit is not None:
+            raise UserError("--alpha and --junit are for a comparison, which --update does not make; leave them out")
         print(update_baseline(args.baseline, runs, args.update, args.config))
         return
     report = check_against_baseline(args.baseline, runs, ALPHA if args.alpha is None else args.alpha, args.config)

@@ -1,4 +1,4 @@
-"""`bench submit --reproduces`: a maintainer of a board has trained an entry's recipe again with new seeds.
+"""`bench submit --reproduces`: a maintainer of a board has trained an entry's recipe again.
 
 The runs are trusted, because the maintainer has made them. The published entry is untrusted.
 """

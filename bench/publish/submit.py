@@ -32,7 +32,15 @@ from bench.publish.untrusted_files import check_url, errors_as_one_line, printab
 from bench.verify.inputs import Settings, load_data
 from bench.verify.report import Finding, findings_table
 from leaderboard.checked_claims import read_reproduction
-from leaderboard.published_results import ABOUT, About, EvaluatedRun, read_entries, suite_folder, write_contest
+from leaderboard.published_results import (
+    ABOUT,
+    About,
+    EvaluatedRun,
+    read_entries,
+    results_folder,
+    suite_folder,
+    write_contest,
+)
 from leaderboard.publishing import add_runs, check_seeds, is_published
 from leaderboard.texts import check_line
 
@@ -99,9 +107,10 @@ def submit_runs(
         print("\nNobody else can check it: give --with-files SEED to add its weights, or --artifacts URL of a folder.")
     if records[0].training is not None and read_reproduction(home) is None:
         place = f"{records[0].suite}/{submission.entry}"
+        where = "" if submission.results == results_folder() else f" --results {shlex.quote(str(submission.results))}"
         print(
             "\nA recipe has a rank once a maintainer of the board has trained it again:\n"
-            f"    bench submit RUNS --reproduces {place} --by NAME"
+            f"    bench submit RUNS --reproduces {place} --by NAME{where}"
         )
 
 

@@ -129,6 +129,7 @@ WRONG = {
     "table of nothing": (("table", "data"), "record.json"),
     "option of another command": (("table", "--sort", "acc"), "unknown option --sort; see `bench table --help`"),
     "option that argparse misses": (("run", "--defence", "atas"), "unknown option --defence: did you mean --defense?"),
+    "baseline with a comparison": (("check", "--baseline", "b", "--update", "why", "--alpha", "0.1"), "--update"),
     "option with its value": (("check", "--basline=x"), "did you mean --baseline?"),
     "choice in other letters": ((*ATAS, "--norm", "linf"), "did you mean 'Linf'?"),
     "choice that there is not": (("table", "--format", "html"), "markdown, csv, latex, json, not 'html'"),

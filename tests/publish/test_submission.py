@@ -536,7 +536,7 @@ def test_an_entry_says_that_its_training_used_additional_data(world):
 def test_an_honest_run_is_published(world, capsys):
     attempt(world, artifacts_url="https://example.org/mine")
     out = capsys.readouterr().out
-    assert "\n    bench submit RUNS --reproduces digits/mine --by NAME\n" in out
+    assert f"\n    bench submit RUNS --reproduces digits/mine --by NAME --results {world / 'results'}\n" in out
     assert "git add" in out
     (entry,) = [entry for entry in read_entries(world / "results", "digits")[0] if entry.name == "mine"]
     (run,) = entry.runs
