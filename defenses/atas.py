@@ -49,11 +49,9 @@ class ATAS(Defense[Config]):
     """ATAS: one-step adversarial training with a smaller step for examples whose past gradients were large.
 
     Thesis, Algorithm 5.3. Perturbations are stored from epoch to epoch, in float16, and follow the crop and flip of
-    their image.
-
-    `resets` are fractions of the training, rounded to the end of an epoch; a reset that would discard perturbations
-    before their second epoch is skipped, with a warning. The published mnist results, of 2 epochs, come from an older
-    version: perturbations were drawn again after the first epoch, and there was no warm-up.
+    their image. `resets` are fractions of the training, rounded to the end of an epoch (after 10 and 20 of 30 epochs;
+    the released code resets after 9 and 19). A reset that would discard perturbations before their second epoch is
+    skipped, with a warning.
 
     Deviations: the step size is that of the released code, a_i = 2 eps / (1 + sqrt(v_i) / c) clamped to
     [eps/2, 1.75 eps], after a warm-up with a_i = eps that does not update v. `atas-text` is the algorithm of the

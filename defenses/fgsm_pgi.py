@@ -41,10 +41,11 @@ class FGSMPGI(Defense[Config]):
     Jia et al. (2022), "Prior-Guided Adversarial Initialization for Fast Adversarial Training". `prior=ep` starts at the
     perturbation of the last epoch; `mep` (the authors' best) starts at a point that moves by alpha along the sign of
     the momentum m <- mu m + gradient / (its mean absolute value). The loss is CE(f(x'), y) + penalty * the mean of
-    (f(x') - f(start))^2 over examples and classes. Starts are uniform in the first epoch, and follow crop and flip.
-    Batch norm is in train mode in both passes, and the authors' label smoothing is the setting `label_smoothing`. Linf
-    only. Our choice, because the available sources do not specify it: the scale of the gradient in m (with its sign
-    instead, m would have no effect for mu below 1/2).
+    (f(x') - f(start))^2 over examples and classes. Batch norm is in train mode in both passes. Linf only. Deviations
+    from the authors' code: gradients in m are scaled for each example, there by their sum over the batch; the first
+    starts are uniform in the ball, there at its corners; stored starts follow crop and flip, there they do not; the
+    attack ascends the cross entropy, there with label smoothing, which is the setting `label_smoothing` of the
+    training.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 97.2 +- 0.6, certified
     1.2 +- 0.6, attacked 67.3 +- 1.5.

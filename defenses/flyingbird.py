@@ -1,7 +1,7 @@
 """FlyingBird (Chen et al., 2022): robust training of a sparse network whose connections change during it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -34,7 +34,7 @@ LEAST = 0.005  # share of the connections that the last updates replace
 class Config(PruningConfig):
     epochs: int = 200
     milestones: tuple[float, ...] = (0.5, 0.75)
-    updates: int = 76  # number of updates of the connections, evenly spread over the training
+    updates: int = 76  # intervals of equal length that the training has; an update of the connections between two
     replaced: float = 0.5  # share of each layer's connections that the first update replaces; it falls as a cosine
     growth: Literal["gradient", "random"] = "gradient"  # random: the default of the released code
     steps: int = 10  # steps of the attack
@@ -42,7 +42,7 @@ class Config(PruningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(updates=(self.updates >= 1, "at least 1"), replaced=(0 < self.replaced < 1, "in (0, 1)"))
+        self.check(updates=(self.updates >= 2, "at least 2"), replaced=(0 < self.replaced < 1, "in (0, 1)"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class FlyingBird(Bird[Config]):
     Chen et al. (2022), "Sparsity Winning Twice", with the constants of the released code: layers start with ideal gas
     quotas; an update prunes the smallest weights of each layer and grows as many, among those that were pruned before
     or now, at the largest absolute gradients of the loss. The code's default grows at random (`growth=random`). A grown
-    weight starts at 0. Here the 900 and 1,200 iterations between updates are 76 updates of the training.
+    weight starts at 0. Here the 900 and 1,200 iterations between updates are 76 intervals of the training.
 
     Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean
     98.9, certified 0.0, attacked 73.9.
@@ -164,14 +164,17 @@ class FlyingBirdPlus(Bird[AdaptiveConfig]):
     Chen et al. (2022). The gap is robust accuracy on the training batches minus that on the validation split. The
     released code grows when the validation loss rises; here it grows when the robust accuracy falls, because the
     training's log has only that. Deviation: the network never has more weights than r allows, so that it keeps the
-    budget; the authors let it grow. Without a validation split and a probe after each epoch, the density does not
-    change.
+    budget; the authors let it grow. Without a validation split and a probe after each epoch (`probe_every=1`), the
+    density does not change, and the training has a warning.
 
     Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean
     98.9, certified 0.0, attacked 73.1.
     """
 
     config_class = AdaptiveConfig
+
+    def times(self) -> Mapping[str, Sequence[float]]:
+        return {"adapts": (self.config.adapts,)}
 
     def prepare(self, trainer: Trainer) -> None:
         super().prepare(trainer)

@@ -30,6 +30,7 @@ class Config(TrainingConfig):
             change=(in_units(self.change, 1.0) > 0, "positive"),
             rate=(0 < self.rate <= 1, "in (0, 1]"),
             warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"),
+            eps_growth=(self.eps_growth == "none", "none, because each example has an eps of its own"),
         )
 
 

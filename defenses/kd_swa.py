@@ -19,12 +19,12 @@ TEACHERS = ("robust_teacher", "standard_teacher")
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     epochs: int = 200
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    swa: float = 0.5  # the weights are averaged from the first drop of the learning rate on
+    milestones: tuple[float, ...] = (0.25, 0.75)
+    swa: float = 0.275  # fraction of the training after which the weights are averaged: epoch 55 of 200
     robust_teacher: str = ""  # file of weights of this architecture, trained by pgd-at
     standard_teacher: str = ""  # file of weights of this architecture, trained by standard
-    robust_share: float = 0.25  # weight of the distillation from the robust teacher
-    standard_share: float = 0.25  # weight of the distillation from the standard teacher; the labels have the rest
+    robust_share: float = 0.6  # weight of the distillation from the robust teacher
+    standard_share: float = 0.1  # weight of the distillation from the standard teacher; the labels have the rest
     temperature: float = 2.0  # temperature of the distillation
     steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack
@@ -44,8 +44,8 @@ class KDSWA(Defense[Config]):
 
     Chen et al. (2021), "Robust Overfitting may be mitigated by properly learned smoothening": the loss is
     (1 - a - b) CE(f(x'), y) + a KD(f(x'), robust(x')) + b KD(f(x'), standard(x')), KD = T^2 KL(teacher / T || f / T).
-    The teachers are finished trainings of the same architecture, and their cost is not counted. Our choices, because
-    the available sources do not specify them: the shares, and that both teachers see the attacked images.
+    The teachers see the attacked images; they are finished trainings of the same architecture, and their cost is not
+    counted. Shares, temperature, milestones and the start of the average are those of the authors' code.
 
     Evidence: not yet reproduced.
     """

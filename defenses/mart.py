@@ -31,7 +31,8 @@ class MART(Defense[Config]):
     """MART: boosted cross entropy at the attacked images plus a KL term that weighs misclassified images more.
 
     Wang et al. (2020), Algorithm 1: BCE(p(x'), y) + beta * KL(p(x) || p(x')) * (1 - p_y(x)), with the x' of PGD on the
-    cross entropy.
+    cross entropy. The schedule and the weight decay are those of pgd-at; the authors' are lr=0.01, weight_decay=3.5e-3,
+    and 120 epochs with drops after 75, 90 and 100.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 94.4 +- 1.2, certified
     11.8 +- 2.4, attacked 64.5 +- 1.9.

@@ -32,10 +32,10 @@ class Config(TrainingConfig):
 class NuAT(Defense[Config]):
     """NuAT: one-step training with the nuclear norm of the batch's change of logits in the attack and in the loss.
 
-    Sriramanan et al. (2021), Algorithm 1: from noise of +-eps/2, one step of eps up the loss CE(x, y) + penalty *
-    ||f(x') - f(x)||_* / B, whose first term does not depend on x'; the same loss trains the network. Linf only. Our
-    choices, because the available sources do not specify them: the nuclear norm is divided by the batch size B, and
-    `growth`, the factor by which the authors raise the penalty when the learning rate drops, is 1.
+    Sriramanan et al. (2021): from noise of +-eps/2, one step of eps up CE(f(x'), y) + penalty * ||f(x') - f(x)||_* / B;
+    the network is trained on CE(f(x), y) plus the same penalty. Linf only. Deviations from the authors' code: the
+    penalty is in every step (there, in every second), and constant (there, it grows linearly from 0). `growth` is a
+    factor of the penalty at each drop of the learning rate.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 95.1 +- 0.8, certified
     0.7 +- 0.6, attacked 56.7 +- 3.2.
@@ -50,13 +50,15 @@ class NuAT(Defense[Config]):
         coins = torch.rand(x.shape, generator=trainer.generator, device=x.device) < 0.5
         noise = config.noise * trainer.eps * (2 * coins.to(x.dtype) - 1)
         start = threat.project(x + noise, x).requires_grad_()
+        drops = sum(trainer.progress >= m for m in config.milestones) if config.schedule == "piecewise" else 0
+        penalty = config.penalty * config.growth**drops / len(batch)
         with mode_of(model, training=False):
             with torch.no_grad():
                 clean = model(x)
-            (gradient,) = torch.autograd.grad(nuclear_norm(model(start) - clean), start)
+            logits = model(start)
+            objective = cross_entropy(logits, batch.y) + penalty * nuclear_norm(logits - clean)
+            (gradient,) = torch.autograd.grad(objective, start)
         x_adv = threat.project(start.detach() + in_units(config.alpha, trainer.eps) * threat.steepest(gradient), x)
-        drops = sum(trainer.progress >= m for m in config.milestones) if config.schedule == "piecewise" else 0
-        penalty = config.penalty * config.growth**drops / len(batch)
 
         def loss() -> Tensor:
             logits, logits_adv = model(x), model(x_adv)

@@ -1,5 +1,6 @@
 """PAS: periodic adversarial scheduling (Liu et al., 2020; thesis, section 4.2.4)."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,17 +52,18 @@ class PAS(Defense[Config]):
         return Snapshots(model, len(self.config.periods) + 1) if self.config.ensemble else model
 
     def parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        return list(live_of(model).parameters())
+        return list((model.live if isinstance(model, Snapshots) else model).parameters())
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        config, threat, live = self.config, trainer.threat, live_of(trainer.model)
-        x_adv, _ = ascend(
-            live, batch.x, batch.target, threat=threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
-            start=threat.random_start(batch.x, trainer.generator),
-        )  # fmt: skip
+        config, threat, model = self.config, trainer.threat, trainer.model
+        with model.without_snapshots() if isinstance(model, Snapshots) else nullcontext():
+            x_adv, _ = ascend(
+                model, batch.x, batch.target, threat=threat, steps=config.steps,
+                alpha=in_units(config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
+            )  # fmt: skip
 
         def loss() -> Tensor:
-            return cross_entropy(live(x_adv), batch.target, label_smoothing=config.label_smoothing)
+            return cross_entropy(model(x_adv), batch.target, label_smoothing=config.label_smoothing)
 
         trainer.update(loss)
 
@@ -69,8 +71,3 @@ class PAS(Defense[Config]):
         ends = trainer.starts(*self.config.periods) or trainer.epoch + 1 == trainer.epochs
         if ends and isinstance(trainer.model, Snapshots):
             trainer.model.take()
-
-
-def live_of(model: nn.Module) -> nn.Module:
-    """The network in training."""
-    return model.live if isinstance(model, Snapshots) else model

@@ -42,7 +42,8 @@ class SAT(Defense[Config]):
 
     Huang et al. (2020), Algorithm 1: t_i <- momentum t_i + (1 - momentum) p(x_i), with the weight max_j t_ij; for
     adversarial training, this weighted cross entropy replaces the first term of TRADES. Before `start` the training is
-    TRADES.
+    TRADES. The weight decay and the step size of the attack are those of pgd-at; the authors' are 2e-4 and 0.007 at eps
+    0.031.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 95.9 +- 0.4, certified
     3.8 +- 1.9, attacked 66.8 +- 0.8.

@@ -63,7 +63,7 @@ def _over_processes(norm: Norm, x: Tensor) -> Tensor:
 def _of_each(norm: Norm, x: Tensor, number: int) -> Tensor:
     """Normalize each of `number` parts of x with its own statistics."""
     outputs, means, variances = [], [], []
-    for part in x.tensor_split(number):
+    for part in x.tensor_split(min(number, len(x))):
         mean, variance = torch.zeros(2, x.shape[1], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         outputs.append(batch_norm(part, mean, variance, norm.weight, norm.bias, True, 1.0, norm.eps))
         means.append(mean)

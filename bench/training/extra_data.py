@@ -18,11 +18,12 @@ from bench.datasets.split import Split
 class ExtraData:
     """x_extra uint8 (N,H,W,C) and y_extra (N,) of the file `extra`, augmented as the training data.
 
-    UserError if the images or labels do not fit the trainer's model.
+    own: the number of training examples in a batch. UserError if the images or labels do not fit the trainer's model.
     """
 
     def __init__(self, config: TrainingConfig, trainer: Trainer) -> None:
         self.config, path = config, Path(config.extra)
+        self.own = max(1, round(config.batch_size * (1 - config.extra_share)))
         changed = path.stat().st_mtime_ns if path.is_file() else 0
         self.split = _read(path, changed, trainer.generator.device, (config.crop, config.flip, config.cutout))
         self._check(trainer)
@@ -39,23 +40,21 @@ class ExtraData:
             raise UserError(f"{file}: y_extra has the label {int(extra.y.max())}; it must be below {classes}")
 
     def mixed(self, batches: Iterator[Batch], generator: torch.Generator) -> Iterator[Batch]:
-        """Yield the batches of an epoch: each training example once, in batches filled up with examples of the file.
+        """Fill up batches of `own` training examples, (own,), to the batch size with examples of the file.
 
-        The batches are as large as without the file, so there are more of them. The file's examples are in random
-        order, and none is repeated before all were used. Batches have no view, and the file's examples the index -1.
+        The file's examples are in random order, and none is repeated before all were used. Batches have no view, and
+        the file's examples the index -1. A last, smaller batch has the same share of them.
         """
-        extra, share = self.split, self.config.extra_share
-        own = max(1, round(self.config.batch_size * (1 - share)))
+        extra, added = self.split, max(1, self.config.batch_size - self.own)
         order = torch.randperm(len(extra), generator=generator, device=extra.y.device)
         used = 0
         for batch in batches:
-            for rows in torch.arange(len(batch), device=batch.y.device).split(own):
-                n = max(1, round(len(rows) * share / (1 - share)))
-                places = torch.arange(used, used + n, device=order.device) % len(order)
-                other = extra.augmented(order[places], generator)
-                used += n
-                index = torch.cat([batch.index[rows], torch.full_like(other.index, -1)])
-                yield Batch(torch.cat([batch.x[rows], other.x]), torch.cat([batch.y[rows], other.y]), index)
+            n = max(1, round(len(batch) * added / self.own))
+            places = torch.arange(used, used + n, device=order.device) % len(order)
+            other = extra.augmented(order[places], generator)
+            used += n
+            index = torch.cat([batch.index, torch.full_like(other.index, -1)])
+            yield Batch(torch.cat([batch.x, other.x]), torch.cat([batch.y, other.y]), index)
 
 
 @lru_cache(maxsize=1)

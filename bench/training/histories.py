@@ -24,9 +24,10 @@ LOSS, WRONG = "history/loss", "history/wrong"  # banks (N, epochs): loss, NaN be
 def keeping_losses(trainer: Trainer, batch: Batch, keep_losses: bool) -> Iterator[None]:
     """Keep the losses of the block, a step on the batch, in the trainer's bank; does nothing without `keep_losses`.
 
-    The loss of an example is the cross entropy of its label in the last pass in train mode, that is on the images that
-    update the weights: adversarial ones in adversarial training. If that pass has another number of images than the
-    batch, the losses stay NaN.
+    The loss of an example is the cross entropy of its label in the last pass in train mode on other images than the
+    batch's own, that is on the adversarial images in adversarial training; without such a pass, in the last pass on the
+    batch's own. If that pass has a different number of images from the batch, the losses stay NaN. Additional data
+    (index -1) have none.
     """
     if not keep_losses:
         yield
@@ -35,21 +36,23 @@ def keeping_losses(trainer: Trainer, batch: Batch, keep_losses: bool) -> Iterato
     if LOSS not in bank:
         bank[LOSS] = torch.full((trainer.examples, trainer.epochs), torch.nan, device=batch.y.device)
         bank[WRONG] = torch.zeros_like(bank[LOSS], dtype=torch.bool)
-    last: list[Tensor] = []
+    last: dict[str, Tensor] = {}
 
-    def keep(module: nn.Module, _: Any, output: Any) -> None:
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if module.training and isinstance(output, Tensor) and output.requires_grad:
-            last[:] = [output.detach()]
+            last["clean" if inputs and inputs[0] is batch.x else "perturbed"] = output.detach()
 
     handle = model.register_forward_hook(keep)
     try:
         yield
     finally:
         handle.remove()
-    if last and len(last[0]) == len(batch):
-        logits = last[0].float()
-        bank[LOSS][batch.index, epoch] = cross_entropy(logits, batch.y, reduction="none")
-        bank[WRONG][batch.index, epoch] = logits.argmax(dim=1) != batch.y
+    logits = last.get("perturbed", last.get("clean"))
+    if logits is not None and len(logits) == len(batch):
+        own = batch.index >= 0
+        logits, y, index = logits[own].float(), batch.y[own], batch.index[own]
+        bank[LOSS][index, epoch] = cross_entropy(logits, y, reduction="none")
+        bank[WRONG][index, epoch] = logits.argmax(dim=1) != y
 
 
 def save_history(folder: Path, bank: dict[str, Tensor], rows: np.ndarray) -> None:

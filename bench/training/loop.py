@@ -95,7 +95,7 @@ class Loop(TrainingState):
         `backward` calls.
         """
         lr, seconds = self.lr, self.seconds
-        with self.computed(), self.counted(self.model):
+        with self.computed(), self.counted(self.model), self.random_layers():
             self._run_steps(report)
             self.defense.end_epoch(self)
             self.average.after_epoch(self.model, (self.epoch + 1) / self.epochs)

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 class Snapshots(nn.Module):
     """In train mode, the network `live`; in eval mode, the logarithm of the mean softmax of the snapshots taken so far.
 
-    Its cross entropy is -log of the mean probability. Before the first snapshot, eval mode uses `live`.
+    Its cross entropy is -log of the mean probability. Before the first snapshot, and in `without_snapshots`, eval mode
+    uses `live`.
     """
 
     taken: Tensor
@@ -20,14 +23,24 @@ class Snapshots(nn.Module):
         self.live = live
         self.members = nn.ModuleList(copy.deepcopy(live).requires_grad_(False) for _ in range(members))
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+        self._alone = False
 
     def take(self) -> None:
         """Keep the state of `live` as the next snapshot."""
         self.members[int(self.taken)].load_state_dict(self.live.state_dict())
         self.taken += 1
 
+    @contextmanager
+    def without_snapshots(self) -> Iterator[None]:
+        """Inside the block, eval mode uses `live`: for attacks on the network in training."""
+        self._alone = True
+        try:
+            yield
+        finally:
+            self._alone = False
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        if self.training or self._alone:
             logits: Tensor = self.live(x)
             return logits
         members = list(self.members)[: int(self.taken)] or [self.live]

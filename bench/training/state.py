@@ -34,7 +34,7 @@ class TrainingState:
     def __init__(
         self, model: nn.Module, defense: Defense[Any], split: Split, threat: ThreatModel, *, seed: int
     ) -> None:
-        self.config, self.defense, self.split = defense.config, defense, split
+        self.config, self.defense, self.split, self.seed = defense.config, defense, split, seed
         self._whole_threat = threat
         self.device = split.y.device
         self.forwards = Forwards(self.config, model, self.device)
@@ -98,7 +98,8 @@ class TrainingState:
             self.warnings.append(message)
 
     def shuffled(self) -> Iterator[Batch]:
-        batches = self.split.shuffled(self.config.batch_size, self.generator)
+        own = self.config.batch_size if self.extra is None else self.extra.own
+        batches = self.split.shuffled(own, self.generator)
         for batch in batches if self.extra is None else self.extra.mixed(batches, self.generator):
             yield dataclasses.replace(batch, x=batch.x.contiguous(memory_format=self.forwards.layout))
 
@@ -136,6 +137,16 @@ class TrainingState:
         with count_passes(model, self.passes), nullcontext() if average is None else count_passes(average, self.passes):
             yield
         self.seconds += time.perf_counter() - start
+
+    @contextmanager
+    def random_layers(self) -> Iterator[None]:
+        """Inside the block, an epoch, layers such as dropout draw numbers that depend on the seed and the epoch only.
+
+        Such layers use torch's global generator, whose state after the block is that before it.
+        """
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seeds.derive(self.seed, "layers", self.epoch))
+            yield
 
     @contextmanager
     def undone(self) -> Iterator[None]:

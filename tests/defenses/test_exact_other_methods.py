@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from attacks.deepfool import DeepFool
 from bench.core.errors import UserError
-from bench.testing.contracts import DefenseContract, tiny_model
+from bench.testing.contracts import EPS, DefenseContract, tiny_model
 from bench.training.snapshots import Snapshots
 from tests.defenses.exact_step import Step
 
@@ -42,14 +42,15 @@ def test_at():
     step.check(cross_entropy(step.model(x_adv), step.y))
 
 
-def test_at_projects_the_points_of_a_minimum_norm_attack(monkeypatch):
+@pytest.mark.parametrize(("attack", "factor"), [("deepfool", 1.0), ("deepfool:eps=0.1", 0.1 / EPS["Linf"])])
+def test_at_projects_the_points_of_a_minimum_norm_attack(attack, factor, monkeypatch):
     monkeypatch.setattr(DeepFool, "perturb", lambda *call, **_: call[2].x + 0.5)
-    loop = DefenseContract().loop("at", attack="deepfool")
+    loop = DefenseContract().loop("at", attack=attack)
     seen = []
     loop.model.register_forward_pre_hook(lambda *call: seen.append(call[1][0].detach()))
     batch = next(loop.shuffled())
     loop.defense.train_step(batch, loop)
-    assert torch.allclose(seen[-1], (batch.x + loop.eps).clamp(max=1))
+    assert torch.allclose(seen[-1], (batch.x + factor * loop.eps).clamp(max=1))
 
 
 def test_at_refuses_an_attack_of_another_norm():
@@ -157,6 +158,15 @@ def test_half_of_each_batch_is_additional_data(weights, extra, defense):
         assert white.tolist() == (batch.index == -1).tolist() == [False] * 8 + [True] * 8
         assert (batch.y[white] == 3).all()
     loop.run()
+
+
+@pytest.mark.parametrize(("share", "own"), [(0.3, 11), (0.7, 5)])
+def test_additional_data_fill_batches_of_one_size(extra, share, own):
+    loop = DefenseContract().loop("pgd-at", extra=extra, extra_share=share)
+    batches = list(loop.shuffled())
+    assert {len(batch) for batch in batches[:-1]} == {16}
+    assert {int((batch.index >= 0).sum()) for batch in batches[:-1]} == {own}
+    assert sorted(i for batch in batches for i in batch.index.tolist() if i >= 0) == list(range(40))
 
 
 @pytest.mark.parametrize(("x", "y", "said"), [

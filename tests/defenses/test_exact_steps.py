@@ -20,7 +20,7 @@ def test_fgsm_at():
 
 def test_n_fgsm():
     step = Step("n-fgsm")
-    noisy = step.x + 2 * step.eps * step.uniform()
+    noisy = (step.x + 2 * step.eps * step.uniform()).clamp(0, 1)
     x_adv = (noisy + step.eps * step.gradient(noisy).sign()).clamp(0, 1)
     assert ((x_adv - step.x).abs() > step.eps * 1.01).any()  # it is not projected onto the ball
     step.check(cross_entropy(step.model(x_adv), step.y))

@@ -37,13 +37,37 @@ def test_the_first_losses_are_those_of_the_untrained_network():
     assert loop.bank[LOSS].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["pgd-at", "trades", "free", "atas", "iat", "sat", "mart"])
+@pytest.mark.parametrize("name", ["pgd-at", "trades", "free", "atas", "iat", "sat", "mart", "pas"])
 def test_adversarial_losses_are_kept_and_do_not_change_the_training(name):
     kept, plain = loop_of(name, keep_losses=True), loop_of(name)
     states = [loop.run()[0].state_dict() for loop in (kept, plain)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert kept.bank[LOSS].isfinite().all()
     assert LOSS not in plain.bank
+
+
+@pytest.mark.parametrize("name", ["trades", "hydra"])  # their last pass is on adversarial, and on clean images
+def test_the_losses_are_those_of_the_adversarial_images(name):
+    loop, seen = loop_of(name, keep_losses=True), []
+    batch = next(loop.shuffled())
+    handle = loop.model.register_forward_hook(lambda module, x, out: seen.append((module.training, x[0], out.detach())))
+    loop.train_on(batch)
+    handle.remove()
+    (logits,) = [out for training, x, out in seen if training and x is not batch.x]
+    wanted = cross_entropy(logits, batch.y, reduction="none")
+    assert torch.allclose(loop.bank[LOSS][batch.index, 0], wanted, atol=1e-6)
+
+
+def test_additional_data_have_no_history(tmp_path):
+    np.savez(tmp_path / "it.npz", x_extra=np.full((80, 8, 8, 1), 255, np.uint8), y_extra=np.full(80, 3))
+    loop = loop_of("pgd-at", keep_losses=True, extra=str(tmp_path / "it.npz"))
+    batch = next(loop.shuffled())
+    loop.model.train()
+    loop.train_on(batch)
+    assert (batch.index < 0).any()
+    assert loop.bank[LOSS][:, 0].isfinite().nonzero().squeeze(1).tolist() == sorted(
+        i for i in batch.index.tolist() if i >= 0
+    )
 
 
 def test_a_history_goes_on_after_an_interruption_and_is_saved(tmp_path):

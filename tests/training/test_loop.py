@@ -120,6 +120,29 @@ def test_an_averaged_run_goes_on_bit_for_bit(tmp_path):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.parametrize("finished", [1, 3])
+def test_layers_with_random_numbers_go_on_bit_for_bit(tmp_path, finished):
+    def dropping():
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+
+    torch.manual_seed(0)
+    start = dropping().state_dict()
+
+    def loop():
+        model = dropping()
+        model.load_state_dict(start)
+        return loop_of(model=model)
+
+    whole = loop().run()[0].state_dict()
+    part = loop()
+    for _ in range(finished):
+        part.run_epoch()
+    save_checkpoint(tmp_path, part.state(), "")
+    torch.manual_seed(9)
+    resumed = loop().run(tmp_path)[0].state_dict()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
 def test_passes_are_counted():
     _, cost = DefenseContract().loop("pgd-at", steps="3", epochs=2).run()
     assert (cost.forwards, cost.backwards) == (2 * 40 * 4, 2 * 40 * 4)

@@ -94,6 +94,16 @@ def test_shares_of_a_batch_have_their_own_statistics():
         assert torch.equal(model(x), tiny_model_like(model)(x))
 
 
+def test_a_batch_with_fewer_examples_than_shares():
+    x, means = torch.rand(3, 1, 8, 8), []
+    for number in (8, 3):
+        model = tiny_model().train()
+        with of_shares(model, number):
+            model(x)
+        means.append(model[1].running_mean)
+    assert torch.allclose(*means)
+
+
 def tiny_model_like(model):
     copy = tiny_model().eval()
     copy.load_state_dict(model.state_dict())
