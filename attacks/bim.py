@@ -20,7 +20,7 @@ class BIM(Attack):
     """Projected steps of size eps / steps from the image itself; returns the last iterate. Kurakin et al. (2017)."""
 
     steps: int = 10  # gradient steps
-    alpha: Length | None = None  # eps / steps
+    alpha: Length | None = None  # step size; none: eps / steps
     decay: float = 1.0  # factor of the step size
     decay_every: int = 10  # steps between two decays
 

@@ -22,7 +22,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def reflected(logits: Tensor, y: Tensor) -> Tensor:
-    """log p of the most likely incorrect class (reflected-loss.txt, sections 2 and 4.3).
+    """log p of the most likely incorrect class (reflected-loss paper, sections 2 and 4.3).
 
     With two classes this is the reflected cross entropy l_-(z) = -log(1 + e^z) at z = z_y - z_other. With more, it is
     the paper's greedy choice of the target class.

@@ -23,7 +23,7 @@ class MIFGSM(Attack):
     """
 
     steps: int = 10  # gradient steps
-    alpha: Length | None = None  # eps / steps
+    alpha: Length | None = None  # step size; none: eps / steps
     decay: float = 1.0  # mu: 0 forgets earlier gradients, 1 adds them up
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Attacks on the reflected loss: FGSM, BIM and PGD that maximize the likelihood of an incorrect class.
 
-reflected-loss.txt ("Robustness Guarantees for Adversarially Trained Neural Networks"): with two classes
+"Robustness Guarantees for Adversarially Trained Neural Networks" (anonymous, under review): with two classes
 l_-(z) = -log(1 + e^z) of the margin z (section 2); with more, the log-likelihood of the most likely incorrect class,
 chosen anew at each step (section 4.3, greedy). With two classes its gradient is a positive multiple of that of the
 cross entropy, so the attacks differ only if steps are raw.

@@ -1,4 +1,4 @@
-"""The shortest single gradient step that changes the prediction (lazy-training.txt)."""
+"""The shortest single gradient step that changes the prediction (Wang et al., 2022)."""
 
 from dataclasses import dataclass
 

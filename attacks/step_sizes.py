@@ -1,4 +1,4 @@
-"""Step sizes that decay, as in section 4.2 of papers/reflected-loss.txt: 10, times 0.2 every 10 steps."""
+"""Step sizes that decay, as in section 4.2 of the reflected-loss paper: 10, times 0.2 every 10 steps."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -51,8 +51,8 @@ class Activation(ABC):
     def relax(self, low: Tensor, high: Tensor, kind: RelaxationKind) -> LinearRelaxation:
         """The linear relaxation over [low, high].
 
-        parallel: both lines have one slope (Eq. 3.4 for ReLU, Eq. 3.5 for sigmoid and tanh). adaptive: the line of a
-        ReLU that passes through the origin is the piece on the longer side of zero, which leaves the smaller area
+        parallel: both lines have one slope (thesis, Eq. 3.4 for ReLU, Eq. 3.5 for sigmoid and tanh). adaptive: the line
+        of a ReLU that passes through the origin is the piece on the longer side of zero, which leaves the smaller area
         (CROWN); sigmoid and tanh as with parallel; for other curves each line has its own slope, the candidate with the
         smallest area. tight: as adaptive, but sigmoid and tanh use the chord wherever it is a bound. crown: as
         adaptive, but for sigmoid and tanh each line has its own slope, as in CROWN (s_curve_lines).
@@ -120,7 +120,7 @@ class SCurve(Activation):
     """Sigmoid or tanh."""
 
     def relax(self, low: Tensor, high: Tensor, kind: RelaxationKind) -> LinearRelaxation:
-        """Two lines with the slope d of the chord (Eq. 3.5, table 3.1).
+        """Two lines with the slope d of the chord (thesis, Eq. 3.5, Table 3.1).
 
         If the interval is on one side of zero, one line is the chord and the other a tangent on that side. Else both
         are tangents, at t_1 < 0 < t_2; if `tight`, the chord replaces a tangent whose point is outside the interval.

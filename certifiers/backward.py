@@ -64,7 +64,8 @@ def propagate_backward(
 ) -> BackwardBound:
     """Replace each node by its inputs, the last node first, until only the nodes of `until` (and the image) are left.
 
-    relaxations: one for each activation on the path (Eq. 3.7). passed: receives the forms of each activation's output.
+    relaxations: one for each activation on the path (thesis, Eq. 3.7). passed: receives the forms of each activation's
+    output.
     """
     pending = dict(start.forms)
     arrived: dict[int, LinearForms] = {}

@@ -26,7 +26,10 @@ HALVING = 3  # Newton's method halves the interval at every third bound, so that
 
 @dataclass(frozen=True)
 class SearchInterval:
-    """The final interval of each search, (B,): certified at `low`, not at `high`. bounds: number of bounds computed."""
+    """The final interval of each search, (B,): certified at `low`; at `high` not certified, or not tried.
+
+    bounds: the number of bounds computed.
+    """
 
     low: Tensor
     high: Tensor

@@ -1,7 +1,8 @@
 """The distance from an image to a hyperplane inside the box (problem 3.14, solved greedily by Algorithm 3.4).
 
 A step of size t moves each pixel j against a_j by min(t v_j, room_j), where v_j is 1 under Linf and |a_j| under L2, and
-room_j is the distance to the box's end. No other step of the same length lowers <a, .> more (Eq. 3.19). The decrease is
+room_j is the distance to the box's end. No other step of the same length lowers <a, .> more (thesis, Eq. 3.19). The
+decrease is
 
     f(t) = sum_j |a_j| min(t v_j, room_j),
 

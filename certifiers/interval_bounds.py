@@ -19,7 +19,7 @@ PreActivationBounds = dict[int, tuple[Tensor, Tensor]]  # by activation node: th
 
 
 def propagate_intervals(network: Network, region: Region) -> list[Interval]:
-    """The interval of each node's output, from those of its inputs (Eq. 3.8).
+    """The interval of each node's output, from those of its inputs (thesis, Eq. 3.8).
 
     Under L2 and L1, the inputs of the first activations are bounded over the ball, not over the box around it.
     """

@@ -39,7 +39,7 @@ class Affine(ABC):
         return self.weight.abs()
 
     def interval(self, center: Tensor, radius: Tensor) -> Interval:
-        """The interval of W z + b for z in an interval (Eq. 3.8)."""
+        """The interval of W z + b for z in an interval (thesis, Eq. 3.8)."""
         return self.apply(center, self.weight, self.bias), self.apply(radius, self.absolute)
 
     def magnitude(self, size: Tensor) -> Tensor:

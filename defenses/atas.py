@@ -21,7 +21,7 @@ PAPER_EPS, PAPER_BATCH = 8 / 255, 128  # for which the published c was chosen
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     beta: float = 0.5  # momentum of the moving average v of squared gradient norms
-    c: float = 0.01  # value at eps 8/255, for gradients of the mean over a batch of 128
+    c: float = 0.01  # scale of sqrt(v) in the step size, at eps 8/255 and for gradients of the mean over a batch of 128
     longest: Length = OfEps(2.0)  # the step size where there was no gradient, before the clamp
     smallest: float = 0.5  # step sizes are clamped to [smallest, largest], in units of eps
     largest: float = 1.75  # see smallest
@@ -139,7 +139,7 @@ class TextConfig(TrainingConfig):
 
 @registry.defense("atas-text")
 class ATASText(Defense[TextConfig]):
-    """ATAS as the text has it: steps gamma / sqrt(v + C) for the example's own gradient, no clamp, warm-up or reset.
+    """ATAS with the step size of the thesis' text, gamma / sqrt(v + C), without clamp, warm-up or reset.
 
     Thesis, Algorithm 5.3 and Eq. 5.15, 5.16; `monotone` is Eq. 5.23. Nothing is scaled with eps or the batch size. The
     equation and the text disagree: section 5.2.4 says that the step of an example without gradient is gamma / C =

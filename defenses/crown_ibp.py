@@ -28,7 +28,7 @@ class Config(RampConfig):
 
 @registry.defense("crown-ibp")
 class CrownIBP(Ramped[Config]):
-    """CROWN-IBP: as IBP, with worst logits from linear bounds over intervals that are blended into interval bounds.
+    """CROWN-IBP: as IBP, but the worst-case logits mix linear bounds (CROWN-IBP) and interval bounds.
 
     Zhang et al. (2020), Eq. 10 and 11: kappa l(z) + (1 - kappa) l(z_worst), whose margins are beta times those of
     `crown-ibp` plus (1 - beta) times those of `ibp`. kappa and beta follow eps. The defaults are those of the paper's

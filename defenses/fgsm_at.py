@@ -75,7 +75,7 @@ class FGSMRS(Defense[RandomStartConfig]):
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyConfig(Config):
-    noise: float = 2.0  # its half-width, in units of eps
+    noise: float = 2.0  # half-width of the uniform noise, in units of eps
 
     def __post_init__(self) -> None:
         super().__post_init__()

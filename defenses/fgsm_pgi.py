@@ -20,7 +20,7 @@ class Config(TrainingConfig):
     epochs: int = 110
     milestones: tuple[float, ...] = (100 / 110, 105 / 110)
     prior: Literal["mep", "ep"] = "mep"  # start: from the momentum of all epochs, or the last epoch's perturbation
-    momentum_of_gradients: float = 0.3  # mu: of the momentum
+    momentum_of_gradients: float = 0.3  # mu: decay of the momentum of gradients
     penalty: float = 10.0  # lambda: weight of the squared distance between the outputs at the start and at the end
     alpha: Length = OfEps(1.0)  # step size of the attack, and of the start
     reset_every: int = 40  # epochs after which starts are drawn again, at least 2
@@ -36,7 +36,7 @@ class Config(TrainingConfig):
 
 @registry.defense("fgsm-pgi")
 class FGSMPGI(Defense[Config]):
-    """FGSM-PGI: one step from a start that earlier epochs found, with a penalty on the change of outputs from it.
+    """FGSM-PGI: one step from a start taken from earlier epochs, plus a penalty on the resulting change of the logits.
 
     Jia et al. (2022), "Prior-Guided Adversarial Initialization for Fast Adversarial Training". `prior=ep` starts at the
     perturbation of the last epoch; `mep` (the authors' best) starts at a point that moves by alpha along the sign of

@@ -17,7 +17,7 @@ class Config(TrainingConfig):
     lr: float = 0.2
     schedule: Schedule = "triangular"
     alpha: Length = OfEps(1.25)  # step size of the attack
-    penalty: float = 0.2  # lambda: 0.2 for CIFAR-10 at eps 8/255, 0.5 for CIFAR-100, 0.005 for ImageNet
+    penalty: float = 0.2  # lambda, weight of the penalty; 0.5 for CIFAR-100, 0.005 for ImageNet
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,7 @@ class Config(TrainingConfig):
     milestones: tuple[float, ...] = (0.5, 0.75)
     steps: int = 10  # steps of the attacks
     alpha: Length = OfEps(0.25)  # step size of the attacks, in units of the example's own eps
-    change: Length = OfEps(1.9 / 8)  # gamma: 1.9/255 at eps 8/255
+    change: Length = OfEps(1.9 / 8)  # gamma: change of an example's eps in one step; 1.9/255 at eps 8/255
     rate: float = 0.1  # weight of the new eps in the moving average
     warm_up: float = 10 / 200  # fraction of the training in which every example has the eps of the threat model
 

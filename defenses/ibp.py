@@ -24,9 +24,9 @@ class Config(RampConfig):
 
 @registry.defense("ibp")
 class IBP(Ramped[Config]):
-    """IBP: cross entropy of the worst logits under interval bounds, mixed with the cross entropy of the clean images.
+    """IBP: cross entropy of the worst-case logits under interval bounds, mixed with that of the clean images.
 
-    Gowal et al. (2018): kappa l(z) + (1 - kappa) l(z_worst), with the last layer merged into the worst logits. The
+    Gowal et al. (2018): kappa l(z) + (1 - kappa) l(z_worst), with the last layer merged into the worst-case logits. The
     defaults are the paper's for MNIST (60,000 steps). Zhang et al. (2020) use warm_up=0.01, ramp=0.6, growth=smooth and
     learning rates that halve at 0.7, 0.8 and 0.9, as do the suites of the thesis' Table 3.5; there the CNN bounds
     subsample=20 images of a batch (10 on CIFAR-10). Batch norm is in eval mode in the bounds.

@@ -18,10 +18,10 @@ from certifiers.worst_logits import linear_worst_logits
 class Config(RampConfig):
     schedule: Schedule = "constant"
     eps_start: Length = OfEps(0.5)  # eps at the start of the ramp
-    loss: Literal["cross-entropy", "hinge"] = "cross-entropy"  # loss of the worst logits
+    loss: Literal["cross-entropy", "hinge"] = "cross-entropy"  # loss of the worst-case logits
     attacked: float = 0.0  # weight of the added cross entropy under PGD; 0 for no attack
     steps: int = 10  # steps of the attack
-    step_size: Length = OfEps(0.25)  # step size of the attack
+    step_size: Length = OfEps(0.25)  # step size of the attack (`alpha` in other defenses)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,7 +34,7 @@ class Config(RampConfig):
 
 @registry.defense("kw")
 class KW(Ramped[Config]):
-    """KW: cross entropy of the worst logits under the linear bounds of Wong and Kolter (fast-lin).
+    """KW: cross entropy of the worst-case logits under the linear bounds of Wong and Kolter (fast-lin).
 
     Wong and Kolter (2018), Eq. 14, with the schedule of their code: eps rises linearly from half to all of it in the
     first half of the training. Batch, learning rate and epochs are the thesis' (100, 1e-3, 100). Its section 3.3.4 also

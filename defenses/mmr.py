@@ -46,7 +46,7 @@ class AttackedConfig(Config):
     gamma_decision: Length = OfEps(2.0)  # the same for planes of decisions
     attacked: float = 0.5  # share of a batch that is replaced by adversarial examples
     steps: int = 40  # steps of the attack; the authors use 7 on CIFAR-10
-    step_size: Length = OfEps(0.1)  # step size of the attack
+    step_size: Length = OfEps(0.1)  # step size of the attack (`alpha` in other defenses)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,14 +82,14 @@ class MaximumMargin(Defense[ConfigT]):
 
 
 def hinge(distances: Tensor, gamma: float, nearest: int) -> Tensor:
-    """The mean of max(0, 1 - d / gamma) over the `nearest` of the distances (B,N), (B,)."""
+    """The mean of max(0, 1 - d / gamma) over the `nearest` smallest of the distances d (B,N): (B,)."""
     smallest = torch.topk(distances, nearest, dim=1, largest=False, sorted=False).values
     return (1 - smallest / gamma).clamp(min=0).mean(dim=1)
 
 
 @registry.defense("mmr")
 class MMR(MaximumMargin[Config]):
-    """MMR: cross entropy plus hinge losses on the distances to the linear region's and the decision boundaries.
+    """MMR: cross entropy plus hinge losses on the distances to region boundaries and to decision boundaries.
 
     Croce, Andriushchenko and Hein (2019), Eq. 6 and Section 4: the mean of max(0, 1 - d / gamma) over the nearest
     planes on which a ReLU switches, plus the same over the planes of decisions, both from the function that is linear

@@ -47,7 +47,7 @@ class Gaussian(Defense[Config]):
 class AttackedConfig(Config):
     samples: int = 2  # m, the draws of noise for each image
     steps: int = 10  # steps of the attack
-    step_size: Length = OfEps(0.2)  # step size of the attack: 2 eps / steps
+    step_size: Length = OfEps(0.2)  # step size of the attack (`alpha` in other defenses): 2 eps / steps
     ramp: float = 0.1  # fraction of the training in which eps rises from 0
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class Config(TrainingConfig):
 
 @registry.defense("nuat")
 class NuAT(Defense[Config]):
-    """NuAT: one-step training with the nuclear norm of the batch's change of logits in the attack and in the loss.
+    """NuAT: one-step training with the nuclear norm of the batch's logit changes, in the attack and in the loss.
 
     Sriramanan et al. (2021): from noise of +-eps/2, one step of eps up CE(f(x'), y) + penalty * ||f(x') - f(x)||_* / B;
     the network is trained on CE(f(x), y) plus the same penalty. Linf only. Deviations from the authors' code: the

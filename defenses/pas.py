@@ -19,7 +19,7 @@ from bench.training.snapshots import Snapshots
 class Config(TrainingConfig):
     epochs: int = 200
     weight_decay: float = 1e-3
-    periods: tuple[float, ...] = (0.5, 0.75)  # 0:100:150:200 epochs
+    periods: tuple[float, ...] = (0.5, 0.75)  # fractions at which a new period begins: epochs 100 and 150 of 200
     eps_growth: Literal["none", "linear", "cosine"] = "cosine"  # growth of eps in each period
     eps_max: Length = OfEps(2.0)  # 16/255 for CIFAR-10 at eps 8/255; 1.5eps (cosine) and 2eps (linear) for MNIST
     ensemble: bool = True  # average the outputs of the networks at the ends of the periods; false: only the last one
@@ -35,7 +35,7 @@ class Config(TrainingConfig):
 
 @registry.defense("pas")
 class PAS(Defense[Config]):
-    """PAS: PGD training in periods of growing eps and falling learning rate; an ensemble of the period ends.
+    """PAS: PGD training in periods of growing eps and falling learning rate; ensemble of the networks at their ends.
 
     Thesis, section 4.2.4 and Eq. 4.29. The ensemble is the mean of the softmax outputs of the networks at the ends of
     the periods, as one network: attacks maximise -log of the mean probability. Bounds do not support softmax, so only

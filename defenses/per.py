@@ -34,7 +34,7 @@ class Config(BoundsConfig):
     eps_start: Length = OfEps(0.064)  # eps at the start of its schedule
     warm_up: float = 0.0  # fraction of the training that is adversarial training only
     steps: int = 10  # steps of the attack
-    step_size: Length = OfEps(0.2)  # step size of the attack
+    step_size: Length = OfEps(0.2)  # step size of the attack (`alpha` in other defenses)
     clip_value: float = 0.5  # largest entry of the weights' gradient
 
     def __post_init__(self) -> None:
@@ -229,7 +229,7 @@ class LPERAT(Attacked):
 
 @registry.defense("i-per-at")
 class IPERAT(Attacked):
-    """I-PER+at: I-PER with adversarial training, in one of the two readings of L-PER+at.
+    """I-PER+at: I-PER with adversarial training, by the released code or the paper (option `reading`).
 
     Evidence: digits (small-cnn, Linf 0.2, 60 epochs, 3 seeds, 360 test images): clean 88.4 +- 0.7, certified
     34.6 +- 6.7, attacked 34.6 +- 6.7.

@@ -1,4 +1,4 @@
-"""Adversarial training by the reflected loss (papers/reflected-loss.txt)."""
+"""Adversarial training by the reflected loss ("Robustness Guarantees for Adversarially Trained Neural Networks")."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

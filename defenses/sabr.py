@@ -25,7 +25,7 @@ class Config(IntervalConfig):
 
 @registry.defense("sabr")
 class SABR(IntervalMethod[Config]):
-    """SABR: cross entropy of the worst logits over a small box inside the ball, around an adversarial example.
+    """SABR: cross entropy of the worst-case logits over a small box inside the ball, around an adversarial example.
 
     Mueller, Eckert, Fischer and Vechev (2023), Section 3: PGD finds the worst centre within eps - tau, and intervals
     bound the box of radius tau = lambda eps around it. lambda is 0.1 on CIFAR-10 at 2/255 and 0.7 at 8/255. eps rises

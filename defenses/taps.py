@@ -37,7 +37,7 @@ class Config(IntervalConfig):
 
 @registry.defense("taps")
 class TAPS(IntervalMethod[Config]):
-    """TAPS: cross entropy of worst logits found by PGD in the box that intervals give before the last activations.
+    """TAPS: cross entropy of worst-case logits found by PGD in the box that intervals give before the last activations.
 
     Mao, Mueller, Fischer and Vechev (2023), Section 3. For each wrong class, PGD with steps of `step_size` radii of the
     box searches the point with the worst margin, from a uniform start. Gradients reach the sides of the box through the

@@ -24,7 +24,7 @@ from leaderboard.statistics import benjamini_hochberg, seeds_difference, seeds_n
 Metric = Literal["clean", "attacked", "certified"]
 HEAD = """# Findings
 
-Written by `python -m leaderboard.findings` from the published results; nothing here is typed. Accuracies are in
+Written by `python -m leaderboard.findings` from the published results; no number is entered by hand. Accuracies are in
 percent, of the recipes of each board, with its network, data and budget of training: a claim that does not hold here
 may hold on a larger network. Differences are means over seeds with 95 % intervals (Welch's t-test with the degrees of
 freedom of the recipe with fewer seeds); at most 5 % of the verdicts of a table are expected to be false

@@ -153,7 +153,7 @@ def update_baseline(baseline: Path, runs: Sequence[Path], reason: str, configs: 
                 for name in (TABLE, RECORD):
                     shutil.copyfile(run.folder / name, home / name)
         path = baseline / CHANGES
-        before = path.read_text(encoding="utf-8") if path.exists() else "# Why the baseline is what it is\n"
+        before = path.read_text(encoding="utf-8") if path.exists() else "# Changes of the baseline\n"
         (part / CHANGES).write_text(f"{before}\n{entry}\n", encoding="utf-8")
     return entry
 

@@ -71,7 +71,7 @@ class TrainingConfig:
     keep_curves: int = 0  # training and test examples whose loss and error are logged after each epoch, 0 for none
     layout: Literal["auto", "contiguous", "channels_last"] = "auto"  # memory format of images and weights; see amp
     compiled: bool = False  # the model's passes by torch.compile
-    norm_shares: int = 1  # batch norm statistics per this many equal shares of a batch; one per process if several
+    norm_shares: int = 1  # equal parts of a batch with batch norm statistics of their own; 1 or the number of processes
     newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:

@@ -236,12 +236,13 @@ class Defense(ABC, Generic[ConfigT]):
     config_class: ClassVar[type[TrainingConfig]]
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     composes: ClassVar[tuple[str, ...]] = ()
-    """Of `awp` (updates by functions), `label_smoothing`, `cutmix` (`batch.target` for `batch.y`) and `extra` (no state
-    for each example: `batch.index` is -1 for additional data): those that `train_step` has; others are refused."""
+    """Which of the settings `awp`, `label_smoothing`, `cutmix` and `extra` `train_step` supports; others are refused.
+    `awp`: it passes a function to `trainer.update`. `cutmix`: it uses `batch.target` instead of `batch.y`. `extra`: it
+    keeps no state for each example, because additional data have the index -1."""
 
     divisible: ClassVar[bool] = True
-    """Whether several processes can train it: false if `train_step` looks inside a pass of the model (by hooks, say),
-    of which each process computes its share. Parts of the model that it calls itself are computed by each process."""
+    """Whether several processes can train it. False if `train_step` looks inside a call of the model (by a hook, for
+    example), because each process computes only its share of the call. Calls of parts of the model are not divided."""
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

@@ -11,7 +11,9 @@ LARGEST_SHARE = 0.1  # share of the initial weights in an exponential average ab
 
 
 class WeightAverage:
-    """A copy of the model with averaged weights and buffers. `model` is None without one, or before the first of swa.
+    """A copy of the model with averaged weights and buffers.
+
+    `model` is None if no average is configured, or before the first average of swa.
 
     Izmailov et al. (2018) for `swa`. Batch norm's statistics are averaged too, instead of being estimated again.
     """

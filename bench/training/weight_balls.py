@@ -12,7 +12,7 @@ from bench.core.threat import TINY
 def project_layers(weights: Sequence[Tensor], start: Sequence[Tensor], radius: float) -> None:
     """Project each weight onto |W - W_0|_F <= radius, in place.
 
-    convergence-overparametrized.txt, Eq. 2 (there radius = R / sqrt(m)): the Euclidean projection onto B(R).
+    Gao et al. (2019), Eq. 2 (there radius = R / sqrt(m)): the Euclidean projection onto B(R).
     """
     for weight, first in zip(weights, start, strict=True):
         move = weight - first
@@ -23,7 +23,7 @@ def project_layers(weights: Sequence[Tensor], start: Sequence[Tensor], radius: f
 def project_neurons(weight: Tensor, start: Tensor, radius: float) -> None:
     """Project each row of a weight (m, d) onto |w_s - w_s0| <= radius, in place.
 
-    lazy-training.txt, appendix A, algorithm 1 (there radius = C0 / sqrt(m)).
+    Wang et al. (2022), appendix A, algorithm 1 (there radius = C0 / sqrt(m)).
     """
     move = weight - start
     weight.copy_(start + move * (radius / move.norm(dim=1, keepdim=True).clamp(min=TINY)).clamp(max=1))

@@ -429,7 +429,7 @@ def test_update_begins_a_baseline_and_replaces_the_recipes_of_the_runs(tmp_path)
         == "- mine on digits, small-cnn, Linf 0.2, 5 seeds: clean 100.0 -> 100.0, pgd-50 60.0 -> 70.0"
     )
     text = (home / CHANGES).read_text()
-    assert text.startswith("# Why the baseline is what it is\n\n## 2")
+    assert text.startswith("# Changes of the baseline\n\n## 2")
     assert text.index("the first numbers") < text.index("a stronger training")
     assert "- yours on digits, small-cnn, Linf 0.2, 5 seeds: clean 100.0, pgd-50 50.0\n" in text
     assert not check_against_baseline(home, [again, tmp_path / "all"]).failed

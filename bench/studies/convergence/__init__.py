@@ -1,1 +1,1 @@
-"""Studies of convergence-overparametrized.txt."""
+"""Studies of "Convergence of Adversarial Training in Overparametrized Neural Networks" (Gao et al., 2019)."""

@@ -1,4 +1,4 @@
-"""Adversarial training on the unit sphere, with projections of the weights (convergence-overparametrized.txt)."""
+"""Adversarial training on the unit sphere, with projections of the weights (Gao et al., 2019)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Studies of first-order-adversaries.txt."""
+"""Studies of "Towards Understanding the Dynamics of the First-Order Adversaries" (Deng et al., 2020)."""

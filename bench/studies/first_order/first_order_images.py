@@ -1,4 +1,4 @@
-"""How fast PGD leaves a local minimum of the loss of a CNN on MNIST, by input scale (first-order-adversaries.txt)."""
+"""How fast PGD leaves a local minimum of the loss of a CNN on MNIST, by input scale (Deng et al., 2020)."""
 
 from __future__ import annotations
 

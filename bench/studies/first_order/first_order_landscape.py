@@ -1,4 +1,4 @@
-"""The loss over perturbations of one input of a two-layer softplus network (first-order-adversaries.txt)."""
+"""The loss over perturbations of one input of a two-layer softplus network (Deng et al., 2020)."""
 
 from __future__ import annotations
 

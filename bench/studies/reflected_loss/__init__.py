@@ -1,1 +1,1 @@
-"""Studies of reflected-loss.txt."""
+"""Studies of "Robustness Guarantees for Adversarially Trained Neural Networks" (anonymous, under review)."""

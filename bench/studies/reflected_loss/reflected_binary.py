@@ -1,4 +1,4 @@
-"""`bench study reflected-binary`: table 1 of papers/reflected-loss.txt, trained and measured again."""
+"""`bench study reflected-binary`: table 1 of the reflected-loss paper, trained and measured again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
