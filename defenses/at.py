@@ -32,7 +32,7 @@ class AT(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "extra")
+    supported_settings = ("awp", "label_smoothing", "extra")
 
     def prepare(self, trainer: Trainer) -> None:
         planned = self.planned(trainer)
@@ -52,5 +52,7 @@ class AT(Defense[Config]):
         """The attack, with the trainer's current threat model or the eps of its spec."""
         planned = list(make_attacks([self.config.attack], trainer.threat).values())
         if planned[0].threat.norm != trainer.threat.norm:
-            raise UserError(f"attack '{self.config.attack}' has another norm than the training; leave out its norm")
+            raise UserError(
+                f"attack '{self.config.attack}' has a different norm from the training's; leave out its norm"
+            )
         return planned[0]

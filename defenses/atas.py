@@ -64,7 +64,7 @@ class ATAS(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "cutmix")
+    supported_settings = ("awp", "label_smoothing", "cutmix")
     norms = ("Linf",)
 
     def times(self) -> Mapping[str, Sequence[float]]:
@@ -152,7 +152,7 @@ class ATASText(Defense[TextConfig]):
     """
 
     config_class = TextConfig
-    composes = ("awp", "label_smoothing", "cutmix")
+    supported_settings = ("awp", "label_smoothing", "cutmix")
     norms = ("Linf",)
 
     def prepare(self, trainer: Trainer) -> None:

@@ -24,7 +24,7 @@ class Config(BankConfig):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-class Carried(Defense[ConfigT]):
+class StoredPerturbations(Defense[ConfigT]):
     """Base class of the three methods, with their attack and bank."""
 
     def prepare(self, trainer: Trainer) -> None:
@@ -43,7 +43,7 @@ class Carried(Defense[ConfigT]):
 
 
 @registry.defense("atta")
-class ATTA(Carried[Config]):
+class ATTA(StoredPerturbations[Config]):
     """ATTA: the attack of each epoch starts from the perturbation of the epoch before.
 
     Zheng et al. (2020), Algorithm 1, with k = `steps` steps per epoch. Perturbations follow the crop and flip of their
@@ -54,7 +54,7 @@ class ATTA(Carried[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "cutmix")
+    supported_settings = ("awp", "label_smoothing", "cutmix")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         x_adv, smoothing = self.attacked(batch, trainer), self.config.label_smoothing
@@ -73,7 +73,7 @@ class AdaptiveConfig(Config):
 
 
 @registry.defense("atta-rw")
-class ATTARW(Carried[AdaptiveConfig]):
+class ATTARW(StoredPerturbations[AdaptiveConfig]):
     """ATTA-RW: ATTA with examples weighted by the probability of their label, so that hard ones count less.
 
     Thesis, Algorithm 4.1 with reweighting: w_i = p_y(x_i'), normalised over the batch, without a gradient. As in its
@@ -84,7 +84,7 @@ class ATTARW(Carried[AdaptiveConfig]):
     """
 
     config_class = AdaptiveConfig
-    composes = ("awp", "label_smoothing")
+    supported_settings = ("awp", "label_smoothing")
 
     def times(self) -> Mapping[str, Sequence[float]]:
         return {"warm_up": (self.config.warm_up,)}
@@ -114,7 +114,7 @@ class TargetConfig(AdaptiveConfig):
 
 
 @registry.defense("atta-at")
-class ATTAAT(Carried[TargetConfig]):
+class ATTAAT(StoredPerturbations[TargetConfig]):
     """ATTA-AT: ATTA with adaptive targets, a mixture of the label and the average prediction at attacked images.
 
     Thesis, Algorithm 4.1 with adaptive targets: t = beta 1_y + (1 - beta) t~, t~ <- rho t~ + (1 - rho) p(x'). In the

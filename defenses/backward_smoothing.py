@@ -46,7 +46,7 @@ class BackwardSmoothing(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "extra")
+    supported_settings = ("awp", "label_smoothing", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, threat, x = self.config, trainer.model, trainer.threat, batch.x

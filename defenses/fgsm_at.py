@@ -33,7 +33,7 @@ class FGSMAT(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "cutmix", "extra")
+    supported_settings = ("awp", "label_smoothing", "cutmix", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         x_adv, _ = ascend(
@@ -61,7 +61,7 @@ class FGSMRS(Defense[RandomStartConfig]):
     """
 
     config_class = RandomStartConfig
-    composes = ("awp", "label_smoothing", "cutmix", "extra")
+    supported_settings = ("awp", "label_smoothing", "cutmix", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         threat = trainer.threat
@@ -95,7 +95,7 @@ class NFGSM(Defense[NoisyConfig]):
     """
 
     config_class = NoisyConfig
-    composes = ("awp", "label_smoothing", "cutmix", "extra")
+    supported_settings = ("awp", "label_smoothing", "cutmix", "extra")
     norms = ("Linf",)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:

@@ -52,7 +52,7 @@ class FGSMPGI(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("label_smoothing",)
+    supported_settings = ("label_smoothing",)
     norms = ("Linf",)
 
     def prepare(self, trainer: Trainer) -> None:

@@ -43,7 +43,7 @@ class FineTune(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "extra")
+    supported_settings = ("awp", "label_smoothing", "extra")
 
     def prepare(self, trainer: Trainer) -> None:
         trainer.model.load_state_dict(read_weights(self.config.checkpoint, "checkpoint", trainer.model), strict=True)

@@ -68,7 +68,7 @@ class AdaptiveConfig(Config):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-class Bird(Defense[ConfigT]):
+class DynamicSparseTraining(Defense[ConfigT]):
     """Base class of the two methods. Per-training state: `mask_updates`, the number of finished updates."""
 
     divisible = False  # gradients of masked weights are taken inside a pass
@@ -142,7 +142,7 @@ class Bird(Defense[ConfigT]):
 
 
 @registry.defense("flyingbird")
-class FlyingBird(Bird[Config]):
+class FlyingBird(DynamicSparseTraining[Config]):
     """FlyingBird: PGD training of a sparse network that drops small weights and regrows those of large gradients.
 
     Chen et al. (2022), "Sparsity Winning Twice", with the constants of the released code: layers start with ideal gas
@@ -158,7 +158,7 @@ class FlyingBird(Bird[Config]):
 
 
 @registry.defense("flyingbird-plus")
-class FlyingBirdPlus(Bird[AdaptiveConfig]):
+class FlyingBirdPlus(DynamicSparseTraining[AdaptiveConfig]):
     """FlyingBird+: FlyingBird that prunes more while the robust gap widens, and grows more while validation gets worse.
 
     Chen et al. (2022). The gap is robust accuracy on the training batches minus that on the validation split. The

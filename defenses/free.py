@@ -35,7 +35,7 @@ class Free(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("label_smoothing",)
+    supported_settings = ("label_smoothing",)
 
     def prepare(self, trainer: Trainer) -> None:
         _, channels, *padded = trainer.canvas

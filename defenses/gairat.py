@@ -42,7 +42,7 @@ class GAIRAT(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    supported_settings = ("awp", "label_smoothing")
 
     def times(self) -> Mapping[str, Sequence[float]]:
         return {"burn_in": (self.config.burn_in,)}

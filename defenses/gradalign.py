@@ -37,7 +37,7 @@ class GradAlign(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "extra")
+    supported_settings = ("awp", "label_smoothing", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat, model, x = self.config, trainer.threat, trainer.model, batch.x

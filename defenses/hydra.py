@@ -69,7 +69,7 @@ class HYDRA(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("label_smoothing",)
+    supported_settings = ("label_smoothing",)
 
     def build(self, model: nn.Module) -> nn.Module:
         self.budget(model)  # UserError before the training

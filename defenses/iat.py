@@ -48,7 +48,7 @@ class IAT(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing")
+    supported_settings = ("awp", "label_smoothing")
 
     def times(self) -> Mapping[str, Sequence[float]]:
         return {"warm_up": (self.config.warm_up,)}

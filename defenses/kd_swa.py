@@ -51,7 +51,7 @@ class KDSWA(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "extra")
+    supported_settings = ("awp", "label_smoothing", "extra")
 
     def prepare(self, trainer: Trainer) -> None:
         for teacher in TEACHERS:

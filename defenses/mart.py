@@ -39,7 +39,7 @@ class MART(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "extra")
+    supported_settings = ("awp", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, x, y = self.config, trainer.model, batch.x, batch.y

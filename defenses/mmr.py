@@ -22,9 +22,9 @@ class Config(BoundsConfig):
     milestones: tuple[float, ...] = (0.9,)
     weight: float = 1.0  # lambda, the final weight of the regulariser
     ramp: float = 0.1  # fraction of the training in which this weight rises from 0
-    gamma_region: Length = OfEps(1.5)  # planes of switching ReLUs at this distance or further are not penalised
-    gamma_decision: Length = OfEps(1.5)  # the same for planes of decisions
-    share_start: float = 0.2  # nearest planes that are penalised at the start, as a share of the units
+    gamma_region: Length = OfEps(1.5)  # boundaries of the linear region this far away are not penalised
+    gamma_decision: Length = OfEps(1.5)  # the same for decision boundaries
+    share_start: float = 0.2  # nearest boundaries that are penalised at the start, as a share of the units
     share_end: float = 0.05  # the same at the end
 
     def __post_init__(self) -> None:
@@ -42,8 +42,8 @@ class Config(BoundsConfig):
 @dataclass(frozen=True, kw_only=True)
 class AttackedConfig(Config):
     weight: float = 0.5  # lambda, the final weight of the regulariser
-    gamma_region: Length = OfEps(2.0)  # planes of switching ReLUs at this distance or further are not penalised
-    gamma_decision: Length = OfEps(2.0)  # the same for planes of decisions
+    gamma_region: Length = OfEps(2.0)  # boundaries of the linear region this far away are not penalised
+    gamma_decision: Length = OfEps(2.0)  # the same for decision boundaries
     attacked: float = 0.5  # share of a batch that is replaced by adversarial examples
     steps: int = 40  # steps of the attack; the authors use 7 on CIFAR-10
     step_size: Length = OfEps(0.1)  # step size of the attack (`alpha` in other defenses)
@@ -92,11 +92,12 @@ class MMR(MaximumMargin[Config]):
     """MMR: cross entropy plus hinge losses on the distances to region boundaries and to decision boundaries.
 
     Croce, Andriushchenko and Hein (2019), Eq. 6 and Section 4: the mean of max(0, 1 - d / gamma) over the nearest
-    planes on which a ReLU switches, plus the same over the planes of decisions, both from the function that is linear
-    around the image, without the box of pixels. The share of planes falls linearly from 20 to 5 % (in the authors' code
-    from 10 to 2 %), lambda rises over the first tenth. Only for networks of ReLUs. lambda and the gammas come from an
-    example of the authors for fc1 on Fashion-MNIST under Linf 0.1; the thesis does not print the values of its tables.
-    Under L2 their code has lr=1e-4 on MNIST. Batch norm is in eval mode in the regulariser.
+    hyperplanes at which a ReLU changes sign, plus the same over the decision boundaries, both of the linear function
+    that the network computes around the image, without the box of pixels. The share of hyperplanes falls linearly from
+    20 to 5 % (in the authors' code from 10 to 2 %), lambda rises over the first tenth. Only for networks of ReLUs.
+    lambda and the gammas come from an example of the authors for fc1 on Fashion-MNIST under Linf 0.1; the thesis does
+    not print the values of its tables. Under L2 their code has lr=1e-4 on MNIST. Batch norm is in eval mode in the
+    regulariser.
 
     Deviation: in the mean, the paper's code counts the label itself as one more decision, whose hinge is 0.
 

@@ -35,7 +35,7 @@ class Gaussian(Defense[Config]):
 
     config_class = Config
     norms = ("L2",)
-    composes = ("awp", "label_smoothing")
+    supported_settings = ("awp", "label_smoothing")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         noise = torch.randn(batch.x.shape, generator=trainer.generator, device=batch.x.device)

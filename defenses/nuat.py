@@ -42,7 +42,7 @@ class NuAT(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "extra")
+    supported_settings = ("awp", "label_smoothing", "extra")
     norms = ("Linf",)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:

@@ -46,7 +46,7 @@ class PAS(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "cutmix", "extra")
+    supported_settings = ("awp", "label_smoothing", "cutmix", "extra")
 
     def build(self, model: nn.Module) -> nn.Module:
         return Snapshots(model, len(self.config.periods) + 1) if self.config.ensemble else model
@@ -68,6 +68,6 @@ class PAS(Defense[Config]):
         trainer.update(loss)
 
     def end_epoch(self, trainer: Trainer) -> None:
-        ends = trainer.starts(*self.config.periods) or trainer.epoch + 1 == trainer.epochs
+        ends = trainer.ends_at(*self.config.periods) or trainer.epoch + 1 == trainer.epochs
         if ends and isinstance(trainer.model, Snapshots):
             trainer.model.take()

@@ -47,7 +47,7 @@ class RPGD(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "extra")
+    supported_settings = ("awp", "label_smoothing", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat = self.config, trainer.threat

@@ -16,7 +16,7 @@ class Standard(Defense[TrainingConfig]):
     """
 
     config_class = TrainingConfig
-    composes = ("awp", "label_smoothing", "cutmix", "extra")
+    supported_settings = ("awp", "label_smoothing", "cutmix", "extra")
     norms = ("Linf", "L2", "L1")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:

@@ -40,7 +40,7 @@ class TRADES(Defense[Config]):
     """
 
     config_class = Config
-    composes = ("awp", "label_smoothing", "cutmix", "extra")
+    supported_settings = ("awp", "label_smoothing", "cutmix", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, x = self.config, trainer.model, batch.x

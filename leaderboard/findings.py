@@ -28,8 +28,8 @@ Written by `python -m leaderboard.findings` from the published results; no numbe
 percent, of the recipes of each board, with its network, data and budget of training: a claim that does not hold here
 may hold on a larger network. Differences are means over seeds with 95 % intervals (Welch's t-test with the degrees of
 freedom of the recipe with fewer seeds); at most 5 % of the verdicts of a table are expected to be false
-(Benjamini-Hochberg). `seeds`: how many of each recipe it would take to tell such a difference in a test of its own at
-5 % with a power of 80 %."""
+(Benjamini-Hochberg). `seeds`: the seeds of each recipe that a single test at the 5 % level needs to detect the observed
+difference with a power of 80 %."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,19 @@ def claims_table(entries: Mapping[str, Entry], claims: Sequence[Claim] = CLAIMS)
         assert test.high is not None
         difference = f"{100 * test.difference:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
         told = p <= ALPHA
-        verdict = ("holds" if test.difference > 0 else "the opposite holds") if told else "cannot be told"
+        verdict = ("holds" if test.difference > 0 else "the opposite holds") if told else "not significant"
         seeds = "" if told else "more than 1,000" if needed is None or needed > 1000 else needed
         rows.append([claim.better, claim.worse, claim.metric, claim.source, difference, f"{p:.2g}", verdict, seeds])
-    head = ["better by the claim", "than", "accuracy", "source", "difference, points", "adjusted p", "here", "seeds"]
+    head = [
+        "claimed better",
+        "claimed worse",
+        "accuracy",
+        "source",
+        "difference, points",
+        "adjusted p",
+        "result",
+        "seeds",
+    ]
     return render(head, rows, "markdown", "llllrrlr")
 
 
@@ -178,7 +187,7 @@ def _of_suite(results: Path, suite: str) -> Iterator[str]:
     yield "### Claims of papers"
     yield claims_table({entry.name: entry for entry in entries})
     yield "### Accuracy against training passes"
-    yield "These recipes are on the front: no other one with as few passes has a significantly higher accuracy."
+    yield "These recipes are on the Pareto front: no recipe with at most as many passes is significantly more accurate."
     yield front_table(entries, ranks)
     yield "### How well the true robust accuracy is known"
     yield bracket_table(entries)

@@ -94,7 +94,7 @@ def compare(a: Side, b: Side) -> list[Difference]:
     n = min(len(run.clean) for run in runs)
     shared = [metric for metric in METRICS if _has(metric, a) and _has(metric, b)]
     if "corrupted" in shared and len({_corruptions(run.record) for run in runs}) > 1:
-        raise UserError(f"{a.name} and {b.name} have other corruptions; compare runs with the same --corruptions")
+        raise UserError(f"{a.name} and {b.name} have different corruptions; compare runs with the same --corruptions")
     return [_difference(metric, a, b, n) for metric in shared]
 
 

@@ -193,7 +193,7 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
         robust_by.append(f"contest by {contest.by}")
     checked = read_checked(folder)
     if checked is not None and checked.table != examples.sha256:
-        raise UserError(f"{folder / CHECKED} is about another table than {RECORD} names; restore both files")
+        raise UserError(f"{folder / CHECKED} is about a different table from the one in {RECORD}; restore both files")
     claimed, counted = certified(table), np.ones_like(table["clean"])
     if checked is not None:  # what was not certified again does not count
         counted = np.isin(table["index"], [*checked.proven, *checked.again])

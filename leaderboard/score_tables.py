@@ -107,7 +107,7 @@ def _check_content(cells: Iterable[_Cell]) -> None:
         if cell.content is not None and cell.content != seen.setdefault(cell.example, cell).content:
             other = seen[cell.example].entry
             raise UserError(
-                f"{cell.at}: example '{cell.example}' of {cell.entry} is another one than that of {other} (sample_hash)"
+                f"{cell.at}: example '{cell.example}' of {cell.entry} differs from that of {other} (sample_hash)"
                 "; give the files of one version of the data"
             )
 

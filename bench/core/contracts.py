@@ -217,8 +217,8 @@ class Trainer(Protocol):
     def update(self, loss: Tensor | Callable[[], Tensor]) -> None:
         """Call backward, then step. If `loss` is a function, the loop computes it at perturbed weights (awp)."""
 
-    def starts(self, *fractions: float) -> bool:
-        """Whether the next epoch is the first one after one of these fractions of the training (in `end_epoch`).
+    def ends_at(self, *fractions: float) -> bool:
+        """Whether the epoch that ends now, in `end_epoch`, ends at one of these fractions of the training.
 
         Fractions are rounded to whole epochs; a fraction that is rounded to zero epochs adds a warning to the record.
         """
@@ -235,7 +235,7 @@ class Defense(ABC, Generic[ConfigT]):
 
     config_class: ClassVar[type[TrainingConfig]]
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    composes: ClassVar[tuple[str, ...]] = ()
+    supported_settings: ClassVar[tuple[str, ...]] = ()
     """Which of the settings `awp`, `label_smoothing`, `cutmix` and `extra` `train_step` supports; others are refused.
     `awp`: it passes a function to `trainer.update`. `cutmix`: it uses `batch.target` instead of `batch.y`. `extra`: it
     keeps no state for each example, because additional data have the index -1."""

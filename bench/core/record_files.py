@@ -49,7 +49,7 @@ def read_run(folder: Path) -> Record:
         check_record(record, read_arrays(folder / TABLE))
         for name, file in record.artifacts.items():
             if file.path is not None and sha256(folder / Path(file.path).name) != file.sha256:
-                raise UserError(f"the file of its {name} has another hash than the record says")
+                raise UserError(f"the file of its {name} has a different hash from the one in the record")
     except (UserError, OSError) as error:
         raise CheckError(f"{folder} was changed after it was finished: {error}; delete it and run again") from error
     return record

@@ -81,7 +81,7 @@ def describe(names: Sequence[str], sources: Sequence[CorruptionSource]) -> str:
     wanted = BENCHMARK if {"all", "benchmark"} & set(names) else ()
     missing = [name for name in wanted if name not in (*read, *made)]
     parts = [f"{len(read)} read from {sources[0].file.parent}"] if read and sources[0].file else []
-    parts += [f"{len(made)} made here, which are other draws than those of CIFAR-10-C"] if made else []
+    parts += [f"{len(made)} made here, with different random numbers from CIFAR-10-C's"] if made else []
     parts += [f"without {', '.join(missing)}"] if missing else []
     return f"corruptions: {'; '.join(parts)}"
 

@@ -145,7 +145,7 @@ def _check_contest(run: EvaluatedRun, witnesses: Path, weights: Path, settings: 
             raise UserError(f"{weights} are not the weights of the record, {record.artifacts['weights'].sha256[:12]}")
         data = load_data(record, None, settings)
         if data.hash != record.config.get("data_hash"):
-            raise UserError(f"{data.name} has another hash than in the record; give its folder with --data-dir")
+            raise UserError(f"{data.name} has a different hash from the record's; give its folder with --data-dir")
         static_checks.check_witness_number(witnesses, data.shape, MOST_TRIES * len(run.robust))
         arrays = files.read_arrays(witnesses)
         index, x_adv = arrays["index"], arrays["x_adv"]
@@ -154,7 +154,7 @@ def _check_contest(run: EvaluatedRun, witnesses: Path, weights: Path, settings: 
         if x_adv.shape != (shape := (len(index), *data.shape)):
             raise UserError(f"'x_adv' has the shape {x_adv.shape}; it must be {shape}")
         if index.min() < 0 or index.max() >= len(run.robust):
-            raise UserError(f"'index' has other test examples than 0 to {len(run.robust) - 1}, those of the run")
+            raise UserError(f"'index' has test examples other than 0 to {len(run.robust) - 1}, those of the run")
         check_size(weights, record.model, data)
         model = load_model(weights, record, data, settings)
         context = make_context(model, Split.test(data, settings.device), record, settings)

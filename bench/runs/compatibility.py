@@ -43,7 +43,7 @@ def check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -
     if threat.norm not in defense.norms:
         raise UserError(f"{type(defense).__name__} supports {', '.join(defense.norms)}, not {threat.norm}")
     for name in ("awp", "label_smoothing", "cutmix", "extra"):
-        if getattr(config, name) and name not in defense.composes:
+        if getattr(config, name) and name not in defense.supported_settings:
             raise UserError(f"{type(defense).__name__} does not take {name}; leave it out, or use pgd-at or trades")
     if config.cutout > min(arrays.shape[1:]):
         raise UserError(f"cutout is {config.cutout}; it must not exceed a side of the images {arrays.shape}")

@@ -26,7 +26,7 @@ from bench.runs.tasks import Outcome, Task
 
 THREADS = 1  # threads per task without --threads; results depend on it, so all engines use the same number
 PATIENCE = 120.0  # seconds until a worker whose sweep was killed releases its locks
-LOSSES = 3  # how often a task is submitted again after its worker was killed
+MAX_RESUBMISSIONS = 3  # how often a task is submitted again after its worker was killed
 ROUNDS = 1000  # of the shards of one evaluation; far more than there are stages
 
 
@@ -221,11 +221,11 @@ def run_cells(engine: Engine, cells: Sequence[Cell], jobs: int) -> Iterator[Cell
         cell = submitted.pop(str(task))
         if outcome.lost:
             lost[str(task)] += 1
-            if lost[str(task)] <= LOSSES and not cell.problem:
+            if lost[str(task)] <= MAX_RESUBMISSIONS and not cell.problem:
                 ready.appendleft((cell, task))
                 continue
             outcome = Outcome(
-                f"its worker was killed {LOSSES + 1} times, perhaps for lack of memory; take fewer --jobs"
+                f"its worker was killed {MAX_RESUBMISSIONS + 1} times, perhaps for lack of memory; take fewer --jobs"
             )
         # the tasks of a cell that has begun come first, so that it ends early
         ready.extendleft((cell, each) for each in reversed(cell.after(task, outcome)))

@@ -14,7 +14,7 @@ import numpy as np
 from bench.core import record_files, registry
 from bench.core.errors import UserError
 from bench.studies.attack_curves import Setting, name_runs
-from bench.studies.theory import Claim, Findings, Floats, Table, TheoryStudy, effect_claim, mean_interval
+from bench.studies.claims import Claim, ClaimsStudy, Findings, Floats, Table, effect_claim, mean_interval
 from bench.training.checkpoints import LOG
 from bench.training.curves import KEYS
 
@@ -39,7 +39,7 @@ class Curves(NamedTuple):
 
 @registry.study("curves")
 @dataclass(frozen=True, kw_only=True)
-class CurvesStudy(TheoryStudy):
+class CurvesStudy(ClaimsStudy):
     """Learning curves of finished runs: train and test, clean and robust, loss and error; adversarial overfitting.
 
     Thesis, Figures 4.1, 4.24, 4.25 and 5.6. A run has curves if it was trained with `--set keep_curves=N`: each line of

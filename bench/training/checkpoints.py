@@ -73,7 +73,7 @@ def read_checkpoint(folder: Path, device: torch.device, keys: set[str], identity
         )
     if state["processes"] != shares.count():
         raise UserError(
-            f"{folder} was begun by {state['processes']} processes, whose sums are rounded in another way than those "
+            f"{folder} was begun by {state['processes']} processes, whose sums are rounded differently from those "
             f"of {shares.count()}; use as many, or another --out"
         )
     return state

@@ -16,7 +16,7 @@ from bench.core.failures import failures_of
 from bench.core.records import Training
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.training import checkpoints, rehearsal
+from bench.training import checkpoints, checks_before_training
 from bench.training.averaging import short_averages
 from bench.training.histories import keeping_losses
 from bench.training.probe import Probe
@@ -47,14 +47,14 @@ class Loop(TrainingState):
         probe: Probe | None = None,
         curves: Probe | None = None,
     ) -> None:
-        rehearsal.check_precision(model)
+        checks_before_training.check_precision(model)
         super().__init__(model, defense, split, threat, seed=seed)
         self.probe, self.curves = probe, curves
         self.defense.prepare(self)
-        self.steps_per_epoch = rehearsal.count_batches(self)
-        rehearsal.measure_pass(self)
-        rehearsal.check_predictors(self)
-        rehearsal.check_shares(self)
+        self.steps_per_epoch = checks_before_training.count_batches(self)
+        checks_before_training.measure_pass(self)
+        checks_before_training.check_predictors(self)
+        checks_before_training.check_shares(self)
 
     def run(
         self, folder: Path | None = None, report: Report | None = None, *, identity: str = ""
@@ -76,7 +76,7 @@ class Loop(TrainingState):
             predictor = self.model
         else:
             predictor = self.defense.predictor(self)
-            rehearsal.check_predictor(self, predictor)
+            checks_before_training.check_predictor(self, predictor)
         predictor.eval()
         lost = times_without_effect({**times_of(self.config), **self.defense.times()}, self.steps)
         short = (*unreached_eps(self.config, self.steps), *short_averages(self.config, self.steps, self.epochs))
@@ -115,7 +115,7 @@ class Loop(TrainingState):
     def _run_steps(self, report: Report | None) -> None:
         self._loss, self._updates = torch.zeros_like(self._loss), 0
         self.model.train()
-        for batch in rehearsal.batches_of_an_epoch(self):
+        for batch in checks_before_training.batches_of_an_epoch(self):
             self.train_on(batch)
             if report is not None:
                 report(1, f"epoch {self.epoch + 1}/{self.epochs}", loss=self._last_loss)

@@ -18,7 +18,9 @@ def read_weights(file: str, setting: str, model: nn.Module) -> dict[str, Tensor]
     with Path(file).open("rb"):  # opened by Python, so that the training's record includes its hash
         state, own = read_state(Path(file)), model.state_dict()
     if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in own.items()}:
-        raise UserError(f"{setting} {file} holds weights of another architecture than --model, or of another defense's")
+        raise UserError(
+            f"{setting} {file} holds weights of a different architecture from --model, or of a different defense"
+        )
     device = next(iter(own.values())).device
     return {key: value.to(device) for key, value in state.items()}
 

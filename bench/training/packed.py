@@ -48,7 +48,9 @@ def load_packed(model: nn.Module, path: Path) -> None:
     layers, others = linear_layers(model), other_tensors(model)
     sizes = [layer.weight.numel() for layer in layers]
     if [layer.size for layer in header.layers] != sizes or len(rest) != sum(t.nbytes for t in others):
-        raise UserError(f"checkpoint {path} holds another network than its header says; it was changed")
+        raise UserError(
+            f"checkpoint {path} holds a different network from the one that its header describes; it was changed"
+        )
     for layer, weight in zip(layers, weights, strict=True):
         wanted = torch.from_numpy(weight).reshape(layer.weight.shape)
         restore(layer, wanted)

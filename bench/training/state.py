@@ -86,7 +86,7 @@ class TrainingState:
     def averaged(self) -> nn.Module | None:
         return self.average.model
 
-    def starts(self, *fractions: float) -> bool:
+    def ends_at(self, *fractions: float) -> bool:
         ends = [round(fraction * self.epochs) for fraction in fractions]
         for fraction, end in zip(fractions, ends, strict=True):
             if 0 < fraction < 1 and not (0 < end < self.epochs and ends.count(end) == 1):

@@ -141,7 +141,7 @@ def _of_training(record: Record, n_train: int, spec: BuildSpec | None) -> Iterat
     """Check the training settings against the defense, the weights' header and the training's cost."""
     settings, training = record.config.get("training") or {}, record.training
     if spec is not None and training is not None and spec.training != settings:
-        yield "the header of the weights has other training settings than its config"
+        yield "the training settings in the header of the weights differ from its config"
     if training is None:
         return
     config: TrainingConfig | None = None
@@ -190,7 +190,7 @@ def _of_stages(
     if [sum(stage.forwards for stage in stages.values()), sum(s.backwards for s in stages.values())] != passes:
         yield f"the passes of {name} are not the sum of those of its stages"
     if sum(stage.broken for stage in stages.values()) != int(broken.sum()):
-        yield f"the stages of {name} broke other numbers of examples than its table"
+        yield f"the stages of {name} broke different numbers of examples from its table"
 
 
 def _is_text(value: object, pattern: str) -> bool:

@@ -54,7 +54,7 @@ def test_at_projects_the_points_of_a_minimum_norm_attack(attack, factor, monkeyp
 
 
 def test_at_refuses_an_attack_of_another_norm():
-    with pytest.raises(UserError, match="another norm"):
+    with pytest.raises(UserError, match="a different norm"):
         DefenseContract().loop("at", attack="pgd:norm=L2:eps=1")
 
 
@@ -134,7 +134,7 @@ def test_files_that_are_missing(settings, said, weights):
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "it.pt")
-    with pytest.raises(UserError, match="another architecture"):
+    with pytest.raises(UserError, match="a different architecture"):
         DefenseContract().loop("finetune", checkpoint=str(tmp_path / "it.pt"))
 
 

@@ -58,7 +58,7 @@ def test_only_the_suites_attacks_are_shown_and_those_that_ran_again(home):
 
 def test_what_was_derived_is_of_this_table(home):
     write_checked(home / "0", checked_of(home / "0", {}, table="0" * 64))
-    with pytest.raises(UserError, match="another table"):
+    with pytest.raises(UserError, match="a different table"):
         read_entry(home, "digits")
     (home / "0" / CHECKED).write_text("[]")
     with pytest.raises(UserError, match="not what a verification derived"):

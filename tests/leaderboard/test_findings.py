@@ -38,7 +38,7 @@ def test_a_claim_is_tested_over_seeds(results):
     assert holds[4:] == ["holds", ""]
     assert line(text, "weak", "strong")[4] == "the opposite holds"
     even = line(text, "strong", "even")
-    assert even[4] == "cannot be told"
+    assert even[4] == "not significant"
     assert int(even[5].replace(",", "").removeprefix("more than ")) > 3
     assert "alone" not in text  # it has one seed
 

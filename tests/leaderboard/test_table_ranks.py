@@ -105,7 +105,7 @@ def test_one_name_for_two_examples_is_refused(tmp_path):
         written(tmp_path / f"{name}.jsonl", records(name, {1: 1}, hashes={1: key}))
         for name, key in (("a", "x"), ("b", "y"))
     ]
-    with pytest.raises(UserError, match=r"example 'task/1' of b is another one than that of a \(sample_hash\)"):
+    with pytest.raises(UserError, match=r"example 'task/1' of b differs from that of a \(sample_hash\)"):
         read_scores(files)
 
 

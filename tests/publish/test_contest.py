@@ -126,7 +126,7 @@ def test_a_point_that_fools_the_model_from_outside_the_box_breaks_nothing(world,
 
 def test_a_contest_on_other_data_than_the_record_is_refused(world):
     change_record(world / "results/digits/weak/0", lambda record: record["config"].update(data_hash="0" * 64))
-    assert "has another hash than in the record" in refused(world, UserError)
+    assert "has a different hash from the record's" in refused(world, UserError)
 
 
 def test_only_the_valid_one_of_many_witnesses_counts(world):

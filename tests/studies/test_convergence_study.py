@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.studies.claims import network
 from bench.studies.convergence import convergence
 from bench.studies.convergence.sphere_training import (
     SphereCap,
@@ -20,7 +21,6 @@ from bench.studies.convergence.sphere_training import (
     tangent_kernel,
     train,
 )
-from bench.studies.theory import network
 
 DATA = sphere_data(8, 4, 0.2, 0)
 GENERATOR = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from bench.studies.adversarial_training import corruptions
 from bench.studies.adversarial_training.corruptions import OWN, PRINTED, CorruptionsStudy, Trained, table_4_4
 from bench.studies.adversarial_training.difficulty import Plan
 from bench.studies.adversarial_training.instance_difficulty import History
-from bench.studies.theory import Findings
+from bench.studies.claims import Findings
 
 TINY = {"steps": 1, "alpha": "1eps"}
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.studies.claims import output
 from bench.studies.lazy_training import lazy_regime
 from bench.studies.lazy_training.lazy_networks import (
     LR,
@@ -21,7 +22,6 @@ from bench.studies.lazy_training.lazy_networks import (
     zeros_and_ones,
 )
 from bench.studies.lazy_training.lazy_results import Grid, Plan, where_it_passes_half
-from bench.studies.theory import output
 
 
 @pytest.fixture

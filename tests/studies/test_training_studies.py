@@ -19,7 +19,7 @@ from bench.studies.adversarial_training import (
 from bench.studies.adversarial_training.adversarial_runs import class_balanced, measure, task_of
 from bench.studies.adversarial_training.connectivity import Along
 from bench.studies.adversarial_training.instance_difficulty import distance, feature_norms, groups, means_of_groups
-from bench.studies.theory import effect_claim, mean_interval, rank_correlation
+from bench.studies.claims import effect_claim, mean_interval, rank_correlation
 
 
 def test_difficulty_is_the_rank_of_the_loss():

@@ -24,7 +24,7 @@ from bench.testing.contracts import (
     tiny_model,
     tiny_split,
 )
-from bench.training import rehearsal
+from bench.training import checks_before_training
 from bench.training.architecture import built
 from bench.training.loop import Loop
 
@@ -50,13 +50,13 @@ def _process(rank, count, place, out, function, arguments):
 @contextlib.contextmanager
 def in_float64():
     """Images in float64, and models in any precision."""
-    before = splits._in_unit_range, rehearsal.check_precision
+    before = splits._in_unit_range, checks_before_training.check_precision
     splits._in_unit_range = lambda x: x.double() / 255 if x.dtype == torch.uint8 else x
-    rehearsal.check_precision = lambda _: None
+    checks_before_training.check_precision = lambda _: None
     try:
         yield
     finally:
-        splits._in_unit_range, rehearsal.check_precision = before
+        splits._in_unit_range, checks_before_training.check_precision = before
 
 
 def digits_loop(name, seed=0, epochs=1, **settings):

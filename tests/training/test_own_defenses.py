@@ -278,7 +278,7 @@ def test_points_in_time_without_a_step_are_warned_of(points, steps, lost):
 def test_fractions_that_are_rounded_to_nothing_are_warned_of():
     class Resets(Standard):
         def end_epoch(self, trainer):
-            if trainer.starts(0.1, 1 / 3, 0.4):
+            if trainer.ends_at(0.1, 1 / 3, 0.4):
                 trainer.bank["reset"] = torch.tensor(trainer.epoch)
 
     loop = loop_of(Resets)

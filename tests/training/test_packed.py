@@ -132,7 +132,7 @@ def test_broken_files_are_one_line(how, tmp_path):
 def test_a_packed_file_of_another_model_is_one_line(tmp_path):
     _, _, path = trained("binary-subnet", {}, tmp_path)
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    with pytest.raises(UserError, match="another network"):
+    with pytest.raises(UserError, match="a different network"):
         load_packed(other, path)
     with pytest.raises(UserError, match="does not exist"):
         read_spec(tmp_path / "none.packed")

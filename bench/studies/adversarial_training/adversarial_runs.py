@@ -20,7 +20,7 @@ from bench.core.threat import Norm, ThreatModel
 from bench.datasets.arrays import Arrays
 from bench.datasets.load import load_arrays
 from bench.datasets.split import Split
-from bench.studies.theory import Claim, Floats, Interval, TheoryStudy, effect_claim
+from bench.studies.claims import Claim, ClaimsStudy, Floats, Interval, effect_claim
 from bench.training.checkpoints import BuildSpec
 from bench.training.loop import Loop
 from bench.training.rebuild import new_model
@@ -99,7 +99,7 @@ def task_of(dataset: DataName, data_dir: str | None, norm: Norm = "Linf") -> Tas
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingStudy(TheoryStudy):
+class TrainingStudy(ClaimsStudy):
     """A study that trains networks on images."""
 
     dataset: DataName = DIGITS  # digits is embedded; mnist takes minutes to hours

@@ -22,7 +22,7 @@ from bench.studies.adversarial_training.scattered_gradients import (
     descend,
     printed_bound,
 )
-from bench.studies.theory import Findings, Floats, Table, TheoryStudy, holds_if, mean_interval
+from bench.studies.claims import ClaimsStudy, Findings, Floats, Table, holds_if, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ class Angles(NamedTuple):
 
 @registry.study("closed-forms")
 @dataclass(frozen=True, kw_only=True)
-class ClosedFormsStudy(TheoryStudy):
+class ClosedFormsStudy(ClaimsStudy):
     """Adversarial logistic regression, a Gaussian mixture, scattered gradients and a regret: formulas and simulations.
 
     Thesis, sections 4.2.1, 4.2.2, 4.3.3 and 5.2.3: Theorems 4.1 to 4.5, Lemmas 4.2 to 4.5, Corollary 4.2, Figure 4.2,

@@ -14,7 +14,7 @@ from bench.core import registry, seeds
 from bench.core.progress import Progress
 from bench.studies.adversarial_training.adversarial_runs import CPU, Task, TrainingStudy, measure, task_of, trained
 from bench.studies.adversarial_training.weight_space import Curve
-from bench.studies.theory import Findings, Floats, Table, effect_claim, mean_interval, rank_correlation
+from bench.studies.claims import Findings, Floats, Table, effect_claim, mean_interval, rank_correlation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,7 +19,7 @@ from bench.datasets.split import Split
 from bench.studies.adversarial_training.adversarial_runs import Task, TrainingStudy, measure, task_of
 from bench.studies.adversarial_training.difficulty import KINDS, Plan, distances_of
 from bench.studies.adversarial_training.instance_difficulty import History
-from bench.studies.theory import Findings, Floats, Table, effect_claim, mean_interval, rank_correlation
+from bench.studies.claims import Findings, Floats, Table, effect_claim, mean_interval, rank_correlation
 from bench.training.loop import Loop
 
 if TYPE_CHECKING:

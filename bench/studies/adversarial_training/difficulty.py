@@ -23,7 +23,7 @@ from bench.studies.adversarial_training.instance_difficulty import (
     history_of,
     means_of_groups,
 )
-from bench.studies.theory import (
+from bench.studies.claims import (
     Findings,
     Floats,
     Table,

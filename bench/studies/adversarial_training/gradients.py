@@ -16,7 +16,7 @@ from bench.core.modes import mode_of
 from bench.core.progress import Progress
 from bench.studies.adversarial_training.adversarial_runs import Task, TrainingStudy, task_of
 from bench.studies.adversarial_training.weight_space import weights_of
-from bench.studies.theory import Findings, Floats, Table, effect_claim, mean_interval, rank_correlation
+from bench.studies.claims import Findings, Floats, Table, effect_claim, mean_interval, rank_correlation
 from bench.training.histories import WRONG
 from bench.training.loop import Loop
 from bench.training.symptoms import Activity, share_of_one_class

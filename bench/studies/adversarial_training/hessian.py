@@ -21,7 +21,7 @@ from bench.studies.adversarial_training.weight_space import (
     robust_loss,
     spectrum,
 )
-from bench.studies.theory import (
+from bench.studies.claims import (
     Findings,
     Floats,
     Table,

@@ -14,7 +14,7 @@ from bench.core.contracts import mode_of
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.studies.adversarial_training.adversarial_runs import CHUNK, attacked
-from bench.studies.theory import Floats
+from bench.studies.claims import Floats
 from bench.training.histories import LOSS, WRONG
 from bench.training.loop import Loop
 

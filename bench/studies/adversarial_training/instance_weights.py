@@ -13,7 +13,7 @@ from bench.core import registry, seeds
 from bench.core.progress import Progress
 from bench.studies.adversarial_training.adversarial_runs import Task, TrainingStudy, task_of
 from bench.studies.adversarial_training.instance_difficulty import GROUPS, history_of, means_of_groups
-from bench.studies.theory import (
+from bench.studies.claims import (
     Findings,
     Floats,
     Interval,

@@ -14,7 +14,7 @@ from bench.core.progress import Progress
 from bench.studies.adversarial_training.adversarial_runs import TrainingStudy, if_fitted, measure, task_of
 from bench.studies.adversarial_training.seqlip import Constants, constants
 from bench.studies.adversarial_training.subsets import SUBSETS, first_of, ranked
-from bench.studies.theory import Findings, Floats, Table, effect_claim, mean_interval
+from bench.studies.claims import Findings, Floats, Table, effect_claim, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize, nnls
 from scipy.special import expit, logsumexp, softmax
 
-from bench.studies.theory import Floats
+from bench.studies.claims import Floats
 
 Labels = npt.NDArray[np.int64]
 IMPROVES = 1e-9  # a loss this many nats below log K counts as better than the constant classifier

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import norm
 
 from bench.studies.adversarial_training.logistic_forms import max_margin
-from bench.studies.theory import Floats
+from bench.studies.claims import Floats
 
 AT_A_TIME = 2000  # simulated points in memory at a time
 

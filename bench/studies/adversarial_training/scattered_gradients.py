@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from bench.studies.theory import Floats
+from bench.studies.claims import Floats
 
 UNITS, POINTS, GRID, BATCH, FLIPPED = 8, 24, 21, 4, 0.1  # FLIPPED: share of wrong labels
 SMOOTHNESS = 4.0  # stands for L_theta,theta in the step size, alpha = 1 / (SMOOTHNESS sqrt(T))

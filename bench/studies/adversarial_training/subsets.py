@@ -21,7 +21,7 @@ from bench.studies.adversarial_training.adversarial_runs import (
     task_of,
 )
 from bench.studies.adversarial_training.instance_difficulty import history_of
-from bench.studies.theory import Findings, Floats, Interval, Table, effect_claim, mean_interval
+from bench.studies.claims import Findings, Floats, Interval, Table, effect_claim, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,7 +23,7 @@ from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.threat import ThreatModel
 from bench.studies.adversarial_training.adversarial_runs import CHUNK, CPU, attacked
-from bench.studies.theory import Floats
+from bench.studies.claims import Floats
 
 
 def weights_of(model: nn.Module) -> Tensor:

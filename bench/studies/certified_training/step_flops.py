@@ -17,7 +17,7 @@ from bench.core.config import make_config
 from bench.core.progress import Progress
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.studies.theory import Findings, Floats, Table, TheoryStudy, exponent, holds_if
+from bench.studies.claims import ClaimsStudy, Findings, Floats, Table, exponent, holds_if
 from bench.training.checkpoints import BuildSpec
 from bench.training.loop import Loop
 from bench.training.rebuild import new_model
@@ -64,7 +64,7 @@ PAPER = Plan(widths=(128, 256, 512, 1024), depths=(4, 6, 8, 12, 16), middle=(4, 
 
 @registry.study("step-flops")
 @dataclass(frozen=True, kw_only=True)
-class StepFlopsStudy(TheoryStudy):
+class StepFlopsStudy(ClaimsStudy):
     """FLOPs of a training step of adversarial and certified training, by the depth and width of the network.
 
     Thesis, section 3.3.3, Table 3.4: L-layer networks with n units in each hidden layer, random weights and images of

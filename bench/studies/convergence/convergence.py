@@ -13,6 +13,19 @@ from torch import nn
 
 from bench.core import registry
 from bench.core.progress import Progress
+from bench.studies.claims import (
+    ClaimsStudy,
+    Findings,
+    Floats,
+    Table,
+    exponent,
+    exponent_claim,
+    falling_trend,
+    holds_if,
+    mean_interval,
+    network,
+    paired_less,
+)
 from bench.studies.convergence.sphere_training import (
     CPU,
     Data,
@@ -24,19 +37,6 @@ from bench.studies.convergence.sphere_training import (
     sphere_data,
     tangent_kernel,
     train,
-)
-from bench.studies.theory import (
-    Findings,
-    Floats,
-    Table,
-    TheoryStudy,
-    exponent,
-    exponent_claim,
-    falling_trend,
-    holds_if,
-    mean_interval,
-    network,
-    paired_less,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ PAPER = Plan(
 
 @registry.study("convergence")
 @dataclass(frozen=True, kw_only=True)
-class ConvergenceStudy(TheoryStudy):
+class ConvergenceStudy(ClaimsStudy):
     """Adversarial training in B(R): surrogate loss L_A and robust loss L_* by width, depth and R; NTK; interpolation.
 
     "Convergence of Adversarial Training in Overparametrized Neural Networks" (Gao et al., 2019): Theorems 4.1, 5.1, 5.2

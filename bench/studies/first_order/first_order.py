@@ -10,6 +10,7 @@ import numpy as np
 
 from bench.core import registry, seeds
 from bench.core.progress import Progress
+from bench.studies.claims import ClaimsStudy, Findings, Table, effect_claim, holds_if, paired_less
 from bench.studies.first_order.first_order_claims import (
     DIM,
     EPS,
@@ -24,7 +25,6 @@ from bench.studies.first_order.first_order_claims import (
 from bench.studies.first_order.first_order_dynamics import CPU, LONGEST, escape
 from bench.studies.first_order.first_order_figures import Circle, draw
 from bench.studies.first_order.first_order_landscape import LossName, landscape, maxima_on_circle
-from bench.studies.theory import Findings, Table, TheoryStudy, effect_claim, holds_if, paired_less
 
 SCALES, RATIOS = (0.01, 0.1, 1.0), (0.1, 1.0, 10.0)  # of figure 1
 STARTS = 1000  # of PGD, in figure 1
@@ -33,7 +33,7 @@ LOSSES: tuple[LossName, ...] = ("quadratic", "cross entropy")
 
 @registry.study("first-order")
 @dataclass(frozen=True, kw_only=True)
-class FirstOrderStudy(TheoryStudy):
+class FirstOrderStudy(ClaimsStudy):
     """PGD on random two-layer networks and on a CNN: local optima, escapes from the worst point, rates, input scale.
 
     "Towards Understanding the Dynamics of the First-Order Adversaries" (Deng et al., 2020): figures 1 to 3, Theorems

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from attacks.fosc import fosc
 from bench.core import seeds
 from bench.core.progress import Progress
+from bench.studies.claims import Findings, Floats, Table, exponent, holds_if, paired_less
 from bench.studies.first_order.first_order_dynamics import (
     CPU,
     LONGEST,
@@ -24,7 +25,6 @@ from bench.studies.first_order.first_order_dynamics import (
 )
 from bench.studies.first_order.first_order_images import Images, escapes, mnist, random_cnn, train_adversarially
 from bench.studies.first_order.first_order_landscape import Landscape, LossName, landscape, maxima_on_circle
-from bench.studies.theory import Findings, Floats, Table, exponent, holds_if, paired_less
 
 IMAGE_SCALES = (0.1, 1.0, 10.0)  # of figure 2
 DIM, EPS = 5, 0.05  # of the networks on which the theorems are tested

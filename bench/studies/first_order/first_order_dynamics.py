@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from bench.studies.claims import Floats
 from bench.studies.first_order.first_order_landscape import Landscape
-from bench.studies.theory import Floats
 
 CPU = torch.device("cpu")
 AWAY = 0.01  # of eps: distance from the local minimum at which an escape starts

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.studies.claims import Floats
 from bench.studies.first_order.first_order_landscape import Landscape
-from bench.studies.theory import Floats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from attacks.pgd import ascend
 from bench.core.threat import ThreatModel
-from bench.studies.theory import network, output
+from bench.studies.claims import network, output
 
 LossName = Literal["quadratic", "cross entropy"]
 

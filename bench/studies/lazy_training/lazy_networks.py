@@ -17,7 +17,7 @@ from bench.core import seeds
 from bench.core.contracts import Batch
 from bench.core.threat import ThreatModel
 from bench.datasets.load import load_arrays
-from bench.studies.theory import network, output
+from bench.studies.claims import network, output
 from bench.training.weight_balls import farthest_neuron, project_neurons
 
 CPU = torch.device("cpu")

@@ -10,6 +10,17 @@ import numpy as np
 
 from bench.core import registry
 from bench.core.progress import Progress
+from bench.studies.claims import (
+    Claim,
+    ClaimsStudy,
+    Findings,
+    Floats,
+    Table,
+    exponent,
+    exponent_claim,
+    holds_if,
+    paired_less,
+)
 from bench.studies.lazy_training.lazy_networks import (
     Lazy,
     Points,
@@ -34,17 +45,6 @@ from bench.studies.lazy_training.lazy_results import (
     draw,
     where_it_passes_half,
 )
-from bench.studies.theory import (
-    Claim,
-    Findings,
-    Floats,
-    Table,
-    TheoryStudy,
-    exponent,
-    exponent_claim,
-    holds_if,
-    paired_less,
-)
 
 NEAR = 0.15  # tolerance of an exponent around the theory's, if its interval is narrower
 FAILURE = 0.01  # probability in lemma 4.3
@@ -52,7 +52,7 @@ FAILURE = 0.01  # probability in lemma 4.3
 
 @registry.study("lazy-regime")
 @dataclass(frozen=True, kw_only=True)
-class LazyRegimeStudy(TheoryStudy):
+class LazyRegimeStudy(ClaimsStudy):
     """One gradient step of size O(1/sqrt(d)) flips every network in the lazy regime: figures 2 to 7, Lemma 4.3.
 
     "Adversarial Robustness is at Odds with Lazy Training" (Wang et al., 2022). Two-layer ReLU networks with a fixed top

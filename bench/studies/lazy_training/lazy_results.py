@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bench.studies.theory import Floats
+from bench.studies.claims import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,6 +19,7 @@ from bench.core import registry, seeds
 from bench.core.progress import Progress
 from bench.core.threat import ThreatModel
 from bench.datasets.synthetic import separable_points
+from bench.studies.claims import ClaimsStudy, Findings, Floats, Table, exponent, holds_if
 from bench.studies.reflected_loss.reflected_networks import (
     CPU,
     ITERATIONS,
@@ -31,7 +32,6 @@ from bench.studies.reflected_loss.reflected_networks import (
     slack,
     train_step,
 )
-from bench.studies.theory import Findings, Floats, Table, TheoryStudy, exponent, holds_if
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,7 +141,7 @@ def robust_error(nets: Networks, x: Tensor, y: Tensor, setting: Setting) -> Floa
 
 @registry.study("reflected-convergence")
 @dataclass(frozen=True, kw_only=True)
-class ReflectedConvergenceStudy(TheoryStudy):
+class ReflectedConvergenceStudy(ClaimsStudy):
     """PGD on the reflected loss: Theorem 3.2 and Eq. 6 on random instances, iterations of training against the bounds.
 
     reflected-loss.txt ("Robustness Guarantees for Adversarially Trained Neural Networks"), section 3 and figure 1.

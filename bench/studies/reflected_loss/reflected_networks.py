@@ -14,7 +14,7 @@ from attacks.losses import cross_entropy, margin, reflected
 from attacks.pgd import ascend
 from bench.core import seeds
 from bench.core.threat import ThreatModel
-from bench.studies.theory import Floats
+from bench.studies.claims import Floats
 
 CPU = torch.device("cpu")
 ITERATIONS = tuple(2**k for k in range(11))  # of the attack in Theorem 3.2

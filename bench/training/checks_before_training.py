@@ -151,7 +151,7 @@ def _difference(loop: Loop, predictor: Any) -> str | None:
         try:
             loop.model.load_state_dict(state, strict=True)
         except RuntimeError:
-            return f"it is a {type(predictor).__name__} with other weights than the model of `build`"
+            return f"it is a {type(predictor).__name__} with different weights from the model of `build`"
         rebuilt = _logits(loop.model, x)
     if logits.shape == rebuilt.shape and torch.allclose(
         logits, rebuilt, rtol=0, atol=TOLERANCE * float(rebuilt.abs().max()), equal_nan=True

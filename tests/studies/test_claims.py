@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from bench.cli import main
-from bench.studies.theory import (
+from bench.studies.claims import (
+    ClaimsStudy,
     Findings,
     Table,
-    TheoryStudy,
     exponent,
     falling_trend,
     holds_if,
@@ -37,7 +37,7 @@ def test_trends_and_pairs_are_tested_over_seeds():
     assert paired_less(noise[:, 0], noise[:, 0])[1] == 1.0
 
 
-class Example(TheoryStudy):
+class Example(ClaimsStudy):
     """One table and two claims."""
 
     def findings(self):

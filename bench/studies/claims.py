@@ -63,7 +63,7 @@ class Findings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TheoryStudy(Study):
+class ClaimsStudy(Study):
     """A study of the claims of a paper. It prints its findings section by section, then each claim with its verdict."""
 
     seed: int = 0  # seed of all random numbers
@@ -91,7 +91,7 @@ class TheoryStudy(Study):
         return self.size == "small"
 
 
-def as_json(study: TheoryStudy, found: Findings) -> str:
+def as_json(study: ClaimsStudy, found: Findings) -> str:
     return json.dumps(
         {
             "seed": study.seed,
@@ -107,7 +107,7 @@ def as_json(study: TheoryStudy, found: Findings) -> str:
     )
 
 
-def as_text(study: TheoryStudy, found: Findings) -> str:
+def as_text(study: ClaimsStudy, found: Findings) -> str:
     width = terminal_width()
     parts = [
         f"{table.title}\n" + render(table.header, [tuple(map(show, row)) for row in table.rows], width=width)
