@@ -66,7 +66,7 @@ def train(plan: Plan, seed: int, folder: Path, logger: RunLogger | None = None) 
     announce(seed)
     opened: set[Path] = set()
     with failures_of(f"defense {plan.name}"), record_opened_files(opened):
-        loop, train_rows = _loop_of(plan, model, seed)
+        loop, train_rows = loop_of(plan, model, seed)
         with Progress(f"train {plan.name}", loop.steps, "step") as progress:
             report = progress.advance if logger is None else reporting(progress, loop, logger)
             model, cost = loop.run(folder, report, identity=identity_of(plan, seed))
@@ -86,12 +86,12 @@ def train(plan: Plan, seed: int, folder: Path, logger: RunLogger | None = None) 
 def help_with(plan: Plan, seed: int) -> None:
     """Train together with the first process, which reads and writes the files."""
     with failures_of(f"defense {plan.name}"):
-        loop, _ = _loop_of(plan, plan.new_model(seed), seed)
+        loop, _ = loop_of(plan, plan.new_model(seed), seed)
         loop.run(plan.training_folder(seed), identity=identity_of(plan, seed))
 
 
-def _loop_of(plan: Plan, model: nn.Module, seed: int) -> tuple[Loop, np.ndarray]:
-    """The training of a model, and the rows of the data set that it sees."""
+def loop_of(plan: Plan, model: nn.Module, seed: int) -> tuple[Loop, np.ndarray]:
+    """The training of a model by the plan's defense, and the rows of the data set that it sees."""
     assert plan.defense is not None
     config = plan.defense.config
     train_rows, held_out = hold_out(len(plan.arrays.y_train), config.validation, config.validation_seed)

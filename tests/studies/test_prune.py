@@ -7,8 +7,10 @@ import pytest
 from bench.core import registry
 from bench.core.config import make_config
 from bench.core.errors import UserError
+from bench.runs.train import loop_of
 from bench.studies.reproduction.paper_tables import read_paper_table
 from bench.studies.reproduction.reproduce_thesis import ReproduceStudy
+from bench.studies.subnetworks import prune
 from bench.studies.subnetworks.prune import Cell, PruneStudy, compared
 from bench.studies.subnetworks.prune_rows import cells_of, training_of
 
@@ -22,7 +24,7 @@ TINY = {"dataset": "fake:shape=1+8+8:train=40:test=20", "model": "small-cnn:widt
     ("5.4", "gamma = 1.0", "Kaiming, LBN", "binary-subnet",
      {"r": "0.9", "gamma": "1.0", "last_norm": "true", "init": "kaiming", "score_start": "fan-in"}),
     ("5.5", "gamma = 0.0", "Binary, no LBN", "binary-subnet",
-     {"r": "0.9", "gamma": "0.0", "last_norm": "false", "adversary": "none"}),
+     {"r": "0.9", "gamma": "0.0", "last_norm": "false", "score_range": "0.1", "adversary": "none"}),
     ("5.7", "AT, RN34-LBN, not pruned", "Binary", "pgd-at", {"last_norm": "true", "binary": "true"}),
     ("5.7", "HYDRA, RN34, p = 0.1", "FP", "hydra", {"r": "0.9", "gamma": "0.1", "last_norm": "false"}),
     ("5.8", "ATMC, RN34-LBN, global", "Binary", "atmc",
@@ -30,7 +32,8 @@ TINY = {"dataset": "fake:shape=1+8+8:train=40:test=20", "model": "small-cnn:widt
     ("5.8", "ATMC, RN34, p = 1.0", "FP", "atmc",
      {"r": "0.9", "gamma": "1.0", "allocation": "layer", "last_norm": "false"}),
     ("5.8", "RST, RN34-LBN, p = 1.0", "FP", "rst", {"r": "0.9", "gamma": "1.0", "last_norm": "true"}),
-    ("5.8", "Ours (fast), RN34-LBN, p = 0.1", "Binary", "binary-subnet-fast", {"r": "0.9", "gamma": "0.1"}),
+    ("5.8", "Ours (fast), RN34-LBN, p = 0.1", "Binary", "binary-subnet-fast",
+     {"r": "0.9", "gamma": "0.1", "score_range": "0.001"}),
 ])  # fmt: skip
 def test_the_training_of_a_cell(table, row, column, defense, settings):
     assert training_of(table, row, column, 0.9) == (defense, settings)
@@ -55,6 +58,22 @@ def test_the_report_has_the_thesis_figures_and_the_test_of_two_gammas(tmp_path):
     assert "r = 0.9: gamma = 0.1 minus gamma = 1.0" in text
     assert "(the thesis -14.0)" in text
     assert (tmp_path / "curves.svg").stat().st_size > 1000
+
+
+def test_the_learning_curves_have_a_point_for_each_epoch(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(prune, "draw_curves", lambda _, cells: drawn.extend(cells))
+    options = {"rows": ("gamma = 0.1",), "columns": ("r = 0.9",), "epochs": 3, "seeds": 1}
+    PruneStudy(**TINY, **options, attack="pgd-2", figure=str(tmp_path / "it.svg"), device="cpu", threads=1).run()
+    assert [len(cell.curve) for cell in drawn] == [3]
+
+
+def test_flyingbird_plus_has_a_validation_split():
+    study = PruneStudy(**TINY, table="5.7", rows=("dynamic",), columns=("FP",), epochs=1, device="cpu", threads=1)
+    paper = read_paper_table("thesis-5.7")
+    (plan,) = [plan for cell, plan in study.planned(paper.blocks[0], paper.columns) if "Bird+" in cell.row]
+    loop, _ = loop_of(plan, plan.new_model(0), 0)
+    assert loop.examples == 36  # of 40
 
 
 def test_json_has_every_seed_and_what_is_kept():

@@ -12,16 +12,14 @@ from bench.core import registry
 from bench.core.attack_specs import make_attacks
 from bench.core.errors import UserError
 from bench.core.progress import Progress
-from bench.datasets.split import Split
 from bench.runs.plan import Plan
+from bench.runs.train import loop_of
 from bench.studies.figure_style import check_figure, new_figure
 from bench.studies.reflected_loss.reflected_attacks import accuracy_under
 from bench.studies.reproduction.paper_tables import Block, read_paper_table
 from bench.studies.study import ModelStudy
 from bench.studies.subnetworks.prune_rows import cells_of, training_of
 from bench.training.architecture import linear_layers
-from bench.training.loop import Loop
-from bench.training.probe import make_probe
 from leaderboard.render import render
 from leaderboard.statistics import seeds_difference
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_SEEDS = 2  # needed for a test
+CURVE_EXAMPLES = 1000  # test examples on which learning curves are measured
 
 
 @dataclass
@@ -101,6 +100,7 @@ class PruneStudy(ModelStudy):
             if training is None:
                 continue
             settings = {"epochs": str(self.epochs), "validation": "0", "select": "last", "probe_every": "0"}
+            settings |= {} if self.figure is None else {"keep_curves": str(CURVE_EXAMPLES)}
             if self.fast and training.settings.get("adversary") != "none":
                 settings |= {"steps": "1", "alpha": "1.25eps"}
             plan = self.plan(
@@ -111,13 +111,7 @@ class PruneStudy(ModelStudy):
 
     def train(self, cell: Cell, plan: Plan, seed: int) -> None:
         """Train one network of a cell, and add its measurements."""
-        assert plan.defense is not None
-        config, arrays = plan.defense.config, plan.arrays
-        train = Split(arrays.x_train, arrays.y_train, plan.device, crop=config.crop, flip=config.flip)
-        curve = seed == 0 and self.figure is not None
-        needs_probe = curve or config.probe_every
-        probe = make_probe(train, plan.threat, config.probe_examples) if needs_probe else None
-        loop = Loop(plan.new_model(seed), plan.defense, train, plan.threat, seed=seed, probe=probe)
+        loop, _ = loop_of(plan, plan.new_model(seed), seed)
         with Progress(f"{cell.row}, {cell.column}, seed {seed}", loop.steps, "step") as progress:
             model, _ = loop.run(report=progress.advance)
         test = plan.test_split()
@@ -129,8 +123,8 @@ class PruneStudy(ModelStudy):
         weights = [layer.weight for layer in linear_layers(model)]
         cell.kept.append(sum(int((weight != 0).sum()) for weight in weights))
         cell.weights = sum(weight.numel() for weight in weights)
-        if curve:
-            cell.curve = [line["pgd"] for line in loop.log if "pgd" in line]
+        if seed == 0 and self.figure is not None:
+            cell.curve = [1 - line["test_robust_error"] for line in loop.log]
 
     def report(self, cells: list[Cell], source: str, n: int) -> str:
         measured = "clean" if self.table == "5.5" else self.attack
@@ -177,5 +171,5 @@ def draw_curves(canvas: Figure, cells: list[Cell]) -> None:
     for axes, column in zip(panels, columns, strict=True):
         for cell in (cell for cell in cells if cell.column == column):
             axes.plot(range(1, len(cell.curve) + 1), [100 * value for value in cell.curve], label=cell.row)
-        axes.set(title=column, xlabel="epoch", ylabel="PGD accuracy, %")
+        axes.set(title=column, xlabel="epoch", ylabel="test accuracy under PGD, %")
         axes.legend()

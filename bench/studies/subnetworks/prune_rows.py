@@ -14,6 +14,7 @@ METHODS = {
 }  # fmt: skip
 OF_A_SUBNET = ("binary-subnet", "binary-subnet-fast", "rst")
 DENSE = ("pgd-at", "trades")
+BEST_RANGE = {"true": "0.001", "false": "0.1"}  # the best a of Table 5.3, by last_norm, for binary weights elsewhere
 
 
 class Training(NamedTuple):
@@ -34,9 +35,12 @@ def training_of(table: str, row: str, column: str, r: float) -> Training | None:
             return Training("binary-subnet", subnet | {"last_norm": norm, "score_range": column.removeprefix("a = ")})
         case "5.4" | "5.5":
             init, norm = column.split(", ")
-            settings = subnet | {"gamma": row.removeprefix("gamma = "), "last_norm": str(norm == "LBN").lower()}
+            last_norm = str(norm == "LBN").lower()
+            settings = subnet | {"gamma": row.removeprefix("gamma = "), "last_norm": last_norm}
             if init == "Kaiming":
                 settings |= {"init": "kaiming", "score_start": "fan-in"}
+            else:
+                settings |= {"score_range": BEST_RANGE[last_norm]}
             return Training("binary-subnet", settings | ({"adversary": "none"} if table == "5.5" else {}))
     return compared_method(row, column == "Binary", r)
 
@@ -52,7 +56,9 @@ def compared_method(row: str, binary: bool, r: float) -> Training | None:
         settings["allocation"] = "global"
     elif strategy.startswith("p = "):
         settings |= {"gamma": strategy.removeprefix("p = ")} | ({"allocation": "layer"} if defense == "atmc" else {})
-    if defense not in OF_A_SUBNET or defense == "rst":
+    if defense.startswith("binary-subnet"):
+        settings["score_range"] = BEST_RANGE["true"]
+    else:
         settings["last_norm"] = str(architecture.endswith("LBN")).lower()
     if binary and defense not in OF_A_SUBNET:
         settings |= {"bits": "1"} if defense == "atmc" else {"binary": "true"}
