@@ -16,7 +16,7 @@ KNOWN = {  # beginnings of the claims that do not hold at this size; the study a
     "lazy-regime": ("Figure 2: step size", "Figure 4, right: robust training becomes possible"),
     "convergence": ("Theorem 6.1 (the trend)",),
     "first-order": ("Figure 2: at the largest scale escapes are difficult",),
-    "closed-forms": (),
+    "closed-forms": ("Eq. 5.27",),
     "gradients": (),
     "hessian": (),
     "connectivity": (),

@@ -153,6 +153,19 @@ def mean_interval(values: Sequence[float] | Floats) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def jackknife_values(pairs: Floats) -> Floats:
+    """The jackknife values (k,) of the mean over the pairs (k,k) of different seeds; at least three seeds.
+
+    A pair belongs to two seeds, so the means of single seeds are not independent. The value of a seed is k times the
+    mean over all pairs minus k - 1 times the mean over the pairs without this seed. The t interval of these values is
+    that of the delete-one jackknife over seeds.
+    """
+    k, others = len(pairs), np.where(np.eye(len(pairs), dtype=bool), np.nan, pairs)
+    without = [np.nanmean(np.delete(np.delete(others, seed, axis=0), seed, axis=1)) for seed in range(k)]
+    values: Floats = k * np.nanmean(others) - (k - 1) * np.array(without)
+    return values
+
+
 def exponent(x: Sequence[float] | Floats, y: Floats) -> Interval:
     """The power p of y = c x^p: least squares of log y on log x for each seed, then the mean over seeds.
 
@@ -172,15 +185,23 @@ def exponent_claim(claim: str, text: str, power: Interval, theory: float, near: 
 
 
 def effect_claim(claim: str, measured: str, effect: Interval, above: float = 0.0) -> Claim:
-    """Whether an effect is larger than `above`; `not tested at this size` if its interval contains that number."""
-    if effect.low <= above <= effect.high:
+    """Whether an effect is larger than `above`; `not tested at this size` if its interval contains that number.
+
+    An interval with an end that is not a number (an undefined correlation, for example) decides nothing either.
+    """
+    if not (effect.low > above or effect.high < above):
         return Claim(claim, measured, "not tested at this size")
     return holds_if(claim, measured, effect.low > above)
 
 
 def rank_correlation(x: Floats, y: Floats) -> Interval:
-    """Spearman's correlation of independent pairs, at least four, with its interval (Bonett and Wright, 2000)."""
-    r = float(stats.spearmanr(x, y).statistic)
+    """Spearman's correlation of independent pairs, with its interval (Bonett and Wright, 2000).
+
+    It is [-1, 1] for fewer than four pairs. The correlation is not a number if one side is constant.
+    """
+    r = float(stats.spearmanr(x, y).statistic) if len(x) > 1 and np.ptp(x) and np.ptp(y) else math.nan
+    if len(x) < 4:
+        return Interval(r, -1.0, 1.0)
     half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt((1 + r * r / 2) / (len(x) - 3))
     at = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
     return Interval(r, math.tanh(at - half), math.tanh(at + half))

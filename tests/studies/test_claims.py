@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -7,12 +8,16 @@ from bench.cli import main
 from bench.studies.claims import (
     ClaimsStudy,
     Findings,
+    Interval,
     Table,
+    effect_claim,
     exponent,
     falling_trend,
     holds_if,
+    jackknife_values,
     mean_interval,
     paired_less,
+    rank_correlation,
 )
 
 
@@ -59,3 +64,24 @@ def test_json_is_an_option_of_the_studies_that_have_it(capsys):
     with pytest.raises(SystemExit):
         main(["study", "reflected-grid", "--json"])
     assert "no option 'json'" in capsys.readouterr().err
+
+
+def test_an_undefined_effect_is_not_tested():
+    assert effect_claim("a", "", rank_correlation(np.arange(6.0), np.zeros(6))).verdict == "not tested at this size"
+    assert effect_claim("a", "", Interval(math.nan, math.nan, math.nan)).verdict == "not tested at this size"
+    assert rank_correlation(np.arange(3.0), np.arange(3.0))[1:] == (-1, 1)
+
+
+@pytest.mark.parametrize("k", [3, 4, 10])
+def test_the_jackknife_over_seeds_covers_the_mean_over_pairs(k):
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        of_seed, of_pair = rng.normal(size=k), 0.3 * rng.normal(size=(k, k))
+        interval = mean_interval(jackknife_values(of_seed[:, None] + of_seed + (of_pair + of_pair.T) / 2))
+        covered += interval.low <= 0 <= interval.high
+    assert covered >= 0.93 * 400
+
+
+def test_the_mean_of_the_jackknife_values_is_that_over_pairs():
+    pairs = np.random.default_rng(0).random((5, 5))
+    assert jackknife_values(pairs).mean() == pytest.approx(pairs[~np.eye(5, dtype=bool)].mean())

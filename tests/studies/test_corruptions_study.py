@@ -46,7 +46,7 @@ def test_distances_decide_the_claims(far):
 def test_the_study_reports_its_figures(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(corruptions, "TEST", 20)
-    monkeypatch.setitem(corruptions.PLANS, ("digits", True), Plan(60, 2, 2, 0.1, TINY, ""))
+    monkeypatch.setitem(corruptions.PLANS, ("digits", True), Plan(60, 3, 2, 0.1, TINY, ""))
     result = json.loads(CorruptionsStudy(json=True, figure=str(tmp_path / "a.svg")).run())
     assert len(result["tables"][0]["rows"]) == 17  # saturate needs colours
     assert [row["corruption"] for row in result["tables"][1]["rows"]][-1] == "mean"

@@ -65,10 +65,10 @@ def test_a_smaller_run_has_no_verdict_and_is_named(write, tmp_path, fields, said
 def test_settings_tell_rows_apart_and_table_42_has_errors(write, tmp_path):
     for seed, growth in enumerate(("none", "linear")):
         settings = {"eps_growth": growth, "periods": [0.5, 0.75]}
-        write(seed, 0.5, defense="pas", model="resnet18:width=8", epochs=200, settings=settings, config_hash=growth)
+        write(seed, 0.5, defense="pas", model="resnet18:width=32", epochs=200, settings=settings, config_hash=growth)
     figures = json.loads(report(tmp_path, "4.2", form="json"))["figures"]
     found = {(each["model"], each["row"]): each["ours"] for each in figures if each["figure"] == "PGD"}
-    assert found["resnet18:width=8", "Constant, periods"] == found["resnet18:width=8", "Linear, periods"] == 50.0
+    assert found["resnet18:width=32", "Constant, periods"] == found["resnet18:width=32", "Linear, periods"] == 50.0
     assert not [row for _, row in found if row.startswith("Cosine")]
 
 

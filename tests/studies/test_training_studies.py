@@ -16,10 +16,16 @@ from bench.studies.adversarial_training import (
     lipschitz_bounds,
     subsets,
 )
-from bench.studies.adversarial_training.adversarial_runs import class_balanced, measure, task_of
+from bench.studies.adversarial_training.adversarial_runs import attacked, class_balanced, measure, task_of
 from bench.studies.adversarial_training.connectivity import Along
-from bench.studies.adversarial_training.instance_difficulty import distance, feature_norms, groups, means_of_groups
-from bench.studies.claims import effect_claim, mean_interval, rank_correlation
+from bench.studies.adversarial_training.instance_difficulty import (
+    History,
+    distance,
+    feature_norms,
+    groups,
+    means_of_groups,
+)
+from bench.studies.claims import Findings, effect_claim, mean_interval, rank_correlation
 
 
 def test_difficulty_is_the_rank_of_the_loss():
@@ -45,6 +51,21 @@ def test_groups_are_tenths_with_the_hardest_first():
     assert np.allclose(means_of_groups(np.arange(100.0), ranks), np.arange(94.5, 0, -10))
 
 
+def test_groups_of_examples_without_a_difficulty_of_their_own_show_nothing():
+    rng = np.random.default_rng(0)
+
+    def history():
+        """Each loss falls from 2 to 0 at a random epoch."""
+        falls = rng.integers(1, 20, size=(2000, 1))
+        loss = 2.0 * (np.arange(20) < falls)
+        return History(loss, loss > 1)
+
+    runs, found = [history() for _ in range(5)], Findings(inches=(1, 1))
+    difficulty.over_epochs(runs, found)
+    difficulty.growing_features(runs[1], runs[0].loss, found)
+    assert {claim.verdict for claim in found.claims} == {"not tested at this size"}
+
+
 def test_subsets_are_balanced():
     y = np.array([0, 0, 0, 1, 1, 1, 1])
     assert class_balanced(np.array([6, 2, 0, 5, 1, 3, 4]), y, 4).tolist() == [0, 2, 5, 6]
@@ -57,6 +78,10 @@ def test_errors_and_features_under_attack():
     assert clean.loss.shape == (20,)
     assert float(robust.loss.mean()) > float(clean.loss.mean())
     assert robust.error >= clean.error
+    (batch,) = task.test_split().in_order(20)
+    fgsm = attacked(model, batch, ThreatModel("Linf", 0.2), 0, steps=1)
+    moved = ((fgsm - batch.x).abs().flatten() / 0.2).round(decimals=4)
+    assert set(moved[(batch.x > 0.2).flatten() & (batch.x < 0.8).flatten()].tolist()) <= {0.0, 1.0}
     norms = feature_norms(model, task.test_split(), ThreatModel("Linf", 1e-6), 0)
     batch = task.test_split().take(torch.arange(20))
     with torch.no_grad():
@@ -98,7 +123,7 @@ def test_verdicts_follow_intervals():
 
 TINY = {"steps": 1, "alpha": "1eps"}
 STUDIES = {
-    "difficulty": (difficulty, difficulty.DifficultyStudy, difficulty.Plan(60, 2, 6, 0.1, TINY, "fc1:width=8")),
+    "difficulty": (difficulty, difficulty.DifficultyStudy, difficulty.Plan(60, 3, 6, 0.1, TINY, "fc1:width=8")),
     "subsets": (
         subsets, subsets.SubsetsStudy, subsets.Plan(90, 30, 2, 2, 4, 2, {"Linf": (0.1, 0.2), "L2": (0.5,)}, TINY),
     ),

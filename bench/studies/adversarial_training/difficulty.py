@@ -29,6 +29,7 @@ from bench.studies.claims import (
     Table,
     effect_claim,
     holds_if,
+    jackknife_values,
     mean_interval,
     rank_correlation,
 )
@@ -61,7 +62,7 @@ class Plan:
 PLANS = {
     ("digits", True): Plan(720, 3, 20, 0.2, {"steps": 3, "alpha": "0.5eps"}, "fc1:width=128"),
     ("digits", False): Plan(1437, 10, 50, 0.2, {"steps": 10}, "fc1:width=128"),
-    ("mnist", True): Plan(5000, 3, 20, 0.2, {"steps": 5, "alpha": "0.4eps"}, "cnn"),
+    ("mnist", True): Plan(5000, 3, 20, 0.1, {"steps": 5, "alpha": "0.4eps"}, "cnn"),
     ("mnist", False): Plan(60_000, 5, 20, 0.2, {"steps": 10}, "cnn"),
 }
 
@@ -79,7 +80,7 @@ class DifficultyStudy(TrainingStudy):
 
     def findings(self) -> Findings:
         plan, found = PLANS[self.dataset, self.small], Findings(inches=(13, 9))
-        task = task_of(self.dataset, self.data_dir).first(plan.train, 1000)
+        task = task_of(self.dataset, self.data_dir, fits=True).first(plan.train, 1000)
         runs: dict[str, list[History]] = {kind: [] for kind in (*KINDS, *OTHERS)}
         with Progress("difficulty", plan.seeds * len(runs), "training") as progress:
             for seed in range(plan.seeds):
@@ -93,8 +94,8 @@ class DifficultyStudy(TrainingStudy):
         table_4_3(plan, runs, found)
         by_error(plan, runs["PGD"], found)
         over_epochs(runs["PGD"], found)
-        growing_features(runs["PGD"][0], first_norms, found)
-        found.draw = partial(draw, arrays=task.arrays, eps=plan.eps, history=runs["PGD"][0], norms=first_norms)
+        growing_features(runs["PGD"][1], first_norms, found)
+        found.draw = partial(draw, arrays=task.arrays, eps=plan.eps, runs=runs["PGD"], norms=first_norms)
         return found
 
     def trained(self, plan: Plan, task: Task, kind: str, seed: int) -> tuple[History, Floats]:
@@ -124,11 +125,11 @@ def random_rankings(plan: Plan, seed: int, found: Findings) -> None:
 
 
 def distances_of(first: Sequence[History], second: Sequence[History]) -> Floats:
-    """The mean D-distance of each training of a kind from those of another kind with other seeds, (seeds,)."""
-    pairs = [
-        [distance(a.difficulty, b.difficulty) for j, b in enumerate(second) if j != i] for i, a in enumerate(first)
-    ]
-    return np.array(pairs).mean(axis=1)
+    """The D-distance of trainings of one kind from those of another with other seeds, as jackknife values (seeds,).
+
+    Their mean is that over all pairs of different seeds.
+    """
+    return jackknife_values(np.array([[distance(a.difficulty, b.difficulty) for b in second] for a in first]))
 
 
 def table_4_3(plan: Plan, runs: Mapping[str, Sequence[History]], found: Findings) -> None:
@@ -160,8 +161,14 @@ def by_error(plan: Plan, runs: Sequence[History], found: Findings) -> None:
 
 
 def over_epochs(runs: Sequence[History], found: Findings) -> None:
-    """Figure 4.21, left: the decrease of the loss of the easiest and of the hardest group, early and late."""
-    curves = [means_of_groups(each.loss, each.difficulty) for each in runs]
+    """Figure 4.21, left: the decrease of the loss of the easiest and of the hardest group, early and late.
+
+    The groups are those of another seed, because the loss of examples that were chosen for their mean loss in the same
+    training falls early or late by this choice.
+    """
+    curves = [
+        means_of_groups(each.loss, other.difficulty) for each, other in zip(runs, [*runs[1:], runs[0]], strict=True)
+    ]
     third = curves[0].shape[1] // 3
     for when, first, last, sign in (("first", 0, third, 1), ("last", 2 * third, -1, -1)):
         falls = np.array([curve[:, first] - curve[:, last] for curve in curves])
@@ -175,29 +182,30 @@ def over_epochs(runs: Sequence[History], found: Findings) -> None:
     found.tables.append(Table("Figure 4.21: mean loss of groups, PGD training, hardest group first", header, rows))
 
 
-def growing_features(history: History, norms: Floats, found: Findings) -> None:
-    """Figure 4.21, right."""
-    of_groups = means_of_groups(norms, history.difficulty)
+def growing_features(other: History, norms: Floats, found: Findings) -> None:
+    """Figure 4.21, right. The difficulty is that of another seed."""
+    of_groups = means_of_groups(norms, other.difficulty)
     third = norms.shape[1] // 3
     rows = [(f"G_{g}", *(float(of_groups[g, k]) for k in (0, third, 2 * third, -1))) for g in SHOWN]
     header = ("group", "first epoch", "a third", "two thirds", "last epoch")
     found.tables.append(Table("Figure 4.21: feature norm of groups under PGD, one seed", header, rows))
-    early = rank_correlation(norms[:, third], history.difficulty)
+    early = rank_correlation(norms[:, third], other.difficulty)
     claim = "Figure 4.21: features of easy examples have larger norms"
     found.claims.append(
         effect_claim(claim, f"rank correlation with difficulty after a third of the epochs {early}", early)
     )
 
 
-def draw(canvas: Figure, *, arrays: Arrays, eps: float, history: History, norms: Floats) -> None:
-    """Figures 4.15, 4.21 and 4.16."""
+def draw(canvas: Figure, *, arrays: Arrays, eps: float, runs: Sequence[History], norms: Floats) -> None:
+    """Figures 4.15, 4.21 (the first seed, with the groups of the second) and 4.16."""
+    history, other = runs[:2]
     setting = f"{arrays.name}, Linf {eps:g}"
     top, bottom = np.asarray(canvas.subfigures(2, 1, height_ratios=(1, 1)))
     axes = top.add_subplot(1, 3, 1)
     axes.scatter(history.difficulty, history.difficulty_by_error, s=3, alpha=0.5)
     axes.set(title=f"Figure 4.15: {setting}", xlabel="difficulty by loss", ylabel="difficulty by error")
-    curves = means_of_groups(history.loss, history.difficulty)
-    features = means_of_groups(norms, history.difficulty)
+    curves = means_of_groups(history.loss, other.difficulty)
+    features = means_of_groups(norms, other.difficulty)
     for panel, values, name in ((2, curves, "loss, nats"), (3, features, "feature norm")):
         axes = top.add_subplot(1, 3, panel)
         for group in SHOWN:

@@ -37,7 +37,7 @@ class Plan:
 PLANS = {
     ("digits", True): Plan(720, 3, 6, 36, 18, (0.02, 0.06), {"steps": 2, "alpha": "0.75eps"}),
     ("digits", False): Plan(1437, 10, 30, 60, 6, (0.05, 0.1, 0.15), {"steps": 10}),
-    ("mnist", True): Plan(3000, 3, 10, 20, 5, (0.1, 0.2), {"steps": 5, "alpha": "0.4eps"}),
+    ("mnist", True): Plan(3000, 3, 10, 40, 10, (0.05, 0.1), {"steps": 5, "alpha": "0.4eps"}),
     ("mnist", False): Plan(60_000, 3, 20, 60, 10, (0.1, 0.2, 0.3), {"steps": 10}),
 }
 
@@ -55,7 +55,7 @@ class LipschitzStudy(TrainingStudy):
 
     def findings(self) -> Findings:
         plan, found = PLANS[self.dataset, self.small], Findings(inches=(11, 4))
-        task = task_of(self.dataset, self.data_dir).first(plan.train, 100)
+        task = task_of(self.dataset, self.data_dir, fits=True).first(plan.train, 100)
         shape = (2, len(plan.eps), len(SUBSETS), plan.seeds, plan.epochs // plan.every)
         values, errors = np.empty(shape), np.empty(shape[1:4])
         with Progress("lipschitz", plan.seeds * len(plan.eps) * len(SUBSETS), "training") as progress:

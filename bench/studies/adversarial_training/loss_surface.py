@@ -69,6 +69,7 @@ class LossSurfaceStudy(ModelStudy):
             generator = seeds.generator(plan.device, self.seed, "loss-surface")
             surface, bulge = loss_surface(loaded_model(plan), batch, plan.threat, self.points, generator)
             name = "/".join(Path(file).parts[-3:-1]) or file  # the folder of the run
+            name = file if name in surfaces else name
             surfaces[name] = surface
             places = [(0, 0), (self.points // 2, 0), (-1, 0), (0, -1)]
             rows.append([name, *(f"{surface[place]:.3g}" for place in places), f"{100 * bulge:.0f}"])

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bench.core import registry, seeds
 from bench.core.progress import Progress
 from bench.studies.adversarial_training.adversarial_runs import (
+    ATTACK_STEPS,
     Task,
     TrainingStudy,
     class_balanced,
@@ -52,7 +53,7 @@ PLANS = {
         720, 200, 3, 5, 40, 10, {"Linf": (0.04,), "L2": (0.25,)}, {"steps": 2, "alpha": "0.75eps"}, fgsm=False
     ),
     ("digits", False): Plan(1437, 360, 10, 30, 100, 5, {"Linf": (0.1, 0.05, 0.2), "L2": (0.5, 0.25, 1.0)}, {}),
-    ("mnist", True): Plan(3000, 1000, 3, 10, 40, 5, {"Linf": (0.2,), "L2": (1.5,)}, {"steps": 5, "alpha": "0.4eps"}),
+    ("mnist", True): Plan(3000, 1000, 3, 10, 40, 5, {"Linf": (0.1,), "L2": (0.75,)}, {"steps": 5, "alpha": "0.4eps"}),
     ("mnist", False): Plan(60_000, 10_000, 3, 20, 100, 5, {"Linf": (0.2, 0.1, 0.3), "L2": (1.5, 0.75, 2.0)}, {}),
 }  # fmt: skip
 
@@ -72,7 +73,7 @@ class Setting(NamedTuple):
 
 @dataclass
 class Errors:
-    """Error over the epochs, under the attack of the setting, (seeds, measurements)."""
+    """Error over the epochs under PGD (clean for vanilla training), (seeds, measurements)."""
 
     test: Floats
     train: Floats
@@ -122,7 +123,7 @@ class SubsetsStudy(TrainingStudy):
         trainings = plan.seeds * (len(settings) * len(SUBSETS) + len(plan.more))
         with Progress("subsets", trainings, "training") as progress:
             for setting in settings:
-                task = task_of(self.dataset, self.data_dir, setting.norm).first(plan.train, plan.test)
+                task = task_of(self.dataset, self.data_dir, setting.norm, fits=True).first(plan.train, plan.test)
                 orders = [
                     ranked(
                         task, setting.defense, setting.eps, seeds.derive(self.seed, "subsets", seed), plan.ranking,
@@ -200,7 +201,7 @@ def report(plan: Plan, errors: Mapping[tuple[Setting, str], Errors], found: Find
         rows.append((setting.name, name, *(float(100 * value) for value in values), rise))
     header = ("training", "subset", "train error, %", "least test error", "last test error", "rise in the second half")
     count = round(plan.share * plan.train)
-    title = f"Figures 4.17 to 4.19: errors under the attack of the training, about {count} examples, {plan.seeds} seeds"
+    title = f"Figures 4.17 to 4.19: errors under PGD-{ATTACK_STEPS}, about {count} examples, {plan.seeds} seeds"
     found.tables.append(Table(title, header, rows))
     settings = list(dict.fromkeys(setting for setting, _ in errors))
     for setting in settings:
@@ -263,7 +264,7 @@ def draw(
         for setting in dict.fromkeys(setting for setting, _ in errors)
     }
     panels["easiest first"] = {f"{share:.0%}": each for share, each in more.items()}
-    canvas.suptitle(f"Figures 4.17 to 4.20: {dataset}, error under the attack of the training; dashed: training subset")
+    canvas.suptitle(f"Figures 4.17 to 4.20: {dataset}, error under PGD-{ATTACK_STEPS}; dashed: training subset")
     for panel, (title, curves) in enumerate(panels.items(), start=1):
         axes = canvas.add_subplot(1, len(panels), panel)
         for number, (name, each) in enumerate(curves.items()):
