@@ -135,10 +135,7 @@ class ClosedFormsStudy(ClaimsStudy):
         header = ("classifier", "settings", f"better than constant at {1 - NEAR:g}", f"constant at {1 + NEAR:g}")
         found.tables.append(Table("Theorem 4.2: the least adversarial loss beside eps-bar", header, rows))
         total, below, above = (sum(column) for column in zip(*(row[1:] for row in rows), strict=True))
-        found.notes.append(
-            "Theorem 4.2: eps-bar is the exact one of each data set; the printed eps-bar depends on the weights, and "
-            "is unbounded for more than two classes"
-        )
+        found.notes.append("Theorem 4.2: this eps-bar is exact; the printed one is unbounded for more than two classes.")
         claim = f"Theorem 4.2: linear classifiers become constant within {100 * NEAR:g} % of the exact eps-bar"
         text = f"not yet just below it in {below} of {total} settings, and just above it in {above} of {total}"
         found.claims.append(holds_if(claim, text, below == above == total))
@@ -245,10 +242,8 @@ class ClosedFormsStudy(ClaimsStudy):
         ratio = (1 - beta) ** -0.25 * skew
         claim = "Eq. 5.27: the regret bound of adaptive steps is smaller, because gradient norms have a long tail"
         text = f"ratio {ratio:.3g} = {(1 - beta) ** -0.25:.3g} (beta {beta:g}) times {skew:.3g} (tail)"
-        found.notes.append(
-            "Eq. 5.27: the second terms of Eq. 5.24 and 5.26 give the factor (1 - beta)^(-1/4), which is used here; "
-            f"with the printed (1 - beta)^(1/4) the ratio is {(1 - beta) ** 0.25 * skew:.3g}, and always below 1"
-        )
+        printed = f"with the printed (1 - beta)^(1/4), the ratio is {(1 - beta) ** 0.25 * skew:.3g}, and always below 1"
+        found.notes.append(f"Eq. 5.27: Eq. 5.24 and 5.26 give the factor (1 - beta)^(-1/4), used here; {printed}.")
         share = float((norms < norms.mean()).mean())
         setting = f"digits, {plan.epochs} epochs; {100 * share:.0f} % of the norms are below their mean"
         found.claims.append(holds_if(claim, f"{text}; {setting}", ratio < 1))
