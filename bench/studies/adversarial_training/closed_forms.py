@@ -135,7 +135,7 @@ class ClosedFormsStudy(ClaimsStudy):
         header = ("classifier", "settings", f"better than constant at {1 - NEAR:g}", f"constant at {1 + NEAR:g}")
         found.tables.append(Table("Theorem 4.2: the least adversarial loss beside eps-bar", header, rows))
         total, below, above = (sum(column) for column in zip(*(row[1:] for row in rows), strict=True))
-        found.notes.append("Theorem 4.2: this eps-bar is exact; the printed one is unbounded for more than two classes.")
+        found.notes.append("Theorem 4.2: this eps-bar is exact; the printed one is unbounded beyond two classes.")
         claim = f"Theorem 4.2: linear classifiers become constant within {100 * NEAR:g} % of the exact eps-bar"
         text = f"not yet just below it in {below} of {total} settings, and just above it in {above} of {total}"
         found.claims.append(holds_if(claim, text, below == above == total))
