@@ -53,6 +53,7 @@ def test_the_mean_over_seeds_is_beside_the_papers(write, tmp_path):
 @pytest.mark.parametrize(("fields", "said"), [
     ({"epochs": 29}, "ATAS has 29 of 30 epochs here"), ({"n": 500}, "ATAS has 500 of 10000 test examples here"),
     ({"model": "small-cnn"}, "ATAS is a small-cnn here"),
+    ({"model": "resnet18:width=4"}, "ATAS is a resnet18:width=4 here"),
     ({"dataset": "cifar10:train=100"}, "ATAS has the data cifar10:train=100 here"),
 ])  # fmt: skip
 def test_a_smaller_run_has_no_verdict_and_is_named(write, tmp_path, fields, said):
@@ -94,6 +95,12 @@ def test_every_row_of_the_tables_is_a_defense():
         name = table if table.startswith("reflected") else f"thesis-{table}"
         for block in read_paper_table(name).blocks:
             assert set(block.rows) <= set(DEFENSES)
+
+
+@pytest.mark.parametrize(("table", "options"), [("5.11", {"exact": True}), ("reflected-1", {"seed": 3})])
+def test_an_option_that_a_table_does_not_use_is_refused(tmp_path, table, options):
+    with pytest.raises(UserError, match=f"table {table} does not use {next(iter(options))}"):
+        ReproduceStudy(table=table, runs=str(tmp_path) if table == "5.11" else None, **options).run()
 
 
 def test_a_folder_of_runs_must_be_given():

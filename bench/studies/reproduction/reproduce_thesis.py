@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,15 @@ from bench.studies.reproduction.paper_tables import Block, Cell, PaperTable, pap
 from bench.studies.reproduction.trained_tables import TABLES, compare_runs
 from bench.studies.reproduction.trained_weights import trained_runs, weights_of_row
 from bench.studies.study import ModelStudy
+from bench.studies.subnetworks.prune import PruneStudy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-PRUNED = tuple(f"5.{number}" for number in range(2, 11))  # tables of `bench study prune`
+PRUNED = tuple(get_args(get_type_hints(PruneStudy)["table"]))  # tables of `bench study prune`
+LARGE = ("5.6", "5.10")  # tables of networks and data that are too large for a study
+COMMON = ("table", "form", "data_dir", "device", "threads")  # options of every table
+OPTIONS = dict.fromkeys(TABLES, ("runs",)) | {"reflected-1": ("n_examples",)}  # the other options that a table has
 PRECISION = 1e-4  # of the searches of table 3.9
 CERTIFIERS = {"IBP": "ibp", "Lin": "fast-lin", "PEC": "pec", "CRO": "crown", "MIP": "exact"}  # by column name
 
@@ -72,15 +76,13 @@ class ReproduceStudy(ModelStudy):
     seed: int = 0  # seed of PGD
 
     def run(self) -> str:
+        self._check_options()
         if self.table == "reflected-1":  # this table is trained here
             return ReflectedBinaryStudy(
                 data_dir=self.data_dir, device=self.device, threads=self.threads, n_examples=self.n_examples,
                 form=self.form,
             ).run()  # fmt: skip
-        if self.table in PRUNED:
-            raise UserError(f"table {self.table} is of pruned networks; see `bench study prune --help`")
         paper = _paper_table(self.table)
-        self._check_figure()
         if self.table in TABLES:
             if self.runs is None:
                 raise UserError(f"table {self.table} is one of trainings; give the folder of your runs with --runs DIR")
@@ -121,18 +123,28 @@ class ReproduceStudy(ModelStudy):
                     optima.setdefault(block.title, (block.eps, {}))[1][name] = search.optimum
                 figures += [replace(figure, run=weights.run) for figure in _figures(block, row, ours, paper)]
         text = Comparison(paper, figures, missing, complete).as_text(self.form)
-        if self.figure is None or not optima or self.form != "markdown":
+        if self.figure is None or not optima:
             return text
         with new_figure(self.figure, 11, 4.5) as canvas:
             draw_optima(canvas, optima)
-        return f"{text}\n\nfigure: {self.figure}"
+        return f"{text}\n\nfigure: {self.figure}" if self.form == "markdown" else text
 
-    def _check_figure(self) -> None:
-        if self.figure is None:
+    def _check_options(self) -> None:
+        """UserError for a table of another study, and for options that the table does not have."""
+        if self.table in PRUNED:
+            raise UserError(f"table {self.table} is of pruned networks; see `bench study prune --help`")
+        if self.table in LARGE:
+            raise UserError(f"table {self.table} has no study; its figures are in leaderboard/expected")
+        if self.figure is not None:
+            if self.table != "3.9":
+                raise UserError(f"table {self.table} has no figure, 3.9 has one; leave out --figure")
+            check_figure(self.figure)
+        if self.table not in OPTIONS:
             return
-        if self.table != "3.9":
-            raise UserError(f"table {self.table} has no figure, 3.9 has one; leave out --figure")
-        check_figure(self.figure)
+        for option in fields(self):
+            used = option.name in COMMON or option.name in OPTIONS[self.table]
+            if not used and getattr(self, option.name) != option.default:
+                raise UserError(f"table {self.table} does not use {option.name}; leave it out")
 
 
 def _paper_table(table: str) -> PaperTable:

@@ -20,10 +20,10 @@ Settings = Mapping[str, Any]
 FINE = {"Vanilla AT": (False, 0.0), "RW": (True, 0.0), "KL": (False, 6.0), "RW + KL": (True, 6.0)}
 GROWTH = {"Constant": "none", "Cosine": "cosine", "Linear": "linear"}
 DEFENSES: dict[str, tuple[str, Settings]] = {
-    "PGD10": ("pgd-at", {}), "FreeAT": ("free", {}), "YOPO": ("yopo", {}), "FGSM-RS": ("fgsm-rs", {}),
+    "PGD10": ("pgd-at", {"steps": 10}), "FreeAT": ("free", {}), "YOPO": ("yopo", {}), "FGSM-RS": ("fgsm-rs", {}),
     "FGSM-GA": ("gradalign", {}), "ATTA": ("atta", {}), "ATAS": ("atas", {}), "Reweighting": ("atta-rw", {}),
     "Backward smoothing": ("backward-smoothing", {}), "Adaptive target": ("atta-at", {}),
-    "No fine-tuning": ("pgd-at", {}),
+    "No fine-tuning": ("pgd-at", {"steps": 10}),
     **{
         f"{name}, {epochs}": ("finetune", {"reweight": rw, "beta": beta, "epochs": int(epochs[0])})
         for name, (rw, beta) in FINE.items() for epochs in ("1 epoch", "5 epochs")
@@ -64,9 +64,10 @@ def compare_runs(table: str, paper: PaperTable, runs: Path, form: Form) -> str:
 
 
 def _has_model(record: Record, block: Block) -> bool:
-    """Whether the run's model is the block's, ignoring other options (such as a normalization)."""
+    """Whether the run's model is the block's, ignoring the normalization."""
     ours, theirs = split_spec(record.model), split_spec(block.model)
-    return ours.name == theirs.name and theirs.options.items() <= ours.options.items()
+    options = {key: value for key, value in ours.options.items() if key not in ("mean", "std")}
+    return (ours.name, options) == (theirs.name, theirs.options)
 
 
 def _runs_of(paper: PaperTable, block: Block, row: str, records: Sequence[Record]) -> Iterator[list[Record]]:

@@ -1,4 +1,4 @@
-"""The trainings behind the cells of the thesis' Tables 5.2 to 5.5, 5.7 and 5.8, as defenses with settings."""
+"""The trainings behind the cells of the thesis' Tables 5.2 to 5.5 and 5.7 to 5.9, as defenses with settings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def training_of(table: str, row: str, column: str, r: float) -> Training | None:
 
 
 def compared_method(row: str, binary: bool, r: float) -> Training | None:
-    """Tables 5.7 and 5.8: `method, architecture, pruning strategy`, in full precision or binary."""
+    """Tables 5.7 to 5.9: `method, architecture, pruning strategy`, in full precision or binary."""
     name, architecture, strategy = row.split(", ")
     defense = METHODS[name]
     if not architecture.startswith("RN34"):
