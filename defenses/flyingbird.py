@@ -167,8 +167,8 @@ class FlyingBirdPlus(DynamicSparseTraining[AdaptiveConfig]):
     budget; the authors let it grow. Without a validation split and a probe after each epoch (`probe_every=1`), the
     density does not change, and the training has a warning.
 
-    Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 1 seed, 360 test images): clean
-    98.9, certified 0.0, attacked 73.1.
+    Evidence: digits (small-cnn:width=24:hidden=256:batchnorm=true, Linf 0.2, 60 epochs, 3 seeds, 360 test images):
+    clean 99.1 +- 0.2, certified 0.0 +- 0.0, attacked 71.8 +- 1.4.
     """
 
     config_class = AdaptiveConfig
