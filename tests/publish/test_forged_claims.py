@@ -83,7 +83,7 @@ FORGED = {
         lambda r: next(iter(r["attacks"]["bracket-attack"]["stages"].values())).update(forwards=0), "not the sum",
     ),
     "stages that broke nothing": (
-        lambda r: [s.update(broken=0) for s in r["attacks"]["bracket-attack"]["stages"].values()], "other numbers",
+        lambda r: [s.update(broken=0) for s in r["attacks"]["bracket-attack"]["stages"].values()], "different numbers",
     ),
     "verdict better than its checks": (lambda r: suspect(r, "no-warnings"), "no-warnings in the record and unreliable"),
     "reasons left out": (lambda r: suspect(r, "unreliable"), "reasons of the verdict is []"),
@@ -98,7 +98,7 @@ FORGED = {
     "another suite": (lambda r: in_config(r, suite="mnist"), "suite is digits in the record and mnist"),
     "another defense": (lambda r: r.update(defense="trades"), "defense is trades in the record and standard"),
     "hash of the config": (lambda r: r.update(config_hash="0" * 12), "config_hash is 000000000000"),
-    "settings of the weights": (lambda r: in_training(r, lr=0.5), "the header of the weights has other training"),
+    "settings of the weights": (lambda r: in_training(r, lr=0.5), "the training settings in the header of the weights differ"),
     "setting that is not valid": (lambda r: in_training(r, lr=-1.0), "lr is -1.0"),
     "setting that there is not": (lambda r: in_training(r, trick=1), "no setting 'trick'"),
     "certificates without end": (lambda r: r["certifiers"]["ibp"].update(seconds=1e9), "ibp took 1000000000.0 s"),

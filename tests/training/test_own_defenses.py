@@ -196,8 +196,8 @@ class Nothing(Standard):
 
 
 @pytest.mark.parametrize(("kind", "said"), [
-    (EnsemblePredictor, "it is a Snapshots with other weights"),
-    (Wrapped, "it is a Scaled with other weights"),
+    (EnsemblePredictor, "it is a Snapshots with different weights"),
+    (Wrapped, "it is a Scaled with different weights"),
     (Half, "other logits"),
     (Nothing, "it is a NoneType"),
 ])  # fmt: skip
