@@ -124,7 +124,7 @@ class APGDCE(APGD):
 @registry.attack("apgd-dlr")
 @dataclass(frozen=True, kw_only=True)
 class APGDDLR(APGD):
-    """Auto-PGD on the difference-of-logits ratio, invariant to the scale of the logits. Three classes or more."""
+    """Auto-PGD on the DLR loss, which does not depend on the scale of the logits. Three classes or more."""
 
     min_classes = 3
 
@@ -135,7 +135,7 @@ class APGDDLR(APGD):
 @registry.attack("apgd-t")
 @dataclass(frozen=True, kw_only=True)
 class APGDT(APGD):
-    """Auto-PGD on the targeted ratio, for one target class after another by decreasing logit. Four classes or more.
+    """Auto-PGD on the targeted DLR loss, for one target class after another by decreasing logit. Four classes or more.
 
     Croce and Hein (2020), the APGD-T of AutoAttack. targets: the largest number of target classes; each run attacks the
     examples that no earlier one has broken.

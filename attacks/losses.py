@@ -32,9 +32,9 @@ def reflected(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """The difference-of-logits ratio, -(z_y - max over j != y of z_j) / (z_1st - z_3rd). Croce and Hein (2020), Eq. 5.
+    """The DLR loss (difference of logits ratio), -(z_y - max over j != y of z_j) / (z_1st - z_3rd).
 
-    It needs three classes, and is invariant to scaling and shifting the logits.
+    Croce and Hein (2020), Eq. 5. It needs three classes, and is invariant to scaling and shifting the logits.
     """
     top = logits.topk(3, dim=1).values
     return -margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
@@ -51,7 +51,10 @@ class TargetedLoss:
 
 
 class TargetedDLR(TargetedLoss):
-    """The targeted ratio, -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2). Croce and Hein (2020), Eq. 6. Four classes."""
+    """The targeted DLR loss, -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2). Croce and Hein (2020), Eq. 6.
+
+    It needs four classes.
+    """
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
         top = logits.topk(4, dim=1).values

@@ -27,13 +27,13 @@ class MALT(APGD):
     Melamed, Yehudai and Shamir (2024, arXiv 2407.02240) order the targets by (z_t - z_y) divided by the norm of its
     gradient, which takes one backward pass per class. Deviations:
     - The norm is the dual of the threat's, which makes the quotient the distance to the linearised boundary.
-    - The default loss is z_t - z_y (gap), for any number of classes. The targeted ratio of APGD-T (dlr) needs four.
+    - The default loss is z_t - z_y (gap), for any number of classes. The targeted DLR loss of APGD-T (dlr) needs four.
     - The defaults are 20 steps and three targets, which find nearly all that 100 steps and nine targets find.
     """
 
     steps: int = 20  # steps of Auto-PGD towards each target
     targets: int = 3  # target classes, those of the nearest boundaries
-    loss: Literal["gap", "dlr"] = "gap"  # gap of logits, or difference-of-logits ratio
+    loss: Literal["gap", "dlr"] = "gap"  # gap of logits, or targeted DLR loss
 
     def check_fits(self, threat: ThreatModel, shape: tuple[int, ...], classes: int) -> None:
         super().check_fits(threat, shape, classes)

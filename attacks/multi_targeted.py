@@ -21,7 +21,7 @@ class MultiTargeted(PGD):
     Deviation: steps along the gradient's sign (Linf) or the normalised gradient (L2), as in `pgd`; the paper uses Adam.
     """
 
-    steps: int = 20  # towards each target
+    steps: int = 20  # gradient steps towards each target
     targets: int = 9  # target classes, those of the highest logits
 
     def losses(self, model: nn.Module, batch: Batch) -> Sequence[Loss]:

@@ -32,7 +32,7 @@ def ascend(
     mode: Literal["eval", "train"] = "eval",
     step: Step | None = None,
     visit: Callable[[Tensor, Tensor], None] | None = None,
-    leave: bool = False,
+    stop_when_misclassified: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`steps` projected gradient steps on the loss from `start`: (x_adv (B,C,H,W), last_gradient (B,C,H,W)).
 
@@ -41,14 +41,14 @@ def ascend(
     mode: of the model during the attack, restored afterwards.
     step: "sign" (default under Linf), "l2" (the gradient divided by its norm; default otherwise) or "raw".
     visit(x_adv, logits): called with each point at which a gradient is taken, so not with the returned point.
-    leave: an example stops at its first misclassified point, or when its iterates start to cycle, and costs no more
-    passes. The gradient returned is then that of the examples that reached the last step.
+    stop_when_misclassified: an example stops at its first misclassified point, or when its iterates start to cycle, and
+    costs no more passes. The gradient returned is then that of the examples that reached the last step.
     """
     project = threat.projector(x)
     step = step or ("sign" if threat.norm == "Linf" else "l2")
     x_adv, gradient = start.detach(), torch.zeros_like(x)
     previous: Tensor | None = None
-    rows, final = torch.arange(len(x), device=x.device), start.detach().clone() if leave else start
+    rows, final = torch.arange(len(x), device=x.device), start.detach().clone() if stop_when_misclassified else start
     with mode_of(model, training=mode == "train"):
         for _ in range(steps):
             x_adv.requires_grad_()
@@ -61,7 +61,7 @@ def ascend(
             length = alpha(gradient) if callable(alpha) else alpha
             length = per_example(length, x) if isinstance(length, Tensor) else length
             following = project(x_adv + length * direction(gradient, step))
-            if leave:
+            if stop_when_misclassified:
                 finished = is_misclassified(logits.detach(), y)
                 if previous is not None:  # after a step back to the previous point, the iterates repeat
                     finished |= (following == previous).flatten(1).all(dim=1)
@@ -75,7 +75,7 @@ def ascend(
                     if len(rows) == 0:
                         break
             previous, x_adv = x_adv, following
-    if leave:
+    if stop_when_misclassified:
         final[rows] = x_adv
         x_adv = final
     return x_adv, gradient
@@ -193,7 +193,7 @@ class PGD(SequentialAttack):
     step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
     decay: float = 1.0  # factor of the step size
     decay_every: int = 10  # steps between two decays
-    leave: bool = True  # an example stops at its first misclassified point; false: it takes all steps
+    stop_when_misclassified: bool = True  # an example stops at its first misclassified point; false: it takes all steps
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,8 +204,8 @@ class PGD(SequentialAttack):
     ) -> Tensor:
         x_adv = threat.random_start(batch.x, generator) if self.random_start else batch.x
         for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
-            x_adv, _ = ascend(  # leave: a broken example costs one pass per call and no more
+            x_adv, _ = ascend(  # stop_when_misclassified: a broken example costs one pass per call and no more
                 model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, loss=loss, start=x_adv,
-                step=None if self.step == "auto" else self.step, leave=self.leave,
+                step=None if self.step == "auto" else self.step, stop_when_misclassified=self.stop_when_misclassified,
             )  # fmt: skip
         return x_adv

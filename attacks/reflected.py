@@ -67,8 +67,8 @@ class RPGD(Attack):
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         x_adv = batch.x
         for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
-            x_adv, _ = ascend(  # leave: a broken example costs one pass per call and no more
+            x_adv, _ = ascend(  # stop_when_misclassified: a broken example costs one pass per call and no more
                 model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=x_adv, loss=reflected,
-                leave=True, step=None if self.step == "auto" else self.step,
+                stop_when_misclassified=True, step=None if self.step == "auto" else self.step,
             )  # fmt: skip
         return x_adv

@@ -23,9 +23,9 @@ class AT(Defense[Config]):
 
     Madry et al. (2018), with the attack as the inner maximization: each step minimises the cross entropy at the points
     that the attack returns for the batch. The attack runs on the model in eval mode, as in an evaluation: it checks its
-    result, and most attacks stop at the first point that is misclassified (`at:attack=pgd:steps=10:leave=false` does
-    not). Points of a minimum-norm attack are projected onto the ball. Methods with their own name (pgd-at, fgsm-rs) are
-    faster.
+    result, and most attacks stop at the first point that is misclassified (not with `--set
+    attack=pgd-10:stop_when_misclassified=false`). Points of a minimum-norm attack are projected onto the ball. Methods
+    with their own name (pgd-at, fgsm-rs) are faster.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 98.4 +- 0.3, certified
     0.0 +- 0.0, attacked 63.4 +- 0.8.

@@ -22,21 +22,21 @@ PAPER_EPS, PAPER_BATCH = 8 / 255, 128  # for which the published c was chosen
 class Config(TrainingConfig):
     beta: float = 0.5  # momentum of the moving average v of squared gradient norms
     c: float = 0.01  # scale of sqrt(v) in the step size, at eps 8/255 and for gradients of the mean over a batch of 128
-    longest: Length = OfEps(2.0)  # the step size where there was no gradient, before the clamp
+    initial_step: Length = OfEps(2.0)  # the step size where there was no gradient, before the clamp
     smallest: float = 0.5  # step sizes are clamped to [smallest, largest], in units of eps
     largest: float = 1.75  # see smallest
     step_size: Literal["released"] = "released"  # rule of the authors' code; the text's Eq. 5.16 is atas-text
     warm_up: float = 5 / 30  # fraction of the training with the constant step size eps
     resets: tuple[float, ...] = (10 / 30, 20 / 30)  # fractions after which perturbations are drawn again
     store_size: int = 0  # side of a stored perturbation, as 32 for ImageNet; 0 for that of the padded image
-    newer: ClassVar[tuple[str, ...]] = ("longest", "store_size")
+    newer: ClassVar[tuple[str, ...]] = ("initial_step", "store_size")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
             beta=(0 <= self.beta < 1, "in [0, 1)"),
             c=(self.c > 0, "positive"),
-            longest=(in_units(self.longest, 1.0) > 0, "positive"),
+            initial_step=(in_units(self.initial_step, 1.0) > 0, "positive"),
             smallest=(0 <= self.smallest <= self.largest, f"from 0 to largest = {self.largest}"),
             warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"),
             store_size=(self.store_size >= 0, "not negative"),
@@ -57,7 +57,7 @@ class ATAS(Defense[Config]):
     [eps/2, 1.75 eps], after a warm-up with a_i = eps that does not update v. `atas-text` is the algorithm of the
     text. The published c is for eps 8/255 and gradients of a batch mean. Here it is scaled with eps, and gradients of
     the example's own loss are divided by 128, so that the batch size does not matter. For ImageNet (eps 2/255) the text
-    has C = .1 and steps of 16/255 at v = 0: here c=0.4 and longest=16/255; the clamp then determines most steps.
+    has C = .1 and steps of 16/255 at v = 0: here c=0.4 and initial_step=16/255; the clamp then determines most steps.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 98.3 +- 0.2, certified
     0.0 +- 0.0, attacked 64.4 +- 1.1.
@@ -114,8 +114,8 @@ class ATAS(Defense[Config]):
     def alpha(self, v: Tensor, eps: float) -> Tensor:
         """Step sizes (B,) for moving averages v (B,) of squared gradient norms, as the released code has Eq. 5.16."""
         config = self.config
-        c, longest = config.c * eps / PAPER_EPS, in_units(config.longest, eps)
-        return (longest / (1 + v.sqrt() / c)).clamp(config.smallest * eps, config.largest * eps)
+        c, initial_step = config.c * eps / PAPER_EPS, in_units(config.initial_step, eps)
+        return (initial_step / (1 + v.sqrt() / c)).clamp(config.smallest * eps, config.largest * eps)
 
 
 @dataclass(frozen=True, kw_only=True)

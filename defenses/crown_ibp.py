@@ -16,7 +16,7 @@ class Config(RampConfig):
     milestones: tuple[float, ...] = (0.7, 0.8, 0.9)
     decay: float = 0.5
     warm_up: float = 0.01  # fraction of the training on clean images only
-    ramp: float = 0.6  # fraction after it in which eps rises from 0 while kappa and beta change
+    ramp: float = 0.6  # fraction of the training, after the warm-up, in which eps rises from 0; kappa and beta change
     growth: Literal["linear", "smooth"] = "smooth"
     kappa: float = 0.5  # the final weight of the clean loss; it falls from 1
     beta: float = 0.0  # the final share of the linear bounds in the margins; it falls from 1

@@ -15,7 +15,7 @@ class Config(RampConfig):
     milestones: tuple[float, ...] = (15 / 60, 25 / 60)
     kappa: float = 0.5  # the final weight of the clean loss; it falls from 1 as eps rises
     warm_up: float = 2 / 60  # fraction of the training on clean images only
-    ramp: float = 10 / 60  # fraction after it in which eps rises from 0 and kappa falls from 1
+    ramp: float = 10 / 60  # fraction of the training, after the warm-up, in which eps rises and kappa falls from 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,9 @@ from bench.core.specs import Length, OfEps, in_units
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     epochs: int = 76
-    milestones: tuple[float, ...] = (74 / 76,)  # the authors count from 1 and decay from epoch 75 on
+    milestones: tuple[float, ...] = (
+        74 / 76,
+    )  # lr is multiplied by `decay` here: after 74 of 76 epochs, as the authors do
     weight_decay: float = 2e-4
     beta: float = 6.0  # weight of the KL divergence
     steps: int = 10  # steps of the attack

@@ -29,7 +29,7 @@ def make_curves(train: Split, test: Split, threat: ThreatModel, n: int) -> Probe
         return None
     attack = None
     if threat.norm in registry.attack.get("pgd").norms:
-        (attack,) = make_attacks([f"pgd:steps={PROBE_STEPS}:leave=false"], threat).values()
+        (attack,) = make_attacks([f"pgd:steps={PROBE_STEPS}:stop_when_misclassified=false"], threat).values()
 
     def curves(model: nn.Module) -> dict[str, float]:
         values: dict[str, float] = {}

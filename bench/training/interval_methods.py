@@ -26,9 +26,9 @@ class IntervalConfig(RampConfig):
     decay: float = 0.2
     clip_grad: float = 10.0
     warm_up: float = 0.0  # fraction of the training on clean images only
-    ramp: float = 20 / 70  # fraction after it in which eps rises from 0
-    steps: int = 8  # of the attack
-    step_size: Length = OfEps(0.5)  # of the attack, in units of the eps of the step
+    ramp: float = 20 / 70  # fraction of the training, after the warm-up, in which eps rises from 0
+    steps: int = 8  # steps of the attack
+    step_size: Length = OfEps(0.5)  # step size of the attack, in units of the eps of the step
     l1: float = 1e-6  # weight of the sum of the absolute weights
     interval_init: bool = True  # initial weights under which intervals do not widen from layer to layer
 

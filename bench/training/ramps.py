@@ -14,7 +14,7 @@ MIDDLE, POWER = 0.25, 4  # smooth growth: it is s^4 in the first quarter, then l
 @dataclass(frozen=True, kw_only=True)
 class RampConfig(BoundsConfig):
     warm_up: float = 0.0  # fraction of the training on clean images only
-    ramp: float = 0.5  # fraction after it in which eps rises from 0
+    ramp: float = 0.5  # fraction of the training, after the warm-up, in which eps rises from 0
     growth: Literal["linear", "smooth"] = "linear"  # growth of eps; smooth: quartic in the ramp's first quarter
     subsample: int | None = None  # B', the examples whose bounds are computed; None for the whole batch
     newer: ClassVar[tuple[str, ...]] = ("growth", "subsample")

@@ -18,7 +18,7 @@ def test_the_released_step_size():
 
 
 def test_imagenets_constants_can_be_set():
-    defense = ATAS(Config(c=0.4, longest=16 / 255, largest=8))
+    defense = ATAS(Config(c=0.4, initial_step=16 / 255, largest=8))
     # gamma / C = 16/255 and C = 0.1 at eps 2/255
     v = torch.tensor([0.0, 0.1**2, 0.3**2])
     assert torch.allclose(defense.alpha(v, 2 / 255) * 255, torch.tensor([16.0, 8.0, 4.0]), atol=1e-5)
