@@ -208,6 +208,7 @@ def test_entries_that_are_left_out_are_told(visit, site):
     with visit(site) as page:
         assert page.locator("#left-out").is_hidden()
         page.locator("#suites a", has_text="hostile").click()
+        page.locator("#suites [aria-current=true]", has_text="hostile").wait_for()
         left = f"{len(HOSTILE)} entries left out, because they cannot be read"
         assert page.locator("#left-out summary").inner_text() == left
         page.locator("#left-out summary").click()

@@ -209,9 +209,10 @@ def test_follows_the_address(visit, site):
         focused = page.evaluate("document.activeElement.dataset.entry")
         assert focused == "atas" or "atas" not in titles(page)
         page.locator("#suites a", has_text="digits").click()
+        page.locator("#suites [aria-current=true]", has_text="digits").wait_for()
         assert shown(page) == "24 of 24 entries shown"
-        assert page.locator("#suites [aria-current=true]").inner_text() == "digits"
         page.go_back()
+        page.locator("#suites [aria-current=true]", has_text="mnist").wait_for()
         assert page.locator("#suite").inner_text() == "mnist"
 
 
