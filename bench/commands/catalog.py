@@ -13,8 +13,8 @@ from bench.core.columns import columns, output_width
 from bench.core.config import Suite, get_suite, suites
 from bench.core.errors import UserError
 from bench.core.registry import did_you_mean
-from bench.core.spec_text import split_options, split_spec, split_steps
-from bench.core.specs import options_of, parse_value, show_value
+from bench.core.spec_text import split_options, split_spec
+from bench.core.specs import look_up, options_of, parse_value, show_value
 
 # options of studies that need no --set
 STUDY_OPTIONS = (
@@ -98,25 +98,18 @@ def show_entry(kind: str, name: str, *, as_json: bool = False) -> None:
     if kind == "suites":
         _show_suite(get_suite(name), as_json=as_json)
         return
-    target = KINDS[kind].get(_without_options(name, KINDS[kind]))
+    target: Any = look_up(split_spec(name).name, KINDS[kind])[0]
     options = document_options(target.config_class if kind == "defenses" else target)
     if as_json:
         print_json({"name": name, "about": inspect.getdoc(target) or "", "options": [o._asdict() for o in options]})
         return
-    print(f"{name}\n\n{_filled(inspect.getdoc(target) or KINDS[kind].entries()[name].summary)}\n")
+    print(f"{name}\n\n{_filled(inspect.getdoc(target) or 'It has no description.')}\n")
     if not options:
         print("It has no options.")
         return
     print(_filled(f"Options: {HOW_TO_SET.get(kind, '{name}:OPTION=VALUE').format(name=name)}"))
     rows = [(f"{o.name}={_short(o.default)}", f"{o.meaning} ({o.type})" if o.meaning else o.type) for o in options]
     print(columns(rows, indent="  "))
-
-
-def _without_options(spec: str, entries: registry.Registry) -> str:
-    """`pgd-50` and `pgd:steps=50` -> `pgd`; a name stays as it is."""
-    name = spec if spec in entries.entries() else split_spec(spec).name
-    steps_of = split_steps(name)[0]
-    return steps_of if name not in entries.entries() and steps_of in entries.entries() else name
 
 
 def _short(default: str) -> str:

@@ -112,7 +112,7 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
     elif name.endswith(".py"):
         raise UserError(f"{registry.kind} '{text}': name the function in the file, as in {name}:build")
     else:
-        target, implied = _look_up(name, registry)
+        target, implied = look_up(name, registry)
     own = options_of(target)
     hints = own | {key: option for key, option in (common or {}).items() if key not in own}
     options = dict(implied)
@@ -204,7 +204,7 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _look_up(name: str, registry: Registry) -> tuple[Callable[..., Any], dict[str, Any]]:
+def look_up(name: str, registry: Registry) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The entry of a name and the options that the name implies: `name-10` is `name:steps=10` unless it is an entry."""
     names = registry.entries()
     if name in names:

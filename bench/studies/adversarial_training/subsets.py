@@ -201,7 +201,8 @@ def report(plan: Plan, errors: Mapping[tuple[Setting, str], Errors], found: Find
         rows.append((setting.name, name, *(float(100 * value) for value in values), rise))
     header = ("training", "subset", "train error, %", "least test error", "last test error", "rise in the second half")
     count = round(plan.share * plan.train)
-    title = f"Figures 4.17 to 4.19: errors under PGD-{ATTACK_STEPS}, about {count} examples, {plan.seeds} seeds"
+    under = f"errors under PGD-{ATTACK_STEPS}, or clean for vanilla training"
+    title = f"Figures 4.17 to 4.19: {under}, about {count} examples, {plan.seeds} seeds"
     found.tables.append(Table(title, header, rows))
     settings = list(dict.fromkeys(setting for setting, _ in errors))
     for setting in settings:
