@@ -14,7 +14,7 @@ from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.architecture import linear_layers
 from bench.training.budgets import adaptive_budgets
-from bench.training.pruned import Allocation, PruningConfig, highest, weight_counts
+from bench.training.pruning import Allocation, PruningConfig, highest, weight_counts
 from bench.training.quantisation import clustered
 
 FULL = 32  # bits of a weight that is not quantised

@@ -12,15 +12,15 @@ from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.architecture import latent, linear_layers
 from bench.training.budgets import quota_budgets
-from bench.training.pruned import (
+from bench.training.pruning import (
     PruningConfig,
-    Signed,
+    SignedMask,
     clear_pruned,
     highest,
-    kept_of,
-    register,
+    register_masks,
     set_masks,
     weight_counts,
+    weight_mask,
 )
 
 START = 1e-12  # strength of a new connection
@@ -60,7 +60,7 @@ class BCS(Defense[Config]):
 
     def build(self, model: nn.Module) -> nn.Module:
         layers, budgets = linear_layers(model), quota_budgets(weight_counts(model), 1 - self.config.r)
-        register(model, Signed)
+        register_masks(model, SignedMask)
         set_masks(layers, highest([torch.rand_like(layer.weight) for layer in layers], budgets))
         with torch.no_grad():
             for layer in layers:
@@ -80,7 +80,7 @@ class BCS(Defense[Config]):
     def after_step(self, trainer: Trainer) -> None:
         layers, removed = linear_layers(trainer.model), 0
         for layer in layers:
-            theta, mask = latent(layer), kept_of(layer).mask
+            theta, mask = latent(layer), weight_mask(layer).mask
             noise = torch.randn(theta.shape, generator=trainer.generator, device=theta.device)
             theta.add_(noise * mask, alpha=self.config.noise * trainer.lr)
             lost = (mask > 0) & (theta <= 0)
@@ -89,9 +89,9 @@ class BCS(Defense[Config]):
         clear_pruned(layers)
         if not removed:
             return
-        ranks = [self.drawn(kept_of(layer).mask, trainer) for layer in layers]
+        ranks = [self.drawn(weight_mask(layer).mask, trainer) for layer in layers]
         for layer, new in zip(layers, highest(ranks, removed), strict=True):
-            kept_of(layer).mask.add_(new)
+            weight_mask(layer).mask.add_(new)
             latent(layer).add_(new, alpha=START)
 
     def drawn(self, mask: Tensor, trainer: Trainer) -> Tensor:

@@ -16,15 +16,15 @@ from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.architecture import latent, linear_layers
 from bench.training.budgets import quota_budgets
-from bench.training.pruned import (
-    Kept,
+from bench.training.pruning import (
     PruningConfig,
+    WeightMask,
     clear_pruned,
     highest,
-    kept_of,
-    register,
+    register_masks,
     set_masks,
     weight_counts,
+    weight_mask,
 )
 
 LEAST = 0.005  # share of the connections that the last updates replace
@@ -75,7 +75,7 @@ class DynamicSparseTraining(Defense[ConfigT]):
 
     def build(self, model: nn.Module) -> nn.Module:
         layers, budgets = linear_layers(model), quota_budgets(weight_counts(model), 1 - self.config.r)
-        register(model, Kept)
+        register_masks(model, WeightMask)
         set_masks(layers, highest([torch.rand_like(layer.weight) for layer in layers], budgets))
         clear_pruned(layers)
         return model
@@ -112,9 +112,9 @@ class DynamicSparseTraining(Defense[ConfigT]):
         share = LEAST + (self.config.replaced - LEAST) * (1 + math.cos(math.pi * trainer.progress)) / 2
         fewer, more = self.density_changes(trainer)
         room = sum(quota_budgets(weight_counts(trainer.model), 1 - self.config.r))
-        room -= sum(int(kept_of(layer).mask.sum()) for layer in layers)
+        room -= sum(int(weight_mask(layer).mask.sum()) for layer in layers)
         for layer, gradient in zip(layers, gradients, strict=True):
-            mask, strength = kept_of(layer).mask, latent(layer).abs()
+            mask, strength = weight_mask(layer).mask, latent(layer).abs()
             number = int(mask.sum())
             if number == mask.numel():
                 continue

@@ -18,15 +18,15 @@ from bench.core.contracts import Batch, Defense, Trainer, mode_of
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.architecture import Layer, latent, linear_layers
 from bench.training.budgets import adaptive_budgets
-from bench.training.pruned import (
+from bench.training.pruning import (
     Allocation,
     PruningConfig,
-    Scored,
+    ScoredMask,
     highest,
-    kept_of,
-    register,
+    register_masks,
     set_masks,
     weight_counts,
+    weight_mask,
 )
 from bench.training.subnet import fan_in
 
@@ -73,7 +73,7 @@ class HYDRA(Defense[Config]):
 
     def build(self, model: nn.Module) -> nn.Module:
         self.budget(model)  # UserError before the training
-        register(model, Scored)
+        register_masks(model, ScoredMask)
         return model
 
     def budget(self, model: nn.Module) -> int | list[int]:
@@ -119,7 +119,7 @@ class HYDRA(Defense[Config]):
     def start_pruning(self, model: nn.Module) -> None:
         """Set scores proportional to the weights, and their mask, unless there is already a mask."""
         layers = linear_layers(model)
-        if not all(bool(kept_of(layer).mask.all()) for layer in layers):
+        if not all(bool(weight_mask(layer).mask.all()) for layer in layers):
             return
         for layer in layers:
             weight, scores = latent(layer).detach(), scores_of(layer)
@@ -141,9 +141,9 @@ class HYDRA(Defense[Config]):
 
 
 def scores_of(layer: Layer) -> nn.Parameter:
-    kept = kept_of(layer)
-    assert isinstance(kept, Scored)
-    return kept.scores
+    mask = weight_mask(layer)
+    assert isinstance(mask, ScoredMask)
+    return mask.scores
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def cost_of(plan: Plan, epochs: int) -> Cost:
     parts = (loop.whole - loop.update_seconds - loop.data_seconds, loop.update_seconds, loop.data_seconds)
     seen = loop.examples_seen
     flops = 2 * multiply_adds(plan.new_model(0), plan.arrays.shape)
-    precision = loop.forwards.computation.precision
+    precision = loop.execution.computation.precision
     return Cost(
         loop.whole, epochs * loop.steps_per_epoch, seen, made / seen, work / seen, parts, flops, precision,
         product_rate(plan.device.type, precision, plan.threads),

@@ -84,7 +84,7 @@ class Loop(TrainingState):
             self.warn(warning)
         cost = Training(
             epochs=self.epochs, seconds=round(self.seconds, 3), forwards=self.passes.forwards,
-            backwards=self.passes.backwards, warnings=self.warnings, computation=self.forwards.computation,
+            backwards=self.passes.backwards, warnings=self.warnings, computation=self.execution.computation,
         )  # fmt: skip
         return predictor, cost
 
@@ -125,7 +125,7 @@ class Loop(TrainingState):
     def train_on(self, batch: Batch) -> None:
         """Do one step."""
         kept = keeping_losses(self, batch, self.config.keep_losses)
-        with failures_of(f"{type(self.defense).__name__}.train_step"), self.forwards.autocast(), kept:
+        with failures_of(f"{type(self.defense).__name__}.train_step"), self.execution.autocast(), kept:
             self.defense.train_step(batch, self)
         self.steps_done += 1
 

@@ -13,7 +13,7 @@ from bench.training import mask_coding, packed_format
 from bench.training.architecture import Layer, Sign, latent, linear_layers, parametrizations_of
 from bench.training.checkpoints import BuildSpec
 from bench.training.packed_format import Weights
-from bench.training.pruned import Kept, Signed
+from bench.training.pruning import SignedMask, WeightMask
 from bench.training.subnet import Masked
 
 
@@ -70,9 +70,9 @@ def restore(layer: Layer, weight: Tensor) -> None:
     last = parts[-1] if parts else None
     if isinstance(last, Masked):
         last.scores.copy_(chosen)
-    elif isinstance(last, Kept):
+    elif isinstance(last, WeightMask):
         last.mask.copy_(chosen)
-    if isinstance(last, Signed):
+    if isinstance(last, SignedMask):
         last.sign.copy_(torch.where(weight < 0, -1.0, 1.0))
         filled = filled.abs()
     latent(layer).copy_(filled)

@@ -16,8 +16,8 @@ from bench.core.passes import Passes, count_passes
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.training.averaging import WeightAverage
+from bench.training.execution import Execution
 from bench.training.extra_data import ExtraData
-from bench.training.forwards import Forwards
 from bench.training.optimizers import make_optimizer, step_of
 from bench.training.schedules import eps_at, learning_rate
 from bench.training.weight_perturbation import Loss, perturbed_weights
@@ -37,8 +37,8 @@ class TrainingState:
         self.config, self.defense, self.split, self.seed = defense.config, defense, split, seed
         self._whole_threat = threat
         self.device = split.y.device
-        self.forwards = Forwards(self.config, model, self.device)
-        self.model = self.forwards.placed(model)
+        self.execution = Execution(self.config, model, self.device)
+        self.model = self.execution.placed(model)
         self.optimizer = make_optimizer(defense, self.model)
         self.average = WeightAverage(self.config, self.model)
         self.generator = seeds.generator(self.device, seed, "training")
@@ -101,12 +101,12 @@ class TrainingState:
         own = self.config.batch_size if self.extra is None else self.extra.own
         batches = self.split.shuffled(own, self.generator)
         for batch in batches if self.extra is None else self.extra.mixed(batches, self.generator):
-            yield dataclasses.replace(batch, x=batch.x.contiguous(memory_format=self.forwards.layout))
+            yield dataclasses.replace(batch, x=batch.x.contiguous(memory_format=self.execution.layout))
 
     def computed(self) -> AbstractContextManager[None]:
         """Inside the block, all processes together compute passes with the settings of the config."""
         average = () if self.average.copy is None else (self.average.copy.module,)
-        return self.forwards.of(self.model, *average)
+        return self.execution.of(self.model, *average)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

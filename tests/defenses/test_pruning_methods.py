@@ -11,7 +11,7 @@ from bench.core.errors import UserError
 from bench.testing.contracts import DefenseContract
 from bench.training.architecture import latent, linear_layers
 from bench.training.budgets import quota_budgets
-from bench.training.pruned import highest, kept_of
+from bench.training.pruning import highest, weight_mask
 from bench.training.quantisation import clustered
 from defenses.flyingbird import FlyingBirdPlus
 from tests.defenses.exact_step import Step
@@ -29,7 +29,7 @@ def kept(model):
 
 
 def masked(model):
-    return [int(kept_of(layer).mask.sum()) for layer in linear_layers(model)]
+    return [int(weight_mask(layer).mask.sum()) for layer in linear_layers(model)]
 
 
 @pytest.mark.parametrize("r", [0.9, 0.97])
@@ -89,7 +89,7 @@ def test_hydra_changes_weights_in_the_first_and_last_period_and_masks_in_the_sec
         loop.run_epoch()
         layers = linear_layers(loop.model)
         weights = [p.detach().clone() for layer in layers for p in (latent(layer), layer.bias)]
-        seen.append((weights, [kept_of(layer).mask.clone() for layer in layers]))
+        seen.append((weights, [weight_mask(layer).mask.clone() for layer in layers]))
     (dense, ones), (frozen, chosen), (tuned, final) = seen
     assert all(mask.all() for mask in ones)
     assert all(torch.equal(a, b) for a, b in zip(dense, frozen, strict=True))  # bit for bit, biases too
@@ -104,14 +104,14 @@ def test_scores_of_hydra_start_in_proportion_to_the_weights():
     loop.defense.start_pruning(loop.model)
     for layer, fan in zip(linear_layers(loop.model), (9, 256), strict=True):
         weight = latent(layer)
-        assert torch.allclose(kept_of(layer).scores, math.sqrt(6 / fan) * weight / weight.abs().max())
-        smallest_kept = weight.abs()[kept_of(layer).mask > 0].min()
-        assert smallest_kept >= weight.abs()[kept_of(layer).mask == 0].max()
-    before = [kept_of(layer).mask.clone() for layer in linear_layers(loop.model)]
+        assert torch.allclose(weight_mask(layer).scores, math.sqrt(6 / fan) * weight / weight.abs().max())
+        smallest_kept = weight.abs()[weight_mask(layer).mask > 0].min()
+        assert smallest_kept >= weight.abs()[weight_mask(layer).mask == 0].max()
+    before = [weight_mask(layer).mask.clone() for layer in linear_layers(loop.model)]
     for layer in linear_layers(loop.model):
-        kept_of(layer).scores.data.zero_()
+        weight_mask(layer).scores.data.zero_()
     loop.defense.start_pruning(loop.model)  # there is a mask: it starts once
-    assert all(torch.equal(a, kept_of(b).mask) for a, b in zip(before, linear_layers(loop.model), strict=True))
+    assert all(torch.equal(a, weight_mask(b).mask) for a, b in zip(before, linear_layers(loop.model), strict=True))
 
 
 @pytest.mark.parametrize("objective", ["pgd", "trades"])
@@ -141,12 +141,14 @@ def test_a_step_on_scores_follows_the_gradient_of_the_mask(objective):
         else:
             loss = cross_entropy(logits_adv, step.y)
         effective = torch.autograd.grad(loss, weights)
-    before = [kept_of(layer).scores.detach().clone() for layer in linear_layers(step.loop.model)]
+    before = [weight_mask(layer).scores.detach().clone() for layer in linear_layers(step.loop.model)]
     step.loop.defense.train_step(step.batch, step.loop)
     for old, layer, gradient in zip(before, linear_layers(step.loop.model), effective, strict=True):
-        assert torch.allclose(old - kept_of(layer).scores, gradient * latent(layer) * old.sign(), rtol=1e-6, atol=1e-9)
-    chosen = highest([kept_of(layer).scores.detach().abs() for layer in linear_layers(step.loop.model)], [4, 256])
-    assert all(torch.equal(kept_of(a).mask, b) for a, b in zip(linear_layers(step.loop.model), chosen, strict=True))
+        assert torch.allclose(
+            old - weight_mask(layer).scores, gradient * latent(layer) * old.sign(), rtol=1e-6, atol=1e-9
+        )
+    chosen = highest([weight_mask(layer).scores.detach().abs() for layer in linear_layers(step.loop.model)], [4, 256])
+    assert all(torch.equal(weight_mask(a).mask, b) for a, b in zip(linear_layers(step.loop.model), chosen, strict=True))
 
 
 # FlyingBird
@@ -163,7 +165,7 @@ def test_an_update_prunes_the_smallest_weights_and_grows_at_the_largest_gradient
         gradients = torch.autograd.grad(cross_entropy(step.model(x_adv), step.y), weights)
     step.loop.defense.train_step(step.batch, step.loop)
     for old, layer, gradient in zip(layers, linear_layers(step.loop.model), gradients, strict=True):
-        before, after = kept_of(old).mask, kept_of(layer).mask
+        before, after = weight_mask(old).mask, weight_mask(layer).mask
         number, replaced = int(before.sum()), math.ceil(share * int(before.sum()))
         moved = (latent(old) - 0.0001 * gradient).abs().masked_fill(before == 0, -1)  # momentum 0, no decay
         (left,) = highest([moved], [number - replaced])
@@ -175,10 +177,10 @@ def test_an_update_prunes_the_smallest_weights_and_grows_at_the_largest_gradient
 
 def test_updates_are_spread_over_the_training():
     loop = DefenseContract().loop("flyingbird", r=0.9, updates=3, epochs=6)
-    changes, previous = [], [kept_of(layer).mask.clone() for layer in linear_layers(loop.model)]
+    changes, previous = [], [weight_mask(layer).mask.clone() for layer in linear_layers(loop.model)]
     for number in range(loop.steps):
         loop.train_on(next(loop.shuffled()))
-        masks = [kept_of(layer).mask.clone() for layer in linear_layers(loop.model)]
+        masks = [weight_mask(layer).mask.clone() for layer in linear_layers(loop.model)]
         if any(not torch.equal(a, b) for a, b in zip(masks, previous, strict=True)):
             changes.append(number / loop.steps)
         previous = masks
@@ -218,16 +220,16 @@ def test_more_pruning_lowers_the_density_and_more_growth_never_exceeds_the_budge
 def test_a_connection_whose_strength_falls_to_zero_is_replaced_and_signs_never_change():
     loop = DefenseContract().loop("bcs", r=0.5, lr=5.0, epochs=2)
     layers = linear_layers(loop.model)
-    signs = [kept_of(layer).sign.clone() for layer in layers]
-    before = [kept_of(layer).mask.clone() for layer in layers]
+    signs = [weight_mask(layer).sign.clone() for layer in layers]
+    before = [weight_mask(layer).mask.clone() for layer in layers]
     loop.train_on(next(loop.shuffled()))
-    after = [kept_of(layer).mask for layer in layers]
+    after = [weight_mask(layer).mask for layer in layers]
     assert sum(int(mask.sum()) for mask in after) == sum(int(mask.sum()) for mask in before)
     lost = sum(int(((a == 0) & (b > 0)).sum()) for a, b in zip(after, before, strict=True))
     assert lost > 0
     for layer, sign, old in zip(layers, signs, before, strict=True):
-        theta, mask = latent(layer), kept_of(layer).mask
-        assert torch.equal(kept_of(layer).sign, sign)
+        theta, mask = latent(layer), weight_mask(layer).mask
+        assert torch.equal(weight_mask(layer).sign, sign)
         assert torch.equal(layer.weight, sign * theta * mask)
         assert (theta[mask > 0] > 0).all()
         assert (theta[mask == 0] == 0).all()
@@ -238,7 +240,7 @@ def test_noise_moves_the_strengths_of_connections_only():
     loop = DefenseContract().loop("bcs", r=0.5, noise=0.01, lr=0.1)
     layers = linear_layers(loop.model)
     before = [latent(layer).detach().clone() for layer in layers]
-    masks = [kept_of(layer).mask.clone() for layer in layers]
+    masks = [weight_mask(layer).mask.clone() for layer in layers]
     loop.defense.after_step(loop)
     moved = torch.cat([(latent(layer) - old)[mask > 0] for layer, old, mask in zip(layers, before, masks, strict=True)])
     assert float(moved.detach().std()) == pytest.approx(0.001, rel=0.2)

@@ -73,6 +73,14 @@ def test_settings_tell_rows_apart_and_table_42_has_errors(write, tmp_path):
     assert not [row for _, row in found if row.startswith("Cosine")]
 
 
+@pytest.mark.parametrize(("eps_max", "said"), [("1.5eps", True), ("2.0eps", False), (str(16 / 255), False)])
+def test_a_training_with_another_eps_max_is_named(write, tmp_path, eps_max, said):
+    settings = {"eps_growth": "cosine", "eps_max": eps_max, "periods": []}
+    write(0, 0.5, defense="pas", model="resnet18:width=32", epochs=200, settings=settings)
+    text = report(tmp_path, "4.2")
+    assert ("Cosine has eps_max=1.5eps instead of 2eps here" in text) == said == ("here" in text)
+
+
 @pytest.mark.parametrize("trained_at", [2, 8])
 def test_table_2_of_the_reflected_loss_is_attacked_at_8_255(write, tmp_path, trained_at):
     record = json.loads((PUBLISHED / "0" / "record.json").read_text())

@@ -21,7 +21,7 @@ from bench.core.records import Computation
 from bench.training.batch_norm import of_shares
 
 
-class Forwards:
+class Execution:
     """The settings of a config for the passes on a device."""
 
     def __init__(self, config: TrainingConfig, model: nn.Module, device: torch.device) -> None:

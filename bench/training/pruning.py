@@ -29,7 +29,7 @@ class PruningConfig(TrainingConfig):
         )
 
 
-class Kept(nn.Module):
+class WeightMask(nn.Module):
     """A parametrization: a weight times a mask of 0 and 1, which is a buffer. Pruned weights get no gradient."""
 
     mask: Tensor
@@ -42,8 +42,8 @@ class Kept(nn.Module):
         return weight * self.mask
 
 
-class Scored(Kept):
-    """Kept, with scores whose absolute values get the mask's gradient (straight-through) where they are trained."""
+class ScoredMask(WeightMask):
+    """A mask with scores whose absolute values get the mask's gradient (straight-through) where they are trained."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight)
@@ -54,8 +54,8 @@ class Scored(Kept):
         return weight * mask
 
 
-class Signed(Kept):
-    """Kept, with a fixed sign of each connection: the trained weight is its absolute value, and positive."""
+class SignedMask(WeightMask):
+    """A mask with a fixed sign of each connection: the trained weight is its absolute value, and positive."""
 
     sign: Tensor
 
@@ -67,17 +67,17 @@ class Signed(Kept):
         return self.sign * weight * self.mask
 
 
-def register(model: nn.Module, kind: type[Kept]) -> None:
+def register_masks(model: nn.Module, kind: type[WeightMask]) -> None:
     """Give each linear and convolutional layer a mask of this kind, which keeps every weight."""
     for layer in linear_layers(model):
         parametrize.register_parametrization(layer, "weight", kind(layer.weight))
 
 
-def kept_of(layer: Layer) -> Kept:
+def weight_mask(layer: Layer) -> WeightMask:
     """The mask of a layer: the last of the parametrizations of its weight."""
-    kept = parametrizations_of(layer)[-1]
-    assert isinstance(kept, Kept)
-    return kept
+    mask = parametrizations_of(layer)[-1]
+    assert isinstance(mask, WeightMask)
+    return mask
 
 
 def weight_counts(model: nn.Module) -> list[int]:
@@ -100,11 +100,11 @@ def highest(values: Sequence[Tensor], keep: int | Sequence[int]) -> list[Tensor]
 @torch.no_grad()
 def set_masks(layers: Sequence[Layer], masks: Sequence[Tensor]) -> None:
     for layer, mask in zip(layers, masks, strict=True):
-        kept_of(layer).mask.copy_(mask)
+        weight_mask(layer).mask.copy_(mask)
 
 
 @torch.no_grad()
 def clear_pruned(layers: Sequence[Layer]) -> None:
     """Set pruned weights to 0; they start from 0 if they are kept again."""
     for layer in layers:
-        latent(layer).mul_(kept_of(layer).mask)
+        latent(layer).mul_(weight_mask(layer).mask)
