@@ -18,7 +18,7 @@ from bench.core.threat import ThreatModel
 
 MOMENTUM = 0.75  # alpha
 INCREASING_SHARE = 0.75  # rho: the share of steps that must increase the loss for the step size to stay
-L1_BALLS = ((3, 0.3), (2, 0.3), (1, 0.4))  # multiples of eps, and their shares of the steps
+L1_SHARES = {3: 0.3, 2: 0.3}  # under L1, the share of the steps in the balls of 3 and 2 eps; the rest are in 1 eps
 
 
 @dataclass(kw_only=True)
@@ -59,11 +59,14 @@ class DenseState(ApgdState):
 
 
 def checkpoints(steps: int) -> dict[int, int]:
-    """The steps after which the step size may change, each with the number of steps since the previous one."""
+    """The steps after which the step size may change, each with the number of steps since the previous one.
+
+    As in the authors' code, which rounds the intervals down; Algorithm 1 of the paper rounds the checkpoints up.
+    """
     interval, step, intervals = max(int(0.22 * steps), 1), 0, dict[int, int]()
     while (step := step + interval) <= steps:
         intervals[step] = interval
-        interval = max(interval - int(0.03 * steps), int(0.06 * steps), 1)
+        interval = max(interval - max(int(0.03 * steps), 1), int(0.06 * steps), 1)
     return intervals
 
 
@@ -80,14 +83,14 @@ def auto_pgd(
     """Auto-PGD for images x (B,C,H,W) with labels y (B,): the point of the highest loss met, and that loss (B,).
 
     An example stops at its first misclassified point and costs no more passes; its loss is infinite. Under L1 there are
-    three runs, in balls of 3, 2 and 1 eps. Each starts from the best point of the previous run, and only the last run
-    stops at misclassified points.
+    three runs, in balls of 3, 2 and 1 eps, so `steps` is at least 3. Each starts from the best point of the previous
+    run, and only the last run stops at misclassified points.
     """
     if threat.norm != "L1":
         return run_apgd(model, DenseState(x=x, y=y, threat=threat, steps=steps, point=start), loss)
-    for factor, share in L1_BALLS:
+    parts = {factor: max(round(share * steps), 1) for factor, share in L1_SHARES.items()}
+    for factor, ball_steps in (parts | {1: steps - sum(parts.values())}).items():
         ball = ThreatModel(threat.norm, factor * threat.eps, threat.box)
-        ball_steps = max(round(share * steps), 1)
         state = SparseState(x=x, y=y, threat=ball, steps=ball_steps, point=ball.project(start, x))
         start, best_loss = run_apgd(model, state, loss, stop_when_misclassified=factor == 1)
     return start, best_loss
@@ -95,7 +98,7 @@ def auto_pgd(
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(SequentialAttack):
-    """Base class of the Auto-PGD attacks, with random starts."""
+    """Base class of the Auto-PGD attacks, with random starts. The point of a robust example is its last run's."""
 
     norms = ("Linf", "L2", "L1")
     min_classes: ClassVar[int] = 2  # for which the loss is defined
@@ -107,6 +110,8 @@ class APGD(SequentialAttack):
         if classes < self.min_classes:
             name, fewest = type(self).__name__, self.min_classes
             raise UserError(f"{name} needs at least {fewest} classes for its loss, not {classes}; use apgd-ce")
+        if threat.norm == "L1" and self.steps < 3:
+            raise UserError(f"steps is {self.steps}; under L1 Auto-PGD needs at least 3, one for each of three balls")
 
     def run(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, loss: Loss, generator: torch.Generator

@@ -16,7 +16,10 @@ SPARSITY_DECREASE = 0.95  # the step size shrinks if the sparsity decreases by l
 
 @dataclass(kw_only=True)
 class SparseState(ApgdState):
-    """Algorithm 1 of Croce and Hein (2021)."""
+    """Algorithm 1 of Croce and Hein (2021).
+
+    Deviation: the sparsity starts anew in each ball. The authors' code continues with that of the ball's start.
+    """
 
     changed_pixels: Tensor = field(init=False)  # the number of pixels that a step changes
     sparsity: Tensor = field(init=False)  # the number of changed pixels of the best point, at the last checkpoint

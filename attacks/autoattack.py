@@ -30,10 +30,10 @@ class AutoAttack(Attack):
     """APGD-CE, targeted APGD-DLR, targeted FAB and Square (version standard); APGD with EoT (rand).
 
     Croce and Hein (2020), through their package pyautoattack. Each batch is one call, seeded by the generator, so its
-    result depends only on the run's seed and the batch. With fewer than ten classes all incorrect classes are targets;
-    with fewer than four the targeted loss is undefined. Warnings of the package become Python warnings. Under L2 and L1
-    the package's Square fails on images of some sizes (12x12); there `square` of this project replaces it, with a
-    warning.
+    result depends only on the run's seed and the batch. With fewer than ten classes all incorrect classes are targets
+    (APGD-T under L1: five); with fewer than four the targeted loss is undefined. Warnings of the package become Python
+    warnings. Under L2 and L1 the package's Square fails on images of some sizes (12x12); there `square` of this project
+    replaces it, with a warning.
     """
 
     norms = ("Linf", "L2", "L1")
@@ -78,8 +78,9 @@ class AutoAttack(Attack):
             )
             square = Square(queries=attack.square.n_queries)
             rows = (model(x_adv).argmax(dim=1) == batch.y).nonzero().squeeze(1)
-            with on_rows(rows):
-                x_adv[rows] = square.perturb(model, rows_of(batch, rows), threat, generator=generator)
+            if len(rows) > 0:
+                with on_rows(rows):
+                    x_adv[rows] = square.perturb(model, rows_of(batch, rows), threat, generator=generator)
         return x_adv
 
 

@@ -10,6 +10,7 @@ from attacks.minimum_norm import NearestAdversarial, clearly_misclassified, near
 from attacks.pgd import per_example
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
+from bench.core.errors import UserError
 from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
 
@@ -35,6 +36,11 @@ class DeepFool(Attack):
     overshoot: float = 0.02  # share of a step by which it goes beyond the boundary
     targets: int = 9
     halvings: int = 10  # bisections between the adversarial point and the image
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overshoot < 0:
+            raise UserError(f"deepfool: overshoot is {self.overshoot}; it must not be negative")
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         nearest = NearestAdversarial(model, batch, threat)

@@ -31,7 +31,8 @@ class Square(Attack):
     Andriushchenko et al. (2020), Algorithm 1 with Algorithm 2 (Linf) or 3 (L2); the L1 form is AutoAttack's (Croce and
     Hein, 2021). queries: forward passes per example and restart, including the clean image's. p_init: the share of the
     image that the first windows cover; it decreases on the published schedule, scaled to `queries`. Deviations: signs
-    that would not change a window are inverted, and a window is cut to the image, which can have any size.
+    that would not change a window are inverted, and a window is cut to the image, which can have any size. The point of
+    a robust example is that of the last restart.
     """
 
     norms = ("Linf", "L2", "L1")

@@ -29,6 +29,8 @@ def make_attacks(specs: str | Sequence[str], threat: ThreatModel) -> dict[str, P
     planned: dict[str, PlannedAttack] = {}
     for text in list_of_specs(specs):
         spec = parse_spec(text, registry.attack, common={"norm": (Norm, threat.norm), "eps": (float, threat.eps)})
+        if spec.options.get("norm", threat.norm) != threat.norm:  # its eps is shown even if it is the same number
+            spec = parse_spec(text, registry.attack, common={"norm": (Norm, threat.norm), "eps": (float, None)})
         if reserved := {"norm", "eps"} & set(options_of(spec.target)):
             raise UserError(f"attack '{text}' must not have an option {min(reserved)}; ask for `threat` instead")
         norm, eps = (spec.options.pop(option, None) for option in ("norm", "eps"))
@@ -36,7 +38,7 @@ def make_attacks(specs: str | Sequence[str], threat: ThreatModel) -> dict[str, P
             raise UserError(f"attack '{text}' is under another norm; give its eps too, as in {text}:eps=0.5")
         is_function = inspect.isfunction(spec.target)
         attack = CallableAttack(function=spec.target, options=spec.arguments) if is_function else spec.make()
-        plan = PlannedAttack(attack, ThreatModel(norm or threat.norm, eps or threat.eps, threat.box))
+        plan = PlannedAttack(attack, ThreatModel(norm or threat.norm, threat.eps if eps is None else eps, threat.box))
         if plan in planned.values():
             raise UserError(f"attack '{text}' is given twice; keep one")
         planned[spec.text] = plan

@@ -47,6 +47,8 @@ class Attack(ABC):
         The attack sees the model as a Classifier (bench/core/classifier.py), which keeps its gradients finite.
         """
         check_norm(self, threat)
+        if len(batch) == 0:
+            return batch.x.clone()
         model = as_classifier(model)
         with frozen(model), torch.enable_grad():
             x_adv = self.perturb(model, batch, threat, generator=generator).detach().to(batch.x.dtype)

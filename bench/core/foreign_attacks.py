@@ -1,6 +1,7 @@
 """Attacks from outside this project: a function of a plugin, an attack of another library."""
 
 import inspect
+import random
 import sys
 import warnings
 from abc import abstractmethod
@@ -104,13 +105,15 @@ class CallableAttack(ForeignAttack):
 
 @contextmanager
 def seeded_global_generators(generator: torch.Generator) -> Iterator[None]:
-    """Seed the global generators of torch and numpy from ours inside the block, and restore them afterwards."""
+    """Seed the global generators of torch, numpy and `random` from ours in the block, and restore them afterwards."""
     seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
-    state = np.random.get_state()
+    states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([generator.device] if generator.device.type == "cuda" else []):
         torch.manual_seed(seed)
         np.random.seed(seed)
+        random.seed(seed)
         try:
             yield
         finally:
-            np.random.set_state(state)
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -51,9 +51,9 @@ COUNTS = ("steps", "restarts", "samples", "queries", "targets", "nodes")  # opti
 def check_counts_and_lengths(options: Any) -> None:
     """UserError if a field that COUNTS names is below 1, or alpha is not positive."""
     for name, value in vars(options).items():
-        if name in COUNTS and value is not None and value < 1:
+        if name in COUNTS and isinstance(value, int | float) and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
-        if name == "alpha" and value is not None and in_units(value, 1.0) <= 0:
+        if name == "alpha" and isinstance(value, int | float | OfEps) and in_units(value, 1.0) <= 0:
             raise UserError(f"alpha is {value}; it must be positive")
 
 

@@ -19,7 +19,7 @@ from bench.datasets.corruption_sources import CorruptionSource
 from bench.datasets.split import Split
 from bench.evaluate.clean import predict
 
-IDENTITY = "identity"
+IDENTITY, SECONDS = "identity", "seconds"  # arrays of a file beside the columns
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class FinishedCorruptions:
     folder: Path
     identity: str
 
-    def read(self, source: CorruptionSource) -> Table | None:
+    def read(self, source: CorruptionSource) -> tuple[Table, float] | None:
+        """Return the columns and the seconds that they took; None if there are none of this evaluation."""
         path = self._path(source)
         if not path.exists():
             return None
@@ -37,10 +38,13 @@ class FinishedCorruptions:
             arrays = read_arrays(path)
         except UserError:
             return None
-        return arrays if str(arrays.pop(IDENTITY, None)) == self.identity else None
+        if str(arrays.pop(IDENTITY, None)) != self.identity:
+            return None
+        return arrays, float(arrays.pop(SECONDS))
 
-    def write(self, source: CorruptionSource, columns: Table) -> None:
-        write_arrays(self._path(source), columns | {IDENTITY: np.array(self.identity)})
+    def write(self, source: CorruptionSource, columns: Table, seconds: float) -> None:
+        more = {IDENTITY: np.array(self.identity), SECONDS: np.array(seconds)}
+        write_arrays(self._path(source), columns | more)
 
     def _path(self, source: CorruptionSource) -> Path:
         return self.folder / f"{hashlib.sha256(f'corruption {source.text}'.encode()).hexdigest()[:16]}.npz"
@@ -66,16 +70,18 @@ def measure_corruptions(
         return table, results
     with Progress("corruptions", len(sources) * len(test), "example", show=show) as progress:
         for source in sources:
-            start = time.perf_counter()
-            columns = None if finished is None else finished.read(source)
-            if columns is None:
+            stored = None if finished is None else finished.read(source)
+            if stored is None:
+                start = time.perf_counter()
                 columns = _correct(model, test, source, n_test, batch_size, progress)
+                seconds = time.perf_counter() - start
                 if finished is not None:
-                    finished.write(source, columns)
+                    finished.write(source, columns, seconds)
             else:
+                columns, seconds = stored
                 progress.advance(len(test), source.name)
             table |= columns
-            results[source.name] = _result(source, columns, time.perf_counter() - start)
+            results[source.name] = _result(source, columns, seconds)
     return table, results
 
 

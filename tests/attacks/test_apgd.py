@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from attacks.apgd import APGDCE, APGDDLR, APGDT, auto_pgd
+from attacks.apgd import APGDCE, APGDDLR, APGDT, auto_pgd, checkpoints
 from attacks.losses import TargetedDLR, best_other_class, cross_entropy, dlr, loss_of, margin
 from attacks.malt import MALT, nearest_classes
 from bench.core import seeds
@@ -67,7 +67,7 @@ def test_returns_the_point_of_the_highest_loss_and_that_loss(norm):
     seen = []
     model.register_forward_hook(lambda *call: seen.append(cross_entropy(call[2], batch.y).detach()))
     found, best_loss = auto_pgd(model, batch.x, batch.y, threat=threat, steps=12, loss=cross_entropy, start=batch.x)
-    last_ball = seen[-6:] if norm == "L1" else seen  # five steps, and the start
+    last_ball = seen[-5:] if norm == "L1" else seen  # four steps, and the start
     with torch.no_grad():
         assert torch.allclose(cross_entropy(model(found), batch.y), best_loss, atol=1e-6)
     assert torch.allclose(torch.stack(last_ball).amax(dim=0), best_loss, atol=1e-6)
@@ -89,6 +89,33 @@ def test_the_step_size_is_halved_if_the_loss_does_not_increase():
     ]
     assert best_losses[1] > -0.005
     assert best_losses[0] < -0.02
+
+
+@pytest.mark.parametrize("steps", [5, 20, 100])
+def test_checkpoints_are_those_of_the_authors_code(steps):
+    """Replays the counters of autopgd_base.py."""
+    interval, smallest, decrease = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+    expected, since = [], 0
+    for step in range(1, steps + 1):
+        since += 1
+        if since == interval:
+            expected.append(step)
+            since, interval = 0, max(interval - decrease, smallest)
+    assert list(checkpoints(steps)) == expected
+
+
+@pytest.mark.parametrize("steps", [3, 5, 15, 100])
+def test_the_balls_under_l1_share_the_steps(steps):
+    model, batch = tiny_model().eval(), tiny_batch()
+    threat = ThreatModel("L1", 1e-4)
+    with count_passes(model, AttackPasses(batch.x, batch.y, threat)) as seen:
+        APGDCE(steps=steps)(model, batch, threat, generator=seeds.generator(CPU, 0))
+    assert (seen.total() == 2 * steps + 3).all()  # and a last look at each ball
+
+
+def test_under_l1_there_is_a_step_for_each_ball():
+    with pytest.raises(UserError, match="steps is 2; under L1"):
+        APGDCE(steps=2).check_fits(ThreatModel("L1", 1.0), (1, 5, 5), 10)
 
 
 def test_broken_examples_cost_no_more_passes():

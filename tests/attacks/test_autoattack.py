@@ -103,6 +103,22 @@ def test_our_square_takes_the_place_of_the_package_s_with_a_warning():
     assert (model(x_adv).argmax(dim=1) != batch.y).any()
 
 
+def test_our_square_is_not_run_if_all_examples_are_broken():
+    model = nn.Sequential(Flattened(), linear_model((1, 12, 12), 5)[1])
+    x = torch.rand((6, 1, 12, 12), generator=torch.Generator().manual_seed(0))
+    batch = Batch(x, model(x).argmax(dim=1), torch.arange(6))
+    with pytest.warns(UserWarning, match="12x12"):
+        x_adv = AutoAttack()(model, batch, ThreatModel("L2", 12.0), generator=seeds.generator(CPU, 0))
+    assert (model(x_adv).argmax(dim=1) != batch.y).all()
+
+
+class Flattened(nn.Module):
+    """Fails for an empty batch, as `x.view(x.size(0), -1)` of many models does."""
+
+    def forward(self, x):
+        return x.view(x.size(0), -1)
+
+
 class Rounded(nn.Module):
     """Images rounded to ten grey levels, which has no gradient."""
 

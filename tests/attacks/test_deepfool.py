@@ -5,6 +5,7 @@ from torch import nn
 from attacks.deepfool import DeepFool
 from bench.core import seeds
 from bench.core.contracts import Batch
+from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from tests.attacks.test_minimum_norm_search import CLOSEST, Trap, grey
 
@@ -43,6 +44,11 @@ def test_broken_examples_cost_no_more_passes():
     assert seen[:3] + seen[-1:] == [2, 2, 2, 2]
     assert len(seen) > 10
     assert set(seen[3:-1]) == {1}
+
+
+def test_it_does_not_stop_short_of_the_boundary():
+    with pytest.raises(UserError, match="overshoot is -1"):
+        DeepFool(overshoot=-1)
 
 
 def test_without_a_box_it_goes_as_far_as_it_must():

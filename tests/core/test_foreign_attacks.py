@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -92,7 +94,7 @@ def test_threat_and_generator_are_given_to_those_who_ask():
     assert THREAT.contains(run(uniform), batch.x).all()
 
 
-@pytest.mark.parametrize("draw", [lambda: torch.rand(1).item(), lambda: np.random.rand()])
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1).item(), lambda: np.random.rand(), random.random])
 def test_global_generators_are_seeded_by_ours_and_left_as_they_were(draw):
     def shift(model, x, y):
         return (1 - 0.1 * draw()) * x
@@ -101,13 +103,23 @@ def test_global_generators_are_seeded_by_ours_and_left_as_they_were(draw):
     for noise in (1, 2):
         torch.manual_seed(noise)
         np.random.seed(noise)
+        random.seed(noise)
         runs.append(run(shift))
         after = draw()
         torch.manual_seed(noise)
         np.random.seed(noise)
+        random.seed(noise)
         assert draw() == after
     assert torch.equal(*runs)
     assert not torch.equal(runs[0], run(shift, seed=1))
+
+
+@pytest.mark.parametrize("name", ["targets", "steps", "alpha"])
+def test_an_option_of_text_may_have_any_name(name):
+    def attack(model, x, y, *, targets="all", steps="few", alpha="small"):
+        return x
+
+    assert CallableAttack(function=attack, options={name: "other"}).options[name] == "other"
 
 
 def test_points_outside_are_projected_with_a_warning():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -242,12 +243,14 @@ def test_an_interrupted_evaluation_uses_what_it_has_finished(digits, monkeypatch
         measured.append(source.name)
         if len(measured) == 2:
             raise KeyboardInterrupt
+        time.sleep(0.2)
         return correct(model, test, source, *rest)
 
     monkeypatch.setattr(module, "_correct", interrupted)
     assert bench(home, *words).returncode == 130
     bench(home, *words)
     assert measured == ["fog", "contrast", "contrast"]
+    assert read_record(only(home / "i", "*/0")).corruptions["fog"].seconds >= 0.2
 
 
 def test_a_plugin_adds_a_corruption(digits, monkeypatch):

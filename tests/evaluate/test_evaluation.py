@@ -302,6 +302,18 @@ def test_the_threat_models_own_numbers_are_left_out_of_the_spec():
     assert list(make_attacks(["pgd:eps=8/255:steps=3"], THREAT)) == [f"pgd:steps=3:eps={8 / 255!r}"]
 
 
+@pytest.mark.parametrize("spec", ["pgd-10", "pgd:eps=0.5", "pgd:norm=L2:eps=0.03", "pgd:norm=L2:eps=0.5:steps=3"])
+def test_a_canonical_spec_is_read_again(spec):
+    made = make_attacks([spec], THREAT)
+    assert make_attacks(list(made), THREAT) == made
+
+
+@pytest.mark.parametrize("eps", ["0", "-1"])
+def test_an_attack_has_a_positive_eps(eps):
+    with pytest.raises(UserError, match=r"eps .* must be a positive number"):
+        make_attacks([f"pgd:eps={eps}"], THREAT)
+
+
 def test_another_norm_needs_an_eps():
     with pytest.raises(UserError, match="give its eps too"):
         make_attacks(["pgd-10:norm=L2"], THREAT)
