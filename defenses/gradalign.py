@@ -33,7 +33,7 @@ class GradAlign(Defense[Config]):
     at the image and is projected onto the ball. Batch norm is in train mode throughout.
 
     Evidence: digits (small-cnn, Linf 0.2, 30 epochs, 5 seeds, 360 test images): clean 98.7 +- 0.4, certified
-    0.0 +- 0.0, attacked 57.2 +- 2.5.
+    0.0 +- 0.0, attacked 57.1 +- 2.4.
     """
 
     config_class = Config

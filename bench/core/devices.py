@@ -56,4 +56,9 @@ def choose_threads(model: nn.Module, shape: tuple[int, ...]) -> int:
     """One thread for a small model, all of this process's cores for a large one, divided among torchrun's processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return cores if multiply_adds(model, shape) >= WORTH_A_THREAD else 1
+    return 1 if is_small(model, shape) else cores
+
+
+def is_small(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether the model uses one thread on every machine."""
+    return multiply_adds(model, shape) < WORTH_A_THREAD

@@ -22,6 +22,7 @@ from bench.verify.report import Finding
 
 NAME = "command"
 OF_FILES = ("checkpoint", "state_dict", "code")  # settings that depend on files outside the run folder
+INTEGERS = ("budget", "n-examples", "threads")
 TEXTS = ("defense", "checkpoint", "suite", "dataset", "model", "norm", "eps", "attacks", "certifiers", "corruptions")
 
 
@@ -69,7 +70,7 @@ def read_command(text: str) -> Request:
     try:
         if "eps" in fields:
             fields["eps"] = tuple(float(each) for each in fields["eps"].split(","))
-        fields |= {key.replace("-", "_"): int(given.pop(key)) for key in ("budget", "n-examples") if key in given}
+        fields |= {key.replace("-", "_"): int(given.pop(key)) for key in INTEGERS if key in given}
         if "time-limit" in given:
             fields["time_limit"] = float(given.pop("time-limit").removesuffix("s"))
     except ValueError as error:

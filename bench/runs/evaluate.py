@@ -73,7 +73,7 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
         | {
             "data_hash": config.data_hash,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "command": plan.request.command_line(seed),
+            "command": plan.command_line(seed),
             **({} if plan.request.origin is None else {"checkpoint": plan.request.origin}),
             "source": combined(sources.all),
             "source_files": sources.all,

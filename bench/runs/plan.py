@@ -15,7 +15,7 @@ from bench.core import files, registry
 from bench.core.attack_specs import PlannedAttack, make_attacks
 from bench.core.config import CORRUPTIONS, RunConfig, Suite, as_json, content_hash, get_suite, make_config, suites
 from bench.core.contracts import Certifier, Defense
-from bench.core.devices import choose_device, choose_threads
+from bench.core.devices import choose_device, choose_threads, is_small
 from bench.core.errors import UserError
 from bench.core.model_specs import parse_model
 from bench.core.opened_files import record_opened_files
@@ -60,6 +60,7 @@ class Plan:
     defense: Defense[Any] | None  # trains (`bench run`) or only builds the model (`bench eval` of our own weights)
     device: torch.device
     threads: int = 1
+    stated_threads: int | None = None  # `threads`, if the results depend on it and not every machine chooses it
     bracket: BracketPlan | None = None
     loaded: nn.Module | None = None  # the model with the weights of --checkpoint
     sources: Sources = field(default_factory=Sources)
@@ -94,7 +95,13 @@ class Plan:
     def training_identity(self) -> dict[str, Any]:
         """Everything except the seed that determines the weights. Its hash names the folder of the training."""
         config = self.config.as_json()
-        return {key: config[key] for key in OF_TRAINING if key in config} | {"source": combined(self.sources.training)}
+        threads = {} if self.stated_threads is None else {"threads": self.stated_threads}
+        of_training = {key: config[key] for key in OF_TRAINING if key in config}
+        return of_training | threads | {"source": combined(self.sources.training)}
+
+    def command_line(self, seed: int) -> str:
+        """A shell command that reproduces the run."""
+        return replace(self.request, threads=self.stated_threads).command_line(seed)
 
     def training_folder(self, seed: int) -> Path:
         """The folder of the training, which all evaluations of its weights share."""
@@ -179,6 +186,7 @@ def _with_model(plan: Plan, saved_spec: BuildSpec | None, read_by_methods: set[P
         check_rebuilt(model, plan.new_model(1), plan.arrays, plan.spec.model)
     initial = copy.deepcopy(model.state_dict())
     threads = request.threads or choose_threads(model, shape)
+    chosen_everywhere = plan.device.type != "cpu" or (threads == 1 and is_small(model, shape))
     if saved_spec is not None and request.checkpoint is not None:
         load_weights(model, request.checkpoint)
     elif request.checkpoint is not None:
@@ -190,7 +198,10 @@ def _with_model(plan: Plan, saved_spec: BuildSpec | None, read_by_methods: set[P
         model, shape, plan.arrays.classes, plan.threat, budget=request.budget, time_limit=request.time_limit,
         known=[*plan.attacks.values(), *plan.certifiers.values()],
     )  # fmt: skip
-    plan = replace(plan, threads=threads, bracket=bracket, loaded=model if request.checkpoint else None)
+    plan = replace(
+        plan, threads=threads, stated_threads=None if chosen_everywhere else threads, bracket=bracket,
+        loaded=model if request.checkpoint else None,
+    )  # fmt: skip
     ingredients = Ingredients(
         spec=plan.spec, trains=plan.config.defense is not None, dataset=plan.config.dataset, plugins=request.plugins,
         defense=plan.defense, attacks=plan.attacks, certifiers=list(plan.certifiers.values()),

@@ -43,7 +43,7 @@ class Request:
     log: LoggerName | None = None  # a dashboard that gets the figures of each epoch
 
     def command_line(self, seed: int) -> str:
-        """A shell command. Options of one machine (data folder, device, threads, --out, ...) are left out."""
+        """A shell command. Options of one machine (data folder, device, --out, ...) are left out."""
         if self.checkpoint is None:
             words = ["bench", "run", "--defense", str(self.defense)]
         else:
@@ -67,6 +67,8 @@ class Request:
             words += ["--time-limit", f"{self.time_limit!r}s"]
         if self.n_examples is not None:
             words += ["--n-examples", str(self.n_examples)]
+        if self.threads is not None:
+            words += ["--threads", str(self.threads)]
         words += [word for path in self.plugins for word in ("--plugin", path.name)]
         words += [word for path in self.trusted for word in ("--trust-code", path.name)]
         return shlex.join([*words, "--seeds", str(seed)])

@@ -101,9 +101,16 @@ def finished_result(plan: Plan, seed: int) -> SeedResult | None:
 
 
 def _changed(plan: Plan, record: Record) -> list[str]:
-    """The names of the source and data files that have changed since the run."""
+    """The names of the source and data files that have changed since the run, and of options with other values."""
     read = [] if plan.config.defense is None else changed_files(plan.training_folder(record.seed))
-    return plan.sources.changed_since(record) + read
+    return plan.sources.changed_since(record) + read + ([] if _threads(plan, record) is None else ["--threads"])
+
+
+def _threads(plan: Plan, record: Record) -> int | None:
+    """The number of CPU threads of the run, if the request names another one."""
+    made = record.provenance.get("threads")
+    other = plan.device.type == "cpu" and plan.request.threads not in (None, made)
+    return int(made) if other and made is not None else None
 
 
 def _move_to_replaced(plan: Plan, folder: Path) -> None:
@@ -120,6 +127,8 @@ def _move_to_replaced(plan: Plan, folder: Path) -> None:
     folder.mkdir()
     if plan.request.force:
         why = "is made again"
+    elif (threads := _threads(plan, record)) is not None:
+        why = f"was made with --threads {threads} and is made again"
     elif "source_files" in record.provenance:
         why = f"was made by other source ({_listed(_changed(plan, record))}) and is made again"
     else:

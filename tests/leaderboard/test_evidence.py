@@ -1,13 +1,14 @@
 """Evidence lines in docstrings and in the README follow from the published results."""
 
+import dataclasses
 import shutil
 
-import msgspec
+import numpy as np
 import pytest
 
-from bench.core.record_files import read_record
 from leaderboard import evidence
-from leaderboard.published_results import results_folder
+from leaderboard.board_columns import share
+from leaderboard.published_results import read_evaluated_run, results_folder
 
 SOURCE = '''
 @registry.defense("atas")
@@ -32,39 +33,43 @@ class Mine:
 
 @pytest.fixture(scope="module")
 def atas():
-    return [read_record(results_folder() / "digits" / "atas" / str(seed)) for seed in range(3)]
+    return [read_evaluated_run(results_folder() / "digits" / "atas" / str(seed)) for seed in range(3)]
 
 
 def test_published_results_are_grouped_by_defense_and_suite(atas):
     by_defense = evidence.published(results_folder())
-    seeds = [record.seed for record in by_defense["atas"]["digits"]]
+    seeds = [run.record.seed for run in by_defense["atas"]["digits"]]
     assert seeds == sorted(int(path.parent.name) for path in (results_folder() / "digits/atas").glob("*/record.json"))
-    assert by_defense["atas"]["digits"][:3] == atas
+    assert by_defense["atas"]["digits"][0].record == atas[0].record
     assert set(by_defense["atas"]) == {"digits"}
 
 
 def test_an_entry_of_another_name_is_a_changed_recipe_and_no_evidence(tmp_path):
     for entry in ("atas", "atas-2"):
         shutil.copytree(results_folder() / "digits" / "atas" / "0", tmp_path / "digits" / entry / "0")
+        shutil.copy(results_folder() / "digits" / "atas" / "about.toml", tmp_path / "digits" / entry)
     assert {name: len(suites["digits"]) for name, suites in evidence.published(tmp_path).items()} == {"atas": 1}
 
 
 def test_a_sentence_gives_means_and_spreads_over_seeds(atas):
-    records = [
-        msgspec.structs.replace(record, worst=msgspec.structs.replace(record.worst, robust_acc=acc), bracket=None)
-        for record, acc in zip(atas, (0.5, 0.6, 0.7), strict=True)
-    ]
-    text = evidence.evidence({"digits": records})
+    of_180 = [np.arange(360) < n for n in (180, 216, 252)]
+    runs = [dataclasses.replace(run, robust=flags) for run, flags in zip(atas, of_180, strict=True)]
+    text = evidence.evidence({"digits": runs})
     assert "attacked 60.0 +- 10.0." in text
     assert "3 seeds" in text
     assert "certified 0.0 +- 0.0" in text
-    assert f"clean {evidence.mean([record.clean.acc for record in atas])}," in text
+    assert f"clean {evidence.mean(run.clean for run in atas)}," in text
 
 
-def test_the_bracket_counts_as_an_attack():
-    ibp = read_record(results_folder() / "digits" / "ibp" / "0")
-    lower = msgspec.structs.replace(ibp.bracket, robust_acc=0.25)
-    assert evidence.attacked(msgspec.structs.replace(ibp, bracket=lower)) == 0.25
+def test_contests_count():
+    """The numbers are those of the board: examples that a contest broke are not robust."""
+    by_defense = evidence.published(results_folder())
+    contested = [suites["digits"] for suites in by_defense.values() if any(run.contests for run in suites["digits"])]
+    assert contested
+    for runs in contested:
+        claimed = [run.record.worst.robust_acc for run in runs if run.record.worst is not None]
+        assert sum(claimed) > sum(share(run.robust) for run in runs)
+        assert f"attacked {evidence.mean(run.robust for run in runs)}." in evidence.evidence({"digits": runs})
 
 
 def test_only_the_evidence_paragraph_of_each_defense_is_rewritten(atas):
