@@ -50,6 +50,20 @@ def change_source(run, name):
     change_record(run, change)
 
 
+def test_another_number_of_threads_is_another_training(folder):
+    old = read_record(only_run(folder))
+    quick = [*RUN[: RUN.index("--threads")], *RUN[RUN.index("--threads") + 2 :]]
+    assert "was finished already" in bench(folder, *quick).stdout
+    done = bench(folder, *quick, "--threads", "2")
+    assert done.returncode == 0, done.stderr
+    assert "was made with --threads 1 and is made again" in done.stderr
+    new = read_record(only_run(folder))
+    assert (old.provenance["threads"], new.provenance["threads"]) == (1, 2)
+    assert "--threads 2" in new.provenance["command"]
+    assert len(list(folder.glob("runs/trainings/*/*/training.json"))) == 2
+    assert len(replaced(folder)) == 1
+
+
 def test_another_attack_uses_the_weights_of_the_finished_training(folder):
     weights = read_record(only_run(folder)).artifacts["weights"]
     (training,) = folder.glob("runs/trainings/*/*/training.json")

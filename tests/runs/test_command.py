@@ -17,6 +17,7 @@ REQUESTS = [
     Request(defense="l-per", attacks=["pgd:steps=3", "fgsm"], certifiers=["crown-ibp", "ibp"]),
     Request(defense="standard", attacks=[], budget=90),
     Request(defense="standard", attacks=[], budget=1000, time_limit=90.125),
+    Request(defense="standard", attacks=[], threads=2),
 ]
 
 
@@ -27,12 +28,30 @@ def test_the_command_makes_the_same_request(request_):
     again = request_of(args)
     assert (words[0], args.seeds) == ("bench", [7])
     assert make_plan(again).config == make_plan(request_).config
+    assert make_plan(again).threads == make_plan(request_).threads
 
 
 def test_the_command_of_an_evaluation_names_no_path_of_this_machine():
-    request = Request(checkpoint=Path("/home/me/net.pt"), suite="mnist", data_dir=Path("/home/me/data"), threads=2)
+    request = Request(checkpoint=Path("/home/me/net.pt"), suite="mnist", data_dir=Path("/home/me/data"))
     assert request.command_line(0) == "bench eval --checkpoint net.pt --suite mnist --seeds 0"
 
 
 def test_words_with_spaces_are_quoted():
     assert "'a b'" in Request(defense="a b").command_line(0)
+
+
+@pytest.mark.parametrize(("threads", "model", "stated"), [
+    (None, "small-cnn", None), (1, "small-cnn", None), (2, "small-cnn", 2), (1, "resnet18", 1), (3, "resnet18", 3),
+])  # fmt: skip
+def test_the_number_of_threads_is_part_of_a_training_where_machines_would_choose_others(threads, model, stated):
+    plan = make_plan(Request(defense="standard", model=model, threads=threads, attacks=[], device="cpu"))
+    words = shlex.split(plan.command_line(0))
+    assert ("--threads" in words) == (stated is not None) == ("threads" in plan.training_identity)
+    if stated is not None:
+        assert words[words.index("--threads") + 1] == str(plan.training_identity["threads"]) == str(stated)
+
+
+def test_a_large_model_states_the_threads_of_the_machine(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(5))
+    plan = make_plan(Request(defense="standard", model="resnet18", attacks=[], device="cpu"))
+    assert plan.command_line(0).endswith("--threads 5 --seeds 0")
