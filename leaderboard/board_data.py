@@ -121,6 +121,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     training_seconds: float | None = None
     training_passes: float | None = None
     evaluation_passes: float
+    networks: int = 1  # that classify an image together, each by one forward pass
     hardware: str  # `AMD EPYC, 1 thread`, or the name of the GPU
 
 

@@ -222,6 +222,7 @@ def _cost(records: Sequence[Record]) -> Cost:
         training_seconds=statistics.fmean(each.seconds for each in training) if trained else None,
         training_passes=statistics.fmean(each.forwards + each.backwards for each in training) if trained else None,
         evaluation_passes=statistics.fmean(_passes(record) for record in records),
+        networks=records[0].networks,
         hardware=f"{provenance.get('hardware')}{threads}",
     )
 

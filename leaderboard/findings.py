@@ -28,8 +28,10 @@ Written by `python -m leaderboard.findings` from the published results; no numbe
 percent, of the recipes of each board, with its network, data and budget of training: a claim that does not hold here
 may hold on a larger network. Differences are means over seeds with 95 % intervals (Welch's t-test with the degrees of
 freedom of the recipe with fewer seeds); at most 5 % of the verdicts of a table are expected to be false
-(Benjamini-Hochberg). `seeds`: the seeds of each recipe that a single test at the 5 % level needs to detect the observed
-difference with a power of 80 %."""
+(Benjamini-Hochberg). They cover other seeds, not other test examples. `seeds`: the seeds of each recipe that a single
+test at the 5 % level needs to detect the observed difference with a power of 80 %. The thesis is Chen Liu, *Towards
+Verifiable, Generalizable and Efficient Robust Deep Neural Networks*, EPFL, 2022; the reflected-loss paper is
+*Robustness Guarantees for Adversarially Trained Neural Networks*."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bench.core.errors import UserError
 from bench.core.record_files import find_records
 from bench.core.records import Record
+from bench.core.spec_text import split_spec
 from leaderboard.published_results import EvaluatedRun, read_evaluated_run
 from leaderboard.render import percent, render, threat_name, wrapped
 from leaderboard.statistics import (
@@ -157,7 +158,7 @@ def comparison_table(a: Side, b: Side, differences: Sequence[Difference], width:
         ]
         for d in differences
     ]  # fmt: skip
-    notes = _sizes(a, b)
+    notes = [*_sizes(a, b), *caveats(a, b, [d.metric for d in differences])]
     notes += [
         _examples_of_one_side(d.metric, side, examples)
         for d in differences
@@ -169,6 +170,28 @@ def comparison_table(a: Side, b: Side, differences: Sequence[Difference], width:
     names = [f"{side.name} ({len(side.runs)} seeds)" if side.recipe else side.name for side in (a, b)]
     lines = [f"A: {names[0]}", f"B: {names[1]}", "", render(headers, rows, "markdown", "lrrrrrrlr", width)]
     return "\n".join([*lines, *([""] if notes else []), *(wrapped(note, width) for note in notes)])
+
+
+def caveats(a: Side, b: Side, metrics: Sequence[str]) -> list[str]:
+    """Say so if the sides have the same weights, or were not attacked or certified by the same methods."""
+    found = []
+    weights = [{run.record.artifacts["weights"].sha256 for run in side.runs} for side in (a, b)]
+    if weights[0] == weights[1]:
+        found.append("A and B have the same weights.")
+    for metric, done in (("robust", "attacked"), ("certified", "certified")):
+        ours, theirs = (sorted({text for run in side.runs for text in _methods(run.record, metric)}) for side in (a, b))
+        if metric in metrics and ours != theirs:
+            both = f"A was {done} by {', '.join(ours)}, B by {', '.join(theirs)}"
+            found.append(f"{both}: `{metric}` compares these methods as well as the networks.")
+    return found
+
+
+def _methods(record: Record, metric: str) -> list[str]:
+    """The attacks under the record's threat model, or the certifiers of the model itself."""
+    bracket = [] if record.bracket is None else [f"a bracket of budget {record.bracket.budget}"]
+    if metric == "robust":
+        return [spec for spec in record.attacks if not {"norm", "eps"} & split_spec(spec).options.keys()] + bracket
+    return [spec for spec, result in record.certifiers.items() if result.kind == "deterministic"] + bracket
 
 
 def _sizes(a: Side, b: Side) -> list[str]:

@@ -22,7 +22,8 @@ ALPHA = 0.05
 RULE = (
     "The rank of an entry is 1 + the number of entries that are significantly better. A range gives the best and the "
     "worst rank that the tests leave open. Two networks are compared on the same examples (exact McNemar test), two "
-    "recipes over their seeds (t-test, with the degrees of freedom of the recipe with fewer seeds). The false "
+    "recipes over their seeds (t-test, with the degrees of freedom of the recipe with fewer seeds), on these test "
+    "examples: the test covers other seeds, not other examples. The false "
     "discovery rate among all pairs of a suite is at most 5 % (Benjamini-Hochberg). An entry has no rank if it is a "
     "recipe with one seed, or one that nobody but its authors has trained, if it was not attacked, or if its verdict "
     "is unreliable. Fixed weights, which may have been trained on anything, do not count for the rank of a recipe."

@@ -41,7 +41,7 @@ def export_model_info(entry: Entry) -> dict[str, Any]:
     return ModelInfo(
         name=about.title, dataset=records[0].dataset, link=about.url, authors=about.authors, venue=about.paper,
         architecture=records[0].model, additional_data=about.extra_data,
-        eps=threat_name(records[0].threat).partition(" ")[2],
+        eps=threat_name(records[0].threat).partition(" ")[2], number_forward_passes=records[0].networks,
         clean_acc=_percent(statistics.fmean(clean)), reported=_percent(attacked),
         autoattack_acc=None if by_autoattack is None else _percent(by_autoattack),
         external=_percent(attacked) if lower else None,

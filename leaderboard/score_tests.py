@@ -132,7 +132,7 @@ def mean_intervals(table: ScoreTable) -> tuple[Matrix, Matrix]:
         ends = [_recipe_ends(row[np.isfinite(row)], table.n_examples) for row in table.scores]
         return np.array([low for low, _ in ends]), np.array([high for _, high in ends])
     squares = np.nansum(np.square(table.scores - means[:, None]), axis=1)
-    deviation = np.sqrt(squares / np.where(counts > 1, counts - 1, np.nan))
+    deviation = np.maximum(np.sqrt(squares / np.where(counts > 1, counts - 1, np.nan)), grain(table))
     margin = special.stdtrit(np.maximum(counts - 1, 1), 0.975) * deviation / np.sqrt(counts)
     return means - margin, means + margin
 

@@ -4,12 +4,14 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from bench.core.errors import UserError
 from bench.core.spec_text import split_specs
 from bench.core.specs import parse_value
+
+RENAMED = {"plugins": "trust-code", "maintainers": "maintainer"}  # attributes whose options have other names
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,3 +129,31 @@ def duration(text: str) -> float:
     if not 0.001 <= seconds < 1e9:
         raise UserError(f"--time-limit takes a duration such as 90s, 10m or 2h, not '{text}'")
     return round(seconds, 3)  # rounded like the seconds of a record, which are compared with it
+
+
+def task_of(args: argparse.Namespace, tasks: Mapping[str, Collection[str]], otherwise: Collection[str] = ()) -> str:
+    """The task that an option of `tasks` selects; "" if none is given.
+
+    tasks: option -> the options that it uses; without a task those of `otherwise` are used. UserError if two tasks are
+    given, or an option of another task.
+    """
+    given = [task for task in tasks if _is_given(args, task)]
+    if len(given) > 1:
+        raise UserError(f"{_option(given[0])} and {_option(given[1])} are different tasks; give one of them")
+    task = given[0] if given else ""
+    used = tasks[task] if task else otherwise
+    for other, names in tasks.items():
+        for name in names:
+            if name not in used and _is_given(args, name):
+                wrong = f"is not for {_option(task)};" if task else f"is for {_option(other)}; give that too, or"
+                raise UserError(f"{_option(name)} {wrong} leave it out")
+    return task
+
+
+def _is_given(args: argparse.Namespace, name: str) -> bool:
+    value = getattr(args, name)
+    return value is not None and value is not False and value not in ("", [])
+
+
+def _option(name: str) -> str:
+    return f"--{RENAMED.get(name, name).replace('_', '-')}"

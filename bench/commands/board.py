@@ -10,11 +10,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.commands.arguments import task_of
 from bench.commands.options import add_suites_option, print_json
 from bench.core.config import add_suites, get_suite
 from bench.core.errors import CheckError, UserError
 from bench.core.files import write_atomically
-from bench.core.folders import changed_in_one_step
+from bench.core.folders import changed_in_one_step, recovered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from leaderboard.page import Detail
     from leaderboard.render import Format
 
+TASKS = {  # of `bench leaderboard` besides its table, and the options that each uses
+    "html": ("suite", "witnesses", "data_dir", "repository"),
+    "speedrun": ("suite", "format"),
+    "export": (),
+    "add_reported": ("reported_as",),
+}
 SUFFIXES: dict[Format, str] = {"markdown": "md", "csv": "csv", "latex": "tex", "json": "json"}
 FORMAT = "default: a table that fits the terminal; markdown in a pipe or a file"
 
@@ -47,7 +54,7 @@ def add(commands: Any) -> None:
     option("--html", type=Path, metavar="DIR", help="write a page that works offline, and its data")
     help_text = "with --html: show the published adversarial examples whose .npz are in this folder, for example runs"
     option("--witnesses", type=Path, metavar="DIR", help=help_text)
-    help_text = "with --witnesses: folder with NAME.npz (default: BENCH_DATA, else a download)"
+    help_text = "with --html: folder with NAME.npz, for images (default: BENCH_DATA, else a download)"
     option("--data-dir", type=Path, metavar="DIR", help=help_text)
     option("--repository", metavar="URL", help="with --html: where the results are kept, for the foot of the page")
     option("--format", choices=[*SUFFIXES], help=FORMAT)
@@ -98,12 +105,14 @@ def _width(form: Format | None) -> int | None:
 
 
 def act_compare(args: argparse.Namespace) -> None:
-    from leaderboard.pairwise_comparison import compare, comparison_table, read_side
+    from leaderboard.pairwise_comparison import caveats, compare, comparison_table, read_side
 
     a, b = read_side(args.a), read_side(args.b)
     differences = compare(a, b)
     if args.json:
         print_json(differences)
+        for caveat in caveats(a, b, [each.metric for each in differences]):
+            print(f"note: {caveat}", file=sys.stderr)
     else:
         print(comparison_table(a, b, differences, _width(None)))
 
@@ -115,6 +124,9 @@ def act_leaderboard(args: argparse.Namespace) -> None:
     from leaderboard.published_results import published_suites, read_entry, results_folder
     from leaderboard.robustbench_exchange import export_model_info, import_model_info
 
+    task_of(args, TASKS, otherwise=("suite", "format"))
+    if args.add_reported is not None and args.add_reported.is_dir() == (args.reported_as is not None):
+        raise UserError("--add-reported takes a file with --reported-as SUITE/ENTRY, or a folder without it")
     results = args.results or results_folder()
     if args.suites is not None:
         add_suites(args.suites)
@@ -123,22 +135,15 @@ def act_leaderboard(args: argparse.Namespace) -> None:
     if args.export is not None:
         print(json.dumps(export_model_info(read_entry(*_place(results, args.export))), indent=2))
         return
-    if args.add_reported is not None and args.add_reported.is_dir() and args.reported_as is None:
+    if args.add_reported is not None and args.reported_as is None:
         _add_folder(args.add_reported, results)
         return
-    if (args.add_reported is None) != (args.reported_as is None):
-        raise UserError("--add-reported FILE and --reported-as SUITE/ENTRY go together; give both or none")
     if args.add_reported is not None:
         home, suite = _place(results, args.reported_as)
         print(import_model_info(args.add_reported, results, suite, home.name, get_suite(suite).norm))
         return
     if args.repository is not None and not args.repository.startswith(("https://", "http://")):
         raise UserError(f"--repository '{args.repository}' is not an address; write https://HOST/...")
-    for option, value in (("--witnesses", args.witnesses), ("--repository", args.repository)):
-        if value is not None and args.html is None:
-            raise UserError(f"{option} is for --html; give --html DIR too")
-    if args.speedrun and args.html is not None:
-        raise UserError("--speedrun is a table, and --html writes the page of the boards; give one of them")
     suites = published_suites(results)
     if not suites:
         raise UserError(f"{results} has no entries; add one with `bench submit`, or give another --results")
@@ -157,11 +162,19 @@ def act_leaderboard(args: argparse.Namespace) -> None:
         print(render_boards(boards, args.format or "markdown", _width(args.format)))
         return
     details = [_detail(each, args) for each in ranked]
+    _check_page_folder(args.html)
     with changed_in_one_step(args.html) as part:
         page = write_page(boards, part, details, args.repository)
         for form, suffix in SUFFIXES.items():
             (part / f"boards.{suffix}").write_text(f"{render_boards(boards, form)}\n", encoding="utf-8")
     print(args.html / page.name)
+
+
+def _check_page_folder(home: Path) -> None:
+    """UserError if the folder holds something else than an earlier page; the new one replaces files of its names."""
+    visible = [path.name for path in recovered(home).iterdir() if path.name[0] != "."] if home.is_dir() else []
+    if visible and f"boards.{SUFFIXES['json']}" not in visible:
+        raise UserError(f"{home} has other files ({min(visible)}); give a new or empty folder to --html")
 
 
 def _detail(ranked: RankedBoard, args: argparse.Namespace) -> Detail:

@@ -6,13 +6,22 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.commands.arguments import seed_list
+from bench.commands.arguments import seed_list, task_of
 from bench.commands.options import add_suites_option, add_verification, verification_settings
 from bench.core.config import add_suites
 from bench.core.errors import UserError
 
 if TYPE_CHECKING:
     from leaderboard.published_results import About
+
+
+VERIFICATION = ("attack", "sample", "seed", "threads", "data_dir", "plugins", "check", "fetch", "artifacts")
+ABOUT = ("title", "paper", "licence", "authors", "url", "code", "extra_data", "note", "maintainers")
+TASKS = {  # and the options that each uses
+    "entry": (*VERIFICATION, *ABOUT, "reason", "with_files", "author", "contests"),
+    "contest": (*VERIFICATION, "weights", "by"),
+    "reproduces": ("by",),
+}
 
 
 def add(commands: Any) -> None:
@@ -52,12 +61,10 @@ def add(commands: Any) -> None:
 
 
 def act_submit(args: argparse.Namespace) -> None:
-    tasks = ("entry", "contest", "reproduces")
-    given = [f"--{name}" for name in tasks if getattr(args, name) is not None]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} are different tasks; give one of them")
-    if args.reproduces is not None and args.check:
-        raise UserError("--check is for --entry and --contest; --reproduces writes reproduced.json if the runs agree")
+    if not task_of(args, TASKS):
+        raise UserError("give --entry NAME to publish a run, or --contest SUITE/ENTRY/SEED to contest one")
+    if not args.check and (only := [name for name in ("author", "contests") if getattr(args, name) is not None]):
+        raise UserError(f"--{only[0]} is for --check; give that too, or leave it out")
     about = _about(args)
     if args.suites is not None:
         add_suites(args.suites)
@@ -69,8 +76,6 @@ def act_submit(args: argparse.Namespace) -> None:
 
         print(f"written: {reproduce(args.results or results_folder(), args.reproduces, args.run, args.by)}")
         return
-    if args.contest is None and args.entry is None:
-        raise UserError("give --entry NAME to publish a run, or --contest SUITE/ENTRY/SEED to contest one")
     if args.contest is not None and args.check != args.fetch:
         raise UserError("checking a contest downloads its files; give both --check and --fetch, or neither")
     if args.contest is not None and not args.check and (args.weights is None or args.by is None):

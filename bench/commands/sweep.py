@@ -12,7 +12,7 @@ from bench.commands.arguments import integer, seed_list
 from bench.commands.runs import print_records, request_of
 from bench.core.columns import columns
 from bench.core.config import get_suite
-from bench.core.errors import CheckError
+from bench.core.errors import CheckError, UserError
 from bench.core.spec_text import split_specs
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def act_sweep(args: argparse.Namespace) -> None:
     names = None if args.defenses is None else list(dict.fromkeys(split_specs(args.defenses)))
     how = Options(engine=args.engine, jobs=args.jobs, shards=args.shards, store=args.store)
     if args.dry_run:
+        if args.json:
+            raise UserError("--json prints records, and --dry-run makes none; leave one of them out")
         _print_plan(request, names, args.seeds, how)
         return
     result = sweep(request, names, args.seeds, how)

@@ -261,6 +261,12 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return min(ends, key=lambda end: end.robust_acc, default=None)
 
     @property
+    def networks(self) -> int:
+        """The number of networks that classify an image: several in an ensemble of the ends of periods (`pas`)."""
+        training = self.config.get("training", {})
+        return len(training.get("periods", ())) + 1 if training.get("ensemble", False) else 1
+
+    @property
     def certifies_model(self) -> bool:
         """Whether a bracket or a certifier of the model itself ran; smoothing certifies a classifier of its own."""
         return self.bracket is not None or any(each.kind == "deterministic" for each in self.certifiers.values())

@@ -141,7 +141,17 @@ WRONG = {
     "study option misspelt": (("study", "overhead", "--set", "pair=3"), "did you mean 'pairs'?"),
     "study of another's weights": (("study", "reproduce"), "give --checkpoints DIR"),
     "two tasks of submit": (("submit", "r", "--entry", "a", "--contest", "digits/a/0"), "--entry and --contest"),
-    "check of a reproduction": (("submit", "r", "--reproduces", "digits/a", "--by", "x", "--check"), "--check is for"),
+    "an option of another task of submit": (
+        ("submit", "r", "--reproduces", "digits/a", "--by", "x", "--title", "A"), "--title is not for --reproduces"
+    ),
+    "author without a check": (("submit", "r", "--entry", "a", "--author", "x"), "--author is for --check"),
+    "seed 0 of a reproduction": (
+        ("submit", "r", "--reproduces", "digits/a", "--by", "x", "--seed", "0"), "--seed is not for --reproduces"
+    ),
+    "records of a dry run": (("sweep", "--suite", "digits", "--dry-run", "--json"), "--json prints records"),
+    "check of a reproduction": (
+        ("submit", "r", "--reproduces", "digits/a", "--by", "x", "--check"), "--check is not for --reproduces"
+    ),
     "verify under another eps": (("verify", "data", "--attack", "pgd:eps=0.3"), "record.json"),
 }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Tables fit the terminal, unless a format was asked for; the page shows images and names its repository."""
 
+import shutil
+
 import msgspec
 import numpy as np
 import pytest
@@ -83,12 +85,33 @@ def test_a_repository_is_an_address(tmp_path, capsys):
     assert "write https://HOST/..." in capsys.readouterr().err
 
 
+def test_the_page_does_not_replace_files_of_others(tmp_path, capsys):
+    publish(tmp_path / "results", "mine", [table_of(flags(5, 3))])
+    home = tmp_path / "site"
+    (home / "images").mkdir(parents=True)
+    (home / "images" / "mine.txt").write_text("mine")
+    words = ["leaderboard", "--results", str(tmp_path / "results"), "--html", str(home)]
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == 2
+    assert "has other files (images)" in capsys.readouterr().err
+    assert (home / "images" / "mine.txt").read_text() == "mine"
+    shutil.rmtree(home / "images")
+    (home / ".git").mkdir()
+    main(words)
+    main(words)  # an earlier page is replaced
+
+
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
         (["--witnesses", "runs"], "--witnesses is for --html"),
         (["--repository", "https://example.org"], "--repository is for --html"),
-        (["--speedrun", "--html", "page"], "--speedrun is a table"),
+        (["--speedrun", "--html", "page"], "--html and --speedrun are different tasks"),
+        (["--export", "digits/mine", "--format", "csv"], "--format is not for --export"),
+        (["--html", "page", "--format", "csv"], "--format is not for --html"),
+        (["--reported-as", "digits/mine"], "--reported-as is for --add-reported"),
+        (["--speedrun", "--data-dir", "data"], "--data-dir is not for --speedrun"),
     ],
 )
 def test_an_option_without_effect_is_refused(words, wrong, tmp_path, capsys):

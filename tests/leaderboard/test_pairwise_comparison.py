@@ -124,6 +124,20 @@ def test_one_seed_says_nothing_of_a_recipe(tmp_path):
         compare(read_side(tmp_path / "a"), read_side(tmp_path / "b"))
 
 
+def test_other_attacks_and_equal_weights_are_named(tmp_path, capsys):
+    weak, strong = table_of(flags(100, 60)), table_of(flags(100, 50))
+    (spec,) = (key for key in weak if key.startswith("robust/"))
+    strong["robust/fgsm"] = strong.pop(spec)
+    sides = [write_run(tmp_path / name, table, weights="w") for name, table in (("a", weak), ("b", strong))]
+    text = comparison_table(*(both := [read_side(side) for side in sides]), compare(*both))
+    assert "A and B have the same weights." in text
+    assert f"A was attacked by {spec.removeprefix('robust/')}, B by fgsm: `robust` compares these methods" in text
+    main(["compare", *map(str, sides), "--json"])
+    assert capsys.readouterr().err.count("note: ") == 2
+    text = comparison_table(both[0], both[0], compare(both[0], both[0]))
+    assert "attacked by" not in text
+
+
 def test_the_command(tmp_path, capsys):
     run(tmp_path / "a", 60)
     run(tmp_path / "b", 50, first=20)
