@@ -29,7 +29,7 @@ from bench.evaluate.certified import check_certifier, make_certifiers
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import Evaluation, evaluate_split
 from bench.evaluate.inputs import checked_images, checked_model, evaluation_state
-from bench.runs.frames import leaderboard, load_runs
+from bench.runs.dataframes import leaderboard, load_runs
 from bench.training.perturbation_bank import carried_start, carry, start_bank
 
 __all__ = [

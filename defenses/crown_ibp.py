@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.core import registry
 from bench.core.contracts import Batch, Trainer
-from bench.training.ramps import RampConfig, Ramped
+from bench.training.ramps import RampConfig, RampedDefense
 from certifiers.worst_logits import interval_worst_logits, linear_worst_logits
 
 
@@ -27,7 +27,7 @@ class Config(RampConfig):
 
 
 @registry.defense("crown-ibp")
-class CrownIBP(Ramped[Config]):
+class CrownIBP(RampedDefense[Config]):
     """CROWN-IBP: as IBP, but the worst-case logits mix linear bounds (CROWN-IBP) and interval bounds.
 
     Zhang et al. (2020), Eq. 10 and 11: kappa l(z) + (1 - kappa) l(z_worst), whose margins are beta times those of

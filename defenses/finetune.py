@@ -11,7 +11,7 @@ from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.specs import Length, OfEps, in_units
-from bench.training.other_weights import read_weights
+from bench.training.weights_from_file import read_weights
 
 
 @dataclass(frozen=True, kw_only=True)

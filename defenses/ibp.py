@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.core import registry
 from bench.core.contracts import Batch, Trainer
-from bench.training.ramps import RampConfig, Ramped
+from bench.training.ramps import RampConfig, RampedDefense
 from certifiers.worst_logits import interval_worst_logits
 
 
@@ -23,7 +23,7 @@ class Config(RampConfig):
 
 
 @registry.defense("ibp")
-class IBP(Ramped[Config]):
+class IBP(RampedDefense[Config]):
     """IBP: cross entropy of the worst-case logits under interval bounds, mixed with that of the clean images.
 
     Gowal et al. (2018): kappa l(z) + (1 - kappa) l(z_worst), with the last layer merged into the worst-case logits. The

@@ -11,7 +11,7 @@ from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
 from bench.core.specs import Length, OfEps, in_units
-from bench.training.other_weights import logits_with, read_weights, store
+from bench.training.weights_from_file import logits_with, read_weights, store
 
 TEACHERS = ("robust_teacher", "standard_teacher")
 

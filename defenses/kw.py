@@ -10,7 +10,7 @@ from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Trainer
 from bench.core.specs import Length, OfEps, in_units
-from bench.training.ramps import RampConfig, Ramped
+from bench.training.ramps import RampConfig, RampedDefense
 from certifiers.worst_logits import linear_worst_logits
 
 
@@ -33,7 +33,7 @@ class Config(RampConfig):
 
 
 @registry.defense("kw")
-class KW(Ramped[Config]):
+class KW(RampedDefense[Config]):
     """KW: cross entropy of the worst-case logits under the linear bounds of Wong and Kolter (fast-lin).
 
     Wong and Kolter (2018), Eq. 14, with the schedule of their code: eps rises linearly from half to all of it in the

@@ -77,7 +77,7 @@ class Certificates(msgspec.Struct, frozen=True, kw_only=True):
         return ", ".join(f"{count:.4g} {kind}" for kind, count in kinds if count)
 
 
-class Decided(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class StageMeans(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one stage of the bracket decided, and its work: means over the seeds, 0 for a seed that it did not run on.
 
     nodes: sub-problems of a search; proofs: certificates with a proof that was checked. None if no seed has any.
@@ -169,7 +169,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     open: float | None = None  # examples that the brackets left undecided, mean over seeds; None without a bracket
     truncated: bool = False  # whether a time limit ended before all stages had tried them
     budget: int | None = None  # of the brackets: sub-problems per example; None if it was a time
-    decided: tuple[Decided, ...] = ()  # decisions of the brackets' stages, in their order
+    decided: tuple[StageMeans, ...] = ()  # decisions of the brackets' stages, in their order
     position: int | None = None  # of a reported entry, its position on the board by accuracy; not a rank
     group: int | None = None  # begins with the first entry that the first of the previous group is better than
     verdict: str  # the worst of its seeds, a key of VERDICTS

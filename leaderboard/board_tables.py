@@ -6,7 +6,7 @@ import msgspec
 
 from leaderboard.board_data import INTERVALS, STATUS_NOTES, Board, Estimate, Row
 from leaderboard.render import Format, compact, interval, percent, render, verdict_text, wrapped
-from leaderboard.texts import as_markdown, no_formula
+from leaderboard.untrusted_text import as_markdown, no_formula
 
 HEADERS = (
     "rank", "entry", "architecture", "epochs", "passes", "clean %", "certified %", "certificates", "attacked %",

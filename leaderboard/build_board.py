@@ -12,19 +12,19 @@ from bench.core import clopper_pearson
 from bench.core.config import CORRUPTIONS, get_suite, suites
 from bench.core.example_table import Flags
 from bench.core.records import VERDICTS, AttackResult, Bracket, BracketStage, CertifierResult, Record
-from leaderboard.board_columns import Results, attacks_of, certificates_of, certifiers_of, curves, passes_curves, share
 from leaderboard.board_data import (
     Board,
     Cost,
-    Decided,
     Estimate,
     Measured,
     Row,
     Seed,
     SeedStatus,
+    StageMeans,
     Status,
     Trained,
 )
+from leaderboard.entry_results import Results, attacks_of, certificates_of, certifiers_of, curves, passes_curves, share
 from leaderboard.published_results import Entry, EvaluatedRun, left_out, read_entries
 from leaderboard.ranks import RULE, Ranks, groups, rank
 from leaderboard.render import threat_name
@@ -195,7 +195,7 @@ def _measured(spec: str, found: Sequence[tuple[AttackResult | CertifierResult, F
     )  # fmt: skip
 
 
-def _decided(brackets: Sequence[Bracket]) -> Iterable[Decided]:
+def _decided(brackets: Sequence[Bracket]) -> Iterable[StageMeans]:
     """The stages of the brackets of all seeds."""
     for name in dict.fromkeys(name for bracket in brackets for name in bracket.stages):
         stages = [bracket.stages.get(name, NO_STAGE) for bracket in brackets]
@@ -208,7 +208,7 @@ def _decided(brackets: Sequence[Bracket]) -> Iterable[Decided]:
             for field in ("nodes", "proofs")
             if any(getattr(stage, field) is not None for stage in stages)
         }
-        yield Decided(stage=name, **means, **optional)
+        yield StageMeans(stage=name, **means, **optional)
 
 
 def _cost(records: Sequence[Record]) -> Cost:

@@ -15,7 +15,7 @@ from textwrap import fill
 from bench.core import registry
 from bench.core.errors import UserError
 from bench.core.example_table import Flags
-from leaderboard.board_columns import Runs, share
+from leaderboard.entry_results import Runs, share
 from leaderboard.published_results import published_suites, read_entries, results_folder
 
 NOT_YET = "not yet reproduced."

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from leaderboard.board_columns import share
+from leaderboard.entry_results import share
 from leaderboard.published_results import Entry, published_suites, read_entries, results_folder
 from leaderboard.ranks import ALPHA, Ranks, rank
 from leaderboard.render import render

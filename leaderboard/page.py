@@ -32,7 +32,7 @@ NAME = "robust-bracket"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detail:
+class SuiteDetails:
     """What the page shows for a suite besides its board. files: the images, by their names relative to the page."""
 
     comparisons: Comparisons
@@ -41,7 +41,7 @@ class Detail:
 
 
 def write_page(
-    boards: Sequence[Board], folder: Path, details: Sequence[Detail] = (), repository: str | None = None
+    boards: Sequence[Board], folder: Path, details: Sequence[SuiteDetails] = (), repository: str | None = None
 ) -> Path:
     """Write FOLDER/index.html and the images, the same bytes for the same boards; returns the path of the page.
 
@@ -56,7 +56,7 @@ def write_page(
     return path
 
 
-def page_html(boards: Sequence[Board], details: Sequence[Detail] = (), repository: str | None = None) -> str:
+def page_html(boards: Sequence[Board], details: Sequence[SuiteDetails] = (), repository: str | None = None) -> str:
     """The HTML of the page. It holds the data as JSON, in blocks for each suite; the script shows them as text."""
     texts = {"VERDICT_TEXTS": VERDICTS, "STATUS_NOTES": STATUS_NOTES}
     constants = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in texts.items())

@@ -41,8 +41,8 @@ from bench.core.record_files import RECORD, TABLE, read_record
 from bench.core.record_verdict import with_code
 from bench.core.records import Artifact, Record
 from bench.core.verification import verified
-from leaderboard.checked_claims import CHECKED, Checked, Reproduction, read_checked, read_reproduction
 from leaderboard.model_info import ModelInfo
+from leaderboard.verification_files import CHECKED, Checked, Reproduction, read_checked, read_reproduction
 
 ABOUT, REPORTED, CONTESTS = "about.toml", "reported.json", "contests"
 NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}", re.ASCII)

@@ -11,12 +11,12 @@ from bench.core.errors import UserError
 from bench.core.folders import changed_in_one_step
 from bench.core.record_files import RECORD, read_record, write_record
 from bench.core.records import Artifact, Record, Sanity
-from leaderboard.checked_claims import Checked, write_checked
 from leaderboard.published_results import ABOUT, About, Contest, check_name, read_about, suite_folder, write_contest
+from leaderboard.verification_files import Checked, write_checked
 
 
 @dataclass(frozen=True)
-class Derived:
+class VerifiedResults:
     """The results of a run's verification that are published with it.
 
     sanity: the worse of the record's verdict and the new one. contest: the examples that the verification broke, with
@@ -27,14 +27,14 @@ class Derived:
     sanity: Sanity
     contest: tuple[Contest, bytes] | None = None
 
-    def with_reason(self, reason: str) -> "Derived":
+    def with_reason(self, reason: str) -> "VerifiedResults":
         """Add the reason why a seed is far from the others of its entry."""
-        return Derived(msgspec.structs.replace(self.checked, reason=reason), self.sanity, self.contest)
+        return VerifiedResults(msgspec.structs.replace(self.checked, reason=reason), self.sanity, self.contest)
 
 
 def add_runs(
     results: Path, entry: str, about: About, runs: Sequence[Path], *, url: str | None = None,
-    with_files: Collection[int] = (), derived: Sequence[Derived] = (),
+    with_files: Collection[int] = (), derived: Sequence[VerifiedResults] = (),
 ) -> Path:  # fmt: skip
     """Publish finished and verified runs as seeds of an entry, all or none in one step; returns the entry's folder.
 

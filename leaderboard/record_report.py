@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.core.records import BracketStage, Record, StageResult
 from leaderboard.render import render, threat_name, wrapped
-from leaderboard.run_tables import accuracies_table, bracket_stages, proofs_line, verdict_lines
+from leaderboard.single_run_tables import accuracies_table, bracket_stages, proofs_line, verdict_lines
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from bench.core.folders import changed_in_one_step
 from leaderboard.model_info import ModelInfo
 from leaderboard.published_results import ABOUT, REPORTED, About, Entry, check_name, suite_folder
 from leaderboard.render import threat_name
-from leaderboard.texts import ascii_quotes, check_line
+from leaderboard.untrusted_text import ascii_quotes, check_line
 
 SAME_EPS = 0.02  # relative: RobustBench lists both 0.031 and 8/255
 

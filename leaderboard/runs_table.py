@@ -14,7 +14,7 @@ from bench.core import clopper_pearson
 from bench.core.example_table import Accuracy
 from bench.core.records import Record, Size
 from leaderboard.render import Format, interval, percent, render, threat_name, verdict_text, wrapped
-from leaderboard.run_tables import BRACKET, accuracies
+from leaderboard.single_run_tables import BRACKET, accuracies
 from leaderboard.statistics import recipe_interval
 
 INTERVALS = (

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from bench.core.example_table import threat_of
 from bench.core.files import read_arrays, sha256
+from bench.core.record_files import WITNESSES
 from bench.core.records import Artifact
 from leaderboard.published_results import CONTESTS, Entry, EvaluatedRun
 
-WITNESSES = "witnesses.npz"
 MOST_VALUES = 2**20  # limit of pixel values per sheet; further examples are not shown
 GREY = 127.5
 Pixels = npt.NDArray[np.uint8]

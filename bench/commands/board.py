@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from bench.core.records import Record
     from leaderboard.build_board import RankedBoard
-    from leaderboard.page import Detail
+    from leaderboard.page import SuiteDetails
     from leaderboard.render import Format
 
 TASKS = {  # of `bench leaderboard` besides its table, and the options that each uses
@@ -177,26 +177,26 @@ def _check_page_folder(home: Path) -> None:
         raise UserError(f"{home} has other files ({min(visible)}); give a new or empty folder to --html")
 
 
-def _detail(ranked: RankedBoard, args: argparse.Namespace) -> Detail:
+def _detail(ranked: RankedBoard, args: argparse.Namespace) -> SuiteDetails:
     """The data for the page's comparisons, with images of the entries whose adversarial examples are found."""
     from leaderboard.board_comparisons import comparisons
-    from leaderboard.page import Detail
+    from leaderboard.page import SuiteDetails
     from leaderboard.witness_images import Published, draw_images
 
     found = comparisons(ranked.board.suite, ranked.entries, ranked.ranks, ranked.order)
     measured = [entry for entry in ranked.entries if entry.runs]
     published = Published.find(args.witnesses, measured)
     if not published.files:
-        return Detail(comparisons=found)
+        return SuiteDetails(comparisons=found)
     try:
         x_test = _evaluated_images(measured[0].runs[0].record, args.data_dir)
     except UserError as error:
         if args.witnesses is not None:
             raise
         print(f"warning: {ranked.board.suite} has no images: {error}", file=sys.stderr)
-        return Detail(comparisons=found)
+        return SuiteDetails(comparisons=found)
     images, files = draw_images(ranked.board.suite, measured, published, x_test)
-    return Detail(comparisons=found, images=images, files=files)
+    return SuiteDetails(comparisons=found, images=images, files=files)
 
 
 def _evaluated_images(record: Record, data_dir: Path | None) -> Any:

@@ -21,7 +21,8 @@ def add(commands: Any) -> None:
 
 def act_pack(args: argparse.Namespace) -> None:
     from bench.core import registry
-    from bench.training.checkpoints import WEIGHTS, read_spec
+    from bench.core.record_files import WEIGHTS
+    from bench.training.checkpoints import read_spec
     from bench.training.packed import packed_size, save_packed
     from bench.training.packed_format import SUFFIX
     from bench.training.rebuild import load_weights, new_model

@@ -75,7 +75,7 @@ def _run_seeds(plan: Plan, args: argparse.Namespace) -> None:
     from bench.core.verification import verified
     from bench.runs.run import run_seed
     from leaderboard.render import terminal_width
-    from leaderboard.run_tables import run_table
+    from leaderboard.single_run_tables import run_table
 
     records: list[Record] = []
     for seed in args.seeds:

@@ -63,7 +63,7 @@ def act_sweep(args: argparse.Namespace) -> None:
 
 def _print_plan(request: Request, names: list[str] | None, seeds: list[int], how: Options) -> None:
     """Print the cells, the remaining tasks and work of each, and the script for a scheduler."""
-    from bench.runs.estimate import Work, estimate, finished_records
+    from bench.runs.estimate import EstimatedPasses, estimate, finished_records
     from bench.runs.store import Store
     from bench.runs.sweep import is_finished, make_engine, plan_cells, resources_of
     from leaderboard.published_results import results_folder
@@ -73,7 +73,7 @@ def _print_plan(request: Request, names: list[str] | None, seeds: list[int], how
     cells, refused = plan_cells(request, names, seeds, how)
     store = None if how.store is None else Store(how.store, request.out)
     records = finished_records([request.out, results_folder()])
-    of_defense: dict[str, Work] = {}  # the work does not depend on the seed
+    of_defense: dict[str, EstimatedPasses] = {}  # the work does not depend on the seed
     rows, training, evaluation, unknown = [("run", "training", "evaluation", "folder")], 0.0, 0.0, set[str]()
     for cell in cells:
         name, folder = cell.plan.name, str(cell.plan.folder(cell.seed))

@@ -15,6 +15,7 @@ from bench.core.registry import one_line
 
 RECORD, TABLE, WITNESSES, CONFIG = "record.json", "examples.npz", "witnesses.npz", "config.json"
 PROOFS, NETWORK = "proofs.npz", "network.json"  # of runs with proofs
+LOG, WEIGHTS = "log.jsonl", "weights.safetensors"  # of the training
 REPLACED = "replaced"  # the folder below OUT that keeps runs that were repeated
 
 

@@ -18,7 +18,7 @@ from bench.core.failures import failures_of
 from bench.core.staged_attack import Stage, was_effective
 from bench.datasets.split import Split
 from bench.evaluate.batch_results import AttackBatch, BatchResult, read_result, run_attack, run_certifier, write_result
-from bench.evaluate.context import EvalContext, OthersAreMissing
+from bench.evaluate.context import EvalContext, MissingBatches
 
 # called after each batch with its share of the progress and the name of its stage; the shares sum to `examples`
 Report = Callable[[float, str], None]
@@ -39,7 +39,7 @@ def run_cascade(
     Each stage packs its examples into new batches, in test order, so that the device stays full. The randomness of a
     batch depends only on the seed, the name, the stage and the number of the batch. time_limit: no batch starts once
     the batches before it have taken this many seconds. worst_points: whether certifiers get the points of lowest margin
-    that the attacks before them found, as `batch.worst_points`. Raises OthersAreMissing at the end of a stage if the
+    that the attacks before them found, as `batch.worst_points`. Raises MissingBatches at the end of a stage if the
     context's share computes only some of its batches, and the others are not stored.
     """
     remaining = OpenExamples.of(context.test, examples, store_points=worst_points)
@@ -70,7 +70,7 @@ def run_cascade(
             yield stage, result
             report(share * len(rows) / len(chosen), stage.name)
         if missing:
-            raise OthersAreMissing
+            raise MissingBatches
         effective[stage.name] = was_effective(int(remaining.broken.sum()), len(chosen))
         remaining = remaining.undecided()
 

@@ -26,7 +26,7 @@ class Share:
         return (batch + zlib.crc32(stage.encode())) % self.of == self.number
 
 
-class OthersAreMissing(Exception):  # noqa: N818 (a state of the work, not an error)
+class MissingBatches(Exception):  # noqa: N818 (a state of the work, not an error)
     """A stage cannot be finished, because batches of other shares are not stored yet."""
 
 

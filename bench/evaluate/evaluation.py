@@ -24,7 +24,7 @@ from bench.evaluate.bracket import BracketPlan, measure_bracket
 from bench.evaluate.certificate_audit import audit_certificates
 from bench.evaluate.certified import measure_certifier
 from bench.evaluate.clean import measure_clean
-from bench.evaluate.context import EvalContext, OthersAreMissing
+from bench.evaluate.context import EvalContext, MissingBatches
 from bench.evaluate.invariants import check_certificates, check_evaluation
 from bench.evaluate.proofs import Proofs, collect_proofs
 from bench.evaluate.witnesses import Measurement, Result, collect_witnesses
@@ -126,12 +126,12 @@ def evaluate_share(
     for source, method in _methods(attacks, certifiers):
         try:
             table.update(_measure(context, source, method, table).columns)
-        except OthersAreMissing:
+        except MissingBatches:
             missing = True
     if bracket is not None and not missing:  # it begins with what all of them have decided
         try:
             _measure(context, BRACKET, bracket, table)
-        except OthersAreMissing:
+        except MissingBatches:
             missing = True
     return not missing
 

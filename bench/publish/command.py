@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import UserError
+from bench.core.record_files import WEIGHTS
 from bench.core.records import Record
 from bench.core.spec_text import split_specs
-from bench.publish.static_checks import WEIGHTS
 from bench.runs.hub import PREFIX
 from bench.runs.plan import make_plan
 from bench.runs.request import Request

@@ -16,14 +16,14 @@ import numpy as np
 from bench.core import files
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Flags
-from bench.core.record_files import WITNESSES
+from bench.core.record_files import WEIGHTS, WITNESSES
 from bench.core.records import Artifact
 from bench.datasets.split import Split
 from bench.publish import static_checks
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
-from bench.publish.names import check_contest_author
+from bench.publish.imitated_names import check_contest_author
 from bench.publish.private_copy import copy_file
-from bench.publish.static_checks import ARTIFACTS, MAX_BYTES, WEIGHTS
+from bench.publish.static_checks import ARTIFACTS, MAX_BYTES
 from bench.publish.submit import check_code, check_size, pull_request
 from bench.publish.untrusted_files import check_url, errors_as_one_line, printable
 from bench.verify.inputs import Settings, load_data, load_model, make_context

@@ -16,6 +16,7 @@ from torch import nn
 from bench.core import files
 from bench.core.config import get_suite
 from bench.core.example_table import survivors
+from bench.core.record_files import WEIGHTS
 from bench.core.record_verdict import results_of, with_findings
 from bench.core.records import VERDICTS, Artifact, Record, Sanity, Size
 from bench.core.spec_text import split_spec
@@ -23,9 +24,9 @@ from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.publish.command import check_command
-from bench.publish.copies import COPY
-from bench.publish.names import VERIFIER
-from bench.publish.static_checks import ARTIFACTS, WEIGHTS
+from bench.publish.copied_networks import COPY
+from bench.publish.imitated_names import VERIFIER
+from bench.publish.static_checks import ARTIFACTS
 from bench.sanity.verdict import form_verdict
 from bench.training.model_size import size_of
 from bench.verify.attack_again import BrokenExamples
@@ -36,10 +37,10 @@ from bench.verify.memorised import TEST_ABOVE_TRAIN
 from bench.verify.repeat import METHODS
 from bench.verify.report import Finding, Outcome, add_findings
 from bench.verify.run import Verified, verify
-from leaderboard.checked_claims import Checked, Column
 from leaderboard.published_results import Contest
-from leaderboard.publishing import Derived
+from leaderboard.publishing import VerifiedResults
 from leaderboard.recheck.run import SOLVERS, recheck
+from leaderboard.verification_files import Checked, RepeatedAttack
 
 PROOFS = "proofs"
 DESCRIPTION_BYTES = 1024  # of a packed network, which may differ between versions
@@ -52,7 +53,7 @@ class Examined:
 
     findings: list[Finding]
     objections: list[str]
-    derived: Derived
+    derived: VerifiedResults
 
 
 def seed_of(record: Record) -> int:
@@ -93,7 +94,7 @@ def examine(folder: Path, record: Record, data: Arrays, settings: Settings) -> E
     if "proofs" in record.artifacts:
         add_findings(findings, [PROOFS], check_proofs)
     weaker = with_findings(msgspec.structs.replace(record, sanity=sanity), _weaker(findings))
-    derived = Derived(
+    derived = VerifiedResults(
         _checked(record, verified, proven, settings), weaker.sanity, _contest(folder, verified.repeated.fell)
     )
     return Examined(findings, _objections(findings, record), derived)
@@ -130,7 +131,7 @@ def _checked(record: Record, verified: Verified, proven: Sequence[int], settings
     again -= set(proven)
     return Checked(
         table=record.artifacts["examples"].sha256, attack=settings.attack, seed=settings.seed,
-        columns={spec: Column(each.attacked, each.fell) for spec, each in verified.repeated.columns.items()},
+        columns={spec: RepeatedAttack(each.attacked, each.fell) for spec, each in verified.repeated.columns.items()},
         proven=sorted(proven), again=sorted(again), solver=sorted(solver - again - set(proven)),
         fingerprint=verified.fingerprint,
     )  # fmt: skip

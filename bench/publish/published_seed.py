@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bench.core.errors import UserError
 from bench.publish.untrusted_files import MIB, check_file, check_npz, errors_as_one_line, read_json
-from leaderboard.checked_claims import CHECKED, Checked, read_checked
 from leaderboard.published_results import CONTESTS, Contest, read_contest
-from leaderboard.texts import check_line
+from leaderboard.untrusted_text import check_line
+from leaderboard.verification_files import CHECKED, Checked, read_checked
 
 PUBLISHED = (CHECKED, CONTESTS)  # names in the folder of a published seed, beside those of a run
 MAX_CHECKED, MAX_CONTESTS, MAX_WITNESSES = 8 * MIB, 16, 64 * MIB

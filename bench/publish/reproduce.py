@@ -16,9 +16,9 @@ from bench.core.files import read_arrays
 from bench.core.record_files import TABLE, find_records, read_run
 from bench.core.records import Record
 from bench.publish.static_checks import check_author
-from leaderboard.checked_claims import Reproduction, write_reproduction
 from leaderboard.published_results import check_name, read_entry
 from leaderboard.statistics import prediction
+from leaderboard.verification_files import Reproduction, write_reproduction
 
 PASSES = 0.05  # relative difference allowed between the training passes of the new seeds and of the entry
 LEVEL = 0.99  # level of the entry's prediction interval, which must contain the mean of the new seeds

@@ -20,7 +20,7 @@ from bench.core.example_table import CORRUPTED, PREFIXES, SEVERITIES, TYPES, Tab
 from bench.core.files import read_arrays
 from bench.core.folders import visible_folders
 from bench.core.record_checks import check_record
-from bench.core.record_files import CONFIG, NETWORK, PROOFS, RECORD, TABLE, WITNESSES, read_record
+from bench.core.record_files import CONFIG, LOG, NETWORK, PROOFS, RECORD, TABLE, WEIGHTS, WITNESSES, read_record
 from bench.core.records import Artifact, Record
 from bench.core.verdict_files import VERDICTS
 from bench.core.verification import VERIFICATION
@@ -37,7 +37,6 @@ from bench.publish.untrusted_files import (
     walk_json,
 )
 from bench.training.histories import LOSSES
-from leaderboard.checked_claims import CHECKED
 from leaderboard.published_results import (
     ABOUT,
     REPORTED,
@@ -49,8 +48,8 @@ from leaderboard.published_results import (
     suite_folder,
 )
 from leaderboard.publishing import is_published
+from leaderboard.verification_files import CHECKED
 
-LOG, WEIGHTS = "log.jsonl", "weights.safetensors"
 ARTIFACTS = {"weights": WEIGHTS, "examples": TABLE, "witnesses": WITNESSES, "proofs": PROOFS, "network": NETWORK}
 OPTIONAL = {"proofs", "network"}  # a record has both or none
 MAX_BYTES = {

@@ -14,24 +14,23 @@ import msgspec
 import torch
 
 from bench.core.errors import CheckError, UserError
-from bench.core.record_files import find_records, write_record
+from bench.core.record_files import WEIGHTS, find_records, write_record
 from bench.core.records import Record
 from bench.datasets.arrays import Arrays
 from bench.models.build import build_model
 from bench.publish import static_checks
 from bench.publish.board_rules import check_additional_data
-from bench.publish.copies import copies_among
+from bench.publish.copied_networks import copies_among
 from bench.publish.examine import Examined, compare_published, examine, settings_for
 from bench.publish.fetch_artifacts import OpenUrl, download, open_https
-from bench.publish.names import check_names
+from bench.publish.imitated_names import check_names
 from bench.publish.ownership import check_maintainers, check_seeds_alike
 from bench.publish.private_copy import private_copies
 from bench.publish.published_seed import read_published_seed
-from bench.publish.static_checks import ARTIFACTS, WEIGHTS
+from bench.publish.static_checks import ARTIFACTS
 from bench.publish.untrusted_files import check_url, errors_as_one_line, printable
 from bench.verify.inputs import Settings, load_data
 from bench.verify.report import Finding, findings_table
-from leaderboard.checked_claims import read_reproduction
 from leaderboard.published_results import (
     ABOUT,
     About,
@@ -42,7 +41,8 @@ from leaderboard.published_results import (
     write_contest,
 )
 from leaderboard.publishing import add_runs, check_seeds, is_published
-from leaderboard.texts import check_line
+from leaderboard.untrusted_text import check_line
+from leaderboard.verification_files import read_reproduction
 
 
 @dataclass(frozen=True, kw_only=True)

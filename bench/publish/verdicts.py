@@ -16,13 +16,12 @@ import numpy.typing as npt
 from bench.core.errors import UserError
 from bench.core.example_table import certified
 from bench.core.files import read_arrays, sha256
-from bench.core.record_files import RECORD, TABLE, WITNESSES, read_run
+from bench.core.record_files import RECORD, TABLE, WEIGHTS, WITNESSES, read_run
 from bench.core.verdict_files import Said, ToolVerdicts, write_verdicts
 from bench.datasets.split import Split
 from bench.evaluate.context import EvalContext
 from bench.publish.untrusted_files import printable
 from bench.publish.vnnlib_export import examples_by_instance
-from bench.training.checkpoints import WEIGHTS
 from bench.verify.inputs import Settings, load_data, load_model, make_context
 from bench.verify.witnesses import check_points
 

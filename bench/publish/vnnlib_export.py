@@ -19,11 +19,10 @@ from bench.core.contracts import frozen
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Table, Threat, certified, survivors
 from bench.core.files import read_arrays, write_atomically
-from bench.core.record_files import TABLE, read_run
+from bench.core.record_files import TABLE, WEIGHTS, read_run
 from bench.core.records import Record
 from bench.datasets.split import Split
 from bench.publish.onnx_network import onnx_bytes, onnx_logits, onnx_module
-from bench.training.checkpoints import WEIGHTS
 from bench.verify.inputs import Settings, load_data, load_model, make_context
 from certifiers.network_description import described_network
 from leaderboard.render import threat_name

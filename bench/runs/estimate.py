@@ -19,7 +19,7 @@ EXAMPLES = 16  # number of examples for measuring a training step
 
 
 @dataclass(frozen=True)
-class Work:
+class EstimatedPasses:
     """Passes of the training and of the evaluation. unknown: parts of the evaluation that are not included.
 
     Certifiers are not counted: bounds use the weights without a pass.
@@ -30,7 +30,7 @@ class Work:
     unknown: tuple[str, ...] = ()
 
 
-def estimate(plan: Plan, records: Sequence[Record]) -> Work:
+def estimate(plan: Plan, records: Sequence[Record]) -> EstimatedPasses:
     """Measure a training step in the middle, on a few examples, and take the evaluation from finished runs (`records`).
 
     The passes of an attack depend on how soon it breaks an example. They are the mean over the runs of the same suite
@@ -40,7 +40,7 @@ def estimate(plan: Plan, records: Sequence[Record]) -> Work:
     if plan.bracket is not None:
         parts["bracket"] = _mean(_brackets(records), plan)
     known = sum(rate for rate in parts.values() if rate is not None)
-    return Work(
+    return EstimatedPasses(
         training_passes(plan),
         plan.config.n_examples * known,
         tuple(name for name, rate in parts.items() if rate is None),

@@ -12,12 +12,12 @@ from bench.core.classifier import as_classifier
 from bench.core.example_table import Threat, accuracy, corrupted, mean_accuracy, union, worst, worst_by
 from bench.core.network_format import write_description
 from bench.core.proof_format import proof_arrays
+from bench.core.record_files import WEIGHTS
 from bench.core.records import SCHEMA, Record
 from bench.core.source_code import combined
 from bench.evaluate.context import EvalContext
 from bench.evaluate.corrupted import FinishedCorruptions, measure_corruptions
 from bench.evaluate.evaluation import evaluate_clean, evaluate_share, evaluate_split
-from bench.training.checkpoints import WEIGHTS
 from bench.training.model_size import size_of
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from bench.runs.compatibility import (
 )
 from bench.runs.hub import repository_name
 from bench.runs.request import Request
-from bench.runs.sources import Ingredients, Sources
+from bench.runs.sources import SourceRoots, Sources
 from bench.training.checkpoints import BuildSpec, check_no_key, read_spec
 from bench.training.foreign_checkpoints import load_foreign
 from bench.training.rebuild import load_weights, make_defense, new_model
@@ -202,7 +202,7 @@ def _with_model(plan: Plan, saved_spec: BuildSpec | None, read_by_methods: set[P
         plan, threads=threads, stated_threads=None if chosen_everywhere else threads, bracket=bracket,
         loaded=model if request.checkpoint else None,
     )  # fmt: skip
-    ingredients = Ingredients(
+    ingredients = SourceRoots(
         spec=plan.spec, trains=plan.config.defense is not None, dataset=plan.config.dataset, plugins=request.plugins,
         defense=plan.defense, attacks=plan.attacks, certifiers=list(plan.certifiers.values()),
         stages=bracket.stages if bracket is not None else (),

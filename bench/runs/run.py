@@ -14,6 +14,7 @@ from torch import nn
 from bench.core import files, record_files
 from bench.core.errors import CheckError, UserError
 from bench.core.folders import locked, remove_leftovers
+from bench.core.record_files import LOG, WEIGHTS
 from bench.core.records import Record, Training
 from bench.evaluate.context import Share
 from bench.runs.evaluate import PARTS, evaluate, evaluate_part
@@ -21,10 +22,10 @@ from bench.runs.loggers import RunLogger, make_logger
 from bench.runs.plan import Plan
 from bench.runs.processes import announced
 from bench.runs.train import FINISHED, changed_files, help_with, train
-from bench.training.checkpoints import LOG, WEIGHTS, save_weights
+from bench.training.checkpoints import save_weights
 from bench.training.histories import LOSSES
 from bench.training.rebuild import load_weights
-from leaderboard.run_tables import accuracies
+from leaderboard.single_run_tables import accuracies
 
 NAMED = 3  # maximum number of files that a message lists
 

@@ -20,7 +20,7 @@ from bench.core.staged_attack import Stage
 from bench.training.checkpoints import BuildSpec
 
 # Imports of these files are not followed: they reach everything, and the plan's own entries are known.
-GLUE = [ROOT / "bench/runs" / name for name in ("plan.py", "run.py")]
+NOT_FOLLOWED = [ROOT / "bench/runs" / name for name in ("plan.py", "run.py")]
 TRAINING = [ROOT / "bench/runs/train.py"]
 EVALUATION = [ROOT / "bench/runs/evaluate.py"]
 
@@ -43,7 +43,7 @@ class Sources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ingredients:
+class SourceRoots:
     """The parts of a resolved plan that lead to code, and to files that this code reads."""
 
     spec: BuildSpec
@@ -72,11 +72,11 @@ class Ingredients:
         training: dict[str, str] = {}
         if self.trains:
             roots = [*TRAINING, *built, *_named_in(spec.training.values()), *_plugins_of_training(self.plugins)]
-            training = closure(roots, alone=GLUE) | with_model
+            training = closure(roots, alone=NOT_FOLLOWED) | with_model
         attacks = [planned.attack for planned in self.attacks.values()]
         methods = [*attacks, *self.certifiers, *(stage.method for stage in self.stages)]
         roots = [*EVALUATION, *built, *(path for method in methods for path in _files_of_type(method)), *self.plugins]
-        evaluation = closure(roots, alone=GLUE) | with_model | _hashes(self.read_by_methods)
+        evaluation = closure(roots, alone=NOT_FOLLOWED) | with_model | _hashes(self.read_by_methods)
         for text in self.attacks:
             if (library := text.partition(".")[0]) in registry.library:
                 evaluation |= package_version(library)

@@ -16,10 +16,11 @@ from bench.core.errors import UserError
 from bench.core.failures import failures_of
 from bench.core.opened_files import record_opened_files
 from bench.core.progress import Progress
+from bench.core.record_files import LOG, WEIGHTS
 from bench.core.records import Training
 from bench.datasets.split import Split, hold_out
 from bench.runs.processes import announce
-from bench.training.checkpoints import CHECKPOINT, LOG, WEIGHTS, save_weights
+from bench.training.checkpoints import CHECKPOINT, save_weights
 from bench.training.curves import make_curves
 from bench.training.histories import save_history
 from bench.training.loop import Loop

@@ -13,9 +13,9 @@ import numpy as np
 
 from bench.core import record_files, registry
 from bench.core.errors import UserError
+from bench.core.record_files import LOG
 from bench.studies.attack_curves import Setting, name_runs
 from bench.studies.claims import Claim, ClaimsStudy, Findings, Floats, Table, effect_claim, mean_interval
-from bench.training.checkpoints import LOG
 from bench.training.curves import KEYS
 
 if TYPE_CHECKING:

@@ -21,10 +21,11 @@ from bench.core import shares
 from bench.core.bounded_text import check_json, check_safetensors_header
 from bench.core.errors import UserError
 from bench.core.files import write_atomically
+from bench.core.record_files import LOG
 from bench.core.registry import one_line
 from bench.training import packed_format
 
-CHECKPOINT, LOG, WEIGHTS = "checkpoint.pt", "log.jsonl", "weights.safetensors"
+CHECKPOINT = "checkpoint.pt"
 SEAL = 32  # bytes at the end of a checkpoint
 HEADER = "robust-bracket"  # the key of our spec in a safetensors header
 State = dict[str, Tensor]

@@ -21,7 +21,7 @@ IMAGES = 4  # number of images on which two networks are compared
 TOLERANCE = 1e-4  # of the largest logit
 
 
-class Loop(Trainer, Protocol):
+class LoopToCheck(Trainer, Protocol):
     """The part of the training loop (bench/training/loop.py) that is used here."""
 
     config: TrainingConfig
@@ -50,7 +50,7 @@ def check_precision(model: nn.Module) -> None:
             )
 
 
-def count_batches(loop: Loop) -> int:
+def count_batches(loop: LoopToCheck) -> int:
     """Count the batches of an epoch: those of the split, or of the defense's own `batches`, iterated once."""
     defense, batches = loop.defense, loop.split.count_batches(loop.config.batch_size)
     if type(defense).batches is Defense.batches and not loop.config.extra:
@@ -63,7 +63,7 @@ def count_batches(loop: Loop) -> int:
     return found
 
 
-def batches_of_an_epoch(loop: Loop) -> Iterator[Batch]:
+def batches_of_an_epoch(loop: LoopToCheck) -> Iterator[Batch]:
     """Yield the defense's batches; UserError if they are more or fewer than counted before the training."""
     number = 0
     for number, batch in enumerate(loop.defense.batches(loop), start=1):
@@ -78,7 +78,7 @@ def batches_of_an_epoch(loop: Loop) -> Iterator[Batch]:
         )
 
 
-def measure_pass(loop: Loop) -> None:
+def measure_pass(loop: LoopToCheck) -> None:
     """Call the model once in train mode, so that a call of a part of it can be counted as a share of a pass."""
     x = _images(loop)
     passes, what = Passes(), f"the model in train mode, called on images of shape {tuple(x.shape)},"
@@ -88,7 +88,7 @@ def measure_pass(loop: Loop) -> None:
     loop.passes.whole |= passes.whole
 
 
-def check_shares(loop: Loop) -> None:
+def check_shares(loop: LoopToCheck) -> None:
     """UserError if several processes would train differently: see Defense.divisible and bench/core/shares.py."""
     if shares.count() == 1:
         return
@@ -109,7 +109,7 @@ def check_shares(loop: Loop) -> None:
         )
 
 
-def check_predictors(loop: Loop) -> None:
+def check_predictors(loop: LoopToCheck) -> None:
     """UserError if the defense's own `predictor` returns a network that cannot be rebuilt from its weights.
 
     This runs one batch of each epoch, and then restores the state.
@@ -129,7 +129,7 @@ def check_predictors(loop: Loop) -> None:
         check_predictor(loop, defense.predictor(loop))
 
 
-def check_predictor(loop: Loop, predictor: nn.Module) -> None:
+def check_predictor(loop: LoopToCheck, predictor: nn.Module) -> None:
     """UserError if the model that `build` makes, with the predictor's weights, is not the predictor."""
     if predictor is loop.model or (predictor is loop.averaged and predictor is not None):
         return
@@ -140,7 +140,7 @@ def check_predictor(loop: Loop, predictor: nn.Module) -> None:
         )
 
 
-def _difference(loop: Loop, predictor: Any) -> str | None:
+def _difference(loop: LoopToCheck, predictor: Any) -> str | None:
     """Describe how the predictor differs from the model of `build` with its weights; None if it does not."""
     if not isinstance(predictor, nn.Module):
         return f"it is a {type(predictor).__name__}"
@@ -160,7 +160,7 @@ def _difference(loop: Loop, predictor: Any) -> str | None:
     return "the model of `build` with its weights has other logits"
 
 
-def _images(loop: Loop) -> Tensor:
+def _images(loop: LoopToCheck) -> Tensor:
     return loop.split.take(torch.arange(min(IMAGES, len(loop.split)), device=loop.device)).x
 
 

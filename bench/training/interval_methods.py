@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from bench.core.contracts import Batch, Trainer
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
-from bench.training.ramps import RampConfig, Ramped
+from bench.training.ramps import RampConfig, RampedDefense
 
 LAYERS = (nn.Linear, nn.Conv2d)
 
@@ -40,7 +40,7 @@ class IntervalConfig(RampConfig):
 IntervalT = TypeVar("IntervalT", bound=IntervalConfig)
 
 
-class IntervalMethod(Ramped[IntervalT]):
+class IntervalMethod(RampedDefense[IntervalT]):
     """A ramped defense with these settings: clean images in the warm-up, then the `loss` of the sub-sample."""
 
     def build(self, model: nn.Module) -> nn.Module:

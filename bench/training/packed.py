@@ -14,7 +14,7 @@ from bench.training.architecture import Layer, Sign, latent, linear_layers, para
 from bench.training.checkpoints import BuildSpec
 from bench.training.packed_format import Weights
 from bench.training.pruning import SignedMask, WeightMask
-from bench.training.subnet import Masked
+from bench.training.subnet import TopScoreMask
 
 
 def save_packed(path: Path, model: nn.Module, spec: BuildSpec) -> None:
@@ -66,9 +66,10 @@ def load_packed(model: nn.Module, path: Path) -> None:
 def restore(layer: Layer, weight: Tensor) -> None:
     """Set the layer's parts so that its effective weight is this one; pruned weights get an arbitrary value."""
     parts, chosen = parametrizations_of(layer), weight != 0
-    filled = weight if not any(isinstance(part, Sign | Masked) for part in parts) else weight.masked_fill(~chosen, 1.0)
+    fills = any(isinstance(part, Sign | TopScoreMask) for part in parts)  # pruned weights have a value too
+    filled = weight.masked_fill(~chosen, 1.0) if fills else weight
     last = parts[-1] if parts else None
-    if isinstance(last, Masked):
+    if isinstance(last, TopScoreMask):
         last.scores.copy_(chosen)
     elif isinstance(last, WeightMask):
         last.mask.copy_(chosen)

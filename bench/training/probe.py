@@ -10,7 +10,7 @@ from bench.core import registry, seeds
 from bench.core.attack_specs import make_attacks
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.training.symptoms import DEAD, ONE_CLASS, Activity, share_of_one_class
+from bench.training.symptoms import DEAD, ONE_CLASS, FiredUnits, share_of_one_class
 
 # a model -> {"fgsm": accuracy, "pgd": accuracy}, and the symptoms of bench/training/symptoms.py
 Probe = Callable[[nn.Module], dict[str, float]]
@@ -29,7 +29,7 @@ def make_probe(split: Split, threat: ThreatModel, n: int | None) -> Probe | None
     attacks = make_attacks(["fgsm", f"pgd:steps={PROBE_STEPS}"], threat)
 
     def probe(model: nn.Module) -> dict[str, float]:
-        accuracies, activity, predictions = dict[str, float](), Activity(), list[torch.Tensor]()
+        accuracies, activity, predictions = dict[str, float](), FiredUnits(), list[torch.Tensor]()
         for spec, planned in attacks.items():
             correct = 0
             for rows in index.split(256):

@@ -31,7 +31,7 @@ class RampConfig(BoundsConfig):
 RampT = TypeVar("RampT", bound=RampConfig)
 
 
-class Ramped(Defense[RampT]):
+class RampedDefense(Defense[RampT]):
     """A defense whose eps rises along the ramp of its config, step by step."""
 
     def times(self) -> Mapping[str, Sequence[float]]:

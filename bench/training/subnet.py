@@ -26,7 +26,7 @@ class TopMask(torch.autograd.Function):
         return gradients[0], None
 
 
-class Masked(nn.Module):
+class TopScoreMask(nn.Module):
     """A parametrization: a layer's fixed weight times the mask of its scores, or of their absolute values.
 
     If ranks are magnitudes, the gradient has the score's sign, like that of |s|: weights to keep move away from 0.
@@ -53,8 +53,8 @@ def mask_layers(model: nn.Module, budgets: Sequence[int], start: Start, rank: Ra
         layer.weight.requires_grad_(False)
         score_range = fan_in(layer.weight) ** -0.5 if start == "fan-in" else start
         scores = torch.empty_like(layer.weight).uniform_(-score_range, score_range)
-        parametrize.register_parametrization(layer, "weight", Masked(scores, keep, rank))
+        parametrize.register_parametrization(layer, "weight", TopScoreMask(scores, keep, rank))
 
 
-def masks(model: nn.Module) -> list[Masked]:
-    return [module for module in model.modules() if isinstance(module, Masked)]
+def masks(model: nn.Module) -> list[TopScoreMask]:
+    return [module for module in model.modules() if isinstance(module, TopScoreMask)]

@@ -15,7 +15,7 @@ DEAD, ONE_CLASS = "dead", "one_class"  # keys of a probe beside its accuracies
 MANY_DEAD = 0.9  # share of dead units in a layer from which there is a warning
 
 
-class Activity:
+class FiredUnits:
     """Which ReLU units have been positive: a unit is a channel of a convolution or an output of a linear layer."""
 
     def __init__(self) -> None:

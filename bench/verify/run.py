@@ -16,19 +16,19 @@ from bench.core.example_table import Flags, Table
 from bench.core.progress import Progress
 from bench.core.proof_format import proofs_from
 from bench.core.record_checks import check_record
+from bench.core.record_files import WEIGHTS
 from bench.core.records import Record
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.evaluate.certified import make_certifiers
 from bench.evaluate.context import EvalContext
-from bench.training.checkpoints import WEIGHTS
 from bench.verify.claims import CLAIMS, check_claims, read_proofs
 from bench.verify.corrupted_again import CORRUPTED_AGAIN, check_corruptions
-from bench.verify.description import DESCRIPTION, check_description
 from bench.verify.fingerprint import fingerprint
 from bench.verify.inputs import Settings, eval_batch, load_data, load_model, make_context, read_table, spec_of
 from bench.verify.leakage import LEAK_CHECKS, check_leakage
 from bench.verify.memorised import TEST_ABOVE_TRAIN, check_memorised
+from bench.verify.network_description import DESCRIPTION, check_description
 from bench.verify.repeat import (
     METHODS,
     Repeated,

@@ -8,12 +8,12 @@ from leaderboard.board_data import (
     Certificates,
     Cost,
     Curve,
-    Decided,
     Estimate,
     Measured,
     PassesCurve,
     Row,
     Seed,
+    StageMeans,
 )
 
 HOSTILE = (
@@ -79,7 +79,7 @@ def run(seed):
 
 def decided(stage, tried, certified, broken, **work):
     work = {"forwards": 2.0 * tried, "backwards": 1.0 * tried, "seconds": tried / 100} | work
-    return Decided(stage=stage, tried=tried, certified=certified, broken=broken, **work)
+    return StageMeans(stage=stage, tried=tried, certified=certified, broken=broken, **work)
 
 
 DECIDED = (

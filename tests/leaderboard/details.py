@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from leaderboard.board_comparisons import Comparisons, Outcomes, Pair, Untested
-from leaderboard.page import Detail
+from leaderboard.page import SuiteDetails
 from leaderboard.witness_images import Images, Witnesses
 
 EXAMPLES, SIDE, ACROSS = 360, 8, 19
@@ -46,7 +46,7 @@ def details(board, untested=()):
             ranks = (0.02, int(difference > 0.1)) if metric == "robust" else ()
             low, high = difference - 0.1, difference + 0.1
             pairs.append(Pair(a, b, metric, EXAMPLES, difference, low, high, 0.01, "t over seeds", 7, *ranks))
-    return Detail(
+    return SuiteDetails(
         comparisons=Comparisons(
             suite=board.suite, labels=tuple(i % 10 for i in range(EXAMPLES)), outcomes=outcomes, pairs=tuple(pairs),
             untested=tuple(Untested(a, b, "one of them is a single seed") for a, b in untested),

@@ -11,10 +11,10 @@ from bench.core.verification import write_verification
 from bench.verify.report import Finding
 from leaderboard.board_data import Cost
 from leaderboard.build_board import _decided, build_board
-from leaderboard.checked_claims import write_checked
 from leaderboard.published_results import Contest, add_contest
 from leaderboard.publishing import add_runs
 from leaderboard.statistics import recipe_interval
+from leaderboard.verification_files import write_checked
 from tests.publish.published import ABOUT, bracket_of, checked_of, flags, publish, table_of, write_run
 
 

@@ -6,9 +6,9 @@ import pytest
 from bench.core.errors import UserError
 from leaderboard.board_tables import render_boards
 from leaderboard.build_board import build_board
-from leaderboard.checked_claims import CHECKED, read_reproduction, write_checked
 from leaderboard.published_results import read_entry, read_evaluated_run
 from leaderboard.robustbench_exchange import export_model_info
+from leaderboard.verification_files import CHECKED, read_reproduction, write_checked
 from tests.publish.published import checked_of, flags, publish, table_of
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from leaderboard import evidence
-from leaderboard.board_columns import share
+from leaderboard.entry_results import share
 from leaderboard.published_results import read_evaluated_run, results_folder
 
 SOURCE = '''

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from bench.core.errors import UserError
-from leaderboard.checked_claims import Reproduction
 from leaderboard.published_results import About, Entry, EvaluatedRun
 from leaderboard.ranks import ALPHA, rank
 from leaderboard.statistics import benjamini_hochberg, mcnemar, seeds_difference
+from leaderboard.verification_files import Reproduction
 from tests.publish.published import flags, record_of, table_of
 
 AGAIN = Reproduction(by="the tests", seeds=[7, 8, 9], finished="2026-11-20")

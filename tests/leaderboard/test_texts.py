@@ -3,7 +3,7 @@
 import pytest
 
 from bench.core.errors import UserError
-from leaderboard.texts import as_markdown, check_line, no_formula
+from leaderboard.untrusted_text import as_markdown, check_line, no_formula
 
 
 @pytest.mark.parametrize(("text", "shown"), [

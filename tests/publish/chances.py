@@ -16,10 +16,9 @@ from scipy.stats import hypergeom
 from bench.core.attack_specs import make_attacks
 from bench.core.example_table import survivors
 from bench.core.files import read_arrays
-from bench.core.record_files import TABLE, read_record
+from bench.core.record_files import TABLE, WEIGHTS, read_record
 from bench.datasets.digits import digits
 from bench.datasets.split import Split
-from bench.training.checkpoints import WEIGHTS
 from bench.verify.attack_again import SAMPLE, WHOLE, attack_again
 from bench.verify.inputs import load_model, make_context, settings
 from bench.verify.leakage import check_leakage

@@ -17,9 +17,9 @@ from bench.core.records import (
     Sanity,
     Training,
 )
-from leaderboard.checked_claims import Checked, Column, Reproduction, write_reproduction
 from leaderboard.published_results import About
 from leaderboard.publishing import add_runs
+from leaderboard.verification_files import Checked, RepeatedAttack, Reproduction, write_reproduction
 
 ABOUT = About(title="An entry", paper="Somebody (2026)", licence="MIT")
 CHECK = Sanity("no-warnings", [])
@@ -118,8 +118,8 @@ def checked_of(run, columns, **changes):
     """What a verification derived of a published run. columns: by attack, the examples that it broke again."""
     values = {
         "table": sha256(run / record_files.TABLE), "attack": "bracket-attack", "seed": 0,
-        "columns": {spec: Column(10, fell) for spec, fell in columns.items()}, "proven": [], "again": [], "solver": [],
-        "fingerprint": [],
+        "columns": {spec: RepeatedAttack(10, fell) for spec, fell in columns.items()},
+        "proven": [], "again": [], "solver": [], "fingerprint": [],
     }  # fmt: skip
     return Checked(**(values | changes))
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.datasets.digits import digits
 from bench.datasets.split import Split
-from bench.publish.copies import COPY, SAME_SEED, copies_among
+from bench.publish.copied_networks import COPY, SAME_SEED, copies_among
 from bench.verify.fingerprint import distance, fingerprint
 
 TEST = Split.test(digits(None), torch.device("cpu"), 200)

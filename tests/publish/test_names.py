@@ -3,7 +3,7 @@
 import pytest
 
 from bench.core.errors import UserError
-from bench.publish.names import check_contest_author, check_names
+from bench.publish.imitated_names import check_contest_author, check_names
 from leaderboard.published_results import About
 from leaderboard.publishing import add_runs
 from tests.publish.published import flags, table_of, write_run

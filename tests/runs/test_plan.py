@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from bench.core.errors import UserError
+from bench.core.record_files import WEIGHTS
 from bench.datasets.load import load_arrays
 from bench.runs.compatibility import check_distinct_names, check_rebuilt
 from bench.runs.evaluate import evaluate
 from bench.runs.plan import make_plan
 from bench.runs.request import Request
 from bench.runs.sources import Sources
-from bench.training.checkpoints import WEIGHTS, save_weights
+from bench.training.checkpoints import save_weights
 
 QUICK = Request(defense="atas", attacks=["fgsm"])
 

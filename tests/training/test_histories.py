@@ -14,7 +14,7 @@ from bench.training.curves import KEYS, make_curves
 from bench.training.histories import LOSS, LOSSES, WRONG, save_history
 from bench.training.loop import Loop
 from bench.training.probe import make_probe
-from bench.training.symptoms import DEAD, ONE_CLASS, Activity, share_of_one_class, warnings_of
+from bench.training.symptoms import DEAD, ONE_CLASS, FiredUnits, share_of_one_class, warnings_of
 from defenses.standard import Standard
 
 
@@ -107,7 +107,7 @@ def test_dead_units_are_those_that_are_never_positive():
         model[1].weight.zero_()
         model[1].bias.copy_(torch.tensor([1.0, -1.0, 0.0, -2.0]))
         model[3].bias.fill_(5.0)
-    activity = Activity()
+    activity = FiredUnits()
     with activity.watching(model):
         model(torch.rand(5, 1, 8, 8))
     assert activity.dead_shares() == {"2": 0.75, "4": 0.0}

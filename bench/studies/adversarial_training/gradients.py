@@ -19,7 +19,7 @@ from bench.studies.adversarial_training.weight_space import weights_of
 from bench.studies.claims import Findings, Floats, Table, effect_claim, mean_interval, rank_correlation
 from bench.training.histories import WRONG
 from bench.training.loop import Loop
-from bench.training.symptoms import Activity, share_of_one_class
+from bench.training.symptoms import FiredUnits, share_of_one_class
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,7 +106,7 @@ def follow(plan: Plan, task: Task, eps: float, seed: int) -> Path:
     assert isinstance(loop, WatchedLoop)
     loop.path, loop.start = Path(), weights_of(loop.model)
     model, _ = loop.run()
-    activity, predictions = Activity(), []
+    activity, predictions = FiredUnits(), []
     with mode_of(model, training=False), torch.no_grad(), activity.watching(model):
         predictions = [model(batch.x).argmax(dim=1) for batch in loop.split.in_order(1000)]
     loop.path.dead, loop.path.one_class = activity.most_dead, share_of_one_class(torch.cat(predictions))

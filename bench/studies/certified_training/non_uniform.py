@@ -15,13 +15,13 @@ from bench.core import registry
 from bench.core.contracts import frozen
 from bench.core.errors import UserError
 from bench.core.progress import Progress
+from bench.core.record_files import WEIGHTS
 from bench.datasets.split import Split
 from bench.runs.plan import Plan
 from bench.runs.run import run_seed
 from bench.studies.figure_style import check_figure, new_figure
 from bench.studies.reproduction.paper_tables import read_paper_table
 from bench.studies.study import ModelStudy
-from bench.training.checkpoints import WEIGHTS
 from bench.training.rebuild import load_weights
 from certifiers.non_uniform import NonUniform
 from leaderboard.render import render

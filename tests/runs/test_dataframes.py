@@ -11,14 +11,14 @@ from bench.core.example_table import Threat
 from bench.core.files import sha256
 from bench.core.record_files import read_record
 from bench.core.verdict_files import ToolVerdicts, write_verdicts
-from bench.runs.frames import leaderboard, load_runs
+from bench.runs.dataframes import leaderboard, load_runs
 from tests.publish.published import flags, publish, table_of, write_run
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     pytest.importorskip("pandas")
-    monkeypatch.setattr("bench.runs.frames.read_run", read_record)  # made-up runs have no weights
+    monkeypatch.setattr("bench.runs.dataframes.read_run", read_record)  # made-up runs have no weights
     for name, hits in (("a", 30), ("b", 20)):
         write_run(tmp_path / "runs" / name, table_of(flags(50, hits), certified=flags(50, 5)), weights=name)
     return tmp_path / "runs"

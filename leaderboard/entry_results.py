@@ -1,8 +1,8 @@
 """What a board shows about an entry's seeds besides their accuracies: attack columns, certificates, curves.
 
 An attack column is shown if its attack is one of the suite's own. For a run with a checked.json, the attack must also
-have run again, and examples that it then broke do not count. leaderboard/checked_claims.py defines which certificates
-count.
+have run again, and examples that it then broke do not count. leaderboard/verification_files.py defines which
+certificates count.
 """
 
 import statistics

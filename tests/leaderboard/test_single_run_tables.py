@@ -11,8 +11,8 @@ from bench.core import clopper_pearson
 from bench.core.example_table import Accuracy, Robustness, Threat
 from bench.core.records import AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Size, Training
 from leaderboard.render import interval, percent, threat_name
-from leaderboard.run_tables import run_table
 from leaderboard.runs_table import INTERVALS, by_recipe, runs_table
+from leaderboard.single_run_tables import run_table
 from leaderboard.statistics import recipe_interval
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.core.errors import UserError
 from leaderboard.published_results import ABOUT, About, read_about
-from leaderboard.texts import check_line
+from leaderboard.untrusted_text import check_line
 
 DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")  # names that Windows reserves
 # words and numbers that make another's name look like its next version, or its correction

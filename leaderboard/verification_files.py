@@ -16,7 +16,7 @@ from bench.core.files import write_atomically
 CHECKED, REPRODUCED = "checked.json", "reproduced.json"
 
 
-class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RepeatedAttack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A repeated attack of the record: the number of its robust examples attacked; `fell`: those that it broke."""
 
     attacked: int
@@ -35,7 +35,7 @@ class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     table: str
     attack: str
     seed: int
-    columns: dict[str, Column]
+    columns: dict[str, RepeatedAttack]
     proven: list[int]
     again: list[int]
     solver: list[int]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bench.core.errors import UserError
 from bench.core.example_table import certified
 from bench.core.files import read_arrays
-from bench.core.record_files import TABLE, find_records, read_run
+from bench.core.record_files import LOG, TABLE, find_records, read_run
 from bench.core.records import Record
 from bench.core.verdict_files import read_verdicts
 from bench.core.verification import verified
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Rows = Literal["evaluations", "examples", "epochs"]
-LOG = "log.jsonl"
 
 
 def load_runs(path: str | Path = "runs", rows: Rows = "evaluations") -> DataFrame:
