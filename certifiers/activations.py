@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.core.proof_format import TIE
 from certifiers.curves import enclosing_lines, s_curve_lines
 from certifiers.layers import Interval
 from certifiers.relaxations import LinearRelaxation, RelaxationKind
@@ -97,7 +98,7 @@ class Rectifier(Activation):
         bias = (1 - slope) * high
         through = slope
         if kind != "parallel":
-            through = torch.where(high > -low, torch.ones_like(high), torch.zeros_like(high) + self.leak)
+            through = torch.where(steep(low, high), torch.ones_like(high), torch.zeros_like(high) + self.leak)
         if isinstance(self.leak, Tensor) and bool((self.leak > 1).any()):
             convex = self.leak <= 1
             below, above = torch.where(convex, through, slope), torch.where(convex, slope, through)
@@ -113,6 +114,11 @@ class Rectifier(Activation):
             slope.copy_(torch.maximum(slope.clamp(max=1), self.leak.expand_as(slope)))
         else:
             slope.clamp_(self.leak, 1.0)
+
+
+def steep(low: Tensor, high: Tensor) -> Tensor:
+    """Whether the line through the origin has the slope of the piece above zero, by the rule "adaptive" of proofs."""
+    return high > -low * (1 + TIE)
 
 
 @dataclass(frozen=True)

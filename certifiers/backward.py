@@ -22,8 +22,9 @@ class BackwardBound:
 
     forms: the linear forms of each node's output. Their sum plus `lower` is a lower bound and, plus `upper`, an upper
     bound. `upper` is None if a relaxation on the path was not parallel, because an upper bound then has other
-    coefficients. magnitude: the sum of the absolute values of the summands of `lower`. peak: the largest number of
-    coefficients held at once since the first activation on the path (before it they are shared by all examples).
+    coefficients. magnitude: the sum of the absolute values of what each layer adds to `lower`. peak: the largest
+    number of coefficients held at once since the first activation on the path (before it they are shared by all
+    examples).
     """
 
     forms: dict[int, LinearForms]

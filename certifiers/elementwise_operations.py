@@ -6,7 +6,7 @@ the layers that the call becomes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -88,6 +88,13 @@ def extreme(graph: Graph, call: Call) -> int:
     return scaled(graph, maximum(graph, scaled(graph, a, -1.0, 0.0), scaled(graph, b, -1.0, 0.0)), -1.0, 0.0)
 
 
+def softplus(given: Mapping[str, Any]) -> activations.Curve:
+    beta, threshold = float(given["beta"]), float(given["threshold"])
+    if beta <= 0:
+        raise UserError(f"softplus has beta={beta:g}; only a positive beta is supported")
+    return activations.softplus(beta, threshold)
+
+
 ELEMENTWISE: dict[str, Operation] = {
     "relu": activation(lambda _: activations.RELU),
     "abs": activation(lambda _: activations.ABS),
@@ -95,7 +102,7 @@ ELEMENTWISE: dict[str, Operation] = {
     "tanh": activation(lambda _: activations.TANH),
     "gelu": activation(lambda given: activations.gelu(given["approximate"])),
     "silu": activation(lambda _: activations.silu()),
-    "softplus": activation(lambda given: activations.softplus(float(given["beta"]), float(given["threshold"]))),
+    "softplus": activation(softplus),
     "leaky_relu": leaky_relu,
     "_prelu_kernel": prelu,
     **dict.fromkeys(("elu", "celu"), elu),

@@ -43,7 +43,8 @@ class Exact(NetworkCertifier):
     that is not excluded, from the image and from `batch.worst_points`. Then a program is solved for each of these
     classes, in the order of increasing margins, until one has a solution or all are excluded. Solvers have no time
     limit. nodes: nodes of branch and bound, the most for all programs of one example; each program takes at least one,
-    and a program with more than 10 integers per node is skipped. solver: `auto` is SCIP if pyscipopt is installed, else
+    and a program with more than 10 integers per node is skipped. HiGHS reports no nodes for an excluded program, which
+    counts as one. solver: `auto` is SCIP if pyscipopt is installed, else
     HiGHS, which takes many times as long.
 
     A solution is a witness if the model's own forward pass confirms it, at that point or after a few gradient steps;
@@ -201,9 +202,11 @@ class CounterexampleSearch:
         self.check(points, rows)
 
     def _record(self, points: Tensor, logits: Tensor, rows: Tensor) -> None:
-        """Store the points that are clearly misclassified."""
+        """Store the first point of each example that is clearly misclassified; rows (b,) may repeat."""
         lead = logits.amax(dim=1) - logits.gather(1, self.batch.y[rows][:, None])[:, 0]
-        misclassified = lead > CLEAR * logits.abs().amax(dim=1)
-        self.broken[rows[misclassified]] = True
-        self.witness[rows[misclassified]] = points[misclassified]
-        self.answer[rows[misclassified]] = logits.argmax(dim=1)[misclassified]
+        found = (lead > CLEAR * logits.abs().amax(dim=1)).nonzero().squeeze(1)
+        broken, example = rows[found].unique(return_inverse=True)
+        first = torch.full_like(broken, len(points)).scatter_reduce(0, example, found, "amin")  # point of each example
+        self.broken[broken] = True
+        self.witness[broken] = points[first]
+        self.answer[broken] = logits.argmax(dim=1)[first]

@@ -32,7 +32,7 @@ def convolution(graph: Graph, call: Call) -> int:
 
 
 def pad(graph: Graph, call: Call) -> int:
-    """Zero padding or (with negative amounts) cropping, as a convolution that selects one entry of each window."""
+    """Zero padding, as a convolution that selects one entry of each window."""
     given, node = call.arguments, image_argument(graph, call, "self")
     sides = [*given["pad"], 0, 0, 0, 0][:4] if len(given["pad"]) <= 4 else None
     if given["value"] != 0 or sides is None or min(sides) < 0:

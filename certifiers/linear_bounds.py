@@ -29,7 +29,7 @@ class LinearBounds:
     """z_y - z_j >= <A, x> + b for every image x of the region; `margin` is the minimum of the right-hand side.
 
     others (B,K-1): the classes j. A (B,K-1,C,H,W), b and margin (B,K-1). magnitude (B,K-1): the sum of the absolute
-    values of the summands of b.
+    values of what each layer adds to b.
     """
 
     others: Tensor

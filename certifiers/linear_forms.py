@@ -113,7 +113,7 @@ class DenseForms(LinearForms):
         return values if values.dim() == self.coefficients.dim() else values.unsqueeze(1)
 
     def norm(self, order: float) -> Tensor:
-        return torch.linalg.vector_norm(self.flat, ord=order, dim=2)
+        return norm_of(self.flat, order)
 
     def dense(self) -> DenseForms:
         return self
@@ -183,3 +183,12 @@ def margin_specification(y: Tensor, classes: int, like: Tensor) -> tuple[Tensor,
     others = others + (others >= y[:, None])
     logits = torch.eye(classes, dtype=like.dtype, device=y.device)
     return others, DenseForms(logits[y][:, None] - logits[others])
+
+
+def norm_of(values: Tensor, order: float) -> Tensor:
+    """The norm over the last axis, without overflow or underflow of squares."""
+    if order != 2:
+        return torch.linalg.vector_norm(values, ord=order, dim=-1)
+    largest = values.detach().abs().amax(dim=-1, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1)
+    return torch.linalg.vector_norm(values / scale, dim=-1) * scale.squeeze(-1)

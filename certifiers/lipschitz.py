@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from bench.core import registry
 from bench.core.contracts import Batch, Certificate
 from bench.core.errors import UserError
-from bench.core.threat import TINY, ThreatModel
+from bench.core.threat import TINY, TOLERANCE, ThreatModel
 from certifiers.activations import Activation
 from certifiers.graph import Layer
 from certifiers.joins import Join
@@ -49,6 +49,7 @@ class Lipschitz(NetworkCertifier):
         least = margins.amin(dim=1).to(batch.x.dtype)
         error = margin_tolerance(network, batch.x, threat, least)
         distances = (gaps - error[:, None]).clamp(min=0) / constants.clamp(min=TINY)
+        distances = distances / (1 + 2 * TOLERANCE)  # a threat model contains points at 1 + TOLERANCE times its eps
         radius = distances.scatter(1, label, torch.inf).amin(dim=1).minimum(eps.squeeze(1))
         return Certificate(radius, radius >= eps.squeeze(1), margins, error)
 

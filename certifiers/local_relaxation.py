@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from certifiers.activations import Rectifier
+from certifiers.activations import Rectifier, steep
 from certifiers.dual_bounds import DualBound, dual_bound, relaxed_inputs
 from certifiers.input_regions import Region
 from certifiers.interval_bounds import PreActivationBounds
@@ -110,15 +110,17 @@ class LocalRelaxation:
             all_signs.append(sides[:, unit])
         dtype = other.low.dtype
         empty = parameters[:, :0]
-        return torch.cat([empty, *all_parameters], dim=1).to(dtype), torch.cat([empty, *all_signs], dim=1).to(dtype)
+        values, sides = (torch.cat([empty, *parts], dim=1).to(dtype) for parts in (all_parameters, all_signs))
+        return other.projected(values, sides), sides
 
     def parameters_of(self, slopes: Mapping[int, Tensor]) -> Tensor:
         """The parameters (n,U) with these slopes (n,*shape) of the rectifiers' lower lines."""
-        return torch.cat([slopes[k].flatten(1)[:, unit] for k, unit in self.units.items()], dim=1)
+        parts = [slopes[k].flatten(1)[:, unit] for k, unit in self.units.items()]
+        return self.projected(torch.cat(parts, dim=1).to(self.low.dtype), None)
 
     def start(self, n: int) -> Tensor:
         """The slopes of crown for n problems, (n,U)."""
-        return torch.where(self.high > -self.low, 1.0, self.leak).expand(n, -1).clone()
+        return torch.where(steep(self.low, self.high), 1.0, self.leak).expand(n, -1).clone()
 
     def relaxations(self, parameters: Tensor, signs: Tensor | None = None) -> dict[int, LinearRelaxation]:
         """The relaxation of each activation for n problems, given parameters (n,U) and signs (n,U), floats."""
@@ -199,7 +201,7 @@ class LocalRelaxation:
             first.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
             second.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
             scale = DECAY**step * (1 - MOMENTS[1] ** (step + 1)) ** 0.5 / (1 - MOMENTS[0] ** (step + 1))
-            parameters = self._projected(parameters + scale * rate * first / (second.sqrt() + 1e-12), signs)
+            parameters = self.projected(parameters + scale * rate * first / (second.sqrt() + 1e-12), signs)
             if len(still) < 0.8 * len(active):  # the others are finished
                 active, parameters, first, second, rate = (
                     each[still] for each in (active, parameters, first, second, rate)
@@ -224,14 +226,18 @@ class LocalRelaxation:
         )  # fmt: skip
         return c, z
 
-    def _projected(self, parameters: Tensor, signs: Tensor | None) -> Tensor:
-        """With slopes in [leak, 1] and multipliers of at least 0."""
-        slopes = torch.maximum(parameters, self.leak).clamp(max=1)
+    def projected(self, parameters: Tensor, signs: Tensor | None) -> Tensor:
+        """With slopes between the leak and 1, and multipliers of at least 0.
+
+        A slope in [leak, 1] may leave this range if it is converted to another dtype.
+        """
+        ends = self.leak.clamp(max=1), self.leak.clamp(min=1)
+        slopes = torch.minimum(torch.maximum(parameters, ends[0]), ends[1])
         return slopes if signs is None else torch.lerp(slopes, parameters.clamp(min=0), signs.abs())
 
     def _rounded(self, parameters: Tensor, signs: Tensor | None) -> Tensor:
         """The nearest slopes and multipliers that a proof can store."""
-        span = (1 - self.leak).clamp(min=torch.finfo(parameters.dtype).tiny)
+        span = torch.where(self.leak < 1, 1 - self.leak, 1)  # slopes of concave units are not free, and are kept
         slopes = self.leak + span * (((parameters - self.leak) / span) * LEVELS).round() / LEVELS
         return slopes if signs is None else torch.lerp(slopes, parameters.half().to(parameters.dtype), signs.abs())
 

@@ -58,7 +58,9 @@ def optimized_preactivation_bounds(
             ]
             _tighten(side, sign, units, torch.cat([solution.value for solution in solutions]))
             relaxations = local.relaxations(torch.cat([solution.parameters for solution in solutions]))
-            sides.append({j: relaxations[j].lower_slope for j in local.units})
+            sides.append(
+                {j: relaxations[j].lower_slope.expand(len(units), *network.nodes[j].shape) for j in local.units}
+            )
         optimized[k] = OptimizedUnits(units, *sides)
 
     return _layer_by_layer(network, region, optimize), optimized
@@ -75,7 +77,7 @@ def bounds_of_slopes(network: Network, region: Region, optimized: Mapping[int, O
             parts = []
             for rows in torch.arange(len(optimized[k].units), device=low.device).split(ROWS):
                 forms = _of_units(network, source, optimized[k].units[rows], sign)
-                parameters = local.parameters_of({j: each[rows].to(low.dtype) for j, each in slopes.items()})
+                parameters = local.parameters_of({j: each[rows] for j, each in slopes.items()})
                 parts.append(local.bound(source, forms, parameters))
             _tighten(side, sign, optimized[k].units, torch.cat(parts))
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from certifiers.linear_forms import DenseForms, Kernel, LinearForms, Pair, UnitForms, transposed_conv
+from certifiers.linear_forms import DenseForms, Kernel, LinearForms, Pair, UnitForms, norm_of, transposed_conv
 
 
 class PatchForms(LinearForms):
@@ -80,7 +80,7 @@ class PatchForms(LinearForms):
 
     def norm(self, order: float) -> Tensor:
         flat = self.masked().coefficients.flatten(3)
-        norms = torch.linalg.vector_norm(flat, ord=order, dim=3)
+        norms = norm_of(flat, order)
         return norms.expand(-1, self.windows, -1).transpose(1, 2).flatten(1)
 
     def dense(self) -> DenseForms:

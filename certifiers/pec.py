@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.core import registry
-from bench.core.threat import DUAL_ORDER, TINY, ThreatModel
+from bench.core.threat import DUAL_ORDER, TINY, TOLERANCE, ThreatModel
 from certifiers.hyperplane_distance import distance
 from certifiers.input_regions import Box, region_of
 from certifiers.linear_bounds import BoundedNetwork, LinearBounds
@@ -62,20 +62,24 @@ class PEC(MarginCertifier):
 def envelope(bounds: LinearBounds, x: Tensor, threat: ThreatModel, error: Tensor) -> Tensor:
     """The certified radius min(eps, d_y) of the images x (B,C,H,W), (B,); 0 if every margin is positive over eps.
 
+    Distances are divided by 1 + 2 TOLERANCE, because a threat model contains points at 1 + TOLERANCE times its eps.
     error (B,K-1): the rounding error of the bounds, which is subtracted from them. Without a box the distance has a
     closed form (Lemma 3.1), and the box only increases it. So the distance is computed first for the hyperplane that is
     nearest without a box, and then only for those that might be nearer.
     """
     short = bounds.margin <= error
-    value = bounds.at(x) - error
-    without_box = value / DenseForms(bounds.A).norm(DUAL_ORDER[threat.norm]).clamp(min=TINY)
+    largest = bounds.A.abs().flatten(2).amax(dim=2)
+    scale = torch.where(largest > 0, largest, 1)  # of the hyperplanes' equations, whose products could underflow
+    value, normal = (bounds.at(x) - error) / scale, bounds.A / scale[:, :, None, None, None]
+    without_box = value / DenseForms(normal).norm(DUAL_ORDER[threat.norm]).clamp(min=TINY)
     without_box = torch.where(short, without_box, torch.inf)
     eps = threat.eps_like(x).flatten().to(x.dtype)
     radius = torch.where(short.any(dim=1), eps.expand(len(x)), 0.0)
     nearest = torch.zeros_like(short).scatter(1, without_box.argmin(dim=1, keepdim=True), True)
     for chosen in (nearest, ~nearest):
-        example, target = (chosen & short & (without_box < radius[:, None])).nonzero(as_tuple=True)
-        planes = bounds.A[example, target, None], value[example, target, None]
-        distances = distance(*planes, x[example], threat.norm, threat.box).squeeze(1)
+        near = without_box < radius[:, None] * (1 + 2 * TOLERANCE)
+        example, target = (chosen & short & near).nonzero(as_tuple=True)
+        planes = normal[example, target, None], value[example, target, None]
+        distances = distance(*planes, x[example], threat.norm, threat.box).squeeze(1) / (1 + 2 * TOLERANCE)
         radius = radius.scatter_reduce(0, example, distances, "amin")
     return radius

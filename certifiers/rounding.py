@@ -49,12 +49,16 @@ def rounding_error(network: Network, region: Region) -> Tensor:
     return accumulated_rounding_error(network, region) + DEVIATIONS * unit * 2 * magnitude[-1].amax(dim=1)
 
 
-def accumulated_rounding_error(network: Network, region: Region, bounds: PreActivationBounds | None = None) -> Tensor:
+def accumulated_rounding_error(
+    network: Network, region: Region, bounds: PreActivationBounds | None = None, *, typical: bool = False
+) -> Tensor:
     """How much rounding in one layer after another may change a margin, (B,): DEVIATIONS standard deviations.
 
-    The model assumes that each of the n additions of a sum has an independent error of at most one unit of the partial
-    sum, and that the squared partial sums are on average at most the sum of the squares of all n products. Each layer
-    propagates the errors of earlier layers. bounds: pre-activation bounds, if they are already known.
+    The larger of two errors counts for each sum of n products, as one standard deviation times DEVIATIONS: n / 2 units
+    of the sum of their absolute values, which is the largest error of a sum of n equal products (average pooling, a
+    constant part of an image), and that of n additions with independent errors of at most one unit of the partial sum,
+    whose squares are on average at most the sum of the squares of all products. The errors of different sums are taken
+    as independent. typical: only the latter. bounds: pre-activation bounds, if they are already known.
     """
     unit = torch.finfo(network.image.dtype).eps / 2
     bounds = interval_preactivation_bounds(network, region) if bounds is None else bounds
@@ -69,7 +73,10 @@ def accumulated_rounding_error(network: Network, region: Region, bounds: PreActi
             variance.append(before + (unit * magnitude[k]).square())
         elif isinstance(layer, Affine):
             magnitude.append(layer.magnitude(magnitude[i]))
-            variance.append(layer.variance(variance[i] + layer.terms * (unit * magnitude[i]).square()))
+            own = layer.variance(layer.terms * (unit * magnitude[i]).square())
+            if not typical:
+                own = torch.maximum(own, (layer.terms / 2 * unit / DEVIATIONS * magnitude[k]).square())
+            variance.append(layer.variance(variance[i]) + own)
         else:
             assert isinstance(layer, Activation)
             low, high = layer.image(*bounds[k])

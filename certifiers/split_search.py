@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class SplitSearch:
         y = torch.tensor([label], device=network.image.device)
         others, forms = margin_specification(y, network.classes, network.image)
         self.classes, self.forms = others[0].tolist(), DenseForms(forms.coefficients.transpose(0, 1))
-        error = accumulated_rounding_error if confirmed_by else rounding_error
+        error = partial(accumulated_rounding_error, typical=True) if confirmed_by else rounding_error
         self.confirmed_by, self.enough = confirmed_by, error(network, region).item()
         self.best = forms.coefficients.new_full((len(self.classes),), -torch.inf)  # of each margin, without splits
         self.trees = [SplitTree([j]) for j in self.classes]

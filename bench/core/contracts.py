@@ -14,6 +14,7 @@ from bench.core.config import TrainingConfig
 from bench.core.errors import CheckError, UserError
 from bench.core.modes import frozen as frozen
 from bench.core.modes import mode_of as mode_of
+from bench.core.modes import without_tf32
 from bench.core.network_format import Description
 from bench.core.specs import check_counts_and_lengths
 from bench.core.threat import ThreatModel
@@ -135,7 +136,7 @@ class Certifier(ABC):
         """
         check_norm(self, threat)
         model = self.seen(model)
-        with frozen(model), torch.no_grad():
+        with frozen(model), torch.no_grad(), without_tf32():
             certificate = self.certify(model, batch, threat, generator=generator)
             false = ~certificate.radius.isfinite() | (certificate.radius < 0)
             if certificate.prediction is not None:

@@ -1,8 +1,9 @@
-"""Context managers that change a model's mode and whether its weights require gradients."""
+"""Context managers for a model's mode, whether its weights require gradients, and the precision of its products."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -37,3 +38,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Compute float32 products and convolutions on GPUs in float32 inside the block: TF32 has 10 bits of precision."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

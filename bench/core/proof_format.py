@@ -27,6 +27,7 @@ LEAF = -1  # in Tree.splits
 ALONE = -1  # in a Line
 LARGEST = 2**28  # bytes of a proof, and the memory for unpacking it
 RULES = ("parallel", "adaptive")
+TIE = 1e-5  # of the side below zero: the side above is longer only by more than this, so that rounding decides no tie
 PLAIN, PACKED = b"\0", b"\1"
 
 Line = str | tuple[int, bytes]

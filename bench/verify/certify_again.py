@@ -55,16 +55,16 @@ def certify_again(
     spec: str,
     certifier: Certifier,
     *,
-    sample: int = SAMPLE,
+    sample: int | None = SAMPLE,
     proven: frozenset[int] = frozenset(),
 ) -> tuple[Finding, Recertified]:
     """Repeat the certification of the examples that this certifier certified without a proof, by the record.
 
-    proven: the examples with a proof; a proof covers eps, but no larger radius. If there are more than `sample` others,
-    a sample is drawn by the seed; if one of the sample is not certified again, all are tried. The check fails if an
-    example has no positive margin, or a smaller radius. It warns if the margin is positive but within the rounding
-    error that a certificate must exceed, or if the certifier searches and leaves the example open within WORK: the
-    example then does not count as certified.
+    proven: the examples with a proof; a proof covers eps, but no larger radius. If there are more than `sample` others
+    (None: no limit), a sample is drawn by the seed; if one of the sample is not certified again, all are tried. The
+    check fails if an example has no positive margin, or a smaller radius. It warns if the margin is positive but within
+    the rounding error that a certificate must exceed, or if the certifier searches and leaves the example open within
+    WORK: the example then does not count as certified.
     """
     name = f"certified again by {spec}"
     column, radius = certified_by(table, float(context.threat.eps))[spec]
@@ -73,10 +73,11 @@ def certify_again(
         [i for i in np.flatnonzero(column | (radius > 0)).tolist() if not (i in proven and proof_reaches[i])], np.int64
     )
     if not len(claimed):
-        reason = "every certificate has a proof" if proven else "it certified nothing"
+        reason = "every certificate has a proof, which `bench recheck` checks" if proven else "it certified nothing"
         return Finding(name, "passed", reason), Recertified()
     certifier = within_work(certifier)
-    chosen = np.sort(np.random.default_rng(context.seed).choice(claimed, min(sample, len(claimed)), replace=False))
+    size = len(claimed) if sample is None else min(sample, len(claimed))
+    chosen = np.sort(np.random.default_rng(context.seed).choice(claimed, size, replace=False))
     failed, uncertain = _not_given_again(context, spec, certifier, chosen, column, radius)
     if (failed or uncertain) and len(chosen) < len(claimed):
         chosen = claimed

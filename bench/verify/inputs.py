@@ -46,6 +46,7 @@ class Settings:
     threads: int | None = None
     data_dir: Path | None = None
     trusted: Mapping[Path, str] = field(default_factory=dict)  # code files that the user named -> SHA-256
+    every_certificate: bool = False  # certify all claims again, not a sample
 
 
 def settings(

@@ -15,7 +15,7 @@ from bench.evaluate.certificate_audit import STRONG_ATTACK
 from bench.evaluate.certified import check_certifier, make_certifiers
 from bench.evaluate.context import EvalContext
 from bench.verify.attack_again import BrokenExamples, ColumnCheck, attack_again, column_again
-from bench.verify.certify_again import Recertified, certify_again
+from bench.verify.certify_again import SAMPLE, Recertified, certify_again
 from bench.verify.inputs import Settings
 from bench.verify.report import Finding
 from bench.verify.trusted_code import check_trusted
@@ -113,7 +113,8 @@ def repeat_certifier(
     (certifier,) = make_certifiers([spec]).values()
     if certifier.kind == "probabilistic":
         raise UserError("its certificates depend on random draws, so another draw may give none")
-    finding, into.certificates[spec] = certify_again(context, table, spec, certifier, proven=proven)
+    sample = None if settings.every_certificate else SAMPLE
+    finding, into.certificates[spec] = certify_again(context, table, spec, certifier, sample=sample, proven=proven)
     return finding
 
 

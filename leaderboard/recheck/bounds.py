@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bench.core.proof_format import TIE
 from leaderboard.recheck.affine import UNIT, Affine
 from leaderboard.recheck.layers import Vector
 from leaderboard.recheck.network import Network, Rectifier
@@ -69,7 +70,8 @@ class Relaxation:
     def through_origin(self, line: str | npt.NDArray[np.uint8]) -> Vector:
         """The slopes alpha of the lines through the origin by a rule, or by numbers q: leak + (1 - leak) q / 255."""
         if isinstance(line, str):
-            chosen = np.where(self.high > -self.low, 1, self.leak) if line == "adaptive" else self.slope
+            steep = self.high > -self.low * (1 + TIE)
+            chosen = np.where(steep, 1, self.leak) if line == "adaptive" else self.slope
         else:
             chosen = self.leak + (1 - self.leak) * (line / 255)
         alpha = np.clip(chosen, np.minimum(self.leak, 1), np.maximum(self.leak, 1))

@@ -58,11 +58,13 @@ class Network:
         for k, layer in enumerate(self.layers):
             if any(not 0 <= i < k for i in layer.inputs) or len(layer.inputs) != _count(layer):
                 raise UserError(f"layer {k} of the description does not have the inputs that its kind needs")
+            if isinstance(layer, described.Image) != (k == 0):
+                raise UserError(f"layer {k} of the description is an image; only the first layer is")
             if not layer.shape or len(layer.shape) > 3 or min(layer.shape) < 1:
                 raise UserError(f"layer {k} of the description has the shape {layer.shape}")
             try:
                 self._made.append(self._add(layer))
-            except UserError as error:
+            except (UserError, ValueError) as error:  # ValueError: numpy's, of arrays that do not fit
                 raise UserError(f"layer {k} of the description: {error}") from None
         if len(self.variables) > MOST_VARIABLES - 8:
             raise UserError(

@@ -12,6 +12,7 @@ from leaderboard.recheck.affine import UNIT, relative_error
 from leaderboard.recheck.layers import Vector
 
 TOLERANCE = 1e-6  # relative excess over eps that ThreatModel.contains allows
+TINY = float(np.finfo(np.float64).tiny)
 ORDERS = {"L2": 2.0, "L1": 1.0}
 
 
@@ -48,17 +49,21 @@ class Region:
         """Return a lower bound (T,) of each linear function (n, T) of the image.
 
         Under L2 and L1, it is the better of the bound over the ball, by the dual norm, and the bound over all images in
-        [0, 1]. The error covers n roundings of each sum of absolute values, and those of the norm.
+        [0, 1]. The error covers n roundings of each sum of absolute values, and those of the norm; `TINY` covers
+        products that underflow.
         """
         negative = np.minimum(forms, 0)
         error = relative_error(len(forms) + 8)
         if self.norm == "Linf":
             value = self.low @ (forms - negative) + self.high @ negative
-            return value - error * (self.largest @ np.abs(forms))
+            return value - error * (self.largest @ np.abs(forms)) - TINY
         absolute = np.abs(forms)
-        dual = np.sqrt(np.square(forms).sum(axis=0)) if self.norm == "L2" else absolute.max(axis=0)
+        dual = absolute.max(axis=0)
+        if self.norm == "L2":  # of the forms divided by their largest entry, whose squares do not underflow
+            scale = np.where(dual > 0, dual, 1)
+            dual = scale * np.sqrt(np.square(forms / scale).sum(axis=0))
         ball = self.x @ forms - self.eps * dual - error * (np.abs(self.x) @ absolute + self.eps * dual)
-        return np.maximum(ball, (1 + error) * negative.sum(axis=0)) if self.box else ball
+        return (np.maximum(ball, (1 + error) * negative.sum(axis=0)) if self.box else ball) - TINY
 
     def distance(self, point: Vector) -> float:
         """The distance of another image, in the region's norm."""

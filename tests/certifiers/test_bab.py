@@ -1,5 +1,6 @@
 """Branch and bound against the enumeration of all activation patterns."""
 
+import copy
 import os
 from itertools import product
 
@@ -15,6 +16,10 @@ from bench.core.example_table import Threat
 from bench.core.threat import ThreatModel
 from certifiers.alpha_crown import AlphaCrown
 from certifiers.bab import BranchAndBound
+from certifiers.exact import CounterexampleSearch
+from certifiers.input_regions import region_of
+from certifiers.local_relaxation import LocalRelaxation
+from certifiers.network import Network
 from certifiers.network_description import described_network
 from leaderboard.recheck.network import Network as Checked
 from leaderboard.recheck.proofs import check_proof
@@ -151,3 +156,50 @@ def test_curves_are_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).eval()
     with pytest.raises(UserError, match="tanh is not piecewise linear; use alpha-crown"):
         decide(model, torch.rand(1, 1, 2, 2), ThreatModel("Linf", 0.1))
+
+
+@pytest.mark.parametrize("leak", [0.01, 1.2, 1.5])
+def test_what_alpha_crown_certifies_is_certified_with_any_leak(leak):
+    certified = 0
+    for seed in range(6):
+        torch.manual_seed(seed)
+        layers = [nn.Flatten(), nn.Linear(9, 8), nn.LeakyReLU(leak), nn.Linear(8, 8), nn.LeakyReLU(leak)]
+        model = nn.Sequential(*layers, nn.Linear(8, 3)).eval()
+        for parameter in model.parameters():
+            parameter.data.mul_(2)
+        x = torch.rand(4, 1, 3, 3)
+        batch, threat = Batch(x, model(x).argmax(dim=1), torch.arange(4)), ThreatModel("Linf", 0.08)
+        first = AlphaCrown()(model, batch, threat, generator=G).certified
+        found = BranchAndBound(nodes=60)(model, batch, threat, generator=G)
+        assert found.certified[first].all()
+        certified += int(first.sum())
+    assert certified > 5
+
+
+def test_a_slope_stays_in_its_range_in_another_dtype():
+    """The float32 number next to 0.01 is below it."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.LeakyReLU(0.01), nn.Linear(3, 2)).eval()
+    x = torch.rand(1, 1, 2, 2)
+    with torch.no_grad():
+        single, double = (
+            LocalRelaxation(network, region_of(network.image, ThreatModel("Linf", 0.5)), {k: (-ones, ones)})
+            for network in (Network(model, x), Network(copy.deepcopy(model).double(), x.double()))
+            for k in network.activations
+            for ones in [network.image.new_ones(1, 3)]
+        )
+        slopes = torch.full((1, 3), 0.01)
+        moved, _ = single.transferred(slopes, torch.zeros_like(slopes), double)
+    assert slopes.double().min() < 0.01
+    assert moved.dtype == torch.float64
+    assert moved.min() >= 0.01
+
+
+def test_of_several_counterexamples_the_first_is_kept():
+    model = nn.Flatten()
+    x = torch.tensor([[[[1.0, 0.0]]]])
+    batch = Batch(x, torch.tensor([0]), torch.tensor([7]))
+    search = CounterexampleSearch(model, batch, ThreatModel("Linf", 1.0))
+    points = torch.tensor([[1.0, 0.5], [0.1, 0.9], [0.3, 0.8]]).reshape(3, 1, 1, 2)
+    search.check(points, torch.zeros(3, dtype=torch.int64))
+    assert search.broken.tolist() == [True]
+    assert torch.equal(search.witness[0], points[1])

@@ -279,6 +279,7 @@ REFUSED = {
     ),
     "ceil mode of a maximum": (with_(nn.MaxPool2d(3, 2, ceil_mode=True, padding=1)), []),
     "padding of a maximum": (with_(nn.MaxPool2d(2, padding=1), features=8), ["'0'", "MaxPool2d", "padding"]),
+    "softplus that is concave": (with_(nn.Softplus(-1.0)), ["'0'", "beta=-1"]),
     "writes into the image": (with_(nn.ReLU(inplace=True)), ["'0'", "ReLU", "image"]),
     "indices": (
         lambda: Model(lambda m, x: m.output(m.first(F.max_pool2d(x, 1, return_indices=True)[1].flatten(1) * 1.0))),

@@ -7,6 +7,7 @@ from torch import nn
 from bench.core.contracts import Batch
 from bench.core.threat import ThreatModel
 from certifiers.crown import FastLin
+from certifiers.lipschitz import Lipschitz
 from certifiers.pec import PEC
 from tests.linear import exact_margin, interior_batch, linear_model
 
@@ -32,6 +33,23 @@ def test_a_linear_model_is_certified_up_to_its_boundary(norm):
     assert torch.equal(certificate.certified, exact > eps)
     torch.testing.assert_close(certificate.radius, exact.clamp(max=eps), rtol=1e-4, atol=1e-5)
     assert (certificate.radius <= exact.clamp(max=eps)).all()
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_whole_threat_model_is_certified(norm):
+    """A boundary that is farther than eps, but within the tolerance with which a threat model contains points."""
+    model = linear_model((1, 2, 2), 2)
+    batch, threat = interior_batch(model, (1, 2, 2), 20), ThreatModel(norm, 0.05)
+    model, x = model.double(), batch.x.double()
+    for certifier in (PEC(), *([Lipschitz()] if norm == "L2" else [])):
+        for k in range(len(x)):
+            one = Batch(x[[k]], batch.y[[k]], batch.index[[k]])
+            model[1].bias.data.zero_()
+            inside = exact_margin(model, one, ThreatModel(norm, 0.05 * (1 + 5e-7), None)).item()
+            model[1].bias.data[batch.y[k]] -= inside  # now the margin is 0 there
+            assert not certifier(model, one, threat, generator=G).certified.any()
+            model[1].bias.data[batch.y[k]] += 1e-4
+            assert certifier(model, one, threat, generator=G).certified.all()
 
 
 def test_what_fast_lin_certifies_is_certified_and_the_rest_gets_a_part():

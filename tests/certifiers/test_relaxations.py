@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from certifiers import activations
+from leaderboard.recheck.bounds import Relaxation
 
 ACTIVATIONS = {
     "relu": (activations.RELU, lambda x: np.maximum(x, 0)),
@@ -88,6 +89,16 @@ def test_the_lines_are_no_further_away_than_they_need_be(name, relaxation):
             near = ((high - low) / 100).numpy() ** 2 / 8 + 1e-14
             assert (above.min(axis=1) < near)[bent].all()
             assert (below.min(axis=1) < near)[bent].all()
+
+
+@pytest.mark.parametrize("excess", [-3e-7, 0.0, 3e-7])
+def test_rounding_does_not_decide_which_side_is_longer(excess):
+    """A maximum of pixels with one value has such bounds; the proof checker follows the same rule."""
+    low, high = np.array([-0.3]), np.array([0.3 * (1 + excess)])
+    slope = activations.RELU.relax(torch.from_numpy(low), torch.from_numpy(high), "adaptive").lower_slope
+    zero = np.zeros(1)
+    checked = Relaxation(low, high, np.array([0.5]), zero, zero).through_origin("adaptive")
+    assert slope.item() == checked.item() == 0.0
 
 
 def test_relu_has_the_published_lines():

@@ -22,6 +22,7 @@ from bench.core.record_files import artifact, read_record, write_record
 from bench.datasets.digits import digits
 from leaderboard.recheck.network import Network
 from leaderboard.recheck.proofs import check_proof
+from leaderboard.recheck.regions import Region
 from leaderboard.recheck.report import report_text
 from leaderboard.recheck.run import recheck
 from tests.end_to_end.command import bench, bench_process
@@ -471,3 +472,24 @@ def test_a_certificate_without_a_proof_is_named_as_such(run):
     done = bench(run, "recheck", str(run), "--examples")
     assert done.returncode == 0
     assert done.stdout.count("  example ") == 40
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_minima_do_not_depend_on_the_scale(norm):
+    """Squares of numbers below 1e-162 underflow: without care the ball's part of an L2 bound would be 0."""
+    rng = np.random.default_rng(0)
+    region = Region.around(rng.random(9), Threat(norm, 0.2))
+    forms = rng.normal(size=(9, 5))
+    assert np.allclose(region.minimum(1e-170 * forms) * 1e170, region.minimum(forms), rtol=1e-9)
+    assert (region.minimum(1e-320 * forms) <= 0).all()
+
+
+@pytest.mark.parametrize("broken", [
+    [Image([1, 1, 2], []), Reshape(shape=[2], inputs=[0]), Scale(
+        shape=[2], inputs=[1], weight=Numbers(shape=[-1, -1], values=[1.0]), bias=Numbers(shape=[1], values=[0.0])
+    )],
+    [Image([1, 1, 2], []), Image([2], [])],
+])  # fmt: skip
+def test_a_description_that_contradicts_itself_is_a_user_error(broken):
+    with pytest.raises(UserError, match="of the description"):
+        Network(Description(version=1, layers=broken), {})

@@ -397,6 +397,7 @@ def test_certificates_that_hold_are_given_again(run):
     found = asked_again(honest, Exact())
     assert (found.outcome, found.evidence) == ("passed", f"seed 0: all {n} of the sample, of {n}")
     assert asked_again(honest, Exact(), sample=2).evidence == f"seed 0: all 2 of the sample, of {n}"
+    assert asked_again(honest, Exact(), sample=None).evidence == f"seed 0: all {n} of the sample, of {n}"
 
 
 def test_where_nothing_was_certified_nothing_is_asked(run):
@@ -445,7 +446,7 @@ def test_one_certificate_of_a_sample_that_is_not_given_again_is_a_reason_to_ask_
     assert len(kept.confirmed) == n
     proven = frozenset(np.flatnonzero(table["certified/exact"]).tolist())
     found, kept = certify_again(context_of(model, test), table, "exact", Searching(least=1e9), proven=proven)
-    assert (found.outcome, found.evidence) == ("passed", "every certificate has a proof")
+    assert (found.outcome, found.evidence) == ("passed", "every certificate has a proof, which `bench recheck` checks")
 
 
 def test_what_the_bracket_certified_is_asked_of_the_stage_that_did(run):
