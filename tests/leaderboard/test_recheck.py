@@ -485,10 +485,10 @@ def test_minima_do_not_depend_on_the_scale(norm):
 
 
 @pytest.mark.parametrize("broken", [
-    [Image([1, 1, 2], []), Reshape(shape=[2], inputs=[0]), Scale(
+    [Image(shape=[1, 1, 2], inputs=[]), Reshape(shape=[2], inputs=[0]), Scale(
         shape=[2], inputs=[1], weight=Numbers(shape=[-1, -1], values=[1.0]), bias=Numbers(shape=[1], values=[0.0])
     )],
-    [Image([1, 1, 2], []), Image([2], [])],
+    [Image(shape=[1, 1, 2], inputs=[]), Image(shape=[2], inputs=[])],
 ])  # fmt: skip
 def test_a_description_that_contradicts_itself_is_a_user_error(broken):
     with pytest.raises(UserError, match="of the description"):
