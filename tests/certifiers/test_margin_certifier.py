@@ -135,6 +135,30 @@ def test_small_logits_are_certified_like_large_ones(name):
     assert torch.equal(certificate(name, model, x, y, threat).certified, large)
 
 
+def test_certifiers_compute_without_tf32(monkeypatch):
+    """Its products have errors 8,000 times those of float32."""
+    seen = []
+
+    def settings():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    class Watched(IBP):
+        def margins(self, *given):
+            seen.append(settings())
+            return super().margins(*given)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before, x = torch.get_float32_matmul_precision(), torch.rand(1, 1, 2, 2)
+    torch.set_float32_matmul_precision("high")
+    try:
+        batch = Batch(x, torch.tensor([0]), torch.arange(1))
+        Watched()(linear_model((1, 2, 2), 2), batch, ThreatModel("Linf", 0.1), generator=torch.Generator())
+        assert settings() == ("high", True)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {("highest", False)}
+
+
 @pytest.mark.parametrize("box", [(0.0, 1.0), None])
 @pytest.mark.parametrize("name", CERTIFIERS)
 def test_the_tolerance_is_small(name, box):

@@ -93,7 +93,7 @@ def test_an_honest_run_passes_verification(finished, capsys):
     code, findings = verified(capsys, finished)
     assert code == 0
     assert {outcome for outcome, _ in findings.values()} == {"passed"}
-    assert findings["certified again by crown"][1] == "every certificate has a proof"
+    assert findings["certified again by crown"][1] == "every certificate has a proof, which `bench recheck` checks"
     _, none = verified(capsys, finished, "--sample", "0")
     assert "certified again by crown" not in none
 

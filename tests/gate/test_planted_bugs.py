@@ -13,7 +13,7 @@ import torch
 
 from attacks import pgd
 from bench.core import modes
-from bench.core.errors import CheckError
+from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
 from bench.runs.plan import make_plan
 from bench.runs.request import Request
@@ -92,7 +92,7 @@ def test_batch_norm_in_train_mode_leaves_no_run_to_check(trained, tmp_path, monk
         return original(model, training=True)
 
     monkeypatch.setattr(modes, "mode_of", train_mode)
-    with pytest.raises(CheckError, match="classified correctly"):
+    with pytest.raises(UserError, match="more than 1 value per channel"):  # of the first call, with a single image
         run(tmp_path, checkpoint=trained / "weights.safetensors")
 
 

@@ -15,7 +15,7 @@ from bench.core.record_verdict import with_result_alarms
 from bench.core.records import Artifact, AttackResult, Sanity, SanityCheck, StageResult
 from bench.core.registry import defense
 from leaderboard.record_report import Setting, record_report
-from tests.leaderboard.test_run_tables import IBP, NARROWED, changed, make_record
+from tests.leaderboard.test_single_run_tables import IBP, NARROWED, changed, make_record
 from tests.publish.published import flags, table_of, write_run
 
 WARNING = "Square Attack has decreased the robust accuracy of 0.28%."

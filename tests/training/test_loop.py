@@ -250,7 +250,7 @@ def test_the_gradient_is_clipped():
 
 def test_the_fast_path_trains_in_bfloat16_and_channels_last():
     loop = loop_of(crop=0)
-    loop.forwards.bfloat16 = True  # as on a GPU that gains by it
+    loop.execution.bfloat16 = True  # as on a GPU that gains by it
     seen = []
     loop.model[0].register_forward_hook(lambda *call: seen.append(call[2].dtype))
     before = loop.model[0].weight.detach().clone()
