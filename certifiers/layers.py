@@ -14,15 +14,26 @@ from torch import Tensor
 
 from certifiers.linear_forms import DenseForms, Kernel, LinearForms, Pair
 
+# A product with many rows adds blocks of products, one with a single row several sums side by side. The errors that
+# were seen correspond to blocks of 250 and to 67 sums.
+BLOCK, LANES = 256, 16
 Interval = tuple[Tensor, Tensor]  # centre and radius, (B|1,*shape) each: all values within the radius of the centre
 
 
 class Affine(ABC):
-    """A layer W z + b of one input. terms: number of products that are summed for one output."""
+    """A layer W z + b of one input.
+
+    terms: number of products that are summed for one output. in_sequence: how many of them are added one after another,
+    at most, before sums are added to sums.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
         self.terms = math.prod(weight.shape[1:]) + 1
+
+    @property
+    def in_sequence(self) -> int:
+        return self.terms
 
     @abstractmethod
     def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -52,6 +63,10 @@ class Affine(ABC):
 
 
 class Linear(Affine):
+    @property
+    def in_sequence(self) -> int:
+        return min(self.terms, BLOCK + self.terms // LANES)
+
     def apply(self, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(z, weight, bias)
 

@@ -12,6 +12,7 @@ from certifiers.layers import Affine
 from certifiers.linear_bounds import LinearBounds
 from certifiers.network import Network
 
+EQUAL_TERMS = 1 / 3  # the error of a sum of n equal terms, in n units of the sum; in torch's convolutions at most 1/4
 DEVIATIONS = 8.0  # stated standard deviations, far above any error seen (tests/certifiers/test_margin_certifier.py)
 
 
@@ -54,11 +55,12 @@ def accumulated_rounding_error(
 ) -> Tensor:
     """How much rounding in one layer after another may change a margin, (B,): DEVIATIONS standard deviations.
 
-    The larger of two errors counts for each sum of n products, as one standard deviation times DEVIATIONS: n / 2 units
-    of the sum of their absolute values, which is the largest error of a sum of n equal products (average pooling, a
-    constant part of an image), and that of n additions with independent errors of at most one unit of the partial sum,
-    whose squares are on average at most the sum of the squares of all products. The errors of different sums are taken
-    as independent. typical: only the latter. bounds: pre-activation bounds, if they are already known.
+    The larger of two errors counts for each sum of n products, as one standard deviation times DEVIATIONS: for sums of
+    equal products (average pooling, a constant part of an image), EQUAL_TERMS units of the sum of their absolute values
+    for each of the products that are added one after another; and that of n additions with independent errors of at
+    most one unit of the partial sum, whose squares are on average at most the sum of the squares of all products. The
+    errors of different sums are taken as independent. typical: only the latter. bounds: pre-activation bounds, if they
+    are already known.
     """
     unit = torch.finfo(network.image.dtype).eps / 2
     bounds = interval_preactivation_bounds(network, region) if bounds is None else bounds
@@ -75,7 +77,7 @@ def accumulated_rounding_error(
             magnitude.append(layer.magnitude(magnitude[i]))
             own = layer.variance(layer.terms * (unit * magnitude[i]).square())
             if not typical:
-                own = torch.maximum(own, (layer.terms / 2 * unit / DEVIATIONS * magnitude[k]).square())
+                own = torch.maximum(own, (EQUAL_TERMS * layer.in_sequence * unit / DEVIATIONS * magnitude[k]).square())
             variance.append(layer.variance(variance[i]) + own)
         else:
             assert isinstance(layer, Activation)
