@@ -6,6 +6,7 @@ file, say `not checked`.
 """
 
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -14,6 +15,7 @@ from bench.core.errors import UserError
 from bench.core.files import write_atomically
 
 CHECKED, REPRODUCED = "checked.json", "reproduced.json"
+FileT = TypeVar("FileT")
 
 
 class RepeatedAttack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,13 +59,7 @@ class Reproduction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 def read_reproduction(entry: Path) -> Reproduction | None:
     """Read the file of a published entry; None if there is none. UserError if it is malformed."""
-    path = entry / REPRODUCED
-    try:
-        return sealed_json.decode(path.read_bytes(), Reproduction, required=False)
-    except FileNotFoundError:
-        return None
-    except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} does not say who trained the entry again: {error}") from error
+    return _read(entry / REPRODUCED, Reproduction, "does not say who trained the entry again", digest=False)
 
 
 def write_reproduction(entry: Path, reproduction: Reproduction) -> Path:
@@ -73,14 +69,18 @@ def write_reproduction(entry: Path, reproduction: Reproduction) -> Path:
 
 def read_checked(folder: Path) -> Checked | None:
     """Read the file of a published seed; None if there is none. UserError if it is malformed."""
-    path = folder / CHECKED
-    try:
-        return sealed_json.decode(path.read_bytes(), Checked)
-    except FileNotFoundError:
-        return None
-    except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not what a verification derived: {error}") from error
+    return _read(folder / CHECKED, Checked, "is not what a verification derived", digest=True)
 
 
 def write_checked(folder: Path, checked: Checked) -> None:
     write_atomically(folder / CHECKED, sealed_json.encode(checked))
+
+
+def _read(path: Path, kind: type[FileT], problem: str, *, digest: bool) -> FileT | None:
+    """Read a file; None if it does not exist, UserError if it is malformed. digest: whether it must have one."""
+    try:
+        return sealed_json.decode(path.read_bytes(), kind, required=digest)
+    except FileNotFoundError:
+        return None
+    except (UserError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} {problem}: {error}") from error

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from leaderboard.published_results import About
 
 
-VERIFICATION = ("attack", "sample", "seed", "threads", "data_dir", "plugins", "check", "fetch", "artifacts")
+# options of submissions and of contests
+OF_BOTH = ("attack", "sample", "seed", "threads", "data_dir", "plugins", "check", "fetch", "artifacts")
 ABOUT = ("title", "paper", "licence", "authors", "url", "code", "extra_data", "note", "maintainers")
 TASKS = {  # and the options that each uses
-    "entry": (*VERIFICATION, *ABOUT, "reason", "with_files", "author", "contests"),
-    "contest": (*VERIFICATION, "weights", "by"),
+    "entry": (*OF_BOTH, *ABOUT, "reason", "with_files", "author", "contests"),
+    "contest": (*OF_BOTH, "weights", "by"),
     "reproduces": ("by",),
 }
 

@@ -38,9 +38,8 @@ class FinishedCorruptions:
             arrays = read_arrays(path)
         except UserError:
             return None
-        if str(arrays.pop(IDENTITY, None)) != self.identity:
-            return None
-        return arrays, float(arrays.pop(SECONDS))
+        identity, seconds = arrays.pop(IDENTITY, None), arrays.pop(SECONDS, None)
+        return None if str(identity) != self.identity or seconds is None else (arrays, float(seconds))
 
     def write(self, source: CorruptionSource, columns: Table, seconds: float) -> None:
         more = {IDENTITY: np.array(self.identity), SECONDS: np.array(seconds)}
