@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DEFENSES = {"vanilla": "standard", "robust": "pgd-at"}
 UNITS = 2  # the thesis' images are in [-1, 1], so its eps are twice ours
 EPS = 0.1 / UNITS  # of the adversarial training
-PAIR = (1, 7)  # the classes of figure 3.5
+PAIR = (1, 7)  # the classes of figure 3.5; classes 0 and 1 of a data set that has only two
 BATCH = 50
 DECIMALS = (1, 4, 4, 3, 4, 4)
 
@@ -69,7 +69,8 @@ class NonUniformStudy(ModelStudy):
     The networks have three hidden layers of `hidden` units. They are trained here (`standard` and `pgd-at`, eps 0.05)
     in run folders below `out`, and read from there the next time. eps are printed in the thesis' unit, for images in
     [-1, 1], which is twice ours. The figure shows the eps of all pixels of one image (figure 3.4), and the eps of an
-    image of class 1 and one of class 7 as maps (figure 3.5).
+    image of class 1 and one of class 7 as maps. The networks of figure 3.5 separate these two classes only:
+    `dataset=mnist:classes=1+7`.
     """
 
     dataset: str = "mnist"  # name of the data set, or an .npz file
@@ -107,7 +108,7 @@ class NonUniformStudy(ModelStudy):
         if drawn := {kind: each for kind, each in boxes.items() if len(each.x)}:
             with new_figure(self.figure, 11, 8) as canvas:
                 canvas.suptitle(f"certified boxes, {self.dataset}, Linf, three hidden layers of {self.hidden}")
-                draw(canvas, drawn)
+                draw(canvas, drawn, PAIR if plans["vanilla"].arrays.classes > 2 else (0, 1))
             figure = f"figure: {self.figure}"
         else:
             figure = "no image has a certified box, so there is no figure"
@@ -153,13 +154,13 @@ def boxes_around(model: nn.Module, test: Split, pilot: int, title: str) -> tuple
     return x, y, eps, uniform
 
 
-def draw(canvas: Figure, boxes_by_kind: Mapping[str, Boxes]) -> None:
-    """Figure 3.4: the sorted eps of one image's pixels. Figure 3.5: an image of each class of PAIR, and its maps.
+def draw(canvas: Figure, boxes_by_kind: Mapping[str, Boxes], pair: tuple[int, int]) -> None:
+    """Figure 3.4: the sorted eps of one image's pixels. Figure 3.5: an image of each class of the pair, and its maps.
 
-    Each model of boxes_by_kind has at least one box. If no image of a class of PAIR has a box, the first image with a
-    box is drawn.
+    Each model of boxes_by_kind has at least one box. If no image of a class of the pair has a box, the first image
+    with a box is drawn.
     """
-    pairs = [image_and_maps(boxes_by_kind, label) for label in PAIR]
+    pairs = [image_and_maps(boxes_by_kind, label) for label in pair]
     rows = [panels for panels in pairs if panels] or [image_and_maps(boxes_by_kind, None)]
     grid = canvas.add_gridspec(2, 1, height_ratios=[1, len(rows)])
     bottom = canvas.add_subfigure(grid[1])
