@@ -22,8 +22,7 @@ MARGIN = 1e-4  # added to the length of each step, as in the authors' code; othe
 class DeepFool(Attack):
     """Steps to the nearest class boundary of the linearised model until the prediction changes, then a bisection.
 
-    Moosavi-Dezfooli et al. (2016), Algorithm 2, and its Linf form (section 3.3). targets: the number of classes
-    considered, those with the highest logits at the clean image. Deviations:
+    Moosavi-Dezfooli et al. (2016), Algorithm 2, and its Linf form (section 3.3). Deviations:
     - The attack leaves the class of the label, not of the prediction.
     - Every iterate is clamped to the box.
     - `halvings` bisections on the segment to the clean image undo the overshoot, which makes even a linear model's
@@ -34,7 +33,7 @@ class DeepFool(Attack):
 
     steps: int = 50  # gradient steps
     overshoot: float = 0.02  # share of a step by which it goes beyond the boundary
-    targets: int = 9
+    targets: int = 9  # number of classes considered, those with the highest logits at the clean image
     halvings: int = 10  # bisections between the adversarial point and the image
 
     def __post_init__(self) -> None:

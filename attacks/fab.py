@@ -28,9 +28,9 @@ class FAB(Attack):
 
     Croce and Hein (2020), Algorithm 1. Untargeted, a step goes to the nearest linearised boundary, which costs one
     backward pass per incorrect class. Targeted (as in AutoAttack), `targets` classes are attacked one after another, by
-    decreasing logit at the clean image, with one backward pass a step. until_eps: an example stops at its first point
-    within eps; otherwise the search for the nearest point continues, and eps only matters to restarts. Deviation: a
-    point that is misclassified by a margin within rounding error does not count.
+    decreasing logit at the clean image, with one backward pass a step. Without `until_eps` the search for the nearest
+    point continues within eps, and eps only matters to restarts. Deviation: a point that is misclassified by a margin
+    within rounding error does not count.
     """
 
     norms = ("Linf", "L2", "L1")
@@ -43,7 +43,7 @@ class FAB(Attack):
     alpha_max: float = 0.1  # largest weight of the bias towards the image
     eta: float = 1.05  # overshoot: the factor of a step
     beta: float = 0.9  # backward step: the share of the perturbation that is kept
-    until_eps: bool = False
+    until_eps: bool = False  # an example stops at its first point within eps
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,8 +24,7 @@ LAST_ALPHA, LAST_GAMMA = 0.01, 0.001  # the last step as a share of the first on
 class FMN(Attack):
     """Normalised gradient steps in a ball that shrinks if the point is adversarial and grows if it is not.
 
-    Pintor et al. (2021), Algorithm 1. alpha: the L2 length of the first step, times ten under Linf and times five under
-    L1. gamma: the relative change of the radius in the first step. Both decrease along a cosine. Deviations:
+    Pintor et al. (2021), Algorithm 1. `alpha` and `gamma` decrease along a cosine. Deviations:
     - Two descents share the steps: one on the published loss, the margin, and one on the gap to a single class, the one
       among `targets` classes whose linearised boundary is nearest. The first approaches the most likely incorrect class
       even if another one is nearer. With targets=1, or a model of two classes, the first takes all steps.
@@ -39,8 +38,8 @@ class FMN(Attack):
     minimum_norm = True
 
     steps: int = 100  # gradient steps
-    alpha: float = 1.0
-    gamma: float = 0.05
+    alpha: float = 1.0  # L2 length of the first step; ten times as long under Linf, five times under L1
+    gamma: float = 0.05  # relative change of the radius in the first step
     targets: int = 9  # target classes, those of the highest logits
     halvings: int = 10  # bisections between the adversarial point and the image
 

@@ -29,16 +29,15 @@ class Square(Attack):
     """Square Attack: random search on the margin, without gradients, by changes of one square window at a time.
 
     Andriushchenko et al. (2020), Algorithm 1 with Algorithm 2 (Linf) or 3 (L2); the L1 form is AutoAttack's (Croce and
-    Hein, 2021). queries: forward passes per example and restart, including the clean image's. p_init: the share of the
-    image that the first windows cover; it decreases on the published schedule, scaled to `queries`. Deviations: signs
-    that would not change a window are inverted, and a window is cut to the image, which can have any size. The point of
-    a robust example is that of the last restart.
+    Hein, 2021). The windows shrink on the published schedule, scaled to `queries`. Deviations: signs that would not
+    change a window are inverted, and a window is cut to the image, which can have any size. The point of a robust
+    example is that of the last restart.
     """
 
     norms = ("Linf", "L2", "L1")
 
-    queries: int = 5000
-    p_init: float = 0.8
+    queries: int = 5000  # forward passes per example and restart, including the clean image's
+    p_init: float = 0.8  # share of the image that the first windows cover
     restarts: int = 1  # starts, each on the examples that are left
 
     def __post_init__(self) -> None:

@@ -26,13 +26,12 @@ class AlphaCrown(MarginCertifier):
     still not positive, the slopes for the pre-activation bounds of every unstable unit are optimised, and then those
     for the margins again. The result is the best bound, so no margin is below that of fast-lin or crown.
 
-    steps: Adam steps for a margin. intermediate_steps: Adam steps for a pre-activation bound, 0 for none. Deviations:
-    the slopes of a pre-activation bound are optimised for this bound, not for the margins; sigmoid, tanh and other
-    curves have no slopes to optimise.
+    Deviations: the slopes of a pre-activation bound are optimised for this bound, not for the margins; sigmoid, tanh
+    and other curves have no slopes to optimise.
     """
 
-    steps: int = 20
-    intermediate_steps: int = 10
+    steps: int = 20  # Adam steps for a margin
+    intermediate_steps: int = 10  # Adam steps for a pre-activation bound; 0: none
     lr: float = 0.2  # learning rate of Adam for the slopes
 
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:

@@ -55,7 +55,7 @@ class Crown(LinearCertifier):
     """Linear bounds in which a ReLU's lower line adapts to the interval.
 
     Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions" (2018).
-    relaxation: lines of sigmoid and tanh. `eq35` takes two parallel tangents with the slope of the chord (thesis, Eq.
+    For sigmoid and tanh, the relaxation `eq35` takes two parallel tangents with the slope of the chord (thesis, Eq.
     3.5), `tight` replaces one of them by the chord wherever it is a bound, and `crown` takes the paper's lines, each
     with its own slope, whose tangent points are found by a search.
 
@@ -63,7 +63,7 @@ class Crown(LinearCertifier):
     ends and in the middle.
     """
 
-    relaxation: Literal["eq35", "tight", "crown"] = "eq35"
+    relaxation: Literal["eq35", "tight", "crown"] = "eq35"  # lines of sigmoid and tanh
 
     @property
     def kind_of_relaxation(self) -> RelaxationKind:

@@ -41,16 +41,16 @@ class SearchInterval:
 class EpsSearch(NetworkCertifier):
     """The largest eps that can be certified, by bisection or Newton's method.
 
-    Thesis, Algorithm 3.5. method: `pec` raises the lower end to the radius that the envelope proves; `bisection` is the
-    plain search of Fast-Lin and CROWN; `newton` follows the derivative of fast-lin's least margin with respect to eps,
-    as Wong and Kolter (2018, appendix) do, and halves the interval at every third bound. The search starts from [0,
-    high] and ends when the interval is no longer than `precision`. Only correctly classified examples are searched. If
-    the final interval contains eps, eps itself is tried too.
+    Thesis, Algorithm 3.5. The method `pec` raises the lower end to the radius that the envelope proves; `bisection` is
+    the plain search of Fast-Lin and CROWN; `newton` follows the derivative of fast-lin's least margin with respect to
+    eps, as Wong and Kolter (2018, appendix) do, and halves the interval at every third bound. The search starts from
+    [0, high] and ends when the interval is no longer than `precision`. Only correctly classified examples are searched.
+    If the final interval contains eps, eps itself is tried too.
     """
 
     norms = ("Linf", "L2")
 
-    method: Literal["pec", "bisection", "newton"] = "pec"
+    method: Literal["pec", "bisection", "newton"] = "pec"  # how the next eps to try is chosen
     high: Length = OfEps(4)  # upper end of the search
     precision: float = 1e-4  # length of the interval at which the search ends
 

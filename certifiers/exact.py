@@ -42,10 +42,8 @@ class Exact(NetworkCertifier):
     Linf. An example that alpha-crown does not certify is attacked first, with a few gradient steps towards each class
     that is not excluded, from the image and from `batch.worst_points`. Then a program is solved for each of these
     classes, in the order of increasing margins, until one has a solution or all are excluded. Solvers have no time
-    limit. nodes: nodes of branch and bound, the most for all programs of one example; each program takes at least one,
-    and a program with more than 10 integers per node is skipped. HiGHS reports no nodes for an excluded program, which
-    counts as one. solver: `auto` is SCIP if pyscipopt is installed, else
-    HiGHS, which takes many times as long.
+    limit. Each program takes at least one node, and a program with more than 10 integers per node is skipped. HiGHS
+    reports no nodes for an excluded program, which counts as one, and takes many times as long as SCIP.
 
     A solution is a witness if the model's own forward pass confirms it, at that point or after a few gradient steps;
     else the example stays open. Rounding: a class is excluded if no point has a margin below a positive slack, which
@@ -60,8 +58,8 @@ class Exact(NetworkCertifier):
     norms = ("Linf",)
     node_cost: ClassVar[int] = 100  # cost of a node of an integer program, relative to the bounds of one sub-problem
 
-    nodes: int = 1000
-    solver: Literal["auto", "scip", "highs"] = "auto"
+    nodes: int = 1000  # most nodes of branch and bound, for all programs of one example
+    solver: Literal["auto", "scip", "highs"] = "auto"  # auto: SCIP if pyscipopt is installed, else HiGHS
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,22 +33,19 @@ class NonUniform(NetworkCertifier):
     with the bounds of Algorithm 3.1. The radius is the largest eps that is certified uniformly for all pixels. As in
     the paper, the range of pixels is ignored: beyond it a pixel's eps would grow without limit.
 
-    steps: outer steps, each with `inner` Adam steps (learning rate `lr`, gradient norm at most `clip`) and one update
-    of the multipliers; rho is multiplied by `growth` after each. margin: delta, a lower limit of every margin. shrink:
-    eta, the factor by which the eps are shrunk at the end until the margins reach delta. Deviation: the mean of log eps
-    instead of the sum, which only changes the unit of the multipliers.
+    Deviation: the mean of log eps instead of the sum, which only changes the unit of the multipliers.
     """
 
     norms = ("Linf",)
 
-    steps: int = 20
+    steps: int = 20  # outer steps, each with `inner` steps of Adam and one update of the multipliers
     inner: int = 10  # steps of Adam in each outer step
     lr: float = 0.01  # learning rate of Adam
     clip: float = 0.1  # largest norm of the gradient of Adam
     rho: float = 0.1  # weight of the penalty in the first outer step
     growth: float = 1.2  # factor of rho from one outer step to the next
-    margin: float = 1e-3
-    shrink: float = 0.99
+    margin: float = 1e-3  # delta, a lower limit of every margin
+    shrink: float = 0.99  # eta, the factor by which the eps shrink at the end until the margins reach delta
 
     def __post_init__(self) -> None:
         super().__post_init__()

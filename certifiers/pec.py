@@ -26,13 +26,12 @@ class PEC(MarginCertifier):
     Liu, Salzmann, Suesstrunk, "Training Provably Robust Models by Polyhedral Envelope Regularization" (2021); thesis,
     section 3.3.1 and Algorithm 3.4. No adversarial example is nearer than the nearest hyperplane of the envelope, so
     the radius is min(eps, d_y) even if eps is not certified. Under L2 the distance is measured inside the box, which
-    the linear bounds ignore, so that it certifies more than fast-lin. relaxation: `eq35` is fast-lin's (thesis, Eq. 3.4
-    and 3.5); `tight` is crown's, with an adaptive slope for ReLU.
+    the linear bounds ignore, so that it certifies more than fast-lin.
     """
 
     norms = ("Linf", "L2")
 
-    relaxation: Literal["eq35", "tight"] = "eq35"
+    relaxation: Literal["eq35", "tight"] = "eq35"  # eq35: fast-lin's (thesis, Eq. 3.4, 3.5); tight: crown's
 
     def proof(self, network: Network, label: int) -> bytes:
         """The proof for an example whose margins are positive over the whole region; the envelope has no proof."""

@@ -25,20 +25,18 @@ class Smoothing(Certifier):
     independent of eps; 0 if g is wrong or abstains. Each example's certificate is wrong with a probability of at most
     alpha, over the generator's draws.
 
-    sigma: the noise's standard deviation, in the scale of pixels. n0: samples to guess the class; n: samples to bound
-    its probability (the paper: 100,000). batch: noisy images per forward pass. As in the paper the noise is not clamped
-    to [0, 1]; the ball is not clamped to the range of pixels either. The noise is treated as exactly Gaussian, though
-    it is drawn in float32.
+    As in the paper the noise is not clamped to [0, 1]; the ball is not clamped to the range of pixels either. The noise
+    is treated as exactly Gaussian, though it is drawn in float32.
     """
 
     norms = ("L2",)
     kind = "probabilistic"
 
-    sigma: float = 0.25
-    n0: int = 100
-    n: int = 10_000
+    sigma: float = 0.25  # standard deviation of the noise, in the scale of pixels
+    n0: int = 100  # samples to guess the class
+    n: int = 10_000  # samples to bound its probability (the paper: 100,000)
     alpha: float = 0.001  # probability that a certificate is false
-    batch: int = 1000
+    batch: int = 1000  # noisy images per forward pass
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ import msgspec
 from leaderboard.render import Format, percent, render, wrapped
 from leaderboard.score_tests import TESTS
 from leaderboard.table_ranks import RankedEntry, RankedTable
+from leaderboard.untrusted_text import as_markdown, no_formula
 
 CSV_HEADERS = (
     "name", "rank_low", "rank_high", "group", "mean", "low", "high", "n", "better_than", "lead_over_next", "p_next",
@@ -31,7 +32,7 @@ def rank_report(ranked: RankedTable, form: Format | Literal["html"], width: int 
     if form == "html":
         return _html(ranked, header, rows)
     if width is None:
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        rows = [[as_markdown(cell) for cell in row] for row in rows]
     return "\n\n".join([
         render(header, rows, "markdown", ALIGN, width, keys=2), *(wrapped(text, width, "") for text in _texts(ranked))
     ])  # fmt: skip
@@ -92,10 +93,9 @@ def rank_text(entry: RankedEntry) -> str:
 
 def _csv_cells(entry: RankedEntry) -> list[object]:
     after = entry.next
-    name = f"'{entry.name}" if entry.name[0] in "=+-@" else entry.name  # no spreadsheet evaluates it
     return [
-        name, entry.rank_low, entry.rank_high, entry.group, entry.mean, entry.low, entry.high, entry.n,
-        len(entry.better_than), after and after.difference, after and after.p, after and after.told_apart,
+        no_formula(entry.name), entry.rank_low, entry.rank_high, entry.group, entry.mean, entry.low, entry.high,
+        entry.n, len(entry.better_than), after and after.difference, after and after.p, after and after.told_apart,
         after and after.needed,
     ]  # fmt: skip
 

@@ -203,14 +203,15 @@ def test_our_own_board_has_the_same_ranks(tmp_path):
 def test_every_format_has_every_entry(tmp_path, capsys):
     rng = np.random.default_rng(0)
     rows = [f"{i},{','.join(map(str, (rng.uniform(size=3) < (0.9, 0.85, 0.2)).astype(int)))}" for i in range(50)]
-    path = written(tmp_path / "t.csv", "\n".join(["example,a<b,=b,c|d", *rows]))
+    path = written(tmp_path / "t.csv", "\n".join(["example,a<b,b;=1,c|d", *rows]))
     said = {}
     for form in ("markdown", "csv", "latex", "json", "html"):
         main(["ranks", str(path), "--format", form])
         said[form] = capsys.readouterr().out
     assert [entry["rank_high"] for entry in json.loads(said["json"])["entries"]] == [2, 2, 3]
-    assert [row["name"] for row in csv.DictReader(io.StringIO(said["csv"]))] == ["a<b", "'=b", "c|d"]
+    assert [row["name"] for row in csv.DictReader(io.StringIO(said["csv"]))] == ["a<b", "b;'=1", "c|d"]
     assert "c\\|d" in said["markdown"]
+    assert "a\\<b" in said["markdown"]
     assert "\\midrule" in said["latex"]
     assert "a&lt;b" in said["html"]
     assert said["html"].count('<tr class="group">') == 1
