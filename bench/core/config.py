@@ -29,7 +29,8 @@ MODIFIERS = (
 class TrainingConfig:
     """The settings that all defenses share. The defaults are usual for CIFAR-10; a suite replaces some of them.
 
-    Times (milestones, peak) are fractions of the training.
+    Points in time are fractions of the training. With `periods`, those of the learning rate and of the growth of eps
+    (milestones, peak, lr_warm_up) are fractions of each period.
     """
 
     epochs: int = 30  # passes over the training set
@@ -52,7 +53,7 @@ class TrainingConfig:
     probe_every: int = 1  # epochs between two probes (FGSM and PGD accuracy, for the log), 0 for none
     probe_examples: int = 128  # training examples of a probe; with a validation split, its examples
     amp: Literal["auto", "off", "bfloat16"] = "auto"  # auto: bfloat16 and channels_last on GPUs that support bfloat16
-    lr_warm_up: float = 0.0  # fraction of the training (of each period) in which the learning rate rises from 0
+    lr_warm_up: float = 0.0  # fraction in which the learning rate rises from 0
     periods: tuple[float, ...] = ()  # fractions after which the learning rate and the growth of eps begin anew
     eps_growth: Literal["none", "linear", "cosine"] = "none"  # eps rises from eps_min to eps_max, at most to eps
     eps_min: Length = OfEps(0.0)  # see eps_growth

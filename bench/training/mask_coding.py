@@ -5,7 +5,6 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-Bits = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
 LARGEST = 31  # of the parameter of a code
 
