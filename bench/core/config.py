@@ -50,7 +50,7 @@ class TrainingConfig:
     select: Literal["last", "best"] = "last"  # best: the epoch with the highest PGD accuracy on the validation split
     ema: float = 0.0  # decay of the weight average, 0 for none
     clip_grad: float = 0.0  # largest norm of the weights' gradient, 0 for none
-    probe_every: int = 1  # epochs between two probes (FGSM and PGD accuracy, for the log), 0 for none
+    probe_every: int = 1  # epochs between two probes (FGSM and PGD accuracy, for the log); 0: only after the last epoch
     probe_examples: int = 128  # training examples of a probe; with a validation split, its examples
     amp: Literal["auto", "off", "bfloat16"] = "auto"  # auto: bfloat16 and channels_last on GPUs that support bfloat16
     lr_warm_up: float = 0.0  # fraction in which the learning rate rises from 0

@@ -36,6 +36,8 @@ def files_of_code(specs: Iterable[str]) -> list[Path]:
 
 def split_specs(text: str) -> list[str]:
     """Specs separated by commas. A spec in single quotes may contain commas: `pgd-10,'transfer:from=runs/a,b'`."""
+    if "\n" in text or "\r" in text:
+        raise UserError(f"the list {text!r} has a line break; separate its names by commas")
     (words,) = csv.reader([text], quotechar="'", skipinitialspace=True)
     return [word.strip() for word in words or [""]]
 

@@ -152,7 +152,8 @@ def from_pillow(image: Pillow.Image) -> Image:
 
 def to_pillow(image: Image) -> Pillow.Image:
     """Convert to 8 bits per channel; images that were converted from 0 to 255 are restored exactly."""
-    return Pillow.fromarray(np.round(image * 255).astype(np.uint8).squeeze())
+    pixels = np.round(image * 255).astype(np.uint8)
+    return Pillow.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def through_jpeg(image: Image, quality: int) -> Image:

@@ -61,6 +61,8 @@ def corruption_sources(names: Sequence[str], arrays: Arrays, data_dir: Path | No
         return []
     if isinstance(arrays.x_test, ImageFiles):
         raise UserError(f"{arrays.name} streams its images, which cannot be corrupted here; leave out --corruptions")
+    if arrays.shape[0] not in (1, 3):
+        raise UserError(f"corruptions are of images with 1 or 3 channels; {arrays.name} has {arrays.shape[0]}")
     folder = _folder(arrays, data_dir)
     groups = {"benchmark": BENCHMARK, "all": list(dict.fromkeys([*BENCHMARK, *EXTRA, *registry.corruption.names()]))}
     wanted: list[str] = []
@@ -122,6 +124,7 @@ def _checked(name: str, arrays: Arrays, folder: Path | None) -> str:
 def _source(name: str, arrays: Arrays, folder: Path | None) -> CorruptionSource:
     path = _file(name, folder)
     if path is None or folder is None:
+        corrupted(arrays.x_test[:1], np.zeros(1, np.int64), name, SEVERITIES[-1])  # it may be a plugin, and fail
         return CorruptionSource(name)
     labels, images = (_read(file) for file in (folder / "labels.npy", path))
     n = len(arrays.y_test)

@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from bench.core import registry
 from bench.core.errors import UserError
+from bench.core.failures import failures_of
 from bench.datasets.corruption_filters import (
     Image,
     as_bytes,
@@ -60,9 +61,12 @@ def corrupted(
     result = np.empty_like(images)
     for row, (image, number) in enumerate(zip(images, index.tolist(), strict=True)):
         random = np.random.default_rng([seed, zlib.crc32(name.encode()), severity, number])
-        found = corruption(image / 255.0, severity, random)
+        with failures_of(f"corruption '{name}'"):
+            found = np.asarray(corruption(image / 255.0, severity, random))
         if found.shape != image.shape:
             raise UserError(f"corruption '{name}' returns {found.shape} for an image {image.shape}")
+        if not np.isfinite(found).all():
+            raise UserError(f"corruption '{name}' returns values that are not finite numbers")
         result[row] = as_bytes(found + 1e-9)  # a value of k / 255 stays k
     return result
 
@@ -226,7 +230,8 @@ def jpeg_compression(image: Image, severity: int, random: np.random.Generator) -
 def pixelate(image: Image, severity: int, random: np.random.Generator) -> Image:
     """Fewer pixels, and back to the size."""
     share, (height, width) = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1], image.shape[:2]
-    small = to_pillow(image).resize((int(width * share), int(height * share)), Pillow.Resampling.BOX)
+    sides = (max(1, int(width * share)), max(1, int(height * share)))
+    small = to_pillow(image).resize(sides, Pillow.Resampling.BOX)
     return from_pillow(small.resize((width, height), Pillow.Resampling.BOX))
 
 

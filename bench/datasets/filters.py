@@ -1,4 +1,4 @@
-"""Options of every data set: a choice of classes, the first examples, images of another size."""
+"""Options of every data set with a name: a choice of classes, the first examples, images of another size."""
 
 from dataclasses import dataclass
 from typing import Any, get_type_hints

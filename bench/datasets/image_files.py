@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bench.core.errors import UserError
 from bench.core.registry import one_line
 
-ENDINGS = (".jpg", ".jpeg", ".png")
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 WIDER = 256 / 224  # the shorter side of a resized image, in units of the cropped side
 THREADS = 8  # that decode
 
@@ -62,17 +62,21 @@ class ImageFiles:
         try:
             with Image.open(file) as opened:
                 image = opened.convert("RGB")
-        except OSError as error:
+        except Exception as error:  # decoders of damaged files raise errors of many types
             raise UserError(f"{file} is not a readable image ({one_line(error)}); delete it or replace it") from error
-        scale = WIDER * self.size / min(image.size)
-        width, height = (max(self.size, round(scale * side)) for side in image.size)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
+        # rounded as by Resize and CenterCrop of torchvision
+        shorter = round(WIDER * self.size)
+        width, height = (max(self.size, int(shorter * side / min(image.size))) for side in image.size)
+        left, top = (round((side - self.size) / 2) for side in (width, height))
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(resized.crop((left, top, left + self.size, top + self.size)))
 
 
 def find_image_files(folder: Path, size: int) -> tuple[ImageFiles, npt.NDArray[np.int64]]:
-    """The images of a folder with one subfolder per class, and their labels, in the order of the subfolders' names."""
+    """The images of a folder with one subfolder per class, and their labels, in a fixed random order.
+
+    The classes have the order of the subfolders' names. The first images are a sample of all classes.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; it must have a folder of images for each class")
     paths: list[str] = []
@@ -83,4 +87,5 @@ def find_image_files(folder: Path, size: int) -> tuple[ImageFiles, npt.NDArray[n
         labels += [label] * len(found)
     if not paths:
         raise UserError(f"{folder} has no images; it must have a folder for each class with {', '.join(ENDINGS)} files")
-    return ImageFiles(folder, np.array(paths, dtype=object), size), np.array(labels, dtype=np.int64)
+    order = np.random.default_rng(0).permutation(len(paths))
+    return ImageFiles(folder, np.array(paths, dtype=object)[order], size), np.array(labels, dtype=np.int64)[order]

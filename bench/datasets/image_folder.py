@@ -13,10 +13,11 @@ from bench.datasets.image_files import find_image_files
 def image_folder(data_dir: Path | None = None, *, folder: str = "images", size: int = 224) -> Arrays:
     """Images in DATA_DIR/FOLDER/train/CLASS/ and DATA_DIR/FOLDER/val/CLASS/, decoded when they are needed.
 
-    Training reads one batch ahead. Test images are kept in memory, so select a part of them (`:test=5000`). The hash of
-    the data covers the names and lengths of the files, not their contents. Images are resized and centre-cropped as in
-    evaluations on ImageNet. The augmentation is random crops of the padded image and flips, as for other data sets,
-    because stored perturbations follow these.
+    The images are in a fixed random order, so that the first ones are a sample of all classes. Training reads one batch
+    ahead. Test images are kept in memory, so select a part of them (`:test=5000`). The hash of the data covers the
+    names and lengths of the files, not their contents. Images are resized and centre-cropped as in evaluations on
+    ImageNet (torchvision's Resize(256) and CenterCrop(224)). The augmentation is random crops of the padded image and
+    flips, as for other data sets, because stored perturbations follow these.
 
     folder: name of the folder. size: side of the images.
     """

@@ -18,5 +18,5 @@ def build_model(text: str, shape: tuple[int, int, int], classes: int) -> nn.Modu
     if len(mean) not in (0, shape[0]):
         raise UserError(f"model '{text}' has {len(mean)} means; images of shape {shape} have {shape[0]} channels")
     # the layers of a sequence keep their names, and so do the weights of a checkpoint
-    layers: NamedLayers = [*model.named_children()] if type(model) is nn.Sequential else [("model", model)]
+    layers: NamedLayers = [*model._modules.items()] if type(model) is nn.Sequential else [("model", model)]
     return assemble(layers, mean, std)

@@ -49,8 +49,15 @@ def check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -
         raise UserError(f"cutout is {config.cutout}; it must not exceed a side of the images {arrays.shape}")
     if config.crop > min(arrays.shape[1:]):
         raise UserError(f"crop is {config.crop}; it must not exceed a side of the images {arrays.shape}")
-    if len(hold_out(len(arrays.y_train), config.validation, config.validation_seed)[0]) < 2:
+    examples = len(hold_out(len(arrays.y_train), config.validation, config.validation_seed)[0])
+    if examples < 2:
         raise UserError(f"{arrays.name} leaves fewer than 2 training examples; lower validation={config.validation}")
+    last = examples % config.batch_size
+    if config.norm_shares > 1 and not config.extra and 1 < last < 2 * config.norm_shares:
+        raise UserError(
+            f"norm_shares is {config.norm_shares}, but the last batch of an epoch has {last} examples, and each share "
+            "needs two; choose another batch_size"
+        )
     if config.select == "best" and threat.norm == "L1":
         raise UserError("select=best needs PGD accuracy, and PGD does not support L1; use select=last")
 

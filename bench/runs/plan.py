@@ -229,7 +229,9 @@ def _suite_of(request: Request, saved_spec: BuildSpec | None) -> Suite:
     head = request.dataset.partition(":")[0]
     if head in suites():
         return get_suite(head)
-    if not request.dataset.endswith(".npz"):
+    if head.endswith(".npz") and head != request.dataset:
+        raise UserError(f"data set '{request.dataset}': a file has no options; select the examples in {head} itself")
+    if not head.endswith((".npz", ".py")):
         registry.dataset.get(head)  # UserError with the nearest name
     if request.eps is None or (request.model is None and saved_spec is None):
         raise UserError(f"data set '{request.dataset}' has no suite; give --eps and --model too")

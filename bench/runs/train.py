@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from bench.core import files, sealed_json
-from bench.core.config import content_hash
+from bench.core.config import TrainingConfig, content_hash
 from bench.core.errors import UserError
 from bench.core.failures import failures_of
 from bench.core.opened_files import record_opened_files
@@ -65,7 +65,8 @@ def train(plan: Plan, seed: int, folder: Path, logger: RunLogger | None = None) 
             logger.epochs([json.loads(line) for line in (folder / LOG).read_text().splitlines()])
         return model.to(plan.device), cost
     announce(seed)
-    opened: set[Path] = set()
+    assert plan.defense is not None
+    opened = files_named_by(plan.defense.config)
     with failures_of(f"defense {plan.name}"), record_opened_files(opened):
         loop, train_rows = loop_of(plan, model, seed)
         with Progress(f"train {plan.name}", loop.steps, "step") as progress:
@@ -82,6 +83,12 @@ def train(plan: Plan, seed: int, folder: Path, logger: RunLogger | None = None) 
     files.write_atomically(folder / FINISHED, sealed_json.encode(finished))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return model, cost
+
+
+def files_named_by(config: TrainingConfig) -> set[Path]:
+    """The files that settings name, such as `extra` and `checkpoint`. A file that was read for another seed counts."""
+    texts = [value for value in vars(config).values() if isinstance(value, str) and value]
+    return {Path(text).resolve() for text in texts if Path(text).is_file()}
 
 
 def help_with(plan: Plan, seed: int) -> None:
@@ -103,7 +110,9 @@ def loop_of(plan: Plan, model: nn.Module, seed: int) -> tuple[Loop, np.ndarray]:
     )  # fmt: skip
     validation = Split(x[held_out], y[held_out], plan.device) if len(held_out) else None
     probe = make_probe(validation or train, plan.threat, None if validation else config.probe_examples)
-    curves = make_curves(train, Split.test(plan.arrays, plan.device), plan.threat, config.keep_curves)
+    curves = None
+    if config.keep_curves:
+        curves = make_curves(train, Split.test(plan.arrays, plan.device), plan.threat, config.keep_curves)
     return Loop(model, plan.defense, train, plan.threat, seed=seed, probe=probe, curves=curves), train_rows
 
 

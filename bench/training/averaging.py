@@ -1,5 +1,6 @@
 """Weight averages that are evaluated instead of the last weights: exponential (ema), or at the ends of epochs (swa)."""
 
+import math
 from collections.abc import Iterator
 
 from torch import nn
@@ -43,11 +44,11 @@ def short_averages(config: TrainingConfig, steps: int, epochs: int) -> Iterator[
     """Warn about averages for which a training of this many steps and epochs is too short."""
     share = config.ema ** max(0, steps - 1)
     if config.ema and share > LARGEST_SHARE:
-        enough = LARGEST_SHARE ** (1 / steps)
+        enough = LARGEST_SHARE ** (1 / (steps - 1))
         yield (
             f"ema: after {steps} steps, {share:.0%} of the average are the weights after the first one; "
-            f"a training of this length takes at most ema={enough:.3g}"
+            f"choose an ema of at most {math.floor(1e6 * enough) / 1e6:g}"
         )
     members = sum(end / epochs > config.swa for end in range(1, epochs + 1))
     if config.swa and members < 2:
-        yield f"swa: the average is of one epoch alone; {epochs} epochs have one end after {config.swa:.3g} of them"
+        yield f"swa: only the last of {epochs} epochs is averaged; choose a smaller swa"

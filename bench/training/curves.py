@@ -13,20 +13,18 @@ from bench.core import registry, seeds
 from bench.core.attack_specs import make_attacks
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.training.probe import PROBE_STEPS, Probe
+from bench.training.probe import PROBE_STEPS, Probe, spread_rows
 
 SPLITS, POINTS, KINDS = ("train", "test"), ("clean", "robust"), ("loss", "error")
 KEYS = tuple("_".join(parts) for parts in itertools.product(SPLITS, POINTS, KINDS))
 
 
-def make_curves(train: Split, test: Split, threat: ThreatModel, n: int) -> Probe | None:
-    """A probe with the values of KEYS on the first n examples of both splits; None if n is 0.
+def make_curves(train: Split, test: Split, threat: ThreatModel, n: int) -> Probe:
+    """A probe with the values of KEYS on n examples of both splits, always the same ones.
 
     The attack is PGD with all of its steps on every example, always with the same seed. If PGD does not support the
     norm, only clean values are measured.
     """
-    if not n:
-        return None
     attack = None
     if threat.norm in registry.attack.get("pgd").norms:
         (attack,) = make_attacks([f"pgd:steps={PROBE_STEPS}:stop_when_misclassified=false"], threat).values()
@@ -34,7 +32,7 @@ def make_curves(train: Split, test: Split, threat: ThreatModel, n: int) -> Probe
     def curves(model: nn.Module) -> dict[str, float]:
         values: dict[str, float] = {}
         for name, split in zip(SPLITS, (train, test), strict=True):
-            index = torch.arange(min(n, len(split)), device=split.y.device)
+            index = spread_rows(split, n)
             for points in POINTS if attack is not None else POINTS[:1]:
                 loss = wrong = 0.0
                 for rows in index.split(256):

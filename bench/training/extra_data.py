@@ -23,7 +23,12 @@ class ExtraData:
 
     def __init__(self, config: TrainingConfig, trainer: Trainer) -> None:
         self.config, path = config, Path(config.extra)
-        self.own = max(1, round(config.batch_size * (1 - config.extra_share)))
+        self.own = round(config.batch_size * (1 - config.extra_share))
+        if self.own < 2:
+            raise UserError(
+                f"extra_share={config.extra_share} leaves {self.own} training examples in a batch of "
+                f"{config.batch_size}; at least 2 are needed"
+            )
         changed = path.stat().st_mtime_ns if path.is_file() else 0
         self.split = _read(path, changed, trainer.generator.device, (config.crop, config.flip, config.cutout))
         self._check(trainer)
@@ -42,8 +47,8 @@ class ExtraData:
     def mixed(self, batches: Iterator[Batch], generator: torch.Generator) -> Iterator[Batch]:
         """Fill up batches of `own` training examples, (own,), to the batch size with examples of the file.
 
-        The file's examples are in random order, and none is repeated before all were used. Batches have no view, and
-        the file's examples the index -1. A last, smaller batch has the same share of them.
+        The file's examples are in a random order in each epoch, which repeats if they are fewer than needed. Batches
+        have no view, and the file's examples the index -1. A last, smaller batch has the same share of them.
         """
         extra, added = self.split, max(1, self.config.batch_size - self.own)
         order = torch.randperm(len(extra), generator=generator, device=extra.y.device)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import UserError
 from bench.training.checkpoints import State, read_state
+from bench.training.public_layouts import our_layer_names
 
 Layers = dict[str, dict[str, Tensor]]  # by name, each with its tensors by kind (weight, bias, running_mean ...)
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -21,9 +22,9 @@ def load_foreign(model: nn.Module, path: Path, key: str | None = None) -> dict[s
     key: of the state dict in a file that holds several.
 
     Common prefixes of all names, in the file or in ours, are ignored. If the names then agree, tensors are matched by
-    name. If no layer's name agrees, each layer of the file is matched by the shapes of its tensors; layers of equal
-    shapes must be numbered, in the file and in the model, in the order in which they are listed. UserError for anything
-    else.
+    name, and so they are if the file has the names of a public residual network (public_layouts.py). If no layer's name
+    agrees, each layer of the file is matched by the shapes of its tensors; layers of equal shapes must be numbered, in
+    the file and in the model, in the order in which they are listed. UserError for anything else.
     """
     ours = _without_counters(model.state_dict())
     state = _without_counters(read_state(path, key))
@@ -34,7 +35,7 @@ def load_foreign(model: nn.Module, path: Path, key: str | None = None) -> dict[s
             f"checkpoint {path} has layers twice, with and without {COMPILED}; save model.state_dict() alone"
         )
     agreeing = _by_name(path, ours, theirs)
-    mapping = agreeing or _by_shape(path, _layers(ours), _layers(theirs))
+    mapping = agreeing or _by_layout(ours, theirs) or _by_shape(path, _layers(ours), _layers(theirs))
     for key, name in mapping.items():
         if ours[key].shape != theirs[name].shape:
             raise UserError(
@@ -71,6 +72,16 @@ def _by_name(path: Path, ours: State, theirs: State) -> dict[str, str] | None:
         f"checkpoint {path} shares some layer names with the model but not all ({', '.join(details)}); {GIVE_MODEL}, "
         "or rename its keys to the model's"
     )
+
+
+def _by_layout(ours: State, theirs: State) -> dict[str, str]:
+    """{our name: their name} of each tensor if the file has the layers of our network under public names, else {}."""
+    for prefix in _common_prefixes(theirs):
+        layers = our_layer_names({_layer(key.removeprefix(prefix)) for key in theirs})
+        found = {key: f"{prefix}{layers.get(_layer(key), '')}.{key.rpartition('.')[2]}" for key in ours}
+        if sorted(found.values()) == sorted(theirs):
+            return found
+    return {}
 
 
 def _common_prefixes(state: State) -> list[str]:

@@ -79,7 +79,10 @@ class Loop(TrainingState):
             checks_before_training.check_predictor(self, predictor)
         predictor.eval()
         lost = times_without_effect({**times_of(self.config), **self.defense.times()}, self.steps)
-        short = (*unreached_eps(self.config, self.steps), *short_averages(self.config, self.steps, self.epochs))
+        short = (
+            *unreached_eps(self.config, float(self.threat.eps), self.steps),
+            *short_averages(self.config, self.steps, self.epochs),
+        )
         for warning in (*lost, *short):
             self.warn(warning)
         cost = Training(

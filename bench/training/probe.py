@@ -17,15 +17,21 @@ Probe = Callable[[nn.Module], dict[str, float]]
 PROBE_STEPS = 10
 
 
+def spread_rows(split: Split, n: int) -> torch.Tensor:
+    """The indices (n,) of examples at equal distances, all if there are fewer: data may be sorted by class."""
+    n = min(n, len(split))
+    return torch.arange(n, device=split.y.device) * len(split) // n
+
+
 def make_probe(split: Split, threat: ThreatModel, n: int | None) -> Probe | None:
-    """FGSM and PGD-10 accuracy on the first n examples of a split (None: all), always with the same seed.
+    """FGSM and PGD-10 accuracy on n examples of a split (None: all), always the same ones, with the same seed.
 
     On the attacked images of both, the largest share of dead units of a layer, and of one class among the predictions.
     None if PGD does not support the norm.
     """
     if threat.norm not in registry.attack.get("pgd").norms:
         return None
-    index = torch.arange(min(len(split), n or len(split)), device=split.y.device)
+    index = spread_rows(split, n or len(split))
     attacks = make_attacks(["fgsm", f"pgd:steps={PROBE_STEPS}"], threat)
 
     def probe(model: nn.Module) -> dict[str, float]:

@@ -32,9 +32,9 @@ def eps_at(config: TrainingConfig, eps: float, progress: float) -> float:
     return float(min(max((high - low) * share + low, SMALLEST * eps), eps))
 
 
-def unreached_eps(config: TrainingConfig, steps: int) -> Iterator[str]:
-    """Warn if eps grows and the last of this many steps does not reach it."""
-    share = eps_at(config, 1.0, (steps - 1) / steps)
+def unreached_eps(config: TrainingConfig, eps: float, steps: int) -> Iterator[str]:
+    """Warn if eps grows and the last of this many steps does not reach that of the threat model."""
+    share = eps_at(config, eps, (steps - 1) / steps) / eps
     if share < REACHED:
         yield f"eps_growth: the last of {steps} steps has {share:.0%} of eps; with eps_max=2eps, it is reached half-way"
 

@@ -1,5 +1,7 @@
 """Each corruption on images for which its result is known, and what is true of all of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,9 @@ from bench.core import registry
 from bench.core.errors import UserError
 from bench.core.example_table import SEVERITIES
 from bench.datasets import corruption_filters as filters
-from bench.datasets.corruption_sources import CorruptionSource, is_published
+from bench.datasets.corruption_sources import CorruptionSource, corruption_sources, is_published
 from bench.datasets.corruptions import BENCHMARK, EXTRA, corrupted
+from bench.datasets.load import load_arrays
 
 NAMES = registry.corruption.names()
 
@@ -57,6 +60,31 @@ def test_every_corruption_fits_every_size_and_changes_the_image(name, side, chan
     assert min(change) < 80
     if name not in ("elastic_transform", "saturate", "spatter", "glass_blur", "snow", "pixelate", "fog"):
         assert change[4] > change[0]
+
+
+@pytest.mark.parametrize(("function", "said"), [
+    (lambda _image, _severity, _random: 1 / 0, "'mine' failed at .*division by zero"),
+    (lambda image, _severity, _random: image.tolist()[:1], r"returns \(1, 8, 3\)"),
+    (lambda image, _severity, _random: image * np.nan, "not finite"),
+])  # fmt: skip
+def test_a_corruption_of_ones_own_that_fails_is_named(function, said, monkeypatch):
+    monkeypatch.setattr(type(registry.corruption), "get", lambda *_: function)
+    with pytest.raises(UserError, match=said):
+        corrupted(pictures(1, 8), np.arange(1), "mine", 1)
+
+
+def test_corruptions_that_do_not_fit_are_refused_before_the_evaluation(monkeypatch):
+    arrays = load_arrays("digits", None)
+    grey_and_alpha = replace(arrays, x_test=np.repeat(arrays.x_test, 2, axis=3), x_train=arrays.x_train.repeat(2, 3))
+    with pytest.raises(UserError, match="1 or 3 channels"):
+        corruption_sources(["snow"], grey_and_alpha, None)
+    monkeypatch.setattr(type(registry.corruption), "get", lambda *_: lambda *_: 1 / 0)
+    with pytest.raises(UserError, match="'snow' failed"):
+        corruption_sources(["snow"], arrays, None)
+
+
+def test_a_tiny_image_keeps_a_pixel():
+    assert corrupted(np.full((1, 1, 1, 3), 9, np.uint8), np.arange(1), "pixelate", 5).shape == (1, 1, 1, 3)
 
 
 def test_values_that_a_corruption_leaves_are_the_same_bytes():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import CenterCrop, Resize
 
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
@@ -38,22 +39,30 @@ def load(root, options=""):
     return load_arrays(f"image-folder:folder=it:size={SIZE}{options}", root)
 
 
-def test_the_set_is_read_in_order_of_names(root):
+def pixels_of(files, path):
+    return np.asarray(files)[files.paths.tolist().index(path)]
+
+
+def test_the_first_images_are_of_all_classes(root):
     arrays = load(root)
     assert arrays.shape == (3, SIZE, SIZE)
-    assert arrays.y_train.tolist() == [0] * 6 + [1] * 6
-    assert arrays.y_test.tolist() == [0, 0, 1, 1]
     assert isinstance(arrays.x_train, ImageFiles)
-    pixels = np.asarray(arrays.x_train)
-    assert (pixels.shape, pixels.dtype) == ((12, SIZE, SIZE, 3), np.uint8)
-    assert (pixels[0] == pixels[0][..., :1]).all()
-    assert not (pixels[1] == pixels[1][..., :1]).all()
+    for files, labels in ((arrays.x_train, arrays.y_train), (arrays.x_test, arrays.y_test)):
+        assert labels.tolist() == [("cat", "dog").index(path.partition("/")[0]) for path in files.paths]
+    assert sorted(arrays.x_train.paths) == [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(6)]
+    assert sorted(arrays.y_train[:4]) == [0, 0, 1, 1]
+    assert load(root).x_train.paths.tolist() == arrays.x_train.paths.tolist()
+    assert (np.asarray(arrays.x_train).shape, arrays.x_train.dtype) == ((12, SIZE, SIZE, 3), np.uint8)
+    first, second = (pixels_of(arrays.x_train, f"cat/{number}.png") for number in (0, 1))
+    assert (first == first[..., :1]).all()
+    assert not (second == second[..., :1]).all()
 
 
 def test_imagenet_is_a_folder_of_its_own(root):
     (root / "it").rename(root / "imagenet")
     arrays = load_arrays(f"imagenet:size={SIZE}:classes=1+0", root)
-    assert (arrays.shape, arrays.y_test.tolist()) == ((3, SIZE, SIZE), [1, 1, 0, 0])
+    assert arrays.shape == (3, SIZE, SIZE)
+    assert arrays.y_test.tolist() == [("dog", "cat").index(path.partition("/")[0]) for path in arrays.x_test.paths]
 
 
 def test_the_centre_is_cut_out(root):
@@ -61,15 +70,23 @@ def test_the_centre_is_cut_out(root):
     image = np.zeros((14, 28, 3), np.uint8)
     image[:, 8:20] = 200
     Image.fromarray(image).save(root / "it" / "train" / "cat" / "0.png")
-    pixels = np.asarray(load(root).x_train)[0]
+    pixels = pixels_of(load(root).x_train, "cat/0.png")
     assert (pixels[:, 1:-1] == 200).all()
     assert (pixels[:, [0, -1]] < 200).all()
 
 
 def test_filters_apply_to_files(root):
-    arrays = load(root, ":train=8:test=3:classes=1+0")
-    assert arrays.y_train.tolist() == [1] * 6 + [0] * 2
-    assert arrays.x_test.paths.tolist() == ["cat/0.png", "cat/1.png", "dog/0.png"]
+    arrays, everything = load(root, ":train=8:test=3:classes=1+0"), load(root)
+    assert arrays.y_train.tolist() == (1 - everything.y_train[:8]).tolist()
+    assert arrays.x_test.paths.tolist() == everything.x_test.paths[:3].tolist()
+
+
+@pytest.mark.parametrize("size", [(500, 334), (500, 332), (281, 500), (300, 300)])
+def test_images_are_resized_and_cropped_as_by_torchvision(tmp_path, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    image.save(tmp_path / "it.png")
+    wanted = CenterCrop(224)(Resize(256)(image))
+    assert np.array_equal(ImageFiles(tmp_path, np.array(["it.png"], object), 224).read([0])[0], np.asarray(wanted))
 
 
 def test_the_hash_changes_with_the_files(root):
@@ -125,5 +142,14 @@ def test_folders_that_do_not_fit(root, change, said):
 
 def test_a_file_that_is_no_image_is_named(root):
     (root / "it" / "train" / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"cat/0\.png is not a readable image"):
+        np.asarray(load(root).x_train)
+
+
+def test_a_damaged_image_is_named(root):
+    file = root / "it" / "train" / "cat" / "0.png"
+    content = file.read_bytes()
+    place = content.index(b"IDAT")
+    file.write_bytes(content[: place + 4] + bytes(20) + content[place + 24 :])
     with pytest.raises(UserError, match=r"cat/0\.png is not a readable image"):
         np.asarray(load(root).x_train)

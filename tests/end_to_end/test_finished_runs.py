@@ -50,6 +50,25 @@ def change_source(run, name):
     change_record(run, change)
 
 
+def test_new_additional_data_repeat_the_training_of_every_seed(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def write():
+        x = rng.integers(0, 256, (64, 8, 8, 1), np.uint8)
+        np.savez(tmp_path / "extra.npz", x_extra=x, y_extra=rng.integers(0, 10, 64))
+
+    def weights():
+        done = bench(tmp_path, *RUN, "--set", "extra=extra.npz", "--seeds", "0,1")
+        assert done.returncode == 0, done.stderr
+        return {path.parent.name: path.read_bytes() for path in tmp_path.glob("runs/digits*/*/weights.safetensors")}
+
+    write()
+    first = weights()
+    assert weights() == first
+    write()
+    assert {seed for seed, content in weights().items() if content != first[seed]} == {"0", "1"}
+
+
 def test_another_number_of_threads_is_another_training(folder):
     old = read_record(only_run(folder))
     quick = [*RUN[: RUN.index("--threads")], *RUN[RUN.index("--threads") + 2 :]]

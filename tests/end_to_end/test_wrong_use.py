@@ -45,6 +45,9 @@ def folder(tmp_path):
 # case -> the command, and a fact that the error states: the wrong value, or what is allowed
 WRONG = {
     "unknown defense": (("run", "--defense", "atsa"), "'atas'"),
+    "line break in a list": ((*ATAS, "--attacks", "fgsm\npgd-1"), "line break"),
+    "options of a file": ((*ATAS, "--dataset", "good.npz:train=2", "--eps", "0.1", "--model", "cnn"), "in good.npz"),
+    "last batch too small": ((*ATAS, "--set", "batch_size=478", "--set", "norm_shares=2"), "batch_size"),
     "unknown attack": ((*ATAS, "--attacks", "pdg-10"), "'pgd'"),
     "unknown attack option": ((*ATAS, "--attacks", "pgd:stepz=3"), "'stepz'"),
     "attack twice": ((*ATAS, "--attacks", "pgd-10,pgd"), "'pgd'"),

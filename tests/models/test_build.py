@@ -40,6 +40,17 @@ def test_a_model_that_is_no_sequence_is_normalised_too(tmp_path):
     torch.testing.assert_close(model(x), layer(x.flatten(1) - 0.5))
 
 
+def test_a_sequence_that_uses_a_layer_twice_keeps_both_uses(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(
+        "from torch import nn\n\n\ndef build(shape, classes):\n    relu = nn.ReLU()\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), relu, nn.Linear(8, 8), relu, nn.Linear(8, 4))\n"
+    )
+    model = build_model(f"{path}:build:mean=0+0+0:std=1+1+1", SHAPE, 4)
+    layers = [layer for layer in model if type(layer).__name__ != "Normalize"]
+    assert [type(layer) for layer in layers] == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [("mean=0.1:std=1", "3 channels"), ("mean=0.1+0.1+0.1", "one value"), ("std=1+1+0", "one value")],

@@ -78,6 +78,19 @@ def test_requests_that_contradict_themselves_are_refused(change, hint, monkeypat
         make_plan(replace(QUICK, **change))
 
 
+def test_a_function_in_a_file_is_a_data_set(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy as np\nfrom bench.api import Arrays\ndef make(data_dir=None, *, n: int = 8):\n"
+        "    x, y = np.zeros((n, 8, 8, 1), np.uint8), np.arange(n) % 2\n    return Arrays('mine', x, y, x, y)\n"
+    )
+    asked = Request(defense="standard", dataset=f"{file}:make:n=6", eps=(0.1,), model="mlp", attacks=["fgsm"])
+    made = make_plan(asked)
+    assert (len(made.arrays.y_test), made.config.dataset) == (6, f"{file}:make:n=6")
+    file.write_text(file.read_text().replace("zeros", "ones"))
+    assert make_plan(asked).config.content_hash != made.config.content_hash
+
+
 def test_the_initial_weights_depend_on_the_seed_only():
     made = make_plan(QUICK)
     torch.manual_seed(1)

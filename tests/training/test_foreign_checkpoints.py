@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -12,6 +13,7 @@ from bench.core.errors import UserError
 from bench.models.build import build_model
 from bench.training.checkpoints import BuildSpec, read_spec, read_state, save_weights
 from bench.training.foreign_checkpoints import load_foreign
+from bench.training.public_layouts import our_layer_names
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
 
@@ -36,6 +38,72 @@ def test_names_that_agree_need_no_mapping(tmp_path):
     model = net()
     assert load_foreign(model, tmp_path / "a.pt") == {}
     assert agree(model, net(1))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchvisions_resnets_are_loaded(name, prefix, tmp_path):
+    theirs = getattr(torchvision.models, name)(num_classes=4, width_per_group=64).eval()
+    for tensor in theirs.state_dict().values():
+        if tensor.is_floating_point() and tensor.dim() == 1:  # batch norm that is not the identity
+            tensor.uniform_(0.5, 1.5)
+    torch.save({prefix + key: value for key, value in theirs.state_dict().items()}, tmp_path / "a.pt")
+    model = build_model(f"imagenet-{name}", (3, 64, 64), 4).eval()
+    mapping = load_foreign(model, tmp_path / "a.pt")
+    assert mapping["stage2.0.0.shortcut.1.running_var"] == f"{prefix}layer2.0.downsample.1.running_var"
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.allclose(model(x), theirs(x), atol=1e-4)
+
+
+class WideBlock(nn.Module):
+    """A block of the wide ResNets of TRADES, under its names of layers."""
+
+    def __init__(self, channels_in, channels_out, stride):
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(channels_in), nn.BatchNorm2d(channels_out)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.keeps = channels_in == channels_out
+        self.convShortcut = None if self.keeps else nn.Conv2d(channels_in, channels_out, 1, stride, 0, bias=False)
+
+    def forward(self, x):
+        active = self.bn1(x).relu()
+        return self.conv2(self.bn2(self.conv1(active)).relu()) + (x if self.keeps else self.convShortcut(active))
+
+
+class WideResNet(nn.Module):
+    """WRN-28-1 with the names of TRADES."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        for number, (before, after, stride) in enumerate([(16, 16, 1), (16, 32, 2), (32, 64, 2)], start=1):
+            blocks = [WideBlock(before, after, stride), *(WideBlock(after, after, 1) for _ in range(3))]
+            self.add_module(f"block{number}", nn.ModuleDict({"layer": nn.Sequential(*blocks)}))
+        self.bn1, self.fc = nn.BatchNorm2d(64), nn.Linear(64, 4)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        for number in (1, 2, 3):
+            x = self.get_submodule(f"block{number}")["layer"](x)
+        return self.fc(self.bn1(x).relu().mean((2, 3)))
+
+
+def test_wide_resnets_of_trades_are_loaded(tmp_path):
+    theirs = WideResNet().eval()
+    for tensor in theirs.state_dict().values():
+        if tensor.is_floating_point() and tensor.dim() == 1:
+            tensor.uniform_(0.5, 1.5)
+    torch.save(theirs.state_dict(), tmp_path / "a.pt")
+    model = build_model("wrn-28-10:widen=1", (3, 32, 32), 4).eval()
+    load_foreign(model, tmp_path / "a.pt")
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(model(x), theirs(x), atol=1e-4)
+
+
+def test_names_of_other_layouts_are_not_guessed():
+    assert our_layer_names(["conv1", "layer1.0.bn1", "layer1.0.conv1", "layer1.0.other", "linear"]) == {}
+    assert our_layer_names(["stem", "output"]) == {}
 
 
 @pytest.mark.parametrize("wrap", [

@@ -8,12 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from bench.core.config import TrainingConfig
 from bench.core.threat import ThreatModel
+from bench.datasets.split import Split
 from bench.testing.contracts import DefenseContract, tiny_batch, tiny_model, tiny_split
 from bench.training.checkpoints import save_checkpoint
 from bench.training.curves import KEYS, make_curves
 from bench.training.histories import LOSS, LOSSES, WRONG, save_history
 from bench.training.loop import Loop
-from bench.training.probe import make_probe
+from bench.training.probe import make_probe, spread_rows
 from bench.training.symptoms import DEAD, ONE_CLASS, FiredUnits, share_of_one_class, warnings_of
 from defenses.standard import Standard
 
@@ -91,14 +92,22 @@ def test_curves_hold_loss_and_error_of_both_splits():
     curves = make_curves(split, split, ThreatModel("Linf", 0.1), 10)
     values = curves(model)
     assert set(values) == set(KEYS)
-    batch = split.take(torch.arange(10))
+    batch = split.take(torch.arange(10) * len(split) // 10)
     with torch.no_grad():
         logits = model(batch.x)
     assert values["test_clean_loss"] == pytest.approx(float(cross_entropy(logits, batch.y)), abs=1e-5)
     assert values["train_clean_error"] == pytest.approx(float((logits.argmax(dim=1) != batch.y).float().mean()))
     assert values["test_robust_loss"] > values["test_clean_loss"]
-    assert make_curves(split, split, ThreatModel("Linf", 0.1), 0) is None
     assert set(make_curves(split, split, ThreatModel("L1", 1.0), 5)(model)) == {k for k in KEYS if "clean" in k}
+
+
+def test_a_probe_of_sorted_data_sees_all_classes():
+    split = tiny_split()
+    order = split.y.argsort()
+    ordered = Split.of_tensors(split.take(order).x, split.y[order])
+    assert len(ordered.y.unique()) > 2
+    assert len(ordered.y[spread_rows(ordered, 8)].unique()) > 2
+    assert spread_rows(ordered, 10_000).tolist() == list(range(len(ordered)))
 
 
 def test_dead_units_are_those_that_are_never_positive():

@@ -243,16 +243,22 @@ def test_one_step_on_mixed_images():
 ])  # fmt: skip
 def test_an_eps_that_does_not_reach_its_end_is_warned_of(growth, eps_max, steps, said):
     config = TrainingConfig(eps_growth=growth, eps_max=OfEps(eps_max))
-    warnings = list(unreached_eps(config, steps))
+    warnings = list(unreached_eps(config, 0.1, steps))
     assert [said in warning for warning in warnings] == ([] if said is None else [True])
     loop = DefenseContract().loop("standard", epochs=1, schedule="constant", eps_growth=growth, eps_max=f"{eps_max}eps")
     _, cost = loop.run()
-    assert cost.warnings == list(unreached_eps(config, loop.steps))
+    assert cost.warnings == list(unreached_eps(config, 0.1, loop.steps))
+
+
+def test_an_absolute_eps_max_is_compared_with_the_eps_of_the_threat_model():
+    assert not list(unreached_eps(TrainingConfig(eps_growth="linear", eps_max=0.8), 0.4, 1000))
+    (warning,) = unreached_eps(TrainingConfig(eps_growth="linear", eps_max=0.05), 0.1, 1000)
+    assert "50% of eps" in warning
 
 
 @pytest.mark.parametrize(("settings", "epochs", "said"), [
     ({"ema": 0.99}, 10, "ema: after 30 steps, 75% of the average"), ({"ema": 0.9}, 10, None),
-    ({"swa": 0.8}, 4, "swa: the average is of one epoch alone"), ({"swa": 0.5}, 4, None),
+    ({"swa": 0.8}, 4, "swa: only the last of 4 epochs is averaged"), ({"swa": 0.5}, 4, None),
 ])  # fmt: skip
 def test_an_average_for_which_the_training_is_too_short_is_warned_of(settings, epochs, said):
     loop = DefenseContract().loop("standard", epochs=epochs, schedule="constant", **settings)
