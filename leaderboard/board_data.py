@@ -26,7 +26,8 @@ INTERVALS = (
     "(Clopper-Pearson). +- is the standard deviation over seeds. Open examples are neither certified nor broken; "
     "`cut` means that a time limit ended before all methods had tried them: another machine may decide more or fewer. "
     "Certificates count if their proof was checked or if they were given again within the work of the checker; those "
-    "of a trusted solver stand apart. `not checked` are those of entries from before certificates were checked."
+    "of a trusted solver are counted separately. `not checked` are those of entries from before certificates were "
+    "checked."
 )
 
 

@@ -5,6 +5,7 @@ import pytest
 from torch import nn
 
 from bench.api import OfEps, ThreatModel, UserError, evaluate, train
+from bench.core.clopper_pearson import interval
 from tests.linear import exact_margin, interior_batch, linear_model
 
 SHAPE = (1, 5, 5)
@@ -56,10 +57,20 @@ def test_a_printed_evaluation_is_a_short_summary(linear, capsys):
     assert lines[0] == "30 examples"
     assert [line.split()[0] for line in lines[1:5]] == ["clean", "fgsm", "pgd-10", "certified"]
     robust = found.table["robust/fgsm"] & found.table["robust/pgd-10"]
-    assert lines[5].split() == ["worst", "of", "all", "attacks", f"{robust.mean():.1%}"]
+    assert lines[5].split()[:5] == ["worst", "of", "all", "attacks", f"{robust.mean():.1%}"]
+    low, high = interval(int(robust.sum()), 30)
+    assert lines[5].endswith(f"[{low:.1%}, {high:.1%}]")
+    assert list(found.accuracies) == ["clean", "fgsm", "pgd-10", "ibp"]
+    assert found.accuracies["fgsm"] == found.table["robust/fgsm"].mean()
     assert lines[6] == "verdict: no warning signs"
     assert repr(found) == str(found)
     assert capsys.readouterr().err == ""
+
+
+def test_a_threat_model_has_its_type(linear):
+    model, batch, _ = linear
+    with pytest.raises(UserError, match="as in ThreatModel"):
+        evaluate(model, batch.x, batch.y, threat=("Linf", 0.1), attacks=["fgsm"])
 
 
 def test_progress_is_shown_if_asked_for(linear, capsys):

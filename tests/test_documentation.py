@@ -55,8 +55,8 @@ def test_the_examples_of_contributing_run_as_printed(file, source, words, tmp_pa
     assert "| clean" in capsys.readouterr().out
 
 
-def test_there_are_examples_of_a_defense_an_attack_and_a_model():
-    assert [file for file, _, _ in plugins()] == ["mine.py", "uniform.py", "net.py"]
+def test_there_are_examples_of_a_defense_an_attack_a_certifier_and_a_model():
+    assert [file for file, _, _ in plugins()] == ["mine.py", "uniform.py", "product.py", "net.py"]
 
 
 @pytest.mark.slow

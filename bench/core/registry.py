@@ -185,7 +185,10 @@ def import_file(path: Path, *, what: str) -> Any:
         raise
     except (Exception, SystemExit) as error:
         _forget(name)
-        raise UserError(f"{what} {path} fails to import ({one_line(error)}); `python {path}` shows where") from error
+        hint = f"`python {path}` shows where"
+        if isinstance(error, ModuleNotFoundError) and (path.parent / f"{error.name}.py").is_file():
+            hint = f"for the files beside it, set PYTHONPATH={path.parent}"
+        raise UserError(f"{what} {path} fails to import ({one_line(error)}); {hint}") from error
     return module
 
 

@@ -72,13 +72,16 @@ def check_arrays(name: str, arrays: dict[str, Any]) -> Arrays:
 
 def check_images(name: str, x: np.ndarray) -> np.ndarray:
     if x.dtype != np.uint8:
-        raise UserError(f"{name} is {x.dtype}; images must be uint8, 0 to 255")
+        raise UserError(f"{name} is {x.dtype}; images must be uint8, 0 to 255: (255 * x).round().astype('uint8')")
     if x.shape[:1] == (0,):
         raise UserError(f"{name} holds no images; it must hold at least one")
     if x.ndim == 3:
         x = x[..., None]
     if x.ndim != 4 or not 1 <= x.shape[-1] <= 4 or 0 in x.shape:
-        raise UserError(f"{name} has the shape {x.shape}; it must be (N,H,W) or (N,H,W,C) with 1 to 4 channels last")
+        hint = "; transpose it by x.transpose(0, 2, 3, 1)" if x.ndim == 4 and 1 <= x.shape[1] <= 4 else ""
+        raise UserError(
+            f"{name} has the shape {x.shape}; it must be (N,H,W) or (N,H,W,C) with 1 to 4 channels last{hint}"
+        )
     return x
 
 

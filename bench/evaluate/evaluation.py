@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from torch import nn
 
@@ -49,19 +50,31 @@ class Evaluation:
     audited: int = 0
     proofs: Proofs | None = None
 
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """The accuracy, in [0, 1]: "clean", under each attack and certified by each certifier, by their specs."""
+        robust = {spec: attack.robust_acc for spec, attack in self.attacks.items()}
+        certified = {spec: result.certified_acc for spec, result in self.certifiers.items()}
+        return {"clean": accuracy(self.table["clean"]).acc} | robust | certified
+
     def __repr__(self) -> str:
-        """A line for each accuracy in percent, and the verdict with its reasons."""
-        rows = [("clean", f"{accuracy(self.table['clean']).acc:.1%}")]
-        rows += [(spec, f"{attack.robust_acc:.1%}") for spec, attack in self.attacks.items()]
-        rows += [(f"certified by {spec}", f"{proof.certified_acc:.1%}") for spec, proof in self.certifiers.items()]
+        """A line for each accuracy in percent with its 95 % interval, and the verdict with its reasons."""
+        rows = [("clean", _with_interval(self.table["clean"]))]
+        rows += [(spec, _with_interval(self.table[f"robust/{spec}"])) for spec in self.attacks]
+        rows += [(f"certified by {spec}", _with_interval(self.table[f"certified/{spec}"])) for spec in self.certifiers]
         if self.bracket is not None:
             certified, attacked = f"{self.bracket.certified_acc:.1%}", f"{self.bracket.robust_acc:.1%}"
             rows.append((BRACKET, f"{certified} certified, {attacked} attacked, {self.bracket.open} open"))
         if len(self.attacks) + (self.bracket is not None) > 1:
-            rows.append(("worst of all attacks", f"{accuracy(survivors(self.table)).acc:.1%}"))
+            rows.append(("worst of all attacks", _with_interval(survivors(self.table))))
         title = f"{len(self.table['index'])} examples"
         verdict = "\n  ".join([f"verdict: {VERDICTS[self.sanity.verdict]}", *self.sanity.reasons])
         return f"{title}\n{columns(rows, indent='  ')}\n{verdict}"
+
+
+def _with_interval(flags: npt.NDArray[np.bool_]) -> str:
+    found = accuracy(flags)
+    return f"{found.acc:.1%}  [{found.ci95[0]:.1%}, {found.ci95[1]:.1%}]"
 
 
 def evaluate_split(

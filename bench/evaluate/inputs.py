@@ -60,6 +60,8 @@ def checked_images(
         raise UserError(f"evaluate takes {len(x)} labels as a tensor of type int64")
     if not (x.min() >= 0 and x.max() <= 1):
         raise UserError("evaluate takes images in [0, 1]; put a normalisation into the model")
+    if not isinstance(threat, ThreatModel):
+        raise UserError(f"evaluate takes a threat model, as in ThreatModel('Linf', 8 / 255), not {threat!r}")
     if batch_size < 1 or not isinstance(threat.eps, float | int):
         raise UserError("evaluate takes a batch_size of at least 1, and one eps (a float) for all examples")
     threat = replace(threat, eps=float(threat.eps))
