@@ -108,7 +108,7 @@ def test_models_with_few_boxes_or_none_have_a_report_and_no_empty_panel(vanilla,
 @pytest.mark.parametrize(("dataset", "pair"), [("digits:classes=1+7", (0, 1)), ("digits", (1, 7))])
 def test_the_maps_of_two_classes_are_drawn(dataset, pair, monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(non_uniform, "measure_boxes", lambda *given: boxes_of(2))
+    monkeypatch.setattr(non_uniform, "measure_boxes", lambda *_given: boxes_of(2))
     monkeypatch.setattr(non_uniform, "draw", lambda _canvas, _boxes, pair: drawn.append(pair))
     NonUniformStudy(dataset=dataset, hidden=4, epochs=1, n_examples=2, figure=str(tmp_path / "boxes.svg")).run()
     assert drawn == [pair]
