@@ -28,7 +28,7 @@ from leaderboard.entry_results import Results, attacks_of, certificates_of, cert
 from leaderboard.published_results import Entry, EvaluatedRun, left_out, read_entries
 from leaderboard.ranks import RULE, Ranks, groups, rank
 from leaderboard.render import threat_name
-from leaderboard.statistics import prediction, recipe_interval
+from leaderboard.significance import prediction, recipe_interval
 
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
 TAIL = (1 - 0.95) / 2  # of a 95 % interval

@@ -18,7 +18,7 @@ from bench.core.example_table import certificates
 from bench.core.records import VERDICTS
 from leaderboard.gate_baseline import LEAST, GateRun, Recipe, read_baseline, read_runs
 from leaderboard.render import interval, verdict_text
-from leaderboard.statistics import holm, mcnemar, prediction, prediction_p
+from leaderboard.significance import holm, mcnemar, prediction, prediction_p
 
 Outcome = Literal["failed", "warning", "ok"]
 ALPHA = 0.01

@@ -14,8 +14,8 @@ from bench.core import clopper_pearson
 from bench.core.example_table import Accuracy
 from bench.core.records import Record, Size
 from leaderboard.render import Format, interval, percent, render, threat_name, verdict_text, wrapped
+from leaderboard.significance import recipe_interval
 from leaderboard.single_run_tables import BRACKET, accuracies
-from leaderboard.statistics import recipe_interval
 
 INTERVALS = (
     "[low, high] is a 95 % interval: of weights, for their accuracy over examples (Clopper-Pearson); of a recipe, for "

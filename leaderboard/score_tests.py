@@ -9,7 +9,7 @@ from scipy import special
 from bench.core import clopper_pearson
 from leaderboard.ranks import Matrix
 from leaderboard.score_tables import ScoreTable
-from leaderboard.statistics import examples_needed, mcnemar, recipe_interval, seeds_needed, welch_matrix
+from leaderboard.significance import examples_needed, mcnemar, recipe_interval, seeds_needed, welch_matrix
 
 POWER = 0.8
 DIGITS = 9  # digits to which scores are compared; further digits are rounding errors
@@ -88,7 +88,7 @@ def _over_seeds(table: ScoreTable) -> tuple[Matrix, Matrix]:
 
 
 def grain(table: ScoreTable) -> float:
-    """The lower limit of the standard deviation over seeds: see leaderboard/statistics.py.
+    """The lower limit of the standard deviation over seeds: see leaderboard/significance.py.
 
     1/n for means over n examples. If n is not known, the smallest difference between two scores of the table: the means
     over n examples are multiples of 1/n, so it is not smaller than that.
