@@ -202,10 +202,12 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
         {key.removeprefix(start): table[key] for key in table if key.startswith(start)}
         for start in ("distance/", "passes/")
     )
+    of_corruptions = [each.mean(axis=0) for each in corrupted(table).values()]
     return EvaluatedRun(
-        folder, record, table["clean"], robust, claimed & counted, distances, contests, tuple(robust_by), checked,
-        _columns(table, record, checked), by_certifier, claimed, passes, table["label"],
-        np.mean([each.mean(axis=0) for each in corrupted(table).values()], axis=0) if record.corruptions else None,
+        folder=folder, record=record, clean=table["clean"], robust=robust, certified=claimed & counted,
+        distances=distances, contests=contests, robust_by=tuple(robust_by), checked=checked,
+        columns=_columns(table, record, checked), certifiers=by_certifier, claimed=claimed, passes=passes,
+        labels=table["label"], corrupted=np.mean(of_corruptions, axis=0) if record.corruptions else None,
     )  # fmt: skip
 
 
@@ -235,8 +237,7 @@ def write_contest(folder: Path, contest: Contest, witnesses: bytes) -> None:
     """Write a contest by the verification itself, with its witnesses beside it."""
     (folder / CONTESTS).mkdir(exist_ok=True)
     write_atomically(folder / CONTESTS / str(contest.witnesses.path), witnesses)
-    path = folder / CONTESTS / f"{contest.witnesses.sha256[:12]}.json"
-    write_atomically(path, sealed_json.encode(contest))
+    write_atomically(contest_file(folder, contest.witnesses.sha256), sealed_json.encode(contest))
 
 
 def add_contest(results: Path, suite: str, entry: str, seed: int, contest: Contest) -> Path:

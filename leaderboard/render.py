@@ -30,11 +30,10 @@ def render(
 ) -> str:
     """A table as text without a trailing newline.
 
-    width: the terminal's columns that a markdown table should fit; None for the width that the cells need.
+    header: empty for none. form: CSV and JSON (a list of objects) keep cells as they are, and None is an empty CSV
+    cell; the other formats show every cell as text. align: a letter (l, r, c) for each column, as in LaTeX; all left if
+    empty. width: the terminal's columns that a markdown table should fit; None for the width that the cells need.
     keys: the number of leading columns that identify a row, for a table that does not fit.
-
-    header: empty for none. align: a letter (l, r, c) for each column, as in LaTeX; all left if empty. CSV and JSON (a
-    list of objects) keep cells as they are, and None is an empty CSV cell; the other formats show every cell as text.
     """
     if form == "json":
         return json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1)
