@@ -28,10 +28,9 @@ from leaderboard.entry_results import Results, attacks_of, certificates_of, cert
 from leaderboard.published_results import Entry, EvaluatedRun, left_out, read_entries
 from leaderboard.ranks import RULE, Ranks, groups, rank
 from leaderboard.render import threat_name
-from leaderboard.significance import prediction, recipe_interval
+from leaderboard.significance import LEVEL, prediction, recipe_interval
 
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
-TAIL = (1 - 0.95) / 2  # of a 95 % interval
 NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # for a bracket in which the stage had nothing to try
 
 
@@ -160,10 +159,10 @@ def _estimate(shares: Sequence[float], runs: Runs) -> Estimate:
     """The mean over seeds. runs: trainings of one recipe, or evaluations of fixed weights."""
     mean, n = statistics.fmean(shares), min(len(run.clean) for run in runs)
     if len(shares) == 1 or runs[0].record.training is None:
-        low, high = clopper_pearson.interval(mean * n, n, TAIL)
+        low, high = clopper_pearson.interval(mean * n, n)
         return Estimate(acc=mean, low=float(low), high=float(high))
     low, high = recipe_interval(shares, n)
-    new_low, new_high = prediction(shares, 1, 1 - 2 * TAIL, 1 / n)
+    new_low, new_high = prediction(shares, 1, LEVEL, 1 / n)
     return Estimate(
         acc=mean, low=float(low), high=float(high), interval_of="recipe", spread=statistics.stdev(shares),
         new_seed=(max(0.0, float(new_low)), min(1.0, float(new_high))),
