@@ -70,7 +70,7 @@ class LocalRelaxation:
             if not isinstance(layer, Rectifier):
                 continue
             least, most = (each.flatten() for each in interval)
-            unit = self.units[k] = ((least < 0) & (most > 0)).nonzero().squeeze(1)
+            unit = self.units[k] = layer.unstable(least, most).nonzero().squeeze(1)
             start = sum(map(len, low))
             self.at[k] = slice(start, start + len(unit))
             low.append(least[unit])
