@@ -39,8 +39,9 @@ class NetworkCertifier(Certifier):
 
 
 def check_piecewise_linear(network: Network, certifier: str) -> None:
-    """UserError names the first activation that is not piecewise linear. certifier: the one that does not support it."""
-    for k in network.curved:
+    """UserError names the first activation that is not piecewise linear. certifier: its name in the message."""
+    if network.curved:
+        k = network.curved[0]
         raise UserError(
             f"{network.nodes[k].name} is not supported by {certifier}, because {network.activation(k).name} is not "
             "piecewise linear; use alpha-crown"
