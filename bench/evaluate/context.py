@@ -2,13 +2,13 @@
 
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
 from bench.core.classifier import as_classifier
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
+from bench.evaluate.partial_results import PartialResults
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class EvalContext:
 
     model: wrapped in a Classifier, unless it is one (bench/core/classifier.py).
     batch_size: examples in a batch. It decides which examples share a batch and, with `seed`, all randomness.
-    partial_results: a folder where finished batches are stored and read by a later call; None stores nothing.
-    identity: identifies the evaluation and is stored with the batches; batches of another evaluation are not used.
+    partial_results: where finished batches are stored and read by a later call; None stores nothing.
     share: compute only these batches, and read the others from partial_results; None for all.
     """
 
@@ -46,8 +45,7 @@ class EvalContext:
     threat: ThreatModel
     batch_size: int
     seed: int
-    partial_results: Path | None = None
-    identity: str = ""
+    partial_results: PartialResults | None = None
     show_progress: bool = False
     share: Share | None = None
 

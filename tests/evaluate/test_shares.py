@@ -17,6 +17,7 @@ from bench.evaluate import cascade
 from bench.evaluate.bracket import BracketPlan
 from bench.evaluate.context import EvalContext, Share
 from bench.evaluate.evaluation import evaluate_share, evaluate_split
+from bench.evaluate.partial_results import PartialResults
 
 SHAPE, THREAT = (1, 5, 5), ThreatModel("Linf", 0.04)
 PGD, NOISE = registry.attack.get("pgd"), registry.attack.get("random-noise")
@@ -44,7 +45,7 @@ def parts(tmp_path, monkeypatch):
     x = torch.rand(15, *SHAPE)
     context = EvalContext(
         model=model, test=Split.of_tensors(x, model(x).argmax(dim=1)), threat=THREAT, batch_size=3, seed=1,
-        partial_results=tmp_path, identity="it",
+        partial_results=PartialResults(tmp_path, "it"),
     )  # fmt: skip
     attacks = {"noise": PlannedAttack(NOISE(), THREAT), "staged": PlannedAttack(InStages(), THREAT)}
     bracket = BracketPlan([Stage("crown", CROWN()), Stage("pgd", PGD(steps=20))], {}, 1)
