@@ -17,7 +17,7 @@ from bench.core.records import SCHEMA, Record
 from bench.core.source_code import combined
 from bench.evaluate.context import EvalContext
 from bench.evaluate.corrupted import measure_corruptions
-from bench.evaluate.evaluation import evaluate_clean, evaluate_share, evaluate_split
+from bench.evaluate.evaluation import evaluate_clean, evaluate_shard, evaluate_split
 from bench.evaluate.partial_results import PartialResults
 from bench.training.model_size import size_of
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bench.core.records import Training
-    from bench.evaluate.context import Share
+    from bench.evaluate.context import Shard
     from bench.runs.plan import Plan
 
 PARTS = "parts"  # folder of the partial results of an unfinished evaluation
@@ -84,18 +84,18 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
     return record
 
 
-def evaluate_part(plan: Plan, seed: int, folder: Path, model: nn.Module, share: Share) -> bool:
-    """Store partial results of a share of the evaluation, like `evaluate_share`; whether nothing was missing."""
+def evaluate_shard_of_run(plan: Plan, seed: int, folder: Path, model: nn.Module, shard: Shard) -> bool:
+    """Store partial results of a shard of the evaluation, like `evaluate_shard`; whether nothing was missing."""
     if plan.ball is None:  # only clean images and corruptions, which are not divided
         return True
-    context = _context(plan, seed, _parts(plan, seed, folder), model, share)
-    return evaluate_share(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
+    context = _context(plan, seed, _parts(plan, seed, folder), model, shard)
+    return evaluate_shard(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
 
 
-def _context(plan: Plan, seed: int, parts: PartialResults, model: nn.Module, share: Share | None = None) -> EvalContext:
+def _context(plan: Plan, seed: int, parts: PartialResults, model: nn.Module, shard: Shard | None = None) -> EvalContext:
     return EvalContext(
         model=model, test=plan.test_split(), threat=plan.threat, batch_size=plan.config.eval_batch, seed=seed,
-        partial_results=parts, show_progress=True, share=share,
+        partial_results=parts, show_progress=True, shard=shard,
     )  # fmt: skip
 
 
