@@ -80,6 +80,11 @@ def interval(ci95: tuple[float, float]) -> str:
     return f"[{percent(ci95[0])}, {percent(ci95[1])}]"
 
 
+def rank_range(low: int, high: int) -> str:
+    """`3`, or `2-5` if the tests leave several ranks open."""
+    return str(low) if low == high else f"{low}-{high}"
+
+
 def threat_name(threat: Threat) -> str:
     """The threat model in the usual notation: `Linf 8/255`, `L2 0.5`; without eps for corruptions."""
     if threat.norm == CORRUPTIONS:
