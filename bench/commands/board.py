@@ -18,8 +18,6 @@ from bench.core.files import write_atomically
 from bench.core.folders import changed_in_one_step, recovered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from bench.core.records import Record
     from leaderboard.build_board import RankedBoard
     from leaderboard.page import SuiteDetails
@@ -78,23 +76,14 @@ def add(commands: Any) -> None:
 
 
 def act_table(args: argparse.Namespace) -> None:
-    from bench.core.record_files import find_records, read_run
+    from bench.core.record_files import check_distinct_seeds, find_records, read_run
     from bench.core.verification import verified
     from leaderboard.runs_table import runs_table
 
     folders = find_records(args.runs or [Path("runs")])
     records = [verified(read_run(folder), folder) for folder in folders]
-    _check_distinct(records, folders)
+    check_distinct_seeds(records, folders)
     print(runs_table(records, args.format or "markdown", _width(args.format)))
-
-
-def _check_distinct(records: Sequence[Record], folders: Sequence[Path]) -> None:
-    """UserError if two folders hold the same seed of a recipe: a mean over them would count it twice."""
-    seen: dict[tuple[str, str, int], Path] = {}
-    for record, folder in zip(records, folders, strict=True):
-        key = (record.defense, record.config_hash, record.seed)
-        if (other := seen.setdefault(key, folder)) is not folder:
-            raise UserError(f"{other} and {folder} are both seed {record.seed} of {record.defense}; give one of them")
 
 
 def _width(form: Format | None) -> int | None:

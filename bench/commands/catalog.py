@@ -68,8 +68,7 @@ def add(commands: Any) -> None:
 
 
 def act_list(args: argparse.Namespace) -> None:
-    for path in args.plugins:
-        registry.load_plugin(path)
+    registry.load_plugins(args.plugins)
     if args.name is not None:
         show_entry(args.kind, args.name, as_json=args.json)
         return
@@ -149,8 +148,7 @@ def _filled(doc: str) -> str:
 
 
 def act_study(args: argparse.Namespace) -> None:
-    for path in args.plugins:
-        registry.load_plugin(path)
+    registry.load_plugins(args.plugins)
     if args.name is None:
         if not args.show_help:
             raise UserError(

@@ -130,7 +130,7 @@ def make_plan(request: Request) -> Plan:
 
 
 def _make_plan(request: Request) -> Plan:
-    code = [registry.load_plugin(path) for path in request.plugins]
+    code = registry.load_plugins(request.plugins)
     saved_spec = None if request.checkpoint is None else read_spec(request.checkpoint)
     suite = _suite_of(request, saved_spec)
     arrays = load_arrays(request.dataset or suite.dataset, request.data_dir)

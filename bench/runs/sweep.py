@@ -107,8 +107,7 @@ def plan_cells(
     defenses: names, or specs with settings (`trades:beta=5`); None for all registered. UserError if a named one cannot
     run, or its evaluation cannot be divided.
     """
-    for path in request.plugins:
-        registry.load_plugin(path)
+    registry.load_plugins(request.plugins)
     if options.shards > 1 and request.time_limit is not None:
         raise UserError("--time-limit makes results depend on the clock, so shards would differ; leave out one of them")
     request = replace(request, threads=request.threads or THREADS, patience=PATIENCE)
