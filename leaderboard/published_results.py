@@ -126,6 +126,7 @@ class Entry:
 
 
 def check_name(name: str, what: str) -> str:
+    """Return the name of a suite or an entry; UserError if it is not a safe name of a folder. what: `suite` or `entry`."""
     if not NAME.fullmatch(name) or ".." in name:
         raise UserError(f"{what} {name!a} is not valid; use up to 64 of a-z 0-9 . _ + -, a letter or digit first")
     return name
@@ -160,6 +161,10 @@ def left_out(name: str, error: Exception) -> str:
 
 
 def read_entry(folder: Path, suite: str) -> Entry:
+    """Read an entry from its folder, with the runs of all its seeds in order, or what its authors reported.
+
+    UserError if it has no runs, if the folder of a run has another seed than its record, or if a file is not valid.
+    """
     about = read_about(folder / ABOUT)
     reported = folder / REPORTED
     if reported.exists():
@@ -223,6 +228,7 @@ def _columns(table: Table, record: Record, checked: Checked | None) -> dict[str,
 
 
 def read_about(path: Path) -> About:
+    """Read about.toml; UserError if it is missing or not valid."""
     try:
         text = path.read_bytes()
         check_toml(text, str(path))
