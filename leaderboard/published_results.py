@@ -126,7 +126,7 @@ class Entry:
 
 
 def check_name(name: str, what: str) -> str:
-    """Return the name of a suite or an entry; UserError if it is not a safe name of a folder. what: `suite` or `entry`."""
+    """Return the name; UserError if it is not a safe name of a folder. what: `suite` or `entry`, for the message."""
     if not NAME.fullmatch(name) or ".." in name:
         raise UserError(f"{what} {name!a} is not valid; use up to 64 of a-z 0-9 . _ + -, a letter or digit first")
     return name

@@ -23,7 +23,7 @@ def save_packed(path: Path, model: nn.Module, spec: BuildSpec) -> None:
 
 
 def packed_bytes(model: nn.Module, spec: BuildSpec) -> bytes:
-    """The content of a packed file: the build spec, the coded weights of the layers, and the other tensors unchanged."""
+    """The content of a packed file: the build spec, the coded weights of the layers, and all other tensors."""
     rest = b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in other_tensors(model))
     return packed_format.write(msgspec.json.encode(spec, order="deterministic"), weights_of(model), rest)
 
