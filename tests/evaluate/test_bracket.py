@@ -203,8 +203,8 @@ def test_a_point_with_a_higher_margin_does_not_replace_the_worst(linear):
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_time_limit_stops_between_batches_and_leaves_the_rest_open(stored, linear, tmp_path):
     slow = Stage("slow", Slow(pause=0.05), batch=5)
-    folder = tmp_path if stored else None
-    found = evaluated(linear, planned(slow, EXACT, time_limit=0.12), partial_results=PartialResults(folder, "it"))
+    parts = PartialResults(tmp_path, "it") if stored else None
+    found = evaluated(linear, planned(slow, EXACT, time_limit=0.12), partial_results=parts)
     assert [name for name, _, _ in calls] == ["Slow"] * 3  # 0.05, 0.10, 0.15 s
     assert found.bracket.stages["slow"].tried == 15
     assert found.bracket.open == 35 - found.bracket.stages["slow"].certified
@@ -213,7 +213,7 @@ def test_a_time_limit_stops_between_batches_and_leaves_the_rest_open(stored, lin
     assert found.bracket.truncated
     if stored:  # the seconds that were spent count when the run goes on
         calls.clear()
-        again = evaluated(linear, planned(slow, EXACT, time_limit=0.12), partial_results=PartialResults(folder, "it"))
+        again = evaluated(linear, planned(slow, EXACT, time_limit=0.12), partial_results=parts)
         assert calls == []
         assert again.bracket == found.bracket
 
