@@ -137,8 +137,7 @@ def evaluate(
         shape = tuple(x.shape[1:])
         planned, certifiers_by_spec = make_attacks(attacks, threat), make_certifiers(certifiers)
         for attack in planned.values():
-            attack.threat.check_eps(shape)
-            attack.attack.check_fits(attack.threat, shape, classes)
+            attack.check_fits(shape, classes)
         for certifier in certifiers_by_spec.values():
             check_certifier(certifier, classifier, shape, threat)
         if time_limit is not None and bracket is None:

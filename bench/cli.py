@@ -5,7 +5,21 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from bench.commands import board, catalog, exchange, pack, ranks, recheck, runs, show, submission, sweep
+from bench.commands import (
+    board,
+    catalog,
+    check,
+    other_verifiers,
+    pack,
+    ranks,
+    recheck,
+    runs,
+    show,
+    study,
+    submission,
+    sweep,
+    verify,
+)
 from bench.commands.arguments import Parser, ShowVersion, fail
 from bench.commands.help import SHELLS, Commands, PrintCompletion
 from bench.core.errors import CheckError, UncheckedError, UserError
@@ -20,7 +34,9 @@ def parser() -> Parser:
     help_text = 'print the completion script of a shell, as in: eval "$(bench --print-completion bash)"'
     top.add_argument("--print-completion", choices=SHELLS, action=PrintCompletion, help=help_text)
     commands = Commands(top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser))
-    for subject in (catalog, show, runs, sweep, pack, recheck, board, ranks, exchange, submission):
+    for subject in (
+        catalog, study, show, runs, verify, sweep, pack, recheck, board, check, ranks, other_verifiers, submission,
+    ):  # fmt: skip
         subject.add(commands)
     return top
 

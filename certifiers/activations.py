@@ -108,13 +108,6 @@ class Rectifier(Activation):
             return LinearRelaxation(below, torch.where(convex, zero, bias), above, torch.where(convex, bias, zero))
         return LinearRelaxation(through, None, slope, bias)
 
-    def clamp_slopes(self, slope: Tensor) -> None:
-        """Clamp, in place, the slopes of lines through the origin to those that bound a convex rectifier from below."""
-        if isinstance(self.leak, Tensor):
-            slope.copy_(torch.maximum(slope.clamp(max=1), self.leak.expand_as(slope)))
-        else:
-            slope.clamp_(self.leak, 1.0)
-
 
 def steep(low: Tensor, high: Tensor) -> Tensor:
     """Whether the line through the origin has the slope of the piece above zero, by the rule "adaptive" of proofs."""

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from bench.core import registry
 from bench.core.threat import ThreatModel
-from certifiers.activations import Rectifier
 from certifiers.crown import Crown, FastLin
 from certifiers.input_regions import region_of
 from certifiers.margin_certifier import MarginCertifier
@@ -36,7 +35,7 @@ class AlphaCrown(MarginCertifier):
 
     def margins(self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         linear = [FastLin(), Crown()]
-        if any(not isinstance(network.activation(k), Rectifier) for k in network.activations):
+        if network.curved:
             linear.append(Crown(relaxation="tight"))
         margins = torch.stack([each.margins(network, x, y, threat) for each in linear]).amax(dim=0)
         for i in (margins <= 0).any(dim=1).nonzero().squeeze(1).tolist():

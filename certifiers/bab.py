@@ -11,12 +11,11 @@ from bench.core import registry
 from bench.core.contracts import Batch, Certificate
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
-from certifiers.activations import Rectifier
-from certifiers.exact import CounterexampleSearch
+from certifiers.counterexample_search import CounterexampleSearch
 from certifiers.faithfulness import float64_twin
 from certifiers.input_regions import region_of
 from certifiers.network import Network
-from certifiers.network_certifier import NetworkCertifier
+from certifiers.network_certifier import NetworkCertifier, check_piecewise_linear
 from certifiers.split_search import SplitSearch
 
 ROOT_STEPS = 20  # of Adam before the first split
@@ -47,26 +46,18 @@ class BranchAndBound(NetworkCertifier):
     candidates: int = 3  # units of each score that branching tries
 
     def check_network(self, network: Network) -> None:
-        for k in network.activations:
-            if not isinstance(network.activation(k), Rectifier):
-                raise UserError(
-                    f"{network.nodes[k].name} is not supported by bab, because {network.activation(k).name} is not "
-                    "piecewise linear; use alpha-crown"
-                )
+        check_piecewise_linear(network, "bab")
 
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         network = self.checked_network(model, batch.x, threat)
         twin = _float64_network(model, batch.x)
         search = CounterexampleSearch(model, batch, threat)
-        starts = [batch.x] if batch.worst_points is None else [batch.x, batch.worst_points]
-        for start in starts:
-            rows = search.unbroken()
-            search.check(start[rows], rows)
+        search.check_starts()
         proofs, nodes = [b""] * len(batch), torch.zeros_like(batch.y)
         for i in search.unbroken().tolist():
             row = torch.tensor([i], device=batch.x.device)
             tree = self._tree(network, twin, search, row)
-            for start in starts:
+            for start in search.starts:
                 for target in tree.open_classes():
                     if not search.broken[i]:
                         search.ascend(start[row], row, target, step=1.0)

@@ -10,12 +10,11 @@ from torch import Generator, Tensor, nn
 
 from bench.core import registry
 from bench.core.contracts import Batch, Certificate
-from bench.core.errors import CheckError, UserError
-from bench.core.passes import on_rows
+from bench.core.errors import CheckError
 from bench.core.threat import ThreatModel
 from bench.core.time_limit import seconds_left
-from certifiers.activations import Rectifier
 from certifiers.alpha_crown import AlphaCrown
+from certifiers.counterexample_search import CounterexampleSearch
 from certifiers.faithfulness import float64_twin
 from certifiers.input_regions import region_of
 from certifiers.interval_bounds import interval_preactivation_bounds
@@ -23,13 +22,10 @@ from certifiers.linear_bounds import BoundedNetwork, intersection
 from certifiers.milp_encoding import Encoding, affine_maps
 from certifiers.milp_solvers import find_solver
 from certifiers.network import Network
-from certifiers.network_certifier import NetworkCertifier
+from certifiers.network_certifier import NetworkCertifier, check_piecewise_linear
 
 SLACK = 1e-6  # per range of each variable: ten times the feasibility tolerance of the solvers' linear programs
-CLEAR = 1e-5  # of the largest logit: a witness's negative margin, so that it is misclassified on any machine
 INTEGERS_PER_NODE = 10  # a program with more has far too large a tree, and its first node may take minutes
-STEPS = 20  # of gradient ascent towards one class
-SHRINK = 0.75  # the step size's factor from step to step
 
 
 @registry.certifier("exact")
@@ -66,22 +62,14 @@ class Exact(NetworkCertifier):
         find_solver(self.solver)
 
     def check_network(self, network: Network) -> None:
-        for k in network.activations:
-            if not isinstance(network.activation(k), Rectifier):
-                raise UserError(
-                    f"{network.nodes[k].name} is not supported by exact, because {network.activation(k).name} is not "
-                    "piecewise linear; use alpha-crown"
-                )
+        check_piecewise_linear(network, "exact")
 
     def certify(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Certificate:
         self.check_network(self.checked_network(model, batch.x, threat))
         search = CounterexampleSearch(model, batch, threat)
-        starts = [batch.x] if batch.worst_points is None else [batch.x, batch.worst_points]
-        for start in starts:
-            rows = search.unbroken()
-            search.check(start[rows], rows)
+        search.check_starts()
         margins, proven = linear_margins(model, batch, threat, search.unbroken())
-        for start in starts:
+        for start in search.starts:
             for other in range(proven.shape[1]):
                 rows = search.unbroken()
                 rows = rows[~proven[rows, other]]
@@ -157,54 +145,3 @@ class Encoder:
             interval_preactivation_bounds(self.network, region),
         ])  # fmt: skip
         return Encoding(self.network, self.maps, (center - radius)[0], (center + radius)[0], bounds)
-
-
-class CounterexampleSearch:
-    """The examples of a batch that are `broken` (B,): `witness` (B,C,H,W) is classified as `answer` (B,)."""
-
-    def __init__(self, model: nn.Module, batch: Batch, threat: ThreatModel) -> None:
-        self.model, self.batch, self.threat = model, batch, threat
-        self.broken = torch.zeros_like(batch.y, dtype=torch.bool)
-        self.witness, self.answer = batch.x.clone(), batch.y.clone()
-
-    def unbroken(self) -> Tensor:
-        """The rows (b,) that are not broken."""
-        return (~self.broken).nonzero().squeeze(1)
-
-    def check(self, points: Tensor, rows: Tensor) -> None:
-        """Evaluate points (b,C,H,W) for some rows (b,) of the batch."""
-        if len(rows) == 0:
-            return
-        points = self.threat.of(rows).project(points, self.batch.x[rows])
-        with on_rows(rows):
-            self._record(points, self.model(points), rows)
-
-    def ascend(self, points: Tensor, rows: Tensor, other: int, *, step: float) -> None:
-        """Steepest ascent towards one class, with steps of `step` eps at first; broken examples stop."""
-        points = self.threat.of(rows).project(points, self.batch.x[rows])
-        for k in range(STEPS):
-            if len(rows) == 0:
-                return
-            x, y, threat = self.batch.x[rows], self.batch.y[rows], self.threat.of(rows)
-            points.requires_grad_()
-            with on_rows(rows), torch.enable_grad():
-                logits = self.model(points)
-                lead = logits[:, other] - logits.gather(1, y[:, None])[:, 0]
-                (gradient,) = torch.autograd.grad(lead.sum(), points)
-            points = points.detach()
-            self._record(points, logits.detach(), rows)
-            length = (step * SHRINK**k * threat.eps_like(x)).to(x.dtype)
-            points = threat.project(points + length * threat.steepest(gradient), x)
-            unbroken = ~self.broken[rows]
-            points, rows = points[unbroken], rows[unbroken]
-        self.check(points, rows)
-
-    def _record(self, points: Tensor, logits: Tensor, rows: Tensor) -> None:
-        """Store the first point of each example that is clearly misclassified; rows (b,) may repeat."""
-        lead = logits.amax(dim=1) - logits.gather(1, self.batch.y[rows][:, None])[:, 0]
-        found = (lead > CLEAR * logits.abs().amax(dim=1)).nonzero().squeeze(1)
-        broken, example = rows[found].unique(return_inverse=True)
-        first = torch.full_like(broken, len(points)).scatter_reduce(0, example, found, "amin")  # point of each example
-        self.broken[broken] = True
-        self.witness[broken] = points[first]
-        self.answer[broken] = logits.argmax(dim=1)[first]

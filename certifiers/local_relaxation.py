@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from certifiers.activations import Rectifier, steep
+from certifiers.adam import Adam
 from certifiers.dual_bounds import DualBound, dual_bound, relaxed_inputs
 from certifiers.input_regions import Region
 from certifiers.interval_bounds import PreActivationBounds
@@ -20,8 +21,6 @@ from certifiers.network import Network
 from certifiers.relaxations import LinearRelaxation
 from certifiers.rounding import DEVIATIONS
 
-DECAY = 0.98  # of the learning rate, per step
-MOMENTS = (0.9, 0.999)  # of Adam
 LEVELS = 15  # slopes are multiples of 1/15, which keeps proofs small and hardly loosens the bounds
 
 
@@ -70,7 +69,7 @@ class LocalRelaxation:
             if not isinstance(layer, Rectifier):
                 continue
             least, most = (each.flatten() for each in interval)
-            unit = self.units[k] = ((least < 0) & (most > 0)).nonzero().squeeze(1)
+            unit = self.units[k] = layer.unstable(least, most).nonzero().squeeze(1)
             start = sum(map(len, low))
             self.at[k] = slice(start, start + len(unit))
             low.append(least[unit])
@@ -175,8 +174,7 @@ class LocalRelaxation:
             torch.zeros_like(parameters), self.network.image.expand(len(parameters), -1, -1, -1).clone(),
         )  # fmt: skip
         active = torch.arange(len(parameters), device=parameters.device)
-        first, second = torch.zeros_like(parameters), torch.zeros_like(parameters)
-        rate = torch.full_like(parameters, lr)
+        adam, rate = Adam(parameters), torch.full_like(parameters, lr)
         steps = steps if parameters.numel() else 0
         for step in range(steps + 1):
             rounded = self._rounded(parameters, signs)
@@ -198,14 +196,10 @@ class LocalRelaxation:
                 gradient = gradient * (1 - split) - signs * z
                 if step == 0:
                     rate = lr * (1 - split + split * c.abs().mean(dim=1, keepdim=True))
-            first.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
-            second.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
-            scale = DECAY**step * (1 - MOMENTS[1] ** (step + 1)) ** 0.5 / (1 - MOMENTS[0] ** (step + 1))
-            parameters = self.projected(parameters + scale * rate * first / (second.sqrt() + 1e-12), signs)
+            parameters = self.projected(parameters + adam.step(gradient, rate), signs)
             if len(still) < 0.8 * len(active):  # the others are finished
-                active, parameters, first, second, rate = (
-                    each[still] for each in (active, parameters, first, second, rate)
-                )
+                active, parameters, rate = (each[still] for each in (active, parameters, rate))
+                adam.keep(still)
                 forms = forms.with_coefficients(forms.coefficients[still])
                 signs = None if signs is None else signs[still]
         return best

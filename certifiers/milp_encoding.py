@@ -105,7 +105,7 @@ class Encoding:
         self.low, self.high = _flat(low), _flat(high)
         self.neurons: list[UnstableNeurons] = []
         intervals = {k: (_flat(least), _flat(most)) for k, (least, most) in bounds.items()}
-        unstable = {k: np.flatnonzero((least < 0) & (most > 0)) for k, (least, most) in intervals.items()}
+        unstable = {k: np.flatnonzero(network.activation(k).unstable(*ends).numpy()) for k, ends in bounds.items()}
         start = len(self.low)
         self.size = start + sum(map(len, unstable.values()))
         outputs = [Map(sp.eye(start, self.size, format="csr"), np.zeros(start))]

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from bench.core.errors import UserError
+from bench.core.extras import import_extra
 from bench.core.time_limit import seconds_left
 from certifiers.milp_encoding import Array, Program
 
@@ -19,12 +19,9 @@ def find_solver(name: Literal["auto", "scip", "highs"]) -> Solver:
     """The function solve(program, slack, nodes): returns the answer and the number of nodes used, from 1 to `nodes`.
     auto: SCIP if it is installed, else HiGHS.
     """
+    if name == "scip":
+        import_extra("pyscipopt", "exact", "solver=scip (unlike solver=highs)")
     installed = importlib.util.find_spec("pyscipopt") is not None
-    if name == "scip" and not installed:
-        raise UserError(
-            "solver=scip needs pyscipopt, which is not installed; pip install 'robust-bracket[exact]', "
-            "or use solver=highs, which comes with scipy"
-        )
     return scip if installed and name != "highs" else highs
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bench.core.errors import UserError
-from certifiers.activations import Activation
+from certifiers.activations import Activation, Rectifier
 from certifiers.graph import Graph, Node, apply, values_of
 from certifiers.layers import Affine
 from certifiers.operations import OPERATIONS, SUPPORTED
@@ -66,6 +66,11 @@ class Network:
         layer = self.nodes[k].layer
         assert isinstance(layer, Activation)
         return layer
+
+    @property
+    def curved(self) -> list[int]:
+        """The activations that are not piecewise linear: all but rectifiers."""
+        return [k for k in self.activations if not isinstance(self.activation(k), Rectifier)]
 
     def is_linear(self, k: int) -> bool:
         """Whether a node's output is a linear function of the image."""

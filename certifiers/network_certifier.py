@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts import Certifier
+from bench.core.errors import UserError
 from bench.core.network_format import Description
 from bench.core.threat import ThreatModel
 from certifiers.faithfulness import check_computes
@@ -35,3 +36,13 @@ class NetworkCertifier(Certifier):
         weight = next(model.parameters(), torch.zeros(()))
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.check_network(Network(model, torch.zeros((1, *shape), device=weight.device, dtype=dtype)))
+
+
+def check_piecewise_linear(network: Network, certifier: str) -> None:
+    """UserError names the first activation that is not piecewise linear. certifier: its name in the message."""
+    if network.curved:
+        k = network.curved[0]
+        raise UserError(
+            f"{network.nodes[k].name} is not supported by {certifier}, because {network.activation(k).name} is not "
+            "piecewise linear; use alpha-crown"
+        )

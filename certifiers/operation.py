@@ -19,6 +19,7 @@ Operation = Callable[[Graph, Call], int]  # checks a call's arguments, adds its 
 
 
 def image_argument(graph: Graph, call: Call, name: str) -> int:
+    """The node of the argument `name`; UserError if it does not depend on the image."""
     value = call.arguments[name]
     if not isinstance(value, Value):
         raise UserError("its first argument does not depend on the image")
@@ -40,11 +41,16 @@ def constant_for(graph: Graph, value: Any, node: int) -> Tensor:
 
 
 def scaled(graph: Graph, node: int, factor: Tensor | float, shift: Tensor | float) -> int:
+    """Add the layer factor * x + shift, elementwise, after `node`: its node. Tensors broadcast against its output."""
     factor, shift = (each if isinstance(each, Tensor) else graph.image.new_tensor(each) for each in (factor, shift))
     return graph.add(Scale(factor, shift), [node])
 
 
 def in_shape_of(graph: Graph, node: int, call: Call) -> int:
+    """The node with the shape of the call's output: `node` itself, or a reshape of it that is added.
+
+    UserError if the output does not have one row for each recorded image.
+    """
     if call.shape[0] != graph.examples:
         raise UserError(f"its output for {graph.examples} images has shape {call.shape}")
     shape = call.shape[1:]
@@ -58,6 +64,7 @@ def channels_of(graph: Graph, node: int) -> int:
 
 
 def pair(value: Sequence[int] | int) -> Pair:
+    """(height, width) of an argument that is a number or a sequence of one or two; UserError for more."""
     values = [value] if isinstance(value, int) else list(value)
     if len(values) not in (1, 2):
         raise UserError("only two-dimensional images are supported")

@@ -43,7 +43,7 @@ def optimized_preactivation_bounds(
     optimized: dict[int, OptimizedUnits] = {}
 
     def optimize(k: int, bounds: PreActivationBounds, low: Tensor, high: Tensor) -> None:
-        units = ((low < 0) & (high > 0)).nonzero().squeeze(1)
+        units = ((low < 0) & (high > 0)).nonzero().squeeze(1)  # `unstable` is true everywhere for curves
         source = network.nodes[k].inputs[0]
         if not steps or not len(units) or network.is_linear(source):
             return

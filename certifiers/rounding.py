@@ -1,5 +1,7 @@
 """Rounding analysis: how much floating-point rounding may have changed a computed bound."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -37,15 +39,7 @@ def rounding_error(network: Network, region: Region) -> Tensor:
     The sum of two errors: the one accumulated from layer to layer, and the one in a product of all weights, which is
     DEVIATIONS units in the last place of the sum of all products through the whole network.
     """
-    center, radius = region.interval()
-    magnitude = [center.abs() + radius]
-    for node in network.nodes[1:]:
-        sizes = [magnitude[i] for i in node.inputs]
-        if isinstance(node.layer, Join):
-            magnitude.append(node.layer.magnitude(sizes))
-        else:
-            assert isinstance(node.layer, Affine | Activation)
-            magnitude.append(node.layer.magnitude(sizes[0]))
+    magnitude = _magnitudes(network, region, lambda k, size: network.activation(k).magnitude(size))
     unit = torch.finfo(magnitude[-1].dtype).eps / 2
     return accumulated_rounding_error(network, region) + DEVIATIONS * unit * 2 * magnitude[-1].amax(dim=1)
 
@@ -63,28 +57,46 @@ def accumulated_rounding_error(
     are already known.
     """
     unit = torch.finfo(network.image.dtype).eps / 2
-    bounds = interval_preactivation_bounds(network, region) if bounds is None else bounds
-    center, radius = region.interval()
-    magnitude = [center.abs() + radius]
+    intervals = interval_preactivation_bounds(network, region) if bounds is None else bounds
+
+    def of_image(k: int, _: Tensor) -> Tensor:
+        low, high = network.activation(k).image(*intervals[k])
+        return torch.maximum(low.abs(), high.abs())
+
+    magnitude = _magnitudes(network, region, of_image)
     variance = [(unit * magnitude[0]).square()]
     for k, node in enumerate(network.nodes[1:], start=1):
         layer, i = node.layer, node.inputs[0]
         if isinstance(layer, Join):
-            magnitude.append(layer.magnitude([magnitude[each] for each in node.inputs]))
             before = layer.variance([variance[each] for each in node.inputs])
             variance.append(before + (unit * magnitude[k]).square())
         elif isinstance(layer, Affine):
-            magnitude.append(layer.magnitude(magnitude[i]))
             own = layer.variance(layer.terms * (unit * magnitude[i]).square())
             if not typical:
                 own = torch.maximum(own, (EQUAL_TERMS * layer.in_sequence * unit / DEVIATIONS * magnitude[k]).square())
             variance.append(layer.variance(variance[i]) + own)
         else:
             assert isinstance(layer, Activation)
-            low, high = layer.image(*bounds[k])
-            magnitude.append(torch.maximum(low.abs(), high.abs()))
             variance.append(variance[i] * layer.steepest**2 + (unit * magnitude[k]).square())
     return DEVIATIONS * (2 * variance[-1].amax(dim=1)).sqrt()
+
+
+def _magnitudes(network: Network, region: Region, of_activation: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
+    """For each node, the largest sum of the absolute values of an output's terms over the region, (B,*shape).
+
+    of_activation: returns it for activation k, given that of its input.
+    """
+    center, radius = region.interval()
+    magnitude = [center.abs() + radius]
+    for k, node in enumerate(network.nodes[1:], start=1):
+        sizes = [magnitude[i] for i in node.inputs]
+        if isinstance(node.layer, Join):
+            magnitude.append(node.layer.magnitude(sizes))
+        elif isinstance(node.layer, Affine):
+            magnitude.append(node.layer.magnitude(sizes[0]))
+        else:
+            magnitude.append(of_activation(k, sizes[0]))
+    return magnitude
 
 
 def linear_bounds_error(network: Network, region: Region, bounds: LinearBounds) -> Tensor:

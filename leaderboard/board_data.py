@@ -4,6 +4,9 @@ from typing import Literal
 
 import msgspec
 
+from leaderboard.estimates import INTERVALS as OF_ACCURACIES
+from leaderboard.estimates import Estimate
+
 Kind = Literal["recipe", "weights", "reported"]
 Trained = Literal["reproduced", "by its authors only", "elsewhere"]
 Status = Literal["re-checkable", "partly re-checkable", "not re-checkable", "reported, not verified"]
@@ -21,30 +24,12 @@ SeedStatus = Literal["re-checkable", "can be retrained", "not re-checkable"]
 
 
 INTERVALS = (
-    "[low, high] is a 95 % interval. Of a recipe with several seeds: for its expected accuracy over seeds and examples "
-    "(t and Clopper-Pearson half-widths, combined in quadrature). Of weights: for their accuracy over examples "
-    "(Clopper-Pearson). +- is the standard deviation over seeds. Open examples are neither certified nor broken; "
+    f"{OF_ACCURACIES} Open examples are neither certified nor broken; "
     "`cut` means that a time limit ended before all methods had tried them: another machine may decide more or fewer. "
     "Certificates count if their proof was checked or if they were given again within the work of the checker; those "
     "of a trusted solver are counted separately. `not checked` are those of entries from before certificates were "
     "checked."
 )
-
-
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """An accuracy: the mean over seeds, with a 95 % interval (low, high).
-
-    interval_of: `recipe` for the expected accuracy over seeds and examples; `weights` for the accuracy of these weights
-    over examples; None without an interval. spread: the standard deviation over seeds, None for one seed. new_seed: the
-    95 % prediction interval of the accuracy of one new seed on the same examples; None for weights.
-    """
-
-    acc: float
-    low: float
-    high: float
-    interval_of: Literal["recipe", "weights"] | None = "weights"
-    spread: float | None = None
-    new_seed: tuple[float, float] | None = None
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):

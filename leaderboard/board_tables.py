@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from leaderboard.board_data import INTERVALS, STATUS_NOTES, Board, Estimate, Row
-from leaderboard.render import Format, compact, interval, percent, render, verdict_text, wrapped
+from leaderboard.board_data import INTERVALS, STATUS_NOTES, Board, Row
+from leaderboard.estimates import Estimate, accuracy_text, open_text
+from leaderboard.render import Format, compact, rank_range, render, verdict_text, wrapped
 from leaderboard.untrusted_text import as_markdown, no_formula
 
 HEADERS = (
@@ -44,9 +45,9 @@ def rank_text(row: Row) -> str:
 
     The rank of fixed weights is marked, because it is not the rank of a recipe: `1 (weights)`.
     """
-    if row.rank is None:
+    if row.rank is None or row.rank_low is None or row.rank_high is None:
         return "-" if row.position is None else f"({row.position})"
-    ends = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}-{row.rank_high}"
+    ends = rank_range(row.rank_low, row.rank_high)
     return f"{ends} (weights)" if row.kind == "weights" else ends
 
 
@@ -57,9 +58,10 @@ def _cells(row: Row, escape: Callable[[str], str] = str) -> list[str]:
         rank_text(row), escape(_title(row)), escape(row.architecture),
         "" if cost is None or cost.training_epochs is None else f"{cost.training_epochs:g}",
         "" if cost is None or cost.training_passes is None else compact(cost.training_passes),
-        _accuracy(row.clean), _accuracy(row.certified), "" if row.certificates is None else row.certificates.as_text(),
-        _accuracy(row.attacked), escape(", ".join(row.attacked_by)),
-        "" if row.open is None else f"{row.open:.0f}{' cut' if row.truncated else ''}", _interval_of(row),
+        accuracy_text(row.clean), accuracy_text(row.certified),
+        "" if row.certificates is None else row.certificates.as_text(),
+        accuracy_text(row.attacked), escape(", ".join(row.attacked_by)),
+        open_text(row.open, row.truncated), _interval_of(row),
         verdict_text(row.verdict), row.trained or "", row.status,
     ]  # fmt: skip
 
@@ -70,14 +72,6 @@ def _title(row: Row) -> str:
     if row.kind != "reported":
         return title
     return f"{title} ({row.name}{'' if row.data in (None, 'none') else f'; data: {row.data}'})"
-
-
-def _accuracy(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    spread = "" if estimate.spread is None else f" +- {percent(estimate.spread)}"
-    ends = "" if estimate.interval_of is None else f" {interval((estimate.low, estimate.high))}"
-    return f"{percent(estimate.acc)}{spread}{ends}"
 
 
 def _interval_of(row: Row) -> str:

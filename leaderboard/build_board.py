@@ -8,14 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from bench.core import clopper_pearson
 from bench.core.config import CORRUPTIONS, get_suite, suites
 from bench.core.example_table import Flags
 from bench.core.records import VERDICTS, AttackResult, Bracket, BracketStage, CertifierResult, Record
 from leaderboard.board_data import (
     Board,
     Cost,
-    Estimate,
     Measured,
     Row,
     Seed,
@@ -25,13 +23,12 @@ from leaderboard.board_data import (
     Trained,
 )
 from leaderboard.entry_results import Results, attacks_of, certificates_of, certifiers_of, curves, passes_curves, share
+from leaderboard.estimates import Estimate, estimate
 from leaderboard.published_results import Entry, EvaluatedRun, left_out, read_entries
 from leaderboard.ranks import RULE, Ranks, groups, rank
 from leaderboard.render import threat_name
-from leaderboard.statistics import prediction, recipe_interval
 
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
-TAIL = (1 - 0.95) / 2  # of a 95 % interval
 NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # for a bracket in which the stage had nothing to try
 
 
@@ -158,16 +155,8 @@ def _seed_status(record: Record) -> SeedStatus:
 
 def _estimate(shares: Sequence[float], runs: Runs) -> Estimate:
     """The mean over seeds. runs: trainings of one recipe, or evaluations of fixed weights."""
-    mean, n = statistics.fmean(shares), min(len(run.clean) for run in runs)
-    if len(shares) == 1 or runs[0].record.training is None:
-        low, high = clopper_pearson.interval(mean * n, n, TAIL)
-        return Estimate(acc=mean, low=float(low), high=float(high))
-    low, high = recipe_interval(shares, n)
-    new_low, new_high = prediction(shares, 1, 1 - 2 * TAIL, 1 / n)
-    return Estimate(
-        acc=mean, low=float(low), high=float(high), interval_of="recipe", spread=statistics.stdev(shares),
-        new_seed=(max(0.0, float(new_low)), min(1.0, float(new_high))),
-    )  # fmt: skip
+    recipe = len(shares) > 1 and runs[0].record.training is not None
+    return estimate(shares, min(len(run.clean) for run in runs), recipe=recipe)
 
 
 def _trained(entry: Entry) -> Trained:

@@ -19,7 +19,7 @@ from leaderboard.entry_results import share
 from leaderboard.published_results import Entry, published_suites, read_entries, results_folder
 from leaderboard.ranks import ALPHA, Ranks, rank
 from leaderboard.render import render
-from leaderboard.statistics import benjamini_hochberg, seeds_difference, seeds_needed
+from leaderboard.significance import benjamini_hochberg, seeds_difference, seeds_needed
 
 Metric = Literal["clean", "attacked", "certified"]
 HEAD = """# Findings

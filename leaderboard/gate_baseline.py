@@ -17,7 +17,7 @@ from bench.core.example_table import Flags, Table, attack_specs, certifier_specs
 from bench.core.files import read_arrays, sha256
 from bench.core.folders import changed_in_one_step, recovered
 from bench.core.record_checks import check_record
-from bench.core.record_files import RECORD, TABLE, find_records, read_record, records_below
+from bench.core.record_files import RECORD, TABLE, check_distinct_seeds, find_records, read_record, records_below
 from bench.core.records import Record
 from leaderboard.render import percent, threat_name
 
@@ -107,11 +107,8 @@ def _of_one_config(recipe: Recipe, group: Sequence[GateRun], configs: Sequence[s
     if len(by_config) > 1:
         found = ", ".join(f"{config} ({folder})" for config, folder in by_config.items())
         raise UserError(f"{recipe} has runs with several settings: {found}; choose one with --config HASH")
-    by_seed: dict[int, GateRun] = {}
-    for run in chosen:
-        if (other := by_seed.setdefault(run.record.seed, run)) is not run:
-            raise UserError(f"{other.folder} and {run.folder} are both seed {run.record.seed} of {recipe}; give one")
-    return [by_seed[seed] for seed in sorted(by_seed)]
+    check_distinct_seeds([run.record for run in chosen], [run.folder for run in chosen], str(recipe))
+    return sorted(chosen, key=lambda run: run.record.seed)
 
 
 def _read(folder: Path) -> GateRun:

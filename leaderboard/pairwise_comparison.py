@@ -14,7 +14,7 @@ from bench.core.records import Record
 from bench.core.spec_text import split_spec
 from leaderboard.published_results import EvaluatedRun, read_evaluated_run
 from leaderboard.render import percent, render, threat_name, wrapped
-from leaderboard.statistics import (
+from leaderboard.significance import (
     examples_needed,
     mcnemar,
     paired_difference,

@@ -126,6 +126,7 @@ class Entry:
 
 
 def check_name(name: str, what: str) -> str:
+    """Return the name; UserError if it is not a safe name of a folder. what: `suite` or `entry`, for the message."""
     if not NAME.fullmatch(name) or ".." in name:
         raise UserError(f"{what} {name!a} is not valid; use up to 64 of a-z 0-9 . _ + -, a letter or digit first")
     return name
@@ -160,6 +161,10 @@ def left_out(name: str, error: Exception) -> str:
 
 
 def read_entry(folder: Path, suite: str) -> Entry:
+    """Read an entry from its folder, with the runs of all its seeds in order, or what its authors reported.
+
+    UserError if it has no runs, if the folder of a run has another seed than its record, or if a file is not valid.
+    """
     about = read_about(folder / ABOUT)
     reported = folder / REPORTED
     if reported.exists():
@@ -202,10 +207,12 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
         {key.removeprefix(start): table[key] for key in table if key.startswith(start)}
         for start in ("distance/", "passes/")
     )
+    of_corruptions = [each.mean(axis=0) for each in corrupted(table).values()]
     return EvaluatedRun(
-        folder, record, table["clean"], robust, claimed & counted, distances, contests, tuple(robust_by), checked,
-        _columns(table, record, checked), by_certifier, claimed, passes, table["label"],
-        np.mean([each.mean(axis=0) for each in corrupted(table).values()], axis=0) if record.corruptions else None,
+        folder=folder, record=record, clean=table["clean"], robust=robust, certified=claimed & counted,
+        distances=distances, contests=contests, robust_by=tuple(robust_by), checked=checked,
+        columns=_columns(table, record, checked), certifiers=by_certifier, claimed=claimed, passes=passes,
+        labels=table["label"], corrupted=np.mean(of_corruptions, axis=0) if record.corruptions else None,
     )  # fmt: skip
 
 
@@ -221,6 +228,7 @@ def _columns(table: Table, record: Record, checked: Checked | None) -> dict[str,
 
 
 def read_about(path: Path) -> About:
+    """Read about.toml; UserError if it is missing or not valid."""
     try:
         text = path.read_bytes()
         check_toml(text, str(path))
@@ -235,8 +243,7 @@ def write_contest(folder: Path, contest: Contest, witnesses: bytes) -> None:
     """Write a contest by the verification itself, with its witnesses beside it."""
     (folder / CONTESTS).mkdir(exist_ok=True)
     write_atomically(folder / CONTESTS / str(contest.witnesses.path), witnesses)
-    path = folder / CONTESTS / f"{contest.witnesses.sha256[:12]}.json"
-    write_atomically(path, sealed_json.encode(contest))
+    write_atomically(contest_file(folder, contest.witnesses.sha256), sealed_json.encode(contest))
 
 
 def add_contest(results: Path, suite: str, entry: str, seed: int, contest: Contest) -> Path:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from leaderboard.render import Format, percent, render, wrapped
+from leaderboard.render import Format, percent, rank_range, render, wrapped
 from leaderboard.score_tests import TESTS
 from leaderboard.table_ranks import RankedEntry, RankedTable
 from leaderboard.untrusted_text import as_markdown, no_formula
@@ -71,7 +71,7 @@ def _cells(ranked: RankedTable, entry: RankedEntry) -> list[str]:
     number = percent if _fractions(ranked) else "{:.4g}".format
     ends = "" if entry.low is None or entry.high is None else f"[{number(entry.low)}, {number(entry.high)}]"
     return [
-        rank_text(entry), " ".join(entry.name.split()), number(entry.mean), ends, f"{entry.n:,}",
+        _rank_text(entry), " ".join(entry.name.split()), number(entry.mean), ends, f"{entry.n:,}",
         str(len(entry.better_than)), *_about_next(entry, number),
     ]  # fmt: skip
 
@@ -84,11 +84,11 @@ def _about_next(entry: RankedEntry, number: Callable[[float], str]) -> list[str]
     return [number(after.difference), "" if after.p is None else f"{after.p:.2g}", more]
 
 
-def rank_text(entry: RankedEntry) -> str:
-    """`3`, `2-5` if the tests leave several ranks open, `-` without a rank."""
-    if entry.rank_low is None:
+def _rank_text(entry: RankedEntry) -> str:
+    """The ranks that the tests leave open, `-` without a rank."""
+    if entry.rank_low is None or entry.rank_high is None:
         return "-"
-    return str(entry.rank_low) if entry.rank_low == entry.rank_high else f"{entry.rank_low}-{entry.rank_high}"
+    return rank_range(entry.rank_low, entry.rank_high)
 
 
 def _csv_cells(entry: RankedEntry) -> list[object]:

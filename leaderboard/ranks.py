@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bench.core.errors import UserError
 from leaderboard.published_results import Entry
-from leaderboard.statistics import benjamini_hochberg, mcnemar, welch_matrix
+from leaderboard.significance import benjamini_hochberg, mcnemar, welch_matrix
 
 ALPHA = 0.05
 RULE = (

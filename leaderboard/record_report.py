@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.core.records import BracketStage, Record, StageResult
 from leaderboard.render import render, threat_name, wrapped
-from leaderboard.single_run_tables import accuracies_table, bracket_stages, proofs_line, verdict_lines
+from leaderboard.single_run_tables import accuracies_table, evidence_lines, verdict_lines
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,7 @@ def record_report(
     where = f"{record.defense} on {record.dataset}, {record.model}{parameters}, {threat_name(record.threat)}"
     title = f"{where}, seed {record.seed}, {record.n_examples:,} test examples"
     parts = [wrapped(title, width), f"run folder: {folder}", *_settings(record, list(settings), suite, width)]
-    parts += [accuracies_table(record, width), *_stages(record, width)]
-    if record.bracket is not None:
-        parts.append(wrapped(bracket_stages(record.bracket), width))
-    if record.proofs is not None and (record.proofs.count or record.proofs.missing):
-        parts.append(wrapped(proofs_line(record.proofs), width))
+    parts += [accuracies_table(record, width), *_stages(record, width), *evidence_lines(record, width)]
     parts += [_sanity(record, width), *_warnings(record, width), _provenance(record, width)]
     if command := record.provenance.get("command"):
         parts.append(f"Command:\n\n    {command}")

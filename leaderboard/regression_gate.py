@@ -18,12 +18,12 @@ from bench.core.example_table import certificates
 from bench.core.records import VERDICTS
 from leaderboard.gate_baseline import LEAST, GateRun, Recipe, read_baseline, read_runs
 from leaderboard.render import interval, verdict_text
-from leaderboard.statistics import holm, mcnemar, prediction, prediction_p
+from leaderboard.significance import holm, mcnemar, prediction, prediction_p
 
 Outcome = Literal["failed", "warning", "ok"]
 ALPHA = 0.01
 LEAST_NEW = 3  # minimum number of seeds of a recipe that was trained again
-SEPARATE = {  # have their own findings
+SEPARATE = {  # settings reported by findings of their own
     "suite", "dataset", "data_hash", "model", "norm", "eps", "attacks", "certifiers", "corruptions",
 }  # fmt: skip
 
@@ -185,11 +185,12 @@ def _same_weights(what: str, pairs: Sequence[tuple[GateRun, GateRun]]) -> Iterat
             changed = True
             yield GateFinding(
                 f"{what}, seed {new.record.seed}", "warning", f"same weights: {lost} examples lost, {gained} gained",
-                float(before.mean()), float(after.mean()), p=float(mcnemar(lost, gained)),
+                old=float(before.mean()), new=float(after.mean()), p=float(mcnemar(lost, gained)),
             )  # fmt: skip
     if not changed:
         mean = float(np.mean([new.accuracies[what].mean() for _, new in pairs]))
-        yield GateFinding(what, "ok", f"same weights, and no example changed in {len(pairs)} seeds", mean, mean)
+        message = f"same weights, and no example changed in {len(pairs)} seeds"
+        yield GateFinding(what, "ok", message, old=mean, new=mean)
 
 
 def _trained_again(what: str, old: Sequence[GateRun], new: Sequence[GateRun], alpha: float) -> Iterator[GateFinding]:
@@ -205,5 +206,6 @@ def _trained_again(what: str, old: Sequence[GateRun], new: Sequence[GateRun], al
     same = bool(abs(before.mean() - after.mean()) < 1e-9)
     yield GateFinding(
         what, "ok" if same else "warning", f"trained again: {len(old)} seeds predict {predicted} for {len(new)}",
-        float(before.mean()), float(after.mean()), float(before.std(ddof=1)), float(prediction_p(before, after, grain)),
+        old=float(before.mean()), new=float(after.mean()), spread=float(before.std(ddof=1)),
+        p=float(prediction_p(before, after, grain)),
     )  # fmt: skip

@@ -30,11 +30,10 @@ def render(
 ) -> str:
     """A table as text without a trailing newline.
 
-    width: the terminal's columns that a markdown table should fit; None for the width that the cells need.
+    header: empty for none. form: CSV and JSON (a list of objects) keep cells as they are, and None is an empty CSV
+    cell; the other formats show every cell as text. align: a letter (l, r, c) for each column, as in LaTeX; all left if
+    empty. width: the terminal's columns that a markdown table should fit; None for the width that the cells need.
     keys: the number of leading columns that identify a row, for a table that does not fit.
-
-    header: empty for none. align: a letter (l, r, c) for each column, as in LaTeX; all left if empty. CSV and JSON (a
-    list of objects) keep cells as they are, and None is an empty CSV cell; the other formats show every cell as text.
     """
     if form == "json":
         return json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1)
@@ -79,6 +78,11 @@ def compact(count: float) -> str:
 
 def interval(ci95: tuple[float, float]) -> str:
     return f"[{percent(ci95[0])}, {percent(ci95[1])}]"
+
+
+def rank_range(low: int, high: int) -> str:
+    """`3`, or `2-5` if the tests leave several ranks open."""
+    return str(low) if low == high else f"{low}-{high}"
 
 
 def threat_name(threat: Threat) -> str:

@@ -10,17 +10,12 @@ from typing import Any
 
 import msgspec
 
-from bench.core import clopper_pearson
 from bench.core.example_table import Accuracy
 from bench.core.records import Record, Size
-from leaderboard.render import Format, interval, percent, render, threat_name, verdict_text, wrapped
+from leaderboard.estimates import INTERVALS, Estimate, accuracy_text, estimate, open_text
+from leaderboard.render import Format, render, threat_name, verdict_text, wrapped
 from leaderboard.single_run_tables import BRACKET, accuracies
-from leaderboard.statistics import recipe_interval
 
-INTERVALS = (
-    "[low, high] is a 95 % interval: of weights, for their accuracy over examples (Clopper-Pearson); of a recipe, for "
-    "its expected accuracy over seeds and examples. +- is the standard deviation over seeds."
-)
 KEYS = ("defense", "seed", "config")  # identify a line; `config` only if the others do not suffice
 SIZE_FIELDS = Size.__struct_fields__
 SIZES = ("kept", "bits", "bytes", "FLOPs")  # of the networks; shown if one of them is compressed
@@ -30,16 +25,6 @@ SETTING = (
     "defense", "suite", "dataset", "model", "norm", "eps", "box", "config_hash", "epochs", "settings", "seed", "seeds",
     "n_examples", "interval_of",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Value:
-    """An accuracy with its 95 % interval; spread: the standard deviation over seeds, None for one seed."""
-
-    acc: float
-    low: float
-    high: float
-    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,21 +43,22 @@ class Line:
         return "recipe" if len(self.records) > 1 and self.first.training is not None else "weights"
 
     @cached_property
-    def values(self) -> dict[str, Value]:
+    def values(self) -> dict[str, Estimate]:
         """The accuracies that all of its runs have."""
         of_seeds = [accuracies(record) for record in self.records]
         if len(of_seeds) == 1:
-            return {name: Value(each.acc, *each.ci95) for name, each in of_seeds[0].items()}
+            return {
+                name: Estimate(acc=each.acc, low=each.ci95[0], high=each.ci95[1]) for name, each in of_seeds[0].items()
+            }
         return {name: self._mean([each[name].acc for each in of_seeds]) for name in self._shared(of_seeds)}
 
     def _shared(self, of_seeds: Sequence[dict[str, Accuracy]]) -> list[str]:
         return [name for name in of_seeds[0] if all(name in each for each in of_seeds)]
 
-    def _mean(self, shares: Sequence[float]) -> Value:
-        mean, n = statistics.fmean(shares), min(record.n_examples for record in self.records)
-        recipe = self.interval_of == "recipe"
-        low, high = recipe_interval(shares, n) if recipe else clopper_pearson.interval(mean * n, n)
-        return Value(mean, float(low), float(high), statistics.stdev(shares))
+    def _mean(self, shares: Sequence[float]) -> Estimate:
+        n = min(record.n_examples for record in self.records)
+        found = estimate(shares, n, recipe=self.interval_of == "recipe")
+        return msgspec.structs.replace(found, spread=statistics.stdev(shares))  # of evaluations of fixed weights too
 
     @property
     def seconds(self) -> tuple[float, float | None] | None:
@@ -145,7 +131,7 @@ def _columns(lines: Sequence[Line], metrics: Sequence[str]) -> dict[str, list[st
         "settings": [" ".join(f"{k}={v}" for k, v in given_settings(line.first).items()) for line in lines],
     }
     for metric in metrics:
-        columns[metric] = [_value_text(line.values.get(metric)) for line in lines]
+        columns[metric] = [accuracy_text(line.values.get(metric)) for line in lines]
         if metric == "worst":
             columns["worst by"] = [", ".join(_worst_by(line)) for line in lines]
     columns["bracket"] = [_bracket_text(line) for line in lines]
@@ -161,16 +147,9 @@ def _worst_by(line: Line) -> list[str]:
     return list(dict.fromkeys(source for record in line.records for source in record.worst_by or ()))
 
 
-def _value_text(value: Value | None) -> str:
-    if value is None:
-        return ""
-    spread = "" if value.spread is None else f" +- {percent(value.spread)}"
-    return f"{percent(value.acc)}{spread} {interval((value.low, value.high))}"
-
-
 def _bracket_text(line: Line) -> str:
     ends = [line.values.get(end) for end in BRACKET]
-    texts = ["" if end is None else _value_text(end).partition(" [")[0] for end in ends]
+    texts = ["" if end is None else accuracy_text(end).partition(" [")[0] for end in ends]
     return f"[{', '.join(texts)}]" if all(texts) else ""
 
 
@@ -179,7 +158,7 @@ def _open_text(line: Line) -> str:
     if len(brackets) < len(line.records):
         return ""
     mean = statistics.fmean(bracket.open for bracket in brackets)
-    return f"{mean:.0f}{' cut' if any(bracket.cut_by_time for bracket in brackets) else ''}"
+    return open_text(mean, any(bracket.cut_by_time for bracket in brackets))
 
 
 def _largest(line: Line) -> Size | None:

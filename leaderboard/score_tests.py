@@ -9,9 +9,8 @@ from scipy import special
 from bench.core import clopper_pearson
 from leaderboard.ranks import Matrix
 from leaderboard.score_tables import ScoreTable
-from leaderboard.statistics import examples_needed, mcnemar, recipe_interval, seeds_needed, welch_matrix
+from leaderboard.significance import POWER, examples_needed, mcnemar, recipe_interval, seeds_needed, welch_matrix
 
-POWER = 0.8
 DIGITS = 9  # digits to which scores are compared; further digits are rounding errors
 TESTS = {
     "mcnemar": "the exact McNemar test on the examples that both have",
@@ -88,7 +87,7 @@ def _over_seeds(table: ScoreTable) -> tuple[Matrix, Matrix]:
 
 
 def grain(table: ScoreTable) -> float:
-    """The lower limit of the standard deviation over seeds: see leaderboard/statistics.py.
+    """The lower limit of the standard deviation over seeds: see leaderboard/significance.py.
 
     1/n for means over n examples. If n is not known, the smallest difference between two scores of the table: the means
     over n examples are multiples of 1/n, so it is not smaller than that.
@@ -106,11 +105,11 @@ def needed(table: ScoreTable, i: int, j: int, alpha: float) -> int | None:
     """
     a, b = table.scores[i], table.scores[j]
     if table.rows == "seeds":
-        return seeds_needed(a[np.isfinite(a)], b[np.isfinite(b)], grain(table), POWER, alpha)
+        return seeds_needed(a[np.isfinite(a)], b[np.isfinite(b)], grain(table), alpha=alpha)
     mean, deviation, common, _ = (float(value[0]) for value in difference_of(a, b[None]))
     if kind_of_test(table) == "mcnemar":
         only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((b == 1) & (a == 0)).sum())
-        return examples_needed(only_a, only_b, int(common), POWER, alpha)
+        return examples_needed(only_a, only_b, int(common), alpha=alpha)
     if mean == 0:
         return None
     z = float(special.ndtri(1 - alpha / 2) + special.ndtri(POWER))

@@ -14,11 +14,17 @@ def run_table(record: Record, width: int | None = None) -> str:
     """
     title = f"{record.defense} on {record.dataset}, {record.model}, {threat_name(record.threat)}, seed {record.seed}"
     parts = [wrapped(f"{title}, {record.n_examples} test examples", width), accuracies_table(record, width)]
+    return "\n\n".join([*parts, *evidence_lines(record, width), wrapped(verdict_lines(record), width)])
+
+
+def evidence_lines(record: Record, width: int | None = None) -> list[str]:
+    """What the bracket decided, and how many proofs there are, if the record has them."""
+    parts = []
     if record.bracket is not None:
         parts.append(wrapped(bracket_stages(record.bracket), width))
     if record.proofs is not None and (record.proofs.count or record.proofs.missing):
         parts.append(wrapped(proofs_line(record.proofs), width))
-    return "\n\n".join([*parts, wrapped(verdict_lines(record), width)])
+    return parts
 
 
 def accuracies_table(record: Record, width: int | None = None) -> str:

@@ -29,7 +29,7 @@ RULE = (
 def p_above(accuracies: Sequence[float], target: float, n: int) -> float:
     """The p-value of the one-sided t-test of `mean <= target`, for k >= 2 seeds on n examples.
 
-    The standard deviation over seeds is at least 1 / n, as in all tests of leaderboard/statistics.py.
+    The standard deviation over seeds is at least 1 / n, as in all tests of leaderboard/significance.py.
     """
     values = np.asarray(accuracies, dtype=float)
     spread = max(float(values.std(ddof=1)), 1 / n)

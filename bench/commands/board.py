@@ -1,10 +1,9 @@
-"""`bench table`, `bench compare`, `bench leaderboard` and `bench check`: finished runs side by side."""
+"""`bench table`, `bench compare` and `bench leaderboard`: finished runs side by side."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,12 +13,9 @@ from bench.commands.arguments import task_of
 from bench.commands.options import add_suites_option, print_json
 from bench.core.config import add_suites, get_suite
 from bench.core.errors import CheckError, UserError
-from bench.core.files import write_atomically
 from bench.core.folders import changed_in_one_step, recovered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from bench.core.records import Record
     from leaderboard.build_board import RankedBoard
     from leaderboard.page import SuiteDetails
@@ -66,35 +62,16 @@ def add(commands: Any) -> None:
     option("--reported-as", metavar="SUITE/ENTRY", help="the entry to add; shown as reported, not verified")
     sub.set_defaults(act=act_leaderboard)
 
-    sub = commands.add_parser("check", help="regression gate for CI: compare new runs with a baseline")
-    sub.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="new runs, or folders of them (default: runs)")
-    sub.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="folder with the runs to compare with")
-    help_text = "the runs to take of a defense that has runs with several settings: the first digits of config hashes"
-    sub.add_argument("--config", type=lambda text: text.split(","), default=[], metavar="HASH,...", help=help_text)
-    sub.add_argument("--alpha", type=float, metavar="P", help="probability of a false alarm (default: 0.01)")
-    sub.add_argument("--junit", type=Path, metavar="FILE", help="also write the findings as JUnit XML")
-    sub.add_argument("--update", metavar="REASON", help="make the new runs the baseline, for this reason")
-    sub.set_defaults(act=act_check)
-
 
 def act_table(args: argparse.Namespace) -> None:
-    from bench.core.record_files import find_records, read_run
+    from bench.core.record_files import check_distinct_seeds, find_records, read_run
     from bench.core.verification import verified
     from leaderboard.runs_table import runs_table
 
     folders = find_records(args.runs or [Path("runs")])
     records = [verified(read_run(folder), folder) for folder in folders]
-    _check_distinct(records, folders)
+    check_distinct_seeds(records, folders)
     print(runs_table(records, args.format or "markdown", _width(args.format)))
-
-
-def _check_distinct(records: Sequence[Record], folders: Sequence[Path]) -> None:
-    """UserError if two folders hold the same seed of a recipe: a mean over them would count it twice."""
-    seen: dict[tuple[str, str, int], Path] = {}
-    for record, folder in zip(records, folders, strict=True):
-        key = (record.defense, record.config_hash, record.seed)
-        if (other := seen.setdefault(key, folder)) is not folder:
-            raise UserError(f"{other} and {folder} are both seed {record.seed} of {record.defense}; give one of them")
 
 
 def _width(form: Format | None) -> int | None:
@@ -118,11 +95,7 @@ def act_compare(args: argparse.Namespace) -> None:
 
 
 def act_leaderboard(args: argparse.Namespace) -> None:
-    from leaderboard.board_tables import render_boards
-    from leaderboard.build_board import ranked_board
-    from leaderboard.page import write_page
-    from leaderboard.published_results import published_suites, read_entry, results_folder
-    from leaderboard.robustbench_exchange import export_model_info, import_model_info
+    from leaderboard.published_results import results_folder
 
     task_of(args, TASKS, otherwise=("suite", "format"))
     if args.add_reported is not None and args.add_reported.is_dir() == (args.reported_as is not None):
@@ -133,35 +106,74 @@ def act_leaderboard(args: argparse.Namespace) -> None:
     if args.suite is not None and args.suite.endswith(".toml"):
         args.suite = get_suite(args.suite).name
     if args.export is not None:
-        print(json.dumps(export_model_info(read_entry(*_place(results, args.export))), indent=2))
-        return
-    if args.add_reported is not None and args.reported_as is None:
+        _export(args.export, results)
+    elif args.add_reported is not None and args.reported_as is not None:
+        _add_file(args.add_reported, results, args.reported_as)
+    elif args.add_reported is not None:
         _add_folder(args.add_reported, results)
-        return
-    if args.add_reported is not None:
-        home, suite = _place(results, args.reported_as)
-        print(import_model_info(args.add_reported, results, suite, home.name, get_suite(suite).norm))
-        return
-    if args.repository is not None and not args.repository.startswith(("https://", "http://")):
-        raise UserError(f"--repository '{args.repository}' is not an address; write https://HOST/...")
+    elif args.speedrun:
+        _print_speedrun(args, results)
+    elif args.html is not None:
+        _write_page(args, results)
+    else:
+        _print_boards(args, results)
+
+
+def _export(entry: str, results: Path) -> None:
+    """Print an entry as a model_info of RobustBench."""
+    from leaderboard.published_results import read_entry
+    from leaderboard.robustbench_exchange import export_model_info
+
+    print(json.dumps(export_model_info(read_entry(*_place(results, entry))), indent=2))
+
+
+def _add_file(file: Path, results: Path, entry: str) -> None:
+    """Add a model_info of RobustBench as a reported entry."""
+    from leaderboard.robustbench_exchange import import_model_info
+
+    home, suite = _place(results, entry)
+    print(import_model_info(file, results, suite, home.name, get_suite(suite).norm))
+
+
+def _ranked_boards(args: argparse.Namespace, results: Path) -> list[RankedBoard]:
+    """The board of --suite, or all boards; prints a warning for each entry that is left out."""
+    from leaderboard.build_board import ranked_board
+    from leaderboard.published_results import published_suites
+
     suites = published_suites(results)
     if not suites:
         raise UserError(f"{results} has no entries; add one with `bench submit`, or give another --results")
     if args.suite not in (None, *suites):
         raise UserError(f"suite '{args.suite}' has no entries in {results}; suites with entries: {', '.join(suites)}")
     ranked = [ranked_board(results, name) for name in ([args.suite] if args.suite else suites)]
-    boards = [each.board for each in ranked]
-    for problem in (problem for board in boards for problem in board.left_out):
+    for problem in (problem for each in ranked for problem in each.board.left_out):
         print(f"warning: {problem}", file=sys.stderr)
-    if args.speedrun:
-        from leaderboard.speedrun import render_speedrun
+    return ranked
 
-        print(render_speedrun(boards, args.format or "markdown", _width(args.format)))
-        return
-    if args.html is None:
-        print(render_boards(boards, args.format or "markdown", _width(args.format)))
-        return
-    details = [_detail(each, args) for each in ranked]
+
+def _print_speedrun(args: argparse.Namespace, results: Path) -> None:
+    from leaderboard.speedrun import render_speedrun
+
+    boards = [each.board for each in _ranked_boards(args, results)]
+    print(render_speedrun(boards, args.format or "markdown", _width(args.format)))
+
+
+def _print_boards(args: argparse.Namespace, results: Path) -> None:
+    from leaderboard.board_tables import render_boards
+
+    boards = [each.board for each in _ranked_boards(args, results)]
+    print(render_boards(boards, args.format or "markdown", _width(args.format)))
+
+
+def _write_page(args: argparse.Namespace, results: Path) -> None:
+    """Write the page, and the boards in every format beside it; prints the path of the page."""
+    from leaderboard.board_tables import render_boards
+    from leaderboard.page import write_page
+
+    if args.repository is not None and not args.repository.startswith(("https://", "http://")):
+        raise UserError(f"--repository '{args.repository}' is not an address; write https://HOST/...")
+    ranked = _ranked_boards(args, results)
+    boards, details = [each.board for each in ranked], [_detail(each, args) for each in ranked]
     _check_page_folder(args.html)
     with changed_in_one_step(args.html) as part:
         page = write_page(boards, part, details, args.repository)
@@ -228,24 +240,3 @@ def _place(results: Path, text: str) -> tuple[Path, str]:
 
     suite, _, entry = text.partition("/")
     return results / check_name(suite, "suite") / check_name(entry, "entry"), suite
-
-
-def act_check(args: argparse.Namespace) -> None:
-    from leaderboard.gate_baseline import update_baseline
-    from leaderboard.gate_report import gate_annotations, gate_junit, gate_table
-    from leaderboard.regression_gate import ALPHA, check_against_baseline
-
-    runs = args.runs or [Path("runs")]
-    if args.update is not None:
-        if args.alpha is not None or args.junit is not None:
-            raise UserError("--alpha and --junit are for a comparison, which --update does not make; leave them out")
-        print(update_baseline(args.baseline, runs, args.update, args.config))
-        return
-    report = check_against_baseline(args.baseline, runs, ALPHA if args.alpha is None else args.alpha, args.config)
-    print(gate_table(report))
-    if args.junit is not None:
-        write_atomically(args.junit, gate_junit(report).encode())
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        print("\n".join(gate_annotations(report)))
-    if report.failed:
-        raise CheckError("the new runs differ from the baseline; if that is intended, accept them with --update REASON")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from bench.core.errors import UserError
+from bench.core.extras import import_extra
 
 EXAMPLES = {
     "list": "bench list defenses atas",
@@ -45,11 +45,6 @@ class PrintCompletion(argparse.Action):
     """Print the completion script of a shell; UserError without shtab."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> NoReturn:
-        try:
-            import shtab
-        except ImportError as error:
-            raise UserError(
-                f"{option} needs shtab, which is missing; pip install 'robust-bracket[completion]'"
-            ) from error
+        shtab = import_extra("shtab", "completion", str(option))
         print(shtab.complete(parser, shell=values))
         raise SystemExit(0)

@@ -27,8 +27,7 @@ def act_pack(args: argparse.Namespace) -> None:
     from bench.training.packed_format import SUFFIX
     from bench.training.rebuild import load_weights, new_model
 
-    for plugin in args.plugins:
-        registry.load_plugin(plugin)
+    registry.load_plugins(args.plugins)
     if args.out.suffix != SUFFIX:
         raise UserError(f"{args.out} must end in {SUFFIX}")
     path = args.run / WEIGHTS if args.run.is_dir() else args.run

@@ -39,8 +39,7 @@ def act_show(args: argparse.Namespace) -> None:
     folders = find_records([args.run])
     if len(folders) > 1:
         raise UserError(f"{args.run} holds {len(folders)} runs; give one of them, such as {folders[0]}")
-    for path in args.plugins:
-        registry.load_plugin(path)
+    registry.load_plugins(args.plugins)
     folder = folders[0]
     record = verified(read_run(folder), folder)
     suite = _suite_of(record)

@@ -20,6 +20,11 @@ class PlannedAttack:
     attack: Attack
     threat: ThreatModel
 
+    def check_fits(self, shape: tuple[int, ...], classes: int) -> None:
+        """UserError if eps is too large for images of `shape` (C,H,W), or the attack does not support them."""
+        self.threat.check_eps(shape)
+        self.attack.check_fits(self.threat, shape, classes)
+
 
 def make_attacks(specs: str | Sequence[str], threat: ThreatModel) -> dict[str, PlannedAttack]:
     """Build attacks from specs, or from one comma-separated text; the keys are canonical specs.

@@ -1,6 +1,7 @@
 """Reading and writing run folders. Imports no torch."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -94,6 +95,19 @@ def records_below(path: Path) -> list[Path]:
         for folder in found
         if not any(part == REPLACED or part.startswith(".") for part in folder.relative_to(path).parts)
     ]
+
+
+def check_distinct_seeds(records: Sequence[Record], folders: Sequence[Path], recipe: str | None = None) -> None:
+    """UserError if two folders hold the same seed with the same settings: a mean over them would count it twice.
+
+    recipe: its name in the message; the defense by default.
+    """
+    seen: dict[tuple[str, str, int], Path] = {}
+    for record, folder in zip(records, folders, strict=True):
+        key = (record.defense, record.config_hash, record.seed)
+        if (other := seen.setdefault(key, folder)) is not folder:
+            name = recipe or record.defense
+            raise UserError(f"{other} and {folder} are both seed {record.seed} of {name}; give one of them")
 
 
 def artifact(path: Path) -> Artifact:

@@ -140,6 +140,11 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
+def load_plugins(paths: Iterable[Path]) -> list[str]:
+    """Import files that register something, and return their SHA-256 hashes; UserError if that fails."""
+    return [load_plugin(path) for path in paths]
+
+
 def load_plugin(path: Path) -> str:
     """Import a file that registers something, and return its SHA-256; UserError if that fails."""
     module = import_file(path, what="plugin").__name__

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
 from bench.core.batches import View
+from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch
 from bench.datasets.arrays import Arrays
 from bench.datasets.augment import CropFlip, CutMix, Cutout
@@ -39,6 +40,17 @@ class Split:
     def test(cls, arrays: Arrays, device: torch.device, n_examples: int | None = None) -> Split:
         """The first `n_examples` test examples of a data set; all by default."""
         return cls(np.asarray(arrays.x_test[:n_examples]), arrays.y_test[:n_examples], device)
+
+    @classmethod
+    def training(
+        cls, arrays: Arrays, config: TrainingConfig, device: torch.device, rows: np.ndarray | None = None
+    ) -> Split:
+        """The training examples `rows` (all by default) of a data set, with the augmentation of the settings."""
+        chosen = slice(None) if rows is None else rows
+        return cls(
+            arrays.x_train[chosen], arrays.y_train[chosen], device, crop=config.crop, flip=config.flip,
+            cutout=config.cutout, cutmix=config.cutmix, classes=arrays.classes,
+        )  # fmt: skip
 
     @classmethod
     def of_tensors(cls, x: Tensor, y: Tensor) -> Split:
@@ -118,6 +130,11 @@ class Split:
 
 def _in_unit_range(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+def training_rows(arrays: Arrays, config: TrainingConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the training examples that a training sees, and those that it holds out: see hold_out."""
+    return hold_out(len(arrays.y_train), config.validation, config.validation_seed)
 
 
 def hold_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

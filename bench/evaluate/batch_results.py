@@ -1,12 +1,10 @@
 """Results of one attack or certifier on one batch, stored in a file until the run is finished."""
 
-import hashlib
 import math
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +13,12 @@ import torch
 from torch import Tensor
 
 from bench.core.contracts import Attack, Batch, Certifier, frozen
-from bench.core.errors import UserError
 from bench.core.example_table import Flags
-from bench.core.files import read_arrays, write_arrays
 from bench.core.passes import AttackPasses, Passes, count_passes
 from bench.core.time_limit import time_limit
 from bench.evaluate.clean import predict_with_margin
 from bench.evaluate.context import EvalContext
 
-IDENTITY = "identity"  # the key of the identity of the evaluation in a stored result
 FOR_PROGRAMMERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
 
 
@@ -192,32 +187,20 @@ def seconds_in(results: Sequence[BatchResult]) -> float:
 
 
 def write_result(context: EvalContext, key: str, result: BatchResult) -> None:
+    """Store the result of a batch under a key that `read_result` takes; nothing without `partial_results`."""
     if context.partial_results is not None:
-        arrays = {name: np.asarray(value) for name, value in vars(result).items()}
-        write_arrays(_path(context.partial_results, key), arrays | {IDENTITY: np.array(context.identity)})
+        context.partial_results.write(key, {name: np.asarray(value) for name, value in vars(result).items()})
 
 
 def read_result(context: EvalContext, key: str, batch: Batch, method: Attack | Certifier) -> BatchResult | None:
     """Read the stored result of a batch; None if there is none, or it belongs to another evaluation."""
-    folder = context.partial_results
-    if folder is None or not _path(folder, key).exists():
-        return None
-    try:
-        arrays = read_arrays(_path(folder, key))
-    except UserError:
-        return None
-    if str(arrays.pop(IDENTITY, None)) != context.identity:
-        return None
+    arrays = None if context.partial_results is None else context.partial_results.read(key)
     kind = AttackBatch if isinstance(method, Attack) else CertifierBatch
-    if set(arrays) != {field.name for field in fields(kind)}:
+    if arrays is None or set(arrays) != {field.name for field in fields(kind)}:
         return None
     values: dict[str, Any] = {key: value if value.ndim else value.item() for key, value in arrays.items()}
     result = kind(**values)
     return result if np.array_equal(result.index, _array(batch.index)) else None
-
-
-def _path(folder: Path, key: str) -> Path:
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
 
 def _messages(caught: Sequence[warnings.WarningMessage]) -> npt.NDArray[np.str_]:

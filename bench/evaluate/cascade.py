@@ -40,7 +40,7 @@ def run_cascade(
     batch depends only on the seed, the name, the stage and the number of the batch. time_limit: no batch starts once
     the batches before it have taken this many seconds. worst_points: whether certifiers get the points of lowest margin
     that the attacks before them found, as `batch.worst_points`. Raises MissingBatches at the end of a stage if the
-    context's share computes only some of its batches, and the others are not stored.
+    context's shard computes only some of its batches, and the others are not stored.
     """
     remaining = OpenExamples.of(context.test, examples, store_points=worst_points)
     effective: dict[str, bool] = {}
@@ -58,7 +58,7 @@ def run_cascade(
         for number, rows in enumerate(chosen.split(min(stage.batch or context.batch_size, context.batch_size))):
             if spent >= time_limit:
                 return
-            compute = context.share is None or context.share.has(title, number)
+            compute = context.shard is None or context.shard.has(title, number)
             with failures_of(_describe(stage, name)):
                 key, seconds = f"{title}/{number}", time_limit - spent
                 result = _run_batch(context, stage.method, remaining, rows, key, seconds=seconds, compute=compute)

@@ -2,17 +2,17 @@
 
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
 from bench.core.classifier import as_classifier
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
+from bench.evaluate.partial_results import PartialResults
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """The batches of an evaluation that one of several processes computes: every `of`-th batch of each stage.
 
     number: 0 to of - 1. Different stages assign their first batch to different processes, so that an evaluation of many
@@ -27,7 +27,7 @@ class Share:
 
 
 class MissingBatches(Exception):  # noqa: N818 (a state of the work, not an error)
-    """A stage cannot be finished, because batches of other shares are not stored yet."""
+    """A stage cannot be finished, because batches of other shards are not stored yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,8 @@ class EvalContext:
 
     model: wrapped in a Classifier, unless it is one (bench/core/classifier.py).
     batch_size: examples in a batch. It decides which examples share a batch and, with `seed`, all randomness.
-    partial_results: a folder where finished batches are stored and read by a later call; None stores nothing.
-    identity: identifies the evaluation and is stored with the batches; batches of another evaluation are not used.
-    share: compute only these batches, and read the others from partial_results; None for all.
+    partial_results: where finished batches are stored and read by a later call; None stores nothing.
+    shard: compute only these batches, and read the others from partial_results; None for all.
     """
 
     model: nn.Module
@@ -46,10 +45,9 @@ class EvalContext:
     threat: ThreatModel
     batch_size: int
     seed: int
-    partial_results: Path | None = None
-    identity: str = ""
+    partial_results: PartialResults | None = None
     show_progress: bool = False
-    share: Share | None = None
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", as_classifier(self.model))

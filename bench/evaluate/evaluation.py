@@ -121,16 +121,16 @@ def evaluate_split(
     return Evaluation(table, of_attacks, witnesses, sanity, of_certifiers, of_bracket, audited, proofs)
 
 
-def evaluate_share(
+def evaluate_shard(
     context: EvalContext,
     attacks: Mapping[str, PlannedAttack],
     *,
     certifiers: Mapping[str, Certifier],
     bracket: BracketPlan | None = None,
 ) -> bool:
-    """Store the batches of the context's share, as far as other shares' results are there; whether nothing was missing.
+    """Store the batches of the context's shard whose earlier stages are stored; returns whether nothing was missing.
 
-    A stage needs the results of the stages before it. So shares work in rounds until none has anything left to do, and
+    A stage needs the results of the stages before it. So shards work in rounds until none has anything left to do, and
     each round finishes at least one stage of every attack. Then evaluate_split only reads the stored results.
     """
     _check_modes(context, certifies=bool(certifiers) or bracket is not None)

@@ -39,7 +39,7 @@ def collect_proofs(
     if not certifiers:
         return None
     try:
-        network = _described(context, certifiers)
+        network = describe_network(context, certifiers)
     except UserError as error:
         return Proofs({}, None, str(error))
     shortest: dict[int, bytes] = {}
@@ -51,7 +51,11 @@ def collect_proofs(
     return Proofs(dict(sorted(shortest.items())), network, missing)
 
 
-def _described(context: EvalContext, certifiers: Iterable[Certifier]) -> Description | None:
+def describe_network(context: EvalContext, certifiers: Iterable[Certifier]) -> Description | None:
+    """The layers of the context's model by the first certifier that can describe them; None if none of them can.
+
+    UserError if the first one that gives proofs cannot describe a layer.
+    """
     image = next(context.test.in_order(1)).x
     for certifier in certifiers:
         model = certifier.seen(context.model)

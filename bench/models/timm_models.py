@@ -1,20 +1,20 @@
 """The architectures of timm (R. Wightman), as timm.resnet18."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
 from bench.core import registry
 from bench.core.errors import UserError
-from bench.core.registry import did_you_mean, one_line
+from bench.core.extras import import_extra
+from bench.core.registry import did_you_mean
 from bench.models.building_blocks import Shape
 
 
 @registry.model_library("timm")
 def from_timm(name: str) -> Callable[[Shape, int], nn.Module]:
     """Architectures of timm (R. Wightman) by name, with random weights, as timm.resnet18."""
-    timm = _import_timm()
+    timm = import_extra("timm", "timm", f"timm.{name}")
     if not timm.is_model(name):
         near = did_you_mean(name, timm.list_models())
         raise UserError(f"timm has no architecture '{name}': {near}timm.list_models() has all")
@@ -27,11 +27,3 @@ def from_timm(name: str) -> Callable[[Shape, int], nn.Module]:
         return model
 
     return build
-
-
-def _import_timm() -> Any:
-    try:
-        import timm
-    except Exception as error:  # importing foreign code may raise anything
-        raise UserError(f"timm cannot be imported ({one_line(error)}); pip install 'robust-bracket[timm]'") from error
-    return timm

@@ -9,22 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.core import network_format as described
-from bench.core.errors import UserError
+from bench.core.extras import import_extra
 from bench.core.network_format import Array, Description, Layer
 from leaderboard.recheck.layers import Reader
 
 OPSET, IR_VERSION = 17, 8  # versions that verifiers can read
 INPUT, OUTPUT = "X", "Y"
-EXTRA = "pip install 'robust-bracket[onnx]'"
 
 
 def onnx_module() -> Any:
     """The package onnx; UserError if it is not installed."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise UserError(f"--vnnlib needs the package onnx, which is not installed; {EXTRA}") from error
-    return onnx
+    return import_extra("onnx", "onnx", "--vnnlib")
 
 
 def onnx_bytes(description: Description, tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.core.errors import CheckError, UserError
 from leaderboard.published_results import ABOUT, About, EvaluatedRun, read_about
-from leaderboard.statistics import prediction
+from leaderboard.significance import prediction
 
 ACCOUNT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})")  # of GitHub
 LEVEL = 0.99  # of the prediction interval in which a new seed lies, unless it has a reason

@@ -17,7 +17,7 @@ from bench.core.record_files import TABLE, find_records, read_run
 from bench.core.records import Record
 from bench.publish.static_checks import check_author
 from leaderboard.published_results import check_name, read_entry
-from leaderboard.statistics import prediction
+from leaderboard.significance import prediction
 from leaderboard.verification_files import Reproduction, write_reproduction
 
 PASSES = 0.05  # relative difference allowed between the training passes of the new seeds and of the entry

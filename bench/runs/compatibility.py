@@ -15,7 +15,7 @@ from bench.core.errors import UserError
 from bench.core.example_table import BRACKET
 from bench.core.threat import ThreatModel
 from bench.datasets.arrays import Arrays
-from bench.datasets.split import hold_out
+from bench.datasets.split import training_rows
 from bench.training.checkpoints import BuildSpec
 
 
@@ -49,7 +49,7 @@ def check_training(defense: Defense[Any], arrays: Arrays, threat: ThreatModel) -
         raise UserError(f"cutout is {config.cutout}; it must not exceed a side of the images {arrays.shape}")
     if config.crop > min(arrays.shape[1:]):
         raise UserError(f"crop is {config.crop}; it must not exceed a side of the images {arrays.shape}")
-    examples = len(hold_out(len(arrays.y_train), config.validation, config.validation_seed)[0])
+    examples = len(training_rows(arrays, config)[0])
     if examples < 2:
         raise UserError(f"{arrays.name} leaves fewer than 2 training examples; lower validation={config.validation}")
     last = examples % config.batch_size

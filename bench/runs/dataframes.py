@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bench.core.errors import UserError
 from bench.core.example_table import certified
+from bench.core.extras import import_extra
 from bench.core.files import read_arrays
 from bench.core.record_files import LOG, TABLE, find_records, read_run
 from bench.core.records import Record
@@ -31,7 +32,7 @@ def load_runs(path: str | Path = "runs", rows: Rows = "evaluations") -> DataFram
     and `verdict/TOOL` for imported verdicts. `epochs`: one row per epoch of the training's log. UserError if there is
     no run, or without pandas.
     """
-    pandas = _pandas()
+    pandas = import_extra("pandas", "pandas", "a DataFrame")
     readers: dict[str, Callable[[Path, Record], list[dict[str, Any]]]] = {
         "evaluations": _evaluation, "examples": _examples, "epochs": _epochs,
     }  # fmt: skip
@@ -53,23 +54,13 @@ def leaderboard(results: str | Path | None = None, suite: str | None = None) -> 
     from leaderboard.build_board import build_board
     from leaderboard.published_results import published_suites, results_folder
 
-    pandas = _pandas()
+    pandas = import_extra("pandas", "pandas", "a DataFrame")
     folder = results_folder() if results is None else Path(results)
     suites = published_suites(folder)
     if not suites or suite not in (None, *suites):
         raise UserError(f"{folder} has no entries of suite {suite or 'any'}; suites with entries: {', '.join(suites)}")
     boards = [build_board(folder, name) for name in ([suite] if suite else suites)]
     return pandas.read_csv(io.StringIO(render_boards(boards, "csv")))
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError as error:
-        raise UserError(
-            "DataFrames need pandas, which is not installed; pip install 'robust-bracket[pandas]'"
-        ) from error
-    return pandas
 
 
 def _key(folder: Path, record: Record) -> dict[str, Any]:

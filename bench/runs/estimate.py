@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
-
 from bench.core.errors import UserError
 from bench.core.record_files import read_record, records_below
 from bench.core.records import Record
-from bench.datasets.split import Split, hold_out
+from bench.datasets.split import Split, training_rows
 from bench.runs.plan import Plan
 from bench.training.loop import Loop
 
@@ -52,12 +50,9 @@ def training_passes(plan: Plan) -> float:
     if plan.defense is None or plan.loaded is not None:
         return 0.0
     config = plan.defense.config
-    rows, _ = hold_out(len(plan.arrays.y_train), config.validation, config.validation_seed)
+    rows, _ = training_rows(plan.arrays, config)
     few = rows[:EXAMPLES]
-    split = Split(
-        np.asarray(plan.arrays.x_train[few]), plan.arrays.y_train[few], plan.device, crop=config.crop, flip=config.flip,
-        cutout=config.cutout, cutmix=config.cutmix, classes=plan.arrays.classes,
-    )  # fmt: skip
+    split = Split.training(plan.arrays, config, plan.device, few)
     try:
         loop = Loop(plan.new_model(0), plan.defense, split, plan.threat, seed=0)
         loop.epoch = loop.epochs // 2

@@ -16,8 +16,9 @@ from bench.core.record_files import WEIGHTS
 from bench.core.records import SCHEMA, Record
 from bench.core.source_code import combined
 from bench.evaluate.context import EvalContext
-from bench.evaluate.corrupted import FinishedCorruptions, measure_corruptions
-from bench.evaluate.evaluation import evaluate_clean, evaluate_share, evaluate_split
+from bench.evaluate.corrupted import measure_corruptions
+from bench.evaluate.evaluation import evaluate_clean, evaluate_shard, evaluate_split
+from bench.evaluate.partial_results import PartialResults
 from bench.training.model_size import size_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bench.core.records import Training
-    from bench.evaluate.context import Share
+    from bench.evaluate.context import Shard
     from bench.runs.plan import Plan
 
 PARTS = "parts"  # folder of the partial results of an unfinished evaluation
@@ -36,7 +37,7 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
     """Evaluate the model whose weights are in `folder`, and write table and witnesses there."""
     config, sources = plan.config, plan.sources
     weights = record_files.artifact(folder / WEIGHTS)
-    test, parts = plan.test_split(), _parts(plan, folder)
+    test, parts = plan.test_split(), _parts(plan, seed, folder)
     if plan.ball is None:
         result = evaluate_clean(model, test, seed=seed, batch_size=config.eval_batch)
     else:
@@ -44,7 +45,7 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
         result = evaluate_split(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
     columns, corruptions = measure_corruptions(
         as_classifier(model), test, plan.corruptions, n_test=len(plan.arrays.y_test), batch_size=config.eval_batch,
-        finished=FinishedCorruptions(parts, _identity(plan, seed, parts)), show=True,
+        finished=parts, show=True,
     )  # fmt: skip
     table = result.table | columns
     files.write_arrays(folder / record_files.TABLE, table)
@@ -83,28 +84,24 @@ def evaluate(plan: Plan, seed: int, folder: Path, model: nn.Module, cost: Traini
     return record
 
 
-def evaluate_part(plan: Plan, seed: int, folder: Path, model: nn.Module, share: Share) -> bool:
-    """Store partial results of a share of the evaluation, like `evaluate_share`; whether nothing was missing."""
+def evaluate_shard_of_run(plan: Plan, seed: int, folder: Path, model: nn.Module, shard: Shard) -> bool:
+    """Store partial results of a shard of the evaluation, like `evaluate_shard`; whether nothing was missing."""
     if plan.ball is None:  # only clean images and corruptions, which are not divided
         return True
-    context = _context(plan, seed, _parts(plan, folder), model, share)
-    return evaluate_share(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
+    context = _context(plan, seed, _parts(plan, seed, folder), model, shard)
+    return evaluate_shard(context, plan.attacks, certifiers=plan.certifiers, bracket=plan.bracket)
 
 
-def _context(plan: Plan, seed: int, parts: Path, model: nn.Module, share: Share | None = None) -> EvalContext:
+def _context(plan: Plan, seed: int, parts: PartialResults, model: nn.Module, shard: Shard | None = None) -> EvalContext:
     return EvalContext(
         model=model, test=plan.test_split(), threat=plan.threat, batch_size=plan.config.eval_batch, seed=seed,
-        partial_results=parts, identity=_identity(plan, seed, parts), show_progress=True, share=share,
+        partial_results=parts, show_progress=True, shard=shard,
     )  # fmt: skip
 
 
-def _parts(plan: Plan, folder: Path) -> Path:
-    """The folder of the partial results of these weights and this code."""
+def _parts(plan: Plan, seed: int, folder: Path) -> PartialResults:
+    """The partial results of these weights and this code."""
     weights = files.sha256(folder / WEIGHTS)
     parts = folder / PARTS / f"{weights[:16]}-{combined(plan.sources.evaluation)}"
     parts.mkdir(parents=True, exist_ok=True)
-    return parts
-
-
-def _identity(plan: Plan, seed: int, parts: Path) -> str:
-    return f"{plan.config.content_hash}/{seed}/{parts.name}"
+    return PartialResults(parts, f"{plan.config.content_hash}/{seed}/{parts.name}")

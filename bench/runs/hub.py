@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from bench.core.errors import UserError
+from bench.core.extras import import_extra
 from bench.core.registry import one_line
 
 PREFIX = "hf:"
@@ -41,7 +41,7 @@ def fetch(address: str) -> HubFile:
     if match is None:
         raise UserError(f"checkpoint '{address}' is not an address of the hub; write {FORM}")
     repository, file, revision = match[1], match[2], match[3] or "main"
-    hub = _hub()
+    hub = import_extra("huggingface_hub", "hub", PREFIX)
     try:
         if file is None or not COMMIT.fullmatch(revision):
             info = hub.HfApi().model_info(repository, revision=revision)
@@ -62,16 +62,6 @@ def fetch(address: str) -> HubFile:
 def repository_name(address: str) -> str:
     """NAME of hf:ORG/NAME/FILE@COMMIT."""
     return address.removeprefix(PREFIX).split("/")[1].partition("@")[0]
-
-
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise UserError(
-            f"{PREFIX} needs huggingface_hub, which is missing; pip install 'robust-bracket[hub]'"
-        ) from error
-    return huggingface_hub
 
 
 def _chosen(names: list[str], file: str | None, address: str) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from bench.core.errors import UserError
+from bench.core.extras import import_extra
 from bench.core.registry import one_line
 
 LoggerName = Literal["tensorboard", "wandb"]
@@ -71,15 +71,7 @@ def numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
 
 def check_logger(name: str) -> None:
     """UserError if the package of a logger cannot be imported."""
-    try:
-        if name == "tensorboard":
-            import torch.utils.tensorboard  # noqa: F401
-        else:
-            import wandb  # noqa: F401
-    except Exception as error:  # an import of other code may raise anything
-        raise UserError(
-            f"--log {name}: {name} cannot be imported ({one_line(error)}); pip install 'robust-bracket[{name}]'"
-        ) from error
+    import_extra("torch.utils.tensorboard" if name == "tensorboard" else name, name, f"--log {name}")
 
 
 def make_logger(name: str, out: Path, run: str, seed: int, config: Mapping[str, Any]) -> RunLogger:

@@ -130,7 +130,7 @@ def make_plan(request: Request) -> Plan:
 
 
 def _make_plan(request: Request) -> Plan:
-    code = [registry.load_plugin(path) for path in request.plugins]
+    code = registry.load_plugins(request.plugins)
     saved_spec = None if request.checkpoint is None else read_spec(request.checkpoint)
     suite = _suite_of(request, saved_spec)
     arrays = load_arrays(request.dataset or suite.dataset, request.data_dir)
@@ -146,8 +146,7 @@ def _make_plan(request: Request) -> Plan:
         attacks = {} if ball is None else _attacks_of(request, suite, ball)
         certifiers = make_certifiers(request.certifiers)
     for planned in attacks.values():
-        planned.threat.check_eps(arrays.shape)
-        planned.attack.check_fits(planned.threat, arrays.shape, arrays.classes)
+        planned.check_fits(arrays.shape, arrays.classes)
     check_distinct_names(attacks, certifiers)
     spec = saved_spec or _build_spec_of(request, suite, arrays)
     specs = (spec.model, *attacks, *certifiers)

@@ -16,8 +16,8 @@ from bench.core.errors import CheckError, UserError
 from bench.core.folders import locked, remove_leftovers
 from bench.core.record_files import LOG, WEIGHTS
 from bench.core.records import Record, Training
-from bench.evaluate.context import Share
-from bench.runs.evaluate import PARTS, evaluate, evaluate_part
+from bench.evaluate.context import Shard
+from bench.runs.evaluate import PARTS, evaluate, evaluate_shard_of_run
 from bench.runs.loggers import RunLogger, make_logger
 from bench.runs.plan import Plan
 from bench.runs.processes import announced
@@ -68,10 +68,10 @@ def begin_seed(plan: Plan, seed: int) -> None:
             _begin(plan, seed, folder, None)  # run_seed sends the epochs to a dashboard
 
 
-def evaluate_part_of_seed(plan: Plan, seed: int, share: Share) -> bool:
-    """Compute partial results of a run that `begin_seed` has begun, beside other processes with other shares.
+def evaluate_shard_of_seed(plan: Plan, seed: int, shard: Shard) -> bool:
+    """Compute partial results of a run that `begin_seed` has begun, beside other processes with other shards.
 
-    Returns whether nothing was missing: then `run_seed` only reads the stored results. If results of other shares were
+    Returns whether nothing was missing: then `run_seed` only reads the stored results. If results of other shards were
     missing, call it again once those calls have returned too.
     """
     folder = plan.folder(seed)
@@ -80,7 +80,7 @@ def evaluate_part_of_seed(plan: Plan, seed: int, share: Share) -> bool:
     _settle(plan)
     model = plan.new_model(seed)
     load_weights(model, folder / WEIGHTS)
-    return evaluate_part(plan, seed, folder, model.to(plan.device), share)
+    return evaluate_shard_of_run(plan, seed, folder, model.to(plan.device), shard)
 
 
 def finished_result(plan: Plan, seed: int) -> SeedResult | None:

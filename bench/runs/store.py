@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.core import files, record_files
 from bench.core.errors import UserError
+from bench.core.extras import import_extra
 from bench.core.registry import one_line
 from bench.runs.train import FINISHED
 
@@ -36,15 +37,10 @@ class Store:
     """The folders below `home` (--out) in an object store. url: such as s3://bucket/runs. An object for one worker."""
 
     def __init__(self, url: str, home: Path) -> None:
+        core, utils = (import_extra(f"fsspec.{part}", "store", "--store") for part in ("core", "utils"))
+        options = {"auto_mkdir": True} if utils.get_protocol(url) == "file" else {}
         try:
-            from fsspec.core import url_to_fs
-            from fsspec.utils import get_protocol
-        except ImportError as error:
-            raise UserError(
-                "--store needs fsspec, which is not installed; pip install 'robust-bracket[store]'"
-            ) from error
-        try:
-            self._files, root = url_to_fs(url, **({"auto_mkdir": True} if get_protocol(url) == "file" else {}))
+            self._files, root = core.url_to_fs(url, **options)
         except (ImportError, ValueError) as error:  # no package for s3, or no such protocol
             raise UserError(f"--store {url} cannot be used ({one_line(error)})") from error
         self.url, self._root, self._home = url, root.rstrip("/"), home

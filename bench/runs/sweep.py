@@ -16,7 +16,7 @@ from bench.core.progress import LOGGER
 from bench.core.records import Record
 from bench.core.specs import parse_spec
 from bench.core.verification import verified
-from bench.evaluate.context import Share
+from bench.evaluate.context import Shard
 from bench.runs.engines.engine import Engine, Resources
 from bench.runs.plan import Plan, make_plan
 from bench.runs.request import Request, split_defense
@@ -80,7 +80,7 @@ class Cell:
         if task.step == "train" or (self.waits and self.rounds < ROUNDS):
             self.rounds, self.waits = self.rounds + 1, False
             return self._given(
-                *(self._task("shard", Share(k, self.options.shards)) for k in range(self.options.shards))
+                *(self._task("shard", Shard(k, self.options.shards)) for k in range(self.options.shards))
             )
         return self._given(self._task("run"))
 
@@ -88,14 +88,14 @@ class Cell:
         self.running += len(tasks)
         return list(tasks)
 
-    def _task(self, step: Literal["run", "train", "shard"], share: Share | None = None) -> Task:
+    def _task(self, step: Literal["run", "train", "shard"], shard: Shard | None = None) -> Task:
         request = self.plan.request
         if step != ("run" if self.options.shards == 1 else "train"):
             request = replace(request, force=False)  # the first task has removed what was there
-        name = f"{self.plan.label}-{self.seed}" + ("" if share is None else f"-shard-{share.number + 1}")
+        name = f"{self.plan.label}-{self.seed}" + ("" if shard is None else f"-shard-{shard.number + 1}")
         return Task(
             request=request, seed=self.seed, step=step, log=logs_folder(request) / f"{name}.log", home=Path.cwd(),
-            share=share, store=self.options.store,
+            shard=shard, store=self.options.store,
         )  # fmt: skip
 
 
@@ -107,8 +107,7 @@ def plan_cells(
     defenses: names, or specs with settings (`trades:beta=5`); None for all registered. UserError if a named one cannot
     run, or its evaluation cannot be divided.
     """
-    for path in request.plugins:
-        registry.load_plugin(path)
+    registry.load_plugins(request.plugins)
     if options.shards > 1 and request.time_limit is not None:
         raise UserError("--time-limit makes results depend on the clock, so shards would differ; leave out one of them")
     request = replace(request, threads=request.threads or THREADS, patience=PATIENCE)

@@ -9,10 +9,10 @@ from typing import Literal
 
 from bench.core import registry
 from bench.core.errors import CheckError, UserError
-from bench.evaluate.context import Share
+from bench.evaluate.context import Shard
 from bench.runs.plan import Plan, make_plan
 from bench.runs.request import Request
-from bench.runs.run import begin_seed, evaluate_part_of_seed, run_seed
+from bench.runs.run import begin_seed, evaluate_shard_of_seed, run_seed
 from bench.runs.store import Store, mirrored
 
 
@@ -21,7 +21,7 @@ class Task:
     """A step of one cell (defense and seed) of a sweep.
 
     step: `run` does all of it, or what is left; `train` does all before the evaluation; `shard` computes the batches of
-    `share`. home: the folder that relative paths refer to. store: the URL that holds the runs; None for a file system
+    `shard`. home: the folder that relative paths refer to. store: the URL that holds the runs; None for a file system
     that all workers share.
     """
 
@@ -30,13 +30,13 @@ class Task:
     step: Literal["run", "train", "shard"]
     log: Path
     home: Path
-    share: Share | None = None
+    shard: Shard | None = None
     store: str | None = None
 
     def __str__(self) -> str:
         cell = f"{self.request.defense} seed {self.seed}"
-        if self.share is not None:
-            return f"{cell}, shard {self.share.number + 1} of {self.share.of}"
+        if self.shard is not None:
+            return f"{cell}, shard {self.shard.number + 1} of {self.shard.of}"
         return cell if self.step == "run" else f"{cell}, training"
 
 
@@ -74,10 +74,10 @@ def run_task(task: Task) -> Outcome:
 
 
 def _do(task: Task, plan: Plan) -> Outcome:
-    folders = [plan.folder(task.seed)] if task.share is not None else cell_folders(plan, task.seed)
+    folders = [plan.folder(task.seed)] if task.shard is not None else cell_folders(plan, task.seed)
     with nullcontext() if task.store is None else mirrored(Store(task.store, plan.request.out), folders):
-        if task.share is not None:
-            return Outcome(waits=not evaluate_part_of_seed(plan, task.seed, task.share))
+        if task.shard is not None:
+            return Outcome(waits=not evaluate_shard_of_seed(plan, task.seed, task.shard))
         if task.step == "train":
             begin_seed(plan, task.seed)
         else:

@@ -18,7 +18,7 @@ from bench.core.opened_files import record_opened_files
 from bench.core.progress import Progress
 from bench.core.record_files import LOG, WEIGHTS
 from bench.core.records import Training
-from bench.datasets.split import Split, hold_out
+from bench.datasets.split import Split, training_rows
 from bench.runs.processes import announce
 from bench.training.checkpoints import CHECKPOINT, save_weights
 from bench.training.curves import make_curves
@@ -102,12 +102,9 @@ def loop_of(plan: Plan, model: nn.Module, seed: int) -> tuple[Loop, np.ndarray]:
     """The training of a model by the plan's defense, and the rows of the data set that it sees."""
     assert plan.defense is not None
     config = plan.defense.config
-    train_rows, held_out = hold_out(len(plan.arrays.y_train), config.validation, config.validation_seed)
+    train_rows, held_out = training_rows(plan.arrays, config)
     x, y = plan.arrays.x_train, plan.arrays.y_train
-    train = Split(
-        x[train_rows], y[train_rows], plan.device, crop=config.crop, flip=config.flip, cutout=config.cutout,
-        cutmix=config.cutmix, classes=plan.arrays.classes,
-    )  # fmt: skip
+    train = Split.training(plan.arrays, config, plan.device, train_rows)
     validation = Split(x[held_out], y[held_out], plan.device) if len(held_out) else None
     probe = make_probe(validation or train, plan.threat, None if validation else config.probe_examples)
     curves = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.core.errors import UserError
+from bench.core.extras import import_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,10 +28,7 @@ def check_figure(file: str) -> None:
         raise UserError(f"figure {path}: there is no folder {path.parent}; make it, or name another")
     if path.is_dir():
         raise UserError(f"figure {path} is a folder; name a file")
-    try:
-        import matplotlib as _  # noqa: F401  (only whether it is there)
-    except ImportError as error:
-        raise UserError("figures need matplotlib; install it with `pip install robust-bracket[plots]`") from error
+    import_extra("matplotlib", "plots", "a figure")
 
 
 @contextmanager

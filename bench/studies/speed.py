@@ -115,11 +115,7 @@ class Cost:
 def cost_of(plan: Plan, epochs: int) -> Cost:
     """Train for one epoch and then for `epochs` more, and return the cost of the latter."""
     assert plan.defense is not None
-    config = plan.defense.config
-    split = Split(
-        plan.arrays.x_train, plan.arrays.y_train, plan.device, crop=config.crop, flip=config.flip, cutout=config.cutout,
-        cutmix=config.cutmix,
-    )  # fmt: skip
+    split = Split.training(plan.arrays, plan.defense.config, plan.device)
     loop = TimedLoop(plan.new_model(0), plan.defense, split, plan.threat, seed=0)
     loop.run_epoch()
     loop.clear()

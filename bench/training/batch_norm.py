@@ -16,6 +16,7 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def norms_of(model: nn.Module) -> list[Norm]:
+    """The batch norms of a model (no other kind of normalisation), in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, Norm)]
 
 

@@ -139,6 +139,7 @@ def constants(pair: Pair) -> Tensor:
 
 
 def set_sizes(layer: Layer) -> None:
+    """Set, in place, a layer's numbers of channels or features to those of its weight, after units were removed."""
     if isinstance(layer, nn.Conv2d):
         layer.out_channels, layer.in_channels = layer.weight.shape[:2]
     else:

@@ -23,6 +23,7 @@ def save_packed(path: Path, model: nn.Module, spec: BuildSpec) -> None:
 
 
 def packed_bytes(model: nn.Module, spec: BuildSpec) -> bytes:
+    """The content of a packed file: the build spec, the coded weights of the layers, and all other tensors."""
     rest = b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in other_tensors(model))
     return packed_format.write(msgspec.json.encode(spec, order="deterministic"), weights_of(model), rest)
 
@@ -97,6 +98,7 @@ class PackedSize(msgspec.Struct, frozen=True):
 
 
 def packed_size(model: nn.Module, spec: BuildSpec) -> PackedSize:
+    """The size of the network's packed file, without writing it, and the entropy of its masks and values."""
     bound = 0.0
     for weight in weights_of(model):
         kept, values = int((weight != 0).sum()), len(np.unique(weight[weight != 0]))

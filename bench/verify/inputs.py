@@ -116,6 +116,7 @@ def load_model(path: Path, record: Record, data: Arrays, settings: Settings) -> 
 
 
 def make_context(model: nn.Module, test: Split, record: Record, settings: Settings) -> EvalContext:
+    """The context in which a run is evaluated again: the record's threat model and batch size, the settings' seed."""
     return EvalContext(
         model=model, test=test, threat=ThreatModel.from_record(record.threat), batch_size=eval_batch(record),
         seed=settings.seed,

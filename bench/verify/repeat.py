@@ -64,9 +64,10 @@ def _problem(spec: str, record: Record, context: EvalContext, classes: int, sett
     shape = context.test.image_shape
     if spec in record.attacks:
         ((text, planned),) = make_attacks([spec], context.threat).items()
-        planned.threat.check_eps(shape)
-        if split_spec(spec).name != "transfer":  # transfer needs the run that provides its examples
-            planned.attack.check_fits(planned.threat, shape, classes)
+        if split_spec(spec).name == "transfer":  # the run that provides its examples may not be here
+            planned.threat.check_eps(shape)
+        else:
+            planned.check_fits(shape, classes)
     else:
         ((text, certifier),) = make_certifiers([spec]).items()
         check_certifier(certifier, context.model, shape, context.threat)

@@ -24,11 +24,11 @@ from bench.evaluate.certified import make_certifiers
 from bench.evaluate.context import EvalContext
 from bench.verify.claims import CLAIMS, check_claims, read_proofs
 from bench.verify.corrupted_again import CORRUPTED_AGAIN, check_corruptions
+from bench.verify.description_check import DESCRIPTION, check_description
 from bench.verify.fingerprint import fingerprint
 from bench.verify.inputs import Settings, eval_batch, load_data, load_model, make_context, read_table, spec_of
 from bench.verify.leakage import LEAK_CHECKS, check_leakage
 from bench.verify.memorised import TEST_ABOVE_TRAIN, check_memorised
-from bench.verify.network_description import DESCRIPTION, check_description
 from bench.verify.repeat import (
     METHODS,
     Repeated,

@@ -44,8 +44,8 @@ BROKEN = ("witness valid", "witness invalid", "no witness", "witness not checkab
 class Example(msgspec.Struct, frozen=True):
     """The outcome for one example. proof: one of CERTIFIED, or "" if it is not certified.
 
-    witness: one of BROKEN, or "" if nothing broke it. reasons: why each outcome is not better, or "". error:
-    misclassified without an attack.
+    witness: one of BROKEN, or "" if nothing broke it. proof_reason, witness_reason: why the outcome is not better, or
+    "". error: misclassified without an attack.
     """
 
     index: int
@@ -99,18 +99,21 @@ def recheck(
     evidence = Evidence(folder, images, labels, data_hash)
     proven, broken = evidence.certificates(advance), evidence.witnesses()
     table, n = evidence.table, len(evidence.x)
-    examples = [
-        Example(
-            int(table["index"][row]), *proven.get(row, ("", "")), *broken.get(row, ("", "")), not table["clean"][row]
-        )
-        for row in range(n)
-    ]
+    examples = []
+    for row in range(n):
+        (proof, proof_reason), (witness, witness_reason) = (each.get(row, ("", "")) for each in (proven, broken))
+        examples.append(
+            Example(
+                index=int(table["index"][row]), proof=proof, proof_reason=proof_reason, witness=witness,
+                witness_reason=witness_reason, error=not table["clean"][row],
+            )
+        )  # fmt: skip
     lost = sum(example.error or example.witness == "witness valid" for example in examples)
     return Report(
-        str(folder), examples, float(certified(table).mean()),
-        sum(example.proof == "proven" for example in examples) / n, lost / n,
-        sum(map(len, evidence.proofs.values())), evidence.missing,
-        [] if evidence.network is None else evidence.network.unused,
+        run=str(folder), examples=examples, certified_acc=float(certified(table).mean()),
+        proven_acc=sum(example.proof == "proven" for example in examples) / n, broken_acc=lost / n,
+        proof_bytes=sum(map(len, evidence.proofs.values())), missing=evidence.missing,
+        unused=[] if evidence.network is None else evidence.network.unused,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from bench.core.example_table import Threat
 from bench.core.threat import ThreatModel
 from certifiers.alpha_crown import AlphaCrown
 from certifiers.bab import BranchAndBound
-from certifiers.exact import CounterexampleSearch
+from certifiers.counterexample_search import CounterexampleSearch
 from certifiers.input_regions import region_of
 from certifiers.local_relaxation import LocalRelaxation
 from certifiers.network import Network

@@ -21,7 +21,8 @@ from bench.core.threat import ThreatModel
 from bench.core.time_limit import time_limit
 from certifiers import exact, milp_solvers
 from certifiers.alpha_crown import AlphaCrown
-from certifiers.exact import CounterexampleSearch, Exact
+from certifiers.counterexample_search import CounterexampleSearch
+from certifiers.exact import Exact
 
 SOLVERS = ["highs", pytest.param("scip", marks=pytest.mark.skipif(
     importlib.util.find_spec("pyscipopt") is None, reason="pyscipopt is not installed"))]  # fmt: skip

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.datasets.split import Split, hold_out
+from bench.core.config import TrainingConfig
+from bench.datasets.arrays import Arrays
+from bench.datasets.split import Split, hold_out, training_rows
 
 CPU = torch.device("cpu")
 N, SIZE = 11, (4, 6)
@@ -127,6 +129,18 @@ def test_hold_out_has_its_own_seed():
     first, second, other = (hold_out(200, 0.1, seed)[1].tolist() for seed in (3, 3, 4))
     assert first == second != other
     assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_a_training_split_has_the_rows_and_the_augmentation_of_the_settings(images):
+    y = np.arange(N) % 5
+    arrays = Arrays("own", images, y, images, y)
+    config = TrainingConfig(crop=1, flip=True, cutout=2, cutmix=0.5, validation=0.3, validation_seed=4)
+    rows, held_out = training_rows(arrays, config)
+    assert [rows.tolist(), held_out.tolist()] == [each.tolist() for each in hold_out(N, 0.3, 4)]
+    whole, part = Split.training(arrays, config, CPU), Split.training(arrays, config, CPU, rows[:2])
+    assert (len(whole), part.y.tolist()) == (N, y[rows[:2]].tolist())
+    for split in (whole, part):  # a few rows may lack a class, but CutMix needs labels of all
+        assert (split.crop, split.flip, split.cutout, split.cutmix, split.classes) == (1, True, 2, 0.5, 5)
 
 
 @pytest.mark.parametrize(("n", "size"), [(12, 4), (13, 4), (14, 4), (3, 4), (1, 4)])

@@ -20,6 +20,7 @@ from bench.evaluate.bracket import BracketPlan, measure_bracket, plan_bracket
 from bench.evaluate.clean import measure_clean
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
+from bench.evaluate.partial_results import PartialResults
 from tests.certifying import Complete, Exact, Liar, Searching, Slow, Smooth, calls, clock, limits, worst_points
 from tests.linear import exact_margin, interior_batch, linear_model
 
@@ -202,8 +203,8 @@ def test_a_point_with_a_higher_margin_does_not_replace_the_worst(linear):
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_time_limit_stops_between_batches_and_leaves_the_rest_open(stored, linear, tmp_path):
     slow = Stage("slow", Slow(pause=0.05), batch=5)
-    folder = tmp_path if stored else None
-    found = evaluated(linear, planned(slow, EXACT, time_limit=0.12), partial_results=folder)
+    parts = PartialResults(tmp_path, "it") if stored else None
+    found = evaluated(linear, planned(slow, EXACT, time_limit=0.12), partial_results=parts)
     assert [name for name, _, _ in calls] == ["Slow"] * 3  # 0.05, 0.10, 0.15 s
     assert found.bracket.stages["slow"].tried == 15
     assert found.bracket.open == 35 - found.bracket.stages["slow"].certified
@@ -212,7 +213,7 @@ def test_a_time_limit_stops_between_batches_and_leaves_the_rest_open(stored, lin
     assert found.bracket.truncated
     if stored:  # the seconds that were spent count when the run goes on
         calls.clear()
-        again = evaluated(linear, planned(slow, EXACT, time_limit=0.12), partial_results=folder)
+        again = evaluated(linear, planned(slow, EXACT, time_limit=0.12), partial_results=parts)
         assert calls == []
         assert again.bracket == found.bracket
 
@@ -220,9 +221,9 @@ def test_a_time_limit_stops_between_batches_and_leaves_the_rest_open(stored, lin
 @pytest.mark.usefixtures("_clock")
 def test_a_run_that_was_killed_goes_on_with_the_time_that_was_left(linear, tmp_path):
     slow = Stage("slow", Slow(pause=0.05), batch=5)
-    evaluated(linear, planned(slow, time_limit=0.07), partial_results=tmp_path)
+    evaluated(linear, planned(slow, time_limit=0.07), partial_results=PartialResults(tmp_path, "it"))
     assert len(calls) == 2
-    evaluated(linear, planned(slow, time_limit=0.17), partial_results=tmp_path)
+    evaluated(linear, planned(slow, time_limit=0.17), partial_results=PartialResults(tmp_path, "it"))
     assert len(calls) == 4  # two more, and not four
 
 
@@ -314,17 +315,17 @@ def test_a_certifier_decides_an_example_whatever_the_others_and_the_batches_are(
 
 def test_rounds_do_not_read_each_others_partial_results(linear, tmp_path):
     rounds = [Stage("searching", Searching(nodes=n), batch=35) for n in (1, 2)]
-    evaluated(linear, planned(*rounds), partial_results=tmp_path, batch_size=40)
+    evaluated(linear, planned(*rounds), partial_results=PartialResults(tmp_path, "it"), batch_size=40)
     assert limits == [1, 2]
 
 
 def test_a_bracket_resumes_from_partial_results_and_ends_the_same(linear, tmp_path):
     plan = planned(HALF, COARSE, COMPLETE)
-    whole = evaluated(linear, plan, partial_results=tmp_path)
+    whole = evaluated(linear, plan, partial_results=PartialResults(tmp_path, "it"))
     n = len(calls)
     for path in sorted(tmp_path.iterdir())[::2]:
         path.unlink()
-    again = evaluated(linear, plan, partial_results=tmp_path)
+    again = evaluated(linear, plan, partial_results=PartialResults(tmp_path, "it"))
     assert 0 < len(calls) - n < n
     assert all(np.array_equal(whole.table[key], again.table[key]) for key in whole.table)
     assert np.array_equal(whole.witnesses["x_adv"], again.witnesses["x_adv"])

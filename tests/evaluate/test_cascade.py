@@ -16,6 +16,7 @@ from bench.datasets.split import Split
 from bench.evaluate.attacked import measure_attack
 from bench.evaluate.cascade import run_cascade
 from bench.evaluate.context import EvalContext
+from bench.evaluate.partial_results import PartialResults
 
 THREAT = ThreatModel("Linf", 0.5)
 
@@ -91,10 +92,10 @@ def test_lucky_hits_do_not_pay():
 
 def test_a_stored_batch_is_not_computed_again(split, tmp_path):
     stages = [Stage("low", Raise(by=0.42)), Stage("high", Raise(by=0.48))]
-    whole = run(split, stages, partial_results=tmp_path)
+    whole = run(split, stages, partial_results=PartialResults(tmp_path, "it"))
     attacked.clear()
     sorted(tmp_path.iterdir())[0].unlink()
-    again = run(split, stages, partial_results=tmp_path)
+    again = run(split, stages, partial_results=PartialResults(tmp_path, "it"))
     assert len(attacked) == 1
     for (_, a), (_, b) in zip(whole, again, strict=True):
         assert type(a) is type(b)
@@ -102,9 +103,9 @@ def test_a_stored_batch_is_not_computed_again(split, tmp_path):
 
 
 def test_a_stored_batch_of_other_examples_is_ignored(split, tmp_path):
-    run(split, [Stage("low", Raise(by=0.42))], partial_results=tmp_path, batch_size=4)
+    run(split, [Stage("low", Raise(by=0.42))], partial_results=PartialResults(tmp_path, "it"), batch_size=4)
     attacked.clear()
-    run(split, [Stage("low", Raise(by=0.42))], partial_results=tmp_path, batch_size=5)
+    run(split, [Stage("low", Raise(by=0.42))], partial_results=PartialResults(tmp_path, "it"), batch_size=5)
     assert len(attacked) == 2
 
 
@@ -141,7 +142,7 @@ def test_nothing_to_attack(split):
 @pytest.mark.parametrize("damage", ["missing field", "other field", "no zip file"])
 def test_a_stored_file_that_does_not_fit_is_ignored(damage, split, tmp_path):
     stages = [Stage("low", Raise(by=0.42))]
-    whole = run(split, stages, batch_size=9, partial_results=tmp_path)
+    whole = run(split, stages, batch_size=9, partial_results=PartialResults(tmp_path, "it"))
     (path,) = tmp_path.iterdir()
     arrays = read_arrays(path)
     if damage == "missing field":
@@ -150,11 +151,11 @@ def test_a_stored_file_that_does_not_fit_is_ignored(damage, split, tmp_path):
     if damage == "no zip file":
         path.write_bytes(b"PK")
     attacked.clear()
-    again = run(split, stages, batch_size=9, partial_results=tmp_path)
+    again = run(split, stages, batch_size=9, partial_results=PartialResults(tmp_path, "it"))
     assert len(attacked) == 1
     assert np.array_equal(again[0][1].broken, whole[0][1].broken)
     attacked.clear()
-    run(split, stages, batch_size=9, partial_results=tmp_path)
+    run(split, stages, batch_size=9, partial_results=PartialResults(tmp_path, "it"))
     assert attacked == []
 
 

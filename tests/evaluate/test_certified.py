@@ -17,6 +17,7 @@ from bench.evaluate.certified import make_certifiers, measure_certifier
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
 from bench.evaluate.invariants import check_certificates, check_evaluation
+from bench.evaluate.partial_results import PartialResults
 from tests.certifying import Complete, Exact, Liar, Smooth, calls
 from tests.linear import exact_margin, interior_batch, linear_model
 
@@ -78,10 +79,10 @@ def test_clean_errors_are_not_given_to_the_certifier(linear):
 
 
 def test_a_finished_batch_is_not_certified_again(linear, tmp_path):
-    whole = measured(linear, Exact(), partial_results=tmp_path)
+    whole = measured(linear, Exact(), partial_results=PartialResults(tmp_path, "it"))
     sorted(tmp_path.iterdir())[1].unlink()
     calls.clear()
-    again = measured(linear, Exact(), partial_results=tmp_path)
+    again = measured(linear, Exact(), partial_results=PartialResults(tmp_path, "it"))
     assert len(calls) == 1
     assert all(np.array_equal(whole.columns[key], again.columns[key]) for key in whole.columns)
 

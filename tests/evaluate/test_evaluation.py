@@ -15,6 +15,7 @@ from bench.evaluate.attacked import measure_attack
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
 from bench.evaluate.invariants import check_evaluation
+from bench.evaluate.partial_results import PartialResults
 from bench.evaluate.witnesses import collect_witnesses
 from bench.testing.contracts import tiny_batch, tiny_model
 from tests.linear import exact_margin, interior_batch, linear_model
@@ -75,13 +76,13 @@ def measured(model, test, spec, threat=THREAT, clean=None, **options):
 def test_a_finished_batch_is_not_attacked_again_and_gives_the_same(linear, tmp_path):
     model, _, test = linear
     whole = measured(model, test, "pgd-10")
-    measured(model, test, "pgd-10", partial_results=tmp_path)
+    measured(model, test, "pgd-10", partial_results=PartialResults(tmp_path, "it"))
     parts = sorted(tmp_path.iterdir())
     assert len(parts) == 3
     parts[1].unlink()
     calls = []
     model.register_forward_hook(lambda *call: calls.append(call))
-    again = measured(model, test, "pgd-10", partial_results=tmp_path)
+    again = measured(model, test, "pgd-10", partial_results=PartialResults(tmp_path, "it"))
     assert 2 <= len(calls) <= 11  # one batch: ten steps at most, and the evaluator's own question
     for key, column in whole.columns.items():
         assert np.array_equal(column, again.columns[key])

@@ -14,6 +14,7 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate.context import EvalContext
 from bench.evaluate.evaluation import evaluate_split
+from bench.evaluate.partial_results import PartialResults
 from tests.linear import exact_margin, interior_batch, linear_model
 
 SHAPE, THREAT, EMPTY = (1, 5, 5), ThreatModel("Linf", 0.03), Description(1, [])
@@ -52,7 +53,7 @@ def evaluated(certifiers, folder=None):
     batch = interior_batch(model, SHAPE, 40)
     context = EvalContext(
         model=model, test=Split.of_tensors(batch.x, batch.y), threat=THREAT, batch_size=16, seed=0,
-        partial_results=folder,
+        partial_results=folder and PartialResults(folder, "it"),
     )  # fmt: skip
     robust = torch.nonzero(exact_margin(model, batch, THREAT) > 0).flatten().tolist()
     assert 0 < len(robust) < 40

@@ -8,13 +8,13 @@ from leaderboard.board_data import (
     Certificates,
     Cost,
     Curve,
-    Estimate,
     Measured,
     PassesCurve,
     Row,
     Seed,
     StageMeans,
 )
+from leaderboard.estimates import Estimate
 
 HOSTILE = (
     "<script>window.broken = 1</script>",

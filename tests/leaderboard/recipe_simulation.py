@@ -13,7 +13,7 @@ from scipy import special
 
 from bench.core import clopper_pearson
 from leaderboard.render import render
-from leaderboard.statistics import recipe_interval
+from leaderboard.significance import recipe_interval
 
 MEANS = (0.3, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99)
 SPREADS = (0.0, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1)

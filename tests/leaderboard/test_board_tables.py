@@ -7,8 +7,9 @@ import json
 import msgspec
 import pytest
 
-from leaderboard.board_data import INTERVALS, Board, Certificates, Estimate, Row
+from leaderboard.board_data import INTERVALS, Board, Certificates, Row
 from leaderboard.board_tables import rank_text, render_boards
+from leaderboard.estimates import Estimate
 from tests.leaderboard.boards import cost, run
 
 

@@ -13,7 +13,7 @@ from leaderboard.board_data import Cost
 from leaderboard.build_board import _decided, build_board
 from leaderboard.published_results import Contest, add_contest
 from leaderboard.publishing import add_runs
-from leaderboard.statistics import recipe_interval
+from leaderboard.significance import recipe_interval
 from leaderboard.verification_files import write_checked
 from tests.publish.published import ABOUT, bracket_of, checked_of, flags, publish, table_of, write_run
 

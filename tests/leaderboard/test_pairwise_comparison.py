@@ -13,7 +13,7 @@ from bench.core.errors import UserError
 from bench.core.example_table import Threat, accuracy
 from bench.core.records import CertifierResult
 from leaderboard.pairwise_comparison import compare, comparison_table, read_side
-from leaderboard.statistics import examples_needed, mcnemar, paired_difference, seeds_difference
+from leaderboard.significance import examples_needed, mcnemar, paired_difference, seeds_difference
 from tests.publish.published import flags, table_of, under_fog, write_run
 
 

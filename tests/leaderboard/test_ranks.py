@@ -8,7 +8,7 @@ import pytest
 from bench.core.errors import UserError
 from leaderboard.published_results import About, Entry, EvaluatedRun
 from leaderboard.ranks import ALPHA, rank
-from leaderboard.statistics import benjamini_hochberg, mcnemar, seeds_difference
+from leaderboard.significance import benjamini_hochberg, mcnemar, seeds_difference
 from leaderboard.verification_files import Reproduction
 from tests.publish.published import flags, record_of, table_of
 

@@ -14,7 +14,7 @@ from leaderboard.gate_baseline import CHANGES, Recipe, read_runs, update_baselin
 from leaderboard.gate_report import gate_annotations, gate_junit, gate_table
 from leaderboard.regression_gate import GateFinding, GateReport, check_against_baseline, corrected
 from leaderboard.render import verdict_text
-from leaderboard.statistics import mcnemar, prediction, prediction_p
+from leaderboard.significance import mcnemar, prediction, prediction_p
 from tests.forged_records import change_record
 from tests.publish.published import bracket_of, flags, table_of, under_fog, write_run
 

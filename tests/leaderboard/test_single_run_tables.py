@@ -10,10 +10,11 @@ import pytest
 from bench.core import clopper_pearson
 from bench.core.example_table import Accuracy, Robustness, Threat
 from bench.core.records import AttackResult, Bracket, BracketStage, CertifierResult, Record, Sanity, Size, Training
+from leaderboard.estimates import INTERVALS
 from leaderboard.render import interval, percent, threat_name
-from leaderboard.runs_table import INTERVALS, by_recipe, runs_table
+from leaderboard.runs_table import by_recipe, runs_table
+from leaderboard.significance import recipe_interval
 from leaderboard.single_run_tables import run_table
-from leaderboard.statistics import recipe_interval
 
 
 def make_record(seed=0, clean=0.912, pgd=0.5, worst=0.48, **changes):

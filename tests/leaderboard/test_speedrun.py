@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from bench.core.errors import UserError
-from leaderboard.board_data import Estimate
+from leaderboard.estimates import Estimate
 from leaderboard.speedrun import p_above, render_speedrun, speedrun
 from tests.leaderboard.boards import board, row
 

@@ -14,7 +14,7 @@ from leaderboard.published_results import read_entries, results_folder
 from leaderboard.ranks import ALPHA, rank, ranks_from_p_values
 from leaderboard.score_tables import ScoreTable, read_scores
 from leaderboard.score_tests import compare_pairs, grain, needed
-from leaderboard.statistics import benjamini_hochberg, mcnemar, seeds_difference
+from leaderboard.significance import benjamini_hochberg, mcnemar, seeds_difference
 from leaderboard.table_ranks import rank_table
 
 

@@ -9,7 +9,7 @@ from bench.runs.tasks import Outcome, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the user gives a sweep. jobs: tasks at a time; None: as many as the engine thinks right.
+    """What the user gives a sweep. jobs: tasks at a time; None: the engine's default.
 
     threads: of a task. device: as of Request. folder: for files of the engine itself, on a file system that all workers
     share.
@@ -41,7 +41,7 @@ class Engine(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """Give everything back, whether or not all tasks have ended."""
+        """Release workers and connections, whether or not all tasks have ended."""
 
     def script(self, resources: Resources) -> str:
         """What would be submitted to a scheduler for each task, for --dry-run; empty if there is none."""

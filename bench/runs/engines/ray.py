@@ -8,6 +8,7 @@ from typing import Any
 from bench.core import registry
 from bench.core.devices import choose_device
 from bench.core.errors import UserError
+from bench.core.extras import import_extra
 from bench.core.registry import one_line
 from bench.runs.engines.engine import Engine, Resources
 from bench.runs.engines.local import jobs_here
@@ -34,13 +35,7 @@ class RayEngine(Engine):
     _running: dict[Any, Task] = field(default_factory=dict, init=False)
 
     def start(self, resources: Resources) -> int:
-        try:
-            import ray
-        except ImportError as error:
-            raise UserError(
-                "engine 'ray' needs ray, which is not installed; pip install 'robust-bracket[ray]'"
-            ) from error
-        self._ray = ray
+        self._ray = ray = import_extra("ray", "ray", "engine 'ray'")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = f"{self.address}:{self.port}" if self.address not in ("", "auto") else self.address
         address = address or os.environ.get("RAY_ADDRESS", "")
@@ -59,7 +54,7 @@ class RayEngine(Engine):
             raise UserError(
                 f"engine 'ray' {where}cannot be started ({one_line(error)}); try again, or check its address"
             ) from error
-        # a lost task is given again by the sweep, which counts
+        # max_retries=0: the sweep resubmits lost tasks and limits the attempts
         gpus = self.gpus if self.gpus is not None else float(choose_device(resources.device).type == "cuda")
         self._remote = ray.remote(run_task).options(num_cpus=resources.threads, num_gpus=gpus, max_retries=0)
         return jobs

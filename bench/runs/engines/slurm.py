@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from bench.core import files, registry
 from bench.core.errors import UserError
+from bench.core.extras import import_extra
 from bench.core.registry import one_line
 from bench.runs.engines.engine import Engine, Resources
 from bench.runs.engines.local import jobs_here
@@ -16,7 +17,7 @@ from bench.runs.tasks import LOST, Outcome, Task, run_task
 
 AT_A_TIME = 200  # jobs in the queue, unless --jobs says otherwise
 REQUEUES = 1000  # of a job that reaches its limit of time
-PAUSE = 0.5  # seconds between two looks at the jobs
+PAUSE = 0.5  # seconds between polls
 
 
 @registry.engine("slurm")
@@ -128,10 +129,4 @@ class _Resumable:
 
 
 def _import() -> Any:
-    try:
-        import submitit
-    except ImportError as error:
-        raise UserError(
-            "engine 'slurm' needs submitit, which is not installed; pip install 'robust-bracket[slurm]'"
-        ) from error
-    return submitit
+    return import_extra("submitit", "slurm", "engine 'slurm'")

@@ -19,7 +19,7 @@ from bench.studies.figure_style import check_figure, new_figure
 from bench.studies.study import ModelStudy
 from bench.training.loop import Loop
 from leaderboard.render import render
-from leaderboard.statistics import seeds_difference
+from leaderboard.significance import seeds_difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ from bench.studies.study import ModelStudy
 from bench.studies.subnetworks.prune_rows import cells_of, training_of
 from bench.training.architecture import linear_layers
 from leaderboard.render import render
-from leaderboard.statistics import seeds_difference
+from leaderboard.significance import seeds_difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

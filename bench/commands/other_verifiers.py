@@ -1,4 +1,4 @@
-"""`bench export` and `bench import-verdicts`: export a run's examples to other verifiers, and import their verdicts."""
+"""`bench export` and `bench import-verdicts`: other verifiers get a run's examples, and give their verdicts."""
 
 from __future__ import annotations
 

@@ -20,6 +20,8 @@ from bench.core import clopper_pearson
 
 Numbers = npt.NDArray[np.float64]
 Seeds = npt.ArrayLike | float  # the accuracy of each seed, or of a network with fixed weights
+LEVEL = 0.95  # coverage of the intervals
+POWER = 0.8  # probability of detecting the difference, for examples_needed and seeds_needed
 MOST_SEEDS = 10**6  # the largest number that seeds_needed returns
 
 
@@ -33,8 +35,8 @@ class MeanDifference:
     p: float | None = None
 
 
-def recipe_interval(accuracies: npt.ArrayLike, n: int, level: float = 0.95) -> tuple[Numbers, Numbers]:
-    """An interval (low, high) for the expected accuracy of a recipe over its seeds and over examples.
+def recipe_interval(accuracies: npt.ArrayLike, n: int) -> tuple[Numbers, Numbers]:
+    """The 95 % interval (low, high) for the expected accuracy of a recipe over its seeds and over examples.
 
     accuracies: (...,k) of k >= 2 seeds on the same n examples. Two half-widths are combined in quadrature: t s /
     sqrt(k) for the seeds, and that of the Clopper-Pearson interval at the mean accuracy. The latter is not divided by
@@ -45,8 +47,8 @@ def recipe_interval(accuracies: npt.ArrayLike, n: int, level: float = 0.95) -> t
     """
     values = np.asarray(accuracies, dtype=float)
     mean, k = values.mean(axis=-1), values.shape[-1]
-    margin = special.stdtrit(k - 1, (1 + level) / 2) * values.std(axis=-1, ddof=1) / math.sqrt(k)
-    low, high = clopper_pearson.interval(mean * n, n, (1 - level) / 2)
+    margin = special.stdtrit(k - 1, (1 + LEVEL) / 2) * values.std(axis=-1, ddof=1) / math.sqrt(k)
+    low, high = clopper_pearson.interval(mean * n, n, (1 - LEVEL) / 2)
     ends = mean - np.hypot(mean - low, margin), mean + np.hypot(high - mean, margin)
     return np.maximum(0.0, ends[0]), np.minimum(1.0, ends[1])
 
@@ -58,35 +60,33 @@ def mcnemar(b: npt.ArrayLike, c: npt.ArrayLike) -> Numbers:
     return p
 
 
-def paired_difference(
-    b: npt.ArrayLike, c: npt.ArrayLike, n: npt.ArrayLike, level: float = 0.95
-) -> tuple[Numbers, Numbers, Numbers]:
-    """(b - c) / n of n paired examples, and the ends of an interval with a coverage of at least `level`.
+def paired_difference(b: npt.ArrayLike, c: npt.ArrayLike, n: npt.ArrayLike) -> tuple[Numbers, Numbers, Numbers]:
+    """(b - c) / n of n paired examples, and the ends of an interval with a coverage of at least LEVEL.
 
     The difference is d (2q - 1), where d is the fraction of discordant pairs and q the fraction of b among them. The
-    interval is the range of this product over the Clopper-Pearson intervals of q, with an error of 0.8 (1 - level), and
-    of d, with an error of 0.2 (1 - level). By the union bound its error is at most 1 - level.
+    interval is the range of this product over the Clopper-Pearson intervals of q, with an error of 0.8 (1 - LEVEL), and
+    of d, with an error of 0.2 (1 - LEVEL). By the union bound its error is at most 1 - LEVEL.
     """
     b, c, n = (np.asarray(value, dtype=float) for value in (b, c, n))
-    q = np.stack(clopper_pearson.interval(b, b + c, 0.4 * (1 - level)))
-    d = np.stack(clopper_pearson.interval(b + c, n, 0.1 * (1 - level)))
+    q = np.stack(clopper_pearson.interval(b, b + c, 0.4 * (1 - LEVEL)))
+    d = np.stack(clopper_pearson.interval(b + c, n, 0.1 * (1 - LEVEL)))
     ends = (2 * q - 1)[:, None] * d[None, :]
     return (b - c) / n, ends.min(axis=(0, 1)), ends.max(axis=(0, 1))
 
 
-def paired_means(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -> MeanDifference:
+def paired_means(a: npt.ArrayLike, b: npt.ArrayLike) -> MeanDifference:
     """The paired t-test of scores (n,) of two networks on the same n examples; for many examples, or normal scores."""
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     n, mean = len(differences), float(differences.mean())
     if n == 1:
         return MeanDifference(mean)
     error = float(differences.std(ddof=1)) / math.sqrt(n)
-    margin = error * float(special.stdtrit(n - 1, (1 + level) / 2))
+    margin = error * float(special.stdtrit(n - 1, (1 + LEVEL) / 2))
     p = float(_two_sided(mean / error, n - 1)) if error else float(mean == 0)
     return MeanDifference(mean, mean - margin, mean + margin, p)
 
 
-def seeds_difference(a: Seeds, b: Seeds, grain: float, level: float = 0.95) -> MeanDifference:
+def seeds_difference(a: Seeds, b: Seeds, grain: float, level: float = LEVEL) -> MeanDifference:
     """Welch's t-test (1947) of the accuracies of two recipes over their seeds; one-sample if a side is a float.
 
     The degrees of freedom are min(seeds) - 1, which is conservative (Mickey & Brown 1966). Welch's own approximation is
@@ -156,7 +156,7 @@ def prediction_p(baseline: npt.ArrayLike, new: npt.ArrayLike, grain: float) -> N
     return _two_sided(t, old.shape[-1] - 1)
 
 
-def examples_needed(b: int, c: int, n: int, power: float = 0.8, alpha: float = 0.05) -> int | None:
+def examples_needed(b: int, c: int, n: int, power: float = POWER, alpha: float = 0.05) -> int | None:
     """The number of paired examples for which McNemar's exact test has the given power.
 
     The observed b, c of n are assumed to be the true rates. None if b == c. Connor (1987), plus
@@ -170,8 +170,8 @@ def examples_needed(b: int, c: int, n: int, power: float = 0.8, alpha: float = 0
     return math.ceil((root / difference) ** 2 + 2 / difference)
 
 
-def seeds_needed(a: Seeds, b: Seeds, grain: float, power: float = 0.8, alpha: float = 0.05) -> int | None:
-    """The number of seeds of each side for which seeds_difference has the given power (noncentral t distribution).
+def seeds_needed(a: Seeds, b: Seeds, grain: float, alpha: float = 0.05) -> int | None:
+    """The number of seeds of each side for which seeds_difference has the power POWER (noncentral t distribution).
 
     The observed means and variances are assumed to be the true ones. None if the means are equal, a side has a single
     seed, or MOST_SEEDS are too few.
@@ -184,7 +184,7 @@ def seeds_needed(a: Seeds, b: Seeds, grain: float, power: float = 0.8, alpha: fl
         counts = [seeds if math.isfinite(count) else count for count in (count_a, count_b)]
         error, degrees = _error([variance_a, variance_b], counts, grain)
         threshold = special.stdtrit(degrees, 1 - alpha / 2)
-        return bool(special.nctdtr(degrees, abs(mean_a - mean_b) / error, threshold) <= 1 - power)
+        return bool(special.nctdtr(degrees, abs(mean_a - mean_b) / error, threshold) <= 1 - POWER)
 
     least = 2 + bisect_left(range(2, MOST_SEEDS), True, key=suffice)
     return least if least < MOST_SEEDS else None

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
-
-from bench.core.contracts import Certifier, frozen
+from bench.core.contracts import Certifier
 from bench.core.example_table import Table
 from bench.core.network_format import read_description
 from bench.core.record_files import NETWORK
 from bench.core.records import Record
 from bench.evaluate.context import EvalContext
+from bench.evaluate.proofs import describe_network
 from bench.verify.report import Finding
 
 DESCRIPTION = "description of the network"
@@ -21,13 +20,9 @@ def check_description(
 ) -> Finding:
     """Check that network.json is what the first certifier that can describe the model returns for it."""
     claimed = read_description(folder / NETWORK)
-    image = next(context.test.in_order(1)).x
-    for certifier in certifiers():
-        model = certifier.seen(context.model)
-        with frozen(model), torch.no_grad():
-            found = certifier.describe(model, image)
-        if found is not None:
-            same, count = found == claimed, len(found.layers)
-            evidence = f"{count} layers of the model {'are' if same else 'are not'} those of {NETWORK}"
-            return Finding(DESCRIPTION, "passed" if same else "failed", evidence)
-    return Finding(DESCRIPTION, "not checkable", "no certifier of the run describes the network")
+    found = describe_network(context, certifiers())
+    if found is None:
+        return Finding(DESCRIPTION, "not checkable", "no certifier of the run describes the network")
+    same, count = found == claimed, len(found.layers)
+    evidence = f"{count} layers of the model {'are' if same else 'are not'} those of {NETWORK}"
+    return Finding(DESCRIPTION, "passed" if same else "failed", evidence)

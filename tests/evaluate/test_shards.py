@@ -1,4 +1,4 @@
-"""An evaluation that several processes share gives what one process gives, bit for bit."""
+"""An evaluation that several processes divide gives what one process gives, bit for bit."""
 
 from dataclasses import dataclass, replace
 
@@ -15,8 +15,9 @@ from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
 from bench.evaluate import cascade
 from bench.evaluate.bracket import BracketPlan
-from bench.evaluate.context import EvalContext, Share
-from bench.evaluate.evaluation import evaluate_share, evaluate_split
+from bench.evaluate.context import EvalContext, Shard
+from bench.evaluate.evaluation import evaluate_shard, evaluate_split
+from bench.evaluate.partial_results import PartialResults
 
 SHAPE, THREAT = (1, 5, 5), ThreatModel("Linf", 0.04)
 PGD, NOISE = registry.attack.get("pgd"), registry.attack.get("random-noise")
@@ -44,7 +45,7 @@ def parts(tmp_path, monkeypatch):
     x = torch.rand(15, *SHAPE)
     context = EvalContext(
         model=model, test=Split.of_tensors(x, model(x).argmax(dim=1)), threat=THREAT, batch_size=3, seed=1,
-        partial_results=tmp_path, identity="it",
+        partial_results=PartialResults(tmp_path, "it"),
     )  # fmt: skip
     attacks = {"noise": PlannedAttack(NOISE(), THREAT), "staged": PlannedAttack(InStages(), THREAT)}
     bracket = BracketPlan([Stage("crown", CROWN()), Stage("pgd", PGD(steps=20))], {}, 1)
@@ -52,13 +53,13 @@ def parts(tmp_path, monkeypatch):
 
 
 def rounds(context, attacks, rest, of, order=1):
-    """Rounds of all shares, one after the other, until nothing is missing; how many there were."""
-    shares = [replace(context, share=Share(k, of)) for k in range(of)][::order]
+    """Rounds of all shards, one after the other, until nothing is missing; how many there were."""
+    shards = [replace(context, shard=Shard(k, of)) for k in range(of)][::order]
     for done in range(1, 100):
-        missing = [each for each in shares if not evaluate_share(each, attacks, **rest)]
+        missing = [each for each in shards if not evaluate_shard(each, attacks, **rest)]
         if not missing:
             return done
-    raise AssertionError("the shares never end")
+    raise AssertionError("the shards never end")
 
 
 def same(one, other):
@@ -66,12 +67,12 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_eight_shares_give_what_one_process_gives(parts, tmp_path, order, monkeypatch):
+def test_eight_shards_give_what_one_process_gives(parts, tmp_path, order, monkeypatch):
     context, attacks, rest = parts
     alone = evaluate_split(replace(context, partial_results=None), attacks, **rest)
     assert {"ibp", "crown"} < {*alone.table["decided_by"]}
     assert len(alone.witnesses["index"])
-    assert rounds(context, attacks, rest, 8, order) > 1  # later stages wait for earlier ones of all shares
+    assert rounds(context, attacks, rest, 8, order) > 1  # later stages wait for earlier ones of all shards
     assert len(list(tmp_path.iterdir())) > 10
     monkeypatch.setattr(cascade, "run_attack", None)  # all batches are stored
     monkeypatch.setattr(cascade, "run_certifier", None)
@@ -81,13 +82,13 @@ def test_eight_shares_give_what_one_process_gives(parts, tmp_path, order, monkey
     assert alone.proofs == together.proofs
 
 
-def test_each_batch_is_computed_by_one_share(parts, monkeypatch):
+def test_each_batch_is_computed_by_one_shard(parts, monkeypatch):
     context, attacks, rest = parts
     made = []
 
     def counted(run):
         def counting(own, method, batch, generator, **named):
-            made.append((own.share.number, repr(method), *batch.index.tolist(), generator.initial_seed()))
+            made.append((own.shard.number, repr(method), *batch.index.tolist(), generator.initial_seed()))
             return run(own, method, batch, generator, **named)
 
         return counting
@@ -102,15 +103,15 @@ def test_each_batch_is_computed_by_one_share(parts, monkeypatch):
 
 def test_the_bracket_waits_for_all_that_comes_before_it(parts, tmp_path):
     context, attacks, rest = parts
-    share = replace(context, share=Share(0, 2))
+    shard = replace(context, shard=Shard(0, 2))
     for _ in range(5):
-        assert not evaluate_share(share, attacks, **rest)
+        assert not evaluate_shard(shard, attacks, **rest)
     stored = len(list(tmp_path.iterdir()))
     assert 0 < stored < 10  # its own batches of the first stages only, however often it is called
-    assert not evaluate_share(share, attacks, **rest)
+    assert not evaluate_shard(shard, attacks, **rest)
     assert len(list(tmp_path.iterdir())) == stored
 
 
 def test_single_batches_of_many_stages_are_divided_too():
-    owners = {next(k for k in range(4) if Share(k, 4).has(f"attack-{n}/", 0)) for n in range(30)}
+    owners = {next(k for k in range(4) if Shard(k, 4).has(f"attack-{n}/", 0)) for n in range(30)}
     assert owners == {0, 1, 2, 3}

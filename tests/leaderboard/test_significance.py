@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from bench.core import clopper_pearson
-from leaderboard.statistics import (
+from leaderboard.significance import (
     MeanDifference,
     benjamini_hochberg,
     examples_needed,
