@@ -36,5 +36,5 @@ class BIM(Attack):
         x, y, first = batch.x, batch.y, in_units(self.alpha or OfEps(1 / self.steps), threat.eps)
         x_adv = x
         for steps, alpha in parts(self.steps, first, self.decay, self.decay_every):
-            x_adv, _ = ascend(model, x, y, threat=threat, steps=steps, alpha=alpha, start=x_adv, loss=self.loss)
+            x_adv = ascend(model, x, y, threat=threat, steps=steps, alpha=alpha, start=x_adv, loss=self.loss)
         return x_adv

@@ -33,8 +33,8 @@ def ascend(
     step: Step | None = None,
     visit: Callable[[Tensor, Tensor], None] | None = None,
     stop_when_misclassified: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """`steps` projected gradient steps on the loss from `start`: (x_adv (B,C,H,W), last_gradient (B,C,H,W)).
+) -> Tensor:
+    """Take `steps` projected gradient steps on the loss from `start`, and return the last point, (B,C,H,W).
 
     alpha: the step size, a number or (B,), or a function that computes it from the gradient.
     loss: per example; only its gradient with respect to the input is computed.
@@ -42,13 +42,12 @@ def ascend(
     step: "sign" (default under Linf), "l2" (the gradient divided by its norm; default otherwise) or "raw".
     visit(x_adv, logits): called with each point at which a gradient is taken, so not with the returned point.
     stop_when_misclassified: an example stops at its first misclassified point, or when its iterates start to cycle, and
-    costs no more passes. The gradient returned is then that of the examples that reached the last step.
+    costs no more passes.
     """
     project = threat.projector(x)
     step = step or ("sign" if threat.norm == "Linf" else "l2")
-    x_adv, gradient = start.detach(), torch.zeros_like(x)
-    previous: Tensor | None = None
-    rows, final = torch.arange(len(x), device=x.device), start.detach().clone() if stop_when_misclassified else start
+    x_adv, previous = start.detach(), None
+    rows, final = torch.arange(len(x), device=x.device), x_adv.clone() if stop_when_misclassified else x_adv
     with mode_of(model, training=mode == "train"):
         for _ in range(steps):
             x_adv.requires_grad_()
@@ -77,8 +76,8 @@ def ascend(
             previous, x_adv = x_adv, following
     if stop_when_misclassified:
         final[rows] = x_adv
-        x_adv = final
-    return x_adv, gradient
+        return final
+    return x_adv
 
 
 def is_misclassified(logits: Tensor, y: Tensor) -> Tensor:
@@ -204,7 +203,7 @@ class PGD(SequentialAttack):
     ) -> Tensor:
         x_adv = threat.random_start(batch.x, generator) if self.random_start else batch.x
         for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
-            x_adv, _ = ascend(  # stop_when_misclassified: a broken example costs one pass per call and no more
+            x_adv = ascend(  # stop_when_misclassified: a broken example costs one pass per call and no more
                 model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, loss=loss, start=x_adv,
                 step=None if self.step == "auto" else self.step, stop_when_misclassified=self.stop_when_misclassified,
             )  # fmt: skip

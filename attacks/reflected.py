@@ -29,7 +29,7 @@ class RFGSM(Attack):
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         x, y = batch.x, batch.y
-        return ascend(model, x, y, threat=threat, steps=1, alpha=threat.eps, start=x, loss=reflected)[0]
+        return ascend(model, x, y, threat=threat, steps=1, alpha=threat.eps, start=x, loss=reflected)
 
 
 @registry.attack("r-bim")
@@ -67,7 +67,7 @@ class RPGD(Attack):
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         x_adv = batch.x
         for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
-            x_adv, _ = ascend(  # stop_when_misclassified: a broken example costs one pass per call and no more
+            x_adv = ascend(  # stop_when_misclassified: a broken example costs one pass per call and no more
                 model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=x_adv, loss=reflected,
                 stop_when_misclassified=True, step=None if self.step == "auto" else self.step,
             )  # fmt: skip

@@ -91,7 +91,7 @@ class ATAS(Defense[Config]):
             batch.write(trainer.bank["v"], v)
             return self.alpha(v, trainer.eps)
 
-        x_adv, _ = ascend(  # line 7
+        x_adv = ascend(  # line 7
             trainer.model, batch.x, batch.target, threat=trainer.threat, steps=1,
             alpha=trainer.eps if warm else step_sizes, start=carried_start(trainer, batch),
         )  # fmt: skip
@@ -175,7 +175,7 @@ class ATASText(Defense[TextConfig]):
             steps: Tensor = gamma / ((v + config.c).sqrt() if config.root == "sum" else v.sqrt() + config.c)  # line 6
             return steps
 
-        x_adv, _ = ascend(  # line 7
+        x_adv = ascend(  # line 7
             trainer.model, batch.x, batch.target, threat=trainer.threat, steps=1, alpha=step_sizes,
             start=carried_start(trainer, batch),
         )  # fmt: skip

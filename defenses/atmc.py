@@ -83,7 +83,7 @@ class ATMC(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model = self.config, trainer.model
-        x_adv, _ = ascend(
+        x_adv = ascend(
             model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
             alpha=in_units(config.alpha, trainer.eps), start=trainer.threat.random_start(batch.x, trainer.generator),
         )  # fmt: skip

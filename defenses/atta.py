@@ -31,7 +31,7 @@ class StoredPerturbations(Defense[ConfigT]):
         start_bank(trainer, self.config.start_std, self.config.store_size)
 
     def attacked(self, batch: Batch, trainer: Trainer) -> Tensor:
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model, batch.x, batch.target, threat=trainer.threat, steps=self.config.steps,
             alpha=in_units(self.config.alpha, trainer.eps), start=carried_start(trainer, batch),
         )  # fmt: skip

@@ -58,11 +58,11 @@ class BackwardSmoothing(Defense[Config]):
         def nearness(logits: Tensor, y: Tensor) -> Tensor:
             return -(logits - wanted).square().sum(dim=1)
 
-        start, _ = ascend(
+        start = ascend(
             model, x, batch.y, threat=threat, steps=1, start=x, loss=nearness,
             alpha=in_units(config.alpha_start, trainer.eps),
         )  # fmt: skip
-        x_adv, _ = ascend(
+        x_adv = ascend(
             model, x, batch.y, threat=threat, steps=1, start=start, loss=kl_from(clean),
             alpha=in_units(config.alpha, trainer.eps),
         )  # fmt: skip

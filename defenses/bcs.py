@@ -69,7 +69,7 @@ class BCS(Defense[Config]):
         return model
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model, batch.x, batch.y, threat=trainer.threat, steps=self.config.steps,
             alpha=in_units(self.config.alpha, trainer.eps),
             start=trainer.threat.random_start(batch.x, trainer.generator),

@@ -108,7 +108,7 @@ class Subnet(Defense[ConfigT]):
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, x_adv = self.config, batch.x
         if config.adversary == "attack":
-            x_adv, _ = ascend(  # lines 4 to 9
+            x_adv = ascend(  # lines 4 to 9
                 trainer.model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
                 alpha=in_units(config.alpha, trainer.eps), start=self.start(batch, trainer), mode=config.attack_mode,
                 step=None if config.step == "auto" else config.step,

@@ -36,7 +36,7 @@ class Expressive(IntervalMethod[Config]):
 
     def loss(self, x: Tensor, y: Tensor, threat: ThreatModel, trainer: Trainer) -> Tensor:
         config, model = self.config, trainer.model
-        x_adv, _ = ascend(
+        x_adv = ascend(
             model, x, y, threat=threat, steps=config.steps, alpha=in_units(config.step_size, threat.eps),
             start=threat.random_start(x, trainer.generator),
         )  # fmt: skip

@@ -36,7 +36,7 @@ class FGSMAT(Defense[Config]):
     supported_settings = ("awp", "label_smoothing", "cutmix", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model, batch.x, batch.target, threat=trainer.threat, steps=1, start=batch.x,
             alpha=in_units(self.config.alpha, trainer.eps), mode=self.config.attack_mode,
         )  # fmt: skip
@@ -65,7 +65,7 @@ class FGSMRS(Defense[RandomStartConfig]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         threat = trainer.threat
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model, batch.x, batch.target, threat=threat, steps=1, mode=self.config.attack_mode,
             alpha=in_units(self.config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
         )  # fmt: skip

@@ -50,7 +50,7 @@ class FineTune(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, threat, y = self.config, trainer.model, trainer.threat, batch.y
-        x_adv, _ = ascend(
+        x_adv = ascend(
             model, batch.x, y, threat=threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
             start=threat.random_start(batch.x, trainer.generator),
         )  # fmt: skip

@@ -84,7 +84,7 @@ class DynamicSparseTraining(Defense[ConfigT]):
         trainer.bank["mask_updates"] = torch.zeros((), device=trainer.generator.device)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model, batch.x, batch.y, threat=trainer.threat, steps=self.config.steps,
             alpha=in_units(self.config.alpha, trainer.eps),
             start=trainer.threat.random_start(batch.x, trainer.generator),

@@ -54,7 +54,7 @@ class GAIRAT(Defense[Config]):
         def count(x_adv: Tensor, logits: Tensor) -> None:
             kappa.add_((~is_misclassified(logits, batch.y)).float())
 
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model, batch.x, batch.y, threat=threat, steps=config.steps, visit=count,
             alpha=in_units(config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
         )  # fmt: skip

@@ -104,14 +104,14 @@ class HYDRA(Defense[Config]):
         alpha = in_units(config.alpha, trainer.eps)
         if config.objective == "pgd":
             start = threat.random_start(x, trainer.generator)
-            return ascend(model, x, batch.y, threat=threat, steps=config.steps, alpha=alpha, start=start)[0]
+            return ascend(model, x, batch.y, threat=threat, steps=config.steps, alpha=alpha, start=start)
         noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
         with mode_of(model, training=False), torch.no_grad():
             clean = model(x)
         return ascend(
             model, x, batch.y, threat=threat, steps=config.steps, alpha=alpha,
             start=threat.project(x + config.start_std * noise, x), loss=kl_from(clean),
-        )[0]  # fmt: skip
+        )  # fmt: skip
 
     def is_pruning(self, trainer: Trainer) -> bool:
         return self.config.periods[0] <= trainer.progress < self.config.periods[1]

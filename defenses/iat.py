@@ -80,4 +80,4 @@ class IAT(Defense[Config]):
         return ascend(
             trainer.model, batch.x, batch.y, threat=threat, steps=self.config.steps,
             alpha=in_units(self.config.alpha, eps), start=threat.random_start(batch.x, trainer.generator),
-        )[0]  # fmt: skip
+        )  # fmt: skip

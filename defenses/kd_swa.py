@@ -60,7 +60,7 @@ class KDSWA(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, threat = self.config, trainer.model, trainer.threat
-        x_adv, _ = ascend(
+        x_adv = ascend(
             model, batch.x, batch.y, threat=threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
             start=threat.random_start(batch.x, trainer.generator),
         )  # fmt: skip

@@ -61,7 +61,7 @@ class KW(RampedDefense[Config]):
         hinges = worst + 1 - one_hot(y, worst.shape[1])  # 0 at the label
         loss = cross_entropy(worst, y) if config.loss == "cross-entropy" else hinges.amax(dim=1).mean()
         if config.attacked:
-            x_adv, _ = ascend(
+            x_adv = ascend(
                 model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
                 alpha=in_units(config.step_size, trainer.eps),
                 start=trainer.threat.random_start(batch.x, trainer.generator),

@@ -44,7 +44,7 @@ class MART(Defense[Config]):
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, x, y = self.config, trainer.model, batch.x, batch.y
         noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
-        x_adv, _ = ascend(
+        x_adv = ascend(
             model, x, y, threat=trainer.threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
             start=trainer.threat.project(x + config.start_std * noise, x),
         )  # fmt: skip

@@ -125,7 +125,7 @@ class MMRAT(MaximumMargin[AttackedConfig]):
         if not count:
             return batch.x
         x, y = batch.x[:count], batch.y[:count]
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model, x, y, threat=trainer.threat, steps=self.config.steps,
             alpha=in_units(self.config.step_size, trainer.eps), start=trainer.threat.random_start(x, trainer.generator),
         )  # fmt: skip

@@ -83,7 +83,7 @@ class SmoothAdv(Defense[AttackedConfig]):
         x_adv = x
         if rising > 0:
             threat = replace(trainer.threat, eps=rising * trainer.eps)
-            x_adv, _ = ascend(
+            x_adv = ascend(
                 UnderNoise(trainer.model, noise), x, y, threat=threat, steps=config.steps, start=x,
                 alpha=in_units(config.step_size, threat.eps), loss=negative_log_likelihood,
             )  # fmt: skip

@@ -57,7 +57,7 @@ class PAS(Defense[Config]):
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat, model = self.config, trainer.threat, trainer.model
         with model.without_snapshots() if isinstance(model, Snapshots) else nullcontext():
-            x_adv, _ = ascend(
+            x_adv = ascend(
                 model, batch.x, batch.target, threat=threat, steps=config.steps,
                 alpha=in_units(config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
             )  # fmt: skip

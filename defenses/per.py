@@ -98,7 +98,7 @@ class PER(Defense[ConfigT]):
         alpha = in_units(config.step_size, trainer.eps)
         noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
         start = threat.project(x + alpha * noise, x)
-        return ascend(trainer.model, x, y, threat=threat, steps=config.steps, alpha=alpha, start=start)[0]
+        return ascend(trainer.model, x, y, threat=threat, steps=config.steps, alpha=alpha, start=start)
 
     def eps(self, trainer: Trainer) -> float:
         """The eps of the envelopes, which doubles after each fifth of the training."""

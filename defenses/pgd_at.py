@@ -48,7 +48,7 @@ class PGDAT(Defense[Config]):
         for steps, alpha in parts(
             config.steps, in_units(config.alpha, trainer.eps), config.alpha_decay, config.alpha_decay_every
         ):
-            x_adv, _ = ascend(
+            x_adv = ascend(
                 trainer.model, batch.x, batch.target, threat=threat, steps=steps, alpha=alpha, start=x_adv,
                 step=None if config.step == "auto" else config.step, mode=config.attack_mode,
             )  # fmt: skip

@@ -56,7 +56,7 @@ class RPGD(Defense[Config]):
         for steps, alpha in parts(
             config.steps, in_units(config.alpha, trainer.eps), config.alpha_decay, config.alpha_decay_every
         ):
-            x_adv, _ = ascend(  # Algorithm 1, lines 1 to 4
+            x_adv = ascend(  # Algorithm 1, lines 1 to 4
                 trainer.model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, loss=reflected, start=x_adv,
                 step=None if config.step == "auto" else config.step, visit=best.update,
             )  # fmt: skip

@@ -42,7 +42,7 @@ class SABR(IntervalMethod[Config]):
     def loss(self, x: Tensor, y: Tensor, threat: ThreatModel, trainer: Trainer) -> Tensor:
         config, model, eps = self.config, trainer.model, threat.eps
         centers = replace(threat, eps=(1 - config.share) * eps)
-        center, _ = ascend(
+        center = ascend(
             model, x, y, threat=centers, steps=config.steps, alpha=in_units(config.step_size, centers.eps),
             start=centers.random_start(x, trainer.generator),
         )  # fmt: skip

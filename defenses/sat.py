@@ -59,7 +59,7 @@ class SAT(Defense[Config]):
         noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
         with mode_of(model, training=False), torch.no_grad():
             clean = model(x)
-        x_adv, _ = ascend(
+        x_adv = ascend(
             model, x, batch.y, threat=trainer.threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
             start=trainer.threat.project(x + config.start_std * noise, x), loss=kl_from(clean),
         )  # fmt: skip

@@ -164,7 +164,7 @@ def points(model: nn.Module, batch: Batch, threat: ThreatModel) -> Iterator[Tens
     for j in range(CLASSES):
         alpha = threat.eps_like(batch.x).flatten() / 2
         loss = TargetedLoss(torch.full_like(batch.y, j))
-        yield ascend(model, batch.x, batch.y, threat=threat, steps=4, alpha=alpha, start=batch.x, loss=loss)[0]
+        yield ascend(model, batch.x, batch.y, threat=threat, steps=4, alpha=alpha, start=batch.x, loss=loss)
 
 
 def dense_net() -> nn.Sequential:

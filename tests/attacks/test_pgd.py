@@ -93,9 +93,9 @@ def test_an_example_stops_when_its_iterates_cycle():
     model = Ridge()
     model.register_forward_hook(lambda *call: shown.append(len(call[2])))
     options = {"threat": ThreatModel("Linf", 0.4), "steps": 8, "alpha": 0.04, "start": batch.x}
-    found, _ = ascend(model, batch.x, batch.y, **options, stop_when_misclassified=True)
+    found = ascend(model, batch.x, batch.y, **options, stop_when_misclassified=True)
     assert shown == [2, 2, 2, 2, 1, 1, 1, 1]  # 0.5, 0.54, 0.58, 0.62, and it would be 0.58 again
-    there, _ = ascend(model, batch.x, batch.y, **options)
+    there = ascend(model, batch.x, batch.y, **options)
     assert found[1] == there[1]
     assert found[0].item() == pytest.approx(0.62, abs=1e-6)
 

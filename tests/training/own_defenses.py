@@ -67,7 +67,7 @@ class SnapshotEnsemble(Defense[TrainingConfig]):
         return model.live.parameters()
 
     def train_step(self, batch, trainer):
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model.live, batch.x, batch.y, threat=trainer.threat, steps=STEPS, alpha=0.1, start=batch.x
         )
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))

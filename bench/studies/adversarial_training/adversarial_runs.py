@@ -128,7 +128,7 @@ def attacked(
     if steps == 1:
         start, alpha = batch.x, threat.eps
     with frozen(model):
-        return ascend(model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=start)[0]
+        return ascend(model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=start)
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def pgd(net: Lazy, points: Points, delta: float, steps: int) -> Tensor:
     return ascend(
         net.model, points.x, points.y, threat=ThreatModel("L2", delta, None), steps=steps, alpha=2.5 * delta / steps,
         start=points.x,
-    )[0]  # fmt: skip
+    )  # fmt: skip
 
 
 def train_adversarially(

@@ -230,7 +230,7 @@ def pgd_points(model: nn.Module, batch: Batch, threat: ThreatModel, generator: t
     noise = torch.randn(batch.x.shape, generator=generator, device=batch.x.device)
     start = threat.project(batch.x + alpha * noise, batch.x)
     with frozen(model):
-        return ascend(model, batch.x, batch.y, threat=threat, steps=20, alpha=alpha, start=start)[0]
+        return ascend(model, batch.x, batch.y, threat=threat, steps=20, alpha=alpha, start=start)
 
 
 def _counts(pec: float, bisection: int) -> dict[Key, float]:
