@@ -16,7 +16,7 @@ from bench.core.passes import on_rows
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel, unit_l2
 
-Step = Literal["sign", "l2", "raw"]
+Step = Literal["auto", "sign", "l2", "raw"]
 
 
 def ascend(
@@ -39,13 +39,14 @@ def ascend(
     alpha: the step size, a number or (B,), or a function that computes it from the gradient.
     loss: per example; only its gradient with respect to the input is computed.
     mode: of the model during the attack, restored afterwards.
-    step: "sign" (default under Linf), "l2" (the gradient divided by its norm; default otherwise) or "raw".
+    step: "sign", "l2" (the gradient divided by its norm) or "raw"; "auto" or None: "sign" under Linf, else "l2".
     visit(x_adv, logits): called with each point at which a gradient is taken, so not with the returned point.
     stop_when_misclassified: an example stops at its first misclassified point, or when its iterates start to cycle, and
     costs no more passes.
     """
     project = threat.projector(x)
-    step = step or ("sign" if threat.norm == "Linf" else "l2")
+    if step is None or step == "auto":
+        step = "sign" if threat.norm == "Linf" else "l2"
     x_adv, previous = start.detach(), None
     rows, final = torch.arange(len(x), device=x.device), x_adv.clone() if stop_when_misclassified else x_adv
     with mode_of(model, training=mode == "train"):
@@ -100,7 +101,7 @@ def loss_and_gradient(
     return is_misclassified(logits.detach(), y), losses.detach().float(), gradient
 
 
-def direction(gradient: Tensor, step: Step) -> Tensor:
+def direction(gradient: Tensor, step: Literal["sign", "l2", "raw"]) -> Tensor:
     """The direction of a step: the gradient's sign, the gradient divided by its L2 norm, or the gradient itself."""
     if step == "raw":
         return gradient
@@ -189,7 +190,7 @@ class PGD(SequentialAttack):
 
     alpha: Length = OfEps(0.25)  # step size
     random_start: bool = True  # start at a uniform point of the ball, not at the image
-    step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
+    step: Step = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
     decay: float = 1.0  # factor of the step size
     decay_every: int = 10  # steps between two decays
     stop_when_misclassified: bool = True  # an example stops at its first misclassified point; false: it takes all steps
@@ -205,6 +206,6 @@ class PGD(SequentialAttack):
         for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
             x_adv = ascend(  # stop_when_misclassified: a broken example costs one pass per call and no more
                 model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, loss=loss, start=x_adv,
-                step=None if self.step == "auto" else self.step, stop_when_misclassified=self.stop_when_misclassified,
+                step=self.step, stop_when_misclassified=self.stop_when_misclassified,
             )  # fmt: skip
         return x_adv

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.pgd import Step, ascend
 from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
@@ -38,7 +38,7 @@ class Config(TrainingConfig):
     init: Literal["binary", "kaiming"] = "binary"  # weights +-1, or +-sqrt(2 / (l (1 - r))) for layers of l inputs
     score_start: Literal["range", "fan-in"] = "range"  # a is score_range, or sqrt(1 / l) for layers of l inputs
     adversary: Literal["attack", "none"] = "attack"  # none: training on clean images
-    step: Literal["auto", "sign", "l2", "raw"] = "auto"  # raw: the gradient itself, as the box of Algorithm 5.1 writes
+    step: Step = "auto"  # raw: the gradient itself, as the box of Algorithm 5.1 writes
     newer: ClassVar[tuple[str, ...]] = ("last_norm", "init", "score_start", "adversary", "step")
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class Subnet(Defense[ConfigT]):
             x_adv = ascend(  # lines 4 to 9
                 trainer.model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
                 alpha=in_units(config.alpha, trainer.eps), start=self.start(batch, trainer), mode=config.attack_mode,
-                step=None if config.step == "auto" else config.step,
+                step=config.step,
             )  # fmt: skip
             self.store(batch, trainer, x_adv)
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))  # lines 11 and 12

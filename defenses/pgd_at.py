@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.pgd import Step, ascend
 from attacks.step_sizes import check_decay, parts
 from bench.core import registry
 from bench.core.config import TrainingConfig
@@ -18,7 +18,7 @@ class Config(TrainingConfig):
     steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack: 2/255 at eps 8/255
     attack_mode: Literal["eval", "train"] = "eval"  # mode of batch norm during the attack
-    step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
+    step: Step = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
     random_start: bool = True  # start the attack at a uniform point of the ball, not at the image
     alpha_decay: float = 1.0  # factor of the step size
     alpha_decay_every: int = 10  # steps of the attack between two decays
@@ -50,7 +50,7 @@ class PGDAT(Defense[Config]):
         ):
             x_adv = ascend(
                 trainer.model, batch.x, batch.target, threat=threat, steps=steps, alpha=alpha, start=x_adv,
-                step=None if config.step == "auto" else config.step, mode=config.attack_mode,
+                step=config.step, mode=config.attack_mode,
             )  # fmt: skip
         smoothing = self.config.label_smoothing
         trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))

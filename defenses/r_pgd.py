@@ -1,13 +1,13 @@
 """Adversarial training by the reflected loss ("Robustness Guarantees for Adversarially Trained Neural Networks")."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from attacks.losses import reflected
-from attacks.pgd import WorstPoint, ascend
+from attacks.pgd import Step, WorstPoint, ascend
 from attacks.step_sizes import check_decay, parts
 from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig
@@ -22,7 +22,7 @@ class Config(TrainingConfig):
     schedule: Schedule = "triangular"
     steps: int = 16  # the smallest of the paper's 2, 4, 16 and 32 that reaches its best result
     alpha: Length = OfEps(1 / 8)  # step size of the attack: 1/255 at eps 8/255
-    step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
+    step: Step = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
     random_start: bool = False  # start the attack at a uniform point of the ball
     alpha_decay: float = 1.0  # factor of the step size
     alpha_decay_every: int = 10  # steps of the attack between two decays
@@ -58,7 +58,7 @@ class RPGD(Defense[Config]):
         ):
             x_adv = ascend(  # Algorithm 1, lines 1 to 4
                 trainer.model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, loss=reflected, start=x_adv,
-                step=None if config.step == "auto" else config.step, visit=best.update,
+                step=config.step, visit=best.update,
             )  # fmt: skip
         with mode_of(trainer.model, training=False), torch.no_grad():
             best.update(x_adv, trainer.model(x_adv))
