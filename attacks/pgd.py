@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.losses import Loss, cross_entropy, loss_of, margin
-from attacks.step_sizes import check_decay, parts
+from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
 from bench.core.contracts import Attack, Batch, mode_of
 from bench.core.passes import on_rows
@@ -203,7 +203,7 @@ class PGD(SequentialAttack):
         self, model: nn.Module, batch: Batch, threat: ThreatModel, loss: Loss, generator: torch.Generator
     ) -> Tensor:
         x_adv = threat.random_start(batch.x, generator) if self.random_start else batch.x
-        for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
+        for steps, alpha in decaying_steps(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
             x_adv = ascend(  # stop_when_misclassified: a broken example costs one pass per call and no more
                 model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, loss=loss, start=x_adv,
                 step=self.step, stop_when_misclassified=self.stop_when_misclassified,

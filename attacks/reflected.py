@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks.bim import BIM
 from attacks.losses import reflected
 from attacks.pgd import Step, ascend
-from attacks.step_sizes import check_decay, parts
+from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.specs import Length, in_units
@@ -65,7 +65,7 @@ class RPGD(Attack):
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         x_adv = batch.x
-        for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
+        for steps, alpha in decaying_steps(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
             x_adv = ascend(  # stop_when_misclassified: a broken example costs one pass per call and no more
                 model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=x_adv, loss=reflected,
                 stop_when_misclassified=True, step=self.step,

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from torch.nn.functional import cross_entropy
 
 from attacks.pgd import Step, ascend
-from attacks.step_sizes import check_decay, parts
+from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
@@ -45,7 +45,7 @@ class PGDAT(Defense[Config]):
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat = self.config, trainer.threat
         x_adv = threat.random_start(batch.x, trainer.generator) if config.random_start else batch.x
-        for steps, alpha in parts(
+        for steps, alpha in decaying_steps(
             config.steps, in_units(config.alpha, trainer.eps), config.alpha_decay, config.alpha_decay_every
         ):
             x_adv = ascend(

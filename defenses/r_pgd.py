@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from attacks.losses import reflected
 from attacks.pgd import Step, WorstPoint, ascend
-from attacks.step_sizes import check_decay, parts
+from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
@@ -53,7 +53,7 @@ class RPGD(Defense[Config]):
         config, threat = self.config, trainer.threat
         best = WorstPoint(batch.x, batch.y, reflected)
         x_adv = threat.random_start(batch.x, trainer.generator) if config.random_start else batch.x
-        for steps, alpha in parts(
+        for steps, alpha in decaying_steps(
             config.steps, in_units(config.alpha, trainer.eps), config.alpha_decay, config.alpha_decay_every
         ):
             x_adv = ascend(  # Algorithm 1, lines 1 to 4

@@ -4,7 +4,7 @@ from torch import nn
 
 from attacks.bim import BIM
 from attacks.pgd import PGD, WorstPoint, ascend, direction
-from attacks.step_sizes import parts
+from attacks.step_sizes import decaying_steps
 from bench.core import seeds
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import CheckError, UserError
@@ -131,8 +131,8 @@ def test_counts_are_at_least_one(option):
 
 
 def test_step_sizes_decay_in_stretches():
-    assert list(parts(25, 10.0, 0.2, 10)) == [(10, 10.0), (10, 2.0), (5, pytest.approx(0.4))]
-    assert list(parts(25, 10.0, 1.0, 10)) == [(25, 10.0)]
+    assert list(decaying_steps(25, 10.0, 0.2, 10)) == [(10, 10.0), (10, 2.0), (5, pytest.approx(0.4))]
+    assert list(decaying_steps(25, 10.0, 1.0, 10)) == [(25, 10.0)]
 
 
 @pytest.mark.parametrize("attack", [PGD, BIM])
