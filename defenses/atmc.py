@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
 from bench.training.architecture import linear_layers
 from bench.training.budgets import adaptive_budgets
+from bench.training.pgd_config import PGDConfig
 from bench.training.pruning import Allocation, PruningConfig, highest, weight_counts
 from bench.training.quantisation import clustered
 
@@ -21,7 +21,7 @@ FULL = 32  # bits of a weight that is not quantised
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PruningConfig):
+class Config(PruningConfig, PGDConfig):
     epochs: int = 200
     schedule: Schedule = "cosine"
     dense: float = 0.5  # fraction of the training in which the network is dense, as the authors' pre-training
@@ -30,8 +30,6 @@ class Config(PruningConfig):
     bits: int = FULL  # bits of a weight: 1 for two values in each layer, 32 for no quantisation
     rho: float = 0.1  # weight of the distance to the quantised weights
     interval: int = 5  # steps between two updates of the quantised weights
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,9 +81,9 @@ class ATMC(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model = self.config, trainer.model
-        x_adv = ascend(
-            model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
-            alpha=in_units(config.alpha, trainer.eps), start=trainer.threat.random_start(batch.x, trainer.generator),
+        x_adv = pgd_from_random_start(
+            model, batch.x, batch.y, threat=trainer.threat, steps=config.steps, alpha=config.alpha,
+            generator=trainer.generator,
         )  # fmt: skip
         if self.is_compressing(trainer) and not trainer.bank["admm_steps"]:
             self.keep_largest(model)

@@ -10,18 +10,19 @@ from torch.nn.functional import cross_entropy
 
 from attacks.pgd import Step, ascend
 from bench.core import registry
-from bench.core.config import Schedule, TrainingConfig
+from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.errors import UserError
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.architecture import linear_layers
 from bench.training.budgets import adaptive_budgets
 from bench.training.perturbation_bank import BankConfig, carried_start, carry, reset_bank, start_bank
+from bench.training.pgd_config import PGDConfig
 from bench.training.subnet import Start, fan_in, mask_layers, masks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PGDConfig):
     epochs: int = 400
     batch_size: int = 256
     schedule: Schedule = "cosine"
@@ -31,8 +32,6 @@ class Config(TrainingConfig):
     gamma: float = 0.1  # 1: each layer keeps the same share of its weights, 0: the same number
     score_range: float = 0.01  # scores start as U[-a, a]
     rank: Literal["score", "magnitude"] = "score"  # magnitude: the released code's order
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
     attack_mode: Literal["eval", "train"] = "eval"  # train: the released code's batch norm during the attack
     last_norm: bool = True  # a batch norm over the logits (LBN), as the last layer of the model
     init: Literal["binary", "kaiming"] = "binary"  # weights +-1, or +-sqrt(2 / (l (1 - r))) for layers of l inputs

@@ -5,25 +5,23 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from attacks.inner_attacks import pgd_from_random_start
 from attacks.losses import kl
-from attacks.pgd import ascend
 from bench.core import registry
-from bench.core.config import Schedule, TrainingConfig
+from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.training.pgd_config import PGDConfig
 from bench.training.weights_from_file import read_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PGDConfig):
     epochs: int = 1
     lr: float = 1e-3
     schedule: Schedule = "constant"
     checkpoint: str = ""  # file of weights of this architecture, from which the training starts
     reweight: bool = True  # RW: examples are weighted by the probability of their label
     beta: float = 6.0  # KL: lambda, the weight of the divergence of attacked from clean outputs; 0 for none
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,10 +47,10 @@ class FineTune(Defense[Config]):
         trainer.model.load_state_dict(read_weights(self.config.checkpoint, "checkpoint", trainer.model), strict=True)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        config, model, threat, y = self.config, trainer.model, trainer.threat, batch.y
-        x_adv = ascend(
-            model, batch.x, y, threat=threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
-            start=threat.random_start(batch.x, trainer.generator),
+        config, model, y = self.config, trainer.model, batch.y
+        x_adv = pgd_from_random_start(
+            model, batch.x, y, threat=trainer.threat, steps=config.steps, alpha=config.alpha,
+            generator=trainer.generator,
         )  # fmt: skip
 
         def loss() -> Tensor:

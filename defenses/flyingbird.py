@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
 from bench.training.architecture import latent, linear_layers
 from bench.training.budgets import quota_budgets
+from bench.training.pgd_config import PGDConfig
 from bench.training.pruning import (
     PruningConfig,
     WeightMask,
@@ -31,14 +31,12 @@ LEAST = 0.005  # share of the connections that the last updates replace
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PruningConfig):
+class Config(PruningConfig, PGDConfig):
     epochs: int = 200
     milestones: tuple[float, ...] = (0.5, 0.75)
     updates: int = 76  # intervals of equal length that the training has; an update of the connections between two
     replaced: float = 0.5  # share of each layer's connections that the first update replaces; it falls as a cosine
     growth: Literal["gradient", "random"] = "gradient"  # random: the default of the released code
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,10 +82,9 @@ class DynamicSparseTraining(Defense[ConfigT]):
         trainer.bank["mask_updates"] = torch.zeros((), device=trainer.generator.device)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        x_adv = ascend(
-            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=self.config.steps,
-            alpha=in_units(self.config.alpha, trainer.eps),
-            start=trainer.threat.random_start(batch.x, trainer.generator),
+        x_adv = pgd_from_random_start(
+            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=self.config.steps, alpha=self.config.alpha,
+            generator=trainer.generator,
         )  # fmt: skip
         layers, due = linear_layers(trainer.model), int(trainer.progress * self.config.updates)
         updates = due > int(trainer.bank["mask_updates"])

@@ -9,17 +9,16 @@ from torch.nn.functional import cross_entropy
 
 from attacks.pgd import ascend, is_misclassified
 from bench.core import registry
-from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.specs import in_units
+from bench.training.pgd_config import PGDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PGDConfig):
     epochs: int = 100
     milestones: tuple[float, ...] = (0.6, 0.9)
     steps: int = 10  # K: steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
     shift: float = -1.0  # lambda: smaller values give less weight to examples that the attack breaks late
     burn_in: float = 0.6  # fraction of the training without weights
 

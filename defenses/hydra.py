@@ -5,19 +5,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
-from attacks.losses import kl, kl_from
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start, trades_attack
+from attacks.losses import kl
 from bench.core import registry
 from bench.core.config import Schedule
-from bench.core.contracts import Batch, Defense, Trainer, mode_of
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.contracts import Batch, Defense, Trainer
 from bench.training.architecture import Layer, latent, linear_layers
 from bench.training.budgets import adaptive_budgets
+from bench.training.pgd_config import PGDConfig
 from bench.training.pruning import (
     Allocation,
     PruningConfig,
@@ -32,7 +31,7 @@ from bench.training.subnet import fan_in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PruningConfig):
+class Config(PruningConfig, PGDConfig):
     epochs: int = 220
     schedule: Schedule = "cosine"
     periods: tuple[float, ...] = (100 / 220, 120 / 220)  # where pre-training ends, and where pruning ends
@@ -40,8 +39,6 @@ class Config(PruningConfig):
     allocation: Allocation = "layer"  # global: the highest scores of all layers together
     objective: Literal["trades", "pgd"] = "trades"  # pgd: cross entropy at the points of PGD
     beta: float = 6.0  # for objective=trades: weight of the KL divergence
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
     start_std: float = 0.001  # for objective=trades: standard deviation of the noise from which the attack starts
 
     def __post_init__(self) -> None:
@@ -100,17 +97,15 @@ class HYDRA(Defense[Config]):
 
     def attacked(self, batch: Batch, trainer: Trainer) -> Tensor:
         """The result of PGD on the cross entropy, or on the KL divergence, (B,C,H,W)."""
-        config, model, x, threat = self.config, trainer.model, batch.x, trainer.threat
-        alpha = in_units(config.alpha, trainer.eps)
+        config, model, x = self.config, trainer.model, batch.x
         if config.objective == "pgd":
-            start = threat.random_start(x, trainer.generator)
-            return ascend(model, x, batch.y, threat=threat, steps=config.steps, alpha=alpha, start=start)
-        noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
-        with mode_of(model, training=False), torch.no_grad():
-            clean = model(x)
-        return ascend(
-            model, x, batch.y, threat=threat, steps=config.steps, alpha=alpha,
-            start=threat.project(x + config.start_std * noise, x), loss=kl_from(clean),
+            return pgd_from_random_start(
+                model, x, batch.y, threat=trainer.threat, steps=config.steps, alpha=config.alpha,
+                generator=trainer.generator,
+            )  # fmt: skip
+        return trades_attack(
+            model, x, batch.y, threat=trainer.threat, steps=config.steps, alpha=config.alpha, std=config.start_std,
+            generator=trainer.generator,
         )  # fmt: skip
 
     def is_pruning(self, trainer: Trainer) -> bool:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend, is_misclassified
+from attacks.inner_attacks import pgd_from_random_start
+from attacks.pgd import is_misclassified
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
@@ -76,8 +77,7 @@ class IAT(Defense[Config]):
 
     def attacked(self, eps: Tensor, batch: Batch, trainer: Trainer) -> Tensor:
         """PGD from a uniform start, with one eps for each example."""
-        threat = replace(trainer.threat, eps=eps)
-        return ascend(
-            trainer.model, batch.x, batch.y, threat=threat, steps=self.config.steps,
-            alpha=in_units(self.config.alpha, eps), start=threat.random_start(batch.x, trainer.generator),
+        return pgd_from_random_start(
+            trainer.model, batch.x, batch.y, threat=replace(trainer.threat, eps=eps), steps=self.config.steps,
+            alpha=self.config.alpha, generator=trainer.generator,
         )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch.nn.functional import cross_entropy, one_hot
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Trainer
@@ -61,10 +61,9 @@ class KW(RampedDefense[Config]):
         hinges = worst + 1 - one_hot(y, worst.shape[1])  # 0 at the label
         loss = cross_entropy(worst, y) if config.loss == "cross-entropy" else hinges.amax(dim=1).mean()
         if config.attacked:
-            x_adv = ascend(
-                model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
-                alpha=in_units(config.step_size, trainer.eps),
-                start=trainer.threat.random_start(batch.x, trainer.generator),
+            x_adv = pgd_from_random_start(
+                model, batch.x, batch.y, threat=trainer.threat, steps=config.steps, alpha=config.step_size,
+                generator=trainer.generator,
             )  # fmt: skip
             loss = loss + config.attacked * cross_entropy(model(x_adv), batch.y)
         trainer.update(loss)

@@ -2,23 +2,21 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from attacks.inner_attacks import gaussian_start
 from attacks.losses import best_other_class, kl
 from attacks.pgd import ascend
 from bench.core import registry
-from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.specs import in_units
+from bench.training.pgd_config import PGDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PGDConfig):
     beta: float = 5.0  # weight of the KL divergence
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
     start_std: float = 0.001  # standard deviation of the noise from which the attack starts
 
     def __post_init__(self) -> None:
@@ -43,10 +41,9 @@ class MART(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, x, y = self.config, trainer.model, batch.x, batch.y
-        noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
         x_adv = ascend(
             model, x, y, threat=trainer.threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
-            start=trainer.threat.project(x + config.start_std * noise, x),
+            start=gaussian_start(x, config.start_std, trainer.threat, trainer.generator),
         )  # fmt: skip
 
         def loss() -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.config import BoundsConfig
 from bench.core.contracts import Batch, Defense, Trainer
@@ -125,8 +125,8 @@ class MMRAT(MaximumMargin[AttackedConfig]):
         if not count:
             return batch.x
         x, y = batch.x[:count], batch.y[:count]
-        x_adv = ascend(
-            trainer.model, x, y, threat=trainer.threat, steps=self.config.steps,
-            alpha=in_units(self.config.step_size, trainer.eps), start=trainer.threat.random_start(x, trainer.generator),
+        x_adv = pgd_from_random_start(
+            trainer.model, x, y, threat=trainer.threat, steps=self.config.steps, alpha=self.config.step_size,
+            generator=trainer.generator,
         )  # fmt: skip
         return torch.cat([x_adv, batch.x[count:]])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from attacks.inner_attacks import gaussian_start
 from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.config import BoundsConfig, Schedule
@@ -96,8 +97,7 @@ class PER(Defense[ConfigT]):
         """Line 5: PGD from Gaussian noise whose standard deviation is one step."""
         config, threat = self.config, trainer.threat
         alpha = in_units(config.step_size, trainer.eps)
-        noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
-        start = threat.project(x + alpha * noise, x)
+        start = gaussian_start(x, alpha, threat, trainer.generator)
         return ascend(trainer.model, x, y, threat=threat, steps=config.steps, alpha=alpha, start=start)
 
     def eps(self, trainer: Trainer) -> float:
