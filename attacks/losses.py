@@ -21,6 +21,11 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return own - best_other_class(logits, y).values
 
 
+def label_probability(logits: Tensor, y: Tensor) -> Tensor:
+    """p_y, (B,), differentiable."""
+    return logits.softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+
+
 def reflected(logits: Tensor, y: Tensor) -> Tensor:
     """log p of the most likely incorrect class (reflected-loss paper, sections 2 and 4.3).
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from attacks.losses import label_probability
 from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
@@ -97,7 +98,7 @@ class ATTARW(StoredPerturbations[AdaptiveConfig]):
             losses = cross_entropy(logits, batch.y, reduction="none", label_smoothing=self.config.label_smoothing)
             if trainer.progress < self.config.warm_up:
                 return losses.mean()
-            weights = logits.detach().softmax(dim=1).gather(1, batch.y[:, None]).squeeze(1)
+            weights = label_probability(logits.detach(), batch.y)
             return (weights * losses).sum() / weights.sum()
 
         trainer.update(loss)

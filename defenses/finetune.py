@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from attacks.inner_attacks import pgd_from_random_start
-from attacks.losses import kl
+from attacks.losses import kl, label_probability
 from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
@@ -60,7 +60,7 @@ class FineTune(Defense[Config]):
                 losses = losses + config.beta * kl(model(batch.x), logits_adv)
             if not config.reweight:
                 return losses.mean()
-            weights = logits_adv.detach().softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+            weights = label_probability(logits_adv.detach(), y)
             return (weights * losses).sum() / weights.sum()
 
         trainer.update(loss)

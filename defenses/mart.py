@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from attacks.inner_attacks import gaussian_start
-from attacks.losses import best_other_class, kl
+from attacks.losses import best_other_class, kl, label_probability
 from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
@@ -48,7 +48,7 @@ class MART(Defense[Config]):
 
         def loss() -> Tensor:
             logits, logits_adv = model(x), model(x_adv)
-            p_y = logits.softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+            p_y = label_probability(logits, y)
             return (boosted_cross_entropy(logits_adv, y) + config.beta * kl(logits, logits_adv) * (1 - p_y)).mean()
 
         trainer.update(loss)
