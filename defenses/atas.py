@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from attacks.pgd import ascend
 from bench.core import registry
@@ -96,8 +95,7 @@ class ATAS(Defense[Config]):
             alpha=trainer.eps if warm else step_sizes, start=carried_start(trainer, batch),
         )  # fmt: skip
         carry(trainer, batch, x_adv)
-        smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))  # line 8
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))  # line 8
 
     def end_epoch(self, trainer: Trainer) -> None:
         if trainer.epoch + 1 in self.reset_epochs(trainer.epochs):
@@ -180,5 +178,4 @@ class ATASText(Defense[TextConfig]):
             start=carried_start(trainer, batch),
         )  # fmt: skip
         carry(trainer, batch, x_adv)
-        smoothing = config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))  # line 8
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))  # line 8

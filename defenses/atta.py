@@ -58,8 +58,8 @@ class ATTA(StoredPerturbations[Config]):
     supported_settings = ("awp", "label_smoothing", "cutmix")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        x_adv, smoothing = self.attacked(batch, trainer), self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
+        x_adv = self.attacked(batch, trainer)
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class ATTARW(StoredPerturbations[AdaptiveConfig]):
 
         def loss() -> Tensor:
             logits = trainer.model(x_adv)
-            losses = cross_entropy(logits, batch.y, reduction="none", label_smoothing=self.config.label_smoothing)
+            losses = self.cross_entropy(logits, batch.y, reduction="none")
             if trainer.progress < self.config.warm_up:
                 return losses.mean()
             weights = label_probability(logits.detach(), batch.y)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from attacks.losses import kl, kl_from
 from attacks.pgd import ascend
@@ -69,7 +68,7 @@ class BackwardSmoothing(Defense[Config]):
 
         def loss() -> Tensor:
             logits, logits_adv = model(x), model(x_adv)
-            clean_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            clean_loss = self.cross_entropy(logits, batch.y)
             return clean_loss + config.beta * kl(logits, logits_adv).mean()
 
         trainer.update(loss)

@@ -40,8 +40,7 @@ class FGSMAT(Defense[Config]):
             trainer.model, batch.x, batch.target, threat=trainer.threat, steps=1, start=batch.x,
             alpha=in_units(self.config.alpha, trainer.eps), mode=self.config.attack_mode,
         )  # fmt: skip
-        smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +68,7 @@ class FGSMRS(Defense[RandomStartConfig]):
             trainer.model, batch.x, batch.target, threat=threat, steps=1, mode=self.config.attack_mode,
             alpha=in_units(self.config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
         )  # fmt: skip
-        smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,5 +105,4 @@ class NFGSM(Defense[NoisyConfig]):
             (gradient,) = torch.autograd.grad(loss, noisy)
         length = in_units(config.alpha, trainer.eps)
         x_adv = threat.clamp(noisy.detach() + length * threat.steepest(gradient))
-        smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))

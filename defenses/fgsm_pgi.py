@@ -76,7 +76,7 @@ class FGSMPGI(Defense[Config]):
             batch.write(trainer.bank["momentum"], momentum)
             carry(trainer, batch, threat.project(start + alpha * momentum.sign(), batch.x))
         logits = model(x_adv)
-        step_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+        step_loss = self.cross_entropy(logits, batch.y)
         trainer.update(step_loss + config.penalty * (logits - logits_start).square().mean())
 
     def end_epoch(self, trainer: Trainer) -> None:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from attacks.inner_attacks import pgd_from_random_start
 from attacks.losses import kl, label_probability
@@ -55,7 +54,7 @@ class FineTune(Defense[Config]):
 
         def loss() -> Tensor:
             logits_adv = model(x_adv)
-            losses = cross_entropy(logits_adv, y, reduction="none", label_smoothing=config.label_smoothing)
+            losses = self.cross_entropy(logits_adv, y, reduction="none")
             if config.beta:
                 losses = losses + config.beta * kl(model(batch.x), logits_adv)
             if not config.reweight:

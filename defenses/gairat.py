@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from attacks.pgd import ascend, is_misclassified
 from bench.core import registry
@@ -61,9 +60,4 @@ class GAIRAT(Defense[Config]):
         if trainer.progress < config.burn_in:
             weights = torch.ones_like(kappa)
         weights = weights / weights.sum()
-
-        def loss() -> Tensor:
-            logits, smoothing = trainer.model(x_adv), config.label_smoothing
-            return (weights * cross_entropy(logits, batch.y, reduction="none", label_smoothing=smoothing)).sum()
-
-        trainer.update(loss)
+        trainer.update(lambda: (weights * self.cross_entropy(trainer.model(x_adv), batch.y, reduction="none")).sum())

@@ -48,7 +48,7 @@ class GradAlign(Defense[Config]):
         def loss() -> Tensor:
             turned = input_gradient(model, elsewhere, batch.y, differentiable=True)
             alignment = cosine_similarity(gradient.flatten(1), turned.flatten(1), dim=1).mean()
-            step_loss = cross_entropy(model(x_adv), batch.y, label_smoothing=config.label_smoothing)
+            step_loss = self.cross_entropy(model(x_adv), batch.y)
             return step_loss + config.penalty * (1 - alignment)
 
         trainer.update(loss)

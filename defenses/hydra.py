@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
 from attacks.inner_attacks import pgd_from_random_start, trades_attack
@@ -87,9 +86,9 @@ class HYDRA(Defense[Config]):
         def loss() -> Tensor:
             logits_adv = trainer.model(x_adv)
             if config.objective == "pgd":
-                return cross_entropy(logits_adv, batch.y, label_smoothing=config.label_smoothing)
+                return self.cross_entropy(logits_adv, batch.y)
             logits = trainer.model(batch.x)
-            clean_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            clean_loss = self.cross_entropy(logits, batch.y)
             return clean_loss + config.beta * kl(logits, logits_adv).mean()
 
         with trained(trainer.model, scores=self.is_pruning(trainer)):

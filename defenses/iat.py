@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from attacks.inner_attacks import pgd_from_random_start
 from attacks.pgd import is_misclassified
@@ -62,8 +61,8 @@ class IAT(Defense[Config]):
         if trainer.progress >= self.config.warm_up:
             eps = self.adapted(eps, batch, trainer)
             batch.write(trainer.bank["eps"], eps)
-        x_adv, smoothing = self.attacked(eps, batch, trainer), self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
+        x_adv = self.attacked(eps, batch, trainer)
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.y))
 
     def adapted(self, eps: Tensor, batch: Batch, trainer: Trainer) -> Tensor:
         """Algorithm 2: the next eps (B,) of each example."""

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from attacks.inner_attacks import pgd_from_random_start
 from attacks.losses import kl
@@ -68,7 +67,7 @@ class KDSWA(Defense[Config]):
         def loss() -> Tensor:
             logits = model(x_adv)
             distance = a * kl(robust / t, logits / t).mean() + b * kl(standard / t, logits / t).mean()
-            labels = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            labels = self.cross_entropy(logits, batch.y)
             return (1 - a - b) * labels + t**2 * distance
 
         trainer.update(loss)

@@ -39,8 +39,8 @@ class Gaussian(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         noise = torch.randn(batch.x.shape, generator=trainer.generator, device=batch.x.device)
-        noisy, smoothing = batch.x + self.config.sigma * noise, self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(noisy), batch.y, label_smoothing=smoothing))
+        noisy = batch.x + self.config.sigma * noise
+        trainer.update(lambda: self.cross_entropy(trainer.model(noisy), batch.y))
 
 
 @dataclass(frozen=True, kw_only=True)

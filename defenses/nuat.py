@@ -62,7 +62,7 @@ class NuAT(Defense[Config]):
 
         def loss() -> Tensor:
             logits, logits_adv = model(x), model(x_adv)
-            clean_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            clean_loss = self.cross_entropy(logits, batch.y)
             return clean_loss + penalty * nuclear_norm(logits_adv - logits)
 
         trainer.update(loss)

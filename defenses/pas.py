@@ -4,8 +4,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
@@ -61,11 +60,7 @@ class PAS(Defense[Config]):
                 model, batch.x, batch.target, threat=trainer.threat, steps=config.steps, alpha=config.alpha,
                 generator=trainer.generator,
             )  # fmt: skip
-
-        def loss() -> Tensor:
-            return cross_entropy(model(x_adv), batch.target, label_smoothing=config.label_smoothing)
-
-        trainer.update(loss)
+        trainer.update(lambda: self.cross_entropy(model(x_adv), batch.target))
 
     def end_epoch(self, trainer: Trainer) -> None:
         ends = trainer.ends_at(*self.config.periods) or trainer.epoch + 1 == trainer.epochs

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch.nn.functional import cross_entropy
-
 from attacks.pgd import Step, ascend
 from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
@@ -52,8 +50,7 @@ class PGDAT(Defense[Config]):
                 trainer.model, batch.x, batch.target, threat=threat, steps=steps, alpha=alpha, start=x_adv,
                 step=config.step, mode=config.attack_mode,
             )  # fmt: skip
-        smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))
 
 
 @dataclass(frozen=True, kw_only=True)

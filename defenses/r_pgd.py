@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from attacks.losses import reflected
 from attacks.pgd import Step, WorstPoint, ascend
@@ -63,5 +62,4 @@ class RPGD(Defense[Config]):
         with mode_of(trainer.model, training=False), torch.no_grad():
             best.update(x_adv, trainer.model(x_adv))
         # Algorithm 2, line 5: the cross entropy at the iterate of the highest reflected loss
-        smoothing = config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(best.point), batch.y, label_smoothing=smoothing))
+        trainer.update(lambda: self.cross_entropy(trainer.model(best.point), batch.y))

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from attacks.inner_attacks import trades_attack
 from attacks.losses import kl
@@ -51,7 +50,7 @@ class TRADES(Defense[Config]):
 
         def loss() -> Tensor:
             logits, logits_adv = model(x), model(x_adv)
-            clean_loss = cross_entropy(logits, batch.target, label_smoothing=config.label_smoothing)
+            clean_loss = self.cross_entropy(logits, batch.target)
             return clean_loss + config.beta * kl(logits, logits_adv).mean()
 
         trainer.update(loss)
