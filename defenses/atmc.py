@@ -12,20 +12,18 @@ from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.training.architecture import linear_layers
-from bench.training.budgets import adaptive_budgets
 from bench.training.pgd_config import PGDConfig
-from bench.training.pruning import Allocation, PruningConfig, highest, weight_counts
+from bench.training.pruning import Allocation, BudgetConfig, highest
 from bench.training.quantisation import clustered
 
 FULL = 32  # bits of a weight that is not quantised
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PruningConfig, PGDConfig):
+class Config(BudgetConfig, PGDConfig):
     epochs: int = 200
     schedule: Schedule = "cosine"
     dense: float = 0.5  # fraction of the training in which the network is dense, as the authors' pre-training
-    gamma: float = 1.0  # for allocation=layer: 1 keeps the same share of each layer, 0 the same number
     allocation: Allocation = "global"  # global: the largest weights of all layers together
     bits: int = FULL  # bits of a weight: 1 for two values in each layer, 32 for no quantisation
     rho: float = 0.1  # weight of the distance to the quantised weights
@@ -35,12 +33,10 @@ class Config(PruningConfig, PGDConfig):
         super().__post_init__()
         self.check(
             dense=(0 <= self.dense < 1, "in [0, 1)"),
-            gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
             bits=(1 <= self.bits <= 8 or self.bits == FULL, "from 1 to 8, or 32 for no quantisation"),
             rho=(self.rho >= 0, "not negative"),
             interval=(self.interval >= 1, "at least 1"),
             binary=(not self.binary, "false, because the method has its own quantisation: bits=1"),
-            select=(self.select == "last", "last, because earlier epochs are not pruned"),
         )
 
 
@@ -62,13 +58,8 @@ class ATMC(Defense[Config]):
     config_class = Config
 
     def build(self, model: nn.Module) -> nn.Module:
-        self.budget(model)  # UserError before the training
+        self.config.budget(model)  # UserError before the training
         return model
-
-    def budget(self, model: nn.Module) -> int | list[int]:
-        """The number of weights that are kept, per layer or in total."""
-        layers = adaptive_budgets(weight_counts(model), 1 - self.config.r, self.config.gamma)
-        return layers if self.config.allocation == "layer" else sum(layers)
 
     def times(self) -> dict[str, tuple[float, ...]]:
         return {"dense": (self.config.dense,)}
@@ -125,9 +116,8 @@ class ATMC(Defense[Config]):
     def keep_largest(self, model: nn.Module) -> None:
         """Set all weights but the largest to 0."""
         layers = linear_layers(model)
-        for layer, mask in zip(
-            layers, highest([layer.weight.abs() for layer in layers], self.budget(model)), strict=True
-        ):
+        masks = highest([layer.weight.abs() for layer in layers], self.config.budget(model))
+        for layer, mask in zip(layers, masks, strict=True):
             layer.weight.mul_(mask)
 
     @torch.no_grad()

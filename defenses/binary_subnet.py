@@ -14,11 +14,12 @@ from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.errors import UserError
 from bench.core.specs import Length, OfEps, in_units
-from bench.training.architecture import linear_layers
+from bench.training.architecture import fan_in, linear_layers
 from bench.training.budgets import adaptive_budgets
 from bench.training.perturbation_bank import BankConfig, carried_start, carry, reset_bank, start_bank
 from bench.training.pgd_config import PGDConfig
-from bench.training.subnet import Start, fan_in, mask_layers, masks
+from bench.training.pruning import weight_counts
+from bench.training.subnet import Start, mask_layers, masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +93,10 @@ class Subnet(Defense[ConfigT]):
     """Base class of the two methods: Algorithm 5.1. Comments give the line numbers of the pseudo-code."""
 
     def build(self, model: nn.Module) -> nn.Module:
-        config, layers = self.config, linear_layers(model)
-        if not isinstance(layers[-1], nn.Linear):
+        config = self.config
+        if not isinstance(linear_layers(model)[-1], nn.Linear):
             raise UserError("a robust subnetwork needs a model whose last layer is linear; use another --model")
-        budgets = adaptive_budgets([layer.weight.numel() for layer in layers], 1 - config.r, config.gamma)
+        budgets = adaptive_budgets(weight_counts(model), 1 - config.r, config.gamma)
         fix_weights(model, config.init, config.r)
         start: Start = config.score_range if config.score_start == "range" else "fan-in"
         mask_layers(model, budgets, start, config.rank)

@@ -13,29 +13,16 @@ from attacks.losses import kl
 from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.training.architecture import Layer, latent, linear_layers
-from bench.training.budgets import adaptive_budgets
+from bench.training.architecture import Layer, fan_in, latent, linear_layers
 from bench.training.pgd_config import PGDConfig
-from bench.training.pruning import (
-    Allocation,
-    PruningConfig,
-    ScoredMask,
-    highest,
-    register_masks,
-    set_masks,
-    weight_counts,
-    weight_mask,
-)
-from bench.training.subnet import fan_in
+from bench.training.pruning import BudgetConfig, ScoredMask, highest, register_masks, set_masks, weight_mask
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PruningConfig, PGDConfig):
+class Config(BudgetConfig, PGDConfig):
     epochs: int = 220
     schedule: Schedule = "cosine"
     periods: tuple[float, ...] = (100 / 220, 120 / 220)  # where pre-training ends, and where pruning ends
-    gamma: float = 1.0  # for allocation=layer: 1 keeps the same share of each layer, 0 the same number
-    allocation: Allocation = "layer"  # global: the highest scores of all layers together
     objective: Literal["trades", "pgd"] = "trades"  # pgd: cross entropy at the points of PGD
     beta: float = 6.0  # for objective=trades: weight of the KL divergence
     start_std: float = 0.001  # for objective=trades: standard deviation of the noise from which the attack starts
@@ -43,10 +30,8 @@ class Config(PruningConfig, PGDConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
             beta=(self.beta >= 0, "not negative"),
             periods=(len(self.periods) == 2, "two fractions: where pre-training ends, and where pruning ends"),
-            select=(self.select == "last", "last, because earlier epochs are not pruned"),
         )
 
 
@@ -68,14 +53,9 @@ class HYDRA(Defense[Config]):
     supported_settings = ("label_smoothing",)
 
     def build(self, model: nn.Module) -> nn.Module:
-        self.budget(model)  # UserError before the training
+        self.config.budget(model)  # UserError before the training
         register_masks(model, ScoredMask)
         return model
-
-    def budget(self, model: nn.Module) -> int | list[int]:
-        """The number of weights that are kept, per layer or in total."""
-        layers = adaptive_budgets(weight_counts(model), 1 - self.config.r, self.config.gamma)
-        return layers if self.config.allocation == "layer" else sum(layers)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config = self.config
@@ -123,7 +103,7 @@ class HYDRA(Defense[Config]):
     def choose(self, model: nn.Module) -> None:
         """Keep the weights with the largest absolute scores."""
         layers = linear_layers(model)
-        set_masks(layers, highest([scores_of(layer).detach().abs() for layer in layers], self.budget(model)))
+        set_masks(layers, highest([scores_of(layer).detach().abs() for layer in layers], self.config.budget(model)))
 
     def after_step(self, trainer: Trainer) -> None:
         if self.is_pruning(trainer):
