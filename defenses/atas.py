@@ -12,6 +12,7 @@ from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import fraction_of_training, not_negative, positive
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.perturbation_bank import carried_start, carry, start_bank
 
@@ -25,7 +26,7 @@ class AverageConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(beta=(0 <= self.beta < 1, "in [0, 1)"), store_size=(self.store_size >= 0, "not negative"))
+        self.check(beta=(0 <= self.beta < 1, "in [0, 1)"), store_size=not_negative(self.store_size))
 
 
 ConfigT = TypeVar("ConfigT", bound=AverageConfig)
@@ -75,10 +76,10 @@ class Config(AverageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            c=(self.c > 0, "positive"),
-            initial_step=(in_units(self.initial_step, 1.0) > 0, "positive"),
+            c=positive(self.c),
+            initial_step=positive(self.initial_step),
             smallest=(0 <= self.smallest <= self.largest, f"from 0 to largest = {self.largest}"),
-            warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"),
+            warm_up=fraction_of_training(self.warm_up),
             resets=(all(0 <= r <= 1 for r in self.resets), "fractions of the training, in [0, 1]"),
         )
 
@@ -150,7 +151,7 @@ class TextConfig(AverageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(gamma=(in_units(self.gamma, 1.0) > 0, "positive"), c=(self.c > 0, "positive"))
+        self.check(gamma=positive(self.gamma), c=positive(self.c))
 
 
 @registry.defense("atas-text")

@@ -11,6 +11,7 @@ from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
 from bench.training.architecture import linear_layers
 from bench.training.pgd_config import PGDConfig
 from bench.training.pruning import Allocation, BudgetConfig, highest
@@ -34,7 +35,7 @@ class Config(BudgetConfig, PGDConfig):
         self.check(
             dense=(0 <= self.dense < 1, "in [0, 1)"),
             bits=(1 <= self.bits <= 8 or self.bits == FULL, "from 1 to 8, or 32 for no quantisation"),
-            rho=(self.rho >= 0, "not negative"),
+            rho=not_negative(self.rho),
             interval=(self.interval >= 1, "at least 1"),
             binary=(not self.binary, "false, because the method has its own quantisation: bits=1"),
         )

@@ -11,6 +11,7 @@ from attacks.losses import label_probability
 from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import fraction_of_training
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.moving_targets import move_targets
 from bench.training.perturbation_bank import BankConfig, carried_start, carry, reset_bank, start_bank
@@ -70,7 +71,7 @@ class AdaptiveConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"))
+        self.check(warm_up=fraction_of_training(self.warm_up))
 
 
 @registry.defense("atta-rw")

@@ -10,6 +10,7 @@ from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.rules import not_negative, positive
 from bench.core.specs import Length, OfEps, in_units
 
 
@@ -25,9 +26,9 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            beta=(self.beta >= 0, "not negative"),
-            gamma=(self.gamma > 0, "positive"),
-            alpha_start=(in_units(self.alpha_start, 1.0) > 0, "positive"),
+            beta=not_negative(self.beta),
+            gamma=positive(self.gamma),
+            alpha_start=positive(self.alpha_start),
         )
 
 

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
 from bench.training.architecture import latent, linear_layers
 from bench.training.budgets import quota_budgets
 from bench.training.pgd_config import PGDConfig
@@ -35,7 +36,7 @@ class Config(PruningConfig, PGDConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(noise=(self.noise >= 0, "not negative"))
+        self.check(noise=not_negative(self.noise))
 
 
 @registry.defense("bcs")

@@ -13,6 +13,7 @@ from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.errors import UserError
+from bench.core.rules import positive
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.architecture import fan_in, linear_layers
 from bench.training.budgets import adaptive_budgets
@@ -46,7 +47,7 @@ class Config(PGDConfig):
         self.check(
             r=(0 < self.r < 1, "in (0, 1)"),
             gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
-            score_range=(self.score_range > 0, "positive"),
+            score_range=positive(self.score_range),
             binary=(not self.binary, "false, because the weights are fixed; init=binary makes them +1 and -1"),
         )
 

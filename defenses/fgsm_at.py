@@ -10,6 +10,7 @@ from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.rules import not_negative
 from bench.core.specs import Length, OfEps, in_units
 
 
@@ -77,7 +78,7 @@ class NoisyConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(noise=(self.noise >= 0, "not negative"))
+        self.check(noise=not_negative(self.noise))
 
 
 @registry.defense("n-fgsm")

@@ -10,6 +10,7 @@ from attacks.pgd import per_example
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import TINY
 from bench.training.perturbation_bank import carried_start, carry, start_bank
@@ -29,7 +30,7 @@ class Config(TrainingConfig):
         super().__post_init__()
         self.check(
             momentum_of_gradients=(0 <= self.momentum_of_gradients < 1, "in [0, 1)"),
-            penalty=(self.penalty >= 0, "not negative"),
+            penalty=not_negative(self.penalty),
             reset_every=(self.reset_every >= 2, "at least 2, so that starts are carried to another epoch"),
         )
 

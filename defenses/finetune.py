@@ -9,6 +9,7 @@ from attacks.losses import kl, label_probability
 from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
 from bench.training.pgd_config import PGDConfig
 from bench.training.weights_from_file import read_weights
 
@@ -24,7 +25,7 @@ class Config(PGDConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(beta=(self.beta >= 0, "not negative"))
+        self.check(beta=not_negative(self.beta))
 
 
 @registry.defense("finetune")

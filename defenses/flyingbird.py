@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
 from bench.training.architecture import latent, linear_layers
 from bench.training.budgets import quota_budgets
 from bench.training.pgd_config import PGDConfig
@@ -58,8 +59,8 @@ class AdaptiveConfig(Config):
             adapts=(0 <= self.adapts < 1, "in [0, 1)"),
             window=(self.window >= 1, "at least 1"),
             threshold=(0 < self.threshold <= 1, "in (0, 1]"),
-            removed=(self.removed >= 0, "not negative"),
-            added=(self.added >= 0, "not negative"),
+            removed=not_negative(self.removed),
+            added=not_negative(self.added),
         )
 
 

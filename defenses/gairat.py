@@ -9,6 +9,7 @@ from torch import Tensor
 from attacks.pgd import ascend, is_misclassified
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import fraction_of_training
 from bench.core.specs import in_units
 from bench.training.pgd_config import PGDConfig
 
@@ -23,7 +24,7 @@ class Config(PGDConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(burn_in=(0 <= self.burn_in <= 1, "a fraction of the training, in [0, 1]"))
+        self.check(burn_in=fraction_of_training(self.burn_in))
 
 
 @registry.defense("gairat")

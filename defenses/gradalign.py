@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
 from bench.core.specs import Length, OfEps, in_units
 
 
@@ -21,7 +22,7 @@ class Config(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(penalty=(self.penalty >= 0, "not negative"))
+        self.check(penalty=not_negative(self.penalty))
 
 
 @registry.defense("gradalign")

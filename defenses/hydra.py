@@ -13,6 +13,7 @@ from attacks.losses import kl
 from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
 from bench.training.architecture import Layer, fan_in, latent, linear_layers
 from bench.training.pgd_config import PGDConfig
 from bench.training.pruning import BudgetConfig, ScoredMask, highest, register_masks, set_masks, weight_mask
@@ -30,7 +31,7 @@ class Config(BudgetConfig, PGDConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            beta=(self.beta >= 0, "not negative"),
+            beta=not_negative(self.beta),
             periods=(len(self.periods) == 2, "two fractions: where pre-training ends, and where pruning ends"),
         )
 

@@ -11,6 +11,7 @@ from attacks.pgd import is_misclassified
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.rules import fraction_of_training, positive
 from bench.core.specs import Length, OfEps, in_units
 
 
@@ -27,9 +28,9 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            change=(in_units(self.change, 1.0) > 0, "positive"),
+            change=positive(self.change),
             rate=(0 < self.rate <= 1, "in (0, 1]"),
-            warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"),
+            warm_up=fraction_of_training(self.warm_up),
             eps_growth=(self.eps_growth == "none", "none, because each example has an eps of its own"),
         )
 

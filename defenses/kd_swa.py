@@ -8,6 +8,7 @@ from attacks.inner_attacks import pgd_from_random_start
 from attacks.losses import kl
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.rules import positive
 from bench.training.pgd_config import PGDConfig
 from bench.training.weights_from_file import logits_with, read_weights, store
 
@@ -30,7 +31,7 @@ class Config(PGDConfig):
         self.check(
             robust_share=(0 <= self.robust_share <= 1, "in [0, 1]"),
             standard_share=(0 <= self.standard_share <= 1 - self.robust_share, "from 0 to 1 - robust_share"),
-            temperature=(self.temperature > 0, "positive"),
+            temperature=positive(self.temperature),
         )
 
 

@@ -9,6 +9,7 @@ from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Trainer
+from bench.core.rules import not_negative, positive
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.ramps import RampConfig, RampedDefense
 from certifiers.worst_logits import linear_worst_logits
@@ -26,9 +27,9 @@ class Config(RampConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            eps_start=(in_units(self.eps_start, 1.0) > 0, "positive"),
-            attacked=(self.attacked >= 0, "not negative"),
-            step_size=(in_units(self.step_size, 1.0) > 0, "positive"),
+            eps_start=positive(self.eps_start),
+            attacked=not_negative(self.attacked),
+            step_size=positive(self.step_size),
         )
 
 

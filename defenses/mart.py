@@ -10,6 +10,7 @@ from attacks.losses import best_other_class, kl, label_probability
 from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
 from bench.core.specs import in_units
 from bench.training.pgd_config import PGDConfig
 
@@ -21,7 +22,7 @@ class Config(PGDConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(beta=(self.beta >= 0, "not negative"), start_std=(self.start_std >= 0, "not negative"))
+        self.check(beta=not_negative(self.beta), start_std=not_negative(self.start_std))
 
 
 @registry.defense("mart")

@@ -12,6 +12,7 @@ from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.config import BoundsConfig
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import fraction_of_training, not_negative, positive
 from bench.core.specs import Length, OfEps, in_units
 from certifiers.linear_regions import plane_distances
 
@@ -30,10 +31,10 @@ class Config(BoundsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            weight=(self.weight >= 0, "not negative"),
-            ramp=(0 <= self.ramp <= 1, "a fraction of the training, in [0, 1]"),
-            gamma_region=(in_units(self.gamma_region, 1.0) > 0, "positive"),
-            gamma_decision=(in_units(self.gamma_decision, 1.0) > 0, "positive"),
+            weight=not_negative(self.weight),
+            ramp=fraction_of_training(self.ramp),
+            gamma_region=positive(self.gamma_region),
+            gamma_decision=positive(self.gamma_decision),
             share_start=(0 < self.share_start <= 1, "a share, in (0, 1]"),
             share_end=(0 < self.share_end <= 1, "a share, in (0, 1]"),
         )
@@ -52,7 +53,7 @@ class AttackedConfig(Config):
         super().__post_init__()
         self.check(
             attacked=(0 <= self.attacked <= 1, "a share, in [0, 1]"),
-            step_size=(in_units(self.step_size, 1.0) > 0, "positive"),
+            step_size=positive(self.step_size),
         )
 
 

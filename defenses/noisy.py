@@ -12,6 +12,7 @@ from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import fraction_of_training, positive
 from bench.core.specs import Length, OfEps, in_units
 
 
@@ -21,7 +22,7 @@ class Config(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(sigma=(self.sigma > 0, "positive"))
+        self.check(sigma=positive(self.sigma))
 
 
 @registry.defense("gaussian")
@@ -53,8 +54,8 @@ class AttackedConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            ramp=(0 <= self.ramp <= 1, "a fraction of the training, in [0, 1]"),
-            step_size=(in_units(self.step_size, 1.0) > 0, "positive"),
+            ramp=fraction_of_training(self.ramp),
+            step_size=positive(self.step_size),
         )
 
 

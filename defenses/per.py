@@ -13,6 +13,7 @@ from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.config import BoundsConfig, Schedule
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.rules import fraction_of_training, not_negative, positive
 from bench.core.shares import in_shares
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import TINY, ThreatModel
@@ -41,13 +42,13 @@ class Config(BoundsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            beta=(self.beta >= 0, "not negative"),
+            beta=not_negative(self.beta),
             nearest=(self.nearest >= 1, "at least 1"),
             subsample=(self.subsample is None or self.subsample >= 1, "at least 1, or none for the whole batch"),
-            eps_start=(in_units(self.eps_start, 1.0) > 0, "positive"),
-            warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"),
-            step_size=(in_units(self.step_size, 1.0) > 0, "positive"),
-            clip_value=(self.clip_value > 0, "positive"),
+            eps_start=positive(self.eps_start),
+            warm_up=fraction_of_training(self.warm_up),
+            step_size=positive(self.step_size),
+            clip_value=positive(self.clip_value),
         )
 
 

@@ -9,6 +9,7 @@ from attacks.inner_attacks import trades_attack
 from attacks.losses import kl
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import fraction_of_training, not_negative
 from bench.training.moving_targets import move_targets
 from bench.training.pgd_config import PGDConfig
 
@@ -25,10 +26,10 @@ class Config(PGDConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            beta=(self.beta >= 0, "not negative"),
+            beta=not_negative(self.beta),
             momentum_of_targets=(0 <= self.momentum_of_targets < 1, "in [0, 1)"),
-            start=(0 <= self.start <= 1, "a fraction of the training, in [0, 1]"),
-            start_std=(self.start_std >= 0, "not negative"),
+            start=fraction_of_training(self.start),
+            start_std=not_negative(self.start_std),
         )
 
 

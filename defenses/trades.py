@@ -8,6 +8,7 @@ from attacks.inner_attacks import trades_attack
 from attacks.losses import kl
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
 from bench.core.specs import Length, OfEps
 from bench.training.pgd_config import PGDConfig
 
@@ -25,7 +26,7 @@ class Config(PGDConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(beta=(self.beta >= 0, "not negative"), start_std=(self.start_std >= 0, "not negative"))
+        self.check(beta=not_negative(self.beta), start_std=not_negative(self.start_std))
 
 
 @registry.defense("trades")

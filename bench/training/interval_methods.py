@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bench.core.contracts import Batch, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.rules import not_negative, positive
+from bench.core.specs import Length, OfEps
 from bench.core.threat import ThreatModel
 from bench.training.architecture import fan_in, linear_layers
 from bench.training.ramps import RampConfig, RampedDefense
@@ -33,7 +34,7 @@ class IntervalConfig(RampConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(l1=(self.l1 >= 0, "not negative"), step_size=(in_units(self.step_size, 1.0) > 0, "positive"))
+        self.check(l1=not_negative(self.l1), step_size=positive(self.step_size))
 
 
 IntervalT = TypeVar("IntervalT", bound=IntervalConfig)
