@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attacks.apgd_l1 import SparseState
 from attacks.apgd_state import ApgdState, run_apgd
-from attacks.losses import Loss, TargetedDLR, dlr, others_by_logit
+from attacks.losses import Loss, TargetedDLR, dlr, likeliest_targets
 from attacks.pgd import SequentialAttack, per_example
 from bench.core import registry
 from bench.core.contracts import Batch
@@ -151,6 +151,4 @@ class APGDT(APGD):
     targets: int = 9  # target classes, those of the highest logits
 
     def losses(self, model: nn.Module, batch: Batch) -> Sequence[Loss]:
-        with torch.no_grad():
-            order = others_by_logit(model(batch.x), batch.y)[:, : self.targets]
-        return [TargetedDLR(target) for target in order.T]
+        return [TargetedDLR(target) for target in likeliest_targets(model, batch.x, batch.y, self.targets)]

@@ -64,7 +64,7 @@ class ATTA(StoredPerturbations[Config]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveConfig(Config):
+class WarmUpConfig(Config):
     epochs: int = 38
     milestones: tuple[float, ...] = (30 / 38, 36 / 38)
     warm_up: float = 5 / 38  # fraction of the training that is plain ATTA
@@ -75,7 +75,7 @@ class AdaptiveConfig(Config):
 
 
 @registry.defense("atta-rw")
-class ATTARW(StoredPerturbations[AdaptiveConfig]):
+class ATTARW(StoredPerturbations[WarmUpConfig]):
     """ATTA-RW: ATTA with examples weighted by the probability of their label, so that hard ones count less.
 
     Thesis, Algorithm 4.1 with reweighting: w_i = p_y(x_i'), normalised over the batch, without a gradient. As in its
@@ -85,7 +85,7 @@ class ATTARW(StoredPerturbations[AdaptiveConfig]):
     0.0 +- 0.0, attacked 64.5 +- 1.5.
     """
 
-    config_class = AdaptiveConfig
+    config_class = WarmUpConfig
     supported_settings = ("awp", "label_smoothing")
 
     def times(self) -> Mapping[str, Sequence[float]]:
@@ -106,7 +106,7 @@ class ATTARW(StoredPerturbations[AdaptiveConfig]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetConfig(AdaptiveConfig):
+class TargetConfig(WarmUpConfig):
     rho: float = 0.9  # momentum of the moving average of predictions
     beta: float = 0.1  # weight of the label in the target; the rest is the moving average
 

@@ -45,7 +45,7 @@ class Config(PruningConfig, PGDConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveConfig(Config):
+class FlyingBirdPlusConfig(Config):
     validation: float = 0.02
     adapts: float = 0.5  # fraction of the training after which the density changes
     window: int = 4  # number of past epochs whose changes are counted
@@ -156,7 +156,7 @@ class FlyingBird(DynamicSparseTraining[Config]):
 
 
 @registry.defense("flyingbird-plus")
-class FlyingBirdPlus(DynamicSparseTraining[AdaptiveConfig]):
+class FlyingBirdPlus(DynamicSparseTraining[FlyingBirdPlusConfig]):
     """FlyingBird+: FlyingBird that prunes more while the robust gap widens, and grows more while validation gets worse.
 
     Chen et al. (2022). The gap is robust accuracy on the training batches minus that on the validation split. The
@@ -169,7 +169,7 @@ class FlyingBirdPlus(DynamicSparseTraining[AdaptiveConfig]):
     clean 99.1 +- 0.2, certified 0.0 +- 0.0, attacked 71.8 +- 1.4.
     """
 
-    config_class = AdaptiveConfig
+    config_class = FlyingBirdPlusConfig
 
     def times(self) -> Mapping[str, Sequence[float]]:
         return {"adapts": (self.config.adapts,)}

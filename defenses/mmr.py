@@ -41,7 +41,7 @@ class Config(BoundsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackedConfig(Config):
+class MMRATConfig(Config):
     weight: float = 0.5  # lambda, the final weight of the regulariser
     gamma_region: Length = OfEps(2.0)  # boundaries of the linear region this far away are not penalised
     gamma_decision: Length = OfEps(2.0)  # the same for decision boundaries
@@ -110,7 +110,7 @@ class MMR(MaximumMargin[Config]):
 
 
 @registry.defense("mmr-at")
-class MMRAT(MaximumMargin[AttackedConfig]):
+class MMRAT(MaximumMargin[MMRATConfig]):
     """MMR+at: MMR with PGD adversarial examples in half of each batch.
 
     Croce, Andriushchenko and Hein (2019), Section 5. lambda and the gammas are those of the authors' example for a CNN
@@ -119,7 +119,7 @@ class MMRAT(MaximumMargin[AttackedConfig]):
     Evidence: not yet reproduced.
     """
 
-    config_class = AttackedConfig
+    config_class = MMRATConfig
 
     def images(self, batch: Batch, trainer: Trainer) -> Tensor:
         count = round(self.config.attacked * len(batch))

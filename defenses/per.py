@@ -53,7 +53,7 @@ class Config(BoundsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackedConfig(Config):
+class PERATConfig(Config):
     reading: Literal["released", "paper"] = "released"  # follow the released code, or the paper
 
 
@@ -198,10 +198,10 @@ class IPER(LPER):
     intermediate: ClassVar[Intermediate] = "ibp"
 
 
-class Attacked(PER[AttackedConfig]):
+class PERAT(PER[PERATConfig]):
     """PER on attacked images. The text and the released code differ; `reading` selects one of them."""
 
-    config_class = AttackedConfig
+    config_class = PERATConfig
 
     def objective(self, batch: Batch, trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
         x, y = batch.x, batch.y
@@ -214,7 +214,7 @@ class Attacked(PER[AttackedConfig]):
 
 
 @registry.defense("l-per-at")
-class LPERAT(Attacked):
+class LPERAT(PERAT):
     """L-PER+at: L-PER with adversarial training.
 
     `reading=released`: half of the images are replaced by adversarial examples, and L-PER is applied to the result.
@@ -229,7 +229,7 @@ class LPERAT(Attacked):
 
 
 @registry.defense("i-per-at")
-class IPERAT(Attacked):
+class IPERAT(PERAT):
     """I-PER+at: I-PER with adversarial training, by the released code or the paper (option `reading`).
 
     Evidence: digits (small-cnn, Linf 0.2, 60 epochs, 3 seeds, 360 test images): clean 88.4 +- 0.7, certified

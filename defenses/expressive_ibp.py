@@ -13,6 +13,8 @@ from bench.core.threat import ThreatModel
 from bench.training.interval_methods import IntervalConfig, IntervalMethod
 from certifiers.worst_logits import interval_worst_logits
 
+SMALLEST = 1e-12  # lower limit of a loss, because the logarithm of 0 is not finite
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(IntervalConfig):
@@ -90,6 +92,3 @@ class ExpIBP(Expressive):
         losses = (cross_entropy(logits, y, reduction="none") for logits in (attacked, worst))
         low, high = (loss.clamp(min=SMALLEST).log() for loss in losses)
         return ((1 - self.config.share) * low + self.config.share * high).exp().mean()
-
-
-SMALLEST = 1e-12  # lower limit of a loss, because the logarithm of 0 is not finite

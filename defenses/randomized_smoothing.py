@@ -45,7 +45,7 @@ class Gaussian(Defense[Config]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackedConfig(Config):
+class SmoothAdvConfig(Config):
     samples: int = 2  # m, the draws of noise for each image
     steps: int = 10  # steps of the attack
     step_size: Length = OfEps(0.2)  # step size of the attack (`alpha` in other defenses): 2 eps / steps
@@ -60,7 +60,7 @@ class AttackedConfig(Config):
 
 
 @registry.defense("smooth-adv")
-class SmoothAdv(Defense[AttackedConfig]):
+class SmoothAdv(Defense[SmoothAdvConfig]):
     """SmoothAdv: adversarial training of the smoothed network, at points where its probability of the label is least.
 
     Salman et al. (2019), Algorithm 1 and Eq. 6: PGD maximises -log of the mean probability of the label over `samples`
@@ -70,7 +70,7 @@ class SmoothAdv(Defense[AttackedConfig]):
     Evidence: not yet reproduced.
     """
 
-    config_class = AttackedConfig
+    config_class = SmoothAdvConfig
     norms = ("L2",)
 
     def times(self) -> Mapping[str, Sequence[float]]:
