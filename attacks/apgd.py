@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from attacks.apgd_l1 import SparseState
 from attacks.apgd_state import ApgdState, run_apgd
+from attacks.ascent import per_example
 from attacks.losses import Loss, TargetedDLR, dlr, likeliest_targets
-from attacks.pgd import SequentialAttack, per_example
+from attacks.sequential_attack import SequentialAttack
 from bench.core import registry
 from bench.core.contracts import Batch
 from bench.core.errors import UserError

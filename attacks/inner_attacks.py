@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import ascend
 from attacks.losses import kl_from
-from attacks.pgd import ascend
 from bench.core.contracts import mode_of
 from bench.core.specs import Length, in_units
 from bench.core.threat import ThreatModel

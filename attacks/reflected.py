@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import Step, ascend
 from attacks.bim import BIM
 from attacks.losses import reflected
-from attacks.pgd import Step, ascend
 from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
 from bench.core.contracts import Attack, Batch

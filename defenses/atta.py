@@ -7,8 +7,8 @@ from typing import TypeVar
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from attacks.ascent import ascend
 from attacks.losses import label_probability
-from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.rules import fraction_of_training

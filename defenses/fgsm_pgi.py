@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import per_example
+from attacks.ascent import per_example
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.pgd import ascend, is_misclassified
+from attacks.ascent import ascend, is_misclassified
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.rules import fraction_of_training

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attacks.ascent import is_misclassified
 from attacks.inner_attacks import pgd_from_random_start
-from attacks.pgd import is_misclassified
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of

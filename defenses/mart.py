@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from attacks.ascent import ascend
 from attacks.inner_attacks import gaussian_start
 from attacks.losses import best_other_class, kl, label_probability
-from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.rules import not_negative

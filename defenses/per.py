@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from attacks.ascent import ascend
 from attacks.inner_attacks import gaussian_start
-from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.config import BoundsConfig, Schedule
 from bench.core.contracts import Batch, Defense, Trainer, mode_of

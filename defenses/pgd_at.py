@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from attacks.pgd import Step, ascend
+from attacks.ascent import Step, ascend
 from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
 from bench.core.config import TrainingConfig

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
+from attacks.ascent import Step, WorstPoint, ascend
 from attacks.losses import reflected
-from attacks.pgd import Step, WorstPoint, ascend
 from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig

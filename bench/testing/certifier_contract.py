@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import ascend
 from attacks.losses import TargetedLoss
-from attacks.pgd import ascend
 from bench.core import registry, seeds
 from bench.core.contracts import Batch, Certificate, Certifier
 from bench.core.errors import UserError

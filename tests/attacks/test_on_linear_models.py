@@ -1,10 +1,11 @@
 import pytest
 import torch
 
+from attacks.ascent import ascend
 from attacks.autoattack import AutoAttack
 from attacks.fgsm import FGSM
 from attacks.losses import margin
-from attacks.pgd import PGD, ascend
+from attacks.pgd import PGD
 from bench.core import seeds
 from bench.core.passes import AttackPasses, count_passes
 from bench.core.threat import ThreatModel

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.ascent import WorstPoint, ascend, direction
 from attacks.bim import BIM
-from attacks.pgd import PGD, WorstPoint, ascend, direction
+from attacks.pgd import PGD
 from attacks.step_sizes import decaying_steps
 from bench.core import seeds
 from bench.core.contracts import Attack, Batch

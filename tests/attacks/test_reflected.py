@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
 from attacks.reflected import RBIM, RFGSM, RPGD
 from bench.core import seeds
 from bench.core.contracts import Batch

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
 from bench.core import registry, seeds
 from bench.core.config import make_config
 from bench.core.contracts import Batch, frozen, mode_of

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
+from attacks.ascent import ascend
 from attacks.losses import cross_entropy, margin
-from attacks.pgd import ascend
 from bench.core import seeds
 from bench.core.threat import TINY, ThreatModel
 from bench.datasets.synthetic import sphere_points

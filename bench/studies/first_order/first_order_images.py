@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import ascend
 from attacks.losses import cross_entropy
-from attacks.pgd import ascend
 from bench.core import seeds
 from bench.core.errors import CheckError
 from bench.core.threat import ThreatModel

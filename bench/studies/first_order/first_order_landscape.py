@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
 from bench.core.threat import ThreatModel
 from bench.studies.claims import network, output
 

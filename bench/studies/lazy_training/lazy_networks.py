@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from attacks.ascent import ascend, is_misclassified
 from attacks.losses import cross_entropy
-from attacks.pgd import ascend, is_misclassified
 from attacks.single_step import SingleStep
 from bench.core import seeds
 from bench.core.contracts import Batch

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from attacks.ascent import ascend
 from attacks.losses import margin, reflected
-from attacks.pgd import ascend
 from bench.core import registry, seeds
 from bench.core.progress import Progress
 from bench.core.threat import ThreatModel

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import ascend
 from attacks.inner_attacks import gaussian_start
-from attacks.pgd import ascend
 from bench.core import registry, seeds
 from bench.core.contracts import Batch, Certifier, frozen
 from bench.core.errors import UserError
