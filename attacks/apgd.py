@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from attacks.apgd_l1 import SparseState
 from attacks.apgd_state import ApgdState, run_apgd
-from attacks.losses import Loss, TargetedDLR, dlr, others_by_logit
-from attacks.pgd import SequentialAttack, per_example
+from attacks.ascent import per_example
+from attacks.losses import Loss, TargetedDLR, dlr, likeliest_targets
+from attacks.sequential_attack import SequentialAttack
 from bench.core import registry
 from bench.core.contracts import Batch
 from bench.core.errors import UserError
@@ -151,6 +152,4 @@ class APGDT(APGD):
     targets: int = 9  # target classes, those of the highest logits
 
     def losses(self, model: nn.Module, batch: Batch) -> Sequence[Loss]:
-        with torch.no_grad():
-            order = others_by_logit(model(batch.x), batch.y)[:, : self.targets]
-        return [TargetedDLR(target) for target in order.T]
+        return [TargetedDLR(target) for target in likeliest_targets(model, batch.x, batch.y, self.targets)]

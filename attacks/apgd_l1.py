@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attacks.apgd_state import ApgdState
-from attacks.pgd import per_example, without_blocked_pixels
+from attacks.ascent import per_example, without_blocked_pixels
 
 INITIAL_SPARSITY = 0.2  # the share of the pixels that the first steps change
 SPARSITY_FACTOR = 1.5  # a step changes this factor fewer pixels than the best perturbation so far

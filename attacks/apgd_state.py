@@ -9,8 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import is_misclassified, per_example
 from attacks.losses import Loss, loss_of
-from attacks.pgd import loss_and_gradient, per_example
+from bench.core.passes import on_rows
 from bench.core.threat import ThreatModel
 
 
@@ -96,3 +97,18 @@ def run_apgd(
         state.adapt(step, losses)
     x_adv[state.rows], final_loss[state.rows] = state.best_point, state.best_loss
     return x_adv, final_loss
+
+
+def loss_and_gradient(
+    model: nn.Module, point: Tensor, y: Tensor, loss: Loss, rows: Tensor, differentiate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At points (b,C,H,W) for the `rows` (b,) of the batch: which are misclassified, the losses, and their gradients.
+
+    The gradients are zero without `differentiate`, which saves the backward pass.
+    """
+    point = point.detach().requires_grad_(differentiate)
+    with on_rows(rows), torch.set_grad_enabled(differentiate):
+        logits = model(point)
+        losses = loss(logits, y)
+        gradient = torch.autograd.grad(losses.sum(), point)[0] if differentiate else torch.zeros_like(point)
+    return is_misclassified(logits.detach(), y), losses.detach().float(), gradient

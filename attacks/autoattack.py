@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.libraries import eps_in_unit_box
-from attacks.pgd import rows_of
+from attacks.sequential_attack import rows_of
 from attacks.square import Square
 from bench.core import registry
 from bench.core.contracts import Attack, Batch

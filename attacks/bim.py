@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import ascend
 from attacks.losses import cross_entropy
-from attacks.pgd import ascend
-from attacks.step_sizes import check_decay, parts
+from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.specs import Length, OfEps, in_units
@@ -35,6 +35,6 @@ class BIM(Attack):
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         x, y, first = batch.x, batch.y, in_units(self.alpha or OfEps(1 / self.steps), threat.eps)
         x_adv = x
-        for steps, alpha in parts(self.steps, first, self.decay, self.decay_every):
-            x_adv, _ = ascend(model, x, y, threat=threat, steps=steps, alpha=alpha, start=x_adv, loss=self.loss)
+        for steps, alpha in decaying_steps(self.steps, first, self.decay, self.decay_every):
+            x_adv = ascend(model, x, y, threat=threat, steps=steps, alpha=alpha, start=x_adv, loss=self.loss)
         return x_adv

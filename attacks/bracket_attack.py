@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attacks.apgd import APGDCE
 from attacks.losses import margin
 from attacks.malt import MALT
-from attacks.pgd import rows_of
+from attacks.sequential_attack import rows_of
 from attacks.square import Square
 from bench.core import registry
 from bench.core.contracts import Attack, Batch

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import per_example
 from attacks.losses import best_other_class, gap, others_by_logit
 from attacks.minimum_norm import ROUNDING, NearestAdversarial, clearly_misclassified, nearest_boundary
-from attacks.pgd import per_example
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError
@@ -18,7 +18,7 @@ SEARCH_STEPS = 3  # of the final search, as published
 AIM = 3 * ROUNDING  # of the largest logit: a step aims this far beyond a boundary, to end on a misclassified point
 L1_COORDINATES = 64  # number of coordinates that the L1 projection sorts at first; it seldom needs more
 NO_BOX = (-1e30, 1e30)  # finite, to avoid 0 * inf
-TINY = 1e-12
+FLOOR = 1e-12  # of denominators that may be 0
 
 
 @registry.attack("fab")
@@ -86,7 +86,7 @@ class FAB(Attack):
             value_at_x = value + torch.linalg.vecdot(w.flatten(1), (x - x_adv).flatten(1))
             delta, delta_at_x = onto_plane(x_adv, w, value, norm, box), onto_plane(x, w, value_at_x, norm, box)
             length, length_at_x = norm_of(delta, norm), norm_of(delta_at_x, norm)
-            alpha = (length / (length + length_at_x).clamp(min=TINY)).clamp(max=self.alpha_max)  # Eq. 9
+            alpha = (length / (length + length_at_x).clamp(min=FLOOR)).clamp(max=self.alpha_max)  # Eq. 9
             x_adv = torch.lerp(x_adv + self.eta * delta, x + self.eta * delta_at_x, per_example(alpha, x))
             x_adv = threat.clamp(x_adv)
             with on_rows(rows), torch.no_grad():
@@ -108,7 +108,7 @@ class FAB(Attack):
             other, aim = best_other_class(logits, y).indices, AIM * logits.abs().amax(dim=1)
             gap_correct, gap_adversarial = gap(nearest.logits[rows], y, other), gap(logits, y, other)
             for _ in range(SEARCH_STEPS):
-                share = ((-aim - gap_adversarial) / (gap_correct - gap_adversarial).clamp(min=TINY)).clamp(0, 1)
+                share = ((-aim - gap_adversarial) / (gap_correct - gap_adversarial).clamp(min=FLOOR)).clamp(0, 1)
                 point = torch.lerp(adversarial, correct, per_example(share, correct))
                 logits = nearest.model(point)
                 broken = clearly_misclassified(logits, y)
@@ -124,7 +124,7 @@ def onto_plane(x: Tensor, w: Tensor, value: Tensor, norm: Norm, box: tuple[float
     x, w, delta (B,...), value (B,). If the plane does not meet the box, delta leads to the corner nearest to it.
     """
     flat, w = x.flatten(1), w.flatten(1)
-    scale = w.abs().amax(dim=1).clamp(min=TINY)
+    scale = w.abs().amax(dim=1).clamp(min=FLOOR)
     w = w * (-value.sign() / scale)[:, None]  # so that <w, delta> has to be positive, and nothing underflows
     increase = (value.abs() / scale)[:, None]
     low, high = box
@@ -133,7 +133,7 @@ def onto_plane(x: Tensor, w: Tensor, value: Tensor, norm: Norm, box: tuple[float
         return _largest_first(w, room, increase).view_as(x)
     # All coordinates move at once, at the speed of w (L2) or at the same speed (Linf), until their room is used up.
     speed = w if norm == "L2" else w.sign()
-    until = room / speed.abs().clamp(min=TINY)
+    until = room / speed.abs().clamp(min=FLOOR)
     return (speed * torch.minimum(until, _time(w * speed, until, increase))).view_as(x)
 
 
@@ -150,7 +150,7 @@ def _time(gain: Tensor, until: Tensor, increase: Tensor) -> Tensor:
         if not (slope < previous_slope).any():
             return t
         reached = torch.minimum(until, t, out=buffer).mul_(gain).sum(dim=1, keepdim=True)
-        t, previous_slope = t + (increase - reached).clamp(min=0) / slope.clamp(min=TINY), slope
+        t, previous_slope = t + (increase - reached).clamp(min=0) / slope.clamp(min=FLOOR), slope
 
 
 def _largest_first(w: Tensor, room: Tensor, increase: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def _largest_first(w: Tensor, room: Tensor, increase: Tensor) -> Tensor:
         if count == w.shape[1] or (total[:, -1:] >= increase).all():
             break
         count = min(4 * count, w.shape[1])
-    share = ((increase - (total - gain)) / gain.clamp(min=TINY)).clamp(0, 1)
+    share = ((increase - (total - gain)) / gain.clamp(min=FLOOR)).clamp(0, 1)
     return torch.zeros_like(w).scatter(1, order, share * largest_room) * w.sign()
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.specs import Length, OfEps, in_units
@@ -23,4 +23,4 @@ class FGSM(Attack):
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         start = threat.random_start(batch.x, generator) if self.random_start else batch.x
         alpha = in_units(self.alpha, threat.eps)
-        return ascend(model, batch.x, batch.y, threat=threat, steps=1, alpha=alpha, start=start)[0]
+        return ascend(model, batch.x, batch.y, threat=threat, steps=1, alpha=alpha, start=start)

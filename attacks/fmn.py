@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import without_blocked_pixels
 from attacks.losses import Loss, gap, margin, others_by_logit
 from attacks.minimum_norm import NearestAdversarial, clearly_misclassified, nearest_boundary, signed_distance
-from attacks.pgd import without_blocked_pixels
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError

@@ -1,10 +1,10 @@
 """Losses that attacks maximize: (logits (B,K), labels (B,)) -> (B,); larger is worse for the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -19,6 +19,11 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     """z_y - max over j != y of z_j: negative for a misclassified example. Attacks minimize it."""
     own = logits.gather(1, y[:, None]).squeeze(1)
     return own - best_other_class(logits, y).values
+
+
+def label_probability(logits: Tensor, y: Tensor) -> Tensor:
+    """p_y, (B,), differentiable."""
+    return logits.softmax(dim=1).gather(1, y[:, None]).squeeze(1)
 
 
 def reflected(logits: Tensor, y: Tensor) -> Tensor:
@@ -92,3 +97,9 @@ def others_by_logit(logits: Tensor, y: Tensor) -> Tensor:
     """All classes except the label, by decreasing logit: (B,K-1) int64."""
     order = logits.argsort(dim=1, descending=True)
     return order[order != y[:, None]].reshape(len(y), -1)
+
+
+def likeliest_targets(model: nn.Module, x: Tensor, y: Tensor, count: int) -> Sequence[Tensor]:
+    """The `count` likeliest classes of images x (B,C,H,W) except the label, by decreasing logit: each (B,) int64."""
+    with torch.no_grad():
+        return others_by_logit(model(x), y)[:, :count].unbind(dim=1)

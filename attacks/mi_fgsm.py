@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import per_example
 from attacks.losses import cross_entropy
-from attacks.pgd import per_example
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import UserError

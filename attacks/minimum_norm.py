@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import per_example, without_blocked_pixels
 from attacks.losses import margin, others_by_logit
-from attacks.pgd import per_example, without_blocked_pixels
 from bench.core.contracts import Batch
 from bench.core.passes import on_rows
 from bench.core.threat import TINY, ThreatModel

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from attacks.losses import Loss, TargetedLoss, others_by_logit
+from attacks.losses import Loss, TargetedLoss, likeliest_targets
 from attacks.pgd import PGD
 from bench.core import registry
 from bench.core.contracts import Batch
@@ -25,6 +24,4 @@ class MultiTargeted(PGD):
     targets: int = 9  # target classes, those of the highest logits
 
     def losses(self, model: nn.Module, batch: Batch) -> Sequence[Loss]:
-        with torch.no_grad():
-            order = others_by_logit(model(batch.x), batch.y)[:, : self.targets]
-        return [TargetedLoss(target) for target in order.T]
+        return [TargetedLoss(target) for target in likeliest_targets(model, batch.x, batch.y, self.targets)]

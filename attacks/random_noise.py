@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.pgd import WorstPoint
+from attacks.ascent import WorstPoint
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.threat import ThreatModel

@@ -7,15 +7,14 @@ cross entropy, so the attacks differ only if steps are raw.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import Step, ascend
 from attacks.bim import BIM
 from attacks.losses import reflected
-from attacks.pgd import ascend
-from attacks.step_sizes import check_decay, parts
+from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.specs import Length, in_units
@@ -29,7 +28,7 @@ class RFGSM(Attack):
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         x, y = batch.x, batch.y
-        return ascend(model, x, y, threat=threat, steps=1, alpha=threat.eps, start=x, loss=reflected)[0]
+        return ascend(model, x, y, threat=threat, steps=1, alpha=threat.eps, start=x, loss=reflected)
 
 
 @registry.attack("r-bim")
@@ -56,7 +55,7 @@ class RPGD(Attack):
 
     steps: int = 40  # gradient steps
     alpha: Length = 10.0  # step size
-    step: Literal["auto", "sign", "l2", "raw"] = "raw"  # sign, L2-normalised or raw gradient; auto: by the norm
+    step: Step = "raw"  # sign, L2-normalised or raw gradient; auto: by the norm
     decay: float = 0.2  # factor of the step size
     decay_every: int = 10  # steps between two decays
 
@@ -66,9 +65,9 @@ class RPGD(Attack):
 
     def perturb(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Tensor:
         x_adv = batch.x
-        for steps, alpha in parts(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
-            x_adv, _ = ascend(  # stop_when_misclassified: a broken example costs one pass per call and no more
+        for steps, alpha in decaying_steps(self.steps, in_units(self.alpha, threat.eps), self.decay, self.decay_every):
+            x_adv = ascend(  # stop_when_misclassified: a broken example costs one pass per call and no more
                 model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=x_adv, loss=reflected,
-                stop_when_misclassified=True, step=None if self.step == "auto" else self.step,
+                stop_when_misclassified=True, step=self.step,
             )  # fmt: skip
         return x_adv

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import per_example
 from attacks.losses import margin
 from attacks.minimum_norm import NearestAdversarial, clearly_misclassified, signed_distance
-from attacks.pgd import per_example
 from bench.core import registry
 from bench.core.contracts import Attack, Batch
 from bench.core.passes import on_rows

@@ -20,7 +20,7 @@ from bench.core.threat import TOLERANCE, Norm, ThreatModel
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the queries, of 10,000, after which p is halved
 TILES = 5  # per side, of the first perturbation under L2 and L1
 ROUNDING = 2**-25  # of a pixel in float32, at most
-TINY = 1e-12
+FLOOR = 1e-12  # of denominators that may be 0
 
 
 @registry.attack("square")
@@ -204,7 +204,7 @@ class L2Search(SquareSearch):
 
     def unit(self, delta: Tensor) -> Tensor:
         """delta, divided by its norm over the last axis."""
-        return delta / self.root(self.norm_power(delta)).clamp(min=TINY)
+        return delta / self.root(self.norm_power(delta)).clamp(min=FLOOR)
 
 
 class L1Search(L2Search):

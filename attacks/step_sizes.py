@@ -6,7 +6,7 @@ from typing import Any
 from bench.core.errors import UserError
 
 
-def parts(steps: int, alpha: Any, decay: float, decay_every: int) -> Iterator[tuple[int, Any]]:
+def decaying_steps(steps: int, alpha: Any, decay: float, decay_every: int) -> Iterator[tuple[int, Any]]:
     """Yield (number of steps, step size) for each run of equal step sizes; alpha is a number or a tensor (B,)."""
     if decay == 1:
         yield steps, alpha

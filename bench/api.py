@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from attacks.ascent import ascend
 from attacks.losses import margin
-from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.attack_specs import make_attacks
 from bench.core.config import TrainingConfig

@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
 from bench.core import registry
 from bench.core.attack_specs import PlannedAttack, make_attacks
 from bench.core.config import TrainingConfig
@@ -42,11 +39,7 @@ class AT(Defense[Config]):
         planned = self.planned(trainer)
         x_adv = planned.attack(trainer.model, batch, planned.threat, generator=trainer.generator)
         x_adv = planned.threat.project(x_adv, batch.x) if planned.attack.minimum_norm else x_adv
-
-        def loss() -> Tensor:
-            return cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=self.config.label_smoothing)
-
-        trainer.update(loss)
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.y))
 
     def planned(self, trainer: Trainer) -> PlannedAttack:
         """The attack, with the trainer's current threat model or the eps of its spec."""

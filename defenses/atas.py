@@ -1,17 +1,18 @@
 """Adversarial training with adaptive step size (Huang et al.; thesis, section 5.2)."""
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import fraction_of_training, not_negative, positive
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.perturbation_bank import carried_start, carry, start_bank
 
@@ -19,8 +20,50 @@ PAPER_EPS, PAPER_BATCH = 8 / 255, 128  # for which the published c was chosen
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class AverageConfig(TrainingConfig):
     beta: float = 0.5  # momentum of the moving average v of squared gradient norms
+    store_size: int = 0  # side of a stored perturbation, as 32 for ImageNet; 0 for that of the padded image
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(beta=(0 <= self.beta < 1, "in [0, 1)"), store_size=not_negative(self.store_size))
+
+
+ConfigT = TypeVar("ConfigT", bound=AverageConfig)
+
+
+class AdaptiveStepSize(Defense[ConfigT]):
+    """Base class of the two methods: Algorithm 5.3, except line 6. Comments give its line numbers."""
+
+    supported_settings = ("awp", "label_smoothing", "cutmix")
+    norms = ("Linf",)
+
+    def prepare(self, trainer: Trainer) -> None:
+        trainer.bank["v"] = torch.zeros(trainer.examples, device=trainer.generator.device)  # line 1: v_i = 0
+        start_bank(trainer, size=self.config.store_size)  # line 2: x_i^(0) = x_i + U(-eps, eps)
+
+    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+        x_adv = ascend(  # line 7
+            trainer.model, batch.x, batch.target, threat=trainer.threat, steps=1,
+            alpha=self.step_sizes(batch, trainer), start=carried_start(trainer, batch),
+        )  # fmt: skip
+        carry(trainer, batch, x_adv)
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))  # line 8
+
+    @abstractmethod
+    def step_sizes(self, batch: Batch, trainer: Trainer) -> float | Callable[[Tensor], Tensor]:
+        """The step size of all examples, or a function that computes those (B,) of the batch from the gradient."""
+
+    def averaged(self, gradient: Tensor, batch: Batch, trainer: Trainer) -> Tensor:
+        """Line 5: the moving averages v (B,), updated with the norms of the gradient (B,C,H,W)."""
+        square = gradient.flatten(1).square().sum(dim=1)
+        v = self.config.beta * batch.read(trainer.bank["v"]) + (1 - self.config.beta) * square
+        batch.write(trainer.bank["v"], v)
+        return v
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(AverageConfig):
     c: float = 0.01  # scale of sqrt(v) in the step size, at eps 8/255 and for gradients of the mean over a batch of 128
     initial_step: Length = OfEps(2.0)  # the step size where there was no gradient, before the clamp
     smallest: float = 0.5  # step sizes are clamped to [smallest, largest], in units of eps
@@ -28,24 +71,21 @@ class Config(TrainingConfig):
     step_size: Literal["released"] = "released"  # rule of the authors' code; the text's Eq. 5.16 is atas-text
     warm_up: float = 5 / 30  # fraction of the training with the constant step size eps
     resets: tuple[float, ...] = (10 / 30, 20 / 30)  # fractions after which perturbations are drawn again
-    store_size: int = 0  # side of a stored perturbation, as 32 for ImageNet; 0 for that of the padded image
     newer: ClassVar[tuple[str, ...]] = ("initial_step", "store_size")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            beta=(0 <= self.beta < 1, "in [0, 1)"),
-            c=(self.c > 0, "positive"),
-            initial_step=(in_units(self.initial_step, 1.0) > 0, "positive"),
+            c=positive(self.c),
+            initial_step=positive(self.initial_step),
             smallest=(0 <= self.smallest <= self.largest, f"from 0 to largest = {self.largest}"),
-            warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"),
-            store_size=(self.store_size >= 0, "not negative"),
+            warm_up=fraction_of_training(self.warm_up),
             resets=(all(0 <= r <= 1 for r in self.resets), "fractions of the training, in [0, 1]"),
         )
 
 
 @registry.defense("atas")
-class ATAS(Defense[Config]):
+class ATAS(AdaptiveStepSize[Config]):
     """ATAS: one-step adversarial training with a smaller step for examples whose past gradients were large.
 
     Thesis, Algorithm 5.3. Perturbations are stored from epoch to epoch, in float16, and follow the crop and flip of
@@ -64,15 +104,12 @@ class ATAS(Defense[Config]):
     """
 
     config_class = Config
-    supported_settings = ("awp", "label_smoothing", "cutmix")
-    norms = ("Linf",)
 
     def times(self) -> Mapping[str, Sequence[float]]:
         return {"warm_up": (self.config.warm_up,)}
 
     def prepare(self, trainer: Trainer) -> None:
-        trainer.bank["v"] = torch.zeros(trainer.examples, device=trainer.generator.device)  # line 1: v_i = 0
-        start_bank(trainer, size=self.config.store_size)  # line 2: x_i^(0) = x_i + U(-eps, eps)
+        super().prepare(trainer)
         kept = self.reset_epochs(trainer.epochs)
         wanted = [fraction for fraction in self.config.resets if 0 < fraction < 1]
         if len(kept) < len(wanted):
@@ -81,23 +118,10 @@ class ATAS(Defense[Config]):
                 "are used in at least two epochs"
             )
 
-    def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        warm = trainer.progress < self.config.warm_up
-        v_before = batch.read(trainer.bank["v"])
-
-        def step_sizes(gradient: Tensor) -> Tensor:
-            square = (gradient.flatten(1) / PAPER_BATCH).square().sum(dim=1)  # lines 5 and 6
-            v = self.config.beta * v_before + (1 - self.config.beta) * square
-            batch.write(trainer.bank["v"], v)
-            return self.alpha(v, trainer.eps)
-
-        x_adv, _ = ascend(  # line 7
-            trainer.model, batch.x, batch.target, threat=trainer.threat, steps=1,
-            alpha=trainer.eps if warm else step_sizes, start=carried_start(trainer, batch),
-        )  # fmt: skip
-        carry(trainer, batch, x_adv)
-        smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))  # line 8
+    def step_sizes(self, batch: Batch, trainer: Trainer) -> float | Callable[[Tensor], Tensor]:
+        if trainer.progress < self.config.warm_up:
+            return trainer.eps
+        return lambda gradient: self.alpha(self.averaged(gradient / PAPER_BATCH, batch, trainer), trainer.eps)
 
     def end_epoch(self, trainer: Trainer) -> None:
         if trainer.epoch + 1 in self.reset_epochs(trainer.epochs):
@@ -112,33 +136,26 @@ class ATAS(Defense[Config]):
         return kept[1:]
 
     def alpha(self, v: Tensor, eps: float) -> Tensor:
-        """Step sizes (B,) for moving averages v (B,) of squared gradient norms, as the released code has Eq. 5.16."""
+        """Line 6: step sizes (B,) for moving averages v (B,), as the released code has Eq. 5.16."""
         config = self.config
         c, initial_step = config.c * eps / PAPER_EPS, in_units(config.initial_step, eps)
         return (initial_step / (1 + v.sqrt() / c)).clamp(config.smallest * eps, config.largest * eps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig(TrainingConfig):
+class TextConfig(AverageConfig):
     gamma: Length = 0.01 * 16 / 255  # numerator of the step size (alpha in Eq. 5.16); 0.02eps is the same at eps 8/255
     c: float = 0.01  # C of the denominator; 0.1, with gamma=1.6/255, for ImageNet
     root: Literal["sum", "v"] = "sum"  # argument of the root: sqrt(v + C), as in Eq. 5.16; or sqrt(v) + C
-    beta: float = 0.5  # momentum of the moving average v of squared gradient norms
     monotone: bool = False  # the largest v so far is used, as in Eq. 5.23
-    store_size: int = 0  # side of a stored perturbation, as 32 for ImageNet; 0 for that of the padded image
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(
-            gamma=(in_units(self.gamma, 1.0) > 0, "positive"),
-            c=(self.c > 0, "positive"),
-            beta=(0 <= self.beta < 1, "in [0, 1)"),
-            store_size=(self.store_size >= 0, "not negative"),
-        )
+        self.check(gamma=positive(self.gamma), c=positive(self.c))
 
 
 @registry.defense("atas-text")
-class ATASText(Defense[TextConfig]):
+class ATASText(AdaptiveStepSize[TextConfig]):
     """ATAS with the step size of the thesis' text, gamma / sqrt(v + C), without clamp, warm-up or reset.
 
     Thesis, Algorithm 5.3 and Eq. 5.15, 5.16; `monotone` is Eq. 5.23. Nothing is scaled with eps or the batch size. The
@@ -152,22 +169,17 @@ class ATASText(Defense[TextConfig]):
     """
 
     config_class = TextConfig
-    supported_settings = ("awp", "label_smoothing", "cutmix")
-    norms = ("Linf",)
 
     def prepare(self, trainer: Trainer) -> None:
-        names = ("v", "v_largest") if self.config.monotone else ("v",)
-        for name in names:  # line 1
-            trainer.bank[name] = torch.zeros(trainer.examples, device=trainer.generator.device)
-        start_bank(trainer, size=self.config.store_size)  # line 2
+        super().prepare(trainer)
+        if self.config.monotone:
+            trainer.bank["v_largest"] = torch.zeros_like(trainer.bank["v"])
 
-    def train_step(self, batch: Batch, trainer: Trainer) -> None:
+    def step_sizes(self, batch: Batch, trainer: Trainer) -> Callable[[Tensor], Tensor]:
         config = self.config
 
-        def step_sizes(gradient: Tensor) -> Tensor:
-            square = gradient.flatten(1).square().sum(dim=1)
-            v = config.beta * batch.read(trainer.bank["v"]) + (1 - config.beta) * square  # line 5
-            batch.write(trainer.bank["v"], v)
+        def of_gradient(gradient: Tensor) -> Tensor:
+            v = self.averaged(gradient, batch, trainer)
             if config.monotone:
                 v = torch.maximum(v, batch.read(trainer.bank["v_largest"]))
                 batch.write(trainer.bank["v_largest"], v)
@@ -175,10 +187,4 @@ class ATASText(Defense[TextConfig]):
             steps: Tensor = gamma / ((v + config.c).sqrt() if config.root == "sum" else v.sqrt() + config.c)  # line 6
             return steps
 
-        x_adv, _ = ascend(  # line 7
-            trainer.model, batch.x, batch.target, threat=trainer.threat, steps=1, alpha=step_sizes,
-            start=carried_start(trainer, batch),
-        )  # fmt: skip
-        carry(trainer, batch, x_adv)
-        smoothing = config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))  # line 8
+        return of_gradient

@@ -7,42 +7,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.rules import not_negative
 from bench.training.architecture import linear_layers
-from bench.training.budgets import adaptive_budgets
-from bench.training.pruning import Allocation, PruningConfig, highest, weight_counts
+from bench.training.pgd_config import PGDConfig
+from bench.training.pruning import Allocation, BudgetConfig, highest
 from bench.training.quantisation import clustered
 
 FULL = 32  # bits of a weight that is not quantised
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PruningConfig):
+class Config(BudgetConfig, PGDConfig):
     epochs: int = 200
     schedule: Schedule = "cosine"
     dense: float = 0.5  # fraction of the training in which the network is dense, as the authors' pre-training
-    gamma: float = 1.0  # for allocation=layer: 1 keeps the same share of each layer, 0 the same number
     allocation: Allocation = "global"  # global: the largest weights of all layers together
     bits: int = FULL  # bits of a weight: 1 for two values in each layer, 32 for no quantisation
     rho: float = 0.1  # weight of the distance to the quantised weights
     interval: int = 5  # steps between two updates of the quantised weights
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
             dense=(0 <= self.dense < 1, "in [0, 1)"),
-            gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
             bits=(1 <= self.bits <= 8 or self.bits == FULL, "from 1 to 8, or 32 for no quantisation"),
-            rho=(self.rho >= 0, "not negative"),
+            rho=not_negative(self.rho),
             interval=(self.interval >= 1, "at least 1"),
             binary=(not self.binary, "false, because the method has its own quantisation: bits=1"),
-            select=(self.select == "last", "last, because earlier epochs are not pruned"),
         )
 
 
@@ -64,13 +59,8 @@ class ATMC(Defense[Config]):
     config_class = Config
 
     def build(self, model: nn.Module) -> nn.Module:
-        self.budget(model)  # UserError before the training
+        self.config.budget(model)  # UserError before the training
         return model
-
-    def budget(self, model: nn.Module) -> int | list[int]:
-        """The number of weights that are kept, per layer or in total."""
-        layers = adaptive_budgets(weight_counts(model), 1 - self.config.r, self.config.gamma)
-        return layers if self.config.allocation == "layer" else sum(layers)
 
     def times(self) -> dict[str, tuple[float, ...]]:
         return {"dense": (self.config.dense,)}
@@ -83,9 +73,9 @@ class ATMC(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model = self.config, trainer.model
-        x_adv, _ = ascend(
-            model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
-            alpha=in_units(config.alpha, trainer.eps), start=trainer.threat.random_start(batch.x, trainer.generator),
+        x_adv = pgd_from_random_start(
+            model, batch.x, batch.y, threat=trainer.threat, steps=config.steps, alpha=config.alpha,
+            generator=trainer.generator,
         )  # fmt: skip
         if self.is_compressing(trainer) and not trainer.bank["admm_steps"]:
             self.keep_largest(model)
@@ -127,9 +117,8 @@ class ATMC(Defense[Config]):
     def keep_largest(self, model: nn.Module) -> None:
         """Set all weights but the largest to 0."""
         layers = linear_layers(model)
-        for layer, mask in zip(
-            layers, highest([layer.weight.abs() for layer in layers], self.budget(model)), strict=True
-        ):
+        masks = highest([layer.weight.abs() for layer in layers], self.config.budget(model))
+        for layer, mask in zip(layers, masks, strict=True):
             layer.weight.mul_(mask)
 
     @torch.no_grad()

@@ -7,9 +7,11 @@ from typing import TypeVar
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
+from attacks.losses import label_probability
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import fraction_of_training
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.moving_targets import move_targets
 from bench.training.perturbation_bank import BankConfig, carried_start, carry, reset_bank, start_bank
@@ -31,7 +33,7 @@ class StoredPerturbations(Defense[ConfigT]):
         start_bank(trainer, self.config.start_std, self.config.store_size)
 
     def attacked(self, batch: Batch, trainer: Trainer) -> Tensor:
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model, batch.x, batch.target, threat=trainer.threat, steps=self.config.steps,
             alpha=in_units(self.config.alpha, trainer.eps), start=carried_start(trainer, batch),
         )  # fmt: skip
@@ -57,23 +59,23 @@ class ATTA(StoredPerturbations[Config]):
     supported_settings = ("awp", "label_smoothing", "cutmix")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        x_adv, smoothing = self.attacked(batch, trainer), self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
+        x_adv = self.attacked(batch, trainer)
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveConfig(Config):
+class WarmUpConfig(Config):
     epochs: int = 38
     milestones: tuple[float, ...] = (30 / 38, 36 / 38)
     warm_up: float = 5 / 38  # fraction of the training that is plain ATTA
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"))
+        self.check(warm_up=fraction_of_training(self.warm_up))
 
 
 @registry.defense("atta-rw")
-class ATTARW(StoredPerturbations[AdaptiveConfig]):
+class ATTARW(StoredPerturbations[WarmUpConfig]):
     """ATTA-RW: ATTA with examples weighted by the probability of their label, so that hard ones count less.
 
     Thesis, Algorithm 4.1 with reweighting: w_i = p_y(x_i'), normalised over the batch, without a gradient. As in its
@@ -83,7 +85,7 @@ class ATTARW(StoredPerturbations[AdaptiveConfig]):
     0.0 +- 0.0, attacked 64.5 +- 1.5.
     """
 
-    config_class = AdaptiveConfig
+    config_class = WarmUpConfig
     supported_settings = ("awp", "label_smoothing")
 
     def times(self) -> Mapping[str, Sequence[float]]:
@@ -94,17 +96,17 @@ class ATTARW(StoredPerturbations[AdaptiveConfig]):
 
         def loss() -> Tensor:
             logits = trainer.model(x_adv)
-            losses = cross_entropy(logits, batch.y, reduction="none", label_smoothing=self.config.label_smoothing)
+            losses = self.cross_entropy(logits, batch.y, reduction="none")
             if trainer.progress < self.config.warm_up:
                 return losses.mean()
-            weights = logits.detach().softmax(dim=1).gather(1, batch.y[:, None]).squeeze(1)
+            weights = label_probability(logits.detach(), batch.y)
             return (weights * losses).sum() / weights.sum()
 
         trainer.update(loss)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetConfig(AdaptiveConfig):
+class TargetConfig(WarmUpConfig):
     rho: float = 0.9  # momentum of the moving average of predictions
     beta: float = 0.1  # weight of the label in the target; the rest is the moving average
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from attacks.ascent import ascend
 from attacks.losses import kl, kl_from
-from attacks.pgd import ascend
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.rules import not_negative, positive
 from bench.core.specs import Length, OfEps, in_units
 
 
@@ -26,9 +26,9 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            beta=(self.beta >= 0, "not negative"),
-            gamma=(self.gamma > 0, "positive"),
-            alpha_start=(in_units(self.alpha_start, 1.0) > 0, "positive"),
+            beta=not_negative(self.beta),
+            gamma=positive(self.gamma),
+            alpha_start=positive(self.alpha_start),
         )
 
 
@@ -58,18 +58,18 @@ class BackwardSmoothing(Defense[Config]):
         def nearness(logits: Tensor, y: Tensor) -> Tensor:
             return -(logits - wanted).square().sum(dim=1)
 
-        start, _ = ascend(
+        start = ascend(
             model, x, batch.y, threat=threat, steps=1, start=x, loss=nearness,
             alpha=in_units(config.alpha_start, trainer.eps),
         )  # fmt: skip
-        x_adv, _ = ascend(
+        x_adv = ascend(
             model, x, batch.y, threat=threat, steps=1, start=start, loss=kl_from(clean),
             alpha=in_units(config.alpha, trainer.eps),
         )  # fmt: skip
 
         def loss() -> Tensor:
             logits, logits_adv = model(x), model(x_adv)
-            clean_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            clean_loss = self.cross_entropy(logits, batch.y)
             return clean_loss + config.beta * kl(logits, logits_adv).mean()
 
         trainer.update(loss)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.rules import not_negative
 from bench.training.architecture import latent, linear_layers
 from bench.training.budgets import quota_budgets
+from bench.training.pgd_config import PGDConfig
 from bench.training.pruning import (
     PruningConfig,
     SignedMask,
@@ -27,17 +28,15 @@ START = 1e-12  # strength of a new connection
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PruningConfig):
+class Config(PruningConfig, PGDConfig):
     epochs: int = 200
     milestones: tuple[float, ...] = (0.5, 0.75)
     weight_decay: float = 1e-3
     noise: float = 1e-6  # standard deviation of the strengths' noise after a step, times the learning rate
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(noise=(self.noise >= 0, "not negative"))
+        self.check(noise=not_negative(self.noise))
 
 
 @registry.defense("bcs")
@@ -69,10 +68,9 @@ class BCS(Defense[Config]):
         return model
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        x_adv, _ = ascend(
-            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=self.config.steps,
-            alpha=in_units(self.config.alpha, trainer.eps),
-            start=trainer.threat.random_start(batch.x, trainer.generator),
+        x_adv = pgd_from_random_start(
+            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=self.config.steps, alpha=self.config.alpha,
+            generator=trainer.generator,
         )  # fmt: skip
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))
 

@@ -8,20 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.ascent import Step, ascend
 from bench.core import registry
-from bench.core.config import Schedule, TrainingConfig
+from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
 from bench.core.errors import UserError
+from bench.core.rules import positive
 from bench.core.specs import Length, OfEps, in_units
-from bench.training.architecture import linear_layers
+from bench.training.architecture import fan_in, linear_layers
 from bench.training.budgets import adaptive_budgets
 from bench.training.perturbation_bank import BankConfig, carried_start, carry, reset_bank, start_bank
-from bench.training.subnet import Start, fan_in, mask_layers, masks
+from bench.training.pgd_config import PGDConfig
+from bench.training.pruning import weight_counts
+from bench.training.subnet import Start, mask_layers, masks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PGDConfig):
     epochs: int = 400
     batch_size: int = 256
     schedule: Schedule = "cosine"
@@ -31,14 +34,12 @@ class Config(TrainingConfig):
     gamma: float = 0.1  # 1: each layer keeps the same share of its weights, 0: the same number
     score_range: float = 0.01  # scores start as U[-a, a]
     rank: Literal["score", "magnitude"] = "score"  # magnitude: the released code's order
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
     attack_mode: Literal["eval", "train"] = "eval"  # train: the released code's batch norm during the attack
     last_norm: bool = True  # a batch norm over the logits (LBN), as the last layer of the model
     init: Literal["binary", "kaiming"] = "binary"  # weights +-1, or +-sqrt(2 / (l (1 - r))) for layers of l inputs
     score_start: Literal["range", "fan-in"] = "range"  # a is score_range, or sqrt(1 / l) for layers of l inputs
     adversary: Literal["attack", "none"] = "attack"  # none: training on clean images
-    step: Literal["auto", "sign", "l2", "raw"] = "auto"  # raw: the gradient itself, as the box of Algorithm 5.1 writes
+    step: Step = "auto"  # raw: the gradient itself, as the box of Algorithm 5.1 writes
     newer: ClassVar[tuple[str, ...]] = ("last_norm", "init", "score_start", "adversary", "step")
 
     def __post_init__(self) -> None:
@@ -46,7 +47,7 @@ class Config(TrainingConfig):
         self.check(
             r=(0 < self.r < 1, "in (0, 1)"),
             gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
-            score_range=(self.score_range > 0, "positive"),
+            score_range=positive(self.score_range),
             binary=(not self.binary, "false, because the weights are fixed; init=binary makes them +1 and -1"),
         )
 
@@ -93,10 +94,10 @@ class Subnet(Defense[ConfigT]):
     """Base class of the two methods: Algorithm 5.1. Comments give the line numbers of the pseudo-code."""
 
     def build(self, model: nn.Module) -> nn.Module:
-        config, layers = self.config, linear_layers(model)
-        if not isinstance(layers[-1], nn.Linear):
+        config = self.config
+        if not isinstance(linear_layers(model)[-1], nn.Linear):
             raise UserError("a robust subnetwork needs a model whose last layer is linear; use another --model")
-        budgets = adaptive_budgets([layer.weight.numel() for layer in layers], 1 - config.r, config.gamma)
+        budgets = adaptive_budgets(weight_counts(model), 1 - config.r, config.gamma)
         fix_weights(model, config.init, config.r)
         start: Start = config.score_range if config.score_start == "range" else "fan-in"
         mask_layers(model, budgets, start, config.rank)
@@ -108,10 +109,10 @@ class Subnet(Defense[ConfigT]):
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, x_adv = self.config, batch.x
         if config.adversary == "attack":
-            x_adv, _ = ascend(  # lines 4 to 9
+            x_adv = ascend(  # lines 4 to 9
                 trainer.model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
                 alpha=in_units(config.alpha, trainer.eps), start=self.start(batch, trainer), mode=config.attack_mode,
-                step=None if config.step == "auto" else config.step,
+                step=config.step,
             )  # fmt: skip
             self.store(batch, trainer, x_adv)
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))  # lines 11 and 12

@@ -6,10 +6,11 @@ from typing import Literal
 import torch
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
 from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.rules import not_negative
 from bench.core.specs import Length, OfEps, in_units
 
 
@@ -36,12 +37,11 @@ class FGSMAT(Defense[Config]):
     supported_settings = ("awp", "label_smoothing", "cutmix", "extra")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model, batch.x, batch.target, threat=trainer.threat, steps=1, start=batch.x,
             alpha=in_units(self.config.alpha, trainer.eps), mode=self.config.attack_mode,
         )  # fmt: skip
-        smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,11 @@ class FGSMRS(Defense[RandomStartConfig]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         threat = trainer.threat
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model, batch.x, batch.target, threat=threat, steps=1, mode=self.config.attack_mode,
             alpha=in_units(self.config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
         )  # fmt: skip
-        smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ class NoisyConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(noise=(self.noise >= 0, "not negative"))
+        self.check(noise=not_negative(self.noise))
 
 
 @registry.defense("n-fgsm")
@@ -107,5 +106,4 @@ class NFGSM(Defense[NoisyConfig]):
             (gradient,) = torch.autograd.grad(loss, noisy)
         length = in_units(config.alpha, trainer.eps)
         x_adv = threat.clamp(noisy.detach() + length * threat.steepest(gradient))
-        smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))

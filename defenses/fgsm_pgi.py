@@ -6,10 +6,11 @@ from typing import Literal
 import torch
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import per_example
+from attacks.ascent import per_example
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import TINY
 from bench.training.perturbation_bank import carried_start, carry, start_bank
@@ -29,7 +30,7 @@ class Config(TrainingConfig):
         super().__post_init__()
         self.check(
             momentum_of_gradients=(0 <= self.momentum_of_gradients < 1, "in [0, 1)"),
-            penalty=(self.penalty >= 0, "not negative"),
+            penalty=not_negative(self.penalty),
             reset_every=(self.reset_every >= 2, "at least 2, so that starts are carried to another epoch"),
         )
 
@@ -76,7 +77,7 @@ class FGSMPGI(Defense[Config]):
             batch.write(trainer.bank["momentum"], momentum)
             carry(trainer, batch, threat.project(start + alpha * momentum.sign(), batch.x))
         logits = model(x_adv)
-        step_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+        step_loss = self.cross_entropy(logits, batch.y)
         trainer.update(step_loss + config.penalty * (logits - logits_start).square().mean())
 
     def end_epoch(self, trainer: Trainer) -> None:

@@ -3,31 +3,29 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from attacks.losses import kl
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
+from attacks.losses import kl, label_probability
 from bench.core import registry
-from bench.core.config import Schedule, TrainingConfig
+from bench.core.config import Schedule
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.rules import not_negative
+from bench.training.pgd_config import PGDConfig
 from bench.training.weights_from_file import read_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PGDConfig):
     epochs: int = 1
     lr: float = 1e-3
     schedule: Schedule = "constant"
     checkpoint: str = ""  # file of weights of this architecture, from which the training starts
     reweight: bool = True  # RW: examples are weighted by the probability of their label
     beta: float = 6.0  # KL: lambda, the weight of the divergence of attacked from clean outputs; 0 for none
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(beta=(self.beta >= 0, "not negative"))
+        self.check(beta=not_negative(self.beta))
 
 
 @registry.defense("finetune")
@@ -49,20 +47,20 @@ class FineTune(Defense[Config]):
         trainer.model.load_state_dict(read_weights(self.config.checkpoint, "checkpoint", trainer.model), strict=True)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        config, model, threat, y = self.config, trainer.model, trainer.threat, batch.y
-        x_adv, _ = ascend(
-            model, batch.x, y, threat=threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
-            start=threat.random_start(batch.x, trainer.generator),
+        config, model, y = self.config, trainer.model, batch.y
+        x_adv = pgd_from_random_start(
+            model, batch.x, y, threat=trainer.threat, steps=config.steps, alpha=config.alpha,
+            generator=trainer.generator,
         )  # fmt: skip
 
         def loss() -> Tensor:
             logits_adv = model(x_adv)
-            losses = cross_entropy(logits_adv, y, reduction="none", label_smoothing=config.label_smoothing)
+            losses = self.cross_entropy(logits_adv, y, reduction="none")
             if config.beta:
                 losses = losses + config.beta * kl(model(batch.x), logits_adv)
             if not config.reweight:
                 return losses.mean()
-            weights = logits_adv.detach().softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+            weights = label_probability(logits_adv.detach(), y)
             return (weights * losses).sum() / weights.sum()
 
         trainer.update(loss)

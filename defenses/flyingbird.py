@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.rules import not_negative
 from bench.training.architecture import latent, linear_layers
 from bench.training.budgets import quota_budgets
+from bench.training.pgd_config import PGDConfig
 from bench.training.pruning import (
     PruningConfig,
     WeightMask,
@@ -31,14 +32,12 @@ LEAST = 0.005  # share of the connections that the last updates replace
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PruningConfig):
+class Config(PruningConfig, PGDConfig):
     epochs: int = 200
     milestones: tuple[float, ...] = (0.5, 0.75)
     updates: int = 76  # intervals of equal length that the training has; an update of the connections between two
     replaced: float = 0.5  # share of each layer's connections that the first update replaces; it falls as a cosine
     growth: Literal["gradient", "random"] = "gradient"  # random: the default of the released code
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +45,7 @@ class Config(PruningConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveConfig(Config):
+class FlyingBirdPlusConfig(Config):
     validation: float = 0.02
     adapts: float = 0.5  # fraction of the training after which the density changes
     window: int = 4  # number of past epochs whose changes are counted
@@ -60,8 +59,8 @@ class AdaptiveConfig(Config):
             adapts=(0 <= self.adapts < 1, "in [0, 1)"),
             window=(self.window >= 1, "at least 1"),
             threshold=(0 < self.threshold <= 1, "in (0, 1]"),
-            removed=(self.removed >= 0, "not negative"),
-            added=(self.added >= 0, "not negative"),
+            removed=not_negative(self.removed),
+            added=not_negative(self.added),
         )
 
 
@@ -84,10 +83,9 @@ class DynamicSparseTraining(Defense[ConfigT]):
         trainer.bank["mask_updates"] = torch.zeros((), device=trainer.generator.device)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        x_adv, _ = ascend(
-            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=self.config.steps,
-            alpha=in_units(self.config.alpha, trainer.eps),
-            start=trainer.threat.random_start(batch.x, trainer.generator),
+        x_adv = pgd_from_random_start(
+            trainer.model, batch.x, batch.y, threat=trainer.threat, steps=self.config.steps, alpha=self.config.alpha,
+            generator=trainer.generator,
         )  # fmt: skip
         layers, due = linear_layers(trainer.model), int(trainer.progress * self.config.updates)
         updates = due > int(trainer.bank["mask_updates"])
@@ -158,7 +156,7 @@ class FlyingBird(DynamicSparseTraining[Config]):
 
 
 @registry.defense("flyingbird-plus")
-class FlyingBirdPlus(DynamicSparseTraining[AdaptiveConfig]):
+class FlyingBirdPlus(DynamicSparseTraining[FlyingBirdPlusConfig]):
     """FlyingBird+: FlyingBird that prunes more while the robust gap widens, and grows more while validation gets worse.
 
     Chen et al. (2022). The gap is robust accuracy on the training batches minus that on the validation split. The
@@ -171,7 +169,7 @@ class FlyingBirdPlus(DynamicSparseTraining[AdaptiveConfig]):
     clean 99.1 +- 0.2, certified 0.0 +- 0.0, attacked 71.8 +- 1.4.
     """
 
-    config_class = AdaptiveConfig
+    config_class = FlyingBirdPlusConfig
 
     def times(self) -> Mapping[str, Sequence[float]]:
         return {"adapts": (self.config.adapts,)}

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from bench.core import registry
 from bench.core.config import TrainingConfig
@@ -51,8 +50,7 @@ class Free(Defense[Config]):
         threat, delta = trainer.threat, trainer.bank["delta"][: len(batch)]
         x_adv = threat.project(batch.x + delta, batch.x).requires_grad_()
         # Algorithm 1, lines 6 to 8: the gradients of weights and images come from one backward pass
-        smoothing = self.config.label_smoothing
-        trainer.backward(cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
+        trainer.backward(self.cross_entropy(trainer.model(x_adv), batch.y))
         assert x_adv.grad is not None
         step = in_units(self.config.alpha, trainer.eps) * threat.steepest(x_adv.grad)
         ball = replace(threat, box=None)  # the next minibatch has other images

@@ -5,27 +5,26 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend, is_misclassified
+from attacks.ascent import ascend, is_misclassified
 from bench.core import registry
-from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.rules import fraction_of_training
+from bench.core.specs import in_units
+from bench.training.pgd_config import PGDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PGDConfig):
     epochs: int = 100
     milestones: tuple[float, ...] = (0.6, 0.9)
     steps: int = 10  # K: steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
     shift: float = -1.0  # lambda: smaller values give less weight to examples that the attack breaks late
     burn_in: float = 0.6  # fraction of the training without weights
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(burn_in=(0 <= self.burn_in <= 1, "a fraction of the training, in [0, 1]"))
+        self.check(burn_in=fraction_of_training(self.burn_in))
 
 
 @registry.defense("gairat")
@@ -54,7 +53,7 @@ class GAIRAT(Defense[Config]):
         def count(x_adv: Tensor, logits: Tensor) -> None:
             kappa.add_((~is_misclassified(logits, batch.y)).float())
 
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model, batch.x, batch.y, threat=threat, steps=config.steps, visit=count,
             alpha=in_units(config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
         )  # fmt: skip
@@ -62,9 +61,4 @@ class GAIRAT(Defense[Config]):
         if trainer.progress < config.burn_in:
             weights = torch.ones_like(kappa)
         weights = weights / weights.sum()
-
-        def loss() -> Tensor:
-            logits, smoothing = trainer.model(x_adv), config.label_smoothing
-            return (weights * cross_entropy(logits, batch.y, reduction="none", label_smoothing=smoothing)).sum()
-
-        trainer.update(loss)
+        trainer.update(lambda: (weights * self.cross_entropy(trainer.model(x_adv), batch.y, reduction="none")).sum())

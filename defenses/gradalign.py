@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
 from bench.core.specs import Length, OfEps, in_units
 
 
@@ -21,7 +22,7 @@ class Config(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(penalty=(self.penalty >= 0, "not negative"))
+        self.check(penalty=not_negative(self.penalty))
 
 
 @registry.defense("gradalign")
@@ -48,7 +49,7 @@ class GradAlign(Defense[Config]):
         def loss() -> Tensor:
             turned = input_gradient(model, elsewhere, batch.y, differentiable=True)
             alignment = cosine_similarity(gradient.flatten(1), turned.flatten(1), dim=1).mean()
-            step_loss = cross_entropy(model(x_adv), batch.y, label_smoothing=config.label_smoothing)
+            step_loss = self.cross_entropy(model(x_adv), batch.y)
             return step_loss + config.penalty * (1 - alignment)
 
         trainer.update(loss)

@@ -5,52 +5,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
-from attacks.losses import kl, kl_from
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start, trades_attack
+from attacks.losses import kl
 from bench.core import registry
 from bench.core.config import Schedule
-from bench.core.contracts import Batch, Defense, Trainer, mode_of
-from bench.core.specs import Length, OfEps, in_units
-from bench.training.architecture import Layer, latent, linear_layers
-from bench.training.budgets import adaptive_budgets
-from bench.training.pruning import (
-    Allocation,
-    PruningConfig,
-    ScoredMask,
-    highest,
-    register_masks,
-    set_masks,
-    weight_counts,
-    weight_mask,
-)
-from bench.training.subnet import fan_in
+from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
+from bench.training.architecture import Layer, fan_in, latent, linear_layers
+from bench.training.pgd_config import PGDConfig
+from bench.training.pruning import BudgetConfig, ScoredMask, highest, register_masks, set_masks, weight_mask
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PruningConfig):
+class Config(BudgetConfig, PGDConfig):
     epochs: int = 220
     schedule: Schedule = "cosine"
     periods: tuple[float, ...] = (100 / 220, 120 / 220)  # where pre-training ends, and where pruning ends
-    gamma: float = 1.0  # for allocation=layer: 1 keeps the same share of each layer, 0 the same number
-    allocation: Allocation = "layer"  # global: the highest scores of all layers together
     objective: Literal["trades", "pgd"] = "trades"  # pgd: cross entropy at the points of PGD
     beta: float = 6.0  # for objective=trades: weight of the KL divergence
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
     start_std: float = 0.001  # for objective=trades: standard deviation of the noise from which the attack starts
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
-            beta=(self.beta >= 0, "not negative"),
+            beta=not_negative(self.beta),
             periods=(len(self.periods) == 2, "two fractions: where pre-training ends, and where pruning ends"),
-            select=(self.select == "last", "last, because earlier epochs are not pruned"),
         )
 
 
@@ -72,14 +54,9 @@ class HYDRA(Defense[Config]):
     supported_settings = ("label_smoothing",)
 
     def build(self, model: nn.Module) -> nn.Module:
-        self.budget(model)  # UserError before the training
+        self.config.budget(model)  # UserError before the training
         register_masks(model, ScoredMask)
         return model
-
-    def budget(self, model: nn.Module) -> int | list[int]:
-        """The number of weights that are kept, per layer or in total."""
-        layers = adaptive_budgets(weight_counts(model), 1 - self.config.r, self.config.gamma)
-        return layers if self.config.allocation == "layer" else sum(layers)
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config = self.config
@@ -90,9 +67,9 @@ class HYDRA(Defense[Config]):
         def loss() -> Tensor:
             logits_adv = trainer.model(x_adv)
             if config.objective == "pgd":
-                return cross_entropy(logits_adv, batch.y, label_smoothing=config.label_smoothing)
+                return self.cross_entropy(logits_adv, batch.y)
             logits = trainer.model(batch.x)
-            clean_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            clean_loss = self.cross_entropy(logits, batch.y)
             return clean_loss + config.beta * kl(logits, logits_adv).mean()
 
         with trained(trainer.model, scores=self.is_pruning(trainer)):
@@ -100,18 +77,16 @@ class HYDRA(Defense[Config]):
 
     def attacked(self, batch: Batch, trainer: Trainer) -> Tensor:
         """The result of PGD on the cross entropy, or on the KL divergence, (B,C,H,W)."""
-        config, model, x, threat = self.config, trainer.model, batch.x, trainer.threat
-        alpha = in_units(config.alpha, trainer.eps)
+        config, model, x = self.config, trainer.model, batch.x
         if config.objective == "pgd":
-            start = threat.random_start(x, trainer.generator)
-            return ascend(model, x, batch.y, threat=threat, steps=config.steps, alpha=alpha, start=start)[0]
-        noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
-        with mode_of(model, training=False), torch.no_grad():
-            clean = model(x)
-        return ascend(
-            model, x, batch.y, threat=threat, steps=config.steps, alpha=alpha,
-            start=threat.project(x + config.start_std * noise, x), loss=kl_from(clean),
-        )[0]  # fmt: skip
+            return pgd_from_random_start(
+                model, x, batch.y, threat=trainer.threat, steps=config.steps, alpha=config.alpha,
+                generator=trainer.generator,
+            )  # fmt: skip
+        return trades_attack(
+            model, x, batch.y, threat=trainer.threat, steps=config.steps, alpha=config.alpha, std=config.start_std,
+            generator=trainer.generator,
+        )  # fmt: skip
 
     def is_pruning(self, trainer: Trainer) -> bool:
         return self.config.periods[0] <= trainer.progress < self.config.periods[1]
@@ -129,7 +104,7 @@ class HYDRA(Defense[Config]):
     def choose(self, model: nn.Module) -> None:
         """Keep the weights with the largest absolute scores."""
         layers = linear_layers(model)
-        set_masks(layers, highest([scores_of(layer).detach().abs() for layer in layers], self.budget(model)))
+        set_masks(layers, highest([scores_of(layer).detach().abs() for layer in layers], self.config.budget(model)))
 
     def after_step(self, trainer: Trainer) -> None:
         if self.is_pruning(trainer):

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend, is_misclassified
+from attacks.ascent import is_misclassified
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.rules import fraction_of_training, positive
 from bench.core.specs import Length, OfEps, in_units
 
 
@@ -27,9 +28,9 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            change=(in_units(self.change, 1.0) > 0, "positive"),
+            change=positive(self.change),
             rate=(0 < self.rate <= 1, "in (0, 1]"),
-            warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"),
+            warm_up=fraction_of_training(self.warm_up),
             eps_growth=(self.eps_growth == "none", "none, because each example has an eps of its own"),
         )
 
@@ -61,8 +62,8 @@ class IAT(Defense[Config]):
         if trainer.progress >= self.config.warm_up:
             eps = self.adapted(eps, batch, trainer)
             batch.write(trainer.bank["eps"], eps)
-        x_adv, smoothing = self.attacked(eps, batch, trainer), self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.y, label_smoothing=smoothing))
+        x_adv = self.attacked(eps, batch, trainer)
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.y))
 
     def adapted(self, eps: Tensor, batch: Batch, trainer: Trainer) -> Tensor:
         """Algorithm 2: the next eps (B,) of each example."""
@@ -76,8 +77,7 @@ class IAT(Defense[Config]):
 
     def attacked(self, eps: Tensor, batch: Batch, trainer: Trainer) -> Tensor:
         """PGD from a uniform start, with one eps for each example."""
-        threat = replace(trainer.threat, eps=eps)
-        return ascend(
-            trainer.model, batch.x, batch.y, threat=threat, steps=self.config.steps,
-            alpha=in_units(self.config.alpha, eps), start=threat.random_start(batch.x, trainer.generator),
-        )[0]  # fmt: skip
+        return pgd_from_random_start(
+            trainer.model, batch.x, batch.y, threat=replace(trainer.threat, eps=eps), steps=self.config.steps,
+            alpha=self.config.alpha, generator=trainer.generator,
+        )  # fmt: skip

@@ -3,21 +3,20 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from attacks.inner_attacks import pgd_from_random_start
 from attacks.losses import kl
-from attacks.pgd import ascend
 from bench.core import registry
-from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.rules import positive
+from bench.training.pgd_config import PGDConfig
 from bench.training.weights_from_file import logits_with, read_weights, store
 
 TEACHERS = ("robust_teacher", "standard_teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PGDConfig):
     epochs: int = 200
     milestones: tuple[float, ...] = (0.25, 0.75)
     swa: float = 0.275  # fraction of the training after which the weights are averaged: epoch 55 of 200
@@ -26,15 +25,13 @@ class Config(TrainingConfig):
     robust_share: float = 0.6  # weight of the distillation from the robust teacher
     standard_share: float = 0.1  # weight of the distillation from the standard teacher; the labels have the rest
     temperature: float = 2.0  # temperature of the distillation
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
             robust_share=(0 <= self.robust_share <= 1, "in [0, 1]"),
             standard_share=(0 <= self.standard_share <= 1 - self.robust_share, "from 0 to 1 - robust_share"),
-            temperature=(self.temperature > 0, "positive"),
+            temperature=positive(self.temperature),
         )
 
 
@@ -59,10 +56,10 @@ class KDSWA(Defense[Config]):
             store(trainer.bank, teacher, read_weights(file, teacher, trainer.model))
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        config, model, threat = self.config, trainer.model, trainer.threat
-        x_adv, _ = ascend(
-            model, batch.x, batch.y, threat=threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
-            start=threat.random_start(batch.x, trainer.generator),
+        config, model = self.config, trainer.model
+        x_adv = pgd_from_random_start(
+            model, batch.x, batch.y, threat=trainer.threat, steps=config.steps, alpha=config.alpha,
+            generator=trainer.generator,
         )  # fmt: skip
         with mode_of(model, training=False):
             robust, standard = (logits_with(model, trainer.bank, teacher, x_adv) for teacher in TEACHERS)
@@ -71,7 +68,7 @@ class KDSWA(Defense[Config]):
         def loss() -> Tensor:
             logits = model(x_adv)
             distance = a * kl(robust / t, logits / t).mean() + b * kl(standard / t, logits / t).mean()
-            labels = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            labels = self.cross_entropy(logits, batch.y)
             return (1 - a - b) * labels + t**2 * distance
 
         trainer.update(loss)

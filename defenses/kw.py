@@ -5,10 +5,11 @@ from typing import Literal
 
 from torch.nn.functional import cross_entropy, one_hot
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.config import Schedule
 from bench.core.contracts import Batch, Trainer
+from bench.core.rules import not_negative, positive
 from bench.core.specs import Length, OfEps, in_units
 from bench.training.ramps import RampConfig, RampedDefense
 from certifiers.worst_logits import linear_worst_logits
@@ -26,9 +27,9 @@ class Config(RampConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            eps_start=(in_units(self.eps_start, 1.0) > 0, "positive"),
-            attacked=(self.attacked >= 0, "not negative"),
-            step_size=(in_units(self.step_size, 1.0) > 0, "positive"),
+            eps_start=positive(self.eps_start),
+            attacked=not_negative(self.attacked),
+            step_size=positive(self.step_size),
         )
 
 
@@ -61,10 +62,9 @@ class KW(RampedDefense[Config]):
         hinges = worst + 1 - one_hot(y, worst.shape[1])  # 0 at the label
         loss = cross_entropy(worst, y) if config.loss == "cross-entropy" else hinges.amax(dim=1).mean()
         if config.attacked:
-            x_adv, _ = ascend(
-                model, batch.x, batch.y, threat=trainer.threat, steps=config.steps,
-                alpha=in_units(config.step_size, trainer.eps),
-                start=trainer.threat.random_start(batch.x, trainer.generator),
+            x_adv = pgd_from_random_start(
+                model, batch.x, batch.y, threat=trainer.threat, steps=config.steps, alpha=config.step_size,
+                generator=trainer.generator,
             )  # fmt: skip
             loss = loss + config.attacked * cross_entropy(model(x_adv), batch.y)
         trainer.update(loss)

@@ -2,28 +2,27 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from attacks.losses import best_other_class, kl
-from attacks.pgd import ascend
+from attacks.ascent import ascend
+from attacks.inner_attacks import gaussian_start
+from attacks.losses import best_other_class, kl, label_probability
 from bench.core import registry
-from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.rules import not_negative
+from bench.core.specs import in_units
+from bench.training.pgd_config import PGDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PGDConfig):
     beta: float = 5.0  # weight of the KL divergence
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
     start_std: float = 0.001  # standard deviation of the noise from which the attack starts
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(beta=(self.beta >= 0, "not negative"), start_std=(self.start_std >= 0, "not negative"))
+        self.check(beta=not_negative(self.beta), start_std=not_negative(self.start_std))
 
 
 @registry.defense("mart")
@@ -43,15 +42,14 @@ class MART(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, x, y = self.config, trainer.model, batch.x, batch.y
-        noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
-        x_adv, _ = ascend(
+        x_adv = ascend(
             model, x, y, threat=trainer.threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
-            start=trainer.threat.project(x + config.start_std * noise, x),
+            start=gaussian_start(x, config.start_std, trainer.threat, trainer.generator),
         )  # fmt: skip
 
         def loss() -> Tensor:
             logits, logits_adv = model(x), model(x_adv)
-            p_y = logits.softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+            p_y = label_probability(logits, y)
             return (boosted_cross_entropy(logits_adv, y) + config.beta * kl(logits, logits_adv) * (1 - p_y)).mean()
 
         trainer.update(loss)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.config import BoundsConfig
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import fraction_of_training, not_negative, positive
 from bench.core.specs import Length, OfEps, in_units
 from certifiers.linear_regions import plane_distances
 
@@ -30,17 +31,17 @@ class Config(BoundsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            weight=(self.weight >= 0, "not negative"),
-            ramp=(0 <= self.ramp <= 1, "a fraction of the training, in [0, 1]"),
-            gamma_region=(in_units(self.gamma_region, 1.0) > 0, "positive"),
-            gamma_decision=(in_units(self.gamma_decision, 1.0) > 0, "positive"),
+            weight=not_negative(self.weight),
+            ramp=fraction_of_training(self.ramp),
+            gamma_region=positive(self.gamma_region),
+            gamma_decision=positive(self.gamma_decision),
             share_start=(0 < self.share_start <= 1, "a share, in (0, 1]"),
             share_end=(0 < self.share_end <= 1, "a share, in (0, 1]"),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackedConfig(Config):
+class MMRATConfig(Config):
     weight: float = 0.5  # lambda, the final weight of the regulariser
     gamma_region: Length = OfEps(2.0)  # boundaries of the linear region this far away are not penalised
     gamma_decision: Length = OfEps(2.0)  # the same for decision boundaries
@@ -52,7 +53,7 @@ class AttackedConfig(Config):
         super().__post_init__()
         self.check(
             attacked=(0 <= self.attacked <= 1, "a share, in [0, 1]"),
-            step_size=(in_units(self.step_size, 1.0) > 0, "positive"),
+            step_size=positive(self.step_size),
         )
 
 
@@ -109,7 +110,7 @@ class MMR(MaximumMargin[Config]):
 
 
 @registry.defense("mmr-at")
-class MMRAT(MaximumMargin[AttackedConfig]):
+class MMRAT(MaximumMargin[MMRATConfig]):
     """MMR+at: MMR with PGD adversarial examples in half of each batch.
 
     Croce, Andriushchenko and Hein (2019), Section 5. lambda and the gammas are those of the authors' example for a CNN
@@ -118,15 +119,15 @@ class MMRAT(MaximumMargin[AttackedConfig]):
     Evidence: not yet reproduced.
     """
 
-    config_class = AttackedConfig
+    config_class = MMRATConfig
 
     def images(self, batch: Batch, trainer: Trainer) -> Tensor:
         count = round(self.config.attacked * len(batch))
         if not count:
             return batch.x
         x, y = batch.x[:count], batch.y[:count]
-        x_adv, _ = ascend(
-            trainer.model, x, y, threat=trainer.threat, steps=self.config.steps,
-            alpha=in_units(self.config.step_size, trainer.eps), start=trainer.threat.random_start(x, trainer.generator),
+        x_adv = pgd_from_random_start(
+            trainer.model, x, y, threat=trainer.threat, steps=self.config.steps, alpha=self.config.step_size,
+            generator=trainer.generator,
         )  # fmt: skip
         return torch.cat([x_adv, batch.x[count:]])

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.rules import not_negative, positive
 from bench.core.specs import Length, OfEps, in_units
 
 
@@ -22,9 +23,9 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            penalty=(self.penalty >= 0, "not negative"),
-            growth=(self.growth > 0, "positive"),
-            noise=(self.noise > 0, "positive"),
+            penalty=not_negative(self.penalty),
+            growth=positive(self.growth),
+            noise=positive(self.noise),
         )
 
 
@@ -62,7 +63,7 @@ class NuAT(Defense[Config]):
 
         def loss() -> Tensor:
             logits, logits_adv = model(x), model(x_adv)
-            clean_loss = cross_entropy(logits, batch.y, label_smoothing=config.label_smoothing)
+            clean_loss = self.cross_entropy(logits, batch.y)
             return clean_loss + penalty * nuclear_norm(logits_adv - logits)
 
         trainer.update(loss)

@@ -4,14 +4,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.specs import Length, OfEps
 from bench.training.snapshots import Snapshots
 
 
@@ -55,17 +54,13 @@ class PAS(Defense[Config]):
         return list((model.live if isinstance(model, Snapshots) else model).parameters())
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        config, threat, model = self.config, trainer.threat, trainer.model
+        config, model = self.config, trainer.model
         with model.without_snapshots() if isinstance(model, Snapshots) else nullcontext():
-            x_adv, _ = ascend(
-                model, batch.x, batch.target, threat=threat, steps=config.steps,
-                alpha=in_units(config.alpha, trainer.eps), start=threat.random_start(batch.x, trainer.generator),
+            x_adv = pgd_from_random_start(
+                model, batch.x, batch.target, threat=trainer.threat, steps=config.steps, alpha=config.alpha,
+                generator=trainer.generator,
             )  # fmt: skip
-
-        def loss() -> Tensor:
-            return cross_entropy(model(x_adv), batch.target, label_smoothing=config.label_smoothing)
-
-        trainer.update(loss)
+        trainer.update(lambda: self.cross_entropy(model(x_adv), batch.target))
 
     def end_epoch(self, trainer: Trainer) -> None:
         ends = trainer.ends_at(*self.config.periods) or trainer.epoch + 1 == trainer.epochs

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
+from attacks.inner_attacks import gaussian_start
 from bench.core import registry
 from bench.core.config import BoundsConfig, Schedule
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
+from bench.core.rules import fraction_of_training, not_negative, positive
 from bench.core.shares import in_shares
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import TINY, ThreatModel
@@ -40,18 +42,18 @@ class Config(BoundsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            beta=(self.beta >= 0, "not negative"),
+            beta=not_negative(self.beta),
             nearest=(self.nearest >= 1, "at least 1"),
             subsample=(self.subsample is None or self.subsample >= 1, "at least 1, or none for the whole batch"),
-            eps_start=(in_units(self.eps_start, 1.0) > 0, "positive"),
-            warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"),
-            step_size=(in_units(self.step_size, 1.0) > 0, "positive"),
-            clip_value=(self.clip_value > 0, "positive"),
+            eps_start=positive(self.eps_start),
+            warm_up=fraction_of_training(self.warm_up),
+            step_size=positive(self.step_size),
+            clip_value=positive(self.clip_value),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackedConfig(Config):
+class PERATConfig(Config):
     reading: Literal["released", "paper"] = "released"  # follow the released code, or the paper
 
 
@@ -96,9 +98,8 @@ class PER(Defense[ConfigT]):
         """Line 5: PGD from Gaussian noise whose standard deviation is one step."""
         config, threat = self.config, trainer.threat
         alpha = in_units(config.step_size, trainer.eps)
-        noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
-        start = threat.project(x + alpha * noise, x)
-        return ascend(trainer.model, x, y, threat=threat, steps=config.steps, alpha=alpha, start=start)[0]
+        start = gaussian_start(x, alpha, threat, trainer.generator)
+        return ascend(trainer.model, x, y, threat=threat, steps=config.steps, alpha=alpha, start=start)
 
     def eps(self, trainer: Trainer) -> float:
         """The eps of the envelopes, which doubles after each fifth of the training."""
@@ -197,10 +198,10 @@ class IPER(LPER):
     intermediate: ClassVar[Intermediate] = "ibp"
 
 
-class Attacked(PER[AttackedConfig]):
+class PERAT(PER[PERATConfig]):
     """PER on attacked images. The text and the released code differ; `reading` selects one of them."""
 
-    config_class = AttackedConfig
+    config_class = PERATConfig
 
     def objective(self, batch: Batch, trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
         x, y = batch.x, batch.y
@@ -213,7 +214,7 @@ class Attacked(PER[AttackedConfig]):
 
 
 @registry.defense("l-per-at")
-class LPERAT(Attacked):
+class LPERAT(PERAT):
     """L-PER+at: L-PER with adversarial training.
 
     `reading=released`: half of the images are replaced by adversarial examples, and L-PER is applied to the result.
@@ -228,7 +229,7 @@ class LPERAT(Attacked):
 
 
 @registry.defense("i-per-at")
-class IPERAT(Attacked):
+class IPERAT(PERAT):
     """I-PER+at: I-PER with adversarial training, by the released code or the paper (option `reading`).
 
     Evidence: digits (small-cnn, Linf 0.2, 60 epochs, 3 seeds, 360 test images): clean 88.4 +- 0.7, certified

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch.nn.functional import cross_entropy
-
-from attacks.pgd import ascend
-from attacks.step_sizes import check_decay, parts
+from attacks.ascent import Step, ascend
+from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
@@ -18,7 +16,7 @@ class Config(TrainingConfig):
     steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.25)  # step size of the attack: 2/255 at eps 8/255
     attack_mode: Literal["eval", "train"] = "eval"  # mode of batch norm during the attack
-    step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
+    step: Step = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
     random_start: bool = True  # start the attack at a uniform point of the ball, not at the image
     alpha_decay: float = 1.0  # factor of the step size
     alpha_decay_every: int = 10  # steps of the attack between two decays
@@ -45,15 +43,14 @@ class PGDAT(Defense[Config]):
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, threat = self.config, trainer.threat
         x_adv = threat.random_start(batch.x, trainer.generator) if config.random_start else batch.x
-        for steps, alpha in parts(
+        for steps, alpha in decaying_steps(
             config.steps, in_units(config.alpha, trainer.eps), config.alpha_decay, config.alpha_decay_every
         ):
-            x_adv, _ = ascend(
+            x_adv = ascend(
                 trainer.model, batch.x, batch.target, threat=threat, steps=steps, alpha=alpha, start=x_adv,
-                step=None if config.step == "auto" else config.step, mode=config.attack_mode,
+                step=config.step, mode=config.attack_mode,
             )  # fmt: skip
-        smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(x_adv), batch.target, label_smoothing=smoothing))
+        trainer.update(lambda: self.cross_entropy(trainer.model(x_adv), batch.target))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,13 @@
 """Adversarial training by the reflected loss ("Robustness Guarantees for Adversarially Trained Neural Networks")."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch.nn.functional import cross_entropy
 
+from attacks.ascent import Step, WorstPoint, ascend
 from attacks.losses import reflected
-from attacks.pgd import WorstPoint, ascend
-from attacks.step_sizes import check_decay, parts
+from attacks.step_sizes import check_decay, decaying_steps
 from bench.core import registry
 from bench.core.config import Schedule, TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
@@ -22,7 +21,7 @@ class Config(TrainingConfig):
     schedule: Schedule = "triangular"
     steps: int = 16  # the smallest of the paper's 2, 4, 16 and 32 that reaches its best result
     alpha: Length = OfEps(1 / 8)  # step size of the attack: 1/255 at eps 8/255
-    step: Literal["auto", "sign", "l2", "raw"] = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
+    step: Step = "auto"  # sign, L2-normalised or raw gradient; auto: by the norm
     random_start: bool = False  # start the attack at a uniform point of the ball
     alpha_decay: float = 1.0  # factor of the step size
     alpha_decay_every: int = 10  # steps of the attack between two decays
@@ -53,15 +52,14 @@ class RPGD(Defense[Config]):
         config, threat = self.config, trainer.threat
         best = WorstPoint(batch.x, batch.y, reflected)
         x_adv = threat.random_start(batch.x, trainer.generator) if config.random_start else batch.x
-        for steps, alpha in parts(
+        for steps, alpha in decaying_steps(
             config.steps, in_units(config.alpha, trainer.eps), config.alpha_decay, config.alpha_decay_every
         ):
-            x_adv, _ = ascend(  # Algorithm 1, lines 1 to 4
+            x_adv = ascend(  # Algorithm 1, lines 1 to 4
                 trainer.model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, loss=reflected, start=x_adv,
-                step=None if config.step == "auto" else config.step, visit=best.update,
+                step=config.step, visit=best.update,
             )  # fmt: skip
         with mode_of(trainer.model, training=False), torch.no_grad():
             best.update(x_adv, trainer.model(x_adv))
         # Algorithm 2, line 5: the cross entropy at the iterate of the highest reflected loss
-        smoothing = config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(best.point), batch.y, label_smoothing=smoothing))
+        trainer.update(lambda: self.cross_entropy(trainer.model(best.point), batch.y))

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.contracts import Trainer
-from bench.core.specs import in_units
 from bench.core.threat import ThreatModel
 from bench.training.interval_methods import IntervalConfig, IntervalMethod
 from certifiers.worst_logits import interval_worst_logits
@@ -42,8 +41,7 @@ class SABR(IntervalMethod[Config]):
     def loss(self, x: Tensor, y: Tensor, threat: ThreatModel, trainer: Trainer) -> Tensor:
         config, model, eps = self.config, trainer.model, threat.eps
         centers = replace(threat, eps=(1 - config.share) * eps)
-        center, _ = ascend(
-            model, x, y, threat=centers, steps=config.steps, alpha=in_units(config.step_size, centers.eps),
-            start=centers.random_start(x, trainer.generator),
-        )  # fmt: skip
+        center = pgd_from_random_start(
+            model, x, y, threat=centers, steps=config.steps, alpha=config.step_size, generator=trainer.generator
+        )
         return cross_entropy(interval_worst_logits(model, center, y, replace(threat, eps=config.share * eps)), y)

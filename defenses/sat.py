@@ -3,36 +3,33 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch.nn.functional import cross_entropy
 
-from attacks.losses import kl, kl_from
-from attacks.pgd import ascend
+from attacks.inner_attacks import trades_attack
+from attacks.losses import kl
 from bench.core import registry
-from bench.core.config import TrainingConfig
-from bench.core.contracts import Batch, Defense, Trainer, mode_of
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import fraction_of_training, not_negative
 from bench.training.moving_targets import move_targets
+from bench.training.pgd_config import PGDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PGDConfig):
     epochs: int = 100
     milestones: tuple[float, ...] = (0.75, 0.9)
     beta: float = 6.0  # weight of the KL divergence
     momentum_of_targets: float = 0.9  # momentum of the moving average of predictions
     start: float = 0.7  # fraction of the training after which the targets move: 90 of 200 epochs in the thesis
-    steps: int = 10  # steps of the attack
-    alpha: Length = OfEps(0.25)  # step size of the attack
     start_std: float = 0.001  # standard deviation of the noise from which the attack starts
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            beta=(self.beta >= 0, "not negative"),
+            beta=not_negative(self.beta),
             momentum_of_targets=(0 <= self.momentum_of_targets < 1, "in [0, 1)"),
-            start=(0 <= self.start <= 1, "a fraction of the training, in [0, 1]"),
-            start_std=(self.start_std >= 0, "not negative"),
+            start=fraction_of_training(self.start),
+            start_std=not_negative(self.start_std),
         )
 
 
@@ -56,12 +53,9 @@ class SAT(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, x = self.config, trainer.model, batch.x
-        noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
-        with mode_of(model, training=False), torch.no_grad():
-            clean = model(x)
-        x_adv, _ = ascend(
-            model, x, batch.y, threat=trainer.threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
-            start=trainer.threat.project(x + config.start_std * noise, x), loss=kl_from(clean),
+        x_adv = trades_attack(
+            model, x, batch.y, threat=trainer.threat, steps=config.steps, alpha=config.alpha, std=config.start_std,
+            generator=trainer.generator,
         )  # fmt: skip
         logits, logits_adv = model(x), model(x_adv)
         if trainer.progress < config.start:

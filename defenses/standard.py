@@ -1,7 +1,5 @@
 """Training without an adversary: a baseline that attacks must break."""
 
-from torch.nn.functional import cross_entropy
-
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
@@ -20,5 +18,4 @@ class Standard(Defense[TrainingConfig]):
     norms = ("Linf", "L2", "L1")
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
-        smoothing = self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(batch.x), batch.target, label_smoothing=smoothing))
+        trainer.update(lambda: self.cross_entropy(trainer.model(batch.x), batch.target))

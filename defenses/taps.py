@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.core import registry
 from bench.core.contracts import Trainer, mode_of
+from bench.core.rules import positive
 from bench.core.shares import in_shares, undivided
 from bench.core.specs import in_units
 from bench.core.threat import ThreatModel
@@ -31,7 +32,7 @@ class Config(IntervalConfig):
         self.check(
             classifier=(self.classifier >= 1, "at least 1"),
             connector=(0 < self.connector <= 1, "in (0, 1]"),
-            weight=(self.weight > 0, "positive"),
+            weight=positive(self.weight),
         )
 
 

@@ -2,33 +2,31 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from attacks.losses import kl, kl_from
-from attacks.pgd import ascend
+from attacks.inner_attacks import trades_attack
+from attacks.losses import kl
 from bench.core import registry
-from bench.core.config import TrainingConfig
-from bench.core.contracts import Batch, Defense, Trainer, mode_of
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import not_negative
+from bench.core.specs import Length, OfEps
+from bench.training.pgd_config import PGDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PGDConfig):
     epochs: int = 76
     milestones: tuple[float, ...] = (
         74 / 76,
     )  # lr is multiplied by `decay` here: after 74 of 76 epochs, as the authors do
     weight_decay: float = 2e-4
     beta: float = 6.0  # weight of the KL divergence
-    steps: int = 10  # steps of the attack
     alpha: Length = OfEps(0.007 / 0.031)  # step size of the attack
     start_std: float = 0.001  # standard deviation of the noise from which the attack starts
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(beta=(self.beta >= 0, "not negative"), start_std=(self.start_std >= 0, "not negative"))
+        self.check(beta=not_negative(self.beta), start_std=not_negative(self.start_std))
 
 
 @registry.defense("trades")
@@ -46,17 +44,14 @@ class TRADES(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         config, model, x = self.config, trainer.model, batch.x
-        noise = torch.randn(x.shape, generator=trainer.generator, device=x.device)
-        with mode_of(model, training=False), torch.no_grad():
-            clean = model(x)
-        x_adv, _ = ascend(
-            model, x, batch.y, threat=trainer.threat, steps=config.steps, alpha=in_units(config.alpha, trainer.eps),
-            start=trainer.threat.project(x + config.start_std * noise, x), loss=kl_from(clean),
+        x_adv = trades_attack(
+            model, x, batch.y, threat=trainer.threat, steps=config.steps, alpha=config.alpha, std=config.start_std,
+            generator=trainer.generator,
         )  # fmt: skip
 
         def loss() -> Tensor:
             logits, logits_adv = model(x), model(x_adv)
-            clean_loss = cross_entropy(logits, batch.target, label_smoothing=config.label_smoothing)
+            clean_loss = self.cross_entropy(logits, batch.target)
             return clean_loss + config.beta * kl(logits, logits_adv).mean()
 
         trainer.update(loss)

@@ -28,7 +28,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 ROOF = ("runs", "publish", "studies", "commands", "testing", "cli", "api", "__main__", "__init__")
 MANY_PARAMETERS = {
-    "attacks.pgd.ascend": "one parameter per option of the algorithm",
+    "attacks.ascent.ascend": "one parameter per option of the algorithm",
     "bench.api.evaluate": "the interface for users",
     "bench.api.train": "the interface for users",
     "bench.models.two_layer.two_layer": "one parameter per option of the four papers' networks",

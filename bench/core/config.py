@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from bench.core.errors import UserError
 from bench.core.registry import did_you_mean, one_line, unknown
-from bench.core.specs import Length, OfEps, check_counts_and_lengths, in_units, parse_value
+from bench.core.rules import not_negative, positive
+from bench.core.specs import Length, OfEps, check_counts_and_lengths, parse_value
 
 SUITES = Path(__file__).parents[1] / "suites"
 CORRUPTIONS = "corruptions"  # in place of a norm
@@ -79,33 +80,33 @@ class TrainingConfig:
         self.check(
             epochs=(self.epochs >= 1, "at least 1"),
             batch_size=(self.batch_size >= 2, "at least 2, for batch norm"),
-            lr=(self.lr > 0, "positive"),
+            lr=positive(self.lr),
             momentum=(0 <= self.momentum < 1, "in [0, 1)"),
-            weight_decay=(self.weight_decay >= 0, "not negative"),
+            weight_decay=not_negative(self.weight_decay),
             milestones=(all(0 <= m <= 1 for m in self.milestones), "fractions of the training, in [0, 1]"),
             decay=(0 < self.decay <= 1, "in (0, 1]"),
             peak=(0 < self.peak < 1, "in (0, 1)"),
-            crop=(self.crop >= 0, "not negative"),
+            crop=not_negative(self.crop),
             validation=(0 <= self.validation < 1, "in [0, 1)"),
-            validation_seed=(self.validation_seed >= 0, "not negative"),
+            validation_seed=not_negative(self.validation_seed),
             ema=(0 <= self.ema < 1, "in [0, 1)"),
-            clip_grad=(self.clip_grad >= 0, "not negative"),
+            clip_grad=not_negative(self.clip_grad),
             lr_warm_up=(0 <= self.lr_warm_up < 1, "in [0, 1)"),
             periods=(
                 all(0 < p < 1 for p in self.periods) and list(self.periods) == sorted(set(self.periods)),
                 "increasing fractions of the training, in (0, 1)",
             ),
-            eps_max=(in_units(self.eps_max, 1.0) > 0, "positive"),
+            eps_max=positive(self.eps_max),
             swa=(0 <= self.swa < 1 and not (self.swa and self.ema), "in [0, 1), and 0 with ema"),
-            awp=(self.awp >= 0, "not negative"),
+            awp=not_negative(self.awp),
             awp_start=(0 <= self.awp_start < 1, "in [0, 1)"),
             label_smoothing=(0 <= self.label_smoothing < 1, "in [0, 1)"),
-            cutout=(self.cutout >= 0, "not negative"),
+            cutout=not_negative(self.cutout),
             cutmix=(0 <= self.cutmix <= 1 and not (self.cutmix and self.extra), "a share, in [0, 1], and 0 with extra"),
             extra_share=(0 < self.extra_share < 1, "in (0, 1)"),
-            keep_curves=(self.keep_curves >= 0, "not negative"),
+            keep_curves=not_negative(self.keep_curves),
             norm_shares=(1 <= self.norm_shares <= self.batch_size // 2, "1 to half of batch_size"),
-            probe_every=(self.probe_every >= 0, "not negative"),
+            probe_every=not_negative(self.probe_every),
             probe_examples=(self.probe_examples >= 1, "at least 1"),
             select=(
                 self.select == "last" or (self.validation > 0 and self.probe_every > 0),

@@ -1,12 +1,13 @@
 """The interfaces of the project: a batch, an attack, a certifier, a defense."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 from bench.core.batches import Batch as Batch
 from bench.core.classifier import as_classifier, unwrapped
@@ -18,6 +19,7 @@ from bench.core.modes import without_tf32
 from bench.core.network_format import Description
 from bench.core.specs import check_counts_and_lengths
 from bench.core.threat import ThreatModel
+from bench.core.trainer import Trainer as Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,80 +158,6 @@ def check_norm(method: Attack | Certifier, threat: ThreatModel) -> None:
         raise UserError(f"{type(method).__name__} has no {threat.norm} form; its norms are {', '.join(method.norms)}")
 
 
-class Trainer(Protocol):
-    """The part of the training loop that a defense may use (bench/training/loop.py).
-
-    A step is one batch of `Defense.batches`, and an epoch is one pass through them.
-    """
-
-    model: nn.Module
-    """Images (B,C,H,W) in [0,1] -> logits (B,K). It is in train mode during train_step."""
-
-    generator: Generator
-    """The only source of random numbers, on the device of the model. Its state is saved in the checkpoint."""
-
-    bank: dict[str, Tensor]
-    """State for each training example, (N,) or (N,C,H+2p,W+2p), by name. It is saved in the checkpoint."""
-
-    log: list[dict[str, Any]]
-    """A line for each finished epoch: `epoch`, `loss` and, after a probe, the accuracies `fgsm` and `pgd`."""
-
-    epoch: int
-    """The number of finished epochs."""
-
-    epochs: int
-    """The number of epochs of the whole training."""
-
-    @property
-    def progress(self) -> float:
-        """The fraction of the steps that are done: 0 in the first step, below 1 in the last one."""
-
-    @property
-    def averaged(self) -> nn.Module | None:
-        """The weight average (ema, swa); None without one, or before the first one of swa."""
-
-    @property
-    def eps(self) -> float:
-        """The eps of the threat model, in the scale of images in [0, 1]; a setting may let it grow (eps_growth)."""
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of this step."""
-
-    @property
-    def threat(self) -> ThreatModel:
-        """The threat model to train for."""
-
-    @property
-    def examples(self) -> int:
-        """N, the number of training examples."""
-
-    @property
-    def canvas(self) -> tuple[int, ...]:
-        """(N,C,H+2p,W+2p), the shape of a bank that holds one value per pixel of the images padded by p = crop."""
-
-    def shuffled(self) -> Iterator[Batch]:
-        """The batches of one epoch: the training split in random order, augmented."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a scalar loss to the weights' gradients."""
-
-    def step(self) -> None:
-        """Update the weights with the gradients so far, then set these to zero."""
-
-    def update(self, loss: Tensor | Callable[[], Tensor]) -> None:
-        """Call backward, then step. If `loss` is a function, the loop computes it at perturbed weights (awp)."""
-
-    def ends_at(self, *fractions: float) -> bool:
-        """Whether the epoch that ends now, in `end_epoch`, ends at one of these fractions of the training.
-
-        Fractions are rounded to whole epochs; a fraction that is rounded to zero epochs adds a warning to the record.
-        """
-
-    def warn(self, message: str) -> None:
-        """Add a warning to the record of the training, unless it is there already."""
-
-
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
@@ -240,8 +168,9 @@ class Defense(ABC, Generic[ConfigT]):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     supported_settings: ClassVar[tuple[str, ...]] = ()
     """Which of the settings `awp`, `label_smoothing`, `cutmix` and `extra` `train_step` supports; others are refused.
-    `awp`: it passes a function to `trainer.update`. `cutmix`: it uses `batch.target` instead of `batch.y`. `extra`: it
-    keeps no state for each example, because additional data have the index -1."""
+    `awp`: it passes a function to `trainer.update`. `label_smoothing`: its loss is `self.cross_entropy`. `cutmix`: it
+    uses `batch.target` instead of `batch.y`. `extra`: it keeps no state for each example, because additional data have
+    the index -1."""
 
     divisible: ClassVar[bool] = True
     """Whether several processes can train it. False if `train_step` looks inside a call of the model (by a hook, for
@@ -278,6 +207,13 @@ class Defense(ABC, Generic[ConfigT]):
     @abstractmethod
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         """Train on one batch: trainer.update(loss), or trainer.backward(loss) several times and trainer.step()."""
+
+    def cross_entropy(
+        self, logits: Tensor, target: Tensor, reduction: Literal["mean", "sum", "none"] = "mean"
+    ) -> Tensor:
+        """The cross entropy of logits (B,K) with labels (B,) or targets (B,K), under the setting `label_smoothing`."""
+        smoothing = self.config.label_smoothing
+        return functional.cross_entropy(logits, target, reduction=reduction, label_smoothing=smoothing)
 
     def after_step(self, trainer: Trainer) -> None:
         """Called after each step of the optimizer: projections, masks."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import ascend
 from attacks.losses import TargetedLoss
-from attacks.pgd import ascend
 from bench.core import registry, seeds
 from bench.core.contracts import Batch, Certificate, Certifier
 from bench.core.errors import UserError
@@ -164,7 +164,7 @@ def points(model: nn.Module, batch: Batch, threat: ThreatModel) -> Iterator[Tens
     for j in range(CLASSES):
         alpha = threat.eps_like(batch.x).flatten() / 2
         loss = TargetedLoss(torch.full_like(batch.y, j))
-        yield ascend(model, batch.x, batch.y, threat=threat, steps=4, alpha=alpha, start=batch.x, loss=loss)[0]
+        yield ascend(model, batch.x, batch.y, threat=threat, steps=4, alpha=alpha, start=batch.x, loss=loss)
 
 
 def dense_net() -> nn.Sequential:

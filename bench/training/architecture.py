@@ -14,8 +14,13 @@ Layer = nn.Linear | nn.Conv2d
 
 
 def linear_layers(model: nn.Module) -> list[Layer]:
-    """The layers whose weights are pruned or binarised, in the order of the model's modules."""
+    """The linear and convolutional layers, in the order of the model's modules."""
     return [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
+def fan_in(weight: Tensor) -> int:
+    """The number of inputs of each unit or output pixel: l of the layer before, times the kernel's pixels."""
+    return weight[0].numel()
 
 
 def built(defense: Defense[Any], model: nn.Module, classes: int) -> nn.Module:

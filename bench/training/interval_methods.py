@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bench.core.contracts import Batch, Trainer
-from bench.core.specs import Length, OfEps, in_units
+from bench.core.rules import not_negative, positive
+from bench.core.specs import Length, OfEps
 from bench.core.threat import ThreatModel
+from bench.training.architecture import fan_in, linear_layers
 from bench.training.ramps import RampConfig, RampedDefense
-
-LAYERS = (nn.Linear, nn.Conv2d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class IntervalConfig(RampConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(l1=(self.l1 >= 0, "not negative"), step_size=(in_units(self.step_size, 1.0) > 0, "positive"))
+        self.check(l1=not_negative(self.l1), step_size=positive(self.step_size))
 
 
 IntervalT = TypeVar("IntervalT", bound=IntervalConfig)
@@ -64,11 +64,7 @@ class IntervalMethod(RampedDefense[IntervalT]):
         """The loss plus the penalty of the weights of convolutions and linear layers."""
         if not self.config.l1:
             return loss
-        return loss + self.config.l1 * sum(layer.weight.abs().sum() for layer in layers_of(trainer.model))
-
-
-def layers_of(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
-    return [module for module in model.modules() if isinstance(module, LAYERS)]
+        return loss + self.config.l1 * sum(layer.weight.abs().sum() for layer in linear_layers(trainer.model))
 
 
 @torch.no_grad()
@@ -78,7 +74,7 @@ def initialize(model: nn.Module) -> None:
     Shi, Wang, Zhang, Yi and Hsieh (2021), Section 4.1: the expected width of an interval is then the same before and
     after a layer with ReLU. Drawn from torch's global generator, as the layers' own initial weights are.
     """
-    for layer in layers_of(model):
-        nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / layer.weight[0].numel())
+    for layer in linear_layers(model):
+        nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / fan_in(layer.weight))
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)

@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Trainer
+from bench.core.rules import not_negative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,9 @@ class BankConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            start_std=(self.start_std >= 0, "not negative"),
+            start_std=not_negative(self.start_std),
             reset_every=(self.reset_every >= 2, "at least 2, so that perturbations are carried to another epoch"),
-            store_size=(self.store_size >= 0, "not negative"),
+            store_size=not_negative(self.store_size),
         )
 
 

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from bench.core.config import TrainingConfig
 from bench.training.architecture import Layer, StraightThrough, latent, linear_layers, parametrizations_of
+from bench.training.budgets import adaptive_budgets
 
 Allocation = Literal["layer", "global"]  # a budget for each layer, or one for all
 
@@ -27,6 +28,26 @@ class PruningConfig(TrainingConfig):
             ema=(self.ema == 0, "0, because an average of masks is no mask"),
             swa=(self.swa == 0, "0, because an average of masks is no mask"),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig(PruningConfig):
+    """The settings of a training that keeps the largest weights, or those of the highest scores, until its end."""
+
+    gamma: float = 1.0  # for allocation=layer: 1 keeps the same share of each layer, 0 the same number
+    allocation: Allocation = "layer"  # global: the highest scores of all layers together
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(
+            gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
+            select=(self.select == "last", "last, because earlier epochs are not pruned"),
+        )
+
+    def budget(self, model: nn.Module) -> int | list[int]:
+        """The number of weights that are kept, per layer or in total; UserError if r does not allow any."""
+        layers = adaptive_budgets(weight_counts(model), 1 - self.r, self.gamma)
+        return layers if self.allocation == "layer" else sum(layers)
 
 
 class WeightMask(nn.Module):
@@ -81,6 +102,7 @@ def weight_mask(layer: Layer) -> WeightMask:
 
 
 def weight_counts(model: nn.Module) -> list[int]:
+    """The number of weights of each linear and convolutional layer."""
     return [layer.weight.numel() for layer in linear_layers(model)]
 
 

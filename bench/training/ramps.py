@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, TypeVar
 
 from bench.core.config import BoundsConfig
 from bench.core.contracts import Defense, Trainer
+from bench.core.rules import fraction_of_training
 from bench.core.threat import ThreatModel
 
 MIDDLE, POWER = 0.25, 4  # smooth growth: it is s^4 in the first quarter, then linear with the same slope
@@ -22,7 +23,7 @@ class RampConfig(BoundsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            warm_up=(0 <= self.warm_up <= 1, "a fraction of the training, in [0, 1]"),
+            warm_up=fraction_of_training(self.warm_up),
             ramp=(0 < self.ramp <= 1, "a fraction of the training, in (0, 1]"),
             subsample=(self.subsample is None or self.subsample >= 1, "at least 1, or none for the whole batch"),
         )

@@ -1,35 +1,24 @@
 """Subnetworks of networks with fixed weights: masks by score."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bench.training.architecture import linear_layers
+from bench.training.architecture import StraightThrough, fan_in, linear_layers
+from bench.training.pruning import highest
 
 Rank = Literal["score", "magnitude"]
 Start = float | Literal["fan-in"]  # of scores: U[-a, a], or a = sqrt(1 / l) for layers of l inputs
 
 
-class TopMask(torch.autograd.Function):
-    """1 at the `keep` highest ranks, else 0. The gradient is the identity (straight-through)."""
-
-    @staticmethod
-    def forward(ctx: Any, ranks: Tensor, keep: int) -> Tensor:
-        highest = ranks.flatten().topk(keep, sorted=False).indices
-        return torch.zeros_like(ranks).flatten().index_fill_(0, highest, 1.0).reshape(ranks.shape)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
 class TopScoreMask(nn.Module):
-    """A parametrization: a layer's fixed weight times the mask of its scores, or of their absolute values.
+    """A parametrization: a layer's fixed weight times the mask of its highest scores, or highest absolute values.
 
-    If ranks are magnitudes, the gradient has the score's sign, like that of |s|: weights to keep move away from 0.
+    These ranks get the mask's gradient (straight-through). If they are absolute values, the gradient of a score has its
+    sign, so that weights to keep move away from 0.
     """
 
     def __init__(self, scores: Tensor, keep: int, rank: Rank) -> None:
@@ -38,13 +27,10 @@ class TopScoreMask(nn.Module):
         self.keep, self.rank = keep, rank
 
     def forward(self, weight: Tensor) -> Tensor:
-        mask: Tensor = TopMask.apply(self.scores.abs() if self.rank == "magnitude" else self.scores, self.keep)
-        return weight * mask
-
-
-def fan_in(weight: Tensor) -> int:
-    """The number of inputs of each unit or output pixel: l of the layer before, times the kernel's pixels."""
-    return weight[0].numel()
+        ranks = self.scores.abs() if self.rank == "magnitude" else self.scores
+        (mask,) = highest([ranks.detach()], [self.keep])
+        selected: Tensor = StraightThrough.apply(mask, ranks)
+        return weight * selected
 
 
 def mask_layers(model: nn.Module, budgets: Sequence[int], start: Start, rank: Rank) -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.ascent import without_blocked_pixels
 from attacks.minimum_norm import NearestAdversarial, clearly_misclassified
-from attacks.pgd import without_blocked_pixels
 from bench.core import registry, seeds
 from bench.core.contracts import Batch
 from bench.core.specs import parse_spec

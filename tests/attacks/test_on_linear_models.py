@@ -1,10 +1,11 @@
 import pytest
 import torch
 
+from attacks.ascent import ascend
 from attacks.autoattack import AutoAttack
 from attacks.fgsm import FGSM
 from attacks.losses import margin
-from attacks.pgd import PGD, ascend
+from attacks.pgd import PGD
 from bench.core import seeds
 from bench.core.passes import AttackPasses, count_passes
 from bench.core.threat import ThreatModel
@@ -59,17 +60,28 @@ def test_alpha_may_differ_from_example_to_example():
     batch, threat = interior_batch(model, SHAPE, 3), ThreatModel("Linf", 0.1)
     alpha = torch.tensor([0.0, 0.02, 0.05])
     for given in (alpha, lambda gradient: alpha.to(gradient.dtype)):
-        x_adv, _ = ascend(model, batch.x, batch.y, threat=threat, steps=1, alpha=given, start=batch.x)
+        x_adv = ascend(model, batch.x, batch.y, threat=threat, steps=1, alpha=given, start=batch.x)
         assert torch.allclose(threat.distance(x_adv, batch.x), alpha.double(), atol=1e-7)
 
 
-def test_the_last_gradient_is_of_each_examples_own_loss():
+def one_step(model, x, y, threat, step=None):
+    """The point after one step of size 0.5, and the gradient of this step."""
+    gradients = []
+
+    def alpha(gradient):
+        gradients.append(gradient)
+        return 0.5
+
+    return ascend(model, x, y, threat=threat, steps=1, alpha=alpha, start=x, step=step), gradients[0]
+
+
+def test_a_gradient_is_of_each_examples_own_loss():
     model = linear_model(SHAPE, 3)
     batch, threat = interior_batch(model, SHAPE, 4), ThreatModel("Linf", 0.1)
-    _, together = ascend(model, batch.x, batch.y, threat=threat, steps=1, alpha=0.1, start=batch.x)
+    _, together = one_step(model, batch.x, batch.y, threat)
     for i in range(4):
         one = slice(i, i + 1)
-        _, alone = ascend(model, batch.x[one], batch.y[one], threat=threat, steps=1, alpha=0.1, start=batch.x[one])
+        _, alone = one_step(model, batch.x[one], batch.y[one], threat)
         assert torch.allclose(together[one], alone, atol=1e-6)
 
 
@@ -77,9 +89,7 @@ def test_the_last_gradient_is_of_each_examples_own_loss():
 def test_steps_go_where_they_are_named_after(step):
     model = linear_model(SHAPE, 2)
     batch, threat = interior_batch(model, SHAPE, 4), ThreatModel("Linf", 10.0, box=None)
-    x_adv, gradient = ascend(
-        model, batch.x, batch.y, threat=threat, steps=1, alpha=0.5, start=batch.x, step=step
-    )  # fmt: skip
+    x_adv, gradient = one_step(model, batch.x, batch.y, threat, step)
     norm = gradient.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
     wanted = {"sign": gradient.sign(), "l2": gradient / norm, "raw": gradient}[step]
     assert torch.allclose(x_adv - batch.x, 0.5 * wanted, atol=1e-6)

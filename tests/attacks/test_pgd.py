@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.ascent import WorstPoint, ascend, direction
 from attacks.bim import BIM
-from attacks.pgd import PGD, WorstPoint, ascend, direction
-from attacks.step_sizes import parts
+from attacks.pgd import PGD
+from attacks.step_sizes import decaying_steps
 from bench.core import seeds
 from bench.core.contracts import Attack, Batch
 from bench.core.errors import CheckError, UserError
@@ -93,9 +94,9 @@ def test_an_example_stops_when_its_iterates_cycle():
     model = Ridge()
     model.register_forward_hook(lambda *call: shown.append(len(call[2])))
     options = {"threat": ThreatModel("Linf", 0.4), "steps": 8, "alpha": 0.04, "start": batch.x}
-    found, _ = ascend(model, batch.x, batch.y, **options, stop_when_misclassified=True)
+    found = ascend(model, batch.x, batch.y, **options, stop_when_misclassified=True)
     assert shown == [2, 2, 2, 2, 1, 1, 1, 1]  # 0.5, 0.54, 0.58, 0.62, and it would be 0.58 again
-    there, _ = ascend(model, batch.x, batch.y, **options)
+    there = ascend(model, batch.x, batch.y, **options)
     assert found[1] == there[1]
     assert found[0].item() == pytest.approx(0.62, abs=1e-6)
 
@@ -131,8 +132,8 @@ def test_counts_are_at_least_one(option):
 
 
 def test_step_sizes_decay_in_stretches():
-    assert list(parts(25, 10.0, 0.2, 10)) == [(10, 10.0), (10, 2.0), (5, pytest.approx(0.4))]
-    assert list(parts(25, 10.0, 1.0, 10)) == [(25, 10.0)]
+    assert list(decaying_steps(25, 10.0, 0.2, 10)) == [(10, 10.0), (10, 2.0), (5, pytest.approx(0.4))]
+    assert list(decaying_steps(25, 10.0, 1.0, 10)) == [(25, 10.0)]
 
 
 @pytest.mark.parametrize("attack", [PGD, BIM])

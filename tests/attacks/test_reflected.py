@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
 from attacks.reflected import RBIM, RFGSM, RPGD
 from bench.core import seeds
 from bench.core.contracts import Batch
@@ -47,7 +47,7 @@ def test_with_two_classes_and_directions_it_is_the_cross_entropys_attack(norm):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(25, 20), nn.ReLU(), nn.Linear(20, 2))
     batch, threat = interior_batch(model, SHAPE, 20), ThreatModel(norm, 0.01)
-    plain, _ = ascend(model, batch.x, batch.y, threat=threat, steps=10, alpha=0.001, start=batch.x)
+    plain = ascend(model, batch.x, batch.y, threat=threat, steps=10, alpha=0.001, start=batch.x)
     assert torch.allclose(run(RBIM(), threat, model, batch), threat.project(plain, batch.x), atol=1e-6)
 
 

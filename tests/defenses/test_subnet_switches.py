@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from bench.core.config import make_config
 from bench.testing.contracts import DefenseContract, tiny_model
-from bench.training.architecture import latent, linear_layers
-from bench.training.subnet import fan_in, masks
+from bench.training.architecture import fan_in, latent, linear_layers
+from bench.training.subnet import masks
 from defenses.binary_subnet import Config
 from tests.defenses.exact_step import Step
 

@@ -19,7 +19,7 @@ class Bug:
 
 BUGS = {
     "PGD steps down the loss": Bug(
-        "attacks/pgd.py", "x_adv + length * direction(gradient, step)", "x_adv - length * direction(gradient, step)"
+        "attacks/ascent.py", "x_adv + length * direction(gradient, step)", "x_adv - length * direction(gradient, step)"
     ),
     "projection onto a ball of half the size": Bug(
         "bench/core/threat.py",

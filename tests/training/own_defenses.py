@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
 from bench.api import Defense, TrainingConfig
 
 STEPS = 3  # of the attacks
@@ -67,7 +67,7 @@ class SnapshotEnsemble(Defense[TrainingConfig]):
         return model.live.parameters()
 
     def train_step(self, batch, trainer):
-        x_adv, _ = ascend(
+        x_adv = ascend(
             trainer.model.live, batch.x, batch.y, threat=trainer.threat, steps=STEPS, alpha=0.1, start=batch.x
         )
         trainer.update(cross_entropy(trainer.model(x_adv), batch.y))

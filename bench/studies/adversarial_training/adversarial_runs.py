@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
 from bench.core import registry, seeds
 from bench.core.config import make_config
 from bench.core.contracts import Batch, frozen, mode_of
@@ -128,7 +128,7 @@ def attacked(
     if steps == 1:
         start, alpha = batch.x, threat.eps
     with frozen(model):
-        return ascend(model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=start)[0]
+        return ascend(model, batch.x, batch.y, threat=threat, steps=steps, alpha=alpha, start=start)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
+from attacks.ascent import ascend
 from attacks.losses import cross_entropy, margin
-from attacks.pgd import ascend
 from bench.core import seeds
 from bench.core.threat import TINY, ThreatModel
 from bench.datasets.synthetic import sphere_points
@@ -68,7 +68,7 @@ def attacked(model: nn.Module, data: Data, *, steps: int, restarts: int = 0, see
         noise = data.cap.eps * normalize(torch.randn(data.x.shape, generator=generator, dtype=data.x.dtype), dim=1)
         start = project(data.x + noise) if number else data.x
         alpha = 2.5 * data.cap.eps / steps
-        end, _ = ascend(model, data.x, data.y, threat=data.cap, steps=steps, alpha=alpha, start=start)
+        end = ascend(model, data.x, data.y, threat=data.cap, steps=steps, alpha=alpha, start=start)
         with torch.no_grad():
             losses = cross_entropy(model(end), data.y)
         better = losses > highest

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import ascend
 from attacks.losses import cross_entropy
-from attacks.pgd import ascend
 from bench.core import seeds
 from bench.core.errors import CheckError
 from bench.core.threat import ThreatModel
@@ -64,7 +64,7 @@ def escapes(
     def optimum(start: Tensor, sign: Literal[-1, 1]) -> Tensor:
         for k in range(HALVINGS):
             alpha = sign * threat.eps * 0.5**k
-            start, _ = ascend(model, x, y, threat=threat, steps=EACH, alpha=alpha, start=start, step="l2")
+            start = ascend(model, x, y, threat=threat, steps=EACH, alpha=alpha, start=start, step="l2")
         return start
 
     lowest = optimum(x, -1)
@@ -89,7 +89,7 @@ def train_adversarially(model: nn.Module, images: Images, scale: float, *, epoch
     generator = seeds.generator(CPU, seed, "first-order", "training")
     for _ in range(epochs):
         for rows in torch.randperm(len(y), generator=generator).split(BATCH):
-            x_adv, _ = ascend(
+            x_adv = ascend(
                 model, x[rows], y[rows], threat=threat, steps=STEPS, alpha=threat.eps / 2, start=x[rows], step="l2"
             )
             optimizer.zero_grad()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
 from bench.core.threat import ThreatModel
 from bench.studies.claims import network, output
 
@@ -72,7 +72,7 @@ class Landscape:
         """The perturbations (N, d) at the `steps` + 1 points of PGD; sign -1 descends."""
         x = self.x.expand(len(delta), -1)
         points, labels = list[Tensor](), self.labels(len(delta))
-        last, _ = ascend(
+        last = ascend(
             self.model, x, labels, threat=self.threat, steps=steps, alpha=sign * eta, start=x + delta, loss=self.losses,
             step=step, visit=lambda point, _: points.append((point - x).detach()),
         )  # fmt: skip

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from attacks.ascent import ascend, is_misclassified
 from attacks.losses import cross_entropy
-from attacks.pgd import ascend, is_misclassified
 from attacks.single_step import SingleStep
 from bench.core import seeds
 from bench.core.contracts import Batch
@@ -138,7 +138,7 @@ def pgd(net: Lazy, points: Points, delta: float, steps: int) -> Tensor:
     return ascend(
         net.model, points.x, points.y, threat=ThreatModel("L2", delta, None), steps=steps, alpha=2.5 * delta / steps,
         start=points.x,
-    )[0]  # fmt: skip
+    )  # fmt: skip
 
 
 def train_adversarially(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from attacks.ascent import ascend
 from attacks.losses import margin, reflected
-from attacks.pgd import ascend
 from bench.core import registry, seeds
 from bench.core.progress import Progress
 from bench.core.threat import ThreatModel
@@ -112,7 +112,7 @@ def attack(nets: Networks, x: Tensor, y: Tensor, setting: Setting) -> Tensor:
     threat = ThreatModel("L2", setting.nu, None)
     while left > 0:
         before, steps, left = at, min(left, AT_A_TIME), left - AT_A_TIME
-        at, _ = ascend(
+        at = ascend(
             nets, x, y, threat=threat, steps=steps, alpha=eta, start=at, loss=reflected, step="raw", visit=visit
         )
         if (at - before).abs().max() < STILL:  # all further iterates would be the same points

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import ascend
 from attacks.losses import cross_entropy, margin, reflected
-from attacks.pgd import ascend
 from bench.core import seeds
 from bench.core.threat import ThreatModel
 from bench.studies.claims import Floats

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
+from attacks.inner_attacks import gaussian_start
 from bench.core import registry, seeds
 from bench.core.contracts import Batch, Certifier, frozen
 from bench.core.errors import UserError
@@ -227,10 +228,9 @@ def pgd_points(model: nn.Module, batch: Batch, threat: ThreatModel, generator: t
     """The authors' attack: 20 steps of eps / 10, started from Gaussian noise scaled by the step; the last iterate."""
     assert isinstance(threat.eps, float)
     alpha = threat.eps / 10
-    noise = torch.randn(batch.x.shape, generator=generator, device=batch.x.device)
-    start = threat.project(batch.x + alpha * noise, batch.x)
+    start = gaussian_start(batch.x, alpha, threat, generator)
     with frozen(model):
-        return ascend(model, batch.x, batch.y, threat=threat, steps=20, alpha=alpha, start=start)[0]
+        return ascend(model, batch.x, batch.y, threat=threat, steps=20, alpha=alpha, start=start)
 
 
 def _counts(pec: float, bisection: int) -> dict[Key, float]:

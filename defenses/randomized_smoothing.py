@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, nll_loss
 
-from attacks.pgd import ascend
+from attacks.ascent import ascend
 from bench.core import registry
 from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer
+from bench.core.rules import fraction_of_training, positive
 from bench.core.specs import Length, OfEps, in_units
 
 
@@ -21,7 +22,7 @@ class Config(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(sigma=(self.sigma > 0, "positive"))
+        self.check(sigma=positive(self.sigma))
 
 
 @registry.defense("gaussian")
@@ -39,12 +40,12 @@ class Gaussian(Defense[Config]):
 
     def train_step(self, batch: Batch, trainer: Trainer) -> None:
         noise = torch.randn(batch.x.shape, generator=trainer.generator, device=batch.x.device)
-        noisy, smoothing = batch.x + self.config.sigma * noise, self.config.label_smoothing
-        trainer.update(lambda: cross_entropy(trainer.model(noisy), batch.y, label_smoothing=smoothing))
+        noisy = batch.x + self.config.sigma * noise
+        trainer.update(lambda: self.cross_entropy(trainer.model(noisy), batch.y))
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackedConfig(Config):
+class SmoothAdvConfig(Config):
     samples: int = 2  # m, the draws of noise for each image
     steps: int = 10  # steps of the attack
     step_size: Length = OfEps(0.2)  # step size of the attack (`alpha` in other defenses): 2 eps / steps
@@ -53,13 +54,13 @@ class AttackedConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            ramp=(0 <= self.ramp <= 1, "a fraction of the training, in [0, 1]"),
-            step_size=(in_units(self.step_size, 1.0) > 0, "positive"),
+            ramp=fraction_of_training(self.ramp),
+            step_size=positive(self.step_size),
         )
 
 
 @registry.defense("smooth-adv")
-class SmoothAdv(Defense[AttackedConfig]):
+class SmoothAdv(Defense[SmoothAdvConfig]):
     """SmoothAdv: adversarial training of the smoothed network, at points where its probability of the label is least.
 
     Salman et al. (2019), Algorithm 1 and Eq. 6: PGD maximises -log of the mean probability of the label over `samples`
@@ -69,7 +70,7 @@ class SmoothAdv(Defense[AttackedConfig]):
     Evidence: not yet reproduced.
     """
 
-    config_class = AttackedConfig
+    config_class = SmoothAdvConfig
     norms = ("L2",)
 
     def times(self) -> Mapping[str, Sequence[float]]:
@@ -83,7 +84,7 @@ class SmoothAdv(Defense[AttackedConfig]):
         x_adv = x
         if rising > 0:
             threat = replace(trainer.threat, eps=rising * trainer.eps)
-            x_adv, _ = ascend(
+            x_adv = ascend(
                 UnderNoise(trainer.model, noise), x, y, threat=threat, steps=config.steps, start=x,
                 alpha=in_units(config.step_size, threat.eps), loss=negative_log_likelihood,
             )  # fmt: skip

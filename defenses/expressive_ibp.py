@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from attacks.pgd import ascend
+from attacks.inner_attacks import pgd_from_random_start
 from bench.core import registry
 from bench.core.contracts import Trainer
-from bench.core.specs import in_units
 from bench.core.threat import ThreatModel
 from bench.training.interval_methods import IntervalConfig, IntervalMethod
 from certifiers.worst_logits import interval_worst_logits
+
+SMALLEST = 1e-12  # lower limit of a loss, because the logarithm of 0 is not finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,9 @@ class Expressive(IntervalMethod[Config]):
 
     def loss(self, x: Tensor, y: Tensor, threat: ThreatModel, trainer: Trainer) -> Tensor:
         config, model = self.config, trainer.model
-        x_adv, _ = ascend(
-            model, x, y, threat=threat, steps=config.steps, alpha=in_units(config.step_size, threat.eps),
-            start=threat.random_start(x, trainer.generator),
-        )  # fmt: skip
+        x_adv = pgd_from_random_start(
+            model, x, y, threat=threat, steps=config.steps, alpha=config.step_size, generator=trainer.generator
+        )
         logits, worst = model(x_adv), interval_worst_logits(model, x, y, threat)
         return self.mixture(logits - logits.gather(1, y[:, None]), worst, y)
 
@@ -92,6 +92,3 @@ class ExpIBP(Expressive):
         losses = (cross_entropy(logits, y, reduction="none") for logits in (attacked, worst))
         low, high = (loss.clamp(min=SMALLEST).log() for loss in losses)
         return ((1 - self.config.share) * low + self.config.share * high).exp().mean()
-
-
-SMALLEST = 1e-12  # lower limit of a loss, because the logarithm of 0 is not finite
