@@ -85,12 +85,12 @@ class Network:
         """The output of each node, (B,*shape), for images x (B,C,H,W); differentiable."""
         return list(self._values_from(0, x).values())
 
-    def is_cut(self, k: int) -> bool:
+    def separates(self, k: int) -> bool:
         """Whether the logits depend on the image through the output of node k only."""
         return all(each >= k for node in self.nodes[k + 1 :] for each in node.inputs)
 
     def logits_after(self, k: int, output: Tensor) -> Tensor:
-        """The logits (B,K), given the output (B,*shape) of node k, for which `is_cut` holds; differentiable."""
+        """The logits (B,K), given the output (B,*shape) of node k, for which `separates` holds; differentiable."""
         return self._values_from(k, output)[self.output]
 
     def _values_from(self, k: int, output: Tensor) -> dict[int, Tensor]:

@@ -71,7 +71,7 @@ class Config(AverageConfig):
     step_size: Literal["released"] = "released"  # rule of the authors' code; the text's Eq. 5.16 is atas-text
     warm_up: float = 5 / 30  # fraction of the training with the constant step size eps
     resets: tuple[float, ...] = (10 / 30, 20 / 30)  # fractions after which perturbations are drawn again
-    newer: ClassVar[tuple[str, ...]] = ("initial_step", "store_size")
+    omitted_at_default: ClassVar[tuple[str, ...]] = ("initial_step", "store_size")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,7 +40,7 @@ class Config(PGDConfig):
     score_start: Literal["range", "fan-in"] = "range"  # a is score_range, or sqrt(1 / l) for layers of l inputs
     adversary: Literal["attack", "none"] = "attack"  # none: training on clean images
     step: Step = "auto"  # raw: the gradient itself, as the box of Algorithm 5.1 writes
-    newer: ClassVar[tuple[str, ...]] = ("last_norm", "init", "score_start", "adversary", "step")
+    omitted_at_default: ClassVar[tuple[str, ...]] = ("last_norm", "init", "score_start", "adversary", "step")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +57,7 @@ class FastConfig(Config, BankConfig):
     epochs: int = 100
     steps: int = 1
     alpha: Length = OfEps(0.5)
-    newer: ClassVar[tuple[str, ...]] = (*Config.newer, *BankConfig.newer)
+    omitted_at_default: ClassVar[tuple[str, ...]] = (*Config.omitted_at_default, *BankConfig.omitted_at_default)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ class DynamicSparseTraining(Defense[ConfigT]):
             weights = [layer.weight for layer in layers]
             gradients = torch.autograd.grad(loss, weights, retain_graph=True) if updates else ()
             trainer.update(loss)
-        self.seen(logits.detach(), batch, trainer)
+        self.record_predictions(logits.detach(), batch, trainer)
         if updates:
             trainer.bank["mask_updates"].fill_(due)
             self.rewire(trainer, gradients)
@@ -135,7 +135,7 @@ class DynamicSparseTraining(Defense[ConfigT]):
         """The additional pruned and the additional grown connections, as shares of the replaced ones."""
         return 0.0, 0.0
 
-    def seen(self, logits: Tensor, batch: Batch, trainer: Trainer) -> None:
+    def record_predictions(self, logits: Tensor, batch: Batch, trainer: Trainer) -> None:
         """Called with the logits at the attacked images of each step."""
 
 
@@ -180,7 +180,7 @@ class FlyingBirdPlus(DynamicSparseTraining[FlyingBirdPlusConfig]):
         trainer.bank["robust_of_epoch"] = torch.zeros(trainer.epochs, device=device)
         trainer.bank["robust_and_seen"] = torch.zeros(2, device=device)
 
-    def seen(self, logits: Tensor, batch: Batch, trainer: Trainer) -> None:
+    def record_predictions(self, logits: Tensor, batch: Batch, trainer: Trainer) -> None:
         correct = (logits.argmax(dim=1) == batch.y).float()
         trainer.bank["robust_and_seen"] += torch.stack([correct.sum(), torch.ones_like(correct).sum()])
 

@@ -72,7 +72,7 @@ class HYDRA(Defense[Config]):
             clean_loss = self.cross_entropy(logits, batch.y)
             return clean_loss + config.beta * kl(logits, logits_adv).mean()
 
-        with trained(trainer.model, scores=self.is_pruning(trainer)):
+        with training_only(trainer.model, scores=self.is_pruning(trainer)):
             trainer.update(loss())
 
     def attacked(self, batch: Batch, trainer: Trainer) -> Tensor:
@@ -122,7 +122,7 @@ def scores_of(layer: Layer) -> nn.Parameter:
 
 
 @contextmanager
-def trained(model: nn.Module, *, scores: bool) -> Iterator[None]:
+def training_only(model: nn.Module, *, scores: bool) -> Iterator[None]:
     """Inside the block only the scores of linear and convolutional layers are trained, or only the rest."""
     for layer in linear_layers(model):
         scores_of(layer).requires_grad_(scores)

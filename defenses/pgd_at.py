@@ -20,7 +20,7 @@ class Config(TrainingConfig):
     random_start: bool = True  # start the attack at a uniform point of the ball, not at the image
     alpha_decay: float = 1.0  # factor of the step size
     alpha_decay_every: int = 10  # steps of the attack between two decays
-    newer: ClassVar[tuple[str, ...]] = ("step", "random_start", "alpha_decay", "alpha_decay_every")
+    omitted_at_default: ClassVar[tuple[str, ...]] = ("step", "random_start", "alpha_decay", "alpha_decay_every")
 
     def __post_init__(self) -> None:
         super().__post_init__()

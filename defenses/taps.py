@@ -76,7 +76,7 @@ class TAPS(IntervalMethod[Config]):
         self.config.check(classifier=(count <= most, f"at most {most}, as many activations as the network has"))
         node = network.nodes[network.activations[-count]].inputs[0]
         self.config.check(
-            classifier=(network.is_cut(node), "another number: not all paths pass before this activation")
+            classifier=(network.separates(node), "another number: not all paths pass before this activation")
         )
         return node
 

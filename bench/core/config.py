@@ -19,7 +19,7 @@ SUITES = Path(__file__).parents[1] / "suites"
 CORRUPTIONS = "corruptions"  # in place of a norm
 Schedule = Literal["piecewise", "triangular", "cosine", "constant"]
 # settings of TrainingConfig that are newer than published records; configs omit them where they are off
-MODIFIERS = (
+OMITTED_AT_DEFAULT = (
     "lr_warm_up", "periods", "eps_growth", "eps_min", "eps_max", "swa", "awp", "awp_start", "label_smoothing", "cutout",
     "cutmix", "extra", "extra_share", "last_norm", "binary", "keep_losses", "keep_curves", "layout", "compiled",
     "norm_shares",
@@ -74,7 +74,7 @@ class TrainingConfig:
     layout: Literal["auto", "contiguous", "channels_last"] = "auto"  # memory format of images and weights; see amp
     compiled: bool = False  # the model's passes by torch.compile
     norm_shares: int = 1  # equal parts of a batch with batch norm statistics of their own; 1 or the number of processes
-    newer: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
+    omitted_at_default: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that as_json leaves out: see there
 
     def __post_init__(self) -> None:
         self.check(
@@ -279,13 +279,16 @@ def content_hash(config: Mapping[str, Any]) -> str:
 def as_json(config: TrainingConfig | RunConfig) -> dict[str, Any]:
     """Return a config as JSON values, from which make_config rebuilds the config of a defense.
 
-    MODIFIERS at their default are left out, so that published hashes stay valid, unless the defense changes the
-    default. `newer` lists the settings of a defense's own config that are left out in the same way.
+    Settings in OMITTED_AT_DEFAULT are left out at their default, so that published hashes stay valid, unless the
+    defense changes the default. `omitted_at_default` lists the settings of a defense's own config that are left out in
+    the same way.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    off = {field.name: field.default for field in dataclasses.fields(TrainingConfig) if field.name in MODIFIERS}
+    off = {
+        field.name: field.default for field in dataclasses.fields(TrainingConfig) if field.name in OMITTED_AT_DEFAULT
+    }
     own = {field.name: field.default for field in dataclasses.fields(config)}
-    off |= {name: own[name] for name in getattr(config, "newer", ())}
+    off |= {name: own[name] for name in getattr(config, "omitted_at_default", ())}
     fields = {name: v for name, v in fields.items() if name not in off or not v == own[name] == off[name]}
     plain: dict[str, Any] = json.loads(json.dumps(fields, default=str))  # str: of a length in units of eps
     return plain

@@ -116,7 +116,7 @@ class Certifier(ABC):
         """UserError if the certifier does not support this norm, or cannot bound this model on images (C,H,W)."""
         check_norm(self, threat)
 
-    def seen(self, model: nn.Module) -> nn.Module:
+    def model_view(self, model: nn.Module) -> nn.Module:
         """Return the model that `certify` gets: the user's own, or a Classifier if it is only queried (smoothing)."""
         return as_classifier(model) if self.kind == "probabilistic" else unwrapped(model)
 
@@ -137,7 +137,7 @@ class Certifier(ABC):
         The evaluator checks that certified examples are classified correctly.
         """
         check_norm(self, threat)
-        model = self.seen(model)
+        model = self.model_view(model)
         with frozen(model), torch.no_grad(), without_tf32():
             certificate = self.certify(model, batch, threat, generator=generator)
             false = ~certificate.radius.isfinite() | (certificate.radius < 0)

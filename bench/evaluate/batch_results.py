@@ -121,7 +121,7 @@ def run_certifier(
 ) -> BatchResult:
     """Run one certifier on one batch. seconds: the time limit that the user has set; inf for none."""
     start = time.perf_counter()
-    model = certifier.seen(context.model)
+    model = certifier.model_view(context.model)
     with (
         time_limit(start + seconds if seconds < math.inf else None),
         warnings.catch_warnings(record=True, action="always") as caught,

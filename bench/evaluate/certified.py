@@ -47,7 +47,7 @@ def make_certifiers(names: str | Sequence[str]) -> dict[str, Certifier]:
 
 def check_certifier(certifier: Certifier, model: nn.Module, shape: tuple[int, ...], threat: ThreatModel) -> None:
     """UserError if a certifier does not support the norm, or cannot bound this model on images of `shape` (C,H,W)."""
-    model = certifier.seen(model)
+    model = certifier.model_view(model)
     with failures_of(f"certifier {type(certifier).__name__}"), frozen(model):
         certifier.check_fits(model, shape, threat)
 

@@ -58,7 +58,7 @@ def describe_network(context: EvalContext, certifiers: Iterable[Certifier]) -> D
     """
     image = next(context.test.in_order(1)).x
     for certifier in certifiers:
-        model = certifier.seen(context.model)
+        model = certifier.model_view(context.model)
         with frozen(model), torch.no_grad():
             description = certifier.describe(model, image)
         if description is not None:

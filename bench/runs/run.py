@@ -77,7 +77,7 @@ def evaluate_shard_of_seed(plan: Plan, seed: int, shard: Shard) -> bool:
     folder = plan.folder(seed)
     if finished_result(plan, seed) is not None:
         return True
-    _settle(plan)
+    _set_torch_state(plan)
     model = plan.new_model(seed)
     load_weights(model, folder / WEIGHTS)
     return evaluate_shard_of_run(plan, seed, folder, model.to(plan.device), shard)
@@ -148,8 +148,8 @@ def _begin(plan: Plan, seed: int, folder: Path, logger: RunLogger | None) -> tup
         _remove_unfinished(folder)
     if (folder / record_files.RECORD).exists():
         _move_to_replaced(plan, folder)
-    _settle(plan)
-    _describe(folder, plan.config.as_json())
+    _set_torch_state(plan)
+    _start_folder(folder, plan.config.as_json())
     if plan.loaded is None:
         return _trained(plan, seed, folder, logger)
     model = plan.loaded.to(plan.device)
@@ -164,7 +164,7 @@ def _logger(plan: Plan, seed: int, folder: Path) -> RunLogger | None:
     return make_logger(request.log, request.out, folder.parent.name, seed, plan.config.as_json())
 
 
-def _settle(plan: Plan) -> None:
+def _set_torch_state(plan: Plan) -> None:
     """Set the plan's number of threads and determinism for this process."""
     torch.set_num_threads(plan.threads)
     # not use_deterministic_algorithms: it does the same and imports the compiler, which takes as long as torch itself
@@ -182,7 +182,7 @@ def _trained(plan: Plan, seed: int, folder: Path, logger: RunLogger | None) -> t
 
 def train_seed(plan: Plan, seed: int) -> nn.Module:
     """Return the trained model of one seed of a plan, trained now or read from OUT/trainings."""
-    _settle(plan)
+    _set_torch_state(plan)
     with _training(plan, seed) as home:
         model, _ = train(plan, seed, home)
     return model
@@ -190,7 +190,7 @@ def train_seed(plan: Plan, seed: int) -> nn.Module:
 
 def help_to_train(plan: Plan) -> None:
     """Take part in the trainings of torchrun's first process, until all runs are done; for the other processes."""
-    _settle(plan)
+    _set_torch_state(plan)
     while (seed := announced()) is not None:
         help_with(plan, seed)
 
@@ -204,11 +204,11 @@ def _training(plan: Plan, seed: int) -> Iterator[Path]:
             (home / FINISHED).unlink(missing_ok=True)  # first: without it, nothing else in the folder counts
             shutil.rmtree(home)
             home.mkdir()
-        _describe(home, plan.training_identity)
+        _start_folder(home, plan.training_identity)
         yield home
 
 
-def _describe(folder: Path, config: dict[str, object]) -> None:
+def _start_folder(folder: Path, config: dict[str, object]) -> None:
     remove_leftovers(folder)
     files.write_atomically(folder / record_files.CONFIG, f"{json.dumps(config, indent=1)}\n".encode())
 

@@ -67,10 +67,10 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.plan.name} seed {self.seed}"
 
-    def first(self) -> list[Task]:
-        return self._given(self._task("run") if self.options.shards == 1 else self._task("train"))
+    def first_tasks(self) -> list[Task]:
+        return self._started(self._task("run") if self.options.shards == 1 else self._task("train"))
 
-    def after(self, task: Task, outcome: Outcome) -> list[Task]:
+    def next_tasks(self, task: Task, outcome: Outcome) -> list[Task]:
         """The tasks that can run now that one has ended; empty at the end of the cell if none is running."""
         self.running -= 1
         self.waits |= outcome.waits
@@ -79,12 +79,12 @@ class Cell:
             return []
         if task.step == "train" or (self.waits and self.rounds < ROUNDS):
             self.rounds, self.waits = self.rounds + 1, False
-            return self._given(
+            return self._started(
                 *(self._task("shard", Shard(k, self.options.shards)) for k in range(self.options.shards))
             )
-        return self._given(self._task("run"))
+        return self._started(self._task("run"))
 
-    def _given(self, *tasks: Task) -> list[Task]:
+    def _started(self, *tasks: Task) -> list[Task]:
         self.running += len(tasks)
         return list(tasks)
 
@@ -208,7 +208,7 @@ def started(engine: Engine, resources: Resources, tasks: int) -> Iterator[int]:
 
 def run_cells(engine: Engine, cells: Sequence[Cell], jobs: int) -> Iterator[Cell]:
     """Yield each cell as it ends, with its problem if there was one. At most `jobs` tasks are submitted at a time."""
-    ready = deque((cell, task) for cell in cells for task in cell.first())
+    ready = deque((cell, task) for cell in cells for task in cell.first_tasks())
     submitted: dict[str, Cell] = {}  # by task
     lost: Counter[str] = Counter()
     while ready or submitted:
@@ -227,7 +227,7 @@ def run_cells(engine: Engine, cells: Sequence[Cell], jobs: int) -> Iterator[Cell
                 f"its worker was killed {MAX_RESUBMISSIONS + 1} times, perhaps for lack of memory; take fewer --jobs"
             )
         # the tasks of a cell that has begun come first, so that it ends early
-        ready.extendleft((cell, each) for each in reversed(cell.after(task, outcome)))
+        ready.extendleft((cell, each) for each in reversed(cell.next_tasks(task, outcome)))
         if not cell.running:
             yield cell
 

@@ -15,7 +15,7 @@ from bench.core.specs import parse_spec
 from bench.core.threat import NORMS, ThreatModel, parse_norm
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
-from bench.training.architecture import built
+from bench.training.architecture import build_network
 from bench.training.loop import Loop
 
 CPU = torch.device("cpu")
@@ -125,7 +125,7 @@ class DefenseContract:
         norm = norm or defense.norms[0]
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
-            model = built(defense, tiny_model(), CLASSES)
+            model = build_network(defense, tiny_model(), CLASSES)
         threat = ThreatModel(parse_norm(norm), EPS[norm])
         return Loop(model, defense, tiny_split(crop=1), threat, seed=0)
 
@@ -167,7 +167,7 @@ class DefenseContract:
         assert loop.steps_done == counted
         with torch.random.fork_rng([]):
             torch.manual_seed(1)
-            rebuilt = built(self.make(name), tiny_model(), CLASSES).eval()
+            rebuilt = build_network(self.make(name), tiny_model(), CLASSES).eval()
         rebuilt.load_state_dict(predictor.state_dict(), strict=True)
         x = tiny_batch().x
         with torch.no_grad():
@@ -179,7 +179,7 @@ class DefenseContract:
         assert all(p.grad is None for p in loop.model.parameters())
 
     def test_builds_the_same_model_from_the_same_config(self, name: str) -> None:
-        first, second = (built(self.make(name), tiny_model(), CLASSES).state_dict() for _ in range(2))
+        first, second = (build_network(self.make(name), tiny_model(), CLASSES).state_dict() for _ in range(2))
         assert [(key, value.shape) for key, value in first.items()] == [(k, v.shape) for k, v in second.items()]
 
     def test_docstring_states_its_evidence(self, name: str) -> None:

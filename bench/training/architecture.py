@@ -23,15 +23,15 @@ def fan_in(weight: Tensor) -> int:
     return weight[0].numel()
 
 
-def built(defense: Defense[Any], model: nn.Module, classes: int) -> nn.Module:
+def build_network(defense: Defense[Any], model: nn.Module, classes: int) -> nn.Module:
     """Build the network that the defense trains: apply the config's `binary` and `last_norm`, then call `build`.
 
     The settings are applied first, so that the defense's masks multiply the signs, and its ensembles contain both.
     """
-    return defense.build(changed(model, defense.config, classes))
+    return defense.build(apply_settings(model, defense.config, classes))
 
 
-def changed(model: nn.Module, config: TrainingConfig, classes: int) -> nn.Module:
+def apply_settings(model: nn.Module, config: TrainingConfig, classes: int) -> nn.Module:
     """Apply the settings `binary` and `last_norm` to the architecture; without them, return the model itself."""
     if config.binary:
         for layer in linear_layers(model):

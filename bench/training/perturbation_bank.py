@@ -22,7 +22,7 @@ class BankConfig(TrainingConfig):
     start_std: float = 0.001  # standard deviation of the noise from which the attacks start
     reset_every: int = 10  # epochs after which the perturbations are drawn again, at least 2: each is carried over once
     store_size: int = 0  # side of a stored perturbation, as 32 for ImageNet; 0 for that of the padded image
-    newer: ClassVar[tuple[str, ...]] = ("store_size",)
+    omitted_at_default: ClassVar[tuple[str, ...]] = ("store_size",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,7 @@ class RampConfig(BoundsConfig):
     ramp: float = 0.5  # fraction of the training, after the warm-up, in which eps rises from 0
     growth: Literal["linear", "smooth"] = "linear"  # growth of eps; smooth: quartic in the ramp's first quarter
     subsample: int | None = None  # B', the examples whose bounds are computed; None for the whole batch
-    newer: ClassVar[tuple[str, ...]] = ("growth", "subsample")
+    omitted_at_default: ClassVar[tuple[str, ...]] = ("growth", "subsample")
 
     def __post_init__(self) -> None:
         super().__post_init__()

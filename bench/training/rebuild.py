@@ -11,7 +11,7 @@ from bench.core.config import make_config
 from bench.core.contracts import Defense
 from bench.core.errors import UserError
 from bench.models.build import build_model
-from bench.training.architecture import built
+from bench.training.architecture import build_network
 from bench.training.checkpoints import BuildSpec, read_state
 from bench.training.packed import load_packed
 from bench.training.packed_format import SUFFIX
@@ -32,7 +32,7 @@ def new_model(spec: BuildSpec, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng([]):
         torch.manual_seed(seeds.derive(seed, "initialisation"))
         model = build_model(spec.model, spec.shape, spec.classes)
-        return model if defense is None else built(defense, model, spec.classes)
+        return model if defense is None else build_network(defense, model, spec.classes)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

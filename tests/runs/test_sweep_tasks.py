@@ -169,6 +169,6 @@ def test_the_clock_and_shards_exclude_each_other():
 
 def test_every_engine_gets_the_same_number_of_threads():
     (cell,) = cells()
-    assert (cell.plan.threads, cell.first()[0].request.threads) == (1, 1)
+    assert (cell.plan.threads, cell.first_tasks()[0].request.threads) == (1, 1)
     ((cell,), _) = plan_cells(replace(REQUEST, threads=3), ["standard"], [0], Options())
     assert cell.plan.threads == 3

@@ -25,7 +25,7 @@ from bench.testing.contracts import (
     tiny_split,
 )
 from bench.training import checks_before_training
-from bench.training.architecture import built
+from bench.training.architecture import build_network
 from bench.training.loop import Loop
 
 
@@ -94,7 +94,7 @@ class InFloat64(DefenseContract):
     def trained(self, name):
         defense = self.make(name)
         torch.manual_seed(0)
-        model, norm = built(defense, tiny_model(), CLASSES).double(), defense.norms[0]
+        model, norm = build_network(defense, tiny_model(), CLASSES).double(), defense.norms[0]
         loop = Loop(model, defense, tiny_split(crop=1), ThreatModel(norm, EPS[norm]), seed=0)
         loop.bank = {k: v.double() if "_teacher." in k and v.is_floating_point() else v for k, v in loop.bank.items()}
         loop.run_epoch()

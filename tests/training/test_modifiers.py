@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from bench.core.config import MODIFIERS, TrainingConfig, as_json, make_config
+from bench.core.config import OMITTED_AT_DEFAULT, TrainingConfig, as_json, make_config
 from bench.core.errors import UserError
 from bench.core.specs import OfEps
 from bench.core.threat import ThreatModel
@@ -27,8 +27,8 @@ from tests.defenses.exact_step import Step
 
 
 def test_a_config_without_modifiers_has_the_json_of_before():
-    assert not set(MODIFIERS) & set(as_json(TrainingConfig()))
-    assert set(as_json(TrainingConfig(awp=0.1, periods=(0.5,)))) & set(MODIFIERS) == {"awp", "periods"}
+    assert not set(OMITTED_AT_DEFAULT) & set(as_json(TrainingConfig()))
+    assert set(as_json(TrainingConfig(awp=0.1, periods=(0.5,)))) & set(OMITTED_AT_DEFAULT) == {"awp", "periods"}
     made = make_config(TrainingConfig, "it", as_json(TrainingConfig(eps_growth="linear", eps_max=OfEps(2))))
     assert (made.eps_growth, made.eps_max) == ("linear", OfEps(2))
 

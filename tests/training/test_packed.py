@@ -16,7 +16,7 @@ from bench.core.errors import UserError
 from bench.models.build import build_model
 from bench.testing.contracts import CLASSES, SHAPE, DefenseContract, tiny_batch, tiny_model
 from bench.training import mask_coding, packed_format
-from bench.training.architecture import built, linear_layers
+from bench.training.architecture import build_network, linear_layers
 from bench.training.budgets import adaptive_budgets
 from bench.training.checkpoints import BuildSpec, read_spec, save_weights
 from bench.training.packed import load_packed, packed_bytes, packed_size, save_packed
@@ -74,7 +74,7 @@ def test_the_same_network_is_loaded(name, settings, tmp_path):
     defense = make_defense(spec)
     with torch.random.fork_rng([]):
         torch.manual_seed(5)
-        other = built(defense, tiny_model(), CLASSES).eval()
+        other = build_network(defense, tiny_model(), CLASSES).eval()
     load_packed(other, path)
     for own, loaded in zip(linear_layers(model), linear_layers(other), strict=True):
         assert torch.equal(own.weight, loaded.weight)
