@@ -32,18 +32,21 @@ def plugins():
         yield re.search(r"(\w+\.py)", command)[1], source, shlex.split(command)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/scale.md"])
+PAGES = [f"docs/{name}.md" for name in ("usage", "evaluation", "training", "leaderboard", "glossary", "scale")]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *PAGES])
 def test_every_command_parses(name):
     commands = [words for words in commands_of(name) if "-" not in words[0]]
-    assert len(commands) >= 5
+    assert len(commands) >= (5 if "/" not in name else 0)
     for words in commands:
         assert parser().parse_args(words).act, words
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES])
 def test_linked_files_exist(name):
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text_of(name)):
-        assert (ROOT / target).is_file(), target
+        assert (ROOT / name).parent.joinpath(target).is_file(), target
 
 
 @pytest.mark.slow
