@@ -16,9 +16,7 @@ from bench.training.pgd_config import PGDConfig
 @dataclass(frozen=True, kw_only=True)
 class Config(PGDConfig):
     epochs: int = 76
-    milestones: tuple[float, ...] = (
-        74 / 76,
-    )  # lr is multiplied by `decay` here: after 74 of 76 epochs, as the authors do
+    milestones: tuple[float, ...] = (74 / 76,)  # lr is multiplied by `decay` after 74 of 76 epochs
     weight_decay: float = 2e-4
     beta: float = 6.0  # weight of the KL divergence
     alpha: Length = OfEps(0.007 / 0.031)  # step size of the attack

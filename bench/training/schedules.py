@@ -83,7 +83,7 @@ def times_without_effect(times: Mapping[str, Sequence[float]], steps: int) -> It
         lost = [point for point, start, end in zip(points, starts, ends, strict=True) if start >= end]
         if lost:
             which = ", ".join(f"{point:.3g}" for point in lost)
-            yield f"{name}: what begins after {which} of the training has no step in a training of {steps} steps"
+            yield f"{name}: {which} has no effect, because the training has only {steps} steps"
 
 
 def _first_step(fraction: float, steps: int) -> int:

@@ -104,7 +104,7 @@ def test_no_reset_discards_perturbations_that_were_not_used_twice(epochs, resets
 @pytest.mark.parametrize(("epochs", "room"), [(30, None), (6, None), (5, 1), (3, 1), (2, 0), (1, 0)])
 def test_a_reset_that_is_left_out_is_warned_of(epochs, room):
     loop = DefenseContract().loop("atas", epochs=epochs)
-    text = f"resets: {epochs} epochs have room for {room} of 2, because perturbations are used in at least two epochs"
+    text = f"resets: {room} of 2 take place in {epochs} epochs, because perturbations are used in at least two"
     assert loop.warnings == ([] if room is None else [text])
 
 

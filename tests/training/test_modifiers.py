@@ -68,7 +68,7 @@ def test_the_learning_rate_rises_in_the_warm_up():
 def test_periods_that_a_short_training_does_not_have_are_named():
     assert not list(times_without_effect(times_of(TrainingConfig(schedule="constant", periods=(0.5, 0.75))), 40))
     (warning,) = times_without_effect(times_of(TrainingConfig(schedule="constant", periods=(0.5, 0.6))), 3)
-    assert warning.startswith("periods: what begins after 0.5 ")
+    assert warning.startswith("periods: 0.5 has no effect")
 
 
 def test_the_trainer_of_a_defense_has_the_eps_of_the_moment():

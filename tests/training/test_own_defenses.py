@@ -272,7 +272,7 @@ def test_points_in_time_without_a_step_are_warned_of(points, steps, lost):
     warnings = list(times_without_effect({"milestones": points}, steps))
     assert len(warnings) == (lost is not None)
     if lost is not None:
-        assert warnings[0].startswith(f"milestones: what begins after {lost} of the training has no step")
+        assert warnings[0].startswith(f"milestones: {lost} has no effect")
 
 
 def test_fractions_that_are_rounded_to_nothing_are_warned_of():
