@@ -114,8 +114,8 @@ class ATAS(AdaptiveStepSize[Config]):
         wanted = [fraction for fraction in self.config.resets if 0 < fraction < 1]
         if len(kept) < len(wanted):
             trainer.warn(
-                f"resets: {len(kept)} of {len(wanted)} take place in {trainer.epochs} epochs, because perturbations are "
-                "used in at least two"
+                f"resets: {len(kept)} of {len(wanted)} take place in {trainer.epochs} epochs, because perturbations "
+                "are used in at least two"
             )
 
     def step_sizes(self, batch: Batch, trainer: Trainer) -> float | Callable[[Tensor], Tensor]:
