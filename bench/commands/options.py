@@ -80,6 +80,8 @@ def add_evaluation(sub: argparse.ArgumentParser) -> None:
     help_text = "end --bracket after 90s, 10m, 2h (default: no limit); a result that it cuts is not publishable"
     option("--time-limit", type=duration, metavar="10m", help=help_text)
     option("--n-examples", type=integer("--n-examples", 1), metavar="N", help="use the first N test examples")
+    help_text = "examples of a batch of the evaluation (default: the suite's); random draws of attacks depend on it"
+    option("--eval-batch", type=integer("--eval-batch", 1), metavar="N", help=help_text)
     add_machine(sub)
     option("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of run folders (default: runs)")
     finished = sub.add_mutually_exclusive_group()

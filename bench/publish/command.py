@@ -22,7 +22,7 @@ from bench.verify.report import Finding
 
 NAME = "command"
 OF_FILES = ("checkpoint", "state_dict", "code")  # settings that depend on files outside the run folder
-INTEGERS = ("budget", "n-examples", "threads")
+INTEGERS = ("budget", "n-examples", "eval-batch", "threads")
 TEXTS = ("defense", "checkpoint", "suite", "dataset", "model", "norm", "eps", "attacks", "certifiers", "corruptions")
 
 

@@ -30,6 +30,7 @@ class Request:
     budget: int | None = None  # of the bracket: sub-problems for each example; None for no bracket
     time_limit: float | None = None  # of the bracket, in seconds
     n_examples: int | None = None
+    eval_batch: int | None = None  # examples of a batch of the evaluation
     overrides: Mapping[str, str] = field(default_factory=dict)
     device: str = "auto"
     threads: int | None = None
@@ -67,6 +68,8 @@ class Request:
             words += ["--time-limit", f"{self.time_limit!r}s"]
         if self.n_examples is not None:
             words += ["--n-examples", str(self.n_examples)]
+        if self.eval_batch is not None:
+            words += ["--eval-batch", str(self.eval_batch)]
         if self.threads is not None:
             words += ["--threads", str(self.threads)]
         words += [word for path in self.plugins for word in ("--plugin", path.name)]

@@ -18,6 +18,7 @@ REQUESTS = [
     Request(defense="standard", attacks=[], budget=90),
     Request(defense="standard", attacks=[], budget=1000, time_limit=90.125),
     Request(defense="standard", attacks=[], threads=2),
+    Request(defense="standard", attacks=["fgsm"], eval_batch=50),
 ]
 
 
@@ -29,6 +30,13 @@ def test_the_command_makes_the_same_request(request_):
     assert (words[0], args.seeds) == ("bench", [7])
     assert make_plan(again).config == make_plan(request_).config
     assert make_plan(again).threads == make_plan(request_).threads
+
+
+def test_a_batch_of_the_evaluation_is_part_of_the_run_but_not_of_the_training():
+    small, suite = (make_plan(Request(defense="standard", attacks=["fgsm"], eval_batch=n)) for n in (50, None))
+    assert (small.config.eval_batch, suite.config.eval_batch) == (50, 360)
+    assert small.config.content_hash != suite.config.content_hash
+    assert small.training_identity == suite.training_identity
 
 
 def test_the_command_of_an_evaluation_names_no_path_of_this_machine():
