@@ -44,7 +44,7 @@ AT_ONCE = 500  # images
 CERTIFIED = ("proven", "proof fails", "trusted solver", "no proof")
 BROKEN = ("witness valid", "witness invalid", "no witness", "witness not checkable")
 NEEDED = ("weights", "network")  # files without which neither proofs nor witnesses can be checked
-NOT_DESCRIBED = "the run has no network.json for this checker; `bench verify` checks its witnesses"
+NOT_DESCRIBED = "the run has no network.json, which runs with --certifiers have; `bench verify` checks its witnesses"
 
 
 class Example(msgspec.Struct, frozen=True):
