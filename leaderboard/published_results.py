@@ -192,7 +192,7 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     if not np.array_equal(table["index"], np.arange(len(table["index"]))):
         raise UserError(f"{folder / TABLE} does not hold the first n test examples in order; boards compare those")
     robust, robust_by = survivors(table), worst_by(table)
-    contests = tuple(_read_contests(folder / CONTESTS))
+    contests = tuple(read_contests(folder))
     for contest in contests:
         robust &= ~np.isin(table["index"], contest.broken)
         robust_by.append(f"contest by {contest.by}")
@@ -264,8 +264,9 @@ def contest_file(run: Path, witnesses: str) -> Path:
     return run / CONTESTS / f"{witnesses[:12]}.json"
 
 
-def _read_contests(folder: Path) -> Iterator[Contest]:
-    for path in sorted(folder.glob("*.json")):
+def read_contests(run: Path) -> Iterator[Contest]:
+    """The contests of a published run, in the order of their files; UserError if one is malformed."""
+    for path in sorted((run / CONTESTS).glob("*.json")):
         try:
             yield read_contest(path)
         except (UserError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

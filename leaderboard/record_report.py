@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.core.record_verdict import SERIOUS
 from bench.core.records import BracketStage, Record, StageResult
+from leaderboard.published_report import after_contests, published_lines
+from leaderboard.published_results import EvaluatedRun
 from leaderboard.render import render, threat_name, wrapped
 from leaderboard.single_run_tables import accuracies_table, evidence_lines, verdict_lines
+
+READABLE = 120  # columns of the table of checks in a pipe: its evidence is prose
 
 
 @dataclass(frozen=True)
@@ -20,15 +25,30 @@ class Setting:
 
 
 def record_report(
-    record: Record, folder: Path, settings: Iterable[Setting], suite: str | None, width: int | None = None
+    record: Record,
+    folder: Path,
+    settings: Iterable[Setting],
+    suite: str | None,
+    width: int | None = None,
+    *,
+    note: str = "",
+    every: bool = False,
+    published: EvaluatedRun | None = None,
 ) -> str:
-    """Show all that a record holds. settings: those that differ from the suite's; all of them if there is no suite."""
+    """Show all that a record holds.
+
+    settings: those that differ from the suite's; all of them if there is no suite. note: a line about them. every: also
+    list checks without an alarm. published: the run as a board counts it, with contests; None if it is not published.
+    """
     parameters = "" if record.parameters is None else f" ({record.parameters:,} parameters)"
     where = f"{record.defense} on {record.dataset}, {record.model}{parameters}, {threat_name(record.threat)}"
     title = f"{where}, seed {record.seed}, {record.n_examples:,} test examples"
     parts = [wrapped(title, width), f"run folder: {folder}", *_settings(record, list(settings), suite, width)]
-    parts += [accuracies_table(record, width), *_stages(record, width), *evidence_lines(record, width)]
-    parts += [_sanity(record, width), *_warnings(record, width), _provenance(record, width)]
+    parts += [wrapped(note, width)] if note else []
+    parts.append(accuracies_table(record, width, after_contests(published)))
+    parts += ["\n".join(wrapped(line, width) for line in published_lines(published))] if published else []
+    parts += [*_stages(record, width), *evidence_lines(record, width)]
+    parts += [_sanity(record, width, every=every), *_warnings(record, width), _provenance(record, width)]
     if command := record.provenance.get("command"):
         parts.append(f"Command:\n\n    {command}")
     return "\n\n".join(parts)
@@ -78,21 +98,27 @@ def _stage(stage: StageResult | BracketStage) -> list[str]:
     return [str(stage.tried), str(stage.certified), str(stage.broken), *cost, *optional]
 
 
-def _sanity(record: Record, width: int | None) -> str:
+def _sanity(record: Record, width: int | None, *, every: bool) -> str:
+    """The verdict with its checks. every: also those that passed or were skipped, which are only counted else."""
+
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.2g}"
 
     rows = [
         [check.name, check.outcome, number(check.value), number(check.threshold), check.evidence]
         for check in record.sanity.checks
+        if every or check.outcome in SERIOUS
     ]
+    outcomes = [check.outcome for check in record.sanity.checks]
+    quiet = f"{outcomes.count('passed')} checks passed, {outcomes.count('skipped')} skipped (--all lists them)"
     audited = (
         [f"{record.audited} certified examples were attacked as a check of the certifiers."] if record.audited else []
     )
-    table = (
-        [render(["check", "outcome", "value", "limit", "evidence"], rows, "markdown", "llrrl", width)] if rows else []
-    )
-    return "\n\n".join([wrapped(verdict_lines(record), width), *table, *(wrapped(line, width) for line in audited)])
+    header = ["check", "outcome", "value", "limit", "evidence"]
+    table = [render(header, rows, "markdown", "llrrl", width or READABLE)] if rows else []
+    counts = [quiet] if outcomes and not every else []
+    lines = [wrapped(line, width) for line in (*counts, *audited)]
+    return "\n\n".join([wrapped(verdict_lines(record), width), *table, *lines])
 
 
 def _warnings(record: Record, width: int | None) -> Iterator[str]:

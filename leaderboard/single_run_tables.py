@@ -27,8 +27,11 @@ def evidence_lines(record: Record, width: int | None = None) -> list[str]:
     return parts
 
 
-def accuracies_table(record: Record, width: int | None = None) -> str:
-    """Each accuracy of a record with its interval and its cost, and the cost of training."""
+def accuracies_table(record: Record, width: int | None = None, contested: Accuracy | None = None) -> str:
+    """Each accuracy of a record with its interval and its cost, and the cost of training.
+
+    contested: the accuracy under attack after contests, if there are any.
+    """
     cost = {spec: _cost(attack) for spec, attack in record.attacks.items()}
     cost |= {f"certified {spec}": [f"{proof.seconds:.1f}", "", ""] for spec, proof in record.certifiers.items()}
     cost |= {name: [f"{each.seconds:.1f}", "", ""] for name, each in record.corruptions.items()}
@@ -46,6 +49,8 @@ def accuracies_table(record: Record, width: int | None = None) -> str:
     ]
     if record.bracket is not None:
         rows.append(_bracket_row(record.bracket))
+    if contested is not None:
+        rows.append(["after contests", percent(contested.acc), interval(contested.ci95), "", "", ""])
     if record.training is not None:
         epochs = f"{record.training.epochs} epoch{'s' if record.training.epochs > 1 else ''}"
         rows.append([f"training ({epochs})", "", "", *_cost(record.training)])

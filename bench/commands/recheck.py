@@ -8,9 +8,13 @@ from typing import Any
 
 from bench.commands.options import add_plugin, add_quiet, print_json
 from bench.core import registry
-from bench.core.errors import CheckError, UserError
+from bench.core.errors import CheckError, UncheckedError, UserError
 
-EXIT_CODES = "Exit code 0: every proof holds and every witness is valid; 1: one is not; 2: a mistake in the command."
+EXIT_CODES = (
+    "Exit code 0: every proof holds and every witness is valid, also those of contests; 1: one is not; 2: a mistake in "
+    "the command; 3: nothing failed, but proofs or witnesses that a run has could not be checked, because files are "
+    "not published or the run has no network.json. Certificates without a proof are listed, and are no failure."
+)
 
 
 def add(commands: Any) -> None:
@@ -47,17 +51,30 @@ def act_recheck(args: argparse.Namespace) -> None:
             raise UserError(f"the data set '{record.dataset}' is code in a file; give --plugin {code} to run it")
         data = load_arrays(record.dataset, args.data_dir)
         count = 0 if record.proofs is None else record.proofs.count
-        with Progress(f"recheck {'/'.join(folder.parts[-2:])}", count, "proof") as progress:
+        with Progress(f"recheck {'/'.join(folder.parts[-2:])}", count, "proof", show=count > 0) as progress:
             report = recheck(folder, data.x_test, data.y_test, data.hash, advance=progress.advance)
         reports.append(report)
         if not args.json:
             print(f"{report_text(report, every=args.examples, width=terminal_width())}\n")
     if args.json:
-        print_json([to_builtins(report) | {"failed": len(report.failures)} for report in reports])
+        print_json(
+            [
+                to_builtins(report) | {"failed": len(report.failures), "unchecked": report.unchecked}
+                for report in reports
+            ]
+        )
     failed = [report for report in reports if report.failures]
     if failed:
         first = failed[0]
         raise CheckError(
             f"{len(first.failures)} examples of {first.run} failed, the first is {first.failures[0].index}"
             + (f"; {len(failed)} of {len(reports)} runs failed" if len(reports) > 1 else "")
+        )
+    unchecked = [report for report in reports if report.unchecked]
+    if unchecked:
+        first = unchecked[0]
+        why = f"; {first.missing}" if first.missing else ""
+        raise UncheckedError(
+            f"{len(unchecked)} of {len(reports)} runs could not be checked, the first is {first.run}: "
+            f"{first.unchecked}{why}"
         )

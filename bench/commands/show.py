@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 from bench.commands.options import add_plugin, add_suites_option, print_json
 from bench.core import registry
-from bench.core.config import Suite, add_suites, as_json, make_config, suites
+from bench.core.config import Suite, TrainingConfig, add_suites, as_json, make_config, suites
 from bench.core.errors import UserError
 from bench.core.model_specs import parse_model
+from bench.core.record_command import give_code
 from bench.core.specs import parse_spec
 
 if TYPE_CHECKING:
     from bench.core.records import Record
     from leaderboard.record_report import Setting
 
+UNKNOWN = "unknown"  # the default of a setting of a defense that is not registered
+
 
 def add(commands: Any) -> None:
     sub = commands.add_parser("show", help="print one run in full: settings, costs, checks, provenance")
     sub.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     sub.add_argument("--json", action="store_true", help="print the record as JSON, with the settings that differ")
+    sub.add_argument("--all", action="store_true", help="also list the checks that passed or were skipped")
     add_suites_option(sub)
     add_plugin(sub)
     sub.set_defaults(act=act_show)
@@ -31,6 +35,7 @@ def act_show(args: argparse.Namespace) -> None:
     from bench.core.record_files import find_records, read_run
     from bench.core.verdict_files import read_verdicts
     from bench.core.verification import verified
+    from leaderboard.published_report import after_contests, read_published
     from leaderboard.record_report import record_report
     from leaderboard.render import terminal_width, wrapped
 
@@ -45,12 +50,19 @@ def act_show(args: argparse.Namespace) -> None:
     suite = _suite_of(record)
     settings = _all_settings(record) if suite is None else _differences(record, suite)
     name = None if suite is None else suite.name
-    verdicts = read_verdicts(folder)
+    verdicts, published = read_verdicts(folder), read_published(folder)
     if args.json:
-        values = {"folder": str(folder), "suite": name, "settings": settings, "record": record}
+        values: dict[str, Any] = {"folder": str(folder), "suite": name, "settings": settings, "record": record}
+        if published is not None:
+            values |= {"contests": published.contests, "checked": published.checked}
+            values |= {"after_contests": after_contests(published)}
         print_json(values | ({"verdicts": verdicts} if verdicts else {}))
         return
-    print(record_report(record, folder, settings, name, terminal_width()))
+    note = "" if suite is None else _unknown_defense(record)
+    report = record_report(
+        record, folder, settings, name, terminal_width(), note=note, every=args.all, published=published
+    )
+    print(report)
     if verdicts:
         print("\nOther verifiers:", *(wrapped(each.as_text(), terminal_width()) for each in verdicts), sep="\n\n")
 
@@ -68,11 +80,25 @@ def _all_settings(record: Record) -> list[Setting]:
     return [Setting(name, value, None) for name, value in settings.items()]
 
 
+def _is_unknown(record: Record) -> bool:
+    return record.training is not None and record.defense not in registry.defense
+
+
+def _unknown_defense(record: Record) -> str:
+    """Say that the settings of a plugin's defense have no defaults to compare with; "" for a registered defense."""
+    if not _is_unknown(record):
+        return ""
+    return (
+        f"The defense '{record.defense}' is unknown here, so its own settings are all listed; {give_code(record)} to "
+        "compare them with its defaults."
+    )
+
+
 def _differences(record: Record, suite: Suite) -> list[Setting]:
     """The settings of a run that differ from the suite's rules, or from the defense's defaults if it has no rule.
 
-    Settings that the run's version did not have are left out. All settings of a defense that is not registered are
-    listed (pass its --plugin).
+    Settings that the run's version did not have are left out. Of a defense that is not registered (its --plugin was not
+    given), settings that every defense has are compared with the suite's, and all others are listed as unknown.
     """
     from leaderboard.record_report import Setting
 
@@ -90,4 +116,9 @@ def _differences(record: Record, suite: Suite) -> list[Setting]:
         if record.defense in registry.defense:
             config_class = registry.defense.get(record.defense).config_class
             rules |= as_json(make_config(config_class, record.defense, suite.training, special))
+        else:
+            by_suite = {**suite.training, **special}
+            common = {key: value for key, value in by_suite.items() if key in TrainingConfig.__dataclass_fields__}
+            known = as_json(make_config(TrainingConfig, record.defense, common))
+            rules |= dict.fromkeys(record.config.get("training", {}), UNKNOWN) | by_suite | known
     return [Setting(k, v, rules.get(k)) for k, v in settings.items() if (v or k in rules) and v != rules.get(k)]

@@ -29,7 +29,7 @@ from bench.publish.imitated_names import VERIFIER
 from bench.publish.static_checks import ARTIFACTS
 from bench.sanity.verdict import form_verdict
 from bench.training.model_size import size_of
-from bench.verify.attack_again import BrokenExamples
+from bench.verify.attack_again import BrokenExamples, run_again
 from bench.verify.fingerprint import distance
 from bench.verify.inputs import Settings, load_model, spec_of
 from bench.verify.leakage import LEAK_CHECKS
@@ -191,7 +191,7 @@ def _objections(report: Sequence[Finding], record: Record) -> list[str]:
     certificate, or an attack whose code or library is missing (its column is not shown). A run whose attacks are weaker
     than the second attack is not blocked; its accuracy is lowered.
     """
-    optional = {*LEAK_CHECKS, METHODS, *(f"{spec} again" for spec in record.attacks), TEST_ABOVE_TRAIN[2]}
+    optional = {*LEAK_CHECKS, METHODS, *map(run_again, record.attacks), TEST_ABOVE_TRAIN[2]}
     probabilistic = [spec for spec, each in record.certifiers.items() if each.kind != "deterministic"]
     optional |= {f"certified again by {spec}" for spec in probabilistic}
     return [

@@ -165,7 +165,8 @@ def _make_plan(request: Request) -> Plan:
         dataset=arrays.name, data_hash=arrays.hash, model=spec.model, defense=request.defense,
         checkpoint=files.sha256(request.checkpoint) if request.checkpoint else None, state_dict=request.state_dict,
         norm=norm, eps=eps, attacks=tuple(attacks), n_examples=request.n_examples or n,
-        eval_batch=request.eval_batch or suite.eval_batch, training=spec.training if request.defense else {}, code=tuple(code),
+        eval_batch=request.eval_batch or suite.eval_batch, training=spec.training if request.defense else {},
+        code=tuple(code),
         certifiers=tuple(certifiers), corruptions=tuple(source.text for source in corruptions),
         budget=request.budget, time_limit=request.time_limit, box=request.box,
     )  # fmt: skip

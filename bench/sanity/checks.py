@@ -55,9 +55,12 @@ def worst(results: Iterable[CheckResult]) -> CheckResult:
 
 
 def symptom(tested: ModelUnderTest, hits: Tensor | Flags, among: int, sign: str, *remedies: str) -> CheckResult:
-    """An alarm if more examples show a sign, `hits` (n,) bool, than the tolerated share of `among` gives by chance."""
+    """An alarm if more examples show a sign, `hits` (n,) bool, than the tolerated share of `among` gives by chance.
+
+    sign: a sentence that the number of examples ends, and that is no alarm for 0 of them.
+    """
     n, k, limit = len(hits), int(hits.sum()), by_chance(among)
-    evidence = f"{sign}: {k} of {n} examples"
+    evidence = f"{sign} {k} of {n} examples"
     if limit >= n:
         return skipped(f"{evidence}, too few to decide (chance gives up to {limit} of {among} correct examples)")
     if k <= limit:
@@ -130,7 +133,7 @@ def not_logits(tested: ModelUnderTest) -> CheckResult:
     if getattr(tested.model, "returns_log_probabilities", False):
         logs = torch.zeros_like(logs)
     kind = "log probabilities" if logs.any() else "probabilities"
-    result = symptom(tested, softmax | logs, len(z), f"the outputs are {kind}", RESCALED)
+    result = symptom(tested, softmax | logs, len(z), f"outputs are {kind} for", RESCALED)
     if RANK[result.outcome] < RANK["suspect"]:
         return result
     logarithm = (
@@ -159,7 +162,7 @@ def one_class(tested: ModelUnderTest) -> CheckResult:
 def zero_gradient(tested: ModelUnderTest) -> CheckResult:
     """Check whether the margin itself has no gradient: a layer is constant almost everywhere, or detached."""
     zero = (tested.margin_gradients == 0).all(dim=1)
-    result = symptom(tested, zero, tested.n_correct, "the margin has no gradient", SMOOTHED)
+    result = symptom(tested, zero, tested.n_correct, "margin gradient is zero for", SMOOTHED)
     return result._replace(outcome="unreliable") if result.outcome == "suspect" else result
 
 
@@ -167,26 +170,26 @@ def vanishing_gradient(tested: ModelUnderTest) -> CheckResult:
     """Check whether the cross entropy's gradient underflows in float32 but the margin's does not: saturated logits."""
     nonzero = (tested.margin_gradients != 0).any(dim=1)
     vanished = tested.gradients(cross_entropy_gradient).abs().amax(dim=1) <= TINY
-    sign = "the cross entropy's gradient vanishes"
+    sign = "the gradient of the cross entropy vanishes, but not that of the margin, for"
     return symptom(tested, nonzero & vanished, tested.n_correct, sign, RESCALED)
 
 
 def loss_not_raised(tested: ModelUnderTest) -> CheckResult:
     stuck = tested.margins(tested.pgd) >= tested.margins(tested.robust.x)
-    return symptom(tested, stuck, tested.n_correct, f"PGD-{STEPS} does not raise the loss")
+    return symptom(tested, stuck, tested.n_correct, f"PGD-{STEPS} does not raise the loss of")
 
 
 def one_step_better(tested: ModelUnderTest) -> CheckResult:
     one, many = tested.margins(tested.ascend(cross_entropy_gradient, steps=1)), tested.margins(tested.pgd)
     worse = many > one + SLACK * tested.margins(tested.robust.x)
-    return symptom(tested, worse, tested.n_correct, f"one step does more harm than {STEPS}")
+    return symptom(tested, worse, tested.n_correct, f"one step does more harm than {STEPS} to")
 
 
 def twice_eps_no_better(tested: ModelUnderTest) -> CheckResult:
     if 2 * tested.eps > tested.threat.largest_eps(tested.test.image_shape):
         return skipped("twice eps is more than the box")
     wide = tested.margins(tested.ascend(cross_entropy_gradient, eps=2 * tested.eps))
-    return symptom(tested, wide >= tested.margins(tested.pgd), tested.n_correct, "twice eps does no more harm")
+    return symptom(tested, wide >= tested.margins(tested.pgd), tested.n_correct, "twice eps does no more harm to")
 
 
 def huge_eps_survived(tested: ModelUnderTest) -> CheckResult:
@@ -210,15 +213,18 @@ def queries_better(tested: ModelUnderTest) -> CheckResult:
         specs.append(spec)
     if not specs:
         return skipped(f"none of {', '.join(QUERIES)} supports this threat model and these images")
-    sign = f"{' and '.join(specs)} break what PGD-{STEPS} leaves"
+    sign = f"after PGD-{STEPS}, {' and '.join(specs)} break another"
     return symptom(tested, broken[survived], tested.n_correct, sign)
 
 
 def weaker_attack_breaks_more(
-    tested: ModelUnderTest, pairs: Iterable[tuple[AttackColumn, AttackColumn]]
+    tested: ModelUnderTest, pairs: Iterable[tuple[AttackColumn, AttackColumn]], needs: str
 ) -> CheckResult:
-    """Test the worst pair (weaker, stronger): an exact sign test on the examples that only one of the two breaks."""
-    results = [skipped("the table has no two such attacks")]
+    """Test the worst pair (weaker, stronger): an exact sign test on the examples that only one of the two breaks.
+
+    needs: the attacks that make a pair, for a table that has none.
+    """
+    results = [skipped(f"needs {needs}")]
     n = int(tested.table["clean"].sum())
     for weak, strong in pairs:
         only_weak, only_strong = int((strong.robust & ~weak.robust).sum()), int((weak.robust & ~strong.robust).sum())
@@ -233,14 +239,14 @@ def weaker_attack_breaks_more(
 def fewer_steps_better(tested: ModelUnderTest) -> CheckResult:
     pairs = _pairs(tested.columns, "steps", lambda column: float(column.options.get("steps", "nan")))
     fgsm, pgd = ([c for c in tested.columns if c.own_threat and c.name == name] for name in ("fgsm", "pgd"))
-    return weaker_attack_breaks_more(tested, [*pairs, *product(fgsm, pgd)])
+    needs = "an attack with two numbers of steps, or FGSM and PGD"
+    return weaker_attack_breaks_more(tested, [*pairs, *product(fgsm, pgd)], needs)
 
 
 def smaller_eps_better(tested: ModelUnderTest) -> CheckResult:
     eps = tested.eps
-    return weaker_attack_breaks_more(
-        tested, _pairs(tested.columns, "eps", lambda column: float(column.options.get("eps", eps)))
-    )
+    pairs = _pairs(tested.columns, "eps", lambda column: float(column.options.get("eps", eps)))
+    return weaker_attack_breaks_more(tested, pairs, "an attack at two eps")
 
 
 def _pairs(
@@ -262,12 +268,13 @@ def against_white_box(tested: ModelUnderTest, names: tuple[str, ...]) -> CheckRe
     others = [column for column in own if column.name.startswith(names)]
     white = [column for column in own if not column.name.startswith(NOT_BY_GRADIENT)]
     if not others or all(column.name.startswith(ONE_STEP) for column in white):
-        return skipped("the table has no two such attacks")
+        kind = "black-box" if names == BLACK_BOX else "transfer"
+        return skipped(f"needs a {kind} and a gradient attack of several steps")
     survived = np.logical_and.reduce([column.robust for column in white])
     broken = ~np.logical_and.reduce([column.robust for column in others])
     first, second = ("+".join(column.spec for column in columns) for columns in (others, white))
     n_correct = int(tested.table["clean"].sum())
-    return symptom(tested, broken[survived], n_correct, f"{first} breaks what {second} leaves")
+    return symptom(tested, broken[survived], n_correct, f"after {second}, {first} breaks another")
 
 
 Check = Callable[[ModelUnderTest], CheckResult]

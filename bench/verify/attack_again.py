@@ -91,7 +91,7 @@ def attack_again(
     if len(refuted):
         evidence = f"{len(refuted)} certified examples are broken, the first is test example {refuted[0]}"
         return Finding(name, "failed", evidence), fell
-    evidence = f"{len(broken)} of {n} broken, {_coverage(n, len(claimed), len(broken))}"
+    evidence = f"{len(broken)} of {n} broken{_coverage(n, len(claimed), len(broken))}"
     if not len(broken):
         return Finding(name, "passed", evidence), fell
     evidence += f"; the first is {broken[0]}"
@@ -107,9 +107,9 @@ def attack_again(
 def _coverage(n: int, claimed: int, broken: int) -> str:
     """Describe what the attacked examples imply for all examples that are claimed robust."""
     if n == claimed:
-        return "all that are claimed robust"
+        return " (all that are claimed robust)"
     share = f"at most {float(upper_bound(broken, n, 0.05)):.1%} (95 %) of all {claimed} claimed robust"
-    return f"so {share}; {misses(n, claimed)}"
+    return f", so {share}; {misses(n, claimed)}"
 
 
 def misses(n: int, claimed: int) -> str:
@@ -121,6 +121,11 @@ def misses(n: int, claimed: int) -> str:
     return f"{false} false of {claimed} would be missed with a probability of {missed:.2g}"
 
 
+def run_again(spec: str) -> str:
+    """The name of the check that runs an attack of the record again."""
+    return f"{spec} run again"
+
+
 def column_again(
     context: EvalContext, table: Table, spec: str, planned: PlannedAttack, seed: int
 ) -> tuple[Finding, BrokenExamples, ColumnCheck]:
@@ -130,7 +135,7 @@ def column_again(
     longer count as robust to this attack. The check fails if the 95 % Clopper-Pearson interval of their share lies
     above TOLERATED.
     """
-    name, robust = f"{spec} again", table[f"robust/{spec}"]
+    name, robust = run_again(spec), table[f"robust/{spec}"]
     slow = split_spec(spec).name in SLOW or "." in split_spec(spec).name
     claimed = np.flatnonzero(robust)
     chosen = sample_of(claimed, SLOW_SAMPLE if slow else None, context.seed)
@@ -141,7 +146,7 @@ def column_again(
     fell = [i for i in measured.broken.tolist() if robust[i]]
     points = {i: point for i, point in zip(measured.broken.tolist(), measured.witnesses, strict=True) if robust[i]}
     n = len(chosen)
-    evidence = f"{len(fell)} of {n} broken, {_coverage(n, len(claimed), len(fell))}" if n else "it left none robust"
+    evidence = f"{len(fell)} of {n} broken{_coverage(n, len(claimed), len(fell))}" if n else "it left none robust"
     outcome: Outcome = "failed" if n and _exceeds_tolerance(len(fell), n) else "warning" if fell else "passed"
     own = BrokenExamples(points) if spec in own_specs(table) else BrokenExamples()
     return Finding(name, outcome, evidence), own, ColumnCheck(n, fell)

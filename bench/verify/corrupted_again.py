@@ -13,7 +13,7 @@ from bench.verify.inputs import Settings
 from bench.verify.report import Finding, finding_of
 from bench.verify.table_checks import Predictor
 
-CORRUPTED_AGAIN = "corruptions again"
+CORRUPTED_AGAIN = "corruptions measured again"
 TOLERATED = 1e-3  # share of all predictions; near ties may be rounded differently on another machine
 
 

@@ -7,7 +7,7 @@ published paper were detected: 0.06 % errors at one half of the positions, 1.28 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ SIZES = (*(2**k for k in range(1, 11)), 50, 100, 200, 250, 500, 1000)  # common 
 BLOCKS = 64  # of the test order
 BATCHES = 8  # minimum number of batches, so that a slow trend along the test order averages out at each position
 SUSPICIOUS, STRONG = 0.01, 1e-4  # p-values
-LEAK_CHECKS = ("error by position in the batch", "error by position in the test order")
+LEAK_CHECKS = ("error rate by position in the batch", "error rate by position in the test order")
 
 
 def check_leakage(table: Table, batch_size: int) -> list[Finding]:
@@ -36,17 +36,40 @@ def check_leakage(table: Table, batch_size: int) -> list[Finding]:
     note = "; compare other models of this data set, which may be ordered"
     levels: dict[Outcome, float] = {"failed": STRONG, "warning": SUSPICIOUS}
     return [
-        _finding(LEAK_CHECKS[0], by_batch, "positions {} to {} of each {}", levels),
-        _finding(LEAK_CHECKS[1], by_order, "parts {} to {} of {}", {"warning": STRONG}, note),
+        _finding(LEAK_CHECKS[0], by_batch, _in_batch, levels),
+        _finding(LEAK_CHECKS[1], by_order, _in_order, {"warning": STRONG}, note),
     ]
 
 
-def _finding(name: str, scan: Scan | None, place: str, levels: Mapping[Outcome, float], note: str = "") -> Finding:
+def _in_batch(scan: Scan) -> tuple[str, str]:
+    """The positions inside of a scan of batches, and those outside; positions count from 0."""
+    if scan.size == 2:
+        here, there = ("even", "odd") if scan.first == 0 else ("odd", "even")
+        return f"at {here} positions of a batch", f"at {there} ones"
+    return f"at {_span('position', scan)} of each batch of {scan.size}", "at the other positions"
+
+
+def _in_order(scan: Scan) -> tuple[str, str]:
+    return f"in {_span('part', scan)} of {scan.size} of the test order", "in the other parts"
+
+
+def _span(what: str, scan: Scan) -> str:
+    return f"{what} {scan.first}" if scan.last == scan.first + 1 else f"{what}s {scan.first} to {scan.last - 1}"
+
+
+def _finding(
+    name: str,
+    scan: Scan | None,
+    places: Callable[[Scan], tuple[str, str]],
+    levels: Mapping[Outcome, float],
+    note: str = "",
+) -> Finding:
     """Turn a scan into a finding. levels: the outcome for a p-value below each level, the worst first."""
     if scan is None:
         return Finding(name, "not checkable", "too few examples")
-    where = place.format(scan.first, scan.last - 1, scan.size)
-    evidence = f"{scan.inside:.2%} errors at {where}, {scan.outside:.2%} elsewhere, p = {scan.p:.2g}"
+    inside, outside = places(scan)
+    rates = f"error rate {100 * scan.inside:.3g} % {inside}, {100 * scan.outside:.3g} % {outside}"
+    evidence = f"{rates}, p = {scan.p:.2g}"
     for outcome, level in levels.items():
         if scan.p < level:
             return Finding(name, outcome, evidence + note)

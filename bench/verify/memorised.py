@@ -18,7 +18,11 @@ from bench.evaluate.clean import measure_clean
 from bench.evaluate.context import EvalContext
 from bench.verify.report import Finding
 
-TEST_ABOVE_TRAIN = ("clean, test against training", "robust, test against training", "certified, test against training")
+TEST_ABOVE_TRAIN = (
+    "clean accuracy on test and training images",
+    "robust accuracy on test and training images",
+    "certified accuracy on test and training images",
+)
 IMAGES = 500  # of the training set, drawn by the seed; certifiers get CERTIFIED of both sets
 CERTIFIED = 100
 STRONG = 1e-5  # p-value of each of three tests: at most 3 of 100,000 sound runs are refused

@@ -54,7 +54,8 @@ def check_methods(record: Record, context: EvalContext, classes: int, settings: 
                 return Finding(METHODS, "failed", problem)
     if not_here:
         return Finding(METHODS, "not checkable", f"code or a library that is not here: {', '.join(not_here)}")
-    evidence = f"{len(record.attacks)} attacks and {len(record.certifiers)} certifiers are known"
+    specs = [*record.attacks, *certifying_specs(record, everything=True)]
+    evidence = f"known, and suitable for the model: {', '.join(specs)}" if specs else "the run has none"
     return Finding(METHODS, "passed", evidence)
 
 

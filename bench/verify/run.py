@@ -12,16 +12,18 @@ from bench.core import files, record_files
 from bench.core.attack_specs import make_attacks
 from bench.core.config import CORRUPTIONS, content_hash
 from bench.core.errors import UserError
-from bench.core.example_table import Flags, Table
+from bench.core.example_table import Flags, Table, certified, survivors
 from bench.core.progress import Progress
 from bench.core.proof_format import proofs_from
 from bench.core.record_checks import check_record
+from bench.core.record_command import absent_files, give_code
 from bench.core.record_files import WEIGHTS
 from bench.core.records import Record
 from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.evaluate.certified import make_certifiers
 from bench.evaluate.context import EvalContext
+from bench.verify.attack_again import run_again
 from bench.verify.claims import CLAIMS, check_claims, read_proofs
 from bench.verify.corrupted_again import CORRUPTED_AGAIN, check_corruptions
 from bench.verify.description_check import DESCRIPTION, check_description
@@ -50,11 +52,25 @@ Inputs = Callable[[], tuple[EvalContext, Table]]
 
 @dataclass
 class Verified:
-    """The findings of all checks, the results of the repeated attacks and certifiers, and the network's fingerprint."""
+    """The findings of all checks, the results of the repeated attacks and certifiers, and the network's fingerprint.
+
+    table: of the run, if it could be read. advice: what to do about files and code that are not here; "" if all are.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     repeated: Repeated = field(default_factory=Repeated)
     fingerprint: list[float] = field(default_factory=list)
+    table: Table | None = None
+    advice: str = ""
+
+    @property
+    def lowered(self) -> tuple[float, float] | None:
+        """The accuracy under attack by the table, and without the examples that fell here; None if it stays."""
+        if self.table is None:
+            return None
+        robust = survivors(self.table)
+        left = robust & ~_fell(self.repeated, self.table)
+        return None if left.all() or (left == robust).all() else (float(robust.mean()), float(left.mean()))
 
 
 def verify(folder: Path, settings: Settings) -> Verified:
@@ -63,22 +79,28 @@ def verify(folder: Path, settings: Settings) -> Verified:
     record = read_or_report(result.findings, "record", lambda: record_files.read_record(folder), otherwise="failed")
     if record is None:
         return result
+    result.advice = _advice(record, settings)
     checks = _plan_checks(folder, record, settings, result)
-    with Progress(f"verify {'/'.join(folder.parts[-2:])}", len(checks), "check") as progress:
+    total = sum(len(names) for names, _ in checks)
+    with Progress(f"verify {'/'.join(folder.parts[-2:])}", total, "check") as progress:
         for names, check in checks:
             progress.advance(0, names[0])
             add_findings(result.findings, names, check)
-            progress.advance(1)
+            progress.advance(len(names))
+        progress.note = ""  # the last line is about all checks
     return result
 
 
 def _plan_checks(folder: Path, record: Record, settings: Settings, result: Verified) -> list[Check]:
-    """Read the table, the data set and the model, and list the checks, with a finding for what could not be read."""
+    """Read the table, the data set and the model, and list the checks, with a finding for what could not be read.
+
+    The names of a check are those of its findings, so that the progress counts the rows of the report.
+    """
     unread: list[Finding] = []
     read = partial(read_or_report, unread)
-    table = read("table", lambda: read_table(folder), otherwise="failed")
+    table = result.table = read("table", lambda: read_table(folder), otherwise="failed")
     data = read("data", lambda: load_data(record, table, settings))
-    model = read("model", lambda: load_model(folder / WEIGHTS, record, require(data, "data"), settings))
+    model = read("model", lambda: load_model(_weights(folder, record), record, require(data, "data"), settings))
     test = None if data is None else Split.test(data, settings.device)
     witnesses = partial(files.read_arrays, folder / record_files.WITNESSES)
 
@@ -98,7 +120,7 @@ def _plan_checks(folder: Path, record: Record, settings: Settings, result: Verif
         *(([finding.name], partial(list, [finding])) for finding in unread),
         (["aggregates"], lambda: [_check_aggregates(record, require(table, "table"))]),
         ([CLAIMS], lambda: [_check_claims(folder, record, require(table, "table"), require(data, "data"))]),
-        (["distances"], lambda: check_distances(record, require(table, "table"))),
+        *_distances(record, table),
         (LEAK_CHECKS, lambda: check_leakage(require(table, "table"), eval_batch(record))),
         (["hash of the data"], lambda: [_check_data(record, require(data, "data"))]),
         (["labels"], lambda: [check_labels(require(table, "table"), require(data, "data").y_test)]),
@@ -124,14 +146,17 @@ def _plan_checks(folder: Path, record: Record, settings: Settings, result: Verif
             ([CERTIFICATES], lambda: [consistent(require(test, "data"), require(table, "table"), witnesses())])
         )
     if settings.sample != 0:
-        checks += _repetitions(folder, record, settings, inputs, partial(require, data, "data"), result.repeated)
+        compared = TEST_ABOVE_TRAIN[: 3 if table is not None and certified(table).any() else 2]
+        arrays = partial(require, data, "data")
+        checks += _repetitions(folder, record, settings, inputs, arrays, compared, result.repeated)
     return checks
 
 
 def _repetitions(
-    folder: Path, record: Record, settings: Settings, inputs: Inputs, data: Callable[[], Arrays], into: Repeated
-) -> list[Check]:
-    """List the checks that repeat an attack or a certifier."""
+    folder: Path, record: Record, settings: Settings, inputs: Inputs, data: Callable[[], Arrays],
+    compared: Sequence[str], into: Repeated,
+) -> list[Check]:  # fmt: skip
+    """List the checks that repeat an attack or a certifier. compared: the names of those on training images."""
 
     def proven() -> frozenset[int]:
         arrays = read_proofs(folder, record, files.read_arrays)
@@ -156,10 +181,31 @@ def _repetitions(
 
     return [
         (["attacked again"], attack),
-        *(([f"{spec} again"], partial(column, spec)) for spec in record.attacks),
+        *(([run_again(spec)], partial(column, spec)) for spec in record.attacks),
         *(([f"certified again by {spec}"], partial(certifier, spec)) for spec in certifying_specs(record)),
-        (TEST_ABOVE_TRAIN[:2], memorised),
+        (compared, memorised),
     ]
+
+
+def _advice(record: Record, settings: Settings) -> str:
+    """What to do about code that the user has not named, or about files that are not in the folder."""
+    if set(record.config.get("code") or ()) - set(settings.trusted.values()):
+        return f"{give_code(record)} to run the code of the run (read it first)"
+    return absent_files(record, record.artifacts)
+
+
+def _weights(folder: Path, record: Record) -> Path:
+    """The weights file; UserError if the record says that it is not in the folder."""
+    file = record.artifacts.get("weights")
+    if file is not None and file.path is None and not (folder / WEIGHTS).exists():
+        raise UserError(f"the weights are published at {file.url}" if file.url else "the weights are not published")
+    return folder / WEIGHTS
+
+
+def _distances(record: Record, table: Table | None) -> list[Check]:
+    """The check of the columns of distances, if the table has any."""
+    names = [key for key in table or () if key.startswith("distance/")]
+    return [(names, lambda: check_distances(record, require(table, "table")))] if names else []
 
 
 def _fell(into: Repeated, table: Table) -> Flags:
@@ -207,7 +253,7 @@ def _check_file(folder: Path, record: Record, name: str) -> list[Finding]:
     if artifact is None:
         return [Finding(title, "failed", "the record has no such file")]
     if artifact.path is None:
-        return [Finding(title, "not checkable", f"the file is published at {artifact.url}")]
+        return [Finding(title, "not checkable", f"published at {artifact.url}" if artifact.url else "not published")]
     path = folder / Path(artifact.path).name
     if (path.stat().st_size, digest := files.sha256(path)) != (artifact.bytes, artifact.sha256):
         return [Finding(title, "failed", f"{path.name} has {digest[:12]}, the record {artifact.sha256[:12]}")]
@@ -219,7 +265,7 @@ def _check_aggregates(record: Record, table: Table) -> Finding:
         check_record(record, table)
     except UserError as error:
         return Finding("aggregates", "failed", str(error))
-    return Finding("aggregates", "passed", f"all follow from the {record.n_examples} rows of the table")
+    return Finding("aggregates", "passed", f"the accuracies follow from the {record.n_examples} rows of the table")
 
 
 def _check_data(record: Record, data: Arrays) -> Finding:

@@ -21,10 +21,10 @@ from bench.verify.table_checks import NEAR_TIE, logits_of, relative_gap
 Witnesses = dict[str, npt.NDArray[Any]]
 
 WITNESS_CHECKS = (
-    "a witness for each broken",
-    "witnesses within eps",
-    "witnesses in the box",
-    "witnesses misclassified",
+    "every broken example has a witness",
+    "witnesses lie within eps",
+    "witnesses lie in the box",
+    "witnesses are misclassified",
 )
 CERTIFICATES = "certificates and witnesses"
 CHUNK = 1024  # witnesses at a time

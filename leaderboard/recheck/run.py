@@ -1,5 +1,7 @@
 """Checks the evidence of a finished run: a proof for each certified example, a witness for each broken one.
 
+Examples that a contest broke later have witnesses too (leaderboard/recheck/contests.py).
+
 Proofs and witnesses refer to the network that the weights file and network.json define. It must predict what the table
 says. `bench verify`, which builds the model, checks that network.json describes it.
 """
@@ -27,8 +29,10 @@ from bench.core.example_table import (
 from bench.core.files import read_arrays
 from bench.core.network_format import read_description
 from bench.core.proof_format import proofs_from
+from bench.core.record_command import absent_files
 from bench.core.record_files import NETWORK, PROOFS, WITNESSES, read_run
 from bench.core.spec_text import split_spec
+from leaderboard.recheck.contests import broken_in_contests
 from leaderboard.recheck.layers import Vector
 from leaderboard.recheck.network import Network
 from leaderboard.recheck.proofs import check_proof
@@ -39,13 +43,16 @@ SOLVERS = ("exact",)  # certifiers whose certificates are claims of a solver
 AT_ONCE = 500  # images
 CERTIFIED = ("proven", "proof fails", "trusted solver", "no proof")
 BROKEN = ("witness valid", "witness invalid", "no witness", "witness not checkable")
+NEEDED = ("weights", "network")  # files without which neither proofs nor witnesses can be checked
+NOT_DESCRIBED = "the run has no network.json, which runs with --certifiers have; `bench verify` checks its witnesses"
 
 
 class Example(msgspec.Struct, frozen=True):
     """The outcome for one example. proof: one of CERTIFIED, or "" if it is not certified.
 
-    witness: one of BROKEN, or "" if nothing broke it. proof_reason, witness_reason: why the outcome is not better, or
-    "". error: misclassified without an attack.
+    witness: one of BROKEN, or "" if nothing broke it. contest: one of contests.CONTESTED, or "" if none broke it.
+    proof_reason, witness_reason, contest_reason: why the outcome is not better, or "". error: misclassified without an
+    attack.
     """
 
     index: int
@@ -54,17 +61,26 @@ class Example(msgspec.Struct, frozen=True):
     witness: str
     witness_reason: str
     error: bool
+    contest: str = ""
+    contest_reason: str = ""
 
     @property
     def failed(self) -> bool:
-        return self.proof == "proof fails" or self.witness in ("witness invalid", "no witness")
+        bad = self.proof == "proof fails" or self.witness in ("witness invalid", "no witness")
+        return bad or self.contest == "contest invalid"
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is shown not to be robust."""
+        return self.error or self.witness == "witness valid" or self.contest == "contest valid"
 
 
 class Report(msgspec.Struct, frozen=True):
     """proven_acc: certified with a checked proof. broken_acc: broken by a valid witness, or clean errors.
 
-    proof_bytes: of all proofs. missing: why the run has no proofs, or "". unused: tensors of the weights file that the
-    description of the network leaves out.
+    proof_bytes: of all proofs. missing: why proofs or witnesses cannot be checked, or "". unused: tensors of the
+    weights file that the description of the network leaves out. unchecked_proofs: how many proofs the record counts
+    that could not be read.
     """
 
     run: str
@@ -75,13 +91,22 @@ class Report(msgspec.Struct, frozen=True):
     proof_bytes: int
     missing: str
     unused: list[str]
+    unchecked_proofs: int = 0
+
+    @property
+    def unchecked(self) -> str:
+        """The evidence of the record that could not be checked; "" if all was."""
+        witnesses = self.count("witness not checkable") + self.count("contest not checkable")
+        counts = {"proof": self.unchecked_proofs, "witness": witnesses}
+        plural = {"proof": "proofs", "witness": "witnesses"}
+        return " and ".join(f"{n} {name if n == 1 else plural[name]}" for name, n in counts.items() if n)
 
     @property
     def failures(self) -> list[Example]:
         return [example for example in self.examples if example.failed]
 
     def count(self, outcome: str) -> int:
-        return sum(outcome in (example.proof, example.witness) for example in self.examples)
+        return sum(outcome in (each.proof, each.witness, each.contest) for each in self.examples)
 
 
 def recheck(
@@ -97,23 +122,29 @@ def recheck(
     CheckError if its files, data or predictions are not those of its record. advance(n): n more examples are checked.
     """
     evidence = Evidence(folder, images, labels, data_hash)
-    proven, broken = evidence.certificates(advance), evidence.witnesses()
+    proven, broken, contested = evidence.certificates(advance), evidence.witnesses(), evidence.contests()
     table, n = evidence.table, len(evidence.x)
+    counted = 0 if evidence.record.proofs is None else evidence.record.proofs.count
     examples = []
     for row in range(n):
-        (proof, proof_reason), (witness, witness_reason) = (each.get(row, ("", "")) for each in (proven, broken))
+        (proof, proof_reason), (witness, witness_reason), (contest, contest_reason) = (
+            each.get(row, ("", "")) for each in (proven, broken, contested)
+        )
         examples.append(
             Example(
                 index=int(table["index"][row]), proof=proof, proof_reason=proof_reason, witness=witness,
-                witness_reason=witness_reason, error=not table["clean"][row],
+                witness_reason=witness_reason, error=not table["clean"][row], contest=contest,
+                contest_reason=contest_reason,
             )
         )  # fmt: skip
-    lost = sum(example.error or example.witness == "witness valid" for example in examples)
+    left = next((each.contest_reason for each in examples if each.contest == "contest not checkable"), "")
     return Report(
         run=str(folder), examples=examples, certified_acc=float(certified(table).mean()),
-        proven_acc=sum(example.proof == "proven" for example in examples) / n, broken_acc=lost / n,
-        proof_bytes=sum(map(len, evidence.proofs.values())), missing=evidence.missing,
+        proven_acc=sum(example.proof == "proven" for example in examples) / n,
+        broken_acc=sum(example.lost for example in examples) / n,
+        proof_bytes=sum(map(len, evidence.proofs.values())), missing=evidence.missing or left,
         unused=[] if evidence.network is None else evidence.network.unused,
+        unchecked_proofs=max(0, counted - len(evidence.proofs)),
     )  # fmt: skip
 
 
@@ -135,9 +166,11 @@ class Evidence:
         x = images[rows].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
         self.x: Vector = x.astype(np.float64)
         self.network, self.missing = self._network()
+        self.missing = self.missing or absent_files(self.record, ("witnesses", "proofs"))
         self.proofs: dict[int, bytes] = {}
         if self.network is not None:
             self._check_predictions(self.network)
+        if self.network is not None and self._is_here("proofs"):
             try:
                 self.proofs = proofs_from(read_arrays(self._path("proofs")))
             except UserError as error:
@@ -156,7 +189,7 @@ class Evidence:
             for row in np.flatnonzero(column)
         }
         outcomes = {row: ("no witness", "nothing shows that it is broken") for row, _ in wanted}
-        if self.network is None:
+        if self.network is None or not self._is_here("witnesses"):
             return dict.fromkeys(outcomes, ("witness not checkable", self.missing))
         arrays = read_arrays(self._path("witnesses"))
         row_of = {index: row for row, index in enumerate(self.table["index"].tolist())}
@@ -175,19 +208,29 @@ class Evidence:
             wanted.discard((row, threat))
         return outcomes | {row: ("no witness", f"none within {each.norm} {each.eps:g}") for row, each in wanted}
 
+    def contests(self) -> dict[int, tuple[str, str]]:
+        """Table row -> (outcome, one of contests.CONTESTED; reason) for each example that a contest broke."""
+        network, own = self.network, self.record.threat
+        problem = None if network is None else lambda row, point: self._problem(row, point, own, network)
+        return broken_in_contests(self.folder, self.table["index"], problem, self.missing)
+
+    def _is_here(self, name: str) -> bool:
+        file = self.record.artifacts.get(name)
+        return file is not None and file.path is not None
+
     def _path(self, name: str) -> Path:
         file = self.record.artifacts.get(name)
-        if file is None:
+        if file is None or file.path is None:
             raise CheckError(f"{self.folder}: the record has no {name}")
-        if file.path is None:
-            raise UserError(f"the {name} of {self.folder} are published at {file.url}; put a whole run folder here")
         return self.folder / Path(file.path).name
 
     def _network(self) -> tuple[Network | None, str]:
         """The network that the run describes; or None, and why there is none."""
         if "network" not in self.record.artifacts:
             known = self.record.proofs
-            return None, (known and known.missing) or "the run does not describe its network (runs with certifiers do)"
+            return None, (known and known.missing) or NOT_DESCRIBED
+        if absent_files(self.record, NEEDED):
+            return None, absent_files(self.record, (*NEEDED, "witnesses", "proofs"))
         try:
             network = Network(read_description(self._path("network")), load_file(self._path("weights")))
         except UserError as error:

@@ -154,11 +154,11 @@ def claim_throughout(run):
 
 TAMPERINGS = {
     "a broken example reopened": (
-        lambda r: change_table(r, reopen), {"aggregates", "a witness for each broken"},
+        lambda r: change_table(r, reopen), {"aggregates", "every broken example has a witness"},
     ),
     "a broken example certified": (
         lambda r: change_table(r, promote),
-        {"aggregates", "certificates and witnesses", "attacked again", "a witness for each broken"},
+        {"aggregates", "certificates and witnesses", "attacked again", "every broken example has a witness"},
     ),
     "the lower end raised": (
         lambda r: change_record(r, lambda p: p["bracket"].update(certified_acc=p["bracket"]["robust_acc"] + 0.1)),

@@ -110,7 +110,7 @@ def test_verify_measures_them_again(digits):
     home, _, _ = digits
     verified = bench(home, "verify", "c", "--sample", "0")
     assert verified.returncode == 0, verified.stdout
-    (line,) = [line for line in verified.stdout.splitlines() if "corruptions again" in line]
+    (line,) = [line for line in verified.stdout.splitlines() if "corruptions measured again" in line]
     assert line.startswith("passed")
     assert "0 of 400 outcomes differ" in line
 
@@ -126,7 +126,7 @@ def test_verify_finds_a_changed_column(digits, tmp_path):
     verified = bench(tmp_path, "verify", "c", "--sample", "0")
     assert verified.returncode == 1
     failed = [line.split("  ")[1] for line in verified.stdout.splitlines() if line.startswith("failed  ")]
-    assert {"corruptions again", "aggregates"} <= {name.strip() for name in failed}
+    assert {"corruptions measured again", "aggregates"} <= {name.strip() for name in failed}
 
 
 @pytest.fixture

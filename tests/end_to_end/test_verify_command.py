@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from bench.cli import main
 from bench.core.files import read_arrays, write_arrays
 from bench.core.record_files import artifact
+from bench.core.verification import VERIFICATION
 from bench.verify.inputs import ATTACK, settings
 from bench.verify.memorised import TEST_ABOVE_TRAIN
 from tests.forged_records import change_record
@@ -92,7 +93,7 @@ def test_an_honest_run_passes(finished, capsys):
     code, findings = verified(capsys, finished)
     assert code == 0
     assert set(findings.values()) <= {"passed", "warning"}
-    assert those(findings, "warning") <= {"attacked again", "fgsm again", "pgd-10 again"}
+    assert those(findings, "warning") <= {"attacked again", "fgsm run again", "pgd-10 run again"}
     assert {"claims", "attacks and certifiers", *REPEATED} <= set(findings)
     assert len(findings) == 21
 
@@ -105,6 +106,47 @@ def test_the_report_for_people_names_the_run_the_attack_and_the_seed(finished, c
     (again,) = [line for line in lines if "attacked again" in line]
     assert "pgd-3, seed 7: " in again
     assert " of 3 broken" in again
+
+
+def test_the_progress_counts_the_rows_of_the_report(finished, capsys):
+    capsys.readouterr()
+    main(["verify", str(finished), "--seed", "0", "--sample", "3", "--attack", "pgd-3"])
+    out, err = capsys.readouterr()
+    rows = len(out.splitlines()) - 2
+    assert re.search(rf": {rows} of {rows} checks, \d+ s$", err.strip())
+
+
+def test_nothing_is_stored_in_a_published_entry(run):
+    words = ("verify", str(run), "--seed", "0", "--sample", "3", "--attack", "fgsm")
+    main(words)
+    (run / VERIFICATION).unlink()  # it was stored
+    (run.parent / "about.toml").touch()
+    main(words)
+    assert not (run / VERIFICATION).exists()
+
+
+def test_a_report_says_what_a_weak_attack_changes(tmp_path, capsys):
+    words = ("--defense", "standard", "--epochs", "6", "--eps", "0.1", "--set", "probe_every=0", "--out", str(tmp_path))
+    main(["run", *words, "--attacks", "random-noise:samples=1", "--n-examples", "60", "--threads", "1"])
+    run = run_of(tmp_path)
+    capsys.readouterr()
+    main(["verify", str(run), "--seed", "0", "--threads", "1", "--attack", "pgd-10"])
+    *_, verdict, last = capsys.readouterr().out.splitlines()
+    assert verdict == f"verdict: suspect, by {run / VERIFICATION} (the record's own: no warning signs)"
+    assert re.search(r"1 weaker.*; accuracy under attack is at most \d+\.\d %, the record says \d+\.\d %$", last)
+
+
+def test_files_that_are_not_published_are_named_once_with_the_command(run, capsys):
+    (run / "weights.safetensors").unlink()
+    (run / "witnesses.npz").unlink()
+    change_record(run, lambda r: [r["artifacts"][name].update(path=None) for name in ("weights", "witnesses")])
+    with pytest.raises(SystemExit) as done:
+        main(["verify", str(run), "--seed", "0"])
+    out, err = capsys.readouterr()
+    assert done.value.code == 3
+    assert "not published: weights, witnesses (train it again: bench run --defense standard" in err.splitlines()[-1]
+    assert out.count("  not published") == 2
+    assert "None" not in out
 
 
 @pytest.mark.slow
@@ -129,7 +171,7 @@ def test_witnesses_are_checked_against_the_eps_of_their_attack(tmp_path, finishe
     assert {findings[name] for name in WITNESSES} == {"passed"}
     run = run_of(tmp_path)
     change_arrays(run, "witnesses.npz", lambda w: w.update(attack=np.full(len(w["attack"]), "pgd-10:eps=0.05")))
-    assert "witnesses within eps" in those(verified(capsys, run)[1], "failed")
+    assert "witnesses lie within eps" in those(verified(capsys, run)[1], "failed")
 
 
 def outside(witnesses):
@@ -162,17 +204,22 @@ def change_config_everywhere(run):
     (run / "config.json").write_text(json.dumps(json.loads((run / "record.json").read_text())["config"]))
 
 
-WITNESSES = {"a witness for each broken", "witnesses within eps", "witnesses in the box", "witnesses misclassified"}
-REPEATED = {"attacked again", "fgsm again", "pgd-10 again", *TEST_ABOVE_TRAIN[:2]}
+WITNESSES = {
+    "every broken example has a witness",
+    "witnesses lie within eps",
+    "witnesses lie in the box",
+    "witnesses are misclassified",
+}
+REPEATED = {"attacked again", "fgsm run again", "pgd-10 run again", *TEST_ABOVE_TRAIN[:2]}
 OF_MODEL = {"predictions", "attacks and certifiers", *REPEATED, *WITNESSES}
 TAMPERINGS = {
-    "witness outside the ball": (lambda r: change_arrays(r, "witnesses.npz", outside), {"witnesses within eps"}),
+    "witness outside the ball": (lambda r: change_arrays(r, "witnesses.npz", outside), {"witnesses lie within eps"}),
     "witness file changed": (
         lambda r: change_arrays(r, "witnesses.npz", lambda w: w.update(note=np.zeros(1)), rehash=False),
         {"hash of witnesses"},
     ),
     "example made robust": (
-        lambda r: change_arrays(r, "examples.npz", flip), {"aggregates", "a witness for each broken"},
+        lambda r: change_arrays(r, "examples.npz", flip), {"aggregates", "every broken example has a witness"},
     ),
     "labels made right": (lambda r: change_arrays(r, "examples.npz", relabel), {"aggregates", "labels"}),
     "predictions made right": (lambda r: change_arrays(r, "examples.npz", repredict), {"aggregates", "predictions"}),
@@ -180,7 +227,7 @@ TAMPERINGS = {
     "accuracies swapped": (lambda r: change_record(r, swap), {"aggregates"}),
     "eps raised": (lambda r: change_record(r, lambda p: p["threat"].update(eps=0.3)), {"claims"}),
     "eps lowered": (
-        lambda r: change_record(r, lambda p: p["threat"].update(eps=0.01)), {"claims", "witnesses within eps"},
+        lambda r: change_record(r, lambda p: p["threat"].update(eps=0.01)), {"claims", "witnesses lie within eps"},
     ),
     "config changed": (lambda r: change_record(r, lambda p: p["config"].update(eps=0.3)), {"configuration"}),
     "config changed throughout": (change_config_everywhere, {"configuration"}),
@@ -278,7 +325,7 @@ def test_a_consistently_forged_claim_is_refuted_by_the_second_attack(run, capsys
     change_record(run, claim)
     code, findings = verified(capsys, run)
     assert code == 1
-    assert those(findings, "failed") == {"attacked again", "fgsm again", "pgd-10 again"}
+    assert those(findings, "failed") == {"attacked again", "fgsm run again", "pgd-10 run again"}
     code, findings = verified(capsys, run, "--sample", "0")
     assert code == 0
     fell = []
@@ -305,6 +352,9 @@ def test_code_of_a_run_is_not_run_unless_the_user_names_it(tmp_path, monkeypatch
     code, findings = verified(capsys, "runs")
     assert code == 3
     assert {"code", "model", *OF_MODEL} == those(findings, "not checkable")
+    with pytest.raises(SystemExit):
+        main(["verify", "runs", "--quiet"])
+    assert "give --plugin mine.py to run the code of the run (read it first)" in capsys.readouterr().err
     code, findings = verified(capsys, "runs", "--plugin", "mine.py")
     assert code == 0
     assert not those(findings, "not checkable")

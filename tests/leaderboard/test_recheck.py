@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from bench.core import proof_format
+from bench.core import proof_format, sealed_json
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Threat
 from bench.core.files import read_arrays, write_arrays
@@ -20,12 +20,14 @@ from bench.core.network_format import Add, Description, Image, Linear, Maximum, 
 from bench.core.proof_format import Bounds, Proof, Tree, decode, encode, proof_arrays, proofs_from
 from bench.core.record_files import artifact, read_record, write_record
 from bench.datasets.digits import digits
+from leaderboard.published_results import Contest
 from leaderboard.recheck.network import Network
 from leaderboard.recheck.proofs import check_proof
 from leaderboard.recheck.regions import Region
 from leaderboard.recheck.report import report_text
 from leaderboard.recheck.run import recheck
 from tests.end_to_end.command import bench, bench_process
+from tests.forged_records import change_record
 
 EPS, ROOT = "0.05", Path(__file__).parents[2]
 
@@ -470,8 +472,83 @@ def test_a_certificate_without_a_proof_is_named_as_such(run):
     assert report.count("no proof") == 1
     assert "the record says" in report_text(report, every=False)
     done = bench(run, "recheck", str(run), "--examples")
-    assert done.returncode == 0
+    assert done.returncode == 3  # the record counts a proof that is not there
+    assert "1 proof" in done.stderr
     assert done.stdout.count("  example ") == 40
+
+
+def unpublished(run, *names):
+    """Without these files, as seeds of an entry are published."""
+    record = read_record(run)
+    files = {name: msgspec.structs.replace(record.artifacts[name], path=None) for name in names}
+    for name in names:
+        (run / record.artifacts[name].path).unlink()
+    write_record(run, msgspec.structs.replace(record, artifacts=record.artifacts | files))
+
+
+@pytest.mark.parametrize("names", [("weights", "network", "witnesses", "proofs"), ("proofs",), ("witnesses",)])
+def test_files_that_are_not_published_leave_evidence_unchecked_and_the_other_runs_are_checked(names, run, finished):
+    unpublished(run, *names)
+    done = bench(run, "recheck", str(run), str(finished))
+    assert done.returncode == 3
+    assert f"not published: {', '.join(names)} (train it again: bench eval" in done.stderr
+    assert f"1 of 2 runs could not be checked, the first is {run}: " in done.stderr
+    assert str(finished) in done.stdout
+    assert (" proofs; not published" in done.stderr) == (names == ("proofs",))
+
+
+def test_a_file_that_is_published_elsewhere_is_named_with_its_address(run):
+    unpublished(run, "weights")
+    change_record(run, lambda record: record["artifacts"]["weights"].update(url="https://example.org/w"))
+    assert "published elsewhere: weights at https://example.org/w (download" in report_of(run).missing
+
+
+def test_a_run_without_a_description_is_not_checked(run):
+    record = read_record(run)
+    kept = {name: file for name, file in record.artifacts.items() if name not in ("network", "proofs")}
+    write_record(run, msgspec.structs.replace(record, artifacts=kept, proofs=None))
+    done = bench(run, "recheck", str(run), "--json")
+    assert (done.returncode, json.loads(done.stdout)[0]["failed"]) == (3, 0)
+    assert "witnesses; the run has no network.json" in done.stderr
+
+
+def contest_of(run, change=lambda point: point):
+    """A contest that breaks the first broken example of the run once more, by its witness."""
+    arrays = read_arrays(run / "witnesses.npz")
+    index, x_adv = arrays["index"][:1], np.stack([change(arrays["x_adv"][0])])
+    (run / "contests").mkdir(exist_ok=True)
+    write_arrays(run / "contests/some.npz", {"index": index, "x_adv": x_adv})
+    file = artifact(run / "contests/some.npz")
+    contest = Contest(by="somebody", broken=index.tolist(), witnesses=file, finished="2026-11-20T00:00:00Z")
+    (run / "contests/some.json").write_bytes(sealed_json.encode(contest))
+    return int(index[0])
+
+
+def test_witnesses_of_contests_are_checked_too(run):
+    before = report_of(run)
+    index = contest_of(run)
+    assert report_of(run).count("contest valid") == 1
+    assert report_of(run).broken_acc == before.broken_acc  # broken already
+    assert "broken in a contest: valid witness" in report_text(report_of(run), every=False)
+    image = digits().x_test[index].transpose(2, 0, 1) / np.float32(255)
+    for change in (lambda point: 1 - point, lambda _: image):
+        contest_of(run, change)
+        (failed,) = report_of(run).failures
+        assert (failed.index, failed.contest) == (index, "contest invalid")
+    contest_of(run)
+    (run / "contests/some.npz").write_bytes(b"other")
+    with pytest.raises(CheckError, match="different hash from the one in its contest"):
+        report_of(run)
+    (run / "contests/some.npz").unlink()
+    done = bench(run, "recheck", str(run))
+    assert done.returncode == 3
+    assert "1 witness; the witnesses of the contest are not in" in done.stderr
+
+
+def test_an_example_that_only_a_contest_broke_lowers_the_upper_bound():
+    done = bench(ROOT, "recheck", "leaderboard/results/digits/atas/0")
+    assert done.returncode == 0
+    assert "at most 65.6 %" in done.stdout
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

@@ -35,7 +35,7 @@ FULL = make_record(
 @pytest.mark.parametrize("width", [None, 80, 120])
 def test_a_report_holds_all_of_a_record(width, tmp_path):
     settings = [Setting("epochs", 2, 30), Setting("milestones", [0.5, 0.75], [0.8])]
-    text = record_report(FULL, tmp_path, settings, "digits", width)
+    text = record_report(FULL, tmp_path, settings, "digits", width, every=True)
     for part in (
         "(71,482 parameters)", "differ from those of the suite digits", "epochs", "0.5,0.75", "apgd-ce", "autoattack",
         "Stages of the bracket", "36 open", "skipped ibp", "verdict: suspect", "stochastic", "Warnings:",
@@ -48,6 +48,44 @@ def test_a_report_holds_all_of_a_record(width, tmp_path):
     if width is not None:
         whole = ("run folder: ", "    bench run")  # paths and commands are not broken
         assert max(len(line) for line in text.splitlines() if not line.startswith(whole)) <= width
+
+
+def test_checks_without_an_alarm_are_counted_only(tmp_path):
+    checks = [CHECK, SanityCheck("zero-gradient", "skipped", None, None, "why"), *FULL.sanity.checks[1:]]
+    record = make_record(sanity=Sanity("suspect", ["attack-warnings: it warned"], checks))
+    text, every = (record_report(record, tmp_path, [], "digits", every=every) for every in (False, True))
+    assert "1 checks passed, 1 skipped (--all lists them)" in text
+    assert "4 passes over the same" not in text
+    assert "attack-warnings  suspect" in text
+    assert "4 passes over the same" in every
+    assert "--all" not in every
+
+
+def test_evidence_is_wrapped_in_a_pipe_too(tmp_path):
+    long = SanityCheck("stochastic", "suspect", 1.0, 1e-4, "passes over the same images differ " * 9)
+    record = make_record(sanity=Sanity("suspect", [], [long]), provenance={})
+    assert max(map(len, record_report(record, tmp_path, [], "digits").splitlines())) <= 140
+
+
+def test_the_report_of_a_published_run_has_its_contests_and_what_was_checked(capsys):
+    folder = "leaderboard/results/digits/atas/0"
+    main(["show", str(ROOT / folder)])
+    text = capsys.readouterr().out
+    for part in (
+        "after contests                        |         65.6 |",
+        "contest: bench submit broke 2 examples that the run counts as robust (88, 297), 2026-11-29",
+        "attacked again by bracket-attack, seed 1332552347",
+        "bracket-attack (0 of 238 fell)",
+        "certificates that count: 0 proven, 0 certified again, 0 by a solver",
+    ):
+        assert part in text
+    main(["show", str(ROOT / folder), "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["contests"][0]["broken"], shown["after_contests"]["acc"]) == ([88, 297], pytest.approx(236 / 360))
+    main(["show", str(ROOT / "leaderboard/results/digits/atas/1")])
+    text = capsys.readouterr().out
+    assert "contest" not in text
+    assert "checked.json: " in text
 
 
 def test_the_stages_of_the_bracket_have_their_work(tmp_path):
@@ -118,13 +156,16 @@ def test_the_command_takes_one_run(tmp_path, capsys):
     assert "holds 2 runs; give one of them" in capsys.readouterr().err
 
 
-def test_settings_of_a_defense_that_is_not_registered_are_all_listed(tmp_path, capsys):
-    config = {"training": {"epochs": 2, "beta": 6.0}, "model": "small-cnn", "norm": "Linf", "eps": 0.2}
+def test_a_defense_that_is_not_registered_is_compared_with_the_training_settings_of_the_suite(tmp_path, capsys):
+    training = {"epochs": 2, "batch_size": 128, "probe_every": 5, "beta": 6.0}
+    config = {"training": training, "model": "small-cnn", "norm": "Linf", "eps": 0.2}
     artifacts = {"weights": Artifact("00", 5, url="https://example.org/w")}
     main(["show", str(write_run(tmp_path / "a", table_of(flags(20, 12)), config=config, artifacts=artifacts))])
     text = capsys.readouterr().out
-    assert "| beta" in text
-    assert "| epochs" in text
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("|")]
+    assert rows[3:5] == [["epochs", "2", "30"], ["beta", "6.0", "unknown"]]
+    assert "The defense 'mine' is unknown here" in text
+    assert "give --plugin FILE to compare" in text
 
 
 def test_corruptions_and_points_outside_the_box_differ_from_the_suite(tmp_path, capsys):

@@ -91,7 +91,7 @@ def test_a_few_hidden_examples_lower_the_entry(run, capsys):
 
 def test_many_hidden_examples_are_refused(run, capsys):
     hide(run, 60)
-    with pytest.raises(CheckError, match=f"{SPEC} again"):
+    with pytest.raises(CheckError, match=f"{SPEC} run again"):
         submit(run)
     assert not (run.parent / "results").exists()
 

@@ -131,7 +131,7 @@ def test_quantised_input_has_no_gradient_and_a_smoothed_one_shows_it(robust, tes
     assert checks["zero-gradient"].value == 1
     assert "PGD-20 leaves 100%" in checks["zero-gradient"].evidence
     assert share_left(checks["zero-gradient"].evidence, "a smoothed gradient") < 95
-    assert any(reason.startswith("zero-gradient: the margin has no gradient: 64 of 64") for reason in found.reasons)
+    assert any(reason.startswith("zero-gradient: margin gradient is zero for 64 of 64") for reason in found.reasons)
 
 
 @pytest.mark.slow
@@ -513,10 +513,21 @@ def test_columns_that_say_nothing_of_one_another_are_not_compared(first, second)
     assert set(of_columns({first: 40, second: 90}).values()) == {"skipped"}
 
 
+def test_a_skipped_comparison_says_which_attacks_it_needs():
+    found = findings({"pgd-10": 60})
+    needs = {
+        "fewer-steps-better": "needs an attack with two numbers of steps, or FGSM and PGD",
+        "smaller-eps-better": "needs an attack at two eps",
+        "black-box-better": "needs a black-box and a gradient attack of several steps",
+        "transfer-better": "needs a transfer and a gradient attack of several steps",
+    }
+    assert {name: found[name].evidence for name in needs} == needs
+
+
 def test_a_sign_in_the_table_needs_no_example_that_stands():
     found = findings({"square": 0, "pgd-10": 60})["black-box-better"]
     assert found.outcome == "suspect"
-    assert found.evidence == "square breaks what pgd-10 leaves: 60 of 60 examples"
+    assert found.evidence == "after pgd-10, square breaks another 60 of 60 examples"
 
 
 def test_a_weaker_attack_may_win_by_a_hundredth_even_where_that_is_no_accident():

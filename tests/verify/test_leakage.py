@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from bench.verify.leakage import SIZES, by_batch_position, by_test_order, exact_p
+from bench.verify.leakage import SIZES, by_batch_position, by_test_order, check_leakage, exact_p
 
 N = 10_000
 
@@ -80,6 +80,17 @@ def test_false_alarms_are_as_rare_as_promised(n, rate):
                    for w in (rng.permutation(errors) for _ in range(150))])  # fmt: skip
     assert ((ps < 0.05).mean(axis=0) <= 0.05 + 0.04).all()  # the promise, and two standard errors of 150 draws
     assert ((ps < 0.01).mean(axis=0) <= 0.01 + 0.02).all()
+
+
+def test_the_evidence_names_the_positions():
+    errors = np.arange(400) % 2 == 0
+    in_batch, in_order = check_leakage({"clean": ~errors, "label": labels(400)}, 100)
+    assert in_batch.evidence.startswith("error rate 0 % at odd positions of a batch, 100 % at even ones, p = ")
+    errors = np.arange(2000) % 50 // 10 == 3
+    in_batch, _ = check_leakage({"clean": ~errors, "label": labels(2000)}, 100)
+    expected = "error rate 100 % at positions 30 to 39 of each batch of 50, 0 % at the other positions"
+    assert in_batch.evidence.startswith(expected)
+    assert " of the test order, " in in_order.evidence
 
 
 def test_p_is_corrected_for_the_number_of_batch_sizes():

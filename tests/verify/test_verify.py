@@ -311,7 +311,7 @@ def test_all_claims_are_attacked_unless_there_are_very_many(run, monkeypatch):
     table = run[2] | {"robust/random-noise": run[2]["clean"], "robust/pgd-10": run[2]["clean"]}
     claimed, fell = int(run[2]["clean"].sum()), int((run[2]["clean"] & ~run[2]["robust/pgd-10"]).sum())
     finding, fallen = attack_again(context_of(*run[:2]), table, {"optimal": Optimal()}, {})
-    assert f" of {claimed} broken, all that are claimed robust" in finding.evidence
+    assert f" of {claimed} broken (all that are claimed robust)" in finding.evidence
     assert len(fallen.points) >= fell
     for index, point in fallen.points.items():
         image = run[1].take(torch.tensor([index])).x
@@ -374,7 +374,7 @@ def test_a_leak_by_batch_fails_and_by_order_only_warns():
     assert [each.outcome for each in by_batch] == ["failed", "passed"]
     assert [each.outcome for each in by_order] == ["passed", "warning"]
     assert [each.outcome for each in neither] == ["passed", "passed"]
-    assert "of each 100" in by_batch[0].evidence
+    assert "of each batch of 100" in by_batch[0].evidence
 
 
 def certified_run(run, **claims):
@@ -535,6 +535,6 @@ def test_the_progress_of_a_verification_moves_inside_its_checks(run, monkeypatch
         column_again(context_of(model, test, 4), table, "pgd-10", planned, 0)
         lines = capsys.readouterr().err.splitlines()
         again = [line for line in lines if line.startswith("verify: attacked again")]
-        column = [line for line in lines if line.startswith("verify: pgd-10 again")]
+        column = [line for line in lines if line.startswith("verify: pgd-10 run again")]
         assert len(again) == (0 if quiet else DRAWS * -(-claimed // 4))
         assert len(column) == (0 if quiet else -(-int(table["clean"].sum()) // 4))
