@@ -21,8 +21,8 @@ MAY_IMPORT = {
         f"bench.core.{name}"
         for name in (
             "bounded_text", "clopper_pearson", "config", "errors", "example_table", "files", "folders",
-            "network_format", "proof_format", "record_checks", "record_command", "record_files", "record_verdict", "records",
-            "registry", "sealed_json", "spec_text", "verification",
+            "network_format", "proof_format", "record_checks", "record_command", "record_files", "record_verdict",
+            "records", "registry", "sealed_json", "spec_text", "verification",
         )
     ),  # the modules that do not import torch
 }  # fmt: skip
