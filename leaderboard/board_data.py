@@ -100,11 +100,16 @@ class PassesCurve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """The mean cost of a seed. passes: forward and backward passes of single examples through the model."""
+    """The mean cost of a seed. passes: forward and backward passes of single examples through the model.
+
+    training_passes: None if they do not measure the work. computes_bounds: whether that is because the training
+    computes bounds, which are not counted as passes.
+    """
 
     training_epochs: float | None = None
     training_seconds: float | None = None
     training_passes: float | None = None
+    computes_bounds: bool = False
     evaluation_passes: float
     networks: int = 1  # that classify an image together, each by one forward pass
     hardware: str  # `AMD EPYC, 1 thread`, or the name of the GPU

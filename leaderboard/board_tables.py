@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from leaderboard.board_data import INTERVALS, STATUS_NOTES, Board, Row
+from leaderboard.board_data import INTERVALS, STATUS_NOTES, Board, Cost, Row
 from leaderboard.estimates import Estimate, accuracy_text, open_text
 from leaderboard.render import Format, compact, rank_range, render, verdict_text, wrapped
+from leaderboard.training_passes import BOUNDS_NOTE
 from leaderboard.untrusted_text import as_markdown, no_formula
 
 HEADERS = (
@@ -57,7 +58,7 @@ def _cells(row: Row, escape: Callable[[str], str] = str) -> list[str]:
     return [
         rank_text(row), escape(_title(row)), escape(row.architecture),
         "" if cost is None or cost.training_epochs is None else f"{cost.training_epochs:g}",
-        "" if cost is None or cost.training_passes is None else compact(cost.training_passes),
+        _passes(cost),
         accuracy_text(row.clean), accuracy_text(row.certified),
         "" if row.certificates is None else row.certificates.as_text(),
         accuracy_text(row.attacked), escape(", ".join(row.attacked_by)),
@@ -74,6 +75,13 @@ def _title(row: Row) -> str:
     return f"{title} ({row.name}{'' if row.data in (None, 'none') else f'; data: {row.data}'})"
 
 
+def _passes(cost: Cost | None) -> str:
+    """The training passes; `-` if they do not measure the work, which a note below the board explains."""
+    if cost is not None and cost.training_passes is not None:
+        return compact(cost.training_passes)
+    return "-" if cost is not None and cost.computes_bounds else ""
+
+
 def _interval_of(row: Row) -> str:
     """Which intervals the accuracies have: `recipe, 3 seeds`, `weights`, or none."""
     what = row.clean.interval_of if row.clean is not None else None
@@ -84,13 +92,15 @@ def _markdown(board: Board, width: int | None) -> str:
     rows = [_cells(row, as_markdown if width is None else str) for row in board.rows]
     table = render(HEADERS, rows, "markdown", ALIGN, width, keys=2)
     left_out = board.left_out if width is not None else map(as_markdown, board.left_out)
-    texts = [board.summary, table, *left_out, board.rule, INTERVALS, *_status_note(board)]
+    texts = [board.summary, table, *left_out, board.rule, INTERVALS, *_notes(board)]
     return "\n\n".join([f"## {board.suite}", *(text if text is table else wrapped(text, width, "") for text in texts)])
 
 
-def _status_note(board: Board) -> list[str]:
-    """Explain statuses and positions in parentheses, if an entry of the board has one."""
+def _notes(board: Board) -> list[str]:
+    """Explain statuses, passes `-` and positions in parentheses, if an entry of the board has one."""
     notes = [note for status, note in STATUS_NOTES.items() if any(row.status == status for row in board.rows)]
+    if any(row.cost is not None and row.cost.computes_bounds for row in board.rows):
+        notes.append(f"Passes `-`: the training {BOUNDS_NOTE}.")
     return notes + ([REPORTED_POSITION] if any(row.position is not None for row in board.rows) else [])
 
 
@@ -98,7 +108,7 @@ def _latex(board: Board) -> str:
     """Render with booktabs, and a wider gap before each group of entries that a better entry significantly exceeds."""
     lines = render(HEADERS, [_cells(row) for row in board.rows], "latex", ALIGN).splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("\\midrule")) + 1
-    group, below, notes = 0, 0, [*board.left_out, INTERVALS, *_status_note(board)]
+    group, below, notes = 0, 0, [*board.left_out, INTERVALS, *_notes(board)]
     for row, at in reversed(list(zip(board.rows, range(first, len(lines)), strict=False))):
         if row.group is not None:
             if group > row.group:

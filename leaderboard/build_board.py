@@ -27,6 +27,7 @@ from leaderboard.estimates import Estimate, estimate
 from leaderboard.published_results import Entry, EvaluatedRun, left_out, read_entries
 from leaderboard.ranks import RULE, Ranks, groups, rank
 from leaderboard.render import threat_name
+from leaderboard.training_passes import comparable_passes, computes_bounds
 
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
 NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # for a bracket in which the stage had nothing to try
@@ -203,13 +204,15 @@ def _decided(brackets: Sequence[Bracket]) -> Iterable[StageMeans]:
 def _cost(records: Sequence[Record]) -> Cost:
     training = [record.training for record in records if record.training is not None]
     trained = len(training) == len(records)
+    passes = [each for each in map(comparable_passes, records) if each is not None]
     provenance = records[0].provenance
     n = provenance.get("threads")
     threads = f", {n} thread{'' if n == 1 else 's'}" if provenance.get("device") == "cpu" else ""
     return Cost(
         training_epochs=statistics.fmean(each.epochs for each in training) if trained else None,
         training_seconds=statistics.fmean(each.seconds for each in training) if trained else None,
-        training_passes=statistics.fmean(each.forwards + each.backwards for each in training) if trained else None,
+        training_passes=statistics.fmean(passes) if len(passes) == len(records) else None,
+        computes_bounds=trained and any(map(computes_bounds, records)),
         evaluation_passes=statistics.fmean(_passes(record) for record in records),
         networks=records[0].networks,
         hardware=f"{provenance.get('hardware')}{threads}",

@@ -21,8 +21,9 @@ ALIGN = "rrlrrrrrll"
 RULE = (
     f"A record has the fewest training passes (forward and backward passes of single examples) among the entries with "
     f"at least {SEEDS} seeds whose mean accuracy under attack exceeds the target by a one-sided t-test over the seeds "
-    f"(p < {LEVEL:g}), that classify an image by one network, that have no warning signs and no extra data, and that "
-    "somebody else has trained again. Places are by passes; seconds depend on the machine."
+    f"(p < {LEVEL:g}), that classify an image by one network, whose training computes no bounds (they are not counted as "
+    "passes), that have no warning signs and no extra data, and that somebody else has trained again. Places are by "
+    "passes; seconds depend on the machine."
 )
 
 
