@@ -87,7 +87,7 @@ def read_runs(paths: Sequence[Path], configs: Sequence[str] = ()) -> Groups:
     twice, if a recipe has several settings and none is selected, or if a hash selects nothing.
     """
     groups: Groups = {}
-    for run in map(_read, find_records(list(paths))):
+    for run in map(_read, find_records(paths, strict=True)):
         groups.setdefault(run.recipe, []).append(run)
     hashes = {run.record.config_hash for group in groups.values() for run in group}
     for config in configs:

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
     option("--suite", required=True, metavar="NAME", help="a name from `bench list suites`, or FILE.toml")
     help_text = "names, or with settings, as in trades:beta=5 (default: all that support the suite)"
     option("--defenses", metavar="NAME,...", help=help_text)
-    option("--seeds", type=seed_list("--seeds"), default=[0, 1, 2], metavar="0,1,2", help="default: 0,1,2")
+    option("--seeds", type=seed_list("--seeds"), default=[0, 1, 2], metavar="0,1,2", help="or a range, as in 0-4 (default: 0,1,2)")
     help_text = "where the runs are computed: a name from `bench list engines`, as in slurm:partition=gpu:gpus=1"
     option("--engine", default="local", metavar="SPEC", help=help_text)
     help_text = "parallel tasks (default: one per core, or as many as the engine's cluster takes)"

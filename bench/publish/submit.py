@@ -77,7 +77,7 @@ def submit_runs(
     fetch: download the files that a record refers to by an address. UserError if it is not a valid submission, before
     any model is built; CheckError, with the findings against it, if it is refused.
     """
-    folders = find_records([submission.run])
+    folders = find_records([submission.run], strict=True)
     if submission.artifacts_url is not None:
         check_url(submission.artifacts_url)
     if settings.sample == 0:
