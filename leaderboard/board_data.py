@@ -179,9 +179,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
-    """The entries of one suite, the most robust first. rule: how ranks are claimed.
+    """The entries of one suite: first those with a rank, then the others; in each part the most robust first.
 
-    left_out: the problems of entries whose files cannot be read.
+    rule: how ranks are claimed. left_out: the problems of entries whose files cannot be read.
     """
 
     suite: str

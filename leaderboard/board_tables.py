@@ -11,14 +11,16 @@ from leaderboard.training_passes import BOUNDS_NOTE
 from leaderboard.untrusted_text import as_markdown, no_formula
 
 HEADERS = (
-    "rank", "entry", "architecture", "epochs", "passes", "clean %", "certified %", "certificates", "attacked %",
+    "rank", "entry", "architecture", "parameters", "epochs", "passes", "clean %", "certified %", "certificates", "attacked %",
     "attacked by", "open", "interval of", "verdict", "trained", "status",
 )  # fmt: skip
-ALIGN = "rllrrrrlrlrllll"
+ALIGN = "rllrrrrrlrlrllll"
 REPORTED_POSITION = (
     "(n) is the position of a reported entry among the reported ones, by an accuracy that is not verified; it is not a "
     "rank."
 )
+UNRANKED = "Entries without a rank:"  # the rule of the board says why
+LONGEST_REASONS = 40  # characters
 METRICS = ("clean", "certified", "attacked")
 ENDS = ("", "_low", "_high", "_spread", "_new_seed_low", "_new_seed_high")
 KINDS = tuple(f"certificates_{kind}" for kind in ("proven", "again", "solver", "open", "unchecked"))
@@ -57,13 +59,14 @@ def _cells(row: Row, escape: Callable[[str], str] = str) -> list[str]:
     cost = row.cost
     return [
         rank_text(row), escape(_title(row)), escape(row.architecture),
+        "" if row.parameters is None else compact(row.parameters),
         "" if cost is None or cost.training_epochs is None else f"{cost.training_epochs:g}",
         _passes(cost),
         accuracy_text(row.clean), accuracy_text(row.certified),
         "" if row.certificates is None else row.certificates.as_text(),
         accuracy_text(row.attacked), escape(", ".join(row.attacked_by)),
         open_text(row.open, row.truncated), _interval_of(row),
-        verdict_text(row.verdict), row.trained or "", row.status,
+        f"{verdict_text(row.verdict)}{escape(_reasons(row))}", row.trained or "", row.status,
     ]  # fmt: skip
 
 
@@ -73,6 +76,12 @@ def _title(row: Row) -> str:
     if row.kind != "reported":
         return title
     return f"{title} ({row.name}{'' if row.data in (None, 'none') else f'; data: {row.data}'})"
+
+
+def _reasons(row: Row) -> str:
+    """The names of the checks that made an entry suspect, ` (bracket-better)`; nothing if they do not fit the cell."""
+    names = ", ".join(dict.fromkeys(" ".join(reason.partition(":")[0].split()) for reason in row.reasons))
+    return f" ({names})" if row.verdict == "suspect" and 0 < len(names) <= LONGEST_REASONS else ""
 
 
 def _passes(cost: Cost | None) -> str:
@@ -89,11 +98,16 @@ def _interval_of(row: Row) -> str:
 
 
 def _markdown(board: Board, width: int | None) -> str:
-    rows = [_cells(row, as_markdown if width is None else str) for row in board.rows]
-    table = render(HEADERS, rows, "markdown", ALIGN, width, keys=2)
+    def table(rows: Sequence[Row]) -> str:
+        cells = [_cells(row, as_markdown if width is None else str) for row in rows]
+        return render(HEADERS, cells, "markdown", ALIGN, width, keys=2)
+
+    ranked, others = ([row for row in board.rows if (row.rank is not None) == has] for has in (True, False))
+    tables = [table(ranked)] if ranked or not others else []
+    tables += [wrapped(UNRANKED, width, ""), table(others)] if others else []
     left_out = board.left_out if width is not None else map(as_markdown, board.left_out)
-    texts = [board.summary, table, *left_out, board.rule, INTERVALS, *_notes(board)]
-    return "\n\n".join([f"## {board.suite}", *(text if text is table else wrapped(text, width, "") for text in texts)])
+    texts = [wrapped(text, width, "") for text in (*left_out, board.rule, INTERVALS, *_notes(board))]
+    return "\n\n".join([f"## {board.suite}", wrapped(board.summary, width, ""), *tables, *texts])
 
 
 def _notes(board: Board) -> list[str]:
@@ -105,9 +119,14 @@ def _notes(board: Board) -> list[str]:
 
 
 def _latex(board: Board) -> str:
-    """Render with booktabs, and a wider gap before each group of entries that a better entry significantly exceeds."""
+    """Render with booktabs: a wider gap before each group of entries that a better entry significantly exceeds, and a
+    rule before the entries without a rank.
+    """
     lines = render(HEADERS, [_cells(row) for row in board.rows], "latex", ALIGN).splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("\\midrule")) + 1
+    unranked = next((at for at, row in enumerate(board.rows) if row.rank is None), 0)
+    if unranked:
+        lines.insert(first + unranked, "\\midrule")
     group, below, notes = 0, 0, [*board.left_out, INTERVALS, *_notes(board)]
     for row, at in reversed(list(zip(board.rows, range(first, len(lines)), strict=False))):
         if row.group is not None:

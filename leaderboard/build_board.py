@@ -44,7 +44,7 @@ class RankedBoard:
 
 
 def build_board(results: Path, suite: str) -> Board:
-    """Build the board from all readable entries of a suite, the most robust first."""
+    """Build the board from all readable entries of a suite: those with a rank first, in each part the most robust."""
     return ranked_board(results, suite).board
 
 
@@ -82,8 +82,9 @@ def _rows(entries: Sequence[Entry], ranks: Ranks) -> tuple[dict[int, Row], dict[
     return rows, broken
 
 
-def _order(row: Row) -> tuple[float, float, str]:
-    return -(row.attacked.acc if row.attacked else -1.0), -(row.clean.acc if row.clean else -1.0), row.name
+def _order(row: Row) -> tuple[bool, float, float, str]:
+    """The entries with a rank first, then the others; in both parts the most robust first."""
+    return row.rank is None, -(row.attacked.acc if row.attacked else -1.0), -(row.clean.acc if row.clean else -1.0), row.name
 
 
 def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
