@@ -11,8 +11,8 @@ from leaderboard.training_passes import BOUNDS_NOTE
 from leaderboard.untrusted_text import as_markdown, no_formula
 
 HEADERS = (
-    "rank", "entry", "architecture", "parameters", "epochs", "passes", "clean %", "certified %", "certificates", "attacked %",
-    "attacked by", "open", "interval of", "verdict", "trained", "status",
+    "rank", "entry", "architecture", "parameters", "epochs", "passes", "clean %", "certified %", "certificates",
+    "attacked %", "attacked by", "open", "interval of", "verdict", "trained", "status",
 )  # fmt: skip
 ALIGN = "rllrrrrrlrlrllll"
 REPORTED_POSITION = (

@@ -84,7 +84,12 @@ def _rows(entries: Sequence[Entry], ranks: Ranks) -> tuple[dict[int, Row], dict[
 
 def _order(row: Row) -> tuple[bool, float, float, str]:
     """The entries with a rank first, then the others; in both parts the most robust first."""
-    return row.rank is None, -(row.attacked.acc if row.attacked else -1.0), -(row.clean.acc if row.clean else -1.0), row.name
+    return (
+        row.rank is None,
+        -(row.attacked.acc if row.attacked else -1.0),
+        -(row.clean.acc if row.clean else -1.0),
+        row.name,
+    )
 
 
 def _row(entry: Entry, ranks: Ranks, i: int) -> Row:

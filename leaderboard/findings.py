@@ -198,7 +198,9 @@ def _of_suite(results: Path, suite: str) -> Iterator[str]:
     yield "### Claims of papers"
     yield claims_table({entry.name: entry for entry in entries})
     yield "### Accuracy against training passes"
-    front = "These recipes are on the Pareto front: no recipe with at most as many passes is significantly more accurate."
+    front = (
+        "These recipes are on the Pareto front: no recipe with at most as many passes is significantly more accurate."
+    )
     if bounds := [entry.name for i, entry in enumerate(entries) if ranks.ranked[i] and passes(entry) is None]:
         front += f" Left out are trainings that compute bounds, which are not counted as passes: {', '.join(bounds)}."
     yield front

@@ -11,6 +11,7 @@ import msgspec
 from leaderboard.render import Format, percent, rank_range, render, wrapped
 from leaderboard.score_tests import TESTS
 from leaderboard.table_ranks import RankedEntry, RankedTable
+from leaderboard.untrusted_text import as_markdown
 
 CSV_HEADERS = (
     "name", "rank_low", "rank_high", "group", "mean", "low", "high", "n", "better_than", "lead_over_next", "p_next",
@@ -31,7 +32,7 @@ def rank_report(ranked: RankedTable, form: Format | Literal["html"], width: int 
     if form == "html":
         return _html(ranked, header, rows)
     if width is None:
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        rows = [[place, as_markdown(name), *numbers] for place, name, *numbers in rows]
     return "\n\n".join([
         render(header, rows, "markdown", ALIGN, width, keys=2), *(wrapped(text, width, "") for text in _texts(ranked))
     ])  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.core.counts import counted
 from bench.core.records import BracketStage, Record, StageResult
 from leaderboard.render import render, threat_name, wrapped
 from leaderboard.single_run_tables import accuracies_table, evidence_lines, verdict_lines
@@ -107,7 +108,7 @@ def _provenance(record: Record, width: int | None) -> str:
     lines = [f"  config: {record.config_hash}"]
     for key, value in facts.items():
         if isinstance(value, dict) and key != "versions":
-            value = f"{len(value)} files"  # their hashes are in the record
+            value = counted(len(value), "file")  # their hashes are in the record
         text = ", ".join(f"{k} {v}" for k, v in value.items() if v) if isinstance(value, dict) else value
         lines.append(f"  {key}: {text}")
     for name, file in record.artifacts.items():

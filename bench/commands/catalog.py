@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
     sub.set_defaults(act=act_list)
 
     about = "run an experiment of a paper that is neither a defense nor an attack"
-    sub = commands.add_parser("study", help=about, description=about, add_help=False)
+    sub = commands.add_parser("study", help=about, add_help=False)
     sub.add_argument("-h", "--help", action="store_true", dest="show_help", help="with NAME: the options of this study")
     sub.add_argument("name", nargs="?", metavar="NAME", help="a name from `bench list studies`")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a study option; repeatable")
@@ -101,7 +101,9 @@ def _kind_of(name: str) -> str:
             found.append(kind)
     found += ["suites"] if bare in suites() else []
     if len(found) > 1:
-        raise UserError(f"'{name}' is in {' and in '.join(found)}; write one of them first: bench list {found[0]} {name}")
+        raise UserError(
+            f"'{name}' is in {' and in '.join(found)}; write one of them first: bench list {found[0]} {name}"
+        )
     if not found:
         raise _unknown_kind(name)
     return found[0]

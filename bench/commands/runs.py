@@ -34,9 +34,7 @@ def add(commands: Any) -> None:
     sub.set_defaults(act=act_run)
 
     sub = commands.add_parser("eval", help="evaluate existing weights")
-    help_text = (
-        "a run folder, .safetensors, a state dict, or hf:ORG/NAME[/FILE][@REVISION] of the Hugging Face hub"
-    )
+    help_text = "a run folder, .safetensors, a state dict, or hf:ORG/NAME[/FILE][@REVISION] of the Hugging Face hub"
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=help_text)
     help_text = "key of the state dict to evaluate, if the checkpoint contains several, for example ema"
     sub.add_argument("--state-dict", metavar="KEY", help=help_text)
@@ -143,7 +141,9 @@ def weights_of(path: Path) -> Path:
         return path
     if not (path / WEIGHTS).exists():
         seeds = sorted(folder.parent for folder in path.glob(f"*/{WEIGHTS}"))
-        advice = f"give the folder of one seed, such as {seeds[0]}" if seeds else "give a run folder or a file of weights"
+        advice = (
+            f"give the folder of one seed, such as {seeds[0]}" if seeds else "give a run folder or a file of weights"
+        )
         raise UserError(f"{path} has no {WEIGHTS}; {advice}")
     return path / WEIGHTS
 

@@ -98,9 +98,15 @@ def find_records(paths: Sequence[Path], *, strict: bool = False) -> list[Path]:
             raise UserError(f"{path} holds no {RECORD}; give a run folder, or a folder of run folders")
         folders += [p for p in below if p not in folders]
     if unfinished and not folders:
-        raise UserError(f"{unfinished[0]} holds no {RECORD}: the run is not finished; repeat its command, which continues")
+        raise UserError(
+            f"{unfinished[0]} holds no {RECORD}: the run is not finished; repeat its command, which continues"
+        )
     if unfinished:
-        what = "it holds an unfinished run" if len(unfinished) == 1 else f"as {len(unfinished) - 1} others, it is unfinished"
+        what = (
+            "it holds an unfinished run"
+            if len(unfinished) == 1
+            else f"as {len(unfinished) - 1} others, it is unfinished"
+        )
         print(f"warning: {unfinished[0]} is left out: {what}", file=sys.stderr)
     return folders
 

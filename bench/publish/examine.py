@@ -15,6 +15,7 @@ from torch import nn
 
 from bench.core import files
 from bench.core.config import get_suite
+from bench.core.counts import counted
 from bench.core.example_table import survivors
 from bench.core.record_files import WEIGHTS
 from bench.core.record_verdict import results_of, with_findings
@@ -124,7 +125,9 @@ def _check_proofs(folder: Path, data: Arrays) -> tuple[Finding, list[int]]:
         first = report.failures[0]
         reason = first.proof_reason or first.witness_reason
         return Finding(PROOFS, "failed", f"{len(report.failures)} fail, first of example {first.index}: {reason}"), []
-    return Finding(PROOFS, "passed", f"{len(proven)} proofs hold"), proven
+    return Finding(
+        PROOFS, "passed", f"{counted(len(proven), 'proof')} {'holds' if len(proven) == 1 else 'hold'}"
+    ), proven
 
 
 def _checked(record: Record, verified: Verified, proven: Sequence[int], settings: Settings) -> Checked:

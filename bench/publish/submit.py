@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from bench.core.counts import counted
 from bench.core.errors import CheckError, UserError
 from bench.core.record_files import WEIGHTS, find_records, write_record
 from bench.core.records import Record
@@ -91,7 +92,7 @@ def submit_runs(
         records, examined = _verify(
             submission, about, dict(zip(copies, folders, strict=True)), settings, fetch, open_url
         )
-        seeds = f"{len(folders)} seed{'s' if len(folders) > 1 else ''}"
+        seeds = counted(len(folders), "seed")
         if check_only or about is None:
             print(f"{submission.entry}: {seeds} would be accepted")
             return

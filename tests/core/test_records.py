@@ -310,9 +310,9 @@ def test_find_records_of_published_results(tmp_path, monkeypatch):
     assert (seed.parts[-3:], record_files.read_record(seed).seed) == (("digits", "atas", "0"), 0)
     assert seed in record_files.find_records([Path("digits/atas")])
     for path in ("digits/nothing", "digits", "digits/../digits"):
-        with pytest.raises(UserError, match="holds no record.json"):
+        with pytest.raises(UserError, match=r"holds no record\.json"):
             record_files.find_records([Path(path)])
-    with pytest.raises(UserError, match="holds no record.json"):
+    with pytest.raises(UserError, match=r"holds no record\.json"):
         record_files.find_records([Path("digits/atas/0")], strict=True)
     (tmp_path / "digits/atas/0").mkdir(parents=True)  # a local path comes first
     record_files.write_record(tmp_path / "digits/atas/0", make_record())

@@ -83,7 +83,9 @@ def test_markdown_has_a_line_an_entry():
 def test_a_suspect_entry_names_the_checks_that_warned():
     reasons = ("bracket-better: the bracket breaks 26 of 305", "bracket-better: again")
     suspect = msgspec.structs.replace(ROWS[0], verdict="suspect", reasons=reasons)
-    assert "| suspect (bracket-better) |" in render_boards([msgspec.structs.replace(BOARD, rows=(suspect,))], "markdown")
+    assert "| suspect (bracket-better) |" in render_boards(
+        [msgspec.structs.replace(BOARD, rows=(suspect,))], "markdown"
+    )
     many = msgspec.structs.replace(suspect, reasons=tuple(f"check-{name}: why" for name in "abcdef"))
     assert "check-a" not in render_boards([msgspec.structs.replace(BOARD, rows=(many,))], "markdown")
 
@@ -107,7 +109,8 @@ def test_latex_parts_the_groups_and_escapes_what_is_somebodys():
     text = render_boards([BOARD], "latex")
     body = text[text.index("\\midrule") :].splitlines()
     assert [line.split("&")[1].strip()[:5] if "&" in line else line for line in body] == [
-        "\\midrule", "one", "two", "\\addlinespace", "three", "\\addlinespace", "a | b", "\\midrule", "repor", "\\bottomrule",
+        "\\midrule", "one", "two", "\\addlinespace", "three", "\\addlinespace", "a | b", "\\midrule", "repor",
+        "\\bottomrule",
         "\\end{tabular}",
     ]  # fmt: skip
     assert text.count("\\end{tabular}") == 1
