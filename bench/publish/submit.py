@@ -262,8 +262,13 @@ def check_size(weights: Path, model: str, data: Arrays) -> None:
 
 
 def pull_request(home: Path) -> str:
-    """The git commands for a pull request with the new files of an entry's folder."""
+    """The git commands for a pull request with the new files of an entry's folder; its path if it is in no repository.
+
+    A repository is not searched for by git, which need not be installed.
+    """
     suite, entry = home.parts[-2:]
+    if not any((folder / ".git").exists() for folder in home.resolve().parents):
+        return f"written: {home} (it is in no git repository; for a pull request, use a clone and its --results)"
     return f"""For a pull request:
     git switch -c results-{suite}-{entry}
     git add {shlex.quote(str(home))}

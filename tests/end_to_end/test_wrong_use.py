@@ -145,6 +145,11 @@ WRONG = {
     "study without a name": (("study",), "overhead"),
     "study option misspelt": (("study", "overhead", "--set", "pair=3"), "did you mean 'pairs'?"),
     "study of another's weights": (("study", "reproduce"), "give --checkpoints DIR"),
+    "several folders": (("submit", "r", "s", "t", "--entry", "a"), "give one folder; found 3: r, s, t"),
+    "an entry without paper and licence": (
+        ("submit", "r", "--entry", "a", "--title", "A"), "give --paper and --licence too",
+    ),
+    "suite that does not exist": ((*ATAS, "--suite", "nothere.toml"), "suite nothere.toml does not exist"),
     "two tasks of submit": (("submit", "r", "--entry", "a", "--contest", "digits/a/0"), "--entry and --contest"),
     "an option of another task of submit": (
         ("submit", "r", "--reproduces", "digits/a", "--by", "x", "--title", "A"), "--title is not for --reproduces"
