@@ -119,7 +119,8 @@ def _about(args: argparse.Namespace) -> About | None:
     if len(missing) == 3:
         return None
     if missing:
-        raise UserError(f"an entry needs a title, a paper and a licence; give {' and '.join(f'--{name}' for name in missing)} too")
+        options = " and ".join(f"--{name}" for name in missing)
+        raise UserError(f"an entry needs a title, a paper and a licence; give {options} too")
     from leaderboard.published_results import About
 
     fields = {field: getattr(args, field) for field in About.__struct_fields__}

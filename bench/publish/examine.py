@@ -110,7 +110,8 @@ def _check_size(record: Record, found: Size | None) -> Finding:
         return Finding("size", "passed", "the record gives none")
     same = found is not None and record.size == msgspec.structs.replace(found, bytes=record.size.bytes)
     same = same and found is not None and abs(record.size.bytes - found.bytes) <= DESCRIPTION_BYTES
-    return Finding("size", "passed" if same else "failed", f"the model has {_size_text(found)}, the record says {_size_text(record.size)}")
+    evidence = f"the model has {_size_text(found)}, the record says {_size_text(record.size)}"
+    return Finding("size", "passed" if same else "failed", evidence)
 
 
 def _size_text(size: Size | None) -> str:
