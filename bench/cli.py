@@ -33,7 +33,7 @@ def parser() -> Parser:
     top.add_argument("--version", action=ShowVersion, nargs=0, help="print the version")
     help_text = 'print the completion script of a shell, as in: eval "$(bench --print-completion bash)"'
     top.add_argument("--print-completion", choices=SHELLS, action=PrintCompletion, help=help_text)
-    commands = Commands(top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser))
+    commands = Commands(top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser))
     for subject in (
         catalog, study, show, runs, verify, sweep, pack, recheck, board, check, ranks, other_verifiers, submission,
     ):  # fmt: skip
@@ -54,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     try:
         check_package_origins()
-        args = parser().parse_args(argv, argparse.Namespace(quiet=False))
+        top = parser()
+        args = top.parse_args(argv, argparse.Namespace(quiet=False))
+        if args.command is None:
+            top.print_help()
+            return
         logging.getLogger("bench.progress").disabled = args.quiet
         args.act(args)
     except UserError as error:

@@ -101,11 +101,16 @@ class PassesCurve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """The mean cost of a seed. passes: forward and backward passes of single examples through the model."""
+    """The mean cost of a seed. passes: forward and backward passes of single examples through the model.
+
+    training_passes: None if they do not measure the work. computes_bounds: whether that is because the training
+    computes bounds, which are not counted as passes.
+    """
 
     training_epochs: float | None = None
     training_seconds: float | None = None
     training_passes: float | None = None
+    computes_bounds: bool = False
     evaluation_passes: float
     networks: int = 1  # that classify an image together, each by one forward pass
     hardware: str  # `AMD EPYC, 1 thread`, or the name of the GPU
@@ -175,9 +180,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
-    """The entries of one suite, the most robust first. rule: how ranks are claimed.
+    """The entries of one suite: first those with a rank, then the others; in each part the most robust first.
 
-    left_out: the problems of entries whose files cannot be read.
+    rule: how ranks are claimed. left_out: the problems of entries whose files cannot be read.
     """
 
     suite: str

@@ -4,20 +4,23 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from leaderboard.board_data import INTERVALS, STATUS_NOTES, Board, Row
+from leaderboard.board_data import INTERVALS, STATUS_NOTES, Board, Cost, Row
 from leaderboard.estimates import Estimate, accuracy_text, open_text
 from leaderboard.render import Format, compact, rank_range, render, verdict_text, wrapped
+from leaderboard.training_passes import BOUNDS_NOTE
 from leaderboard.untrusted_text import as_markdown, no_formula
 
 HEADERS = (
-    "rank", "entry", "architecture", "epochs", "passes", "clean %", "certified %", "certificates", "attacked %",
-    "attacked by", "open", "interval of", "verdict", "trained", "status",
+    "rank", "entry", "architecture", "parameters", "epochs", "passes", "clean %", "certified %", "certificates",
+    "attacked %", "attacked by", "open", "interval of", "verdict", "trained", "status",
 )  # fmt: skip
-ALIGN = "rllrrrrlrlrllll"
+ALIGN = "rllrrrrrlrlrllll"
 REPORTED_POSITION = (
     "(n) is the position of a reported entry among the reported ones, by an accuracy that is not verified; it is not a "
     "rank."
 )
+UNRANKED = "Entries without a rank:"  # the rule of the board says why
+LONGEST_REASONS = 40  # characters
 METRICS = ("clean", "certified", "attacked")
 ENDS = ("", "_low", "_high", "_spread", "_new_seed_low", "_new_seed_high")
 KINDS = tuple(f"certificates_{kind}" for kind in ("proven", "again", "solver", "open", "unchecked"))
@@ -56,13 +59,14 @@ def _cells(row: Row, escape: Callable[[str], str] = str) -> list[str]:
     cost = row.cost
     return [
         rank_text(row), escape(_title(row)), escape(row.architecture),
+        "" if row.parameters is None else compact(row.parameters),
         "" if cost is None or cost.training_epochs is None else f"{cost.training_epochs:g}",
-        "" if cost is None or cost.training_passes is None else compact(cost.training_passes),
+        _passes(cost),
         accuracy_text(row.clean), accuracy_text(row.certified),
         "" if row.certificates is None else row.certificates.as_text(),
         accuracy_text(row.attacked), escape(", ".join(row.attacked_by)),
         open_text(row.open, row.truncated), _interval_of(row),
-        verdict_text(row.verdict), row.trained or "", row.status,
+        f"{verdict_text(row.verdict)}{escape(_reasons(row))}", row.trained or "", row.status,
     ]  # fmt: skip
 
 
@@ -74,6 +78,19 @@ def _title(row: Row) -> str:
     return f"{title} ({row.name}{'' if row.data in (None, 'none') else f'; data: {row.data}'})"
 
 
+def _reasons(row: Row) -> str:
+    """The names of the checks that made an entry suspect, ` (bracket-better)`; nothing if they do not fit the cell."""
+    names = ", ".join(dict.fromkeys(" ".join(reason.partition(":")[0].split()) for reason in row.reasons))
+    return f" ({names})" if row.verdict == "suspect" and 0 < len(names) <= LONGEST_REASONS else ""
+
+
+def _passes(cost: Cost | None) -> str:
+    """The training passes; `-` if they do not measure the work, which a note below the board explains."""
+    if cost is not None and cost.training_passes is not None:
+        return compact(cost.training_passes)
+    return "-" if cost is not None and cost.computes_bounds else ""
+
+
 def _interval_of(row: Row) -> str:
     """Which intervals the accuracies have: `recipe, 3 seeds`, `weights`, or none."""
     what = row.clean.interval_of if row.clean is not None else None
@@ -81,24 +98,36 @@ def _interval_of(row: Row) -> str:
 
 
 def _markdown(board: Board, width: int | None) -> str:
-    rows = [_cells(row, as_markdown if width is None else str) for row in board.rows]
-    table = render(HEADERS, rows, "markdown", ALIGN, width, keys=2)
+    def table(rows: Sequence[Row]) -> str:
+        cells = [_cells(row, as_markdown if width is None else str) for row in rows]
+        return render(HEADERS, cells, "markdown", ALIGN, width, keys=2)
+
+    ranked, others = ([row for row in board.rows if (row.rank is not None) == has] for has in (True, False))
+    tables = [table(ranked)] if ranked or not others else []
+    tables += [wrapped(UNRANKED, width, ""), table(others)] if others else []
     left_out = board.left_out if width is not None else map(as_markdown, board.left_out)
-    texts = [board.summary, table, *left_out, board.rule, INTERVALS, *_status_note(board)]
-    return "\n\n".join([f"## {board.suite}", *(text if text is table else wrapped(text, width, "") for text in texts)])
+    texts = [wrapped(text, width, "") for text in (*left_out, board.rule, INTERVALS, *_notes(board))]
+    return "\n\n".join([f"## {board.suite}", wrapped(board.summary, width, ""), *tables, *texts])
 
 
-def _status_note(board: Board) -> list[str]:
-    """Explain statuses and positions in parentheses, if an entry of the board has one."""
+def _notes(board: Board) -> list[str]:
+    """Explain statuses, passes `-` and positions in parentheses, if an entry of the board has one."""
     notes = [note for status, note in STATUS_NOTES.items() if any(row.status == status for row in board.rows)]
+    if any(row.cost is not None and row.cost.computes_bounds for row in board.rows):
+        notes.append(f"Passes `-`: the training {BOUNDS_NOTE}.")
     return notes + ([REPORTED_POSITION] if any(row.position is not None for row in board.rows) else [])
 
 
 def _latex(board: Board) -> str:
-    """Render with booktabs, and a wider gap before each group of entries that a better entry significantly exceeds."""
+    """Render with booktabs: a wider gap before each group of entries that a better entry significantly exceeds, and a
+    rule before the entries without a rank.
+    """
     lines = render(HEADERS, [_cells(row) for row in board.rows], "latex", ALIGN).splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("\\midrule")) + 1
-    group, below, notes = 0, 0, [*board.left_out, INTERVALS, *_status_note(board)]
+    unranked = next((at for at, row in enumerate(board.rows) if row.rank is None), 0)
+    if unranked:
+        lines.insert(first + unranked, "\\midrule")
+    group, below, notes = 0, 0, [*board.left_out, INTERVALS, *_notes(board)]
     for row, at in reversed(list(zip(board.rows, range(first, len(lines)), strict=False))):
         if row.group is not None:
             if group > row.group:

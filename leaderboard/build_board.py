@@ -27,6 +27,7 @@ from leaderboard.estimates import Estimate, estimate
 from leaderboard.published_results import Entry, EvaluatedRun, left_out, read_entries
 from leaderboard.ranks import RULE, Ranks, groups, rank
 from leaderboard.render import threat_name
+from leaderboard.training_passes import comparable_passes, computes_bounds
 
 Runs = Sequence[EvaluatedRun]  # the seeds of an entry
 NO_STAGE = BracketStage(0, 0, 0, 0, 0, 0.0)  # for a bracket in which the stage had nothing to try
@@ -43,7 +44,7 @@ class RankedBoard:
 
 
 def build_board(results: Path, suite: str) -> Board:
-    """Build the board from all readable entries of a suite, the most robust first."""
+    """Build the board from all readable entries of a suite: those with a rank first, in each part the most robust."""
     return ranked_board(results, suite).board
 
 
@@ -81,8 +82,14 @@ def _rows(entries: Sequence[Entry], ranks: Ranks) -> tuple[dict[int, Row], dict[
     return rows, broken
 
 
-def _order(row: Row) -> tuple[float, float, str]:
-    return -(row.attacked.acc if row.attacked else -1.0), -(row.clean.acc if row.clean else -1.0), row.name
+def _order(row: Row) -> tuple[bool, float, float, str]:
+    """The entries with a rank first, then the others; in both parts the most robust first."""
+    return (
+        row.rank is None,
+        -(row.attacked.acc if row.attacked else -1.0),
+        -(row.clean.acc if row.clean else -1.0),
+        row.name,
+    )
 
 
 def _row(entry: Entry, ranks: Ranks, i: int) -> Row:
@@ -203,13 +210,15 @@ def _decided(brackets: Sequence[Bracket]) -> Iterable[StageMeans]:
 def _cost(records: Sequence[Record]) -> Cost:
     training = [record.training for record in records if record.training is not None]
     trained = len(training) == len(records)
+    passes = [each for each in map(comparable_passes, records) if each is not None]
     provenance = records[0].provenance
     n = provenance.get("threads")
     threads = f", {n} thread{'' if n == 1 else 's'}" if provenance.get("device") == "cpu" else ""
     return Cost(
         training_epochs=statistics.fmean(each.epochs for each in training) if trained else None,
         training_seconds=statistics.fmean(each.seconds for each in training) if trained else None,
-        training_passes=statistics.fmean(each.forwards + each.backwards for each in training) if trained else None,
+        training_passes=statistics.fmean(passes) if len(passes) == len(records) else None,
+        computes_bounds=trained and any(map(computes_bounds, records)),
         evaluation_passes=statistics.fmean(_passes(record) for record in records),
         networks=records[0].networks,
         hardware=f"{provenance.get('hardware')}{threads}",

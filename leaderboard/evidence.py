@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import fill
 
 from bench.core import registry
+from bench.core.counts import counted
 from bench.core.errors import UserError
 from bench.core.example_table import Flags
 from leaderboard.entry_results import Runs, share
@@ -52,9 +53,9 @@ def _sentence(suite: str, runs: Runs) -> str:
     first = runs[0].record
     epochs = first.training.epochs if first.training else 0
     return (
-        f"{suite} ({first.model}, {first.threat.norm} {first.threat.eps:.4g}, {epochs} epochs, "
-        f"{len(runs)} seed{'s' if len(runs) > 1 else ''}, "
-        f"{first.n_examples:,} test images): clean {mean(run.clean for run in runs)}, "
+        f"{suite} ({first.model}, {first.threat.norm} {first.threat.eps:.4g}, {counted(epochs, 'epoch')}, "
+        f"{counted(len(runs), 'seed')}, {counted(first.n_examples, 'test image')}): "
+        f"clean {mean(run.clean for run in runs)}, "
         f"certified {mean(run.certified for run in runs)}, attacked {mean(run.robust for run in runs)}."
     )
 

@@ -20,6 +20,7 @@ from leaderboard.published_results import Entry, published_suites, read_entries,
 from leaderboard.ranks import ALPHA, Ranks, rank
 from leaderboard.render import render
 from leaderboard.significance import benjamini_hochberg, seeds_difference, seeds_needed
+from leaderboard.training_passes import comparable_passes
 
 Metric = Literal["clean", "attacked", "certified"]
 HEAD = """# Findings
@@ -92,10 +93,14 @@ def accuracies(entry: Entry, metric: Metric) -> list[float]:
     return [share(getattr(run, column)) for run in entry.runs]
 
 
-def passes(entry: Entry) -> float:
-    """Forward and backward passes of single examples that the training takes, mean over seeds."""
-    trainings = [run.record.training for run in entry.runs if run.record.training is not None]
-    return statistics.fmean(training.forwards + training.backwards for training in trainings)
+def passes(entry: Entry) -> float | None:
+    """Forward and backward passes of single examples that the training takes, mean over seeds.
+
+    None if the training computes bounds, which are not counted as passes.
+    """
+    counts = [comparable_passes(run.record) for run in entry.runs]
+    known = [count for count in counts if count is not None]
+    return statistics.fmean(known) if len(known) == len(counts) else None
 
 
 def claims_table(entries: Mapping[str, Entry], claims: Sequence[Claim] = CLAIMS) -> str:
@@ -136,14 +141,18 @@ def claims_table(entries: Mapping[str, Entry], claims: Sequence[Claim] = CLAIMS)
 
 
 def front_table(entries: Sequence[Entry], ranks: Ranks) -> str:
-    """The recipes that no other recipe with at most as many passes significantly exceeds, sorted by passes."""
+    """The recipes that no other recipe with at most as many passes significantly exceeds, sorted by passes.
+
+    Recipes that compute bounds are left out, because their passes do not measure their work.
+    """
     rows = []
-    recipes = [i for i, entry in enumerate(entries) if ranks.ranked[i] and entry.recipe]
-    for i in sorted(recipes, key=lambda i: passes(entries[i])):
-        cheaper = [j for j in recipes if j != i and passes(entries[j]) <= passes(entries[i])]
+    counts = {i: passes(entry) for i, entry in enumerate(entries) if ranks.ranked[i] and entry.recipe}
+    work = {i: count for i, count in counts.items() if count is not None}
+    for i, count in sorted(work.items(), key=lambda item: item[1]):
+        cheaper = [j for j, other in work.items() if j != i and other <= count]
         if not any(ranks.better[j, i] for j in cheaper):
             attacked = accuracies(entries[i], "attacked")
-            rows.append([entries[i].name, f"{passes(entries[i]):,.0f}", f"{100 * statistics.fmean(attacked):.1f}"])
+            rows.append([entries[i].name, f"{count:,.0f}", f"{100 * statistics.fmean(attacked):.1f}"])
     return render(["recipe", "training passes", "attacked %"], rows, "markdown", "lrr")
 
 
@@ -189,7 +198,12 @@ def _of_suite(results: Path, suite: str) -> Iterator[str]:
     yield "### Claims of papers"
     yield claims_table({entry.name: entry for entry in entries})
     yield "### Accuracy against training passes"
-    yield "These recipes are on the Pareto front: no recipe with at most as many passes is significantly more accurate."
+    front = (
+        "These recipes are on the Pareto front: no recipe with at most as many passes is significantly more accurate."
+    )
+    if bounds := [entry.name for i, entry in enumerate(entries) if ranks.ranked[i] and passes(entry) is None]:
+        front += f" Left out are trainings that compute bounds, which are not counted as passes: {', '.join(bounds)}."
+    yield front
     yield front_table(entries, ranks)
     yield "### How well the true robust accuracy is known"
     yield bracket_table(entries)

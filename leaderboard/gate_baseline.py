@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.core.counts import counted
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Flags, Table, attack_specs, certifier_specs, corrupted, own_specs, worst_case
 from bench.core.files import read_arrays, sha256
@@ -87,7 +88,7 @@ def read_runs(paths: Sequence[Path], configs: Sequence[str] = ()) -> Groups:
     twice, if a recipe has several settings and none is selected, or if a hash selects nothing.
     """
     groups: Groups = {}
-    for run in map(_read, find_records(list(paths))):
+    for run in map(_read, find_records(paths, strict=True)):
         groups.setdefault(run.recipe, []).append(run)
     hashes = {run.record.config_hash for group in groups.values() for run in group}
     for config in configs:
@@ -97,8 +98,13 @@ def read_runs(paths: Sequence[Path], configs: Sequence[str] = ()) -> Groups:
 
 
 def read_baseline(baseline: Path) -> Groups:
-    """Finish an interrupted update, and read the runs of a baseline by recipe. Raises the errors of read_runs."""
-    return read_runs([recovered(baseline)])
+    """Finish an interrupted update, and read the runs of a baseline by recipe.
+
+    UserError if there is no baseline; raises the errors of read_runs.
+    """
+    if not records_below(recovered(baseline)):
+        raise UserError(f"there is no baseline in {baseline}; create it from the new runs with --update REASON")
+    return read_runs([baseline])
 
 
 def _of_one_config(recipe: Recipe, group: Sequence[GateRun], configs: Sequence[str]) -> list[GateRun]:
@@ -140,7 +146,10 @@ def update_baseline(baseline: Path, runs: Sequence[Path], reason: str, configs: 
     _check_update(baseline, old, new)
     if all(_same_runs(old.get(recipe, []), group) for recipe, group in new.items()):
         return f"{baseline} has these runs already; nothing was changed"
-    lines = [f"- {recipe}, {len(group)} seeds: {_change(old.get(recipe, []), group)}" for recipe, group in new.items()]
+    lines = [
+        f"- {recipe}, {counted(len(group), 'seed')}: {_change(old.get(recipe, []), group)}"
+        for recipe, group in new.items()
+    ]
     entry = "\n".join([f"## {time.strftime('%Y-%m-%d', time.gmtime())}: {reason}", "", *lines])
     with changed_in_one_step(baseline) as part:
         for recipe, group in new.items():
@@ -163,7 +172,9 @@ def _same_runs(old: Sequence[GateRun], new: Sequence[GateRun]) -> bool:
 def _check_update(baseline: Path, old: Groups, new: Mapping[Recipe, Sequence[GateRun]]) -> None:
     for recipe, group in new.items():
         if group[0].record.training is not None and len(group) < LEAST:
-            raise UserError(f"{recipe} has {len(group)} seeds; a baseline needs at least {LEAST}: --seeds 0,1,2,3,4")
+            raise UserError(
+                f"{recipe} has {counted(len(group), 'seed')}; a baseline needs at least {LEAST}: --seeds 0,1,2,3,4"
+            )
         for run in old.get(recipe, []):
             if more := {path.name for path in run.folder.iterdir()} - {RECORD, TABLE}:
                 raise UserError(f"{run.folder} holds {min(more)}, so it is not a baseline; use its own folder")

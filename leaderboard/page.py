@@ -17,6 +17,7 @@ from bench.core.files import write_atomically
 from bench.core.records import VERDICTS
 from leaderboard.board_comparisons import Comparisons
 from leaderboard.board_data import INTERVALS, STATUS_NOTES, Board, Seed
+from leaderboard.training_passes import BOUNDS_NOTE
 from leaderboard.witness_images import Images
 
 # JSON without `<` cannot contain `</script` (the end of a script element) or `<!--` (which changes how it is parsed).
@@ -58,7 +59,7 @@ def write_page(
 
 def page_html(boards: Sequence[Board], details: Sequence[SuiteDetails] = (), repository: str | None = None) -> str:
     """The HTML of the page. It holds the data as JSON, in blocks for each suite; the script shows them as text."""
-    texts = {"VERDICT_TEXTS": VERDICTS, "STATUS_NOTES": STATUS_NOTES}
+    texts = {"VERDICT_TEXTS": VERDICTS, "STATUS_NOTES": STATUS_NOTES, "BOUNDS_NOTE": BOUNDS_NOTE}
     constants = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in texts.items())
     html, style, script = _part("page.html"), "\n".join(map(_part, STYLES)), constants + "\n".join(map(_part, SCRIPTS))
     blocks = [_data_block("suite", board.suite, board) for board in boards]

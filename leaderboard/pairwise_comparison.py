@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.core.counts import counted
 from bench.core.errors import UserError
 from bench.core.record_files import find_records
 from bench.core.records import Record
@@ -207,4 +208,4 @@ def _sizes(a: Side, b: Side) -> list[str]:
 def _examples_of_one_side(metric: str, side: str, examples: Sequence[int]) -> str:
     more = f" and {len(examples) - SHOWN} more" if len(examples) > SHOWN else ""
     listed = ", ".join(map(str, examples[:SHOWN]))
-    return f"{metric}, only {side}: {len(examples)} examples: {listed}{more}"
+    return f"{metric}, only {side}: {counted(len(examples), 'example')}: {listed}{more}"

@@ -32,7 +32,7 @@ def rank_report(ranked: RankedTable, form: Format | Literal["html"], width: int 
     if form == "html":
         return _html(ranked, header, rows)
     if width is None:
-        rows = [[as_markdown(cell) for cell in row] for row in rows]
+        rows = [[place, as_markdown(name), *numbers] for place, name, *numbers in rows]
     return "\n\n".join([
         render(header, rows, "markdown", ALIGN, width, keys=2), *(wrapped(text, width, "") for text in _texts(ranked))
     ])  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.core.counts import counted
 from bench.core.record_verdict import SERIOUS
 from bench.core.records import BracketStage, Record, StageResult
 from leaderboard.published_report import after_contests, published_lines
@@ -133,7 +134,7 @@ def _provenance(record: Record, width: int | None) -> str:
     lines = [f"  config: {record.config_hash}"]
     for key, value in facts.items():
         if isinstance(value, dict) and key != "versions":
-            value = f"{len(value)} files"  # their hashes are in the record
+            value = counted(len(value), "file")  # their hashes are in the record
         text = ", ".join(f"{k} {v}" for k, v in value.items() if v) if isinstance(value, dict) else value
         lines.append(f"  {key}: {text}")
     for name, file in record.artifacts.items():

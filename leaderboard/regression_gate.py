@@ -3,7 +3,8 @@
 If a run has the weights of a baseline run, the two are compared example by example (McNemar's exact test). There is one
 test for each seed, because seeds share their examples and are not independent. Otherwise the mean over the new seeds is
 compared with the prediction interval of the baseline's seeds. All p-values of a gate are corrected together (Holm). A
-significant change fails in either direction, because a broken attack looks like a gain. Any other change is a warning.
+significant change fails in either direction, because a broken attack looks like a gain. Any other change is a warning,
+except that of a retraining with p > 0.1 before the correction: seeds differ.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +14,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bench.core.counts import counted
 from bench.core.errors import UserError
 from bench.core.example_table import certificates
 from bench.core.records import VERDICTS
 from leaderboard.gate_baseline import LEAST, GateRun, Recipe, read_baseline, read_runs
-from leaderboard.render import interval, verdict_text
+from leaderboard.render import interval, percent, verdict_text
 from leaderboard.significance import holm, mcnemar, prediction, prediction_p
 
 Outcome = Literal["failed", "warning", "ok"]
 ALPHA = 0.01
+CLEAR = 0.1  # uncorrected p-value of a retraining above which its difference is no warning
 LEAST_NEW = 3  # minimum number of seeds of a recipe that was trained again
 SEPARATE = {  # settings reported by findings of their own
     "suite", "dataset", "data_hash", "model", "norm", "eps", "attacks", "certifiers", "corruptions",
@@ -58,17 +61,23 @@ class GateReport:
 
 
 def check_against_baseline(
-    baseline: Path, runs: Sequence[Path], alpha: float = ALPHA, configs: Sequence[str] = ()
+    baseline: Path,
+    runs: Sequence[Path],
+    alpha: float = ALPHA,
+    configs: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> GateReport:
     """Compare the runs at or below `runs` with the baseline; alpha is the family-wise error rate.
 
-    configs: config hashes of the new runs, for recipes with several settings. Raises the errors of `read_runs`.
+    configs: config hashes of the new runs, for recipes with several settings. only: the recipes to compare, by their
+    defense, their text or their folder; empty for all. Raises the errors of `read_runs`; UserError if a name of `only`
+    is no recipe.
     """
     if not 0 < alpha < 1:
         raise UserError(f"--alpha is {alpha:g}; the probability of a false alarm must be in (0, 1), such as 0.01")
     old, new = read_baseline(baseline), read_runs(runs, configs)
     findings: dict[Recipe, list[GateFinding]] = {}
-    for recipe in old | new:
+    for recipe in chosen_recipes(list(old | new), only):
         if recipe not in new:
             findings[recipe] = [GateFinding("runs", "failed", "the baseline has this recipe, but there is no new run")]
         elif recipe not in old:
@@ -76,6 +85,16 @@ def check_against_baseline(
         else:
             findings[recipe] = list(compare_recipe(old[recipe], new[recipe], alpha))
     return GateReport(alpha, corrected(findings, alpha))
+
+
+def chosen_recipes(recipes: Sequence[Recipe], only: Sequence[str]) -> list[Recipe]:
+    """The recipes that `only` names, all if it is empty; UserError for a name that is no recipe."""
+    names = {recipe: {recipe.defense, str(recipe), recipe.folder} for recipe in recipes}
+    for name in only:
+        if not any(name in known for known in names.values()):
+            defenses = dict.fromkeys(recipe.defense for recipe in recipes)
+            raise UserError(f"--only '{name}' is neither in the baseline nor in the runs: {', '.join(defenses)}")
+    return [recipe for recipe in recipes if not only or names[recipe].intersection(only)]
 
 
 def corrected(findings: Mapping[Recipe, Sequence[GateFinding]], alpha: float) -> dict[Recipe, list[GateFinding]]:
@@ -92,7 +111,7 @@ def corrected(findings: Mapping[Recipe, Sequence[GateFinding]], alpha: float) ->
 
 def compare_recipe(old: Sequence[GateRun], new: Sequence[GateRun], alpha: float) -> Iterator[GateFinding]:
     """The findings of one recipe, with uncorrected p-values."""
-    yield from _settings(old[0], new)
+    yield from _settings(old[0], new[0])
     if others := [run.folder for run in (*old, *new) if not _same_examples(run, old[0])]:
         yield GateFinding("data", "failed", f"{others[0]} and {old[0].folder} were evaluated on different examples")
         return
@@ -114,16 +133,15 @@ def _same_examples(run: GateRun, other: GateRun) -> bool:
     return columns and run.record.provenance.get("data_hash") == other.record.provenance.get("data_hash")
 
 
-def _settings(old: GateRun, new: Sequence[GateRun]) -> Iterator[GateFinding]:
-    """Report settings that differ from the baseline. The runs are compared nevertheless."""
-    before = dict(_flat(old.record.config))
-    for run in new:
-        after = dict(_flat(run.record.config))
-        pairs = {key: (before.get(key), after.get(key)) for key in before | after}
-        changes = [f"{key} {a} -> {b}" for key, (a, b) in pairs.items() if a != b]
-        if changes:
-            yield GateFinding("settings", "warning", f"seed {run.record.seed} was run with {', '.join(changes)}")
-            return
+def _settings(old: GateRun, new: GateRun) -> Iterator[GateFinding]:
+    """Report settings that differ from the baseline. The runs are compared nevertheless.
+
+    The new runs have one config hash, so they have the same settings.
+    """
+    before, after = dict(_flat(old.record.config)), dict(_flat(new.record.config))
+    pairs = {key: (before.get(key), after.get(key)) for key in before | after}
+    if changes := [f"{key} {a} -> {b}" for key, (a, b) in pairs.items() if a != b]:
+        yield GateFinding("settings", "warning", f"the recipe was run with {', '.join(changes)}")
 
 
 def _flat(config: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
@@ -184,12 +202,13 @@ def _same_weights(what: str, pairs: Sequence[tuple[GateRun, GateRun]]) -> Iterat
         if lost + gained:
             changed = True
             yield GateFinding(
-                f"{what}, seed {new.record.seed}", "warning", f"same weights: {lost} examples lost, {gained} gained",
+                f"{what}, seed {new.record.seed}", "warning",
+                f"same weights: {counted(lost, 'example')} lost, {gained} gained",
                 old=float(before.mean()), new=float(after.mean()), p=float(mcnemar(lost, gained)),
             )  # fmt: skip
     if not changed:
         mean = float(np.mean([new.accuracies[what].mean() for _, new in pairs]))
-        message = f"same weights, and no example changed in {len(pairs)} seeds"
+        message = f"same weights, and no example changed in {counted(len(pairs), 'seed')}"
         yield GateFinding(what, "ok", message, old=mean, new=mean)
 
 
@@ -203,9 +222,11 @@ def _trained_again(what: str, old: Sequence[GateRun], new: Sequence[GateRun], al
     grain = 1 / len(old[0].accuracies[what])
     low, high = prediction(before, len(new), 1 - alpha, grain)
     predicted = interval((max(0.0, float(low)), min(1.0, float(high))))
-    same = bool(abs(before.mean() - after.mean()) < 1e-9)
+    p = float(prediction_p(before, after, grain))
+    least = f"changes of less than {percent(float(high - low) / 2)} points are not detected"
     yield GateFinding(
-        what, "ok" if same else "warning", f"trained again: {len(old)} seeds predict {predicted} for {len(new)}",
+        what, "ok" if p > CLEAR else "warning",
+        f"trained again: {counted(len(old), 'seed')} predict {predicted} for {len(new)}; {least}",
         old=float(before.mean()), new=float(after.mean()), spread=float(before.std(ddof=1)),
-        p=float(prediction_p(before, after, grain)),
+        p=p,
     )  # fmt: skip

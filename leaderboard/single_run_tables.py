@@ -1,5 +1,6 @@
 """One run as a table: its accuracies with intervals and costs, its bracket and its verdict."""
 
+from bench.core.counts import counted
 from bench.core.example_table import Accuracy
 from bench.core.records import AttackResult, Bracket, ProofSummary, Record, Training
 from leaderboard.render import interval, percent, render, threat_name, verdict_text, wrapped
@@ -52,7 +53,7 @@ def accuracies_table(record: Record, width: int | None = None, contested: Accura
     if contested is not None:
         rows.append(["after contests", percent(contested.acc), interval(contested.ci95), "", "", ""])
     if record.training is not None:
-        epochs = f"{record.training.epochs} epoch{'s' if record.training.epochs > 1 else ''}"
+        epochs = counted(record.training.epochs, "epoch")
         rows.append([f"training ({epochs})", "", "", *_cost(record.training)])
     headers = ["measured", "accuracy %", "95 % interval, weights", "seconds", "forwards", "backwards"]
     return render(headers, rows, "markdown", "lrrrrr", width)

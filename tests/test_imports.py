@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "leaderboard": tuple(
         f"bench.core.{name}"
         for name in (
-            "bounded_text", "clopper_pearson", "config", "errors", "example_table", "files", "folders",
+            "bounded_text", "clopper_pearson", "config", "counts", "errors", "example_table", "files", "folders",
             "network_format", "proof_format", "record_checks", "record_command", "record_files", "record_verdict",
             "records", "registry", "sealed_json", "spec_text", "verification",
         )

@@ -11,6 +11,7 @@ from bench.core.errors import UserError
 from bench.core.spec_text import split_specs
 from bench.core.specs import parse_value
 
+MAX_SEEDS = 1000  # of a range, against slips such as 0-40000
 RENAMED = {"plugins": "trust-code", "maintainers": "maintainer"}  # attributes whose options have other names
 
 
@@ -89,12 +90,21 @@ def integer(option: str, low: int, high: int | None = None) -> Callable[[str], i
 
 
 def seed_list(option: str) -> Callable[[str], list[int]]:
-    """A parser for `option`, seeds separated by commas."""
+    """A parser for `option`, seeds separated by commas; `0-4` are the seeds from 0 to 4."""
 
     def parse(text: str) -> list[int]:
-        seeds: list[int] = list(dict.fromkeys(parse_value(text, tuple[int, ...], option)))
-        if not seeds or min(seeds) < 0:
-            raise UserError(f"{option} takes integers of at least 0, such as 0,1,2, not '{text}'")
+        seeds: list[int] = []
+        for word in text.split(","):
+            ends = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", word.strip())
+            low, high = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+            if not 0 <= high - low < MAX_SEEDS:
+                raise UserError(
+                    f"{option} takes whole numbers of at least 0, separated by commas, or ranges of them, as in 0,1,2 "
+                    f"or 0-4, not '{text}'"
+                )
+            seeds += range(low, high + 1)
+        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise UserError(f"{option} {text} names seed {twice[0]} twice; give each seed once")
         return seeds
 
     return parse

@@ -5,12 +5,15 @@ import dataclasses
 import inspect
 import re
 import textwrap
+from contextlib import suppress
 from typing import Any
 
 from bench.commands.options import add_plugin, print_json
 from bench.core import registry
 from bench.core.columns import columns, output_width
 from bench.core.config import Suite, get_suite, suites
+from bench.core.errors import UserError
+from bench.core.registry import did_you_mean
 from bench.core.spec_text import split_spec
 from bench.core.specs import look_up, show_value
 
@@ -39,7 +42,8 @@ def add(commands: Any) -> None:
     sub = commands.add_parser(
         "list", help="list defenses, attacks, certifiers, data sets, models, studies, engines, suites"
     )
-    sub.add_argument("kind", nargs="?", choices=[*KINDS, "suites"], help="default: all")
+    help_text = f"{', '.join([*KINDS, 'suites'])} (default: all), or a NAME of any kind"
+    sub.add_argument("kind", nargs="?", metavar="KIND", help=help_text)
     sub.add_argument("name", nargs="?", metavar="NAME", help="one of this kind: what it does, and its options")
     sub.add_argument("--json", action="store_true", help="print JSON")
     add_plugin(sub)
@@ -48,6 +52,10 @@ def add(commands: Any) -> None:
 
 def act_list(args: argparse.Namespace) -> None:
     registry.load_plugins(args.plugins)
+    if args.kind not in (None, *KINDS, "suites"):
+        if args.name is not None:
+            raise _unknown_kind(args.kind)
+        args.kind, args.name = _kind_of(args.kind), args.kind
     if args.name is not None:
         show_entry(args.kind, args.name, as_json=args.json)
         return
@@ -56,11 +64,35 @@ def act_list(args: argparse.Namespace) -> None:
     if args.json:
         print_json(listing[args.kind] if args.kind else listing)
         return
-    for kind, summaries in listing.items():
+    for number, (kind, summaries) in enumerate(listing.items()):
         if not args.kind:
+            print("\n" * (number > 0), end="")
             print(f"{kind}:" if summaries else f"{kind}: none yet")
         if summaries:
             print(columns(list(summaries.items()), indent="" if args.kind else "  "))
+
+
+def _kind_of(name: str) -> str:
+    """The kind that has an entry of this name; UserError if none or several have."""
+    bare, found = split_spec(name).name, []
+    for kind in KINDS:
+        with suppress(UserError):
+            look_up(bare, KINDS[kind])
+            found.append(kind)
+    found += ["suites"] if bare in suites() else []
+    if len(found) > 1:
+        raise UserError(
+            f"'{name}' is in {' and in '.join(found)}; write one of them first: bench list {found[0]} {name}"
+        )
+    if not found:
+        raise _unknown_kind(name)
+    return found[0]
+
+
+def _unknown_kind(name: str) -> UserError:
+    kinds = [*KINDS, "suites"]
+    hint = did_you_mean(name, [*kinds, *(each for kind in kinds for each in _summaries(kind))])
+    return UserError(f"'{name}' is no kind and no name: {hint}the kinds are {', '.join(kinds)}")
 
 
 def _summaries(kind: str) -> dict[str, str]:

@@ -17,6 +17,8 @@ def add(commands: Any) -> None:
     sub.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="folder with the runs to compare with")
     help_text = "the runs to take of a defense that has runs with several settings: the first digits of config hashes"
     sub.add_argument("--config", type=lambda text: text.split(","), default=[], metavar="HASH,...", help=help_text)
+    help_text = "compare only this recipe: a defense, or the recipe's line in the table; repeatable (default: all)"
+    sub.add_argument("--only", action="append", default=[], metavar="RECIPE", help=help_text)
     sub.add_argument("--alpha", type=float, metavar="P", help="probability of a false alarm (default: 0.01)")
     sub.add_argument("--junit", type=Path, metavar="FILE", help="also write the findings as JUnit XML")
     sub.add_argument("--update", metavar="REASON", help="make the new runs the baseline, for this reason")
@@ -30,11 +32,14 @@ def act_check(args: argparse.Namespace) -> None:
 
     runs = args.runs or [Path("runs")]
     if args.update is not None:
-        if args.alpha is not None or args.junit is not None:
-            raise UserError("--alpha and --junit are for a comparison, which --update does not make; leave them out")
+        if args.alpha is not None or args.junit is not None or args.only:
+            raise UserError(
+                "--alpha, --junit and --only are for a comparison, which --update does not make; leave them out"
+            )
         print(update_baseline(args.baseline, runs, args.update, args.config))
         return
-    report = check_against_baseline(args.baseline, runs, ALPHA if args.alpha is None else args.alpha, args.config)
+    alpha = ALPHA if args.alpha is None else args.alpha
+    report = check_against_baseline(args.baseline, runs, alpha, args.config, args.only)
     print(gate_table(report))
     if args.junit is not None:
         write_atomically(args.junit, gate_junit(report).encode())

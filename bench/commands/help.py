@@ -18,7 +18,7 @@ EXAMPLES = {
     "verify": "bench verify runs --sample 64 --attack pgd-50:restarts=5",
     "recheck": "bench recheck runs/RUN/0 --examples",
     "table": "bench table runs --format latex",
-    "compare": "bench compare runs/RUN_A runs/RUN_B",
+    "compare": "bench compare runs/RUN digits/pgd-at",
     "leaderboard": "bench leaderboard --suite digits --html page",
     "check": "bench check --baseline baseline runs --junit gate.xml",
     "ranks": "bench ranks scores.csv --format csv",
@@ -26,6 +26,8 @@ EXAMPLES = {
     "import-verdicts": "bench import-verdicts runs/RUN/0 results.csv --by abcrown --counterexamples found",
     "submit": "bench submit runs/RUN --entry mine --title Mine --paper 'N. N. (2026)' --licence MIT",
 }
+PUBLISHED = ("table", "compare", "show", "recheck")  # commands that also read published results
+PUBLISHED_NOTE = "A published result is named SUITE/ENTRY or SUITE/ENTRY/SEED, as in digits/atas/0."
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -36,7 +38,8 @@ class Commands:
         self.subparsers = subparsers
 
     def add_parser(self, name: str, *, help: str, epilog: str = "", **options: Any) -> Any:  # noqa: A002 (argparse's)
-        text = f"{epilog}\n\n" if epilog else ""
+        notes = [epilog, PUBLISHED_NOTE if name in PUBLISHED else ""]
+        text = "".join(f"{note}\n\n" for note in notes if note)
         described = {"description": f"{help[0].upper()}{help[1:]}.", "epilog": f"{text}For example: {EXAMPLES[name]}"}
         return self.subparsers.add_parser(name, help=help, **(described | options))
 

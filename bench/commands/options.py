@@ -40,7 +40,8 @@ def add_setting(sub: argparse.ArgumentParser) -> None:
     """Add options for the data set, the threat model and the seeds of a run."""
     option = sub.add_argument
     option("--suite", metavar="NAME", help="use the rules of this leaderboard, or of FILE.toml (default: digits)")
-    option("--seeds", type=seed_list("--seeds"), default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
+    help_text = "one run per seed, 0-4 for five (default: 0)"
+    option("--seeds", type=seed_list("--seeds"), default=[0], metavar="0,1,2", help=help_text)
     option("--dataset", metavar="NAME", help="a registered data set, an .npz file, or FILE.py:FUNCTION")
     option("--norm", choices=["Linf", "L2", "L1"], help="norm of the threat model (default: the suite's)")
     help_text = "perturbation size, for images in [0, 1]; attacks also run at each further eps"

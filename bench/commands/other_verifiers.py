@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.commands import options
 from bench.commands.arguments import integer
+from bench.core.counts import counted
 from bench.core.errors import CheckError
 
 EXPORT = "write a run's network and examples for other verifiers: ONNX, VNN-LIB 2.0, instances.csv"
@@ -52,7 +53,7 @@ def act_export(args: argparse.Namespace) -> None:
 
     done = export_vnnlib(args.run, args.vnnlib, args.seconds, _settings(args), only_open=args.open)
     print(
-        f"{args.vnnlib}: {done.instances:,} instances; the logits of ONNX differ from the model's by at most "
+        f"{args.vnnlib}: {counted(done.instances, 'instance')}; the logits of ONNX differ from the model's by at most "
         f"{done.difference:.1g} of the largest logit"
     )
 

@@ -12,7 +12,7 @@ from bench.core.errors import UserError
 
 def add(commands: Any) -> None:
     about = "write the weights of a run as a small file: kept weights only, signs as bits"
-    sub = commands.add_parser("pack", help=about, description=about)
+    sub = commands.add_parser("pack", help=about)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's seed folder, or its weights.safetensors")
     sub.add_argument("out", type=Path, metavar="FILE", help="ends in .packed; `bench eval --checkpoint FILE` reads it")
     options.add_plugin(sub)

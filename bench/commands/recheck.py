@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.commands.options import add_plugin, add_quiet, print_json
 from bench.core import registry
+from bench.core.counts import counted
 from bench.core.errors import CheckError, UncheckedError, UserError
 
 EXIT_CODES = (
@@ -67,7 +68,7 @@ def act_recheck(args: argparse.Namespace) -> None:
     if failed:
         first = failed[0]
         raise CheckError(
-            f"{len(first.failures)} examples of {first.run} failed, the first is {first.failures[0].index}"
+            f"{counted(len(first.failures), 'example')} of {first.run} failed, the first is {first.failures[0].index}"
             + (f"; {len(failed)} of {len(reports)} runs failed" if len(reports) > 1 else "")
         )
     unchecked = [report for report in reports if report.unchecked]

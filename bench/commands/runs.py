@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     sub.set_defaults(act=act_run)
 
     sub = commands.add_parser("eval", help="evaluate existing weights")
-    help_text = ".safetensors, a state dict, or hf:ORG/NAME[/FILE][@REVISION] of the Hugging Face hub"
+    help_text = "a run folder, .safetensors, a state dict, or hf:ORG/NAME[/FILE][@REVISION] of the Hugging Face hub"
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=help_text)
     help_text = "key of the state dict to evaluate, if the checkpoint contains several, for example ema"
     sub.add_argument("--state-dict", metavar="KEY", help=help_text)
@@ -112,6 +112,23 @@ def request_of(args: argparse.Namespace) -> Request:
 
         found = fetch(str(fields["checkpoint"]))
         fields |= {"checkpoint": found.path, "origin": found.address}
+    elif "checkpoint" in fields:
+        fields["checkpoint"] = weights_of(fields["checkpoint"])
     budget = (args.budget or options.BUDGET) if args.bracket else None
     box = "box" not in args or args.box == "pixels"  # `bench sweep` has no such option
     return Request(**fields | {"overrides": overrides, "budget": budget, "box": box})
+
+
+def weights_of(path: Path) -> Path:
+    """The weights in a run folder; any other path unchanged. UserError if a folder has no weights."""
+    from bench.core.record_files import WEIGHTS
+
+    if not path.is_dir():
+        return path
+    if not (path / WEIGHTS).exists():
+        seeds = sorted(folder.parent for folder in path.glob(f"*/{WEIGHTS}"))
+        advice = (
+            f"give the folder of one seed, such as {seeds[0]}" if seeds else "give a run folder or a file of weights"
+        )
+        raise UserError(f"{path} has no {WEIGHTS}; {advice}")
+    return path / WEIGHTS

@@ -20,7 +20,7 @@ STUDY_OPTIONS = (
 
 def add(commands: Any) -> None:
     about = "run an experiment of a paper that is neither a defense nor an attack"
-    sub = commands.add_parser("study", help=about, description=about, add_help=False)
+    sub = commands.add_parser("study", help=about, add_help=False)
     sub.add_argument("-h", "--help", action="store_true", dest="show_help", help="with NAME: the options of this study")
     sub.add_argument("name", nargs="?", metavar="NAME", help="a name from `bench list studies`")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a study option; repeatable")

@@ -30,9 +30,11 @@ def add(commands: Any) -> None:
     option = sub.add_argument
     option("run", type=Path, metavar="RUN", help="a run folder, or a folder of seeds; with --contest: witnesses (.npz)")
     option("--entry", metavar="NAME", help="name of the entry, a folder of its suite")
-    option("--title", metavar="TEXT", help="title on the page")
-    option("--paper", metavar="TEXT", help="reference, for example 'Madry et al. (2018)'")
-    option("--licence", metavar="TEXT", help="licence of weights and code, for example MIT")
+    option("more", nargs="*", help=argparse.SUPPRESS)  # what a pattern of the shell finds besides
+    option("--title", metavar="TEXT", help="title on the page (required for an entry)")
+    option("--paper", metavar="TEXT", help="reference, for example 'Madry et al. (2018)' (required for an entry)")
+    help_text = "licence of weights and code, for example MIT (required for an entry)"
+    option("--licence", metavar="TEXT", help=help_text)
     option("--authors", metavar="TEXT", default="", help="authors of the method")
     option("--url", metavar="URL", help="address of the paper")
     option("--code", metavar="URL", help="address of the code")
@@ -62,6 +64,8 @@ def add(commands: Any) -> None:
 
 
 def act_submit(args: argparse.Namespace) -> None:
+    if args.more:
+        raise UserError(f"give one folder; found {1 + len(args.more)}: {', '.join(map(str, [args.run, *args.more]))}")
     if not task_of(args, TASKS):
         raise UserError("give --entry NAME to publish a run, or --contest SUITE/ENTRY/SEED to contest one")
     if not args.check and (only := [name for name in ("author", "contests") if getattr(args, name) is not None]):
@@ -115,7 +119,8 @@ def _about(args: argparse.Namespace) -> About | None:
     if len(missing) == 3:
         return None
     if missing:
-        raise UserError(f"an entry needs a title, a paper and a licence; --{missing[0]} is missing")
+        options = " and ".join(f"--{name}" for name in missing)
+        raise UserError(f"an entry needs a title, a paper and a licence; give {options} too")
     from leaderboard.published_results import About
 
     fields = {field: getattr(args, field) for field in About.__struct_fields__}

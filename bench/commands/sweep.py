@@ -12,6 +12,7 @@ from bench.commands.arguments import integer, seed_list
 from bench.commands.runs import print_records, request_of
 from bench.core.columns import columns
 from bench.core.config import get_suite
+from bench.core.counts import counted
 from bench.core.errors import CheckError, UserError
 from bench.core.spec_text import split_specs
 
@@ -26,7 +27,13 @@ def add(commands: Any) -> None:
     option("--suite", required=True, metavar="NAME", help="a name from `bench list suites`, or FILE.toml")
     help_text = "names, or with settings, as in trades:beta=5 (default: all that support the suite)"
     option("--defenses", metavar="NAME,...", help=help_text)
-    option("--seeds", type=seed_list("--seeds"), default=[0, 1, 2], metavar="0,1,2", help="default: 0,1,2")
+    option(
+        "--seeds",
+        type=seed_list("--seeds"),
+        default=[0, 1, 2],
+        metavar="0,1,2",
+        help="or a range, as in 0-4 (default: 0,1,2)",
+    )
     help_text = "where the runs are computed: a name from `bench list engines`, as in slurm:partition=gpu:gpus=1"
     option("--engine", default="local", metavar="SPEC", help=help_text)
     help_text = "parallel tasks (default: one per core, or as many as the engine's cluster takes)"
@@ -58,7 +65,9 @@ def act_sweep(args: argparse.Namespace) -> None:
         print(f"{what}: {reason}", file=sys.stderr)
     print_records(result.records, args.json)
     if result.failed:
-        raise CheckError(f"{len(result.failed)} runs of the sweep failed, the first is {next(iter(result.failed))}")
+        raise CheckError(
+            f"{counted(len(result.failed), 'run')} of the sweep failed, the first is {next(iter(result.failed))}"
+        )
 
 
 def _print_plan(request: Request, names: list[str] | None, seeds: list[int], how: Options) -> None:
@@ -91,7 +100,8 @@ def _print_plan(request: Request, names: list[str] | None, seeds: list[int], how
     print(columns(rows))
     print(
         "\nWork is counted in passes of one example, forward or backward. That of a training is estimated from one "
-        "of its steps, that of attacks from finished and published runs; certifiers are not counted."
+        "of its steps, that of attacks from finished and published runs; certifiers, and bounds in a training, are not "
+        "counted."
     )
     if unknown:
         print(f"Not in the sum, because no finished run has it: {', '.join(sorted(unknown))}.")
@@ -102,4 +112,6 @@ def _print_plan(request: Request, names: list[str] | None, seeds: list[int], how
 
 
 def _passes(number: float) -> str:
-    return "unknown" if math.isnan(number) else f"{number:.3g}" if number < 1e6 else f"{number / 1e6:,.3g} M"
+    from leaderboard.render import compact
+
+    return "unknown" if math.isnan(number) else compact(number)

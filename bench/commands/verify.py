@@ -40,7 +40,7 @@ def act_verify(args: argparse.Namespace) -> None:
     from bench.verify.run import verify
     from bench.verify.summary import summarize
 
-    folders = find_records(args.runs)
+    folders = find_records(args.runs, strict=True)
     settings = options.verification_settings(args)
     attack, sample, seed = settings.attack, settings.sample, settings.seed
     reports: dict[str, list[Finding]] = {}

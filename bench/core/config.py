@@ -201,6 +201,8 @@ def _read_suite(name: str, text: str) -> Suite:
 
 def add_suite(path: Path) -> Suite:
     """Load a suite from FILE.toml and register it by its name; UserError if another suite has that name."""
+    if not path.exists():
+        raise UserError(f"suite {path} does not exist; give an existing TOML file, or a name from `bench list suites`")
     try:
         suite = _read_suite(path.stem, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,9 @@
 """Reading and writing run folders. Imports no torch."""
 
 import re
+import sys
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import msgspec
@@ -74,17 +76,47 @@ def _check_config(path: Path, record: Record) -> None:
         raise UserError(f"{CONFIG} cannot be read") from error
 
 
-def find_records(paths: list[Path]) -> list[Path]:
+def find_records(paths: Sequence[Path], *, strict: bool = False) -> list[Path]:
     """The folders at or below `paths` that hold a record, in order; UserError if a path has none.
 
-    Replaced runs, and runs in a hidden folder, are included only if a path leads into their folder.
+    Replaced runs, and runs in a hidden folder, are included only if a path leads into their folder. A path that does
+    not exist may be SUITE/ENTRY or SUITE/ENTRY/SEED of the published results. Paths that hold unfinished runs only are
+    left out with a warning, if another path has a record.
+
+    strict: neither published results nor unfinished runs, for what decides about the given runs or writes into them.
     """
     folders: list[Path] = []
+    unfinished: list[Path] = []
     for path in paths:
-        if not (below := records_below(path)):
+        below = records_below(path)
+        if not below and not strict:
+            below = _published(path)
+            if not below and path.is_dir() and any(path.rglob(CONFIG)):
+                unfinished.append(path)
+                continue
+        if not below:
             raise UserError(f"{path} holds no {RECORD}; give a run folder, or a folder of run folders")
         folders += [p for p in below if p not in folders]
+    if unfinished and not folders:
+        raise UserError(
+            f"{unfinished[0]} holds no {RECORD}: the run is not finished; repeat its command, which continues"
+        )
+    if unfinished:
+        what = (
+            "it holds an unfinished run"
+            if len(unfinished) == 1
+            else f"as {len(unfinished) - 1} others, it is unfinished"
+        )
+        print(f"warning: {unfinished[0]} is left out: {what}", file=sys.stderr)
     return folders
+
+
+def _published(path: Path) -> list[Path]:
+    """The records of SUITE/ENTRY or SUITE/ENTRY/SEED in the results of this package; empty if there are none."""
+    names = path.parts
+    if path.exists() or path.is_absolute() or len(names) not in (2, 3) or any(name.startswith(".") for name in names):
+        return []
+    return records_below(Path(str(files("leaderboard"))) / "results" / path)
 
 
 def records_below(path: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Specs such as `pgd:steps=40:restarts=5`: a registered name and its options; and typed values from text."""
 
 import dataclasses
+import difflib
 import inspect
 import keyword
 import math
@@ -123,7 +124,11 @@ def parse_spec(text: str, registry: Registry, common: Mapping[str, tuple[Any, An
             raise UserError(f"{registry.kind} '{name}' has no option '{key}': {hint}{allowed}")
         if key in implied:
             raise UserError(f"{registry.kind} '{text}': '{key}' is given twice; keep one")
-        options[key] = parse_value(value, hints[key][0], f"{registry.kind} '{name}': option '{key}'")
+        what = f"{registry.kind} '{name}': option '{key}'"
+        try:
+            options[key] = parse_value(value, hints[key][0], what)
+        except UserError as error:
+            raise UserError(f"{error}{_of_similar_option(key, value, hints)}") from error
     shown = {
         k: show_value(options[k]) for k in hints if k in options and k not in implied and options[k] != hints[k][1]
     }
@@ -139,6 +144,15 @@ def options_of(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
         for p in inspect.signature(target).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     }
+
+
+def _of_similar_option(key: str, value: str, hints: Mapping[str, tuple[Any, Any]]) -> str:
+    """A hint if a value is wrong for `key`, but right for an option of a similar name: `step=40` for `steps=40`."""
+    for other in difflib.get_close_matches(key, [each for each in hints if each != key], n=3):
+        with suppress(UserError):
+            parse_value(value, hints[other][0], other)
+            return f"; did you mean '{other}'?"
+    return ""
 
 
 def _of_positional(target: Callable[..., Any], key: str) -> str:

@@ -15,6 +15,8 @@ def load_arrays(dataset: str, data_dir: Path | None) -> Arrays:
     spec, filters = parse_filtered(dataset, registry.dataset)
     arrays = spec.build(data_dir)
     if not isinstance(arrays, Arrays):
-        raise UserError(f"data set '{dataset}' returned a {type(arrays).__name__}; it must return bench.api.Arrays")
+        raise UserError(
+            f"data set '{dataset}' returned an object of class {type(arrays).__name__}; it must return bench.api.Arrays"
+        )
     arrays = check_arrays(spec.text, vars(arrays))
     return arrays if filters is None else check_arrays(spec.text, vars(filters(arrays, spec.text)))

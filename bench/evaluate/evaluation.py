@@ -15,6 +15,7 @@ from bench.core.attack_specs import PlannedAttack
 from bench.core.classifier import as_classifier
 from bench.core.columns import columns
 from bench.core.contracts import Certifier
+from bench.core.counts import counted
 from bench.core.errors import UserError
 from bench.core.example_table import BRACKET, Table, accuracy, survivors
 from bench.core.progress import Progress
@@ -67,7 +68,7 @@ class Evaluation:
             rows.append((BRACKET, f"{certified} certified, {attacked} attacked, {self.bracket.open} open"))
         if len(self.attacks) + (self.bracket is not None) > 1:
             rows.append(("worst of all attacks", _with_interval(survivors(self.table))))
-        title = f"{len(self.table['index'])} examples"
+        title = counted(len(self.table["index"]), "example")
         verdict = "\n  ".join([f"verdict: {VERDICTS[self.sanity.verdict]}", *self.sanity.reasons])
         return f"{title}\n{columns(rows, indent='  ')}\n{verdict}"
 

@@ -12,7 +12,9 @@ def build_model(text: str, shape: tuple[int, int, int], classes: int) -> nn.Modu
     spec, mean, std = parse_model(text)
     model = spec.build(shape, classes)
     if not isinstance(model, nn.Module):
-        raise UserError(f"model '{text}' returned a {type(model).__name__}; it must return a torch.nn.Module")
+        raise UserError(
+            f"model '{text}' returned an object of class {type(model).__name__}; it must return a torch.nn.Module"
+        )
     if not mean and not std:
         return model
     if len(mean) not in (0, shape[0]):

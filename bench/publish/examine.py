@@ -15,6 +15,7 @@ from torch import nn
 
 from bench.core import files
 from bench.core.config import get_suite
+from bench.core.counts import counted
 from bench.core.example_table import survivors
 from bench.core.record_files import WEIGHTS
 from bench.core.record_verdict import results_of, with_findings
@@ -109,7 +110,17 @@ def _check_size(record: Record, found: Size | None) -> Finding:
         return Finding("size", "passed", "the record gives none")
     same = found is not None and record.size == msgspec.structs.replace(found, bytes=record.size.bytes)
     same = same and found is not None and abs(record.size.bytes - found.bytes) <= DESCRIPTION_BYTES
-    return Finding("size", "passed" if same else "failed", f"the model has {found}, the record says {record.size}")
+    evidence = f"the model has {_size_text(found)}, the record says {_size_text(record.size)}"
+    return Finding("size", "passed" if same else "failed", evidence)
+
+
+def _size_text(size: Size | None) -> str:
+    if size is None:
+        return "no size, because it is not in float32"
+    return (
+        f"{size.kept:,} of {size.weights:,} weights in {size.bits:,} bits, {size.bytes:,} bytes and {size.flops:,} "
+        "operations"
+    )
 
 
 def _weaker(findings: Sequence[Finding]) -> list[Finding]:
@@ -124,7 +135,9 @@ def _check_proofs(folder: Path, data: Arrays) -> tuple[Finding, list[int]]:
         first = report.failures[0]
         reason = first.proof_reason or first.witness_reason
         return Finding(PROOFS, "failed", f"{len(report.failures)} fail, first of example {first.index}: {reason}"), []
-    return Finding(PROOFS, "passed", f"{len(proven)} proofs hold"), proven
+    return Finding(
+        PROOFS, "passed", f"{counted(len(proven), 'proof')} {'holds' if len(proven) == 1 else 'hold'}"
+    ), proven
 
 
 def _checked(record: Record, verified: Verified, proven: Sequence[int], settings: Settings) -> Checked:

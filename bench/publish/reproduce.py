@@ -31,7 +31,7 @@ def reproduce(results: Path, place: str, runs: Path, by: str) -> Path:
     if not home.is_dir():
         raise UserError(f"{place} is not in {results}; `bench leaderboard` lists the entries")
     check_author(by)
-    entry, folders = read_entry(home, suite), find_records([runs])
+    entry, folders = read_entry(home, suite), find_records([runs], strict=True)
     if not entry.recipe or len(entry.runs) < 2:
         raise UserError(f"{place} is no recipe with several seeds, so there is nothing to train again")
     records = [read_run(folder) for folder in folders]

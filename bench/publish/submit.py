@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from bench.core.counts import counted
 from bench.core.errors import CheckError, UserError
 from bench.core.record_files import WEIGHTS, find_records, write_record
 from bench.core.records import Record
@@ -77,7 +78,7 @@ def submit_runs(
     fetch: download the files that a record refers to by an address. UserError if it is not a valid submission, before
     any model is built; CheckError, with the findings against it, if it is refused.
     """
-    folders = find_records([submission.run])
+    folders = find_records([submission.run], strict=True)
     if submission.artifacts_url is not None:
         check_url(submission.artifacts_url)
     if settings.sample == 0:
@@ -91,7 +92,7 @@ def submit_runs(
         records, examined = _verify(
             submission, about, dict(zip(copies, folders, strict=True)), settings, fetch, open_url
         )
-        seeds = f"{len(folders)} seed{'s' if len(folders) > 1 else ''}"
+        seeds = counted(len(folders), "seed")
         if check_only or about is None:
             print(f"{submission.entry}: {seeds} would be accepted")
             return
@@ -261,8 +262,13 @@ def check_size(weights: Path, model: str, data: Arrays) -> None:
 
 
 def pull_request(home: Path) -> str:
-    """The git commands for a pull request with the new files of an entry's folder."""
+    """The git commands for a pull request with the new files of an entry's folder; its path if it is in no repository.
+
+    A repository is not searched for by git, which need not be installed.
+    """
     suite, entry = home.parts[-2:]
+    if not any((folder / ".git").exists() for folder in home.resolve().parents):
+        return f"written: {home} (it is in no git repository; for a pull request, use a clone and its --results)"
     return f"""For a pull request:
     git switch -c results-{suite}-{entry}
     git add {shlex.quote(str(home))}

@@ -16,6 +16,7 @@ from bench.core.record_files import LOG, TABLE, find_records, read_run
 from bench.core.records import Record
 from bench.core.verdict_files import read_verdicts
 from bench.core.verification import verified
+from leaderboard.training_passes import comparable_passes
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -86,7 +87,7 @@ def _evaluation(folder: Path, record: Record) -> list[dict[str, Any]]:
     row |= {
         "verdict": record.sanity.verdict, "parameters": record.parameters, "config": record.config_hash,
         "epochs": training and training.epochs, "training_seconds": training and training.seconds,
-        "training_passes": training and training.forwards + training.backwards,
+        "training_passes": comparable_passes(record),
     }  # fmt: skip
     return [row]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.core import record_files, registry
+from bench.core.counts import counted
 from bench.core.errors import UserError
 from bench.core.progress import LOGGER
 from bench.core.records import Record
@@ -142,7 +143,7 @@ def sweep(
     result, done = SweepResult(refused=refused), len(cells) - len(missing)
     with started(engine, resources_of(request, options), len(missing) * options.shards) as jobs:
         if missing:
-            _tell(f"sweep, {jobs} at a time: {len(cells)} runs, {done} of them finished before")
+            _tell(f"sweep, {jobs} at a time: {counted(len(cells), 'run')}, {done} of them finished before")
         start = time.monotonic()
         for cell in run_cells(engine, missing, jobs):
             done += 1

@@ -47,7 +47,7 @@ const COLUMNS = [
   { id: "extra", label: "Extra data", key: dataText, cell: dataText, same: dataText },
   { id: "passes", label: "Training passes", key: (row) => row.cost?.training_passes, number: true,
     given: (row) => known(row.cost?.training_passes), cell: passesCell,
-    text: (row) => (known(row.cost?.training_passes) ? count(row.cost.training_passes) : ""),
+    text: passesText,
     parts: [["training passes", (row) => row.cost?.training_passes], ["epochs", (row) => row.cost?.training_epochs]] },
   { id: "seconds", label: "Training time", key: (row) => row.cost?.training_seconds, number: true,
     cell: (row) => duration(row.cost?.training_seconds), given: (row) => known(row.cost?.training_seconds),
@@ -85,10 +85,16 @@ function titleCell(row) {
   return [opener(row), small(...parts)];
 }
 
+function passesText({ cost }) {
+  if (cost?.computes_bounds) return BOUNDS_NOTE;
+  return known(cost?.training_passes) ? count(cost.training_passes) : "";
+}
+
 function passesCell({ cost }) {
   const epochs = cost?.training_epochs;
   const text = known(epochs) && (epochs === 1 ? "1 epoch" : `${whole(epochs)} epochs`);
-  return [count(cost?.training_passes), text ? small(text) : []];
+  const bounds = cost?.computes_bounds && make("small", { title: `The training ${BOUNDS_NOTE}` }, "computes bounds");
+  return [count(cost?.training_passes), text ? small(text) : [], bounds || []];
 }
 
 /** How the certificates were checked stands below the share that counts. */

@@ -52,7 +52,8 @@ function factsOf(row) {
   const { cost, parameters } = row;
   const accuracy = (estimate) => estimate && [`${mean(estimate)} %`, small(interval(estimate))];
   const newSeed = row.attacked?.new_seed;
-  const trained = cost && known(cost.training_passes);
+  const passes = cost && (cost.computes_bounds ? BOUNDS_NOTE : `${count(cost.training_passes)} passes`);
+  const trained = cost && (known(cost.training_passes) || cost.computes_bounds);
   return facts([
     ["Clean", accuracy(row.clean)],
     ["Attacked", accuracy(row.attacked)],
@@ -67,7 +68,7 @@ function factsOf(row) {
     ["Data", row.dataset],
     ["Extra data", dataText(row)],
     ["Architecture", [breakable(row.architecture), known(parameters) ? `, ${whole(parameters)} parameters` : null]],
-    ["Training of a seed", trained && `${count(cost.training_passes)} passes, ${duration(cost.training_seconds)}`],
+    ["Training of a seed", trained && `${passes}, ${duration(cost.training_seconds)}`],
     ["Evaluation of a seed", cost && `${count(cost.evaluation_passes)} passes`],
     ["Hardware", cost?.hardware],
     ["Paper", row.paper],

@@ -85,7 +85,11 @@ function showTable(board, rows) {
     $("board").classList.toggle("many", shown.length > 12);
     $("alike").textContent = legible(alikeText(board, alike));
   }
-  $("body").replaceChildren(...sorted(rows).map((row) => (row.element ??= tableRow(row, shown))));
+  const ordered = sorted(rows);
+  const body = ordered.map((row) => (row.element ??= tableRow(row, shown)));
+  $("body").replaceChildren(...body);
+  const first = ordering().column === COLUMNS[0] ? ordered.findIndex((row) => row.rank === null) : -1;
+  body.forEach((element, at) => element.classList.toggle("unranked", at > 0 && at === first)); // starts its part
   $("none").hidden = rows.length > 0;
   $("none").textContent = board.rows.length ? "No entry matches the filters." : "This board has no entries yet.";
   const { column, way } = ordering();

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -301,6 +302,35 @@ def test_find_records_without_any_is_a_user_error(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=rf"\A.*{name} holds no record.json.*\Z"):
         record_files.find_records([tmp_path / name])
+
+
+def test_find_records_of_published_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (seed,) = record_files.find_records([Path("digits/atas/0")])
+    assert (seed.parts[-3:], record_files.read_record(seed).seed) == (("digits", "atas", "0"), 0)
+    assert seed in record_files.find_records([Path("digits/atas")])
+    for path in ("digits/nothing", "digits", "digits/../digits"):
+        with pytest.raises(UserError, match=r"holds no record\.json"):
+            record_files.find_records([Path(path)])
+    with pytest.raises(UserError, match=r"holds no record\.json"):
+        record_files.find_records([Path("digits/atas/0")], strict=True)
+    (tmp_path / "digits/atas/0").mkdir(parents=True)  # a local path comes first
+    record_files.write_record(tmp_path / "digits/atas/0", make_record())
+    assert record_files.find_records([Path("digits/atas")]) == [Path("digits/atas/0")]
+
+
+def test_find_records_leaves_out_unfinished_runs(tmp_path, capsys):
+    done, failed = tmp_path / "done/0", tmp_path / "failed/0"
+    for folder in (done, failed):
+        folder.mkdir(parents=True)
+        (folder / record_files.CONFIG).write_text("{}")
+    record_files.write_record(done, make_record())
+    assert record_files.find_records([failed, done]) == [done]
+    assert capsys.readouterr().err == f"warning: {failed} is left out: it holds an unfinished run\n"
+    with pytest.raises(UserError, match="the run is not finished"):
+        record_files.find_records([failed])
+    with pytest.raises(UserError, match=r"holds no record.json; give"):
+        record_files.find_records([failed, done], strict=True)
 
 
 def test_artifact_of_a_file(tmp_path):

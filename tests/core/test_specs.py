@@ -76,6 +76,7 @@ def test_options_are_typed(text, options):
         ("pgd:alpha=1/0", "'alpha' takes"),
         ("pgd:alpha=infeps", "'alpha' takes"),
         ("pgd:random_start=maybe", "'random_start' takes true or false"),
+        ("pgd:step=40", "not '40'; did you mean 'steps'?"),
         ("pgd:step=up", "'step' takes auto, sign, l2, raw, not 'up'"),
         ("pgd:steps=3:steps=4", "'steps' is given twice"),
         ("pgd-50:steps=40", "'steps' is given twice"),

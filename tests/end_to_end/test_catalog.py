@@ -49,6 +49,21 @@ def test_each_kind_shows_the_options_of_an_entry(kind, name, facts, terminal, ca
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_name_is_found_in_any_kind(capsys):
+    assert printed(capsys, "list", "atas") == printed(capsys, "list", "defenses", "atas")
+    assert printed(capsys, "list", "pgd-50") == printed(capsys, "list", "attacks", "pgd-50")
+
+
+def test_kinds_are_set_apart_by_empty_lines(capsys):
+    text = printed(capsys, "list")
+    assert "\n\nattacks:\n" in text
+    assert not text.startswith("\n")
+
+
+def test_the_program_alone_prints_its_help(capsys):
+    assert printed(capsys).startswith("usage: bench")
+
+
 def test_options_as_json(capsys):
     entry = json.loads(printed(capsys, "list", "attacks", "pgd", "--json"))
     assert {"name": "restarts", "type": "a whole number", "default": "1"}.items() <= entry["options"][1].items()

@@ -205,7 +205,7 @@ def test_several_seeds_give_a_mean_and_a_deviation(tmp_path):
 
 def test_eval_of_our_own_weights_gives_the_same_predictions(finished, tmp_path):
     run = only_run(finished[0])
-    done = bench(tmp_path, "eval", "--checkpoint", str(run / "weights.safetensors"), *SETTINGS)
+    done = bench(tmp_path, "eval", "--checkpoint", str(run), *SETTINGS)  # the folder of a run
     assert done.returncode == 0, done.stderr
     ours, theirs = read_arrays(run / "examples.npz"), read_arrays(only_run(tmp_path) / "examples.npz")
     assert all(np.array_equal(ours[key], theirs[key]) for key in ours)

@@ -56,6 +56,11 @@ WRONG = {
     "unknown model": ((*ATAS, "--model", "cn"), "'cn'"),
     "'overhead'": (("study", "overhed"), "'overhead'"),
     "unknown kind": (("list", "defences"), "'defenses'"),
+    "name of several kinds": (("list", "digits"), "bench list datasets digits"),
+    "seeds that are no numbers": ((*ATAS, "--seeds", "0,x"), "separated by commas"),
+    "range of seeds backwards": ((*ATAS, "--seeds", "4-0"), "0-4, not '4-0'"),
+    "a seed twice": ((*ATAS, "--seeds", "0-2,1"), "names seed 1 twice"),
+    "weights of a folder without": (("eval", "--checkpoint", "data"), "data has no weights.safetensors"),
     "unknown command": (("rum",), "'run'"),
     "unknown flag": ((*ATAS, "--atacks", "pgd"), "--attacks"),
     "unknown setting": ((*ATAS, "--set", "epoch=3"), "'epochs'"),
@@ -143,6 +148,11 @@ WRONG = {
     "study without a name": (("study",), "overhead"),
     "study option misspelt": (("study", "overhead", "--set", "pair=3"), "did you mean 'pairs'?"),
     "study of another's weights": (("study", "reproduce"), "give --checkpoints DIR"),
+    "several folders": (("submit", "r", "s", "t", "--entry", "a"), "give one folder; found 3: r, s, t"),
+    "an entry without paper and licence": (
+        ("submit", "r", "--entry", "a", "--title", "A"), "give --paper and --licence too",
+    ),
+    "suite that does not exist": ((*ATAS, "--suite", "nothere.toml"), "suite nothere.toml does not exist"),
     "two tasks of submit": (("submit", "r", "--entry", "a", "--contest", "digits/a/0"), "--entry and --contest"),
     "an option of another task of submit": (
         ("submit", "r", "--reproduces", "digits/a", "--by", "x", "--title", "A"), "--title is not for --reproduces"

@@ -1,19 +1,25 @@
 """A row says what the records say, and no more than the tests allow."""
 
+import csv
+import io
+
 import msgspec
 import numpy as np
 import pytest
 
-from bench.core import clopper_pearson
+from bench.core import clopper_pearson, registry
+from bench.core.config import BoundsConfig
 from bench.core.record_files import read_record, write_record
 from bench.core.records import Artifact, AttackResult, Sanity
 from bench.core.verification import write_verification
 from bench.verify.report import Finding
 from leaderboard.board_data import Cost
+from leaderboard.board_tables import render_boards
 from leaderboard.build_board import _decided, build_board
 from leaderboard.published_results import Contest, add_contest
 from leaderboard.publishing import add_runs
 from leaderboard.significance import recipe_interval
+from leaderboard.training_passes import computes_bounds
 from leaderboard.verification_files import write_checked
 from tests.publish.published import ABOUT, bracket_of, checked_of, flags, publish, table_of, write_run
 
@@ -68,6 +74,31 @@ def test_ranks_and_groups(results):
     found = rows(results)
     ranks = {name: (row.rank, row.rank_low, row.rank_high, row.group) for name, row in found.items()}
     assert ranks == {"a": (1, 1, 2, 1), "b": (1, 1, 2, 1), "c": (3, 3, 3, 2), "one-seed": (None, None, None, None)}
+
+
+def test_the_passes_of_a_training_that_computes_bounds_are_not_shown(results):
+    for defense in ("kw", "pgd-at", "plugin"):
+        publish(results, defense, [table_of(flags(100, 60))], defense=defense)
+    found = {name: (row.cost.training_passes, row.cost.computes_bounds) for name, row in rows(results).items()}
+    assert found["kw"] == (None, True)
+    assert found["pgd-at"] == found["plugin"] != (None, True)
+    boards = [build_board(results, "digits")]
+    markdown, text = render_boards(boards, "markdown"), render_boards(boards, "csv")
+    assert "Passes `-`: the training computes bounds, which are not counted as passes." in markdown
+    passes = {row["name"]: row["training_passes"] for row in csv.DictReader(io.StringIO(text))}
+    assert passes["kw"] == ""
+    assert passes["pgd-at"]
+
+
+def test_what_computes_bounds_is_found_without_importing_the_defense(results):
+    """The file of a defense tells it, for all built-in defenses; of a plugin only the passes are known."""
+    publish(results, "x", [table_of(flags(10, 6))])
+    record = read_record(results / "digits" / "x" / "0")
+    for name in registry.defense.names():
+        bounds = issubclass(registry.defense.get(name).config_class, BoundsConfig)
+        assert computes_bounds(msgspec.structs.replace(record, defense=name)) == bounds, name
+    few = msgspec.structs.replace(record.training, epochs=10, backwards=9)
+    assert computes_bounds(msgspec.structs.replace(record, defense="plugin", training=few))
 
 
 def test_a_contest_lowers_the_row_and_is_told(results):

@@ -55,6 +55,15 @@ def test_the_front_has_no_recipe_that_a_cheaper_one_exceeds(results):
     assert "weak" not in text
 
 
+def test_trainings_that_compute_bounds_are_not_on_the_front(tmp_path):
+    results = tmp_path / "results"
+    for name, defense, hits in (("kw", "kw", (70, 71, 72)), ("at", "pgd-at", (60, 61, 62))):
+        publish(results, name, [table_of(flags(100, each)) for each in hits], defense=defense)
+    text = findings(results)
+    assert "not counted as passes: kw." in text
+    assert "kw" not in front_table(entries(results), rank(entries(results)))
+
+
 def test_the_gap_of_seed_0_is_counted(tmp_path):
     exact, wide = table_of(flags(100, 60), certified=flags(100, 60)), table_of(flags(100, 60), certified=flags(100, 20))
     for name, table in (("exact", exact), ("wide", wide)):

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from bench.core import proof_format, sealed_json
+from bench.core.counts import counted
 from bench.core.errors import CheckError, UserError
 from bench.core.example_table import Threat
 from bench.core.files import read_arrays, write_arrays
@@ -427,7 +428,7 @@ def test_evidence_that_does_not_hold_fails(way, run):
     done = bench(run, "recheck", str(run))
     assert done.returncode == 1
     assert f"example {report.failures[0].index}: " in done.stdout
-    assert f"{count} examples of" in done.stderr
+    assert f"{counted(count, 'example')} of" in done.stderr
 
 
 def test_a_larger_eps_is_not_what_was_proven(run):

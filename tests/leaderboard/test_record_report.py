@@ -40,7 +40,7 @@ def test_a_report_holds_all_of_a_record(width, tmp_path):
         "(71,482 parameters)", "differ from those of the suite digits", "epochs", "0.5,0.75", "apgd-ce", "autoattack",
         "Stages of the bracket", "36 open", "skipped ibp", "verdict: suspect", "stochastic", "Warnings:",
         "torch 2.11.0",
-        "source_files: 1 files", "https://example.org/w.safetensors", "bench run --defense pgd-at --set epochs=2",
+        "source_files: 1 file", "https://example.org/w.safetensors", "bench run --defense pgd-at --set epochs=2",
         "3 certified examples were attacked", "certified by ibp", "1,000,000",
     ):  # fmt: skip
         assert part in " ".join(text.split()) or part in text, part

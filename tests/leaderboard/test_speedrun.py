@@ -64,6 +64,8 @@ def test_the_table_names_unreached_targets():
     assert "reaches" not in text.split("A record has")[0]
     low = msgspec.structs.replace(one, rows=(entry("low", [0.62, 0.621, 0.622, 0.62, 0.62]),))
     assert "No entry of digits reaches 65 %." in render_speedrun([low], "markdown")
+    assert "1k" in text  # as on the board
+    assert {line["training passes"] for line in json.loads(render_speedrun([one], "json"))} == {"1000"}
     assert [line["entry"] for line in json.loads(render_speedrun([one], "json"))] == ["fast", "fast"]
 
 

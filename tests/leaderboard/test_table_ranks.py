@@ -212,6 +212,8 @@ def test_every_format_has_every_entry(tmp_path, capsys):
     assert [row["name"] for row in csv.DictReader(io.StringIO(said["csv"]))] == ["a<b", "b;'=1", "c|d"]
     assert "c\\|d" in said["markdown"]
     assert "a\\<b" in said["markdown"]
+    assert "[" in said["markdown"]
+    assert "\\[" not in said["markdown"]  # of an interval
     assert "\\midrule" in said["latex"]
     assert "a&lt;b" in said["html"]
     assert said["html"].count('<tr class="group">') == 1

@@ -534,6 +534,7 @@ def test_an_entry_says_that_its_training_used_additional_data(world):
 
 
 def test_an_honest_run_is_published(world, capsys):
+    (world / ".git").mkdir()
     attempt(world, artifacts_url="https://example.org/mine")
     out = capsys.readouterr().out
     assert f"\n    bench submit RUNS --reproduces digits/mine --by NAME --results {world / 'results'}\n" in out
@@ -553,7 +554,10 @@ def test_an_honest_run_is_published(world, capsys):
 @pytest.mark.slow
 def test_a_seed_is_published_with_its_files(world, capsys):
     attempt(world, with_files=(0,), about=msgspec.structs.replace(ABOUT, maintainers=("somebody",)))
-    assert "Nobody else" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Nobody else" not in out
+    assert "git switch" not in out
+    assert f"written: {world / 'results/digits/mine'}" in out
     home = world / "results/digits/mine/0"
     record = read_record(home)
     files = {"weights.safetensors", "witnesses.npz"}

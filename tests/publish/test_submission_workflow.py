@@ -28,7 +28,7 @@ class Repository:
     """A work space as GitHub lays it out: `merged` is at a merge whose first parent is the branch."""
 
     def __init__(self, folder):
-        self.folder, self.merged = folder, folder / "merged"
+        self.folder, self.merged, self.association = folder, folder / "merged", "CONTRIBUTOR"
         self.merged.mkdir()
         (folder / "bin").mkdir()
         (folder / "bin" / "bench").write_text(BENCH)
@@ -55,6 +55,7 @@ class Repository:
         env = os.environ | {
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "GITHUB_STEP_SUMMARY": str(self.folder / "summary"),
             "NOTES": str(self.folder / "notes"), "AUTHOR": "ann",
+            "ASSOCIATION": self.association,
         }  # fmt: skip
         words = ["bash", "-c", script(step)]
         return subprocess.run(words, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
@@ -131,7 +132,12 @@ def adding(path):
     (rename, "never edited"),
     (link, "not a plain file"),
     (adding("digits/mine/0/evil.py"), "does not belong to an entry"),
-    (adding("digits/mine/0/weights.safetensors"), "does not belong to an entry"),
+    (adding("digits/mine/0/weights.pt"), "does not belong to an entry"),
+    (adding("digits/mine/weights.safetensors"), "does not belong to an entry"),
+    (adding("digits/there/0/weights.safetensors"), "digits/there/0/ is not whole: it has no record.json"),
+    (adding("digits/there/reproduced.json"), "only a maintainer of the board"),
+    (lambda repository: repository.write("digits/mine/0/record.json", "x" * (2**20 + 1)), "more than 1 MiB"),
+    (lambda repository: repository.write("digits/mine/0/proofs.npz", "x" * (2**26 + 1)), "more than 64 MiB"),
     (adding("digits/mine/reported.json"), "does not belong to an entry"),
     (adding("digits/Mine/0/record.json"), "does not belong to an entry"),
     (adding("digits/mine/-1/record.json"), "does not belong to an entry"),
@@ -173,6 +179,29 @@ def test_what_was_found_of_a_new_seed_comes_with_it(repository):
     assert repository.read(f"runs/digits/mine/0/contests/{HASH}.npz") == f"contests/{HASH}.npz"
     assert repository.read("runs/digits/mine/0/checked.json") == "checked.json"
     assert not (repository.folder / "contests").exists()
+
+
+def test_the_files_of_a_seed_may_come_with_it(repository):
+    """As `bench submit --with-files 0` writes them."""
+    files = ("record.json", "examples.npz", "weights.safetensors", "witnesses.npz", "proofs.npz", "network.json")
+    for path in ("about.toml", *(f"0/{name}" for name in files)):
+        repository.write(f"digits/mine/{path}", path)
+    repository.commit()
+    process = repository.run("Only new files of entries")
+    assert process.returncode == 0, process.stdout
+    assert all(repository.read(f"runs/digits/mine/0/{name}") == f"0/{name}" for name in files)
+
+
+def test_a_maintainer_of_the_board_marks_a_published_entry_as_reproduced(repository):
+    repository.association = "MEMBER"
+    repository.write("digits/there/reproduced.json", "{}")
+    repository.commit()
+    assert repository.run("Only new files of entries").returncode == 0
+    assert not (repository.folder / "runs").exists()
+    repository.write("digits/mine/reproduced.json", "{}")
+    repository.commit()
+    process = repository.run("Only new files of entries")
+    assert process.returncode == 1
 
 
 def test_nothing_is_added_to_a_published_seed_but_contests(repository):
