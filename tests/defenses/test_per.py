@@ -250,7 +250,7 @@ def test_a_schedule_without_steps_is_warned_of(batch_size, lost):
     loop = DefenseContract().loop("i-per", epochs=1, batch_size=batch_size)
     _, cost = loop.run()
     warned = [warning for warning in cost.warnings if warning.startswith("eps_schedule")]
-    assert [f"after {lost} of" in warning for warning in warned] == ([] if lost is None else [True])
+    assert [f": {lost} has no effect" in warning for warning in warned] == ([] if lost is None else [True])
 
 
 def test_gradients_are_clamped_entry_by_entry(monkeypatch):

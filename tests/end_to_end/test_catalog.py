@@ -36,7 +36,7 @@ def test_in_a_pipe_an_entry_is_a_line(capsys):
 @pytest.mark.parametrize(("kind", "name", "facts"), [
     ("defenses", "atas", ["beta=0.5", "momentum of the moving average", "lr=0.1", "bench run --defense atas --set"]),
     ("attacks", "pgd", ["alpha=0.25eps", "pgd:OPTION=VALUE"]),
-    ("certifiers", "exact", ["nodes=1000", "the most for all programs of one example"]),
+    ("certifiers", "exact", ["nodes=1000", "for all programs of one example"]),
     ("attacks", "pgd-50:restarts=3", ["restarts=1"]),
     ("models", "cnn", ["width=16"]),
     ("datasets", "fake", ["train="]),
