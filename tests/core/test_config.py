@@ -241,3 +241,15 @@ def test_a_suite_of_ones_own_is_found_by_its_file_and_then_by_its_name(tmp_path)
     with pytest.raises(UserError, match=r"none.toml does not exist; give an existing"):
         get_suite(str(tmp_path / "none.toml"))
     suites().pop("digits-of-a-test")
+
+
+@pytest.mark.parametrize(("defense", "setting", "said"), [
+    ("trades", "beta=-1", "beta is -1.0; it must be not negative"),
+    ("kw", "clip_grad=-1", "clip_grad is -1.0; it must be not negative"),
+    ("atas", "c=0", "c is 0.0; it must be positive"),
+    ("atas", "warm_up=1.5", "warm_up is 1.5; it must be a fraction of the training"),
+])  # fmt: skip
+def test_settings_outside_their_range_are_refused(defense, setting, said):
+    name, value = setting.split("=")
+    with pytest.raises(UserError, match=said):
+        make_config(registry.defense.get(defense).config_class, defense, {name: value})

@@ -1,5 +1,7 @@
 """Images that are streamed from folders of files train as the same images in memory do."""
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -147,9 +149,10 @@ def test_a_file_that_is_no_image_is_named(root):
 
 
 def test_a_damaged_image_is_named(root):
-    file = root / "it" / "train" / "cat" / "0.png"
+    file = root / "it" / "train" / "cat" / "1.png"
     content = file.read_bytes()
-    place = content.index(b"IDAT")
-    file.write_bytes(content[: place + 4] + bytes(20) + content[place + 24 :])
-    with pytest.raises(UserError, match=r"cat/0\.png is not a readable image"):
+    place = content.index(b"IDAT") - 4
+    empty = bytes(4) + b"tRNS" + zlib.crc32(b"tRNS").to_bytes(4)  # for which Pillow raises a ValueError
+    file.write_bytes(content[:place] + empty + content[place:])
+    with pytest.raises(UserError, match=r"cat/1\.png is not a readable image"):
         np.asarray(load(root).x_train)
