@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from attacks import pgd
+from attacks import ascent
 from bench.core import modes
 from bench.core.errors import UserError
 from bench.core.threat import ThreatModel
@@ -58,8 +58,8 @@ def test_the_gate_passes_what_has_not_changed(trained, tmp_path):
 
 @pytest.mark.slow
 def test_the_gate_catches_a_step_down_the_loss(trained, tmp_path, monkeypatch):
-    original = pgd.direction
-    monkeypatch.setattr(pgd, "direction", lambda gradient, step: -original(gradient, step))
+    original = ascent.direction
+    monkeypatch.setattr(ascent, "direction", lambda gradient, step: -original(gradient, step))
     report = check_against_baseline(trained, [run(tmp_path, checkpoint=trained / "weights.safetensors")])
     assert findings(report)["pgd-10, seed 0"] == "failed"
 

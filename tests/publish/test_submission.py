@@ -302,7 +302,7 @@ HOSTILE = {
     "data set that is a file": (lambda r: into(r, dataset="/etc/evil.npz"), "is not a valid spec"),
     "more parameters than there are": (lambda r: into(r, parameters=10**9), "the record says 1000000000"),
     "smaller than it is": (
-        lambda r: change_record(r, lambda p: p["size"].update(kept=7, flops=9)), "the record says Size(",
+        lambda r: change_record(r, lambda p: p["size"].update(kept=7, flops=9)), "the record says 7 of 71,568 weights",
     ),
     # arrays
     "objects in the table": (lambda r: with_objects(r, "examples"), "pickles"),
