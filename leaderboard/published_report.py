@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.core.counts import counted
 from bench.core.example_table import Accuracy, accuracy
 from leaderboard.published_results import CONTESTS, EvaluatedRun, read_evaluated_run
 from leaderboard.verification_files import CHECKED
@@ -26,7 +27,7 @@ def published_lines(run: EvaluatedRun) -> Iterator[str]:
     for contest in run.contests:
         n = len(contest.broken)
         named = ", ".join(map(str, contest.broken[:NAMED])) + (", ..." if n > NAMED else "")
-        what = f"broke {n} example{'' if n == 1 else 's'} that the run counts as robust ({named})"
+        what = f"broke {counted(n, 'example')} that the run counts as robust ({named})"
         yield f"contest: {contest.by} {what}, {contest.finished[:10]}"
     if (checked := run.checked) is None:
         return
