@@ -11,6 +11,7 @@ from bench.core.config import TrainingConfig
 from bench.core.contracts import Batch, Defense, Trainer, mode_of
 from bench.core.rules import not_negative, positive
 from bench.core.specs import Length, OfEps, in_units
+from bench.training.schedules import drops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,7 @@ class NuAT(Defense[Config]):
         coins = torch.rand(x.shape, generator=trainer.generator, device=x.device) < 0.5
         noise = config.noise * trainer.eps * (2 * coins.to(x.dtype) - 1)
         start = threat.project(x + noise, x).requires_grad_()
-        drops = sum(trainer.progress >= m for m in config.milestones) if config.schedule == "piecewise" else 0
-        penalty = config.penalty * config.growth**drops / len(batch)
+        penalty = config.penalty * config.growth ** drops(config, trainer.progress) / len(batch)
         with mode_of(model, training=False):
             with torch.no_grad():
                 clean = model(x)

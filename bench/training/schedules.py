@@ -41,20 +41,27 @@ def unreached_eps(config: TrainingConfig, eps: float, steps: int) -> Iterator[st
 
 def learning_rate(config: TrainingConfig, progress: float) -> float:
     """The learning rate after a share `progress` in [0, 1) of the steps."""
-    progress = in_period(config, progress)
-    rising = min(1.0, progress / config.lr_warm_up) if config.lr_warm_up else 1.0
+    within = in_period(config, progress)
+    rising = min(1.0, within / config.lr_warm_up) if config.lr_warm_up else 1.0
     return rising * _scheduled(config, progress)
 
 
+def drops(config: TrainingConfig, progress: float) -> int:
+    """How often a piecewise learning rate has dropped in the current period; 0 with another schedule."""
+    within = in_period(config, progress)
+    return sum(within >= m for m in config.milestones) if config.schedule == "piecewise" else 0
+
+
 def _scheduled(config: TrainingConfig, progress: float) -> float:
+    within = in_period(config, progress)
     match config.schedule:
         case "piecewise":
-            return config.lr * config.decay ** sum(progress >= m for m in config.milestones)
+            return config.lr * config.decay ** drops(config, progress)
         case "triangular":
-            before = progress < config.peak
-            return config.lr * (progress / config.peak if before else (1 - progress) / (1 - config.peak))
+            before = within < config.peak
+            return config.lr * (within / config.peak if before else (1 - within) / (1 - config.peak))
         case "cosine":
-            return config.lr * (1 + math.cos(math.pi * progress)) / 2
+            return config.lr * (1 + math.cos(math.pi * within)) / 2
         case "constant":
             return config.lr
 

@@ -17,7 +17,7 @@ from bench.datasets.arrays import Arrays
 from bench.datasets.split import Split
 from bench.runs.compatibility import check_training
 from bench.testing.contracts import DefenseContract, tiny_batch, tiny_model
-from bench.training.schedules import eps_at, learning_rate, times_of, times_without_effect, unreached_eps
+from bench.training.schedules import drops, eps_at, learning_rate, times_of, times_without_effect, unreached_eps
 from bench.training.weight_perturbation import perturbed_weights
 from defenses.atas import ATAS
 from defenses.fgsm_pgi import FGSMPGI
@@ -248,6 +248,12 @@ def test_an_eps_that_does_not_reach_its_end_is_warned_of(growth, eps_max, steps,
     loop = DefenseContract().loop("standard", epochs=1, schedule="constant", eps_growth=growth, eps_max=f"{eps_max}eps")
     _, cost = loop.run()
     assert cost.warnings == list(unreached_eps(config, 0.1, loop.steps))
+
+
+def test_the_learning_rate_drops_in_each_period():
+    config = TrainingConfig(milestones=(0.5,), periods=(0.5,))
+    assert [drops(config, progress) for progress in (0.0, 0.2, 0.3, 0.5, 0.7, 0.8)] == [0, 0, 1, 0, 0, 1]
+    assert drops(TrainingConfig(schedule="cosine"), 0.99) == 0
 
 
 def test_an_absolute_eps_max_is_compared_with_the_eps_of_the_threat_model():
