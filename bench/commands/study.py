@@ -14,7 +14,7 @@ from bench.core.specs import options_of, parse_value
 # options of studies that need no --set
 STUDY_OPTIONS = (
     "table", "checkpoints", "runs", "checkpoint", "model", "dataset", "data_dir", "n_examples", "figure", "seed",
-    "size",
+    "size", "out",
 )  # fmt: skip
 
 

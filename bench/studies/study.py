@@ -1,4 +1,4 @@
-"""The base class of studies, and of studies that load or train models."""
+"""The base classes of studies, of those that load or train models, and of those that keep what they trained."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from bench.core.errors import UserError
 from bench.runs.plan import Plan, make_plan
 from bench.runs.request import Request
+from bench.runs.run import train_seed
+from bench.runs.train import loop_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +45,26 @@ class ModelStudy(Study):
         plan = make_plan(request)
         torch.set_num_threads(plan.threads)
         return plan
+
+
+def loaded_model(plan: Plan) -> nn.Module:
+    """The model with the weights of the plan's checkpoint, in eval mode, on the plan's device."""
+    assert plan.loaded is not None
+    return plan.loaded.to(plan.device).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumableStudy(ModelStudy):
+    """A study that trains models and can keep them, so that it continues after an interruption."""
+
+    out: str | None = None  # folder that keeps the trainings, so that a stopped study continues; none: no folder
+
+    def plan(self, **options: Any) -> Plan:
+        return super().plan(**options) if self.out is None else super().plan(**options, out=Path(self.out))
+
+    def trained(self, plan: Plan, seed: int) -> nn.Module:
+        """The model of a training, in eval mode; it is read from the folder `out` if it is finished there."""
+        if self.out is None:
+            loop, _ = loop_of(plan, plan.new_model(seed), seed)
+            return loop.run()[0].eval()
+        return train_seed(plan, seed).eval()

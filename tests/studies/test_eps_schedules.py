@@ -3,6 +3,7 @@ import pytest
 
 from bench.core.errors import UserError
 from bench.studies.adversarial_training.eps_schedules import EpsSchedulesStudy, compared, table_of
+from bench.training.loop import Loop
 
 
 @pytest.fixture
@@ -28,6 +29,28 @@ def test_each_schedule_is_trained_at_each_width(folder, tmp_path):
     assert "| schedule   |" in text
     assert "cosine - constant, width 2: " in text
     assert figure.stat().st_size > 1000
+
+
+def test_a_study_continues_from_the_trainings_in_its_folder(folder, tmp_path, monkeypatch):
+    options = {
+        "data_dir": folder, "threads": 1, "values": (1,), "seeds": 2, "epochs": 1, "train": 60, "n_examples": 20,
+        "steps": 1,
+    }  # fmt: skip
+    text = EpsSchedulesStudy(**options).run()
+    study = EpsSchedulesStudy(**options, out=str(tmp_path))
+    run, started = Loop.run, []
+
+    def stopped_in_the_fourth(self, *args, **kwargs):
+        started.append(self)
+        if len(started) == 4:
+            raise KeyboardInterrupt
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(Loop, "run", stopped_in_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    assert study.run() == text
+    assert len(started) == 4 + 3  # three of six are finished, and the fourth starts again
 
 
 def test_warm_up_of_the_learning_rate_is_a_training_of_figure_4_10(folder):

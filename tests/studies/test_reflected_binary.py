@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from bench.core.errors import UserError
-from bench.studies.reflected_loss.reflected_binary import ATTACKS, ReflectedBinaryStudy
+from bench.studies.reflected_loss.reflected_binary import ATTACKS, ReflectedBinaryStudy, order_of
+from bench.studies.reproduction.paper_tables import read_paper_table
 from bench.studies.reproduction.reproduce_thesis import ReproduceStudy
 
 ROWS = ("Standard", "R-PGD-2")
@@ -37,7 +38,23 @@ def test_each_training_is_attacked_in_eight_ways(folder):
 def test_what_was_run_shorter_is_said(folder):
     text = ReflectedBinaryStudy(data_dir=folder, threads=1, seeds=1, epochs=1, rows=("Standard",)).run()
     assert "1 seeds instead of 10, 1 epochs instead of 20" in text
-    assert "the paper's Standard" in text
+    assert "each two trainings" not in text  # a single row has no order
+
+
+def test_the_order_of_each_two_trainings_is_tested():
+    paper = read_paper_table("reflected-1")
+    errors = {"Standard": [0.28, 0.29, 0.28], "PGD-inf": [0.003, 0.003, 0.004], "PGD-2": [0.003, 0.004, 0.003]}
+    (text,) = order_of(errors, paper, grain=0.001)
+    verdicts = {line.split("|")[1].strip(): line.split("|")[5].strip() for line in text.splitlines()[4:]}
+    assert verdicts == {
+        "PGD-2 - PGD-inf": "not decided", "Standard - PGD-inf": "as in the paper",
+        "Standard - PGD-2": "as in the paper",
+    }  # fmt: skip
+    assert "|   +26.2 |" in text  # Standard - PGD-2 of the paper
+    (text,) = order_of({"Standard": [0.0, 0.0], "PGD-2": [0.3, 0.3]}, paper, grain=0.001)
+    assert "| -30.00 [" in text
+    assert "reversed" in text
+    assert order_of({"Standard": [0.3], "PGD-2": [0.1]}, paper, grain=0.001) == []
 
 
 def test_the_table_is_one_of_reproduce(folder, monkeypatch):

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import nn
 
 from bench.core import registry, seeds
 from bench.core.attack_specs import make_attacks
 from bench.core.errors import UserError
 from bench.core.progress import Progress
-from bench.datasets.split import Split
 from bench.runs.plan import Plan
 from bench.studies.figure_style import check_figure, new_figure
-from bench.studies.study import ModelStudy
-from bench.training.loop import Loop
+from bench.studies.study import ResumableStudy
 from leaderboard.render import render
 from leaderboard.significance import seeds_difference
 
@@ -43,7 +42,7 @@ Errors = dict[str, dict[float, list[float]]]  # schedule -> learning rate or wid
 
 @registry.study("eps-schedules")
 @dataclass(frozen=True, kw_only=True)
-class EpsSchedulesStudy(ModelStudy):
+class EpsSchedulesStudy(ResumableStudy):
     """PGD error of MNIST LeNets that are trained with a constant, a cosine or a linear eps, at eps 0.4.
 
     Thesis, section 4.2.4 (Eq. 4.29), Adam at a constant learning rate. 4.9: learning rates at width 16. 4.10: the same
@@ -79,7 +78,8 @@ class EpsSchedulesStudy(ModelStudy):
                     plan = self.planned(value, schedule)
                     found = errors.setdefault(name, {}).setdefault(value, [])
                     for seed in range(self.seeds):
-                        found.append(pgd_error(plan, seed, f"pgd:steps={self.steps}:alpha={self.alpha}"))
+                        model = self.trained(plan, seed)
+                        found.append(pgd_error(model, plan, seed, f"pgd:steps={self.steps}:alpha={self.alpha}"))
                         progress.advance(1, f"{name} {value:g}")
         head = (
             f"figure {self.of}: error in percent under PGD-{self.steps}, eps {EPS}, {self.data}, {self.train} training "
@@ -109,11 +109,8 @@ class EpsSchedulesStudy(ModelStudy):
         )  # fmt: skip
 
 
-def pgd_error(plan: Plan, seed: int, spec: str) -> float:
-    """Train once, and return the share of test images that are misclassified or broken by an attack."""
-    assert plan.defense is not None
-    train = Split(plan.arrays.x_train, plan.arrays.y_train, plan.device)
-    model, _ = Loop(plan.new_model(seed), plan.defense, train, plan.threat, seed=seed).run()
+def pgd_error(model: nn.Module, plan: Plan, seed: int, spec: str) -> float:
+    """The share of test images that are misclassified or broken by an attack."""
     (planned,) = make_attacks([spec], plan.threat).values()
     test, correct = plan.test_split(), 0
     generator = seeds.generator(plan.device, seed, "eps-schedules")

@@ -17,9 +17,8 @@ from bench.core.contracts import Batch, frozen
 from bench.core.errors import UserError
 from bench.core.progress import Progress
 from bench.core.threat import ThreatModel
-from bench.studies.certified_training.eps_search import loaded_model
 from bench.studies.figure_style import check_figure, new_figure
-from bench.studies.study import ModelStudy
+from bench.studies.study import ModelStudy, loaded_model
 from leaderboard.render import render
 
 if TYPE_CHECKING:

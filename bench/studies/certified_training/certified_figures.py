@@ -13,9 +13,8 @@ from torch import Tensor
 from bench.core import registry
 from bench.core.contracts import frozen
 from bench.core.errors import UserError
-from bench.studies.certified_training.eps_search import loaded_model
 from bench.studies.figure_style import COLOURS, check_figure, new_figure
-from bench.studies.study import ModelStudy
+from bench.studies.study import ResumableStudy
 from bench.training.checkpoints import read_state
 from certifiers import activations
 from certifiers.non_uniform import NonUniform
@@ -34,7 +33,7 @@ GRID = 256  # points of each axis on which figure 3.3 shows the classes
 
 @registry.study("certified-figures")
 @dataclass(frozen=True, kw_only=True)
-class CertifiedFiguresStudy(ModelStudy):
+class CertifiedFiguresStudy(ResumableStudy):
     """Figures 3.1 and 3.2 (lines around an activation), 3.3 (boxes of points in the plane), 3.8 (weights of networks).
 
     relaxations: the lines of an activation over an interval left of zero, around zero and right of zero, and their
@@ -83,7 +82,7 @@ class CertifiedFiguresStudy(ModelStudy):
             defense="standard", dataset=self.dataset, model="mlp:hidden=10,10", norm="Linf", eps=[0.01],
             overrides=overrides | {"probe_every": "0", "weight_decay": "0"},
         )  # fmt: skip
-        model, test = loaded_model(plan), plan.test_split()
+        model, test = self.trained(plan, 0), plan.test_split()
         with frozen(model), torch.no_grad():
             batch = test.take(torch.arange(POINTS, device=test.y.device))
             eps, uniform = NonUniform().boxes(model, batch.x, batch.y)

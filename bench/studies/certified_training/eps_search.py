@@ -20,10 +20,8 @@ from bench.core.progress import Progress
 from bench.core.specs import Length, OfEps, in_units
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.runs.plan import Plan
 from bench.studies.figure_style import COLOURS, LINES, check_figure, new_figure
-from bench.studies.study import ModelStudy
-from bench.training.loop import Loop
+from bench.studies.study import ResumableStudy, loaded_model
 from certifiers.crown import FastLin
 from certifiers.eps_search import EpsSearch
 from certifiers.pec import PEC
@@ -72,7 +70,7 @@ def search_largest_eps(
 
 @registry.study("eps-search")
 @dataclass(frozen=True, kw_only=True)
-class EpsSearchStudy(ModelStudy):
+class EpsSearchStudy(ResumableStudy):
     """The number of bounds that the search for the largest certified eps computes: PEC, plain bisection and Newton.
 
     Without a checkpoint, an fc1 is trained on the digits with pgd-at for five epochs. The number of bounds is averaged
@@ -112,7 +110,7 @@ class EpsSearchStudy(ModelStudy):
             raise UserError(f"precision is {self.precision} and high {high:g}; take 0 < precision < high")
         with frozen(untrained := plan.new_model(0).eval()):  # the architecture is checked before it is trained
             EpsSearch(high=self.high, precision=self.precision).check_fits(untrained, test.image_shape, threat)
-        model = loaded_model(plan)
+        model = self.trained(plan, 0) if plan.loaded is None else loaded_model(plan)
         methods: tuple[Method, ...] = ("bisection", "pec", "newton")
         results = {
             method: search_largest_eps(model, test, threat, high=self.high, precision=self.precision, method=method)
@@ -134,16 +132,6 @@ class EpsSearchStudy(ModelStudy):
             draw_radii(left, eps, certified_radii(model, test, threat, self.image, eps), f"image {self.image}")
             draw_distribution(right, {"pec": results["pec"].optimum}, threat.eps)
         return f"{text}\nfigure: {self.figure}"
-
-
-def loaded_model(plan: Plan) -> nn.Module:
-    """The model of --checkpoint, or else a model trained here; on the device of the plan."""
-    if plan.loaded is not None:
-        return plan.loaded.to(plan.device).eval()
-    assert plan.defense is not None
-    train = Split(plan.arrays.x_train, plan.arrays.y_train, plan.device)
-    model, _ = Loop(plan.new_model(0), plan.defense, train, plan.threat, seed=0).run()
-    return model.eval()
 
 
 def certified_radii(model: nn.Module, test: Split, threat: ThreatModel, image: int, eps: Values) -> dict[str, Values]:

@@ -11,7 +11,7 @@ from bench.core.attack_specs import PlannedAttack, make_attacks
 from bench.core.errors import UserError
 from bench.core.progress import Progress
 from bench.datasets.split import Split
-from bench.studies.study import ModelStudy
+from bench.studies.study import ModelStudy, loaded_model
 from leaderboard.render import render
 
 ATTACKS = ("fgsm", "r-fgsm", "bim:steps=40", "r-bim:steps=40", "pgd-40", "r-pgd")
@@ -43,12 +43,11 @@ class ReflectedAttacksStudy(ModelStudy):
             checkpoint=Path(self.checkpoint), model=self.model, dataset=self.dataset, norm=self.norm,
             eps=None if self.eps is None else [self.eps], n_examples=self.n_examples,
         )  # fmt: skip
-        assert plan.loaded is not None
         with_box = make_attacks(self.attacks, plan.threat)
         without = make_attacks(self.attacks, replace(plan.threat, box=None))
         for planned in (*with_box.values(), *without.values()):
             planned.attack.check_fits(planned.threat, plan.arrays.shape, plan.arrays.classes)
-        model, test = plan.loaded.to(plan.device).eval(), plan.test_split()
+        model, test = loaded_model(plan), plan.test_split()
         rows = []
         with Progress("attacks", 2 * len(with_box) * len(test), "example") as progress:
             for name in with_box:

@@ -1,20 +1,23 @@
 """`bench study reflected-binary`: table 1 of the reflected-loss paper, trained and measured again."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from torch import nn
 
 from bench.core import registry
 from bench.core.attack_specs import make_attacks
 from bench.core.errors import UserError
 from bench.core.progress import Progress
 from bench.core.threat import parse_norm
-from bench.datasets.split import Split
 from bench.runs.plan import Plan
 from bench.studies.reflected_loss.reflected_attacks import accuracy_under
 from bench.studies.reproduction.paper_comparison import Comparison, Figure, Form
 from bench.studies.reproduction.paper_tables import PaperTable, read_paper_table
-from bench.studies.study import ModelStudy
-from bench.training.loop import Loop
+from bench.studies.study import ResumableStudy
+from leaderboard.render import render
+from leaderboard.significance import seeds_difference
 
 EPS = {"Linf": 0.1, "L2": 2.0}
 OUTER = {
@@ -33,12 +36,13 @@ ATTACKS = {
     "BIM": (f"bim:steps=40:alpha=10{DECAY}", "Linf"), "R-BIM": (f"r-bim:steps=40:alpha=10{DECAY}", "Linf"),
     "PGD-2": (f"pgd:steps=40:alpha=10:step=raw:random_start=false{DECAY}", "L2"), "R-PGD-2": ("r-pgd", "L2"),
 }  # fmt: skip
+ORDERED_BY = "R-PGD-inf"  # the attack by whose error the trainings are ordered
 PAPER_SEEDS, PAPER_EPOCHS = 10, 20
 
 
 @registry.study("reflected-binary")
 @dataclass(frozen=True, kw_only=True)
-class ReflectedBinaryStudy(ModelStudy):
+class ReflectedBinaryStudy(ResumableStudy):
     """Table 1 of the reflected-loss paper: the error of five trainings on MNIST's 0 and 1 under eight attacks.
 
     Section 4.2: one hidden layer of 100 ReLUs with one output, 20 epochs, batches of 64, learning rate 1 times 0.2
@@ -62,21 +66,25 @@ class ReflectedBinaryStudy(ModelStudy):
         paper = read_paper_table("reflected-1")
         (block,) = paper.blocks
         figures: list[Figure] = []
+        by_row: dict[str, list[float]] = {}  # the error of each seed under R-PGD-inf
         complete = True
         for row in self.rows:
             defense, norm = TRAININGS[row]
             inner = {} if row == "Standard" else INNER | {"random_start": "false"}
             plan = self.plan(
-                defense=defense, dataset=block.dataset, model=block.model, norm=norm, eps=[EPS[norm]],
+                defense=defense, dataset=block.dataset, model=block.model, norm=norm, eps=[EPS[norm]], box=False,
                 n_examples=self.n_examples, overrides={**OUTER, **inner, "epochs": str(self.epochs)},
             )  # fmt: skip
             complete = plan.config.n_examples == len(plan.arrays.y_test)
-            errors = [errors_of(plan, seed, row) for seed in range(self.seeds)]
+            errors = [errors_of(self.trained(plan, seed), plan, seed, row) for seed in range(self.seeds)]
+            by_row[row] = [each[ORDERED_BY] / 100 for each in errors]
             for cell in paper.cells(block, row):
                 mean = sum(each[cell.column] for each in errors) / len(errors)
                 figures.append(Figure(block, row, cell.column, f"{self.seeds} seeds", mean, cell))
         text = Comparison(paper, figures, [], complete).as_text(self.form)
-        return text if self.form != "markdown" else "\n\n".join([text, *self._shorter(), order_of(paper, figures)])
+        if self.form != "markdown":
+            return text
+        return "\n\n".join([text, *self._shorter(), *order_of(by_row, paper, 1 / plan.config.n_examples)])
 
     def _shorter(self) -> list[str]:
         """The settings that are smaller than in the paper."""
@@ -85,25 +93,31 @@ class ReflectedBinaryStudy(ModelStudy):
         return [f"run with less than in the paper: {', '.join(parts)}"] if parts else []
 
 
-def errors_of(plan: Plan, seed: int, row: str) -> dict[str, float]:
-    """Train once, and return the error in percent under each attack, by the paper's column."""
-    assert plan.defense is not None
-    train = Split(plan.arrays.x_train, plan.arrays.y_train, plan.device)
-    loop = Loop(plan.new_model(seed), plan.defense, train, replace(plan.threat, box=None), seed=seed)
-    with Progress(f"{row}, seed {seed}", loop.steps, "step") as progress:
-        model, _ = loop.run(report=progress.advance)
+def errors_of(model: nn.Module, plan: Plan, seed: int, row: str) -> dict[str, float]:
+    """The error in percent under each attack, by the paper's column."""
     test, errors = plan.test_split(), {}
     with Progress(f"attacks on {row}, seed {seed}", len(ATTACKS) * len(test), "example") as progress:
         for column, (spec, norm) in ATTACKS.items():
-            threat = replace(plan.threat, norm=parse_norm(norm), eps=EPS[norm], box=None)
+            threat = replace(plan.threat, norm=parse_norm(norm), eps=EPS[norm])
             (planned,) = make_attacks([spec], threat).values()
             errors[column] = 100 * (1 - accuracy_under(model, test, planned, seed, progress))
     return errors
 
 
-def order_of(paper: PaperTable, figures: Sequence[Figure]) -> str:
-    """The trainings by their error under R-PGD-inf, ours and the paper's, smallest first."""
-    ours = {figure.row: figure.ours for figure in figures if figure.name == "R-PGD-inf"}
-    printed = {row: values[paper.columns.index("R-PGD-inf")] for row, values in paper.blocks[0].rows.items()}
-    orders = [", ".join(sorted(ours, key=errors.__getitem__)) for errors in (ours, printed)]
-    return f"by error under R-PGD-inf, smallest first: ours {orders[0]}; the paper's {orders[1]}"
+def order_of(by_row: Mapping[str, Sequence[float]], paper: PaperTable, grain: float) -> list[str]:
+    """Compare the errors of each two trainings under R-PGD-inf, as `bench compare` does over seeds, with the paper's.
+
+    by_row: the error of each seed; a single seed has no comparison. grain: 1 / the number of test examples.
+    """
+    column = paper.columns.index(ORDERED_BY)
+    printed = {row: paper.blocks[0].rows[row][column] for row in by_row}
+    rows = []
+    for low, high in itertools.combinations(sorted(printed, key=printed.__getitem__), 2):
+        test = seeds_difference(by_row[high], by_row[low], grain)
+        if test.low is None or test.high is None:
+            return []
+        order = "not decided" if test.low <= 0 <= test.high else "as in the paper" if test.low > 0 else "reversed"
+        ours = f"{100 * test.difference:+.2f} [{100 * test.low:+.2f}, {100 * test.high:+.2f}]"
+        rows.append([f"{high} - {low}", f"{printed[high] - printed[low]:+.1f}", ours, f"{test.p:.2g}", order])
+    table = render(["difference", "paper", "ours", "p", "order"], rows, align="lrrrl")
+    return [f"errors under {ORDERED_BY} in percent, each two trainings\n\n{table}"] if rows else []

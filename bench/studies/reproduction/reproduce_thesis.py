@@ -22,7 +22,7 @@ from bench.core.progress import Progress
 from bench.core.specs import parse_spec
 from bench.core.threat import ThreatModel
 from bench.datasets.split import Split
-from bench.studies.certified_training.eps_search import BATCH, draw_distribution, loaded_model, search_largest_eps
+from bench.studies.certified_training.eps_search import BATCH, draw_distribution, search_largest_eps
 from bench.studies.figure_style import check_figure, new_figure
 from bench.studies.reflected_loss.reflected_binary import ReflectedBinaryStudy
 from bench.studies.reproduction.checkpoint_names import CheckpointKey, find_checkpoints, method_of
@@ -30,7 +30,7 @@ from bench.studies.reproduction.paper_comparison import Comparison, Figure, Form
 from bench.studies.reproduction.paper_tables import Block, Cell, PaperTable, paper_table_names, read_paper_table
 from bench.studies.reproduction.trained_tables import TABLES, compare_runs
 from bench.studies.reproduction.trained_weights import trained_runs, weights_of_row
-from bench.studies.study import ModelStudy
+from bench.studies.study import ModelStudy, loaded_model
 from bench.studies.subnetworks.prune import PruneStudy
 
 if TYPE_CHECKING:

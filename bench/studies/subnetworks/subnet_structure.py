@@ -17,7 +17,7 @@ from torch import nn
 from bench.core import registry
 from bench.core.errors import UserError
 from bench.studies.figure_style import check_figure, new_figure
-from bench.studies.study import ModelStudy
+from bench.studies.study import ModelStudy, loaded_model
 from bench.training.architecture import Layer, linear_layers
 from bench.training.compaction import Pair, compacted, pairs, read_channels, written_channels
 from leaderboard.render import render
@@ -55,8 +55,7 @@ class SubnetStructureStudy(ModelStudy):
         if self.figure is not None:
             check_figure(self.figure)
         plan = self.plan(checkpoint=Path(self.checkpoint), dataset=self.dataset)
-        assert plan.loaded is not None
-        model, draw = plan.loaded.to(plan.device).eval(), np.random.default_rng(self.seed)
+        model, draw = loaded_model(plan), np.random.default_rng(self.seed)
         by_name = {module: name for name, module in model.named_modules()}
         rows = [[by_name[layer], *layer_row(layer, draw)] for layer in linear_layers(model)]
         head = ["layer", "weights", "kept", "empty in", "at random", "empty out", "at random"]
