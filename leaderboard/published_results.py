@@ -133,8 +133,9 @@ def check_name(name: str, what: str) -> str:
 
 
 def published_suites(results: Path) -> list[str]:
-    """The suites that have entries."""
-    return [folder.name for folder in visible_folders(results) if visible_folders(recovered(folder))]
+    """The suites that have entries: those with the most entries first, equal ones by name."""
+    entries = {folder.name: len(visible_folders(recovered(folder))) for folder in visible_folders(results)}
+    return sorted((suite for suite in entries if entries[suite]), key=lambda suite: (-entries[suite], suite))
 
 
 def suite_folder(results: Path, suite: str) -> Path:

@@ -27,6 +27,12 @@ def contest(broken, sha="ab" * 32):
     return Contest(by="Somebody", broken=broken, witnesses=Artifact(sha256=sha, bytes=9), finished="2026-11-21")
 
 
+def test_the_suite_with_the_most_entries_comes_first(tmp_path):
+    for entry in ("b/x", "a/x", "c/x", "c/y", "empty"):
+        (tmp_path / entry).mkdir(parents=True)
+    assert published_suites(tmp_path) == ["c", "a", "b"]
+
+
 def test_what_is_published_is_read_back(tmp_path):
     results = tmp_path / "results"
     tables = [table_of(flags(10, 6), certified=flags(10, 3)), table_of(flags(10, 7), certified=flags(10, 4))]
